@@ -1,0 +1,36 @@
+# Every target works on a fresh Debian 12 or 13, without another one before it, and can be run again.
+.PHONY: setup dev demo test check bench lock install help
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+
+help:  ## Show what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup:  ## Install Debian packages and a venv, so that .venv/bin/vmkeep runs
+	@scripts/setup
+
+dev:
+	@scripts/setup --dev
+
+demo: dev  ## Back up, lose and bring back a UEFI VM with a vTPM, on a private libvirt
+	@scripts/as-root $(BIN)/python -m demo
+
+test: dev  ## Run all tests, on real VMs
+	@scripts/as-root $(BIN)/python -m pytest $(ARGS)
+
+check: dev  ## Run the static checks
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: dev  ## Measure against peers on this machine (docs/performance.md)
+	@scripts/as-root $(BIN)/python -m bench $(ARGS)
+
+install:  ## Install vmkeep for all users of this machine, outside of the checkout (PREFIX, default /opt/vmkeep)
+	@scripts/install
+
+lock:  ## Renew the lock files (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --generate-hashes -q -o requirements-dev.lock --custom-compile-command "make lock"
+	uv pip compile pyproject.toml -c requirements-dev.lock --universal --generate-hashes -q -o requirements.lock --custom-compile-command "make lock"

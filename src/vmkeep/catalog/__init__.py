@@ -1,0 +1,24 @@
+"""What an installation knows: VMs, points, state versions and operations, in SQL.
+
+The catalogue can be rebuilt from the repository (`vmkeep init --adopt`); a point exists once its repository
+object does, and is *known* once the catalogue's transaction is through. This package imports neither the
+repository nor a host.
+"""
+
+from __future__ import annotations
+
+from vmkeep.catalog.catalog import Catalog
+from vmkeep.catalog.operations import TRANSITIONS, Operation, OperationState
+from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogState, CatalogVm, KnownRepository
+
+__all__ = [
+    "TRANSITIONS",
+    "Adopted",
+    "Catalog",
+    "CatalogPoint",
+    "CatalogState",
+    "CatalogVm",
+    "KnownRepository",
+    "Operation",
+    "OperationState",
+]

@@ -1,0 +1,236 @@
+"""The catalogue's verbs. Each is one transaction; the queries stand in the modules beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import insert, select, update
+
+from vmkeep.catalog import models, operation_queries, point_queries, state_queries, texts, vm_queries
+from vmkeep.catalog.database import Database
+from vmkeep.catalog.operations import Operation, OperationState
+from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogState, CatalogVm, KnownRepository
+from vmkeep.errors import CatalogError, VmNotFound
+
+
+class Catalog:
+    """What an installation knows. Safe to use from several threads and processes.
+
+    Any method may raise CatalogError (damaged, busy, contradicted), NoSpace or PermissionRefused.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, path: Path) -> Catalog:
+        """Open the catalogue file, making it or bringing its schema up to date if need be."""
+        return cls(Database.open(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+
+    # -- the repository this catalogue belongs to --------------------------------------------------------------
+
+    def repository(self) -> KnownRepository | None:
+        """Return the repository used last; None before the first use."""
+        table = models.repositories
+        with self._database.reading() as connection:
+            row = connection.execute(select(table).order_by(table.c.since.desc(), table.c.id).limit(1)).first()
+        return None if row is None else KnownRepository(row.id, row.location, row.since)
+
+    def use_repository(self, repository_id: str, location: str) -> None:
+        """Record which repository the points of this catalogue are in."""
+        table = models.repositories
+        row = {"location": location, "since": texts.now()}
+        with self._database.writing() as connection:
+            if connection.execute(update(table).where(table.c.id == repository_id).values(row)).rowcount == 0:
+                connection.execute(insert(table).values(id=repository_id, **row))
+
+    # -- VMs ---------------------------------------------------------------------------------------------------
+
+    def see_host(self, uuid: str, name: str) -> None:
+        """Record a host by UUID."""
+        with self._database.writing() as connection:
+            vm_queries.see_host(connection, uuid, name)
+
+    def see_vm(self, uuid: str, name: str, host_uuid: str | None = None) -> None:
+        """Record that a VM was seen on a host, which must have been recorded if it is given."""
+        with self._database.writing() as connection:
+            vm_queries.see_vm(connection, uuid.lower(), name, host_uuid, adopted=False)
+
+    def vm(self, uuid: str) -> CatalogVm | None:
+        with self._database.reading() as connection:
+            return vm_queries.vm(connection, uuid.lower())
+
+    def vms(self) -> tuple[CatalogVm, ...]:
+        """Return all VMs known, by name."""
+        with self._database.reading() as connection:
+            return vm_queries.all_vms(connection)
+
+    def vms_named(self, text: str) -> tuple[str, ...]:
+        """Return the UUIDs that a name or UUID means; empty when the catalogue knows none."""
+        with self._database.reading() as connection:
+            return vm_queries.uuids_named(connection, text)
+
+    # -- points ------------------------------------------------------------------------------------------------
+
+    def record_point(self, point: CatalogPoint, states: Sequence[CatalogState] = ()) -> None:
+        """Record a committed point and all state versions it holds: all in one transaction, or nothing.
+
+        A state version that is known already is only pinned. Recording the same point again changes nothing, so
+        that a step may be repeated. Raises CatalogError when the point is known with other content, or when a new
+        version's generation is not above the newest one accepted.
+        """
+        with self._database.writing() as connection:
+            known = point_queries.get(connection, point.id)
+            if known is not None and known != point:
+                raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
+            vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=False)
+            for state in states:
+                state_queries.accept(connection, state)
+                state_queries.pin(connection, state.id, point.id)
+            if known is None:
+                point_queries.add(connection, point)
+
+    def points(self, vm: str | None = None) -> tuple[CatalogPoint, ...]:
+        """Return the points of all VMs, or of those that a name or UUID means; oldest first.
+
+        Raises VmNotFound for a name the catalogue does not know.
+        """
+        with self._database.reading() as connection:
+            return point_queries.oldest_first(connection, self._uuids(connection, vm))
+
+    def summaries(self, vm: str | None = None) -> tuple[dict[str, Any], ...]:
+        """Return what ``CatalogPoint.summary`` says of the same points, without reading their documents."""
+        with self._database.reading() as connection:
+            return point_queries.summaries(connection, self._uuids(connection, vm))
+
+    def point_ids(self) -> tuple[str, ...]:
+        """Return the ids of all points, sorted."""
+        with self._database.reading() as connection:
+            return point_queries.all_ids(connection)
+
+    def points_of_vm(self, uuid: str) -> tuple[CatalogPoint, ...]:
+        """Return the points of one VM, newest first; empty for a VM without points."""
+        with self._database.reading() as connection:
+            return point_queries.newest_first(connection, (uuid.lower(),))
+
+    def find_point(self, text: str) -> CatalogPoint:
+        """Return the point that a full id, a unique beginning of one, or VM@latest means.
+
+        Raises PointNotFound, with the candidates when there are several.
+        """
+        with self._database.reading() as connection:
+            return point_queries.find(connection, text)
+
+    def forget_point(self, point_id: str) -> bool:
+        """Remove a point and its pins; False when it was not known. State versions stay known."""
+        with self._database.writing() as connection:
+            state_queries.unpin(connection, point_id)
+            return point_queries.remove(connection, point_id)
+
+    def newest_state(self, vm_uuid: str, kind: str) -> CatalogState | None:
+        """Return the state version accepted last for a VM and a kind ("tpm", "nvram")."""
+        with self._database.reading() as connection:
+            return state_queries.newest_state(connection, vm_uuid.lower(), kind)
+
+    def pins(self, version_id: str) -> tuple[str, ...]:
+        """Return the ids of the points that hold a state version."""
+        with self._database.reading() as connection:
+            return state_queries.pinned(connection, version_id)
+
+    def adopt(self, points: Sequence[tuple[CatalogPoint, Sequence[CatalogState]]]) -> Adopted:
+        """Add the points of a repository taken over, each with the state versions it holds, in one transaction.
+
+        What is known already stays as it is, so adopting twice is the same as once.
+        """
+        new_points, new_vms, states, conflicts = 0, 0, 0, []
+        with self._database.writing() as connection:
+            # Newest first: the first row made for a VM has its latest name, and adopting changes no row.
+            for point, held in sorted(points, key=lambda pair: (pair[0].created, pair[0].id), reverse=True):
+                new_vms += vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=True)
+                for state in held:
+                    conflict = state_queries.adopt(connection, state)
+                    if conflict is not None:
+                        conflicts.append(f"point {point.id}: {conflict}")
+                        continue
+                    states += 1
+                    state_queries.pin(connection, state.id, point.id)
+                if point_queries.get(connection, point.id) is None:
+                    point_queries.add(connection, point)
+                    new_points += 1
+        return Adopted(new_points, new_vms, states, tuple(conflicts))
+
+    # -- operations --------------------------------------------------------------------------------------------
+
+    def begin_operation(
+        self, operation_id: str, kind: str, vm: str | None, owner: str, request: Mapping[str, Any]
+    ) -> Operation:
+        """Record a new operation as running, owned by an executor id."""
+        now = texts.now()
+        state = OperationState.RUNNING
+        operation = Operation(operation_id, kind, vm, owner, state, started=now, updated=now, request=dict(request))
+        with self._database.writing() as connection:
+            operation_queries.add(connection, operation)
+        return operation
+
+    def operation(self, operation_id: str) -> Operation:
+        """Return an operation; raises CatalogError when there is none of that id."""
+        with self._database.reading() as connection:
+            return operation_queries.get(connection, operation_id)
+
+    def unfinished_operations(self) -> tuple[Operation, ...]:
+        """Return the operations that have not ended, oldest first."""
+        with self._database.reading() as connection:
+            return operation_queries.unfinished(connection)
+
+    def move_operation(
+        self, operation_id: str, owner: str, to: OperationState, error: Mapping[str, Any] | None = None
+    ) -> Operation:
+        """Change the state by compare-and-set; raises CatalogError when it may not follow or the owner changed."""
+        with self._database.writing() as connection:
+            return operation_queries.move(connection, operation_id, owner, to, error)
+
+    def take_over_operation(self, operation_id: str, from_owner: str, to_owner: str) -> bool:
+        """Make a dead owner's operation one's own; False when it ended or another process was first."""
+        with self._database.writing() as connection:
+            return operation_queries.take_over(connection, operation_id, from_owner, to_owner)
+
+    def report_progress(self, operation_id: str, stage: str, done_bytes: int, total_bytes: int) -> bool:
+        """Note where an operation stands; return whether it was asked to stop."""
+        with self._database.writing() as connection:
+            return operation_queries.progress(connection, operation_id, stage, done_bytes, total_bytes)
+
+    def request_cancel(self, operation_id: str) -> bool:
+        """Ask an operation to stop; False when it has ended already."""
+        with self._database.writing() as connection:
+            return operation_queries.request_cancel(connection, operation_id)
+
+    def cancel_requested(self, operation_id: str) -> bool:
+        with self._database.reading() as connection:
+            return operation_queries.cancelled(connection, operation_id)
+
+    @staticmethod
+    def _uuids(connection: Any, vm: str | None) -> tuple[str, ...] | None:
+        if vm is None:
+            return None
+        uuids = vm_queries.uuids_named(connection, vm)
+        if not uuids:
+            raise VmNotFound(
+                f'No point was ever taken of a VM "{vm}"',
+                vm=vm,
+                hint="`vmkeep points` without a name shows all points.",
+            )
+        return uuids

@@ -1,0 +1,126 @@
+"""The catalogue's tables. A test holds the migrations against this declaration.
+
+Times are ISO 8601 texts in UTC with microseconds, so that they sort as text; JSON is text with sorted keys.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+repositories = Table(
+    "repositories",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("location", Text, nullable=False),
+    Column("since", String(32), nullable=False),
+)
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("uuid", String(36), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("seen_at", String(32), nullable=False),
+)
+
+vms = Table(
+    "vms",
+    metadata,
+    Column("uuid", String(36), primary_key=True),
+    Column("name", Text, nullable=False, index=True),
+    Column("host_uuid", String(36), ForeignKey("hosts.uuid")),
+    Column("seen_at", String(32), nullable=False),
+    Column("adopted", Boolean, nullable=False),
+)
+
+points = Table(
+    "points",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False),
+    Column("vm_name", Text, nullable=False),
+    Column("kind", String(16), CheckConstraint("kind in ('full', 'incremental')", name="kind"), nullable=False),
+    # Not a foreign key: the parent may be deleted, and the point stays complete without it.
+    Column("parent", String(32)),
+    Column("created", String(32), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("checkpoint", Text),
+    Column("pause_ms", Float, nullable=False),
+    Column("labels", Text, nullable=False),
+    # What a listing shows, so that it need not read the documents: those hold whole domain definitions.
+    Column("summary", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Index(None, "vm_uuid", "created"),
+    Index(None, "created"),
+    Index(None, "vm_name"),
+)
+
+state_versions = Table(
+    "state_versions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False),
+    Column("kind", String(16), CheckConstraint("kind in ('tpm', 'nvram')", name="kind"), nullable=False),
+    Column("generation", Integer, CheckConstraint("generation > 0", name="generation"), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("created", String(32), nullable=False),
+    UniqueConstraint("vm_uuid", "kind", "generation"),
+)
+
+pins = Table(
+    "pins",
+    metadata,
+    Column("version_id", String(64), ForeignKey("state_versions.id"), primary_key=True),
+    Column("reason", String(16), CheckConstraint("reason in ('point')", name="reason"), primary_key=True),
+    Column("holder", String(64), primary_key=True),
+    Index(None, "reason", "holder"),
+)
+
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("vm", Text),
+    Column("owner", String(64), nullable=False),
+    Column(
+        "state",
+        String(16),
+        CheckConstraint("state in ('queued', 'running', 'undoing', 'done', 'failed')", name="state"),
+        nullable=False,
+    ),
+    Column("started", String(32), nullable=False),
+    Column("updated", String(32), nullable=False),
+    Column("finished", String(32)),
+    Column("stage", Text, nullable=False),
+    Column("done_bytes", Integer, nullable=False),
+    Column("total_bytes", Integer, nullable=False),
+    Column("cancel", Boolean, nullable=False),
+    Column("error", Text),
+    Column("request", Text, nullable=False),
+    Index(None, "state", "owner"),
+)

@@ -1,0 +1,100 @@
+"""What the catalogue takes and gives: frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRepository:
+    """The repository this catalogue belongs to. ``since`` is when it was first used from here."""
+
+    id: str
+    location: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogVm:
+    """A VM the catalogue knows. ``adopted``: known only from a repository taken over, never seen on this host."""
+
+    uuid: str
+    name: str
+    host_uuid: str | None
+    seen_at: str
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogPoint:
+    """A point. ``document`` is the whole record of the repository as JSON; ``created`` is ISO 8601 in UTC."""
+
+    id: str
+    vm_uuid: str
+    vm_name: str
+    kind: Literal["full", "incremental"]
+    parent: str | None
+    created: str
+    host: str
+    checkpoint: str | None
+    pause_ms: float
+    labels: Mapping[str, str]
+    document: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the point as `vmkeep backup --json` and `vmkeep points --json` print it."""
+        disks = [_disk_summary(disk) for disk in self.document.get("disks", ())]
+        return {
+            "id": self.id,
+            "vm": self.vm_name,
+            "vm_uuid": self.vm_uuid,
+            "kind": self.kind,
+            "parent": self.parent,
+            "created": self.created,
+            "host": self.host,
+            "checkpoint": self.checkpoint,
+            "pause_ms": self.pause_ms,
+            "labels": dict(self.labels),
+            "disks": disks,
+            "excluded": [dict(disk) for disk in self.document.get("excluded", ())],
+            "state": {kind: _state_summary(self.document, kind) for kind in ("tpm", "nvram")},
+            "warnings": list(self.document.get("warnings", ())),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogState:
+    """A state version that a point holds: an immutable sealed copy of a VM's TPM state or NVRAM."""
+
+    id: str
+    vm_uuid: str
+    kind: Literal["tpm", "nvram"]
+    generation: int
+    sha256: str
+    size_bytes: int
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What `adopt` added. ``conflicts`` are sentences about state versions that contradict known ones."""
+
+    points: int
+    vms: int
+    states: int
+    conflicts: tuple[str, ...]
+
+
+def _disk_summary(disk: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {key: disk.get(key) for key in ("target", "mode", "reason", "bytes_read", "bytes_stored")}
+    stored = disk.get("stored") or {}
+    return {**shown, "size_bytes": stored.get("size_bytes")}
+
+
+def _state_summary(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    for state in document.get("states", ()):
+        if state.get("kind") == kind:
+            return {"present": True, "sha256": state.get("sha256"), "bytes": state.get("size_bytes")}
+    return {"present": False, "sha256": None, "bytes": None}

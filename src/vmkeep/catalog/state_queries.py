@@ -1,0 +1,104 @@
+"""Rows of state versions and pins: a version is accepted once, and generations only rise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from vmkeep.catalog import models
+from vmkeep.catalog.records import CatalogState
+from vmkeep.errors import CatalogError
+
+versions = models.state_versions
+pins = models.pins
+
+
+def accept(connection: Connection, state: CatalogState) -> None:
+    """Accept a state version, or find that exactly it was accepted already.
+
+    Raises CatalogError when its generation is not above the newest one accepted for that VM and kind: another
+    writer was first, and a late capture must never become the current one.
+    """
+    known = _by_id(connection, state.id)
+    if known is not None:
+        if not _same(known, state):
+            raise CatalogError(f"State version {state.id} is known with other content", vm=state.vm_uuid)
+        return
+    newest = newest_state(connection, state.vm_uuid, state.kind)
+    if newest is not None and state.generation <= newest.generation:
+        raise CatalogError(
+            f"{state.kind} state of generation {state.generation} came late: "
+            f"generation {newest.generation} is accepted already",
+            vm=state.vm_uuid,
+            hint="Another operation recorded this VM's state meanwhile; run the command again.",
+        )
+    _add(connection, state)
+
+
+def adopt(connection: Connection, state: CatalogState) -> str | None:
+    """Add a state version found in a repository, of whatever generation; return a sentence when it contradicts."""
+    known = _by_id(connection, state.id)
+    if known is not None:
+        return None if _same(known, state) else f"state version {state.id} is known with other content"
+    taken = select(versions.c.id).where(
+        versions.c.vm_uuid == state.vm_uuid, versions.c.kind == state.kind, versions.c.generation == state.generation
+    )
+    other = connection.execute(taken).scalar()
+    if other is not None:
+        return (
+            f"{state.kind} state of VM {state.vm_uuid}: versions {other} and {state.id} both claim "
+            f"generation {state.generation}"
+        )
+    _add(connection, state)
+    return None
+
+
+def newest_state(connection: Connection, vm_uuid: str, kind: str) -> CatalogState | None:
+    chosen = select(versions).where(versions.c.vm_uuid == vm_uuid, versions.c.kind == kind)
+    row = connection.execute(chosen.order_by(versions.c.generation.desc()).limit(1)).first()
+    return None if row is None else _state(row)
+
+
+def pin(connection: Connection, version_id: str, point_id: str) -> None:
+    row = upsert(pins).values(version_id=version_id, reason="point", holder=point_id)
+    connection.execute(row.on_conflict_do_nothing())
+
+
+def unpin(connection: Connection, point_id: str) -> None:
+    """Remove the pins of a point. The versions stay known, so that generations never start again."""
+    connection.execute(delete(pins).where(pins.c.reason == "point", pins.c.holder == point_id))
+
+
+def pinned(connection: Connection, version_id: str) -> tuple[str, ...]:
+    chosen = select(pins.c.holder).where(pins.c.version_id == version_id).order_by(pins.c.holder)
+    return tuple(connection.execute(chosen).scalars())
+
+
+def _same(known: CatalogState, state: CatalogState) -> bool:
+    """Compare all but the time: a point names the versions it holds without saying when each was made."""
+    return replace(known, created=state.created) == state
+
+
+def _add(connection: Connection, state: CatalogState) -> None:
+    row = {
+        "id": state.id,
+        "vm_uuid": state.vm_uuid,
+        "kind": state.kind,
+        "generation": state.generation,
+        "sha256": state.sha256,
+        "size_bytes": state.size_bytes,
+        "created": state.created,
+    }
+    connection.execute(insert(versions).values(row))
+
+
+def _by_id(connection: Connection, version_id: str) -> CatalogState | None:
+    row = connection.execute(select(versions).where(versions.c.id == version_id)).first()
+    return None if row is None else _state(row)
+
+
+def _state(row: Row[Any]) -> CatalogState:
+    return CatalogState(row.id, row.vm_uuid, row.kind, row.generation, row.sha256, row.size_bytes, row.created)

@@ -1,0 +1,24 @@
+"""How values stand in text columns: JSON with sorted keys, times in UTC with microseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+
+def dump(value: Mapping[str, Any]) -> str:
+    """Return a JSON object as text, the same for equal values."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def load(text: str) -> dict[str, Any]:
+    """Return the JSON object of a column."""
+    value: dict[str, Any] = json.loads(text)
+    return value
+
+
+def now() -> str:
+    """Return the present instant, ISO 8601 in UTC, always with microseconds so that texts sort as times."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,60 @@
+"""Rows of VMs and hosts; which VM a name means."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from vmkeep.catalog import models, texts
+from vmkeep.catalog.records import CatalogVm
+
+vms = models.vms
+
+
+def see_host(connection: Connection, uuid: str, name: str) -> None:
+    row = upsert(models.hosts).values(uuid=uuid, name=name, seen_at=texts.now())
+    changed = row.on_conflict_do_update(index_elements=["uuid"], set_={"name": name, "seen_at": texts.now()})
+    connection.execute(changed)
+
+
+def see_vm(connection: Connection, uuid: str, name: str, host_uuid: str | None, *, adopted: bool) -> bool:
+    """Record that a VM was seen, or (adopted) heard of; return True when it is new.
+
+    A VM that was seen on this host never becomes an adopted one again. A host that is not given stays as known.
+    """
+    known = vm(connection, uuid)
+    if known is None:
+        row = {"uuid": uuid, "name": name, "host_uuid": host_uuid, "seen_at": texts.now(), "adopted": adopted}
+        connection.execute(insert(vms).values(row))
+        return True
+    if not adopted:
+        host = host_uuid or known.host_uuid
+        values = {"name": name, "host_uuid": host, "seen_at": texts.now(), "adopted": False}
+        connection.execute(update(vms).where(vms.c.uuid == uuid).values(values))
+    return False
+
+
+def vm(connection: Connection, uuid: str) -> CatalogVm | None:
+    row = connection.execute(select(vms).where(vms.c.uuid == uuid)).first()
+    return None if row is None else _vm(row)
+
+
+def all_vms(connection: Connection) -> tuple[CatalogVm, ...]:
+    return tuple(_vm(row) for row in connection.execute(select(vms).order_by(vms.c.name, vms.c.uuid)))
+
+
+def uuids_named(connection: Connection, text: str) -> tuple[str, ...]:
+    """Return the UUIDs of the VMs that a person means: by UUID, by present name, else by a name a point has."""
+    if vm(connection, text.lower()) is not None:
+        return (text.lower(),)
+    present = select(vms.c.uuid).where(vms.c.name == text).order_by(vms.c.uuid)
+    found = tuple(connection.execute(present).scalars())
+    if found:
+        return found
+    points = models.points
+    former = select(points.c.vm_uuid).where(points.c.vm_name == text).distinct().order_by(points.c.vm_uuid)
+    return tuple(connection.execute(former).scalars())
+
+
+def _vm(row: Row[tuple[object, ...]]) -> CatalogVm:
+    return CatalogVm(row.uuid, row.name, row.host_uuid, row.seen_at, bool(row.adopted))

@@ -1,0 +1,133 @@
+"""`vmkeep backup`: take a point of one VM, of several, or of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.console import Console, size_text, table
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.errors import Interrupted, InvalidRequest, OperationFailed, VmkeepError
+
+if TYPE_CHECKING:
+    from vmkeep.flows.engine import Engine
+    from vmkeep.flows.requests import TakePoint
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: vmkeep backup win11 --label why='before the update'")(backup)
+
+
+def backup(
+    context: typer.Context,
+    vms: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VM...", help="Name or UUID.", show_default=False, autocompletion=complete_vm),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every VM of the host.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read every disk whole, without a base.")] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TARGET", help="Leave a disk out by target (vdb); may be repeated.", show_default=False),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Label the point; may be repeated.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Take a point: disks, UEFI variables and TPM of one instant, while the VM runs."""
+    from vmkeep.flows.requests import TakePoint
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        names = list(dict.fromkeys(vms or ()))
+        if every == bool(names):
+            raise InvalidRequest("Name the VMs to back up, or give --all for every VM: one of the two")
+        labels = _labels(label or ())
+        if every:
+            # By UUID: two names may look alike, and a VM may be renamed meanwhile.
+            found = [(vm.name, vm.uuid) for vm in running.host().vms()]
+        else:
+            found = [(name, name) for name in names]
+        requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels)) for name, vm in found]
+        with running.engine(first_use=True) as engine:
+            if len(requests) == 1 and not every:
+                _one(running, engine, requests[0][1])
+            else:
+                _several(running, engine, requests)
+
+
+def _one(running: Session, engine: Engine, request: TakePoint) -> None:
+    with running.console.progress() as watch:
+        taken = engine.take_point(request, watch)
+    if running.console.json:
+        running.console.document({"point": taken.point})
+    else:
+        _show(running.console, taken.point)
+    for warning in taken.warnings:
+        running.console.notice(f"warning: {warning}")
+
+
+def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, TakePoint]]) -> None:
+    """Take them one after the other; a failure does not stop the others, a signal does."""
+    points: list[Mapping[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    console = running.console
+    for name, request in requests:
+        try:
+            running.interruption.check()
+            with console.progress() as watch:
+                taken = engine.take_point(request, watch)
+        except VmkeepError as error:
+            failed.append({"vm": name, "error": error.as_dict()})
+            if not console.json and not isinstance(error, Interrupted):
+                console.notice(f"{name}: {error.message} ({error.hint})")
+            continue
+        points.append(taken.point)
+        for warning in taken.warnings:
+            console.notice(f"warning: {name}: {warning}")
+        if not console.json:
+            _show(console, taken.point)
+    if console.json:
+        console.document({"points": points, "failed": failed})
+    running.interruption.check()
+    if failed:
+        raise OperationFailed(
+            f"{len(failed)} of {len(requests)} VMs were not backed up: {', '.join(each['vm'] for each in failed)}"
+        )
+
+
+def _labels(texts: Sequence[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidRequest(f'"{text}" is not a label', hint="Write it as --label KEY=VALUE.")
+        if name in labels:
+            raise InvalidRequest(f'The label "{name}" is given twice')
+        labels[name] = value
+    return labels
+
+
+def _show(console: Console, point: Mapping[str, Any]) -> None:
+    rows = [
+        (
+            str(disk["target"]),
+            str(disk["mode"]),
+            str(disk["reason"]),
+            size_text(disk["bytes_read"]),
+            size_text(disk["bytes_stored"]),
+        )
+        for disk in point["disks"]
+    ]
+    state = [kind for kind in ("tpm", "nvram") if point["state"].get(kind, {}).get("present")]
+    console.show(
+        f"point {point['id']} of {point['vm']}: {point['kind']}",
+        table(("disk", "mode", "reason", "read", "stored"), rows, right=("read", "stored")),
+        f"state: {', '.join(state) or 'none'}; the guest was paused for {point['pause_ms']:.0f} ms",
+    )

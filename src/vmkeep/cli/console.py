@@ -1,0 +1,188 @@
+"""Everything a command writes: tables and progress for people, one JSON document for programs, errors for both.
+
+With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vmkeep.errors import InvalidRequest, NoSpace, VmkeepError
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+    from vmkeep.host.survey import Progress
+
+BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
+_PIPE_WIDTH = 500  # wide enough that a table that is read by a program is not cut
+
+
+class ReaderGone(Exception):  # noqa: N818  it is news and not a failure
+    """Whoever reads standard output has closed it (`vmkeep points | head -1`): the rest is said to nobody."""
+
+
+class Console:
+    """Where one command writes to."""
+
+    def __init__(self, *, json_wanted: bool) -> None:
+        self.json = json_wanted
+        self.debug_log: str | None = None
+        self._notices: list[str] = []
+
+    # -- standard output ---------------------------------------------------------------------------------------
+
+    def document(self, value: Mapping[str, Any]) -> None:
+        """Print the command's one JSON document."""
+        with _written():
+            sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+            sys.stdout.flush()
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print texts and tables for people."""
+        console = _rich(sys.stdout)
+        with _written():
+            for part in parts:
+                console.print(part)
+            sys.stdout.flush()
+
+    # -- standard error ----------------------------------------------------------------------------------------
+
+    def notice(self, sentence: str) -> None:
+        """Say something beside the result: at once to people, with the error (if any) to programs."""
+        if self.json:
+            self._notices.append(sentence)
+        else:
+            self._say(f"vmkeep: {printable(sentence)}\n")
+
+    def failure(self, error: VmkeepError) -> None:
+        """Print an error, with what to do next."""
+        notes = list(getattr(error, "__notes__", ()))
+        if self.json:
+            value: dict[str, Any] = {"error": error.as_dict()}
+            if notes:
+                value["notes"] = notes
+            self._say_json(value)
+            return
+        lines = [f"vmkeep: error: {error.message}", *(f"  also: {note}" for note in notes)]
+        if error.hint:
+            lines.append(f"  hint: {error.hint}")
+        self._say("".join(f"{printable(line)}\n" for line in lines))
+
+    def end(self) -> None:
+        """Say what is left to say after success."""
+        if self.json:
+            self._say_json({})
+        elif self.debug_log is not None:
+            self._say(f"vmkeep: debug log: {self.debug_log}\n")
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask before something that cannot be taken back; raises InvalidRequest without a yes."""
+        if yes:
+            return
+        if self.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise InvalidRequest(f"{question} Without a terminal, this needs --yes", hint="Give --yes if you mean it.")
+        self._say(f"{printable(question)} [y/N] ")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise InvalidRequest("Not confirmed; nothing was changed", hint="Answer y, or give --yes.")
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[Progress], None]]:
+        """Show how an operation comes on, with rate and time left; silent unless standard error is a terminal."""
+        if self.json or not sys.stderr.isatty():
+            yield lambda _progress: None
+            return
+        from vmkeep.cli.progress import progress_bar
+
+        with progress_bar(_rich(sys.stderr)) as watch:
+            yield watch
+
+    def _say_json(self, value: dict[str, Any]) -> None:
+        if self._notices:
+            value["notices"] = self._notices
+        if self.debug_log is not None:
+            value["debug_log"] = self.debug_log
+        if value:
+            self._say(json.dumps(value, ensure_ascii=False) + "\n")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        # A closed standard error must not turn a result into a failure.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> RenderableType:
+    """Return a table whose texts are shown as they are: no markup, and no control characters of others."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        shown.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(printable(text)) for text in row))
+    return shown
+
+
+def printable(text: str) -> str:
+    """Return the text with what could steer a terminal written as escapes; line ends stay."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def size_text(size_bytes: int | None) -> str:
+    """Return a number of bytes for people: "1.5 GiB"; "-" when unknown."""
+    if size_bytes is None:
+        return "-"
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def time_text(created: str) -> str:
+    """Return an ISO time in the time zone of whoever reads it."""
+    from datetime import datetime
+
+    return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        silence_output()
+        raise ReaderGone from error
+    except OSError as error:
+        silence_output()
+        raise NoSpace(f"Standard output cannot be written: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"Standard output cannot show the result in the encoding {error.encoding}",
+            hint="Set a UTF-8 locale, for example LC_ALL=C.UTF-8.",
+        ) from error
+
+
+def silence_output() -> None:
+    """Let what is still buffered go nowhere, so that the interpreter's own flush at exit does not fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _rich(stream: Any) -> RichConsole:
+    from rich.console import Console as RichConsole
+
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return RichConsole(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)

@@ -1,0 +1,76 @@
+"""The log of `--debug`: JSON lines in a file that one can send. Without --debug nothing is logged anywhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+_SECRET_WORDS = ("passphrase", "password", "secret", "token", "private")
+_HIDDEN = "(not logged)"
+
+
+def start_log(directory: Path) -> Path:
+    """Log everything of this process into a new file in the directory and return its path."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    path = directory / f"vmkeep-{moment}-{os.getpid()}.log"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    file = os.fdopen(handle, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        hide_secrets,
+    ]
+    rendered = structlog.processors.JSONRenderer(default=str, ensure_ascii=False)
+    structlog.configure(
+        processors=[*shared, rendered],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        logger_factory=structlog.WriteLoggerFactory(file),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(file)
+    remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[remove, rendered], foreign_pre_chain=shared))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.DEBUG)
+    # Its statements come with their parameters: whole domain definitions.
+    logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
+    return path
+
+
+def silence_log() -> None:
+    """Drop what is logged: structlog's own default is standard output, where the result belongs."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        logger_factory=structlog.ReturnLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def log_failure(error: BaseException) -> None:
+    """Write an error with its traceback."""
+    structlog.get_logger("vmkeep").error("the command failed", exc_info=error)
+
+
+def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace values whose names say that they are secret, at whatever depth."""
+    return {key: _HIDDEN if _is_secret(key) else _without_secrets(value) for key, value in event.items()}
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _HIDDEN if _is_secret(str(key)) else _without_secrets(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(held) for held in value]
+    return value
+
+
+def _is_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRET_WORDS)

@@ -1,0 +1,28 @@
+"""The points of VMs drawn as a forest, like a history: a chain stays in its column, a branch moves to the right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+Point = Mapping[str, Any]
+
+
+def draw_forest(points: Sequence[Point], describe: Callable[[Point], str]) -> Iterator[str]:
+    """Yield the lines. Points come oldest first; one whose parent is not among them is a root.
+
+    The newest child goes on in its parent's column, so that the depth grows with branches and not with age.
+    """
+    here = {point["id"] for point in points}
+    children: dict[str | None, list[Point]] = {}
+    for point in points:
+        children.setdefault(point["parent"] if point["parent"] in here else None, []).append(point)
+    # A stack and not recursion: a chain may have thousands of points. Pushed last is drawn first.
+    waiting: list[tuple[Point, str, str]] = [(root, "", "") for root in reversed(children.get(None, []))]
+    while waiting:
+        point, before, rails = waiting.pop()
+        yield f"{before}● {describe(point)}"
+        following = children.get(point["id"], [])
+        if following:
+            waiting.append((following[-1], rails, rails))
+        waiting.extend((branch, f"{rails}├─", f"{rails}│ ") for branch in reversed(following[:-1]))

@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM: an operation that runs is asked to stop, and its clean end is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from vmkeep.errors import Interrupted, Terminated
+
+Cancel = Callable[[Interrupted], None]
+
+
+class Interruption:
+    """Turns signals into errors of the tree: raised at once, or handed to the operation that runs."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.received: Interrupted | None = None
+        self._cancel: Cancel | None = None
+        self._tell = tell
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the two signals; only the main thread may."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def handed_to(self, cancel: Cancel) -> Iterator[None]:
+        """While this holds, a signal calls ``cancel`` and raises nothing: the operation itself ends with the error."""
+        self._cancel = cancel
+        try:
+            yield
+        finally:
+            self._cancel = None
+
+    def check(self) -> None:
+        """Raise what was received: between operations of one command."""
+        if self.received is not None:
+            raise self.received
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        reason = Terminated("Ended by SIGTERM") if number == signal.SIGTERM else Interrupted("Interrupted by Ctrl-C")
+        repeated = self.received is not None
+        if not repeated:
+            self.received = reason
+        if self._cancel is None:
+            raise reason
+        self._cancel(self.received or reason)
+        if not repeated:
+            self._tell("Stopping: what was begun is being undone.")

@@ -1,0 +1,116 @@
+"""The command `vmkeep`: its commands put together, and how every way to end becomes an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from vmkeep import __version__
+from vmkeep.cli import backup, init, key, points, restore, verify, vm
+from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
+from vmkeep.cli.interruption import Interruption
+from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
+from vmkeep.errors import Interrupted, InvalidRequest, VmkeepError
+
+EXAMPLE = "Example: vmkeep backup win11"
+
+app = typer.Typer(
+    name="vmkeep",
+    help="Keep the whole state of virtual machines: disks, UEFI variables and TPM of one and the same instant.",
+    epilog=f"{EXAMPLE}   (exit status 0 means that all that was asked for was done)",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _module in (init, backup, points, restore, verify):
+    _module.register(app)
+app.add_typer(points.point_app, name="point")
+app.add_typer(vm.app, name="vm")
+app.add_typer(key.app, name="key")
+
+
+@app.callback(invoke_without_command=True)
+def before_command(
+    context: typer.Context,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    invocation: Invocation = context.obj
+    invocation.console.json = invocation.console.json or json
+    invocation.connect = connect
+    invocation.debug = debug
+    if version:
+        if invocation.console.json:
+            invocation.console.document({"version": __version__})
+        else:
+            invocation.console.show(f"vmkeep {__version__}")
+        raise typer.Exit(0)
+    if context.invoked_subcommand is None:
+        if invocation.console.json:
+            raise InvalidRequest("No command was given", hint="`vmkeep --help` lists the commands.")
+        typer.echo(context.get_help())
+        raise typer.Exit(InvalidRequest.exit_status)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status."""
+    console = Console(json_wanted=_json_wanted(arguments))
+    interruption = Interruption(console.notice)
+    invocation = Invocation(console, interruption)
+    try:
+        with interruption.installed():
+            command = typer.main.get_command(app)
+            result = command.main(args=list(arguments), prog_name="vmkeep", standalone_mode=False, obj=invocation)
+        console.end()
+        return result if isinstance(result, int) else 0
+    except ReaderGone:
+        return BROKEN_PIPE_STATUS
+    except SystemExit as ended:
+        # Typer's own answer to a closed pipe, while it prints help.
+        silence_output()
+        return BROKEN_PIPE_STATUS if ended.code == 1 else int(ended.code or 0)
+    except BaseException as raised:
+        error = _translated(raised)
+        if invocation.logging:
+            from vmkeep.cli.debuglog import log_failure
+
+            log_failure(raised)
+        console.failure(error)
+        if not console.json:
+            console.end()
+        return error.exit_status
+
+
+def run() -> NoReturn:
+    """The entry point of the installed command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def _translated(raised: BaseException) -> VmkeepError:
+    if isinstance(raised, VmkeepError):
+        return raised
+    if isinstance(raised, typer.TyperException):
+        return InvalidRequest(raised.format_message().rstrip(".\n"), hint=_usage_hint(raised))
+    if isinstance(raised, typer.Abort | KeyboardInterrupt):
+        return Interrupted("Interrupted by Ctrl-C")
+    return VmkeepError(f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__)
+
+
+def _usage_hint(raised: typer.TyperException) -> str:
+    context = getattr(raised, "ctx", None)
+    return f"See `{context.command_path if context is not None else 'vmkeep'} --help`."
+
+
+def _json_wanted(arguments: Sequence[str]) -> bool:
+    """Tell before anything is parsed, because an error of parsing must be JSON as well."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,190 @@
+"""`vmkeep points`, `vmkeep point show` and `vmkeep point delete`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+
+from vmkeep.cli.completion import complete_point, complete_vm
+from vmkeep.cli.console import printable, size_text, table, time_text
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+
+SHORTEST_ID = 8
+
+point_app = typer.Typer(
+    help="One point: show it or delete it.",
+    epilog="Example: vmkeep point show win11@latest",
+    rich_markup_mode=None,
+)
+PointArgument = Annotated[
+    str,
+    typer.Argument(metavar="POINT", help="The id, its first characters, or VM@latest.", autocompletion=complete_point),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: vmkeep points win11 --tree")(points)
+
+
+def points(
+    context: typer.Context,
+    vm: Annotated[
+        str | None,
+        typer.Argument(metavar="[VM]", help="Name or UUID.", show_default=False, autocompletion=complete_vm),
+    ] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Draw how points descend from each other.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """List the points that can be restored, oldest first."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        catalog = running.premises.catalog
+        listed = catalog.summaries(vm)
+        if running.console.json:
+            running.console.document({"points": list(listed)})
+            return
+        if not listed:
+            running.console.show("no points")
+            return
+        length = _id_length(catalog.point_ids())
+        if tree:
+            running.console.show(*_tree(listed, length))
+        else:
+            running.console.show(_list(listed, length))
+
+
+@point_app.command("show", epilog="Example: vmkeep point show win11@latest")
+def show(
+    context: typer.Context,
+    point: PointArgument,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show all that is known of a point."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        catalog = running.premises.catalog
+        found = catalog.find_point(point)
+        children = [other["id"] for other in catalog.summaries(found.vm_uuid) if other["parent"] == found.id]
+        sources = {disk.get("target"): disk for disk in found.document.get("disks", ())}
+        shown = {**found.summary(), "children": children}
+        for disk in shown["disks"]:
+            known = sources.get(disk["target"], {})
+            disk.update(source=known.get("source"), format=known.get("format"))
+        if running.console.json:
+            running.console.document({"point": shown})
+        else:
+            running.console.show(*_details(shown))
+
+
+@point_app.command("delete", epilog="Example: vmkeep point delete 3f2a9c01 --yes")
+def delete(
+    context: typer.Context,
+    point: PointArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        found = running.premises.catalog.find_point(point)
+        running.console.confirm(
+            f'Delete point {found.id} of VM "{found.vm_name}", taken {time_text(found.created)}, for ever?', yes=yes
+        )
+        with running.engine() as engine:
+            engine.delete_point(found.id)
+        if running.console.json:
+            running.console.document({"deleted": {"point": found.id, "vm": found.vm_name}})
+        else:
+            running.console.show(
+                f"point {found.id} deleted; the space it alone used comes back with prune, which a later release brings"
+            )
+
+
+def _id_length(ids: Sequence[str]) -> int:
+    """Return how many characters tell all these sorted ids apart."""
+    needed = SHORTEST_ID
+    for one, other in pairwise(ids):
+        while one[:needed] == other[:needed]:
+            needed += 1
+    return needed
+
+
+def _total(point: Mapping[str, Any], field: str) -> int:
+    return sum(disk[field] or 0 for disk in point["disks"])
+
+
+def _labels(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in point["labels"].items())
+
+
+def _list(listed: Sequence[Mapping[str, Any]], length: int) -> Any:
+    columns = ("point", "VM", "kind", "created", "read", "stored", "labels")
+    rows = [
+        (
+            point["id"][:length],
+            point["vm"],
+            point["kind"],
+            time_text(point["created"]),
+            size_text(_total(point, "bytes_read")),
+            size_text(_total(point, "bytes_stored")),
+            _labels(point),
+        )
+        for point in listed
+    ]
+    return table(columns, rows, right=("read", "stored"))
+
+
+def _tree(listed: Sequence[Mapping[str, Any]], length: int) -> list[str]:
+    from vmkeep.cli.forest import draw_forest
+
+    def describe(point: Mapping[str, Any]) -> str:
+        stored = size_text(_total(point, "bytes_stored"))
+        parts = (point["id"][:length], point["kind"], time_text(point["created"]), stored, _labels(point))
+        return printable("  ".join(part for part in parts if part))
+
+    lines: list[str] = []
+    for uuid in dict.fromkeys(point["vm_uuid"] for point in listed):
+        mine = [point for point in listed if point["vm_uuid"] == uuid]
+        lines.append(printable(f"{mine[-1]['vm']} ({uuid})"))
+        lines.extend(draw_forest(mine, describe))
+    return lines
+
+
+def _details(point: Mapping[str, Any]) -> list[Any]:
+    facts = [
+        ("point", point["id"]),
+        ("VM", f"{point['vm']} ({point['vm_uuid']})"),
+        ("kind", point["kind"]),
+        ("created", time_text(point["created"])),
+        ("host", point["host"]),
+        ("parent", point["parent"] or "none"),
+        ("children", ", ".join(point["children"]) or "none"),
+        ("checkpoint", point["checkpoint"] or "none"),
+        ("pause", f"{point['pause_ms']:.0f} ms"),
+        ("labels", _labels(point) or "none"),
+    ]
+    for kind, state in point["state"].items():
+        text = f"{size_text(state['bytes'])}, sha256 {state['sha256']}" if state["present"] else "none"
+        facts.append((kind, text))
+    facts.extend(("excluded", f"{disk['target']}: {disk['reason']}") for disk in point["excluded"])
+    facts.extend(("warning", text) for text in point["warnings"])
+    disks = [
+        (
+            disk["target"],
+            disk["mode"],
+            disk["reason"],
+            size_text(disk["size_bytes"]),
+            size_text(disk["bytes_read"]),
+            size_text(disk["bytes_stored"]),
+            disk["source"] or "",
+        )
+        for disk in point["disks"]
+    ]
+    columns = ("disk", "mode", "reason", "size", "read", "stored", "source")
+    return [table(("", ""), facts), "", table(columns, disks, right=("size", "read", "stored"))]

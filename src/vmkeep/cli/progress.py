@@ -1,0 +1,43 @@
+"""The progress bar on a terminal: stage, disk, amount, rate and time left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+
+from vmkeep.cli.console import printable
+from vmkeep.host.survey import Progress
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar that goes when the operation ends; what is yielded takes each report, from any thread."""
+    bars = Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bars:
+        task = bars.add_task("starting", total=None)
+        stage = ""
+
+        def watch(report: Progress) -> None:
+            nonlocal stage
+            if report.stage != stage:
+                # The rate of one stage says nothing about the next.
+                stage = report.stage
+                bars.reset(task)
+            what = f"{report.stage} {report.disk}" if report.disk else report.stage
+            bars.update(
+                task, description=printable(what), completed=report.done_bytes, total=report.total_bytes or None
+            )
+
+        yield watch

@@ -1,0 +1,127 @@
+"""One command's run: its options, its settings, what the installation has, and the engine while it is used."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmkeep.cli.console import Console
+from vmkeep.cli.interruption import Interruption
+from vmkeep.config import Settings, load_settings, prepare_home
+
+if TYPE_CHECKING:
+    from vmkeep.flows.engine import Engine
+    from vmkeep.flows.premises import InitReport, Premises
+    from vmkeep.host.local import LocalHost
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+ConnectOption = Annotated[
+    str | None,
+    typer.Option("--connect", "-c", metavar="URI", help="The libvirt to speak to, as for virsh.", show_default=False),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
+
+
+@dataclass
+class Invocation:
+    """What stands before the command, and what all parts of one run share."""
+
+    console: Console
+    interruption: Interruption
+    connect: str | None = None
+    debug: bool = False
+    logging: bool = False
+
+
+class Session:
+    """What a command works with."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        self.console = invocation.console
+        self.interruption = invocation.interruption
+        self._invocation = invocation
+
+    @cached_property
+    def settings(self) -> Settings:
+        return load_settings(self._invocation.connect)
+
+    @cached_property
+    def premises(self) -> Premises:
+        from vmkeep.flows.premises import Premises
+
+        return Premises(self.settings)
+
+    def host(self) -> LocalHost:
+        """Return the host that the URI names."""
+        from vmkeep.host.local import LocalHost
+
+        self._quiet()
+        return LocalHost(self.settings)
+
+    @contextlib.contextmanager
+    def engine(self, *, first_use: bool = False) -> Iterator[Engine]:
+        """Start what runs flows; tell what it found interrupted. Signals ask the running operation to stop.
+
+        ``first_use``: initialise the installation if that was never done, and say where the key is.
+        """
+        self._quiet()
+        from vmkeep.flows.engine import Engine
+
+        if first_use:
+            report = self.premises.ensure()
+            if report is not None:
+                tell_first_use(self.console, report)
+        with Engine(self.premises) as engine:
+            for sentence in engine.recovered:
+                self.console.notice(sentence)
+            with self.interruption.handed_to(engine.cancel):
+                # A signal that came while the engine started was raised there; one that comes now is handed on.
+                yield engine
+
+    def start_debug_log(self) -> None:
+        from vmkeep.cli.debuglog import start_log
+
+        if self._invocation.logging:
+            return
+        prepare_home(self.settings)
+        self.console.debug_log = str(start_log(self.settings.logs_dir))
+        self._invocation.logging = True
+
+    def close(self) -> None:
+        opened = self.__dict__.get("premises")
+        if opened is not None:
+            opened.close()
+
+    def _quiet(self) -> None:
+        if not self._invocation.logging:
+            from vmkeep.cli.debuglog import silence_log
+
+            silence_log()
+
+
+@contextlib.contextmanager
+def session(context: typer.Context, *, json: bool, connect: str | None, debug: bool) -> Iterator[Session]:
+    """Run one command: its options count with those given before it."""
+    invocation: Invocation = context.obj
+    invocation.console.json = invocation.console.json or json
+    invocation.connect = connect or invocation.connect
+    invocation.debug = debug or invocation.debug
+    running = Session(invocation)
+    try:
+        if invocation.debug:
+            running.start_debug_log()
+        yield running
+    finally:
+        running.close()
+
+
+def tell_first_use(console: Console, report: InitReport) -> None:
+    """Say what was made, and above all where the key is: without it nothing can ever be restored."""
+    if report.created:
+        console.notice(f"made a repository in {report.location}")
+    console.notice(f"its key is {report.key_path}; keep a copy elsewhere, as `vmkeep key export` prints it")

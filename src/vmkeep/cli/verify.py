@@ -1,0 +1,166 @@
+"""`vmkeep verify`: read what points need and prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmkeep.cli.completion import complete_point
+from vmkeep.cli.console import Console, size_text
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, VmkeepError, VmNotFound
+
+if TYPE_CHECKING:
+    from vmkeep.host.survey import Progress
+    from vmkeep.repository import Finding
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: vmkeep verify win11@latest")(verify)
+
+
+def verify(
+    context: typer.Context,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="POINT|VM",
+            help="A point, or a VM for all its points.",
+            show_default=False,
+            autocompletion=complete_point,
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every object of the repository.")] = False,
+    sample: Annotated[
+        float, typer.Option(metavar="PERCENT", help="Read only this share of the blocks, chosen at random.")
+    ] = 100.0,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Read everything that points need and prove that it is what was written."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        if every == (what is not None):
+            raise InvalidRequest("Name a point or a VM, or give --all: one of the two")
+        if not 0 < sample <= 100:
+            raise InvalidRequest("--sample takes a percentage above 0, up to 100")
+        if what is None:
+            result = _everything(running, sample / 100)
+        else:
+            result = _points(running, _chosen(running, what), sample / 100)
+        if running.console.json:
+            running.console.document(result)
+        else:
+            _show(running.console, result)
+        if not result["ok"]:
+            raise IntegrityError(_damage(result), path=running.premises.repository.location)
+
+
+def _chosen(running: Session, what: str) -> list[str]:
+    catalog = running.premises.catalog
+    try:
+        found = [point["id"] for point in catalog.summaries(what)]
+    except VmNotFound:
+        return [catalog.find_point(what).id]
+    if not found:
+        raise PointNotFound(f'There is no point of VM "{what}"', vm=what)
+    return found
+
+
+def _points(running: Session, ids: Sequence[str], sample: float) -> dict[str, Any]:
+    repository = running.premises.repository
+    verified = []
+    for number, point_id in enumerate(ids, start=1):
+        stage = f"verify {point_id[:8]} ({number} of {len(ids)})"
+        with running.console.progress() as watch:
+            try:
+                report = repository.verify_point(point_id, sample=sample, progress=_reported(watch, stage))
+            except PointNotFound:
+                verified.append(_verdict(point_id, [_absent(point_id)], ok=False))
+                continue
+        findings = [_finding(finding) for finding in report.findings]
+        verdict = _verdict(point_id, findings, ok=report.sound, blocks=report.blocks, size_bytes=report.bytes_read)
+        verified.append(verdict)
+    return {"verified": verified, "ok": not any(point["findings"] for point in verified), "sample": sample * 100}
+
+
+def _everything(running: Session, sample: float) -> dict[str, Any]:
+    repository = running.premises.repository
+    known = running.premises.catalog.point_ids()
+    with running.console.progress() as watch:
+        report = repository.verify_all(sample=sample, progress=_reported(watch, "verify"))
+    findings = [_finding(finding) for finding in report.findings]
+    # A point object that was removed leaves no trace in the repository; the catalogue remembers it.
+    findings.extend(_absent(point_id) for point_id in known if point_id not in report.points)
+    ids = sorted({*report.points, *(point for finding in findings for point in finding["harms"])})
+    harming = {point_id: [each for each in findings if point_id in each["harms"]] for point_id in ids}
+    verified = [_verdict(point_id, harms, ok=not harms) for point_id, harms in harming.items()]
+    if report.damaged_packs:
+        _condemn(running, report.damaged_packs)
+    return {
+        "verified": verified,
+        "ok": not findings,
+        "sample": sample * 100,
+        "findings": findings,
+        "packs": report.packs,
+        "bytes": report.bytes_read,
+    }
+
+
+def _condemn(running: Session, packs: Sequence[bytes]) -> None:
+    """Keep later points from sharing blocks with packs that are damaged; a repository that cannot be written stays."""
+    try:
+        running.premises.repository.condemn(packs, reason="verify found damage")
+    except VmkeepError as error:
+        running.console.notice(f"the damaged packs could not be marked: {error.message}")
+    else:
+        running.console.notice("later points will not use the damaged packs; `vmkeep backup --full VM` stores all anew")
+
+
+def _verdict(
+    point_id: str,
+    findings: list[dict[str, Any]],
+    *,
+    ok: bool,
+    blocks: int | None = None,
+    size_bytes: int | None = None,
+) -> dict[str, Any]:
+    return {"point": point_id, "ok": ok, "blocks": blocks, "bytes": size_bytes, "findings": findings}
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {"object": finding.object, "what": finding.what, "harms": list(finding.harms)}
+
+
+def _absent(point_id: str) -> dict[str, Any]:
+    what = "the catalogue knows this point, and it is not in the repository"
+    return {"object": f"points/{point_id}", "what": what, "harms": [point_id]}
+
+
+def _reported(watch: Callable[[Progress], None], stage: str) -> Callable[[int, int], None]:
+    from vmkeep.host.survey import Progress
+
+    return lambda done, total: watch(Progress(stage, done_bytes=done, total_bytes=total))
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    lines = []
+    for point in result["verified"]:
+        read = f" ({point['blocks']} blocks, {size_text(point['bytes'])})" if point["blocks"] is not None else ""
+        lines.append(f"point {point['point']}: {'sound' if point['ok'] else 'DAMAGED'}{read}")
+    findings = result.get("findings", [each for point in result["verified"] for each in point["findings"]])
+    for finding in findings:
+        harms = ", ".join(finding["harms"]) or "no point"
+        lines.append(f"{finding['object']}: {finding['what']}; harms {harms}")
+    if "packs" in result:
+        lines.append(f"{result['packs']} packs, {size_text(result['bytes'])} read")
+    console.show(*(lines or ["no points"]))
+
+
+def _damage(result: dict[str, Any]) -> str:
+    harmed = [point["point"] for point in result["verified"] if not point["ok"]]
+    if not harmed:
+        return "The repository is damaged, but no point is harmed"
+    return f"{len(harmed)} of {len(result['verified'])} points are damaged: {', '.join(harmed)}"

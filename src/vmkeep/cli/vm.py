@@ -1,0 +1,103 @@
+"""`vmkeep vm list` and `vmkeep vm show`: the host's VMs, and whether a point of each would be complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.console import size_text, table, time_text
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+
+if TYPE_CHECKING:
+    from vmkeep.catalog import Catalog
+    from vmkeep.host.survey import SurveyedVm
+
+app = typer.Typer(
+    help="The VMs of the host: disks, firmware, TPM, last point, and whether a point would be complete.",
+    epilog="Example: vmkeep vm list",
+    rich_markup_mode=None,
+)
+
+
+@app.command("list", epilog="Example: vmkeep vm list")
+def list_vms(
+    context: typer.Context,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """List the VMs of the host."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        catalog = running.premises.catalog
+        vms = [_described(vm, catalog) for vm in running.host().vms()]
+        if running.console.json:
+            running.console.document({"vms": vms})
+            return
+        columns = ("VM", "state", "disks", "firmware", "TPM", "last point", "complete")
+        rows = [
+            (
+                vm["name"],
+                vm["state"],
+                ", ".join(disk["target"] for disk in vm["disks"]) or "none",
+                vm["firmware"],
+                vm["tpm"] or "none",
+                time_text(vm["last_point"]["created"]) if vm["last_point"] else "never",
+                "yes" if vm["complete"] else "; ".join(vm["problems"]) or "no",
+            )
+            for vm in vms
+        ]
+        running.console.show(table(columns, rows) if rows else "no VMs")
+
+
+@app.command("show", epilog="Example: vmkeep vm show win11")
+def show_vm(
+    context: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show one VM, and if a point of it would not be complete, why."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        found = running.host().vm(vm)
+        shown = _described(found, running.premises.catalog)
+        if running.console.json:
+            running.console.document({"vm": shown})
+            return
+        last = shown["last_point"]
+        facts = [
+            ("VM", f"{found.name} ({found.uuid})"),
+            ("state", found.state),
+            ("firmware", found.firmware),
+            ("NVRAM", found.nvram or "none"),
+            ("TPM", found.tpm or "none"),
+            ("last point", f"{last['id']}, {time_text(last['created'])}" if last else "never"),
+            ("complete", "yes" if found.complete else "no"),
+            *(("problem", problem) for problem in found.problems),
+        ]
+        disks = [
+            (
+                disk.target,
+                disk.device,
+                disk.format or "",
+                size_text(disk.size_bytes),
+                disk.source or "no medium",
+                disk.problem or "",
+            )
+            for disk in found.disks
+        ]
+        columns = ("disk", "device", "format", "size", "source", "problem")
+        running.console.show(table(("", ""), facts), "", table(columns, disks, right=("size",)))
+
+
+def _described(vm: SurveyedVm, catalog: Catalog) -> dict[str, Any]:
+    newest = catalog.points_of_vm(vm.uuid)[:1]
+    last: Mapping[str, Any] | None = None
+    if newest:
+        last = {"id": newest[0].id, "created": newest[0].created, "kind": newest[0].kind}
+    described = asdict(vm)
+    return {**described, "disks": list(described["disks"]), "problems": list(vm.problems), "last_point": last}

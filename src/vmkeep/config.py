@@ -1,0 +1,268 @@
+"""Where an installation keeps its things and which host it speaks to.
+
+This is the only place that reads the environment. Precedence: the command line, then the settings file
+(``VMKEEP_HOME/vmkeep.toml``), then the environment, then what is built in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vmkeep.errors import InvalidRequest, NoSpace, PermissionRefused, StoreError, VmkeepError
+
+SETTINGS_FILE = "vmkeep.toml"
+DEFAULT_URI = "qemu:///system"
+DEFAULT_BLOCK_BYTES = 65536
+MAX_WORKERS = 64
+
+_TYPES: Mapping[str, type[str | int]] = {
+    "uri": str,
+    "repository": str,
+    "scratch_dir": str,
+    "run_dir": str,
+    "images_dir": str,
+    "workers": int,
+    "block_bytes": int,
+}
+_DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one command works with.
+
+    ``repository`` is a location: an absolute directory, or a URL of a store. ``scratch_dir`` None lets vmkeep
+    put scratch beside each image. ``run_dir`` holds sockets and must be short (a socket's path ends at 107 bytes).
+    """
+
+    home: Path
+    uri: str
+    repository: str
+    run_dir: Path
+    images_dir: Path
+    workers: int
+    scratch_dir: Path | None = None
+    block_bytes: int = DEFAULT_BLOCK_BYTES
+
+    @property
+    def settings_path(self) -> Path:
+        return self.home / SETTINGS_FILE
+
+    @property
+    def catalog_path(self) -> Path:
+        return self.home / "catalog.sqlite"
+
+    @property
+    def flows_path(self) -> Path:
+        return self.home / "flows.sqlite"
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.home / "keys"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.home / "cache"
+
+    @property
+    def locks_dir(self) -> Path:
+        return self.home / "locks"
+
+    @property
+    def guards_dir(self) -> Path:
+        return self.home / "guards"
+
+    @property
+    def owners_dir(self) -> Path:
+        return self.home / "owners"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.home / "logs"
+
+
+def load_settings(
+    uri: str | None = None,
+    home: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Return the settings of this user; nothing is created.
+
+    Raises InvalidRequest, naming file and key, for a setting that is unknown, of the wrong type or meaningless.
+    """
+    root = os.geteuid() == 0
+    place = _home(home, environ, root=root)
+    found = _read(place / SETTINGS_FILE)
+    settings = Settings(
+        home=place,
+        uri=uri or str(found.get("uri") or environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI),
+        repository=str(found.get("repository", place / "repository")),
+        run_dir=_run_dir(place, environ, root=root),
+        images_dir=Path("/var/lib/libvirt/images"),
+        workers=min(4, max(2, os.cpu_count() or 2)),
+    )
+    directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
+    numbers = {key: int(found[key]) for key in ("workers", "block_bytes") if key in found}
+    return replace(settings, **directories, **numbers)  # type: ignore[arg-type] # mypy joins the two kinds of value
+
+
+def resolve_location(location: str) -> str:
+    """Return a repository's location as it is kept: a URL as it is, a directory absolute."""
+    if "://" in location:
+        return location
+    if not location.strip():
+        raise InvalidRequest("The repository's directory is empty text")
+    return str(Path(location).expanduser().absolute())
+
+
+def prepare_home(settings: Settings) -> None:
+    """Make the home directory, for its owner only, if it is not there.
+
+    Raises PermissionRefused, NoSpace or StoreError naming the directory.
+    """
+    try:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _translated(error, settings.home) from error
+
+
+def save_repository_location(settings: Settings, location: str) -> Settings:
+    """Write the repository's location to the settings file and return the settings with it.
+
+    Every other line of the file stays as it is. The file is replaced as a whole or not at all.
+    """
+    prepare_home(settings)
+    path = settings.settings_path
+    before = _read(path)
+    text = path.read_text("utf-8") if path.exists() else ""
+    lines = text.splitlines(keepends=True)
+    line = f"repository = {_toml_string(location)}\n"
+    kept = [old for old in lines if old.split("=", 1)[0].strip().strip("\"'") != "repository"]
+    changed = line + "".join(kept)
+    try:
+        parsed = tomllib.loads(changed)
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    if parsed != {**before, "repository": location}:
+        raise InvalidRequest(
+            f"{path} cannot be changed without risk to the other settings",
+            path=str(path),
+            hint=f"Write this line into it by hand: {line.strip()}",
+        )
+    _replace_file(path, changed)
+    return replace(settings, repository=location)
+
+
+def _home(home: str | os.PathLike[str] | None, environ: Mapping[str, str], *, root: bool) -> Path:
+    given = home or environ.get("VMKEEP_HOME")
+    if given:
+        return Path(given).expanduser().absolute()
+    if root:
+        return Path("/var/lib/vmkeep")
+    return _user_directory(environ, "XDG_DATA_HOME", ".local/share") / "vmkeep"
+
+
+def _user_directory(environ: Mapping[str, str], name: str, fallback: str) -> Path:
+    given = environ.get(name, "")
+    if given.startswith("/"):  # the XDG base directory specification: relative values are to be ignored
+        return Path(given)
+    return Path(environ.get("HOME") or Path.home()) / fallback
+
+
+def _run_dir(home: Path, environ: Mapping[str, str], *, root: bool) -> Path:
+    if root:
+        return Path("/run/vmkeep")
+    given = environ.get("XDG_RUNTIME_DIR", "")
+    return Path(given) / "vmkeep" if given.startswith("/") else home / "run"
+
+
+def _read(path: Path) -> dict[str, str | int]:
+    try:
+        parsed: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"{path} is not a settings file: {error}", path=str(path), hint="Correct the file; it must be TOML."
+        ) from error
+    except OSError as error:
+        raise _translated(error, path) from error
+    for key, value in parsed.items():
+        _check(path, key, value)
+    return parsed
+
+
+def _check(path: Path, key: str, value: object) -> None:
+    wanted = _TYPES.get(key)
+    if wanted is None:
+        known = ", ".join(sorted(_TYPES))
+        raise _wrong(path, f'{path}: unknown setting "{key}"', f"The settings are: {known}.")
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        kind = "text in quotes" if wanted is str else "a whole number"
+        raise _wrong(path, f'{path}: setting "{key}" must be {kind}', f"Correct {key} in {path}.")
+    directory = key in _DIRECTORIES or (key == "repository" and "://" not in str(value))
+    if directory and not str(value).startswith("/"):
+        raise _wrong(path, f'{path}: setting "{key}" must be an absolute directory', f"Correct {key} in {path}.")
+    number = value if isinstance(value, int) else 0
+    if key == "workers" and not 1 <= number <= MAX_WORKERS:
+        raise _wrong(path, f'{path}: setting "workers" must be 1 to {MAX_WORKERS}', f"Correct workers in {path}.")
+    if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
+        raise _wrong(
+            path, f'{path}: setting "block_bytes" must be a power of two from 4096', f"Correct block_bytes in {path}."
+        )
+
+
+def _wrong(path: Path, message: str, hint: str) -> InvalidRequest:
+    return InvalidRequest(message, path=str(path), hint=hint)
+
+
+def _toml_string(value: str) -> str:
+    """Return a TOML basic string: JSON's escapes are a subset of TOML's, except that TOML wants DEL escaped too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _replace_file(path: Path, text: str) -> None:
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("The location is not valid UTF-8 and cannot be written to a settings file") from error
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(beside).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(beside).unlink()
+            raise
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise _translated(error, path) from error
+
+
+def _translated(error: OSError, path: Path) -> VmkeepError:
+    kinds: dict[int | None, type[VmkeepError]] = {
+        errno.EACCES: PermissionRefused,
+        errno.EPERM: PermissionRefused,
+        errno.EROFS: PermissionRefused,
+        errno.ENOSPC: NoSpace,
+        errno.EDQUOT: NoSpace,
+    }
+    kind = kinds.get(error.errno, StoreError)
+    return kind(f"{path}: {error.strerror or error}", path=str(path))

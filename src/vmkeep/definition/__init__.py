@@ -1,0 +1,35 @@
+"""A domain's XML: what of it vmkeep must know, and the same XML made fit for another place."""
+
+from __future__ import annotations
+
+from vmkeep.definition.model import (
+    DefinedDisk,
+    Definition,
+    DefinitionError,
+    Firmware,
+    FirmwareKind,
+    Interface,
+    SecurityLabel,
+    SourceKind,
+    TpmBackend,
+    TpmDevice,
+)
+from vmkeep.definition.reading import parse_definition
+from vmkeep.definition.remapping import DiskPlacement, Remap, remap
+
+__all__ = [
+    "DefinedDisk",
+    "Definition",
+    "DefinitionError",
+    "DiskPlacement",
+    "Firmware",
+    "FirmwareKind",
+    "Interface",
+    "Remap",
+    "SecurityLabel",
+    "SourceKind",
+    "TpmBackend",
+    "TpmDevice",
+    "parse_definition",
+    "remap",
+]

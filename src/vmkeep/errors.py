@@ -1,0 +1,345 @@
+"""The one tree of errors that reach a user.
+
+Each class has a stable code (for programs), an exit status (for scripts), an HTTP status (for the server to
+come) and a hint: what to do next. Adapters translate foreign errors once, with ``from``; nothing else does.
+Exit statuses, by what the caller may do: 2 the request is wrong, 3 to 9 a thing is missing or there already,
+10 to 19 the state of the VM or host forbids it, 20 to 29 stored data cannot be trusted, 30 to 39 a service
+failed, 40 to 49 keys, 130 and 143 the operation was ended by a signal, 1 a fault of vmkeep itself.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VmkeepError(Exception):
+    """Base of all errors: what happened, to which VM, disk or file, and what to do next.
+
+    ``message`` is one sentence without a final full stop. ``vm``, ``disk`` and ``path`` name the thing it
+    happened to, as the user knows it. ``hint`` replaces the hint of the class where the place knows better.
+    """
+
+    code: ClassVar[str] = "internal-error"
+    exit_status: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+    default_hint: ClassVar[str] = "This is a fault of vmkeep. Run the command again with --debug and send the log."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        vm: str | None = None,
+        disk: str | None = None,
+        path: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.vm = vm
+        self.disk = disk
+        self.path = path
+        self.hint = hint if hint is not None else self.default_hint
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the error as the JSON object that ``--json`` prints."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "vm": self.vm,
+            "disk": self.disk,
+            "path": self.path,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, str | None]) -> VmkeepError:
+        """Return the error that ``as_dict`` wrote, as its own class where the code is known."""
+        kind = error_classes().get(value.get("code") or "", VmkeepError)
+        error = kind(
+            value.get("message") or "unknown error",
+            vm=value.get("vm"),
+            disk=value.get("disk"),
+            path=value.get("path"),
+            hint=value.get("hint"),
+        )
+        return error
+
+
+def error_classes() -> dict[str, type[VmkeepError]]:
+    """Return every class of the tree by its code."""
+    found: dict[str, type[VmkeepError]] = {}
+    pending: list[type[VmkeepError]] = [VmkeepError]
+    while pending:
+        kind = pending.pop()
+        found.setdefault(kind.code, kind)
+        pending.extend(kind.__subclasses__())
+    return found
+
+
+# -- the request is wrong --------------------------------------------------------------------------------------
+
+
+class InvalidRequest(VmkeepError):
+    """An argument or a setting that cannot be meant."""
+
+    code = "invalid-request"
+    exit_status = 2
+    http_status = 400
+    default_hint = "See the command's --help."
+
+
+class ChoiceRequired(InvalidRequest):
+    """Two outcomes are possible and neither may be guessed."""
+
+    code = "choice-required"
+    http_status = 409
+    default_hint = "Run the command again with the choice as an option."
+
+
+# -- missing, or there already ---------------------------------------------------------------------------------
+
+
+class VmNotFound(VmkeepError):
+    """No VM of that name or UUID on the host."""
+
+    code = "vm-not-found"
+    exit_status = 3
+    http_status = 404
+    default_hint = "`vmkeep vm list` shows the VMs of this host; -c URI names another one."
+
+
+class PointNotFound(VmkeepError):
+    """No point of that id, or an abbreviation that fits several."""
+
+    code = "point-not-found"
+    exit_status = 4
+    http_status = 404
+    default_hint = "`vmkeep points` lists the points that can be restored."
+
+
+class RepositoryNotFound(VmkeepError):
+    """Nothing that is a repository at that place."""
+
+    code = "repository-not-found"
+    exit_status = 5
+    http_status = 404
+    default_hint = "Check the directory and whether it is mounted; `vmkeep init --repository DIR` makes a new repository."
+
+
+class TargetExists(VmkeepError):
+    """A file or VM is where something should be written."""
+
+    code = "target-exists"
+    exit_status = 6
+    http_status = 409
+    default_hint = "Choose another name or directory, or give --force to overwrite files (never a VM)."
+
+
+class HostFileMissing(VmkeepError):
+    """A file or directory on the host that the operation needs is not there."""
+
+    code = "host-file-missing"
+    exit_status = 7
+    http_status = 409
+    default_hint = "Put the file or directory in place and run the command again."
+
+
+# -- the state of the VM or the host forbids it ----------------------------------------------------------------
+
+
+class VmNotRunning(VmkeepError):
+    """The VM is off, and this operation needs it running."""
+
+    code = "vm-not-running"
+    exit_status = 10
+    http_status = 409
+    default_hint = "Start the VM and run the command again."
+
+
+class VmBusy(VmkeepError):
+    """Another operation holds the VM."""
+
+    code = "vm-busy"
+    exit_status = 11
+    http_status = 409
+    default_hint = "Wait for the other operation to end and run the command again."
+
+
+class DiskUnsupported(VmkeepError):
+    """A disk that this release cannot include in a point."""
+
+    code = "disk-unsupported"
+    exit_status = 12
+    http_status = 409
+    default_hint = "Leave the disk out by name with --exclude TARGET; the point then says that it lacks it."
+
+
+class StateUnsupported(VmkeepError):
+    """TPM or firmware state that cannot be captured or put back."""
+
+    code = "state-unsupported"
+    exit_status = 13
+    http_status = 409
+    default_hint = "`vmkeep vm show VM` says what of the VM's state cannot be kept."
+
+
+class PermissionRefused(VmkeepError):
+    """The host refused access."""
+
+    code = "permission-denied"
+    exit_status = 14
+    http_status = 403
+    default_hint = "Run vmkeep as root, or as a user who may read and write the file named."
+
+
+# -- stored data cannot be trusted -----------------------------------------------------------------------------
+
+
+class IntegrityError(VmkeepError):
+    """What is stored is not what was written."""
+
+    code = "damaged"
+    exit_status = 20
+    default_hint = "Run `vmkeep verify --all` to see which points are harmed; the others can still be restored."
+
+
+class ObjectDamaged(IntegrityError):
+    """An object of the repository was changed, cut or swapped."""
+
+    code = "object-damaged"
+
+
+class ObjectMissing(IntegrityError):
+    """An object that a point needs is not in the repository."""
+
+    code = "object-missing"
+    exit_status = 21
+
+
+class RepositoryForeign(VmkeepError):
+    """A directory that holds something else, or a repository of a newer major version."""
+
+    code = "repository-foreign"
+    exit_status = 22
+    http_status = 409
+    default_hint = "Choose another directory; nothing was changed in this one."
+
+
+class StateTorn(IntegrityError):
+    """A state file that changed while it was read, or is not what it should be."""
+
+    code = "state-torn"
+    exit_status = 23
+    default_hint = "Run the command again; if it stays so, look at the file named: swtpm may not be able to read it either."
+
+
+# -- a service failed ------------------------------------------------------------------------------------------
+
+
+class HypervisorError(VmkeepError):
+    """libvirt or QEMU refused or failed an operation."""
+
+    code = "hypervisor-error"
+    exit_status = 30
+    http_status = 502
+    default_hint = "The message is libvirt's own; the VM was left as it was found."
+
+
+class HypervisorUnavailable(HypervisorError):
+    """libvirt cannot be reached."""
+
+    code = "hypervisor-unavailable"
+    exit_status = 31
+    http_status = 503
+    default_hint = "Check that libvirtd runs and that the URI (-c, LIBVIRT_DEFAULT_URI) is right."
+
+
+class JobAborted(HypervisorError):
+    """The backup job ended before the point was complete."""
+
+    code = "job-aborted"
+    exit_status = 32
+    default_hint = "No point was made and the earlier ones are whole; run the command again."
+
+
+class TransferError(VmkeepError):
+    """Disk data could not be read from QEMU or written to a file."""
+
+    code = "transfer-error"
+    exit_status = 33
+    http_status = 502
+    default_hint = "No point or restored file was left behind; the message says which side failed."
+
+
+class NoSpace(VmkeepError):
+    """A file system is full."""
+
+    code = "no-space"
+    exit_status = 34
+    http_status = 507
+    default_hint = "Free space where the path says and run the command again; what was there is unharmed."
+
+
+class StoreError(VmkeepError):
+    """The repository's storage failed."""
+
+    code = "store-error"
+    exit_status = 35
+    http_status = 502
+    default_hint = "Check the storage that holds the repository and run the command again."
+
+
+class CatalogError(VmkeepError):
+    """The catalogue cannot be read or written."""
+
+    code = "catalog-error"
+    exit_status = 36
+    default_hint = "If the file is damaged, move it aside and run `vmkeep init --adopt` to rebuild it from the repository."
+
+
+class OperationFailed(VmkeepError):
+    """Several things were asked for and not all were done."""
+
+    code = "incomplete"
+    exit_status = 37
+    default_hint = "Each failure is listed with its own message."
+
+
+# -- keys ------------------------------------------------------------------------------------------------------
+
+
+class KeyMissing(VmkeepError):
+    """The key that opens the repository is not on this host."""
+
+    code = "key-missing"
+    exit_status = 40
+    http_status = 409
+    default_hint = "Import it with `vmkeep key import FILE`; it was printed by `vmkeep key export`."
+
+
+class WrongKey(VmkeepError):
+    """A key that does not open this repository, or a passphrase that does not open the key."""
+
+    code = "wrong-key"
+    exit_status = 41
+    http_status = 403
+    default_hint = "Check the passphrase and that the key belongs to this repository."
+
+
+# -- ended from outside ----------------------------------------------------------------------------------------
+
+
+class Interrupted(VmkeepError):
+    """Ctrl-C, or SIGINT."""
+
+    code = "interrupted"
+    exit_status = 130
+    http_status = 499
+    default_hint = "The operation was ended and cleaned up; run the command again when it suits."
+
+
+class Terminated(Interrupted):
+    """SIGTERM."""
+
+    code = "terminated"
+    exit_status = 143

@@ -1,0 +1,1 @@
+"""Durable workflows: one file per verb. A flow reaches a machine only through the Host protocol."""

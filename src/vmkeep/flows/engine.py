@@ -1,0 +1,225 @@
+"""Running flows in this process: DBOS with an executor id of its own, and what a dead process left behind.
+
+Each process has its own executor id, because with DBOS's default one a second process runs the steps of the
+first again (seen). A lock on a file named after the id proves that the process lives. At its start an engine
+looks for flows whose owner is dead and undoes or finishes them, by the rule at the head of each flow.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import structlog
+from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
+
+from vmkeep.catalog import OperationState
+from vmkeep.errors import Interrupted, VmkeepError
+from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
+from vmkeep.flows.premises import Premises
+from vmkeep.flows.requests import (
+    FilesRestored,
+    PointTaken,
+    RestoreFiles,
+    RestoreVm,
+    TakePoint,
+    VmRestored,
+)
+from vmkeep.flows.restore_files import restore_files
+from vmkeep.flows.restore_vm import restore_vm
+from vmkeep.flows.services import Services
+from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
+from vmkeep.flows.take_point import remove_point, take_point
+from vmkeep.flows.values import FlowSerializer
+from vmkeep.host.local import LocalHost
+from vmkeep.host.lock import FileLock
+from vmkeep.host.safety import rescue_abandoned
+from vmkeep.host.survey import Progress
+
+_log = structlog.get_logger(__name__)
+R = TypeVar("R")
+Watch = Callable[[Progress], None]
+
+_FLOWS: tuple[Flow[Any, Any], ...] = (take_point, restore_files, restore_vm)
+# One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
+# an older one began is a rule for those who change a flow (docs/internals/flows.md).
+_APPLICATION_VERSION = "1"
+
+
+class Engine:
+    """Runs flows. One a process; use it with ``with``. ``recovered`` tells what was undone or finished at start."""
+
+    def __init__(self, premises: Premises) -> None:
+        self._premises = premises
+        self._host = LocalHost(premises.settings, lambda: premises.repository)
+        self._cancelled: VmkeepError | None = None
+        self._watch: Watch = _unwatched
+        self._executor = uuid.uuid4().hex
+        self._alive: FileLock | None = None
+        self.recovered: tuple[str, ...] = ()
+
+    def __enter__(self) -> Self:
+        settings = self._premises.settings
+        self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
+        self._launch(settings.flows_path)
+        self.recovered = (*rescue_abandoned(settings.guards_dir), *self._recover())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        DBOS.destroy(destroy_registry=True)
+        self._host.close()
+        if self._alive is not None:
+            self._alive.release()
+
+    # -- what can be asked -------------------------------------------------------------------------------------
+
+    def take_point(self, request: TakePoint, watch: Watch) -> PointTaken:
+        """Take a point; raises the error that ended it, after everything was undone."""
+        return self._run(take_point, request, request.vm, watch)
+
+    def restore_files(self, request: RestoreFiles, watch: Watch) -> FilesRestored:
+        """Restore to files."""
+        return self._run(restore_files, request, None, watch)
+
+    def restore_vm(self, request: RestoreVm, watch: Watch) -> VmRestored:
+        """Restore as a VM."""
+        return self._run(restore_vm, request, request.name, watch)
+
+    def delete_point(self, point_id: str) -> None:
+        """Delete a point from the catalogue and the repository; can be repeated after a crash in between."""
+        services = self._services()
+        # The object first: a point that is only in the catalogue is told by verify, one that is only in the
+        # repository would come back at the next adoption.
+        services.repository().delete_point(point_id)
+        services.catalog.forget_point(point_id)
+
+    def cancel(self, reason: Interrupted) -> None:
+        """End the running operation with ``reason``, cleaned up as after any failure. For signal handlers."""
+        self._cancelled = reason
+
+    # -- DBOS --------------------------------------------------------------------------------------------------
+
+    def _launch(self, path: Path) -> None:
+        # DBOS logs to the console, and every failed step with a traceback; errors reach the user another way.
+        logging.getLogger("dbos").setLevel(logging.CRITICAL + 1)
+        config: DBOSConfig = {
+            "name": "vmkeep",
+            "system_database_url": f"sqlite:///{path}",
+            "executor_id": self._executor,
+            "application_version": _APPLICATION_VERSION,
+            "serializer": FlowSerializer(),
+            "log_level": "CRITICAL",
+            "notification_listener_polling_interval_sec": 0.1,
+        }
+        DBOS(config=config)
+        self._workflows = {
+            declared.name: DBOS.workflow(name=declared.name)(workflow_of(declared, self._services))
+            for declared in _FLOWS
+        }
+        DBOS.launch()
+        path.chmod(0o600)
+
+    def _services(self) -> Services:
+        return Services(
+            host=self._host,
+            catalog=self._premises.catalog,
+            repository=lambda: self._premises.repository,
+            stop=self._stop,
+            watch=self._tell,
+        )
+
+    def _stop(self) -> None:
+        if self._cancelled is not None:
+            raise self._cancelled
+
+    def _tell(self, progress: Progress) -> None:
+        self._watch(progress)
+
+    def _run(self, declared: Flow[Any, R], request: Any, vm: str | None, watch: Watch) -> R:
+        self._stop()
+        operation = uuid.uuid4().hex
+        catalog = self._premises.catalog
+        self._watch = watch
+        catalog.begin_operation(operation, declared.name, vm, self._executor, {})
+        try:
+            with SetWorkflowID(operation):
+                result: R = self._workflows[declared.name](request)
+        except VmkeepError as error:
+            self._end(operation, OperationState.FAILED, error)
+            raise
+        except Exception as error:
+            fault = VmkeepError(f"{type(error).__name__}: {error}")
+            _log.exception("fault", operation=operation, flow=declared.name)
+            self._end(operation, OperationState.FAILED, fault)
+            raise fault from error
+        finally:
+            self._watch = _unwatched
+        self._end(operation, OperationState.DONE, None)
+        return result
+
+    def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
+        """Note how the operation ended; a catalogue that fails here must not hide what happened."""
+        with suppress(VmkeepError):
+            self._premises.catalog.move_operation(
+                operation, self._executor, state, error.as_dict() if error is not None else None
+            )
+
+    # -- flows of dead processes -------------------------------------------------------------------------------
+
+    def _recover(self) -> tuple[str, ...]:
+        told: list[str] = []
+        for status in DBOS.list_workflows(status=["PENDING", "ENQUEUED"]):
+            owner = status.executor_id or ""
+            if owner == self._executor:
+                continue
+            # Holding the dead owner's lock keeps two commands from recovering the same flow.
+            lock = FileLock.try_acquire(self._premises.settings.owners_dir / f"{owner}.lock")
+            if lock is None:
+                continue
+            with lock:
+                told.extend(self._recover_one(status))
+        return tuple(told)
+
+    def _recover_one(self, status: WorkflowStatus) -> list[str]:
+        rule = next((declared.after_crash for declared in _FLOWS if declared.name == status.name), AfterCrash.UNDO)
+        operation, owner = status.workflow_id, status.executor_id or ""
+        with suppress(VmkeepError):
+            self._premises.catalog.take_over_operation(operation, owner, self._executor)
+        try:
+            if rule is AfterCrash.UNDO:
+                return [self._undo(operation, status.name)]
+            return [self._finish(operation, status.name)]
+        except VmkeepError as error:
+            return [f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"]
+
+    def _undo(self, operation: str, name: str) -> str:
+        """Remove what a point left in repository and catalogue; the guest was made safe by its guardian."""
+        DBOS.cancel_workflow(operation)
+        if name == TAKE_POINT and any(point == operation for point in self._premises.catalog.point_ids()):
+            # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
+            self._end(operation, OperationState.DONE, None)
+            return f"point {operation} was complete when its process was killed"
+        remove_point(self._services(), operation)
+        self._end(operation, OperationState.FAILED, Interrupted("the process was killed"))
+        return f"an interrupted point ({operation}) was removed from the repository"
+
+    def _finish(self, operation: str, name: str) -> str:
+        handle: Any = DBOS.resume_workflow(operation)
+        try:
+            handle.get_result(polling_interval_sec=0.05)
+        except VmkeepError as error:
+            self._end(operation, OperationState.FAILED, error)
+            return f"an interrupted operation ({name} {operation}) could not be finished and was undone: {error}"
+        self._end(operation, OperationState.DONE, None)
+        return f"an interrupted operation ({name} {operation}) was finished"
+
+
+def _unwatched(_progress: Progress) -> None:
+    return

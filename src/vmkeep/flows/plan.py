@@ -1,0 +1,102 @@
+"""Flows and their steps: durable through DBOS, undone in reverse when one fails.
+
+DBOS records each step's result; what it lacks, and what is here, is compensation: each step may bring an undo,
+which gets that step's result. A step cleans up after itself when it fails; the undos are for the steps before
+it. What happens to a flow whose process died is the rule that stands at its head: a point is undone, because
+nothing can continue an instant that has passed; a restore is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, TypeVar, TypeVarTuple
+
+import structlog
+from dbos import DBOS
+
+from vmkeep.flows.services import Services
+
+_log = structlog.get_logger(__name__)
+Ts = TypeVarTuple("Ts")
+R = TypeVar("R")
+Q = TypeVar("Q")
+
+
+class AfterCrash(Enum):
+    """What the next command does with a flow whose process is dead."""
+
+    UNDO = "undo"
+    FINISH = "finish"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow(Generic[Q, R]):
+    """A workflow: its stable name, its rule after a crash, and its steps."""
+
+    name: str
+    after_crash: AfterCrash
+    run: Callable[[Plan, Q], R]
+
+
+def flow(name: str, *, after_crash: AfterCrash) -> Callable[[Callable[[Plan, Q], R]], Flow[Q, R]]:
+    """Declare a function of a plan and a request as a flow."""
+
+    def declare(function: Callable[[Plan, Q], R]) -> Flow[Q, R]:
+        return Flow(name, after_crash, function)
+
+    return declare
+
+
+class Plan:
+    """One run of a flow. Steps are numbered by DBOS in the order of the calls, so that order must not vary."""
+
+    def __init__(self, services: Services, operation: str) -> None:
+        self.services = services
+        self.operation = operation
+        self._undos: list[tuple[str, Callable[[], object]]] = []
+
+    def step(self, function: Callable[[*Ts], R], *args: *Ts, undo: Callable[[R], object] | None = None) -> R:
+        """Run one durable step and return its result; on a resumed flow a step that ended is not run again."""
+        self.services.stop()
+        name = getattr(function, "__name__", type(function).__name__)
+        _log.debug("step", operation=self.operation, step=name)
+        result = DBOS.run_step({"name": name}, function, *args)
+        if undo is not None:
+            self._undos.append((name, lambda: undo(result)))
+        return result
+
+    def undo_all(self, cause: BaseException) -> None:
+        """Undo what was done, last first. An undo that fails is told with the cause and does not stop the others."""
+        while self._undos:
+            name, undo = self._undos.pop()
+            try:
+                DBOS.run_step({"name": f"undo_{name}"}, _nothing_returned(undo))
+            except Exception as error:
+                _log.error("undo failed", operation=self.operation, step=name, error=str(error))
+                cause.add_note(f"undoing {name} failed as well: {error}")
+
+
+def _nothing_returned(undo: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        undo()
+
+    return run
+
+
+def workflow_of(declared: Flow[Any, Any], services: Callable[[], Services]) -> Callable[[Any], Any]:
+    """Return the function that DBOS registers for a flow."""
+
+    def run(request: Any) -> Any:
+        operation = DBOS.workflow_id
+        assert operation is not None
+        plan = Plan(services(), operation)
+        try:
+            return declared.run(plan, request)
+        except Exception as error:
+            plan.undo_all(error)
+            raise
+
+    run.__name__ = run.__qualname__ = declared.name
+    return run

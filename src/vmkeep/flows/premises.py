@@ -1,0 +1,295 @@
+"""What an installation has: settings, catalogue, key and repository; opened when first asked for.
+
+The repository, and with it cryptography and obstore, is imported only by what needs it: a command that lists
+points reads the catalogue alone and must start fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, cast
+
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState
+from vmkeep.config import Settings, prepare_home, resolve_location, save_repository_location
+from vmkeep.errors import (
+    IntegrityError,
+    InvalidRequest,
+    KeyMissing,
+    RepositoryForeign,
+    RepositoryNotFound,
+    TargetExists,
+)
+from vmkeep.host.lock import FileLock
+
+if TYPE_CHECKING:
+    from vmkeep.keys import KeyFile, KeyMaterial
+    from vmkeep.repository import PointRecord, Repository
+
+_WAIT_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedPoint:
+    """A point object that could not be adopted, and why."""
+
+    point: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitReport:
+    """What `vmkeep init` did. ``created``: the repository is new; ``adopted_*`` count what the catalogue gained."""
+
+    repository: str
+    location: str
+    key: str
+    key_path: str
+    created: bool
+    adopted_points: int = 0
+    adopted_vms: int = 0
+    damaged: tuple[DamagedPoint, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedKey:
+    """A key that is on this host now; ``new`` is False when it was there already."""
+
+    key: str
+    path: str
+    new: bool
+
+
+class Premises:
+    """Settings, catalogue, key and repository of one installation. Close it, or use it with ``with``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._key: KeyFile | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened."""
+        opened = self.__dict__.pop("catalog", None)
+        if opened is not None:
+            opened.close()
+        self.__dict__.pop("repository", None)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalogue; made if there is none. Raises CatalogError, PermissionRefused, NoSpace."""
+        prepare_home(self.settings)
+        return Catalog.open(self.settings.catalog_path)
+
+    @cached_property
+    def repository(self) -> Repository:
+        """The repository that this catalogue's points are in.
+
+        Raises RepositoryNotFound, KeyMissing, WrongKey, or RepositoryForeign when another one is at its place.
+        """
+        repository = self._open(self.settings.repository)
+        known = self.catalog.repository()
+        if known is not None and known.id != repository.id:
+            raise RepositoryForeign(
+                f"{repository.location} is not the repository of this installation's points",
+                path=repository.location,
+                hint=f"The one it was is {known.id}, last seen at {known.location}. "
+                "To use this one, take it over with `vmkeep init --adopt` under another VMKEEP_HOME.",
+            )
+        return repository
+
+    def ensure(self) -> InitReport | None:
+        """Initialise on first use; return the report then, and None when there was nothing to do.
+
+        An installation that had a repository never gets another one by itself: when its directory is empty, a
+        mount is missing, and a new repository there would hide the points.
+        """
+        if self.catalog.repository() is not None:
+            return None
+        return self.initialise()
+
+    def initialise(self, repository: str | None = None, *, adopt: bool = False) -> InitReport:
+        """Make catalogue, key and repository, or take over an existing repository and rebuild the catalogue.
+
+        Doing it again changes nothing. Raises TargetExists for a repository with points that is not this
+        installation's (``adopt`` takes it over), InvalidRequest when this installation's points are elsewhere,
+        RepositoryForeign, RepositoryNotFound, KeyMissing, WrongKey.
+        """
+        location = resolve_location(repository if repository is not None else self.settings.repository)
+        prepare_home(self.settings)
+        with self._alone():
+            if adopt:
+                return self._adopt(location)
+            try:
+                found = self._open(location)
+            except RepositoryNotFound:
+                found = None
+            if found is not None:
+                return self._use_existing(found)
+            return self._create(location)
+
+    def key_export(self, passphrase: str) -> str:
+        """Return the repository's key as printable text, sealed with a passphrase."""
+        from vmkeep.keys import export_key
+
+        self.repository  # noqa: B018  opening it is what chooses the key that opens it
+        assert self._key is not None
+        return export_key(self._key, passphrase)
+
+    def key_import(self, text: str, passphrase: str) -> ImportedKey:
+        """Store an exported key on this host. Raises WrongKey, InvalidRequest, PermissionRefused, NoSpace."""
+        from vmkeep.keys import KeyFile, import_key
+
+        key = import_key(text, passphrase)
+        prepare_home(self.settings)
+        try:
+            stored = key.save(self.settings.keys_dir)
+        except TargetExists:
+            # Loading proves that what is there is sound and is this key.
+            present = KeyFile.find(self.settings.keys_dir, key.key_id)
+            return ImportedKey(present.key_id, str(present.path), new=False)
+        return ImportedKey(stored.key_id, str(stored.path), new=True)
+
+    def _create(self, location: str) -> InitReport:
+        from vmkeep.keys import KeyFile
+        from vmkeep.repository import Repository
+
+        known = self.catalog.repository()
+        if known is not None and self.catalog.points():
+            raise InvalidRequest(
+                f"The points of this installation are in {known.location}, and {location} has no repository",
+                path=location,
+                hint="Mount or put back the repository there; for another one, set another VMKEEP_HOME.",
+            )
+        key = KeyFile.generate(self.settings.keys_dir)
+        try:
+            repository = Repository.create(location, key)
+        except BaseException:
+            # The key opens nothing; it must not be taken for the one that matters.
+            if key.path is not None:
+                key.path.unlink(missing_ok=True)
+            raise
+        self._key = key
+        return self._take(repository, created=True)
+
+    def _use_existing(self, repository: Repository) -> InitReport:
+        known = self.catalog.repository()
+        if (known is None or known.id != repository.id) and next(iter(repository.point_ids()), None) is not None:
+            raise TargetExists(
+                f"{repository.location} is a repository with points already",
+                path=repository.location,
+                hint="Take it over with `vmkeep init --adopt`; that adds its points to the catalogue.",
+            )
+        return self._take(repository, created=False)
+
+    def _adopt(self, location: str) -> InitReport:
+        repository = self._open(location)
+        report = self._take(repository, created=False)
+        found: list[tuple[CatalogPoint, tuple[CatalogState, ...]]] = []
+        damaged: list[DamagedPoint] = []
+        for point_id in repository.point_ids():
+            try:
+                record = repository.point(point_id)
+            except IntegrityError as error:
+                damaged.append(DamagedPoint(point_id, error.message))
+            else:
+                found.append((catalog_point(record), catalog_states(record)))
+        adopted = self.catalog.adopt(found)
+        return replace(
+            report,
+            adopted_points=adopted.points,
+            adopted_vms=adopted.vms,
+            damaged=tuple(damaged),
+            warnings=adopted.conflicts,
+        )
+
+    def _take(self, repository: Repository, *, created: bool) -> InitReport:
+        """Make the repository this installation's own: in the settings, then in the catalogue."""
+        known = self.catalog.repository()
+        if known is not None and known.id != repository.id and self.catalog.points():
+            raise InvalidRequest(
+                f"The points of this installation are in another repository ({known.location})",
+                path=repository.location,
+                hint="Use another VMKEEP_HOME for another repository.",
+            )
+        if repository.location != self.settings.repository:
+            self.settings = save_repository_location(self.settings, repository.location)
+        self.catalog.use_repository(repository.id, repository.location)
+        self.__dict__["repository"] = repository
+        assert self._key is not None
+        return InitReport(
+            repository=repository.id,
+            location=repository.location,
+            key=self._key.key_id,
+            key_path=str(self._key.path),
+            created=created,
+        )
+
+    def _open(self, location: str) -> Repository:
+        from vmkeep.repository import Repository
+
+        return Repository.open(location, self._find_key)
+
+    def _find_key(self, recipients: Sequence[str]) -> KeyMaterial:
+        from vmkeep.keys import KeyFile
+
+        for key_id in recipients:
+            with contextlib.suppress(KeyMissing):
+                self._key = KeyFile.find(self.settings.keys_dir, key_id)
+                return self._key
+        raise KeyMissing(
+            f"None of the keys that open the repository is on this host: {', '.join(recipients)}",
+            path=str(self.settings.keys_dir),
+        )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep two commands from initialising at once: the second then finds what the first has made."""
+        path = Path(self.settings.locks_dir) / "init.lock"
+        while (lock := FileLock.try_acquire(path, "init")) is None:
+            time.sleep(_WAIT_SECONDS)
+        with lock:
+            yield
+
+
+def catalog_point(record: PointRecord) -> CatalogPoint:
+    """Return the catalogue's row for a point of the repository."""
+    return CatalogPoint(
+        id=record.id,
+        vm_uuid=record.vm_uuid,
+        vm_name=record.vm_name,
+        kind=cast('Literal["full", "incremental"]', record.kind),
+        parent=record.parent,
+        created=record.created,
+        host=record.host,
+        checkpoint=record.checkpoint,
+        pause_ms=record.pause_ms,
+        labels=dict(record.labels),
+        document=record.as_json(),
+    )
+
+
+def catalog_states(record: PointRecord) -> tuple[CatalogState, ...]:
+    """Return the catalogue's rows for the state versions that a point holds."""
+    return tuple(
+        CatalogState(
+            id=state.version_id,
+            vm_uuid=record.vm_uuid,
+            kind=cast('Literal["tpm", "nvram"]', state.kind),
+            generation=state.generation,
+            sha256=state.sha256,
+            size_bytes=state.size_bytes,
+            created=record.created,
+        )
+        for state in record.states
+    )

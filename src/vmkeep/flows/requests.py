@@ -1,0 +1,86 @@
+"""What a flow is asked for and what it answers: plain values, stored with the flow and printed as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class TpmChoice(StrEnum):
+    """Whose TPM a restored VM gets when its identity is in use already."""
+
+    SAME = "same"
+    NEW = "new"
+
+
+class ImageFormat(StrEnum):
+    """Format of restored disk images."""
+
+    QCOW2 = "qcow2"
+    RAW = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class TakePoint:
+    """Take a point of one VM. ``vm`` is a name or a UUID; ``exclude`` names disks by target."""
+
+    vm: str
+    full: bool = False
+    exclude: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PointTaken:
+    """The point as the JSON object that `vmkeep backup --json` prints under "point"."""
+
+    point: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFiles:
+    """Write a point's disks, NVRAM, TPM directory and definition into a directory."""
+
+    point: str
+    output: str
+    image_format: ImageFormat = ImageFormat.QCOW2
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FilesRestored:
+    """``files`` are absolute paths, disks first; ``bytes_written`` counts data, not holes."""
+
+    point: str
+    output: str
+    files: tuple[str, ...]
+    bytes_written: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreVm:
+    """Make a VM of a point. ``disks_dir`` None means each disk's own directory."""
+
+    point: str
+    name: str
+    tpm: TpmChoice | None = None
+    disks_dir: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VmRestored:
+    """The VM that was made. ``identity`` is "same" (UUID and MACs of the original) or "new"."""
+
+    point: str
+    name: str
+    uuid: str
+    identity: str
+    tpm: str
+    files: tuple[str, ...]
+    bytes_written: int
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,74 @@
+"""Restore a point as a VM that starts: disks, NVRAM and TPM in place first, the definition last."""
+
+from __future__ import annotations
+
+from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.requests import RestoreVm, VmRestored
+from vmkeep.flows.restore_files import discard_replaced, publish, withdraw
+from vmkeep.host.tasks import DefineVm, DeliverItems, ItemsDelivered, PrepareVm, UndefineVm, VmPrepared
+
+
+@flow("restore.vm", after_crash=AfterCrash.FINISH)
+def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
+    """Make a VM of a point. When any part fails, nothing is defined and no file of it stays."""
+    prepared = plan.step(prepare, plan, request)
+    items = prepared.items
+    delivered = plan.step(deliver, plan, request, prepared, undo=lambda _: withdraw(plan, items))
+    plan.step(publish, plan, items, request.force)
+    plan.step(define, plan, prepared, undo=lambda _: undefine(plan, prepared))
+    plan.step(note_vm, plan, prepared)
+    plan.step(discard_replaced, plan, items)
+    return VmRestored(
+        point=request.point,
+        name=prepared.name,
+        uuid=prepared.uuid,
+        identity=prepared.identity,
+        tpm=prepared.tpm,
+        files=tuple(item.final for item in items),
+        bytes_written=delivered.bytes_written,
+        warnings=prepared.warnings,
+    )
+
+
+def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
+    """Decide identity and paths; asks for a choice where two outcomes are possible."""
+    services = plan.services
+    point = services.catalog.find_point(request.point)
+    known = services.catalog.vm(point.vm_uuid)
+    here = services.host.identity().uuid
+    elsewhere = known is not None and not known.adopted and known.host_uuid not in (None, here)
+    task = PrepareVm(
+        point_id=point.id,
+        name=request.name,
+        tpm=str(request.tpm) if request.tpm is not None else None,
+        disks_dir=request.disks_dir,
+        force=request.force,
+        elsewhere=elsewhere,
+    )
+    prepared: VmPrepared = services.on_host(plan.operation, task)
+    return prepared
+
+
+def deliver(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> ItemsDelivered:
+    """Write disks, NVRAM and TPM beside their places, owned as the hypervisor expects."""
+    task = DeliverItems(request.point, prepared.items, for_hypervisor=True)
+    delivered: ItemsDelivered = plan.services.on_host(plan.operation, task)
+    return delivered
+
+
+def define(plan: Plan, prepared: VmPrepared) -> None:
+    """Define the VM."""
+    plan.services.on_host(plan.operation, DefineVm(prepared.name, prepared.uuid, prepared.definition))
+
+
+def undefine(plan: Plan, prepared: VmPrepared) -> None:
+    """Undo ``define``."""
+    plan.services.on_host(plan.operation, UndefineVm(prepared.uuid))
+
+
+def note_vm(plan: Plan, prepared: VmPrepared) -> None:
+    """Let the catalogue know the VM and where it lives."""
+    services = plan.services
+    host = services.host.identity()
+    services.catalog.see_host(host.uuid, host.name)
+    services.catalog.see_vm(prepared.uuid, prepared.name, host.uuid)

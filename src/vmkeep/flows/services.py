@@ -1,0 +1,59 @@
+"""What a flow works with, given to it and not found by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vmkeep.catalog import Catalog
+from vmkeep.errors import VmkeepError
+from vmkeep.host.protocol import Host, TaskState
+from vmkeep.host.survey import Progress
+from vmkeep.host.tasks import Task
+from vmkeep.repository import Repository
+
+_POLL_SECONDS = 0.02
+_PROGRESS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The collaborators of flows. ``stop`` raises when the operation was cancelled; ``watch`` is told of progress."""
+
+    host: Host
+    catalog: Catalog
+    repository: Callable[[], Repository]
+    stop: Callable[[], None]
+    watch: Callable[[Progress], None]
+
+    def on_host(self, operation: str, task: Task) -> Any:
+        """Run a task on the host to its end and return its result, or raise its error.
+
+        Starting the same operation's task twice is harmless, so this is a step's body. Cancelling reaches the
+        task at its next look; its own clean-up is waited for.
+        """
+        self.host.start(operation, task)
+        told: Progress | None = None
+        recorded = time.monotonic()
+        cancelled = False
+        while True:
+            state: TaskState = self.host.poll(operation)
+            if state.progress is not None and state.progress != told:
+                told = state.progress
+                self.watch(told)
+                if time.monotonic() - recorded >= _PROGRESS_SECONDS:
+                    recorded = time.monotonic()
+                    self.catalog.report_progress(operation, told.stage, told.done_bytes, told.total_bytes)
+            if state.ended:
+                if state.error is not None:
+                    raise state.error
+                return state.result
+            if not cancelled:
+                try:
+                    self.stop()
+                except VmkeepError as reason:
+                    cancelled = True
+                    self.host.cancel(operation, reason)
+            time.sleep(_POLL_SECONDS)

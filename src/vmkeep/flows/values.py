@@ -1,0 +1,74 @@
+"""How the values of flows are stored: JSON with the name of the value's class, and never pickle.
+
+Only classes named here are made again when a flow is read, so the flow database cannot bring in others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dbos import Serializer
+
+from vmkeep.errors import VmkeepError
+from vmkeep.flows import requests
+from vmkeep.host import tasks
+
+_CLASSES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for module in (requests, tasks)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
+}
+
+
+class FlowSerializer(Serializer):
+    """Stores requests, results of steps and errors of flows."""
+
+    def serialize(self, data: Any) -> str:
+        return json.dumps(_encode(data), separators=(",", ":"))
+
+    def deserialize(self, serialized_data: str) -> Any:
+        return _decode(json.loads(serialized_data))
+
+    def name(self) -> str:
+        return "vmkeep-json-1"
+
+
+def _encode(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(item) for item in value]}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, Mapping):
+        # A key that begins with the mark of ours would be taken for one.
+        assert not any(str(key).startswith("$") for key in value), "a mapping of a flow has a key that begins with $"
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, VmkeepError):
+        return {"$error": value.as_dict(), "code": value.code}
+    if isinstance(value, BaseException):
+        return {"$fault": f"{type(value).__name__}: {value}"}
+    if dataclasses.is_dataclass(value) and type(value).__name__ in _CLASSES:
+        fields = {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"$value": type(value).__name__, "fields": fields}
+    raise TypeError(f"a {type(value).__name__} cannot be stored with a flow")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tuple" in value:
+        return tuple(_decode(item) for item in value["$tuple"])
+    if "$error" in value:
+        return VmkeepError.from_dict(value["$error"])
+    if "$fault" in value:
+        return VmkeepError(value["$fault"])
+    if "$value" in value:
+        return _CLASSES[value["$value"]](**{name: _decode(item) for name, item in value["fields"].items()})
+    return {key: _decode(item) for key, item in value.items()}

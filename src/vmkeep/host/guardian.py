@@ -1,0 +1,153 @@
+"""The guardian: a small process that makes the guest safe when vmkeep dies in the middle of a job.
+
+It is a session leader of its own, so a signal to vmkeep's process group does not reach it, and it holds the lock
+of the VM together with vmkeep, so nothing else begins before it is done. vmkeep talks to it over a pipe, one
+word a line: ``copy`` and ``keep`` are stages, ``done`` means that nothing is left to do. The end of the pipe
+without ``done`` means that vmkeep is dead. While the job runs it also watches for a VM that stopped on a full
+scratch disk: it ends the job and resumes the VM, and QEMU repeats the write that failed.
+
+    python -m vmkeep.host.guardian RECORD       (started by vmkeep, never by hand)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from vmkeep.errors import JobAborted, VmkeepError
+from vmkeep.host.safety import JobRecord, Stage, rescue, resume_if_ours
+from vmkeep.hypervisor import Hypervisor
+
+_WATCH_SECONDS = 0.5
+_READY = b"ready\n"
+_DONE = "done"
+
+
+class Guardian:
+    """vmkeep's end of the pipe. Made before the guest is touched; ``done`` or ``rescue_now`` ends it."""
+
+    def __init__(self, record: JobRecord, records: Path, hold: tuple[int, ...]) -> None:
+        """Write the record and start the process. ``hold`` are descriptors of locks that it shall keep held.
+
+        Raises JobAborted when it does not come up: without a guardian no guest is touched.
+        """
+        self._path = record.save(records)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vmkeep.host.guardian", str(self._path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=hold,
+            cwd="/",
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until it watches; raises JobAborted when it could not."""
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != _READY:
+            self._process.wait()
+            self._path.unlink(missing_ok=True)
+            raise JobAborted(
+                "the guardian that protects the guest during the backup could not start, so nothing was begun",
+                hint="Check that libvirt accepts a second connection (max_clients in libvirtd.conf) and try again.",
+            )
+
+    def stage(self, stage: Stage) -> None:
+        """Tell how far the job is. Returns when the record on disk says so too."""
+        self._say(stage)
+
+    def done(self) -> None:
+        """Nothing of the job is left: remove the record and end."""
+        self._say(_DONE)
+        self._process.wait()
+
+    def rescue_now(self) -> None:
+        """Let the guardian undo the job, and wait for it."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _say(self, word: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(word.encode() + b"\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if answer != _READY:
+            raise JobAborted("the guardian of the backup job has ended, or ended the job to save the guest")
+
+
+def main() -> int:
+    """Watch over one job; the exit status is 0 when the guest is safe."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        # A shutdown of the host sends TERM to all: the job must still be undone, and a rescue is short.
+        signal.signal(number, signal.SIG_IGN)
+    path = Path(sys.argv[1])
+    record = JobRecord.load(path)
+    hypervisor = Hypervisor.connect(record.uri)
+    lock = _hold_record(path)
+    if lock is None:
+        return 1
+    os.write(1, _READY)
+    record, finished = _watch(path, record, hypervisor)
+    if not finished:
+        rescue(record, hypervisor)
+    path.unlink(missing_ok=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)
+    return 0
+
+
+def _hold_record(path: Path) -> object | None:
+    from vmkeep.host.lock import FileLock
+
+    return FileLock.try_acquire(path.with_suffix(".lock"))
+
+
+def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor) -> tuple[JobRecord, bool]:
+    """Follow the job until vmkeep says ``done`` (True) or is gone (False)."""
+    pending = b""
+    while True:
+        readable, _, _ = select.select([0], [], [], _WATCH_SECONDS)
+        if not readable:
+            if _saved_from_full_scratch(record, hypervisor):
+                # vmkeep finds the job gone and reports it; its next word gets no answer.
+                return record, False
+            continue
+        received = os.read(0, 4096)
+        if not received:
+            return record, False
+        *lines, pending = (pending + received).split(b"\n")
+        for line in lines:
+            word = line.decode()
+            if word == _DONE:
+                os.write(1, _READY)
+                return record, True
+            record = dataclasses.replace(record, stage=Stage(word))
+            record.save(path.parent)
+            os.write(1, _READY)
+
+
+def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
+    """Resume a VM that stopped on an I/O error during our job; libvirt being away is no reason to end."""
+    if record.stage is Stage.INSTANT:
+        return False
+    try:
+        domain = hypervisor.find(record.uuid)
+        return domain is not None and domain.state().io_error and resume_if_ours(record, domain)
+    except VmkeepError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

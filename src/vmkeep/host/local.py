@@ -1,0 +1,178 @@
+"""The machine at hand, in process. The only module that reaches hypervisor, statefiles and transfer for flows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from vmkeep.config import Settings
+from vmkeep.errors import VmkeepError
+from vmkeep.host import restore, surveying
+from vmkeep.host.point import Point
+from vmkeep.host.protocol import HostIdentity, TaskState
+from vmkeep.host.survey import Progress, SurveyedVm
+from vmkeep.host.tasks import (
+    AbandonPoint,
+    ClosePoint,
+    CopyPoint,
+    DefineVm,
+    DeliverItems,
+    DiscardReplaced,
+    KeepCheckpoint,
+    OpenPoint,
+    PrepareFiles,
+    PrepareVm,
+    PublishItems,
+    Task,
+    UndefineVm,
+    WithdrawItems,
+)
+from vmkeep.hypervisor import Hypervisor
+from vmkeep.repository import Repository
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Operation:
+    """The task of an operation that runs or ran last, and what its steps share."""
+
+    task: Task
+    thread: threading.Thread | None = None
+    result: Any = None
+    error: VmkeepError | None = None
+    progress: Progress | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+    cancelled: VmkeepError | None = None
+    point: Point | None = None
+
+    def stop(self) -> None:
+        """Raise the reason when the operation was cancelled."""
+        if self.cancelled is not None:
+            raise self.cancelled
+
+    def watch(self, progress: Progress) -> None:
+        self.progress = progress
+
+
+class LocalHost:
+    """The Host protocol on this machine. Each task runs in a thread of its own."""
+
+    def __init__(self, settings: Settings, repository: Callable[[], Repository] | None = None) -> None:
+        """``repository`` opens it; a host that is only surveyed needs none."""
+        self._settings = settings
+        self._open_repository = repository
+        self._hypervisor: Hypervisor | None = None
+        self._connecting = threading.Lock()
+        self._operations: dict[str, _Operation] = {}
+
+    def close(self) -> None:
+        """Close the connection to libvirt; what was begun on the host is not ended by this."""
+        if self._hypervisor is not None:
+            self._hypervisor.close()
+            self._hypervisor = None
+
+    # -- survey ------------------------------------------------------------------------------------------------
+
+    def identity(self) -> HostIdentity:
+        return HostIdentity(*self._connected().identity())
+
+    def vms(self) -> tuple[SurveyedVm, ...]:
+        return tuple(surveying.survey(domain, self._settings) for domain in self._connected().domains())
+
+    def vm(self, name_or_uuid: str) -> SurveyedVm:
+        return surveying.survey(self._connected().domain(name_or_uuid), self._settings)
+
+    # -- tasks -------------------------------------------------------------------------------------------------
+
+    def start(self, operation: str, task: Task) -> None:
+        before = self._operations.get(operation)
+        if before is not None and before.task == task and not before.ended.is_set():
+            return
+        current = _Operation(task)
+        if before is not None:
+            current.point = before.point
+        self._operations[operation] = current
+        current.thread = threading.Thread(
+            target=self._run, args=(current,), name=f"vmkeep-{type(task).__name__}", daemon=True
+        )
+        current.thread.start()
+
+    def poll(self, operation: str) -> TaskState:
+        current = self._operations[operation]
+        ended = current.ended.is_set()
+        return TaskState(ended, current.result if ended else None, current.error if ended else None, current.progress)
+
+    def cancel(self, operation: str, reason: VmkeepError) -> None:
+        self._operations[operation].cancelled = reason
+
+    def _run(self, operation: _Operation) -> None:
+        try:
+            operation.result = self._carry_out(operation)
+        except VmkeepError as error:
+            operation.error = error
+        except Exception as error:  # a fault of ours must end the flow as a failure does, with its undos
+            _log.exception("fault", task=type(operation.task).__name__)
+            operation.error = VmkeepError(f"{type(error).__name__}: {error}")
+        finally:
+            operation.ended.set()
+
+    def _carry_out(self, operation: _Operation) -> Any:  # noqa: C901  one arm a task, and nothing else
+        """Dispatch a task; the ones of a point go to the point that OpenPoint made."""
+        match operation.task:
+            case OpenPoint() as task:
+                point = Point(
+                    self._settings,
+                    self._connected(),
+                    self._repository(),
+                    task,
+                    stop=operation.stop,
+                    watch=operation.watch,
+                )
+                operation.point = point
+                return point.open()
+            case CopyPoint() as task:
+                return self._point(operation).copy(task)
+            case KeepCheckpoint():
+                return self._point(operation).keep_checkpoint()
+            case ClosePoint():
+                return self._point(operation).close()
+            case AbandonPoint():
+                return operation.point.abandon() if operation.point is not None else None
+            case PrepareFiles() as task:
+                return restore.prepare_files(self._repository(), task)
+            case PrepareVm() as task:
+                return restore.prepare_vm(self._connected(), self._repository(), self._settings, task)
+            case DeliverItems() as task:
+                return restore.deliver_items(
+                    self._repository(), self._settings, task, stop=operation.stop, watch=operation.watch
+                )
+            case PublishItems() as task:
+                return restore.publish_items(task)
+            case WithdrawItems() as task:
+                return restore.withdraw_items(task)
+            case DiscardReplaced() as task:
+                return restore.discard_replaced(task)
+            case DefineVm() as task:
+                return restore.define_vm(self._connected(), task)
+            case UndefineVm() as task:
+                return restore.undefine_vm(self._connected(), task)
+
+    def _point(self, operation: _Operation) -> Point:
+        assert operation.point is not None, "a task of a point without OpenPoint before it"
+        operation.point.serve(stop=operation.stop, watch=operation.watch)
+        return operation.point
+
+    def _connected(self) -> Hypervisor:
+        with self._connecting:
+            if self._hypervisor is None:
+                self._hypervisor = Hypervisor.connect(self._settings.uri)
+            return self._hypervisor
+
+    def _repository(self) -> Repository:
+        assert self._open_repository is not None, "this host was made for surveys only"
+        return self._open_repository()

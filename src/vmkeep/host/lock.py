@@ -1,0 +1,62 @@
+"""Locks on this host that end with their process, also after kill -9."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class FileLock:
+    """An exclusive flock. Child processes that are handed the descriptor hold it together with this one."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+
+    @classmethod
+    def try_acquire(cls, path: Path, note: str = "") -> FileLock | None:
+        """Take the lock and write ``note`` (who holds it) into the file; None when another holds it."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            # A holder removes the file when it lets go: a lock on a removed file would protect nothing.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, note.encode(), 0)
+                    return cls(path, descriptor)
+            os.close(descriptor)
+
+    @staticmethod
+    def holder(path: Path) -> str:
+        """Return the note of whoever holds the lock; empty when unknown."""
+        try:
+            return path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
+
+    def release(self, *, remove: bool = True) -> None:
+        """Let go. With ``remove`` the file goes too, unless another process holds the lock with us."""
+        if self.descriptor < 0:
+            return
+        if remove:
+            self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,56 @@
+"""What a flow may ask of a host; the same in process and, later, through an agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vmkeep.errors import VmkeepError
+from vmkeep.host.survey import Progress, SurveyedVm
+from vmkeep.host.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """How a task stands. ``result`` and ``error`` are set when it has ended, one of them."""
+
+    ended: bool
+    result: Any = None
+    error: VmkeepError | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """A host's UUID as libvirt knows it, and its name."""
+
+    uuid: str
+    name: str
+
+
+class Host(Protocol):
+    """A machine with VMs. Tasks of one operation run one after the other; all are started, polled and cancelled."""
+
+    def identity(self) -> HostIdentity:
+        """Return which host this is."""
+        ...
+
+    def vms(self) -> tuple[SurveyedVm, ...]:
+        """Return the VMs of the host by name."""
+        ...
+
+    def vm(self, name_or_uuid: str) -> SurveyedVm:
+        """Return one VM; raises VmNotFound."""
+        ...
+
+    def start(self, operation: str, task: Task) -> None:
+        """Begin a task; the same task of the same operation is begun only once."""
+        ...
+
+    def poll(self, operation: str) -> TaskState:
+        """Return how the operation's latest task stands."""
+        ...
+
+    def cancel(self, operation: str, reason: VmkeepError) -> None:
+        """Ask the running task to end with ``reason`` as its error, after cleaning up."""
+        ...

@@ -1,0 +1,363 @@
+"""Restores on this host: what is written where, under which identity, whole or not at all.
+
+Everything is written beside its place (``.NAME.ID.partial`` in the same directory), synced, and renamed only when
+all of it is there; the definition comes last. Each task can be repeated after a crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+from vmkeep.config import Settings
+from vmkeep.definition import Definition, DefinitionError, DiskPlacement, Remap, TpmBackend, parse_definition, remap
+from vmkeep.errors import (
+    ChoiceRequired,
+    HostFileMissing,
+    IntegrityError,
+    InvalidRequest,
+    StateUnsupported,
+    TargetExists,
+)
+from vmkeep.host.survey import Progress
+from vmkeep.host.tasks import (
+    DefineVm,
+    DeliveredItem,
+    DeliverItems,
+    DiscardReplaced,
+    FilesPrepared,
+    ItemsDelivered,
+    PrepareFiles,
+    PrepareVm,
+    PublishItems,
+    UndefineVm,
+    VmPrepared,
+    WithdrawItems,
+)
+from vmkeep.hypervisor import Hypervisor
+from vmkeep.repository import PointRecord, Repository, StateRef
+from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, sync_directory, withdraw
+from vmkeep.statefiles.location import StateRoots, swtpm_owner
+from vmkeep.transfer.delivery import deliver_disk
+
+_DEFINITION_FILE = "domain.xml"
+
+
+# -- to files --------------------------------------------------------------------------------------------------
+
+
+def prepare_files(repository: Repository, request: PrepareFiles) -> FilesPrepared:
+    """Choose the paths below the output directory, which is made when its parent is there."""
+    record = repository.point(request.point_id)
+    output = Path(request.output)
+    try:
+        output.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError as error:
+        raise HostFileMissing(f"the directory {output.parent} does not exist", path=str(output)) from error
+    except FileExistsError as error:
+        raise TargetExists(f"{output} is not a directory", path=str(output)) from error
+    extension = request.image_format
+    disks = [
+        _item("disk", disk.target, output / f"{disk.target}.{extension}", record.id, extension) for disk in record.disks
+    ]
+    states = [
+        _item("nvram", "nvram", output / "nvram.fd", record.id)
+        if state.kind == "nvram"
+        else _item("tpm", "tpm", output / "tpm", record.id)
+        for state in record.states
+    ]
+    definition = _item("definition", "definition", output / _DEFINITION_FILE, record.id)
+    items = (*disks, *states, definition)
+    _refuse_existing(items, force=request.force)
+    return FilesPrepared(items, _absences(record))
+
+
+# -- as a VM ---------------------------------------------------------------------------------------------------
+
+
+def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Settings, request: PrepareVm) -> VmPrepared:
+    """Decide identity, paths and definition of the VM to be made (the rules of identity: docs/guide/restore.md)."""
+    record = repository.point(request.point_id)
+    original = parse_definition(record.definition)
+    if hypervisor.find(request.name) is not None:
+        raise TargetExists(
+            f"a VM named {request.name!r} is on this host already",
+            vm=request.name,
+            hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
+        )
+    same = not request.elsewhere and hypervisor.find(record.vm_uuid) is None
+    tpm = _tpm_choice(record, original, request, same=same)
+    identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
+    roots = StateRoots.of(hypervisor.uri)
+    items = [
+        _item("disk", disk.target, _disk_path(disk.source, disk.target, request, record, settings), record.id, "qcow2")
+        for disk in record.disks
+    ]
+    nvram = _nvram_path(original, request.name, roots)
+    for state in record.states:
+        if state.kind == "nvram":
+            items.append(_item("nvram", "nvram", nvram, record.id))
+        elif state.kind == "tpm" and tpm == "same":
+            items.append(_item("tpm", "tpm", roots.tpm_directory(identity_uuid), record.id))
+    _refuse_shared_paths(items)
+    _refuse_existing(items, force=request.force)
+    if tpm == "new" and os.path.lexists(roots.tpm_directory(identity_uuid)):
+        raise TargetExists(
+            "a TPM state directory of the original is still on this host, so the VM would not get a new TPM",
+            vm=request.name,
+            path=str(roots.tpm_directory(identity_uuid)),
+            hint="Move the directory away if it is not needed, or restore with --tpm same.",
+        )
+    changes = Remap(
+        name=request.name,
+        uuid=identity_uuid,
+        new_mac=None if same else _mac_addresses(identity_uuid),
+        disks={item.name: DiskPlacement(item.final, "qcow2") for item in items if item.role == "disk"},
+        removed=frozenset(disk.target for disk in record.excluded if original.disk(disk.target) is not None),
+        nvram=str(nvram) if original.firmware.nvram is not None else None,
+    )
+    try:
+        definition = remap(record.definition, changes)
+    except DefinitionError as error:
+        raise InvalidRequest(
+            f"the point's definition cannot be restored as {request.name!r}: {error}", vm=request.name
+        ) from error
+    return VmPrepared(
+        name=request.name,
+        uuid=identity_uuid,
+        identity="same" if same else "new",
+        tpm=tpm,
+        definition=definition,
+        items=tuple(items),
+        warnings=_absences(record),
+    )
+
+
+def define_vm(hypervisor: Hypervisor, request: DefineVm) -> None:
+    """Define the VM; when an earlier attempt did so already, that is fine."""
+    existing = hypervisor.find(request.uuid)
+    if existing is None:
+        hypervisor.define(request.definition, request.name)
+    elif existing.name != request.name:
+        raise TargetExists(f"a VM with the UUID {request.uuid} appeared meanwhile: {existing.name!r}", vm=existing.name)
+
+
+def undefine_vm(hypervisor: Hypervisor, request: UndefineVm) -> None:
+    """Undo ``define_vm``."""
+    existing = hypervisor.find(request.uuid)
+    if existing is not None:
+        existing.undefine()
+
+
+# -- the items of both -----------------------------------------------------------------------------------------
+
+
+def deliver_items(
+    repository: Repository,
+    settings: Settings,
+    request: DeliverItems,
+    *,
+    stop: Callable[[], None],
+    watch: Callable[[Progress], None],
+) -> ItemsDelivered:
+    """Write every item at its staged path; on failure none of them stays."""
+    record = repository.point(request.point_id)
+    sizes = {disk.target: disk.stored.size_bytes for disk in record.disks}
+    total = sum(sizes[item.name] for item in request.items if item.role == "disk")
+    done = written = 0
+    try:
+        for item in request.items:
+            stop()
+            if item.role == "disk":
+                before = done
+
+                def progress(position: int, target: str = item.name, base: int = before) -> None:
+                    watch(Progress("writing", target, base + position, total))
+
+                written += _deliver_disk(repository, record, item, settings, stop, progress)
+                done += sizes[item.name]
+            else:
+                written += _deliver_small(repository, record, item, for_hypervisor=request.for_hypervisor)
+    except BaseException:
+        withdraw_items(WithdrawItems(request.items))
+        raise
+    return ItemsDelivered(written)
+
+
+def publish_items(request: PublishItems) -> tuple[str, ...]:
+    """Rename all items into place and return their paths."""
+    for item in request.items:
+        publish(Path(item.staged), Path(item.final), aside=_aside(item), marker=_marker(item), force=request.force)
+    return tuple(item.final for item in request.items)
+
+
+def withdraw_items(request: WithdrawItems) -> None:
+    """Remove what was staged and, of what was published, only what came from our staging."""
+    for item in request.items:
+        withdraw(Path(item.staged), Path(item.final), aside=_aside(item), marker=_marker(item))
+
+
+def discard_replaced(request: DiscardReplaced) -> None:
+    """Remove what was kept aside, now that all else is done."""
+    for item in request.items:
+        remove(_aside(item))
+        remove(_marker(item))
+
+
+def _deliver_disk(
+    repository: Repository,
+    record: PointRecord,
+    item: DeliveredItem,
+    settings: Settings,
+    stop: Callable[[], None],
+    progress: Callable[[int], None],
+) -> int:
+    disk = next(disk for disk in record.disks if disk.target == item.name)
+    staged = Path(item.staged)
+    staged.unlink(missing_ok=True)  # of an attempt that was killed
+    written = deliver_disk(
+        repository,
+        disk.stored,
+        staged,
+        cast("Literal['qcow2', 'raw']", item.format),
+        workers=settings.workers,
+        stop=stop,
+        progress=progress,
+    )
+    sync_directory(staged.parent)
+    return written
+
+
+def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredItem, *, for_hypervisor: bool) -> int:
+    staged = Path(item.staged)
+    if item.role == "definition":
+        content = record.definition.encode()
+        stage_file(staged, content)
+        return len(content)
+    ref = next(state for state in record.states if state.kind == item.role)
+    version, content = repository.state(ref.version_id)
+    _check_state(ref, content, record)
+    if item.role == "tpm":
+        stage_tpm(staged, ref.file, content, owner=swtpm_owner(version.owner) if for_hypervisor else None)
+    else:
+        # libvirt gives NVRAM its owner when the VM starts; it made the directory for itself.
+        if for_hypervisor:
+            staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        stage_file(staged, content)
+    return len(content)
+
+
+def _check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
+    if hashlib.sha256(content).hexdigest() != ref.sha256 or len(content) != ref.size_bytes:
+        raise IntegrityError(
+            f"the {ref.kind} state in the repository is not the one that point {record.id} was taken with",
+            vm=record.vm_name,
+        )
+
+
+def _item(role: str, name: str, final: Path, point_id: str, image_format: str = "") -> DeliveredItem:
+    staged = final.with_name(f".{final.name}.{point_id[:12]}.partial")
+    kind = cast("Literal['disk', 'nvram', 'tpm', 'definition']", role)
+    return DeliveredItem(kind, name, str(staged), str(final), image_format)
+
+
+def _aside(item: DeliveredItem) -> Path:
+    return Path(item.staged).with_suffix(".replaced")
+
+
+def _marker(item: DeliveredItem) -> Path:
+    return Path(item.staged).with_suffix(".published")
+
+
+def _refuse_existing(items: tuple[DeliveredItem, ...] | list[DeliveredItem], *, force: bool) -> None:
+    existing = [item.final for item in items if os.path.lexists(item.final)]
+    if existing and not force:
+        raise TargetExists(f"{', '.join(existing)} exist{'s' if len(existing) == 1 else ''} already", path=existing[0])
+
+
+def _refuse_shared_paths(items: list[DeliveredItem]) -> None:
+    paths = [item.final for item in items]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InvalidRequest(
+                f"two parts of the VM would be restored to {path}", path=path, hint="Give --disks-dir DIR."
+            )
+
+
+def _absences(record: PointRecord) -> tuple[str, ...]:
+    """Say what the point does not hold, so that nobody takes the restored VM for more than it is."""
+    told = [
+        f"Disk {disk.target} is not in the point ({disk.reason}), so the restored VM lacks it."
+        for disk in record.excluded
+        if disk.reason != "removable-media"
+    ]
+    return (*told, *record.warnings)
+
+
+def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, *, same: bool) -> str:
+    """Return whose TPM the VM gets. There is no silent blank TPM, and no silent second owner of one."""
+    if original.tpm is None or original.tpm.backend is not TpmBackend.EMULATOR:
+        return "none"
+    has_state = any(state.kind == "tpm" for state in record.states)
+    if request.tpm == "same" and not has_state:
+        raise StateUnsupported(f"point {record.id} holds no TPM state", vm=request.name)
+    if request.tpm is not None:
+        return request.tpm
+    if same and has_state:
+        return "same"
+    raise ChoiceRequired(
+        f"VM {record.vm_name!r}, whose TPM this is, exists"
+        if not same
+        else f"point {record.id} holds no TPM state for the VM's TPM",
+        vm=request.name,
+        hint="--tpm same gives the restored VM a copy of the TPM (disks sealed to it open, and two VMs then share its "
+        "identity); --tpm new gives it a blank one (sealed disks ask for their recovery key).",
+    )
+
+
+def _disk_path(source: str, target: str, request: PrepareVm, record: PointRecord, settings: Settings) -> Path:
+    """Return where a disk goes: its own path for the original's name, a path of the new name otherwise."""
+    own = Path(source) if source.startswith("/") else settings.images_dir / f"{record.vm_name}-{target}.qcow2"
+    directory = Path(request.disks_dir).absolute() if request.disks_dir is not None else own.parent
+    if not directory.is_dir():
+        raise HostFileMissing(
+            f"the directory {directory} for disk {target} does not exist",
+            vm=request.name,
+            disk=target,
+            path=str(directory),
+            hint="Make it, or choose another one with --disks-dir DIR.",
+        )
+    if request.name == record.vm_name:
+        return directory / own.name
+    # A VM's name may hold a slash nowhere (libvirt refuses it), so it can stand in a file name.
+    return directory / f"{request.name}-{target}.qcow2"
+
+
+def _nvram_path(original: Definition, name: str, roots: StateRoots) -> Path:
+    """Return the NVRAM file of the restored VM: where the original had it if that was its own choice of place.
+
+    A definition with automatic firmware names no file (libvirt 9.0 leaves it out while the VM is off); libvirt
+    then takes the default, and keeps a file that is there.
+    """
+    nvram = original.firmware.nvram
+    own = Path(nvram) if nvram is not None else None
+    if own is None or own.parent == roots.nvram or not own.parent.is_dir():
+        return roots.nvram_file(name)
+    return own.with_name(own.name if name == original.name else f"{name}_VARS.fd")
+
+
+def _mac_addresses(seed: str) -> Callable[[], str]:
+    """Return a source of addresses in QEMU's range, fixed by the new UUID so that a repeated step agrees."""
+    count = 0
+
+    def following() -> str:
+        nonlocal count
+        digest = hashlib.sha256(f"{seed}/{count}".encode()).digest()
+        count += 1
+        return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+
+    return following

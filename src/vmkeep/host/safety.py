@@ -1,0 +1,183 @@
+"""Making a guest safe after vmkeep died in the middle of a point.
+
+The record of a job is written and synced before the first call that touches the guest, and removed when nothing
+of the job is left. Whoever finds a record without its owner (the guardian, or the next command) runs ``rescue``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmBusy, VmkeepError, VmNotFound
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.statefiles.installation import sync_directory
+
+# A call that was under way when vmkeep died is still carried out by libvirtd (a suspend takes 4 ms, backupBegin
+# 110 ms on libvirt 9.0, longer with many disks), so one look is not enough: it must stay quiet this long.
+_QUIET_SECONDS = 1.0
+_STEP_SECONDS = 0.1
+_PATIENCE_SECONDS = 60.0
+
+
+class Stage(StrEnum):
+    """How far the job was, as far as the guest's safety depends on it."""
+
+    INSTANT = "instant"  # vmkeep may have suspended the VM
+    COPY = "copy"  # the VM runs again; a pause now is somebody else's
+    KEEP = "keep"  # the point is stored: the new checkpoint is its base from here on
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """What must be known of a job to undo it. Paths are of this host."""
+
+    operation: str
+    uri: str
+    vm: str
+    uuid: str
+    checkpoint: str
+    socket: str
+    was_running: bool
+    scratch: tuple[str, ...]
+    stage: Stage = Stage.INSTANT
+
+    def save(self, directory: Path) -> Path:
+        """Write the record durably; the file is named after the operation."""
+        path = record_path(directory, self.operation)
+        beside = path.with_suffix(".partial")
+        with beside.open("w", encoding="utf-8") as stream:
+            json.dump(dataclasses.asdict(self), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+        sync_directory(directory)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> JobRecord:
+        """Read a record; raises ValueError for one that cannot be read."""
+        value = json.loads(path.read_text(encoding="utf-8"))
+        value["scratch"] = tuple(value["scratch"])
+        value["stage"] = Stage(value["stage"])
+        return cls(**value)
+
+
+def record_path(directory: Path, operation: str) -> Path:
+    """Return where the record of an operation lies."""
+    return directory / f"{operation}.json"
+
+
+def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
+    """Undo what a dead vmkeep left: the pause, the job, the checkpoint, the socket, the scratch files.
+
+    The guest comes first: it is resumed before anything slow is done. Repeats until all has been quiet for a
+    second. Raises HypervisorUnavailable when libvirt does not answer for a minute; the record then stays.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    quiet_since: float | None = None
+    while True:
+        try:
+            if hypervisor is None:
+                hypervisor = Hypervisor.connect(record.uri)
+            changed = _rescue_once(record, hypervisor)
+        except HypervisorUnavailable:
+            hypervisor = None
+            changed = True
+            if time.monotonic() > deadline:
+                raise
+        except (HypervisorError, VmBusy):
+            # A call that died with vmkeep still holds the VM's job lock; it ends by itself.
+            changed = True
+            if time.monotonic() > deadline:
+                raise
+        now = time.monotonic()
+        if changed:
+            quiet_since = None
+        elif quiet_since is None:
+            quiet_since = now
+        settled = record.stage is not Stage.INSTANT
+        if quiet_since is not None and (settled or now - quiet_since >= _QUIET_SECONDS):
+            break
+        time.sleep(_STEP_SECONDS)
+    remove_leavings(record)
+
+
+def _rescue_once(record: JobRecord, hypervisor: Hypervisor) -> bool:
+    """Do what is needed now; return whether anything was."""
+    domain = hypervisor.find(record.uuid)
+    if domain is None:
+        return False
+    changed = resume_if_ours(record, domain)
+    try:
+        if domain.backup_socket() == record.socket:
+            domain.abort_backup()
+            changed = True
+        # Deleting needs a running VM; with the VM off the next backup removes what is left.
+        deletable = record.stage is not Stage.KEEP and domain.state().run in (RunState.RUNNING, RunState.PAUSED)
+        if deletable and record.checkpoint in domain.checkpoint_names():
+            domain.delete_checkpoint(record.checkpoint)
+            changed = True
+    except VmNotFound:
+        return changed  # stopped and gone while we looked: nothing of ours can be left in it
+    return changed
+
+
+def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
+    """Resume the VM when vmkeep suspended it, or when it stopped on a full scratch disk; return whether it did.
+
+    A VM that was paused before stays paused, and so does one that somebody pauses during the copy.
+    """
+    state = domain.state()
+    if state.run is not RunState.PAUSED:
+        return False
+    if state.io_error and domain.backup_socket() == record.socket:
+        # The job goes first here: as long as it is there the write that failed would fail again.
+        domain.abort_backup()
+        domain.resume()
+        return True
+    if record.was_running and record.stage is Stage.INSTANT and not state.io_error:
+        domain.resume()
+        return True
+    return False
+
+
+def remove_leavings(record: JobRecord) -> None:
+    """Remove the socket's directory and scratch files that QEMU or libvirt did not remove."""
+    shutil.rmtree(Path(record.socket).parent, ignore_errors=True)
+    for scratch in record.scratch:
+        with suppress(OSError):
+            Path(scratch).unlink(missing_ok=True)
+
+
+def rescue_abandoned(directory: Path) -> tuple[str, ...]:
+    """Rescue after every job whose owner and guardian are both dead (a killed guardian, a host that crashed).
+
+    Returns a sentence for each. A record that cannot be carried out stays for the next time.
+    """
+    from vmkeep.host.lock import FileLock
+
+    told: list[str] = []
+    for path in sorted(directory.glob("*.json")):
+        lock = FileLock.try_acquire(path.with_suffix(".lock"))
+        if lock is None:
+            continue  # its guardian lives and does the same
+        with lock:
+            try:
+                record = JobRecord.load(path)
+                rescue(record)
+            except FileNotFoundError:
+                continue  # its guardian was faster
+            except (VmkeepError, ValueError, KeyError, TypeError) as error:
+                told.append(f"the left-overs recorded in {path} could not be removed: {error}")
+                continue
+            path.unlink(missing_ok=True)
+            told.append(f"an interrupted point of VM {record.vm!r} was undone")
+    return tuple(told)

@@ -1,0 +1,46 @@
+"""What a host tells of its VMs: plain values, the same in process and over the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyedDisk:
+    """A disk as the definition has it. ``size_bytes`` is None where it cannot be read (VM off, no medium).
+
+    ``problem`` says why a point would leave it out or be refused; None when it would be kept whole.
+    """
+
+    target: str
+    device: str
+    source: str | None
+    format: str | None
+    size_bytes: int | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyedVm:
+    """A VM and whether a point of it would be complete; ``problems`` says why not, one sentence each."""
+
+    name: str
+    uuid: str
+    state: Literal["running", "paused", "off", "other"]
+    disks: tuple[SurveyedDisk, ...]
+    firmware: Literal["uefi", "bios"]
+    nvram: str | None
+    tpm: str | None
+    complete: bool
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an operation stands. ``total_bytes`` is 0 until it is known."""
+
+    stage: str
+    disk: str | None = None
+    done_bytes: int = 0
+    total_bytes: int = 0

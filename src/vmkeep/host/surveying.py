@@ -1,0 +1,91 @@
+"""A VM described for `vmkeep vm list` and `vm show`: by the same rules that a point of it would be planned with."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, cast
+
+from vmkeep.config import Settings
+from vmkeep.definition import Definition, DefinitionError, parse_definition
+from vmkeep.errors import StateUnsupported
+from vmkeep.host.instant import state_sources
+from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings
+from vmkeep.host.survey import SurveyedDisk, SurveyedVm
+from vmkeep.hypervisor import Domain, RunState
+from vmkeep.planning import Exclusion, PointRequest, Refused, plan_point
+from vmkeep.statefiles.location import StateRoots
+
+
+def survey(domain: Domain, settings: Settings) -> SurveyedVm:
+    """Return the VM's disks, firmware and TPM, and whether a point of it would be whole."""
+    run = domain.state().run
+    try:
+        definition = parse_definition(domain.definition_xml())
+    except DefinitionError as error:
+        return _unreadable(domain, run, error)
+    running = run in (RunState.RUNNING, RunState.PAUSED)
+    sizes = disk_sizes(domain, definition)
+    plannable = plannable_disks(definition, sizes, settings.scratch_dir)
+    outcome = plan_point(PointRequest(vm=domain.name, running=running, disks=plannable))
+    refusals = outcome.refusals if isinstance(outcome, Refused) else ()
+    excluded = _excluded(definition, outcome.excluded if not isinstance(outcome, Refused) else ())
+    by_target = {refused.target: refused.message for refused in refusals if refused.target is not None}
+    problems = [refused.message for refused in refusals] + _state_problems(definition, domain, settings)
+    disks = tuple(
+        SurveyedDisk(
+            target=disk.target,
+            device=disk.device,
+            source=disk.source,
+            format=disk.format,
+            size_bytes=sizes.get(disk.target),
+            problem=by_target.get(disk.target) or excluded.get(disk.target),
+        )
+        for disk in definition.disks
+    )
+    return SurveyedVm(
+        name=domain.name,
+        uuid=domain.uuid,
+        state=cast("Literal['running', 'paused', 'off', 'other']", str(run)),
+        disks=disks,
+        firmware="uefi" if definition.firmware.kind == "uefi" else "bios",
+        nvram=definition.firmware.nvram,
+        tpm=_tpm(definition),
+        complete=not problems,
+        problems=tuple(problems),
+    )
+
+
+def _excluded(definition: Definition, planned: tuple[Exclusion, ...]) -> dict[str, str]:
+    told = {disk.target: "removable medium, not part of a point" for disk in definition.disks if disk.removable}
+    return {**{exclusion.target: str(exclusion.reason) for exclusion in planned}, **told}
+
+
+def _state_problems(definition: Definition, domain: Domain, settings: Settings) -> list[str]:
+    problems = state_warnings(definition)
+    try:
+        sources = state_sources(definition, StateRoots.of(settings.uri))
+    except StateUnsupported as error:
+        return [*problems, error.message]
+    for source in sources:
+        if not os.access(source.path, os.R_OK):
+            problems.append(f"the {source.kind} state of {domain.name} is not readable at {source.path}")
+    return problems
+
+
+def _tpm(definition: Definition) -> str | None:
+    tpm = definition.tpm
+    return None if tpm is None else f"{tpm.backend} {tpm.version or '2.0'}".strip()
+
+
+def _unreadable(domain: Domain, run: RunState, error: DefinitionError) -> SurveyedVm:
+    return SurveyedVm(
+        name=domain.name,
+        uuid=domain.uuid,
+        state=cast("Literal['running', 'paused', 'off', 'other']", str(run)),
+        disks=(),
+        firmware="bios",
+        nvram=None,
+        tpm=None,
+        complete=False,
+        problems=(f"the definition of {domain.name} cannot be read: {error}",),
+    )

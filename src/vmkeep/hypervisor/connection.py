@@ -1,0 +1,83 @@
+"""A connection to one libvirt daemon."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import libvirt
+from lxml import etree
+
+from vmkeep.errors import HypervisorUnavailable, PermissionRefused
+from vmkeep.hypervisor.domain import Domain
+from vmkeep.hypervisor.translation import libvirt_errors
+
+
+class Hypervisor:
+    """One libvirt connection. Its calls may be made from several threads."""
+
+    def __init__(self, connection: libvirt.virConnect, uri: str) -> None:
+        self._connection = connection
+        self.uri = uri
+
+    @classmethod
+    def connect(cls, uri: str) -> Hypervisor:
+        """Open ``uri`` for reading and writing.
+
+        Raises HypervisorUnavailable when no daemon answers and PermissionRefused when it does not let us in.
+        """
+        try:
+            return cls(libvirt.open(uri), uri)
+        except libvirt.libvirtError as error:
+            text = error.get_error_message()
+            # A socket that one may not open is VIR_ERR_SYSTEM_ERROR with only the text to tell it by.
+            if "Permission denied" in text or "authentication" in text:
+                raise PermissionRefused(f"libvirt at {uri} refused the connection: {text}", path=uri) from error
+            raise HypervisorUnavailable(f"libvirt at {uri} cannot be reached: {text}", path=uri) from error
+
+    def close(self) -> None:
+        """Close the connection; what runs on the host goes on."""
+        try:
+            self._connection.close()
+        except libvirt.libvirtError:
+            return  # the daemon is gone, and with it the connection
+
+    def identity(self) -> tuple[str, str]:
+        """Return the host's UUID, as libvirt knows it, and its name."""
+        with libvirt_errors("tell the host's identity"):
+            capabilities = etree.fromstring(self._connection.getCapabilities().encode())
+            return capabilities.findtext("host/uuid") or "", self._connection.getHostname()
+
+    def domains(self) -> tuple[Domain, ...]:
+        """Return all VMs, running or not, by name."""
+        with libvirt_errors("list the VMs"):
+            handles = [Domain(handle) for handle in self._connection.listAllDomains()]
+        return tuple(sorted(handles, key=lambda domain: domain.name))
+
+    def domain(self, name_or_uuid: str) -> Domain:
+        """Return the VM of that name, or of that UUID when no VM has it as its name; raises VmNotFound."""
+        found = self.find(name_or_uuid)
+        if found is None:
+            with libvirt_errors("find the VM", name_or_uuid):
+                return Domain(self._connection.lookupByName(name_or_uuid))
+        return found
+
+    def find(self, name_or_uuid: str) -> Domain | None:
+        """Return the VM, or None when the host has none of that name or UUID."""
+        for lookup in (self._connection.lookupByName, self._by_uuid):
+            try:
+                return Domain(lookup(name_or_uuid))
+            except ValueError:
+                continue
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    with libvirt_errors("find the VM", name_or_uuid):
+                        raise
+        return None
+
+    def _by_uuid(self, text: str) -> libvirt.virDomain:
+        return self._connection.lookupByUUIDString(str(UUID(text)))
+
+    def define(self, xml: str, vm: str) -> Domain:
+        """Define a VM of ``xml``, without starting it; raises HypervisorError with libvirt's reason."""
+        with libvirt_errors("define the VM", vm):
+            return Domain(self._connection.defineXML(xml))

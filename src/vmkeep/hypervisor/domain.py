@@ -1,0 +1,177 @@
+"""One VM as libvirt runs it: its definition, its run state, its checkpoints and its backup job."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+import libvirt
+from lxml import etree
+
+from vmkeep.hypervisor.translation import libvirt_errors
+
+
+class RunState(StrEnum):
+    """What a VM does, as far as a point cares."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+    OTHER = "other"
+
+
+_RUN_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: RunState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: RunState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: RunState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTOFF: RunState.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: RunState.OFF,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DomainState:
+    """Run state, and whether the VM stopped itself on an I/O error (which includes a full scratch disk)."""
+
+    run: RunState
+    io_error: bool
+
+
+class Domain:
+    """A handle of a VM. Methods raise VmNotFound once the VM is gone, HypervisorError for libvirt's refusals."""
+
+    def __init__(self, handle: libvirt.virDomain) -> None:
+        self._handle = handle
+        self.name = handle.name()
+        self.uuid = handle.UUIDString()
+
+    def state(self) -> DomainState:
+        """Return what the VM does now. Needs no job lock, so it answers while a job runs."""
+        with libvirt_errors("tell the state", self.name):
+            state, reason = self._handle.state()
+        run = _RUN_STATES.get(state, RunState.OTHER)
+        return DomainState(run, run is RunState.PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+
+    def definition_xml(self, *, inactive: bool = False, secure: bool = False) -> str:
+        """Return the definition: as it runs, or as it will start next."""
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0
+        flags |= libvirt.VIR_DOMAIN_XML_SECURE if secure else 0
+        with libvirt_errors("give the definition", self.name):
+            return self._handle.XMLDesc(flags)
+
+    def is_persistent(self) -> bool:
+        """Return whether the VM stays defined when it stops."""
+        with libvirt_errors("tell whether the VM is persistent", self.name):
+            return bool(self._handle.isPersistent())
+
+    def disk_capacity_bytes(self, target: str) -> int:
+        """Return the size of a disk as the guest sees it."""
+        with libvirt_errors(f"tell the size of disk {target}", self.name):
+            return self._handle.blockInfo(target)[0]
+
+    def suspend(self) -> None:
+        """Stop the virtual processors; QEMU flushes the disks on the way."""
+        with libvirt_errors("suspend the VM", self.name):
+            self._handle.suspend()
+
+    def resume(self) -> None:
+        """Let the virtual processors run again."""
+        with libvirt_errors("resume the VM", self.name):
+            self._handle.resume()
+
+    def undefine(self) -> None:
+        """Remove the definition and nothing else: NVRAM and TPM files are kept."""
+        flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        with libvirt_errors("undefine the VM", self.name):
+            self._handle.undefineFlags(flags)
+
+    # -- backup job --------------------------------------------------------------------------------------------
+
+    def begin_backup(self, backup_xml: str, checkpoint_xml: str) -> None:
+        """Start the pull-mode job and create its checkpoint in one transaction of QEMU."""
+        with libvirt_errors("begin the backup job", self.name):
+            self._handle.backupBegin(backup_xml, checkpoint_xml)
+
+    def backup_socket(self) -> str | None:
+        """Return the socket of the running backup job ("" for a job without one), or None without a job."""
+        try:
+            text = self._handle.backupGetXMLDesc()
+        except libvirt.libvirtError as error:
+            # A VM that is off has no job either; libvirt reports that as an invalid operation.
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
+                return None
+            with libvirt_errors("tell the backup job", self.name):
+                raise
+        server = etree.fromstring(text.encode()).find("server")
+        return "" if server is None else str(server.get("socket") or "")
+
+    def abort_backup(self) -> None:
+        """End the backup job; for a pull-mode job this is also the normal end."""
+        with libvirt_errors("end the backup job", self.name):
+            self._handle.abortJob()
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def checkpoint_names(self) -> frozenset[str]:
+        """Return the names of the checkpoints that libvirt lists, ours and others'."""
+        with libvirt_errors("list the checkpoints", self.name):
+            return frozenset(checkpoint.getName() for checkpoint in self._handle.listAllCheckpoints())
+
+    def checkpoint_dirty_bytes(self, name: str) -> dict[str, int]:
+        """Return how much each disk changed since the checkpoint, for the disks whose bitmap is valid.
+
+        libvirt leaves the size away for a bitmap that is missing, inconsistent, not persistent or not
+        recording anywhere in the chain (qemuCheckpointGetXMLDescUpdateSize, libvirt 9.0), so a target that is
+        missing here cannot be the base of an incremental point. Needs a running VM.
+        """
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_XML_SIZE | libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN
+        with libvirt_errors(f"read the bitmaps of checkpoint {name}", self.name):
+            text = self._handle.checkpointLookupByName(name).getXMLDesc(flags)
+        disks = etree.fromstring(text.encode()).iterfind("disks/disk")
+        return {str(disk.get("name")): int(str(disk.get("size"))) for disk in disks if disk.get("size") is not None}
+
+    def delete_checkpoint(self, name: str) -> bool:
+        """Delete the checkpoint with all its bitmaps; return False when there was none of that name.
+
+        libvirt 9.0 refuses to delete a checkpoint one of whose bitmaps is gone already ("bitmap … not found in
+        backing chain of 'vdb'"), and the checkpoint would stay for ever. That disk is then taken out of the
+        checkpoint by redefining it, so that the bitmaps of the other disks still go with it.
+        """
+        try:
+            checkpoint = self._handle.checkpointLookupByName(name)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+                return False
+            with libvirt_errors(f"find checkpoint {name}", self.name):
+                raise
+        with libvirt_errors(f"delete checkpoint {name}", self.name):
+            while True:
+                try:
+                    checkpoint.delete()
+                    return True
+                except libvirt.libvirtError as error:
+                    lost = _BITMAP_GONE.search(error.get_error_message())
+                    if lost is None:
+                        raise
+                    definition = etree.fromstring(checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_XML_SECURE).encode())
+                    if not _drop_disk(definition, lost.group(1)):
+                        raise
+                    if definition.find("disks/disk[@checkpoint='bitmap']") is None:
+                        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+                        return True
+                    text = etree.tostring(definition, encoding="unicode")
+                    self._handle.checkpointCreateXML(text, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
+
+
+_BITMAP_GONE = re.compile(r"not found in backing chain of '([^']+)'")
+
+
+def _drop_disk(checkpoint: etree._Element, target: str) -> bool:
+    """Take a disk out of a checkpoint's XML; return False when it takes no part already."""
+    for disk in checkpoint.iterfind("disks/disk"):
+        if disk.get("name") == target and disk.get("checkpoint") == "bitmap":
+            disk.set("checkpoint", "no")
+            disk.attrib.pop("bitmap", None)
+            return True
+    return False

@@ -1,0 +1,60 @@
+"""libvirt's errors, turned into vmkeep's in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import libvirt
+
+from vmkeep.errors import (
+    HypervisorError,
+    HypervisorUnavailable,
+    PermissionRefused,
+    VmBusy,
+    VmkeepError,
+    VmNotFound,
+)
+
+
+def _silence(_context: object, _error: object) -> None:
+    """libvirt prints each error on standard error by default; ours are raised, and printed once."""
+
+
+libvirt.registerErrorHandler(_silence, None)
+
+_REFUSED = frozenset(
+    (
+        libvirt.VIR_ERR_ACCESS_DENIED,
+        libvirt.VIR_ERR_AUTH_CANCELLED,
+        libvirt.VIR_ERR_AUTH_FAILED,
+        libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+        libvirt.VIR_ERR_OPERATION_DENIED,
+    )
+)
+
+
+@contextmanager
+def libvirt_errors(doing: str, vm: str | None = None) -> Iterator[None]:
+    """Raise vmkeep's error for libvirt's. ``doing`` completes "libvirt could not …"."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise translate(error, doing, vm) from error
+
+
+def translate(error: libvirt.libvirtError, doing: str, vm: str | None) -> VmkeepError:
+    """Return the error of our tree that says what libvirt's says."""
+    code = error.get_error_code()
+    text = error.get_error_message()
+    if code == libvirt.VIR_ERR_NO_DOMAIN:
+        return VmNotFound(f"there is no VM {vm!r} on this host" if vm else text, vm=vm)
+    if code in _REFUSED:
+        return PermissionRefused(f"libvirt refused to {doing}: {text}", vm=vm)
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
+        # Seen on 9.0: while another backup job or a snapshot runs, calls end after 30 s with "cannot acquire
+        # state change lock" instead of a clear refusal.
+        return VmBusy(f"libvirt could not {doing}, because another job holds the VM: {text}", vm=vm)
+    if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC) or error.get_error_domain() == libvirt.VIR_FROM_RPC:
+        return HypervisorUnavailable(f"libvirt could not {doing}: {text}", vm=vm)
+    return HypervisorError(f"libvirt could not {doing}: {text}", vm=vm)

@@ -1,0 +1,9 @@
+"""Key providers: what wraps and unwraps the keys of a repository's keyring."""
+
+from __future__ import annotations
+
+from vmkeep.keys.armor import export_key, import_key
+from vmkeep.keys.keyfile import KeyFile
+from vmkeep.keys.material import KeyMaterial
+
+__all__ = ["KeyFile", "KeyMaterial", "export_key", "import_key"]

@@ -1,0 +1,95 @@
+"""A key as text that can be printed, kept in a safe, and typed or scanned in again.
+
+The text carries a checksum of its own: a slip of the pen is told apart from a wrong passphrase.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import struct
+import unicodedata
+from collections.abc import Callable
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from vmkeep.errors import InvalidRequest, WrongKey
+from vmkeep.keys.keyfile import KeyFile
+
+BEGIN = "-----BEGIN VMKEEP KEY-----"
+END = "-----END VMKEEP KEY-----"
+LINE_LENGTH = 64
+# Version, log2 of scrypt's n, r, p, salt, nonce. 128 MiB and about 0.3 s for each guess.
+_HEADER = struct.Struct(">BBBB16s12s")
+_LOG2_N, _R, _P = 17, 8, 1
+_CHECK_BYTES = 8
+_SEALED_BYTES = 32 + 16
+
+
+def export_key(key: KeyFile, passphrase: str, *, random: Callable[[int], bytes] = os.urandom) -> str:
+    """Return the key sealed with a passphrase, as text between BEGIN and END lines; the key id is in clear."""
+    if not passphrase:
+        raise InvalidRequest("the passphrase of an exported key cannot be empty")
+    header = _HEADER.pack(1, _LOG2_N, _R, _P, random(16), random(12))
+    sealed = _cipher(header, passphrase).encrypt(header[-12:], key.secret, _associated(header, key.key_id))
+    body = header + sealed
+    text = base64.b64encode(body + _check(body, key.key_id)).decode()
+    lines = [text[start : start + LINE_LENGTH] for start in range(0, len(text), LINE_LENGTH)]
+    return "\n".join([BEGIN, f"Key: {key.key_id}", "", *lines, END, ""])
+
+
+def import_key(text: str, passphrase: str) -> KeyFile:
+    """Return the key of an exported text; it is not stored yet (``KeyFile.save`` does that).
+
+    Raises InvalidRequest when the text is incomplete or was miscopied, WrongKey when the passphrase is wrong.
+    """
+    key_id, body = _parse(text)
+    header, sealed = body[: _HEADER.size], body[_HEADER.size :]
+    try:
+        secret = _cipher(header, passphrase).decrypt(header[-12:], sealed, _associated(header, key_id))
+    except InvalidTag as error:
+        raise WrongKey(
+            f"the passphrase does not open key {key_id}", hint="Check the passphrase: the text itself is complete."
+        ) from error
+    return KeyFile(key_id, secret)
+
+
+def _parse(text: str) -> tuple[str, bytes]:
+    lines = [line.strip() for line in text.splitlines()]
+    if BEGIN not in lines or END not in lines[lines.index(BEGIN) :]:
+        raise InvalidRequest(f"this is not an exported key: the line {BEGIN} or {END} is missing")
+    begin = lines.index(BEGIN)
+    inside = [line for line in lines[begin + 1 : lines.index(END, begin)] if line]
+    if not inside or not inside[0].startswith("Key:"):
+        raise InvalidRequest("the exported key lacks its line Key:")
+    key_id = inside[0].removeprefix("Key:").strip().lower()
+    try:
+        content = base64.b64decode("".join(inside[1:]), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest("the text of the exported key was damaged or miscopied") from error
+    body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+    if len(body) != _HEADER.size + _SEALED_BYTES or check != _check(body, key_id):
+        raise InvalidRequest("the text of the exported key was damaged or miscopied: its checksum is wrong")
+    version, log2_n, r, p, _salt, _nonce = _HEADER.unpack(body[: _HEADER.size])
+    if version != 1 or not (14 <= log2_n <= 22 and 1 <= r <= 16 and 1 <= p <= 4):
+        raise InvalidRequest("the exported key was written by a newer vmkeep")
+    return key_id, body
+
+
+def _cipher(header: bytes, passphrase: str) -> AESGCM:
+    _version, log2_n, r, p, salt, _nonce = _HEADER.unpack(header)
+    # The same passphrase typed on another keyboard or system may arrive composed differently.
+    words = unicodedata.normalize("NFC", passphrase).encode()
+    return AESGCM(Scrypt(salt=salt, length=32, n=1 << log2_n, r=r, p=p).derive(words))
+
+
+def _associated(header: bytes, key_id: str) -> bytes:
+    return b"vmkeep key export v1\n" + key_id.encode() + b"\n" + header
+
+
+def _check(body: bytes, key_id: str) -> bytes:
+    return hashlib.sha256(b"vmkeep key export v1\n" + key_id.encode() + b"\n" + body).digest()[:_CHECK_BYTES]

@@ -1,0 +1,146 @@
+"""The values: a moment, its disks, a backup and its disks.
+
+Enumerations take their plain strings everywhere: ``CheckpointDisk("vda", "bitmap")`` is as good as naming the
+member, and a wrong string raises ValueError when the value is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class CheckpointType(StrEnum):
+    """What a checkpoint does with a disk."""
+
+    DEFAULT = "default"
+    """Not decided; alignment decides. Never read from XML, where an absent attribute means bitmap."""
+    NO = "no"
+    BITMAP = "bitmap"
+
+
+class BackupMode(StrEnum):
+    """Who moves the data of a backup: QEMU into a target (push), or a client over NBD (pull)."""
+
+    PUSH = "push"
+    PULL = "pull"
+
+
+class BackupDiskMode(StrEnum):
+    """Whether a disk is backed up whole or since a checkpoint."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+
+
+class ServerTransport(StrEnum):
+    """Where the NBD server of a pull backup listens."""
+
+    TCP = "tcp"
+    UNIX = "unix"
+
+
+class StoreType(StrEnum):
+    """What kind of thing holds the target or scratch of a backup."""
+
+    FILE = "file"
+    BLOCK = "block"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A named point in a domain's life that libvirt knows.
+
+    ``name`` is None only until one is given at creation. ``creation_time`` is in whole seconds since 1970, 0
+    when absent. ``domain`` is the domain's XML at that time, as a document of its own.
+    """
+
+    name: str | None = None
+    description: str | None = None
+    parent_name: str | None = None
+    creation_time: int = 0
+    domain: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDisk:
+    """A disk in a checkpoint. ``name`` is its target, or before alignment the absolute path of its source.
+
+    ``size`` is the number of bytes dirtied since, where libvirt was asked for it.
+    """
+
+    name: str
+    type: CheckpointType = CheckpointType.DEFAULT
+    bitmap: str | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", CheckpointType(self.type))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Moment):
+    """A moment recorded as dirty bitmaps in the disks."""
+
+    disks: tuple[CheckpointDisk, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "disks", tuple(self.disks))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupServer:
+    """The NBD server of a pull backup; ``socket`` for unix, ``name`` and ``port`` for tcp."""
+
+    transport: ServerTransport = ServerTransport.TCP
+    tls: bool | None = None
+    name: str | None = None
+    port: int | None = None
+    socket: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transport", ServerTransport(self.transport))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupDisk:
+    """A disk in a backup. ``name`` is its target.
+
+    ``store`` is the path of the target (push) or of the scratch (pull), ``store_type`` its kind, and
+    ``store_format`` its image format; ``store_content`` is the XML inside that element (security labels,
+    encryption), kept as it was read. ``state`` and ``index`` are libvirt's output only. A disk that is listed
+    for a pull backup needs a store: libvirt 9.0 generates no path then and fails with an internal error.
+    """
+
+    name: str
+    backup: bool = True
+    mode: BackupDiskMode | None = None
+    incremental: str | None = None
+    export_name: str | None = None
+    export_bitmap: str | None = None
+    store_type: StoreType | None = None
+    store: str | None = None
+    store_format: str | None = None
+    store_content: str = ""
+    state: str | None = None
+    index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode is not None:
+            object.__setattr__(self, "mode", BackupDiskMode(self.mode))
+        if self.store_type is not None:
+            object.__setattr__(self, "store_type", StoreType(self.store_type))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """A backup job as libvirt is asked for it; ``incremental`` names the checkpoint all disks start from."""
+
+    mode: BackupMode = BackupMode.PUSH
+    incremental: str | None = None
+    server: BackupServer | None = None
+    disks: tuple[BackupDisk, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", BackupMode(self.mode))
+        object.__setattr__(self, "disks", tuple(self.disks))

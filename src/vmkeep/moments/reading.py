@@ -1,0 +1,123 @@
+"""The checks every document of libvirt's moments goes through, as its schemas make them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from lxml import etree
+
+from vmkeep.moments.errors import LibvirtError, MomentError, schema_error
+from vmkeep.moments.writing import attributes, escape
+from vmkeep.xmltext import XmlRefused, element_children, element_text, parse_xml, tag_name
+
+DISK_TARGET: Final = re.compile(r"(ioemu:)?(fd|hd|sd|vd|xvd|ubd)[a-zA-Z0-9_]+", re.ASCII)
+# XSD's "." matches no line break.
+ABSOLUTE_PATH: Final = re.compile(r"(/|[a-zA-Z]:\\)[^\r\n]+")
+MOMENT_NAME: Final = re.compile(r"[a-zA-Z0-9_\-][a-zA-Z0-9_\-.]*", re.ASCII)
+_DECIMAL: Final = re.compile(r"[0-9]+", re.ASCII)
+
+MAX_DISKS: Final = 1024
+"""More than any domain can have; a limit against hostile documents."""
+
+
+def read_root(xml: str, tag: str) -> etree._Element:
+    """Return the root of a document, which must be ``tag``. Raises MomentError 35 or 27, as libvirt does."""
+    try:
+        root = parse_xml(xml)
+    except XmlRefused as error:
+        raise MomentError(LibvirtError.VIR_ERR_XML_DETAIL, "", str(error)) from error
+    if root.tag != tag:
+        raise MomentError(
+            LibvirtError.VIR_ERR_XML_ERROR, tag_name(root), f"expecting root element of '{tag}', not '{tag_name(root)}'"
+        )
+    return root
+
+
+def read_children(element: etree._Element, allowed: Collection[str], *, repeated: Collection[str] = ()) -> None:
+    """Refuse unknown or repeated children, and text beside them."""
+    if any(text and text.strip() for text in (element.text, *(child.tail for child in element))):
+        raise schema_error(tag_name(element), f"text is not allowed beside the children of <{tag_name(element)}>")
+    seen: set[str] = set()
+    for child in element_children(element):
+        tag = tag_name(child)
+        if tag not in allowed:
+            raise schema_error(tag, f"<{tag_name(element)}> cannot hold <{tag}>")
+        if tag in seen and tag not in repeated:
+            raise schema_error(tag, f"<{tag}> stands twice in <{tag_name(element)}>")
+        seen.add(tag)
+
+
+def read_attributes(element: etree._Element, allowed: Collection[str] = ()) -> None:
+    """Refuse unknown attributes."""
+    for name in element.attrib:
+        if str(name) not in allowed:
+            raise schema_error(tag_name(element), f"<{tag_name(element)}> has no attribute {name!r}")
+
+
+def read_leaf(element: etree._Element) -> str:
+    """Return the text of an element that may hold nothing else."""
+    read_attributes(element)
+    read_children_none(element)
+    return element_text(element)
+
+
+def read_children_none(element: etree._Element) -> None:
+    """Refuse any child element."""
+    for child in element_children(element):
+        raise schema_error(tag_name(child), f"<{tag_name(element)}> cannot hold <{tag_name(child)}>")
+
+
+def read_moment_name(element: etree._Element) -> str:
+    """Return the text of a ``<name>``, in the pattern of checkpoint names."""
+    name = read_leaf(element)
+    if MOMENT_NAME.fullmatch(name) is None:
+        raise schema_error(
+            "name", f"{name!r} cannot be a name: letters, digits, '_', '-' and, but not first, '.' are allowed"
+        )
+    return name
+
+
+def read_unsigned(element: str, text: str, *, bits: int = 64) -> int:
+    """Return a number written in decimal digits alone."""
+    if _DECIMAL.fullmatch(text) is None or len(text) > 40 or int(text) >= 1 << bits:
+        raise schema_error(element, f"{text[:40]!r} is not a whole number of {bits} bits")
+    return int(text)
+
+
+def read_choice(element: etree._Element, attribute: str, choices: Collection[str]) -> str | None:
+    """Return an attribute that must be one of ``choices`` when it is there."""
+    value = element.get(attribute)
+    if value is not None and value not in choices:
+        raise schema_error(tag_name(element), f"{attribute}={value!r}; it can be {' or '.join(choices)}")
+    return value
+
+
+def written_again(element: etree._Element) -> list[str]:
+    """Return the lines of an element that is kept and not understood, as libvirt would write them.
+
+    Such elements hold attributes, and either text or children; what has a namespace is refused.
+    """
+    tag = tag_name(element)
+    if "{" in tag or any("{" in str(name) for name in element.attrib):
+        raise schema_error(tag, f"<{tag}> has a namespace, which is not allowed here")
+    opening = tag + attributes({str(name): str(value) for name, value in element.attrib.items()})
+    children = element_children(element)
+    if children:
+        read_children(element, {str(child.tag) for child in children}, repeated={str(child.tag) for child in children})
+        return [f"<{opening}>", *(f"  {line}" for child in children for line in written_again(child)), f"</{tag}>"]
+    text = element_text(element)
+    return [f"<{opening}>{escape(text)}</{tag}>" if text.strip() else f"<{opening}/>"]
+
+
+def read_disks(parent: etree._Element) -> list[etree._Element]:
+    """Return the ``<disk>`` elements of a ``<disks>``, of which there must be one at least."""
+    read_attributes(parent)
+    read_children(parent, ("disk",), repeated=("disk",))
+    disks = element_children(parent)
+    if not disks:
+        raise schema_error("disks", "<disks> must hold at least one <disk>; leave it out to mean the default")
+    if len(disks) > MAX_DISKS:
+        raise schema_error("disks", f"{len(disks)} disks; no domain has more than {MAX_DISKS}")
+    return disks

@@ -1,0 +1,43 @@
+"""Decides, from plain values, what a point will read of each disk and why."""
+
+from __future__ import annotations
+
+from vmkeep.planning.model import (
+    Base,
+    BaseDisk,
+    BitmapHealth,
+    DiskPlan,
+    Exclusion,
+    ExclusionReason,
+    Mode,
+    PlannableDisk,
+    PointPlan,
+    PointRequest,
+    Reason,
+    Refusal,
+    RefusalCode,
+    Refused,
+    Warned,
+    WarningCode,
+)
+from vmkeep.planning.points import plan_point
+
+__all__ = [
+    "Base",
+    "BaseDisk",
+    "BitmapHealth",
+    "DiskPlan",
+    "Exclusion",
+    "ExclusionReason",
+    "Mode",
+    "PlannableDisk",
+    "PointPlan",
+    "PointRequest",
+    "Reason",
+    "Refusal",
+    "RefusalCode",
+    "Refused",
+    "Warned",
+    "WarningCode",
+    "plan_point",
+]

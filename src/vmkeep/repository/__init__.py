@@ -1,0 +1,34 @@
+"""The repository: keyring, blocks, packs, manifests, points, verify. See docs/internals/repository-format.md."""
+
+from __future__ import annotations
+
+from vmkeep.repository.record import (
+    BLOCK_BYTES,
+    BlockRef,
+    ExcludedDisk,
+    PointDisk,
+    PointRecord,
+    StateRef,
+    StateVersion,
+    StoredDisk,
+)
+from vmkeep.repository.repository import Repository
+from vmkeep.repository.verify import Finding, PointReport, RepositoryReport
+from vmkeep.repository.writer import DiskWriter, PointWriter
+
+__all__ = [
+    "BLOCK_BYTES",
+    "BlockRef",
+    "DiskWriter",
+    "ExcludedDisk",
+    "Finding",
+    "PointDisk",
+    "PointRecord",
+    "PointReport",
+    "PointWriter",
+    "Repository",
+    "RepositoryReport",
+    "StateRef",
+    "StateVersion",
+    "StoredDisk",
+]

@@ -1,0 +1,116 @@
+"""Intents and condemned packs: how writers and a prune keep out of each other's way without a lock.
+
+A writer says that it writes by an object that it renews; a prune condemns packs, waits until every intent older than
+that is gone or has lapsed, looks again, and only then deletes. Time is the store's: hosts' clocks are not compared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from vmkeep.errors import ObjectMissing, VmkeepError
+from vmkeep.repository.layout import CONDEMNED, INTENTS, PACKS, canonical, is_name, pack_name, pack_of_name
+from vmkeep.repository.store import ObjectStore
+
+LAPSE_SECONDS = 900.0
+# Up to this number, packs are looked up one by one; beyond it one listing of them all is cheaper.
+_LOOKUPS = 64
+
+
+class Intent:
+    """One writer's intent: put when it begins, renewed by a thread, deleted when it ends."""
+
+    def __init__(
+        self, store: ObjectStore, writer: str, *, host: str, purpose: str, lapse_seconds: float = LAPSE_SECONDS
+    ) -> None:
+        self._store = store
+        self._name = INTENTS + writer
+        self._lapse = timedelta(seconds=lapse_seconds)
+        self._content = canonical(
+            {
+                "host": host,
+                "lapse_seconds": lapse_seconds,
+                "purpose": purpose,
+                "started": datetime.now(UTC).isoformat(timespec="microseconds"),
+                "writer": writer,
+            }
+        )
+        self._ending = threading.Event()
+        self._lock = threading.Lock()
+        self._lapsed = False
+        self._thread = threading.Thread(target=self._keep, name="vmkeep-intent", daemon=True)
+
+    def begin(self) -> None:
+        """Put the intent; raises what the store raises."""
+        self._store.put(self._name, self._content)
+        self._thread.start()
+
+    def renew(self) -> bool:
+        """Put the intent again and return whether it was in force all the time since ``begin``."""
+        with self._lock:
+            try:
+                before = self._store.stat(self._name).modified
+            except ObjectMissing:
+                self._lapsed = True
+                before = None
+            self._store.put(self._name, self._content, replace=True)
+            if before is not None and self._store.stat(self._name).modified - before > self._lapse:
+                self._lapsed = True
+            return not self._lapsed
+
+    def in_force_at(self, moment: datetime) -> bool:
+        """Return whether the intent was in force from ``begin`` to a moment of the store's time; renews nothing."""
+        with self._lock:
+            try:
+                renewed = self._store.stat(self._name).modified
+            except ObjectMissing:
+                return False
+            return not self._lapsed and moment - renewed <= self._lapse
+
+    def end(self) -> None:
+        """Delete the intent, if the host may delete: it lapses by itself otherwise."""
+        self._ending.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        try:
+            self._store.delete(self._name)
+        except VmkeepError:
+            # A host may be allowed to append only, and a lapsed intent may have been swept.
+            return
+
+    def _keep(self) -> None:
+        while not self._ending.wait(self._lapse.total_seconds() / 4):
+            try:
+                self.renew()
+            except VmkeepError:
+                # The commit renews once more and finds out from the store's time whether this mattered.
+                continue
+
+
+def condemned_packs(store: ObjectStore) -> set[bytes]:
+    """Return the packs that a writer must not use again."""
+    names = (item.name.removeprefix(CONDEMNED) for item in store.list(CONDEMNED))
+    return {bytes.fromhex(name) for name in names if is_name(name)}
+
+
+def condemn(store: ObjectStore, packs: Iterable[bytes], *, reason: str) -> None:
+    """Condemn packs, so that no later point uses their blocks again."""
+    for pack in packs:
+        store.put(CONDEMNED + pack.hex(), canonical({"pack": pack.hex(), "reason": reason}), replace=True)
+
+
+def stored_packs(store: ObjectStore) -> dict[bytes, int]:
+    """Return the size in bytes of every pack."""
+    return {pack: item.size_bytes for item in store.list(PACKS) if (pack := pack_of_name(item.name)) is not None}
+
+
+def unusable(store: ObjectStore, packs: set[bytes]) -> set[bytes]:
+    """Return which of the packs are condemned or gone."""
+    if not packs:
+        return set()
+    condemned = condemned_packs(store) & packs
+    if len(packs) > _LOOKUPS:
+        return condemned | (packs - stored_packs(store).keys())
+    return condemned | {pack for pack in packs if not store.exists(pack_name(pack))}

@@ -1,0 +1,173 @@
+"""The index of known blocks: a cache on this host that says where a block is stored already.
+
+It is never needed for correctness: what it says is checked against the store before a commit, each row carries a
+checksum, and a file that is damaged, or that was in use when the host went down, is thrown away and built again from
+the packs' indexes. So it can do without fsync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from vmkeep.errors import NoSpace, PermissionRefused, StoreError, VmkeepError
+from vmkeep.repository.layout import PackEntry
+from vmkeep.repository.record import BlockRef
+
+SCHEMA = 1
+_TABLES = f"""
+PRAGMA user_version = {SCHEMA};
+CREATE TABLE pack (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
+CREATE TABLE block (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
+                    checksum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE boot (id TEXT NOT NULL);
+"""
+T = TypeVar("T")
+
+
+class KnownBlocks:
+    """Where blocks and manifest nodes of one domain lie. Safe to use from many threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file; raises NoSpace, PermissionRefused or StoreError when that is impossible."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._packs: dict[int, bytes] = {}
+        self._broken = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                self._open()
+            except sqlite3.DatabaseError:
+                self._remove()
+                self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise _translated(error, path) from error
+
+    def refresh(self, present: set[bytes], read: Callable[[bytes], Iterable[PackEntry] | None]) -> None:
+        """Forget packs that are gone and read the indexes of new ones; ``read`` returns None for one it cannot read."""
+        with self._lock:
+            nothing: dict[int, bytes] = {}
+            known = {pack: number for number, pack in self._guarded(self._select_packs, nothing).items()}
+            gone = [(number,) for pack, number in known.items() if pack not in present]
+            self._guarded(lambda: self._database.executemany("DELETE FROM pack WHERE number = ?", gone), None)
+            self._packs = {number: pack for pack, number in known.items() if pack in present}
+        for pack in present - known.keys():
+            entries = read(pack)
+            if entries is not None:
+                self.add(pack, entries)
+
+    def add(self, pack: bytes, entries: Iterable[PackEntry]) -> None:
+        """Remember the frames of a pack that is durable."""
+        with self._lock:
+            self._guarded(lambda: self._insert(pack, entries), None)
+
+    def find(self, id_: bytes) -> BlockRef | None:
+        """Return where the block is, or None; a row that does not fit its checksum counts as absent."""
+        with self._lock:
+            row = self._guarded(lambda: self._database.execute(_FIND, (id_,)).fetchone(), None)
+            if row is None:
+                return None
+            pack = self._packs.get(row[0])
+        if pack is None or row[3] != _checksum(id_, pack, row[1], row[2]):
+            return None
+        return BlockRef(id_, pack, row[1], row[2])
+
+    def forget(self) -> None:
+        """Close and remove the file, so that the next point builds it again."""
+        with self._lock, contextlib.suppress(sqlite3.Error, OSError):
+            self._database.close()
+            self._remove()
+
+    def close(self) -> None:
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self._database.close()
+
+    def _open(self) -> None:
+        # Autocommit: every change below is a transaction of its own that begins where it says so.
+        database = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        try:
+            for pragma in ("journal_mode = WAL", "synchronous = OFF", "cache_size = -16384"):
+                database.execute(f"PRAGMA {pragma}")
+            database.execute("BEGIN IMMEDIATE")
+            if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    database.execute(statement)
+                database.execute("INSERT INTO boot VALUES (?)", (_boot(),))
+            database.execute("COMMIT")
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version != SCHEMA or database.execute("SELECT id FROM boot").fetchall() != [(_boot(),)]:
+                # Written without fsync under another boot: it cannot be known what reached the disk then.
+                raise sqlite3.DatabaseError("of another version or boot")
+        except BaseException:
+            database.close()
+            raise
+        self._path.chmod(0o600)
+        self._database = database
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+    def _select_packs(self) -> dict[int, bytes]:
+        return dict(self._database.execute("SELECT number, id FROM pack"))
+
+    def _insert(self, pack: bytes, entries: Iterable[PackEntry]) -> None:
+        database = self._database
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            database.execute("INSERT OR IGNORE INTO pack (id) VALUES (?)", (pack,))
+            (number,) = database.execute("SELECT number FROM pack WHERE id = ?", (pack,)).fetchone()
+            rows = [
+                (entry.id, number, entry.offset, entry.length, _checksum(entry.id, pack, entry.offset, entry.length))
+                for entry in entries
+            ]
+            database.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?)", rows)
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+        self._packs[number] = pack
+
+    def _guarded(self, work: Callable[[], T], otherwise: T) -> T:
+        """Do without the cache from the first failure on: blocks are then stored again, which is only slower."""
+        if self._broken:
+            return otherwise
+        try:
+            return work()
+        except sqlite3.Error:
+            self._broken = True
+            with contextlib.suppress(sqlite3.Error, OSError):
+                self._remove()
+            return otherwise
+
+
+_FIND = "SELECT pack, offset, length, checksum FROM block WHERE id = ?"
+
+
+def _checksum(id_: bytes, pack: bytes, offset: int, length: int) -> int:
+    return zlib.crc32(b"%b%b%d %d" % (id_, pack, offset, length))
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def _translated(error: Exception, path: Path) -> VmkeepError:
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if number == 28 or "disk is full" in text:
+        return NoSpace(f"no space for the index of known blocks {path}", path=str(path))
+    if number in (1, 13, 30) or "readonly" in text or not os.access(path.parent, os.W_OK):
+        return PermissionRefused(f"the index of known blocks {path} cannot be written: {text}", path=str(path))
+    return StoreError(f"the index of known blocks {path} cannot be made: {text}", path=str(path))

@@ -1,0 +1,279 @@
+"""The tree that lists a disk's blocks.
+
+A leaf (level 0) names up to ``fan_out`` blocks; a node of level n names up to ``fan_out`` nodes of level n - 1.
+A missing child is zero, however large the range below it. The tree has as many levels as the disk's size needs
+and at least one, so that the place of every node follows from the geometry and is checked when it is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vmkeep.errors import InvalidRequest, ObjectDamaged
+from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, ID_BYTES, NAME_BYTES, VERSION
+from vmkeep.repository.record import BlockRef, StoredDisk
+
+Children: TypeAlias = list[BlockRef | None]
+_NODE = struct.Struct("<BBHHH")
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How many blocks there are, and so how many levels."""
+
+    blocks: int
+    fan_out: int
+
+    @property
+    def levels(self) -> int:
+        levels, covered = 1, self.fan_out
+        while covered < self.blocks:
+            levels, covered = levels + 1, covered * self.fan_out
+        return levels
+
+    def span(self, level: int) -> int:
+        """Return how many blocks a node of that level covers."""
+        return int(self.fan_out ** (level + 1))
+
+    def slots(self, level: int, index: int) -> int:
+        """Return how many children the node has that is the ``index``-th of its level."""
+        below = self.span(level) // self.fan_out
+        left = self.blocks - index * self.span(level)
+        return min(self.fan_out, -(-left // below))
+
+
+def geometry_of(disk: StoredDisk) -> Geometry:
+    return Geometry(disk.blocks, disk.fan_out)
+
+
+def encode_node(level: int, children: Sequence[BlockRef | None]) -> bytes:
+    """Return a node's bytes; equal children give equal bytes, so an unchanged subtree keeps its id."""
+    present = [child for child in children if child is not None]
+    packs: dict[bytes, int] = {}
+    for child in present:
+        packs.setdefault(child.pack, len(packs))
+    kinds = bytearray(-(-len(children) // 8))
+    for slot, maybe in enumerate(children):
+        if maybe is not None:
+            kinds[slot >> 3] |= 1 << (slot & 7)
+    count = len(present)
+    return b"".join(
+        [
+            _NODE.pack(VERSION, level, len(children), count, len(packs)),
+            kinds,
+            *packs,
+            *(child.id for child in present),
+            struct.pack(f"<{count}H", *(packs[child.pack] for child in present)),
+            struct.pack(f"<{count}I", *(child.offset for child in present)),
+            struct.pack(f"<{count}I", *(child.length for child in present)),
+        ]
+    )
+
+
+def decode_node(data: bytes, level: int, slots: int, where: str) -> Children:
+    """Return the children; raises ObjectDamaged unless this is a node of that level with that number of slots."""
+    damaged = ObjectDamaged(f"{where} is not the manifest node that belongs there", path=where)
+    if len(data) < _NODE.size:
+        raise damaged
+    version, found_level, found_slots, count, pack_count = _NODE.unpack_from(data)
+    kinds_bytes = -(-found_slots // 8)
+    expected = _NODE.size + kinds_bytes + pack_count * NAME_BYTES + count * (ID_BYTES + 2 + 4 + 4)
+    if version != VERSION or found_level != level or found_slots != slots or len(data) != expected:
+        raise damaged
+    position = _NODE.size
+    kinds = int.from_bytes(data[position : position + kinds_bytes], "little")
+    position += kinds_bytes
+    packs = [
+        data[start : start + NAME_BYTES] for start in range(position, position + pack_count * NAME_BYTES, NAME_BYTES)
+    ]
+    position += pack_count * NAME_BYTES
+    ids = position
+    position += count * ID_BYTES
+    pack_of = struct.unpack_from(f"<{count}H", data, position)
+    offsets = struct.unpack_from(f"<{count}I", data, position + 2 * count)
+    lengths = struct.unpack_from(f"<{count}I", data, position + 6 * count)
+    if kinds >> slots or kinds.bit_count() != count or count == 0 or set(pack_of) != set(range(pack_count)):
+        raise damaged
+    children: Children = [None] * slots
+    place = 0
+    for slot in range(slots):
+        if kinds >> slot & 1:
+            start = ids + place * ID_BYTES
+            if lengths[place] < FRAME_OVERHEAD_BYTES:
+                raise damaged
+            children[slot] = BlockRef(
+                data[start : start + ID_BYTES], packs[pack_of[place]], offsets[place], lengths[place]
+            )
+            place += 1
+    return children
+
+
+NodeReader: TypeAlias = Callable[[Sequence[tuple[BlockRef, int, int]]], list[Children]]
+"""Reads nodes, given as (reference, level, slots), in that order."""
+
+
+def walk_blocks(disk: StoredDisk, read: NodeReader) -> Iterator[tuple[int, BlockRef]]:
+    """Yield (block, reference) of every block that is not zero, ascending; children of a node are read together."""
+    if disk.root is None:
+        return
+    geometry = geometry_of(disk)
+    top = geometry.levels - 1
+    (root,) = read([(disk.root, top, geometry.slots(top, 0))])
+    yield from _walk(geometry, read, root, top, 0)
+
+
+def _walk(
+    geometry: Geometry, read: NodeReader, children: Children, level: int, index: int
+) -> Iterator[tuple[int, BlockRef]]:
+    first = index * geometry.fan_out
+    present = [(first + slot, child) for slot, child in enumerate(children) if child is not None]
+    if level == 0:
+        yield from present
+        return
+    below = read([(child, level - 1, geometry.slots(level - 1, place)) for place, child in present])
+    for (place, _child), grandchildren in zip(present, below, strict=True):
+        yield from _walk(geometry, read, grandchildren, level - 1, place)
+
+
+class _Open:
+    """A node on the path to the present block: its children, and whether they differ from what is stored."""
+
+    __slots__ = ("changed", "children", "index")
+
+    def __init__(self, index: int, children: Children) -> None:
+        self.index = index
+        self.children = children
+        self.changed = False
+
+
+class ManifestBuilder:
+    """Writes a manifest from ascending changes to a base; holds one node of each level, whatever the disk's size.
+
+    ``read`` reads a node of the base, ``store`` stores a new node and returns where. For one thread.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        base: BlockRef | None,
+        *,
+        read: NodeReader,
+        store: Callable[[bytes], BlockRef],
+    ) -> None:
+        self._geometry = geometry
+        self._read = read
+        self._store = store
+        self._root = base
+        self._levels = geometry.levels
+        # Open nodes from the root (first) to the leaf (last); fewer while no leaf is open.
+        self._path: list[_Open] = []
+        self._next = 0
+
+    def set(self, block: int, ref: BlockRef | None) -> None:
+        """Name one block's content; raises InvalidRequest for a block out of order or beyond the end."""
+        self._advance(block, 1)
+        self._set_child(block, 0, ref)
+
+    def set_zero(self, first: int, count: int) -> None:
+        """Name a run of blocks zero, dropping whole subtrees; the work grows with the tree's depth, not the run."""
+        if count <= 0:
+            return
+        self._advance(first, count)
+        end = first + count
+        while first < end:
+            level = 0
+            # Climb while the next larger subtree begins here and ends within the run (or with the disk).
+            while level < self._levels:
+                span = self._geometry.span(level)
+                if first % span or min(first + span, self._geometry.blocks) > end:
+                    break
+                level += 1
+            if level == self._levels:
+                self._path.clear()
+                self._root = None
+                return
+            self._set_child(first, level, None)
+            first += self._geometry.fan_out**level
+
+    def finish(self) -> BlockRef | None:
+        """Store what is open and return the root, or None for a disk of zeros."""
+        self._close_below(0)
+        return self._root
+
+    def _advance(self, first: int, count: int) -> None:
+        if first < self._next or first + count > self._geometry.blocks:
+            raise InvalidRequest(
+                f"block {first} (+{count}) is out of order or beyond the disk's {self._geometry.blocks} blocks"
+            )
+        self._next = first + count
+
+    def _set_child(self, block: int, level: int, ref: BlockRef | None) -> None:
+        """Set the child that covers ``block`` in the node of that level (whose children are of the level below)."""
+        if ref is None and self._zero_already(block, level):
+            return
+        depth = self._levels - 1 - level
+        self._open_path(block, depth)
+        node = self._path[depth]
+        slot = block // self._geometry.fan_out**level % self._geometry.fan_out
+        if node.children[slot] != ref:
+            node.children[slot] = ref
+            node.changed = True
+
+    def _zero_already(self, block: int, level: int) -> bool:
+        """Whether an open node (or a missing root) shows that the subtree is zero, without opening any more nodes."""
+        if not self._path:
+            return self._root is None
+        for depth, node in enumerate(self._path):
+            at = self._levels - 1 - depth
+            if at < level or node.index != block // self._geometry.span(at):
+                return False
+            slot = block // self._geometry.fan_out**at % self._geometry.fan_out
+            below_open = (
+                depth + 1 < len(self._path) and self._path[depth + 1].index == block // self._geometry.fan_out**at
+            )
+            if node.children[slot] is None and not below_open:
+                return True
+        return False
+
+    def _open_path(self, block: int, depth: int) -> None:
+        """Make the nodes from the root to ``depth`` those that cover the block, and close what lies elsewhere."""
+        for place in range(depth + 1):
+            level = self._levels - 1 - place
+            index = block // self._geometry.span(level)
+            if place < len(self._path):
+                if self._path[place].index == index:
+                    continue
+                self._close_below(place)
+            self._path.append(self._load(level, index))
+        self._close_below(depth + 1)
+
+    def _load(self, level: int, index: int) -> _Open:
+        ref = self._root if not self._path else self._path[-1].children[index % self._geometry.fan_out]
+        slots = self._geometry.slots(level, index)
+        if ref is None:
+            return _Open(index, [None] * slots)
+        (children,) = self._read([(ref, level, slots)])
+        return _Open(index, children)
+
+    def _close_below(self, depth: int) -> None:
+        while len(self._path) > depth:
+            node = self._path.pop()
+            if not node.changed:
+                continue
+            level = self._levels - 1 - len(self._path)
+            ref = (
+                self._store(encode_node(level, node.children))
+                if any(child is not None for child in node.children)
+                else None
+            )
+            if not self._path:
+                self._root = ref
+                continue
+            parent = self._path[-1]
+            slot = node.index % self._geometry.fan_out
+            if parent.children[slot] != ref:
+                parent.children[slot] = ref
+                parent.changed = True

@@ -1,0 +1,242 @@
+"""Packs: filling them from many threads, putting them from a few, and reading their indexes.
+
+A worker reserves its counter and its place in the pack under the lock, once it knows the sealed length, and seals
+outside it. A full pack goes to the uploaders when the last of its frames is in place. The number of buffers bounds
+the memory, and a failed upload wakes every thread that waits for one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from vmkeep.errors import StoreError, VmkeepError
+from vmkeep.repository.layout import (
+    FRAME_OVERHEAD_BYTES,
+    NAME_BYTES,
+    PACK_HEADER_BYTES,
+    TRAILER_BYTES,
+    FrameKind,
+    PackEntry,
+    PackHeader,
+    PackKind,
+    pack_index,
+    pack_name,
+    pack_trailer,
+    parse_index,
+    parse_trailer,
+)
+from vmkeep.repository.record import BlockRef
+from vmkeep.repository.seal import Sealer, SealingKey
+from vmkeep.repository.store import ObjectStore
+
+DATA_PACK_BYTES = 16 * 1024 * 1024
+METADATA_PACK_BYTES = 4 * 1024 * 1024
+# A pack of tiny frames (a block of one repeated byte takes about 100 bytes) is closed by their number instead.
+PACK_ENTRIES_LIMIT = 65536
+
+Stored: TypeAlias = Callable[[bytes, Sequence[PackEntry], int], None]
+"""Told of a pack that is durable: pack id, its frames, its size in bytes."""
+
+
+class _Filling:
+    """A pack that is being filled."""
+
+    __slots__ = ("buffer", "closed", "counter", "entries", "header", "key", "offset", "pending")
+
+    def __init__(self, header: PackHeader, key: SealingKey, buffer: bytearray) -> None:
+        self.header = header
+        self.key = key
+        self.buffer = buffer
+        self.entries: list[PackEntry] = []
+        self.offset = PACK_HEADER_BYTES
+        self.counter = 0
+        self.pending = 0
+        self.closed = False
+        buffer[:PACK_HEADER_BYTES] = header.pack_bytes()
+
+
+class Packer:
+    """Takes plain blocks of one kind from any number of threads and stores them in packs."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        sealer: Sealer,
+        kind: PackKind,
+        *,
+        pack_bytes: int,
+        buffers: int,
+        uploaders: int,
+        stored: Stored,
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._kind = kind
+        self._frame_kind = FrameKind.BLOCK if kind is PackKind.DATA else FrameKind.NODE
+        self._pack_bytes = pack_bytes
+        self._told = stored
+        self._changed = threading.Condition()
+        self._free: list[bytearray | None] = [None] * buffers
+        self._buffers = buffers
+        self._current: _Filling | None = None
+        self._full: deque[_Filling] = deque()
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._threads = [
+            threading.Thread(target=self._upload_all, name=f"vmkeep-{kind.name.lower()}-upload-{number}", daemon=True)
+            for number in range(uploaders)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def add(self, id_: bytes, plain: bytes) -> BlockRef:
+        """Seal a block into a pack and return where; raises the error of any upload that failed before."""
+        codec, body = self._sealer.compress(plain)
+        length = len(body) + FRAME_OVERHEAD_BYTES
+        filling, counter, offset = self._reserve(id_, length, len(plain))
+        try:
+            frame = filling.key.seal(self._frame_kind, id_, codec, body, len(plain), counter)
+            filling.buffer[offset : offset + length] = frame
+        except BaseException as error:
+            self._fail(error)
+            raise
+        with self._changed:
+            filling.pending -= 1
+            if filling.closed and filling.pending == 0:
+                self._hand_over(filling)
+        return BlockRef(id_, filling.header.pack, offset, length)
+
+    def check(self) -> None:
+        """Raise the error of an upload that failed."""
+        if self._failure is not None:
+            raise self._error(self._failure)
+
+    def flush(self) -> None:
+        """Return when every block that was added is durable; raises the error of an upload that failed."""
+        with self._changed:
+            if self._current is not None:
+                self._close(self._current)
+            self._changed.wait_for(lambda: self._failure is not None or len(self._free) == self._buffers)
+        self.check()
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """Stop the uploaders; with a failure, what was not yet handed to the store is dropped."""
+        with self._changed:
+            if failure is not None and self._failure is None:
+                self._failure = failure
+            self._ended = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _reserve(self, id_: bytes, length: int, plain_bytes: int) -> tuple[_Filling, int, int]:
+        with self._changed:
+            while True:
+                self.check()
+                if self._ended:
+                    raise StoreError("this point was committed or given up already")
+                filling = self._current
+                if filling is not None:
+                    full = filling.offset + length > self._pack_bytes or len(filling.entries) >= PACK_ENTRIES_LIMIT
+                    # A frame larger than a pack gets one of its own.
+                    if not full or not filling.entries:
+                        break
+                    self._close(filling)
+                elif self._free:
+                    self._current = self._open(self._free.pop())
+                else:
+                    self._changed.wait()
+            counter, offset = filling.counter, filling.offset
+            filling.counter += 1
+            filling.offset += length
+            filling.pending += 1
+            filling.entries.append(PackEntry(self._frame_kind, id_, offset, length, plain_bytes))
+            return filling, counter, offset
+
+    def _open(self, buffer: bytearray | None) -> _Filling:
+        key = self._sealer.new_key()
+        header = PackHeader(self._kind, key.key_id, self._sealer.domain.id, self._sealer.random(NAME_BYTES))
+        return _Filling(header, key, buffer if buffer is not None else bytearray(self._pack_bytes))
+
+    def _close(self, filling: _Filling) -> None:
+        filling.closed = True
+        self._current = None
+        if filling.pending == 0:
+            self._hand_over(filling)
+
+    def _hand_over(self, filling: _Filling) -> None:
+        self._full.append(filling)
+        self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if self._failure is None:
+                self._failure = error
+            self._changed.notify_all()
+
+    @staticmethod
+    def _error(failure: BaseException) -> BaseException:
+        # A new object for each thread that meets it: an exception raised twice gathers the tracebacks of both.
+        if isinstance(failure, VmkeepError):
+            again = type(failure)(
+                failure.message, vm=failure.vm, disk=failure.disk, path=failure.path, hint=failure.hint
+            )
+        else:
+            again = StoreError(f"a pack could not be stored: {failure}")
+        again.__cause__ = failure
+        return again
+
+    def _upload_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._full or self._ended or self._failure is not None)
+                if self._failure is not None or not self._full:
+                    return
+                filling = self._full.popleft()
+            try:
+                self._upload(filling)
+            except BaseException as error:  # whatever it is, the threads that wait for this pack must hear of it
+                self._fail(error)
+                return
+            with self._changed:
+                self._free.append(filling.buffer if len(filling.buffer) == self._pack_bytes else None)
+                self._changed.notify_all()
+
+    def _upload(self, filling: _Filling) -> None:
+        header = filling.header.pack_bytes()
+        index = pack_index(filling.entries)
+        id_ = self._sealer.id_of(FrameKind.PACK_INDEX, header)
+        codec, body = self._sealer.compress(index)
+        sealed = filling.key.seal(FrameKind.PACK_INDEX, id_, codec, body, len(index), filling.counter)
+        tail = sealed + pack_trailer(filling.offset, len(sealed))
+        name = pack_name(filling.header.pack)
+        # Sliced and not released early, as the store may still hold it when it fails.
+        self._store.put(name, [memoryview(filling.buffer)[: filling.offset], tail])
+        self._told(filling.header.pack, filling.entries, filling.offset + len(tail))
+
+
+def read_index(store: ObjectStore, sealer: Sealer, pack: bytes, size_bytes: int) -> tuple[PackEntry, ...]:
+    """Return a pack's frames from its index, without reading them; raises ObjectDamaged or ObjectMissing."""
+    name = pack_name(pack)
+    smallest = PACK_HEADER_BYTES + TRAILER_BYTES
+    header, trailer = (
+        store.ranges(name, [(0, PACK_HEADER_BYTES), (size_bytes - TRAILER_BYTES, TRAILER_BYTES)])
+        if size_bytes >= smallest
+        else (memoryview(b""), memoryview(b""))
+    )
+    start, length = parse_trailer(bytes(trailer), size_bytes, pack)
+    (frame,) = store.ranges(name, [(start, length)]) if length else (memoryview(b""),)
+    return open_index(sealer, pack, bytes(header), frame, start)
+
+
+def open_index(
+    sealer: Sealer, pack: bytes, header: bytes, frame: bytes | memoryview, start: int
+) -> tuple[PackEntry, ...]:
+    """Return the rows of a sealed index, which is bound to the exact bytes of the pack's header."""
+    where = pack_name(pack)
+    parsed = PackHeader.parse(header, pack)
+    id_ = sealer.id_of_header(header, parsed.domain, where)
+    return parse_index(sealer.open_index(id_, frame, f"the index of {where}"), start, pack)

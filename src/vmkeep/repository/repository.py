@@ -1,0 +1,253 @@
+"""The repository: the one way in for those who write points, read them, or prove them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from vmkeep.errors import (
+    ObjectDamaged,
+    ObjectMissing,
+    PointNotFound,
+    RepositoryForeign,
+    RepositoryNotFound,
+    TargetExists,
+    VmkeepError,
+)
+from vmkeep.keys import KeyMaterial
+from vmkeep.repository import fetch, intents, states
+from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
+from vmkeep.repository.known import KnownBlocks
+from vmkeep.repository.layout import (
+    FORMAT_OBJECT,
+    NAME_BYTES,
+    POINTS,
+    FrameKind,
+    PackEntry,
+    format_object,
+    is_name,
+    parse_canonical,
+    parse_format,
+)
+from vmkeep.repository.manifest import walk_blocks
+from vmkeep.repository.packs import read_index
+from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
+from vmkeep.repository.seal import Compress, Random, Sealer, zstd
+from vmkeep.repository.store import ObjectStore, create_store, open_store
+from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
+from vmkeep.repository.writer import PointWriter
+
+
+class Repository:
+    """Points, blocks and state versions in a store, opened with a key. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        format_bytes: bytes,
+        keyring: Keyring,
+        key: KeyMaterial,
+        *,
+        random: Random = os.urandom,
+        compress: Compress = zstd,
+    ) -> None:
+        self.id = parse_format(format_bytes, store.location)
+        self.location = store.location
+        self.keyring = keyring
+        self._store = store
+        self._format = format_bytes
+        self._key = key
+        self._random = random
+        self._compress = compress
+        self._sealer = Sealer(keyring.domains, keyring.default, random=random, compress=compress)
+
+    @classmethod
+    def create(
+        cls, location: str, key: KeyMaterial, *, random: Random = os.urandom, compress: Compress = zstd
+    ) -> Repository:
+        """Make a repository in a directory that is absent or empty, with ``key`` as the keyring's one recipient.
+
+        Raises TargetExists when a repository is there, RepositoryForeign when anything else is.
+        """
+        store = create_store(location)
+        names = {path.name for path in Path(store.location).iterdir()} - {"lost+found"}
+        if names:
+            if FORMAT_OBJECT in names:
+                parse_format(store.get(FORMAT_OBJECT), location)
+                raise TargetExists(
+                    f"{location} is a vmkeep repository already", path=location, hint="Nothing was changed in it."
+                )
+            raise RepositoryForeign(f"{location} is not empty", path=location)
+        format_bytes = format_object(random(NAME_BYTES).hex())
+        keyring = new_keyring(format_bytes, key, random=random)
+        store.put(keyring_name(keyring.generation), keyring.to_bytes())
+        # Last, as it is what makes the directory a repository.
+        store.put(FORMAT_OBJECT, format_bytes)
+        return cls(store, format_bytes, keyring, key, random=random, compress=compress)
+
+    @classmethod
+    def open(cls, location: str, keys: Callable[[Sequence[str]], KeyMaterial]) -> Repository:
+        """Open a repository with the key that ``keys`` finds for one of the recipients' key ids.
+
+        Raises RepositoryNotFound, RepositoryForeign, ObjectMissing or ObjectDamaged (keyring), WrongKey, and what
+        ``keys`` raises (KeyMissing).
+        """
+        store = open_store(location)
+        try:
+            format_bytes = store.get(FORMAT_OBJECT)
+        except ObjectMissing as error:
+            directory = Path(store.location)
+            if any(path.name != "lost+found" for path in directory.iterdir()):
+                raise RepositoryForeign(
+                    f"{location} holds something that is not a vmkeep repository", path=location
+                ) from error
+            raise RepositoryNotFound(f"there is no repository at {location}", path=location) from error
+        parse_format(format_bytes, location)
+        found: list[KeyMaterial] = []
+
+        def remembered(recipients: Sequence[str]) -> KeyMaterial:
+            found.append(keys(recipients))
+            return found[0]
+
+        keyring = open_keyring(store, highest_generation(store), format_bytes, remembered)
+        return cls(store, format_bytes, keyring, found[0])
+
+    def add_data_key(self) -> None:
+        """Seal what is written from now on with a new data key; what is stored stays readable, with its own."""
+        keyring = self.keyring.with_new_data_key(self._format, self._key, random=self._random)
+        self._store.put(keyring_name(keyring.generation), keyring.to_bytes())
+        self.keyring = keyring
+        self._sealer = Sealer(keyring.domains, keyring.default, random=self._random, compress=self._compress)
+
+    def point_ids(self) -> list[str]:
+        """Return the ids of all points, sorted, without opening them."""
+        names = (item.name.removeprefix(POINTS) for item in self._store.list(POINTS))
+        return sorted(name for name in names if is_name(name))
+
+    def points(self) -> Iterator[PointRecord]:
+        """Yield every point in order of id; raises ObjectDamaged naming one that cannot be trusted."""
+        for point_id in self.point_ids():
+            yield self.point(point_id)
+
+    def point(self, point_id: str) -> PointRecord:
+        """Return a point's record; raises PointNotFound or ObjectDamaged."""
+        if not is_name(point_id):
+            raise PointNotFound(f"{point_id!r} is not the id of a point")
+        name = POINTS + point_id
+        try:
+            frame = self._store.get(name)
+        except ObjectMissing as error:
+            raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from error
+        record = PointRecord.from_json(
+            parse_canonical(self._sealer.open_alone(FrameKind.POINT, point_id, frame, name), name), name
+        )
+        if record.id != point_id:
+            raise ObjectDamaged(f"{name} holds another point", path=name)
+        return record
+
+    def delete_point(self, point_id: str) -> None:
+        """Remove a point; its blocks stay until a prune finds that no other point needs them. Raises PointNotFound."""
+        try:
+            self._store.delete(POINTS + point_id)
+        except ObjectMissing as error:
+            raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from error
+
+    def state(self, version_id: str) -> tuple[StateVersion, bytes]:
+        """Return a state version and its content; raises ObjectMissing or ObjectDamaged."""
+        if not is_name(version_id):
+            raise ObjectMissing(f"{version_id!r} is not the id of a state version")
+        return states.get_state(self._store, self._sealer, version_id)
+
+    def put_state(
+        self,
+        content: bytes,
+        *,
+        vm_uuid: str,
+        kind: str,
+        generation: int,
+        file: str,
+        owner: str,
+        group: str,
+        mode: int,
+        created: str | None = None,
+    ) -> StateVersion:
+        """Store a state version outside a point; raises StateTorn for content that cannot be right."""
+        return states.put_state(
+            self._store,
+            self._sealer,
+            content,
+            vm_uuid=vm_uuid,
+            kind=kind,
+            generation=generation,
+            file=file,
+            owner=owner,
+            group=group,
+            mode=mode,
+            created=created,
+        )
+
+    def begin(
+        self,
+        *,
+        purpose: str,
+        host: str,
+        cache: Path,
+        workers: int = 2,
+        lapse_seconds: float = intents.LAPSE_SECONDS,
+        point_id: str | None = None,
+    ) -> PointWriter:
+        """Begin a point: put an intent and bring the index of known blocks, a file below ``cache``, up to date.
+
+        ``workers`` is the number of threads that put packs. ``point_id`` (32 hexadecimal digits, never used
+        before) is chosen by whoever must know it before the commit, else drawn. Raises NoSpace, PermissionRefused
+        or StoreError.
+        """
+        intent = intents.Intent(
+            self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose, lapse_seconds=lapse_seconds
+        )
+        known = KnownBlocks(cache / self.id / f"{self._sealer.domain.id.hex()}.sqlite")
+        try:
+            # Before the store is looked at: a prune that condemns from here on waits for this writer.
+            intent.begin()
+            sizes = intents.stored_packs(self._store)
+            usable = sizes.keys() - intents.condemned_packs(self._store)
+            known.refresh(set(usable), lambda pack: self._entries(pack, sizes[pack]))
+            return PointWriter(self._store, self._sealer, known, intent, uploaders=workers, point_id=point_id)
+        except BaseException:
+            intent.end()
+            known.close()
+            raise
+
+    def read_disk(self, disk: StoredDisk, *, workers: int = 2) -> Iterator[tuple[int, bytes]]:
+        """Yield (start in bytes, content) of every block that is not zero, ascending and proved by its id.
+
+        Raises ObjectMissing or ObjectDamaged; never yields other data than was stored.
+        """
+        return fetch.read_disk(self._store, self._sealer, disk, workers=workers)
+
+    def blocks(self, disk: StoredDisk) -> Iterator[tuple[int, BlockRef]]:
+        """Yield (block, where it is) of every block that is not zero, ascending, reading only the manifest."""
+        return walk_blocks(disk, fetch.node_reader(self._store, self._sealer))
+
+    def verify_point(self, point_id: str, *, sample: float = 1.0, progress: Progress | None = None) -> PointReport:
+        """Read and prove what the point needs (of the blocks, the share ``sample``); damage is reported, not raised."""
+        return self._verification(sample, progress).point(point_id)
+
+    def verify_all(self, *, sample: float = 1.0, progress: Progress | None = None) -> RepositoryReport:
+        """Read every object once, and say of each that is damaged, missing or foreign which points it harms."""
+        return self._verification(sample, progress).everything(self._format, self._key)
+
+    def condemn(self, packs: Sequence[bytes], *, reason: str) -> None:
+        """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""
+        intents.condemn(self._store, packs, reason=reason)
+
+    def _verification(self, sample: float, progress: Progress | None) -> Verification:
+        return Verification(self._store, self._sealer, self.point, sample=sample, progress=progress)
+
+    def _entries(self, pack: bytes, size_bytes: int) -> Sequence[PackEntry] | None:
+        try:
+            return read_index(self._store, self._sealer, pack, size_bytes)
+        except VmkeepError:
+            # Damaged, or swept meanwhile: its blocks count as unknown and are stored again.
+            return None

@@ -1,0 +1,204 @@
+"""Objects in a store: durable puts, reads, lists, and the one place where the store's errors are translated.
+
+obstore's directory store does not call fsync, and creates files with the umask's permissions (0.12, looked at
+with strace); both are done here, before anything is called stored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError
+from obstore.store import LocalStore
+from obstore.store import ObjectStore as ForeignStore
+
+from vmkeep.errors import (
+    InvalidRequest,
+    NoSpace,
+    ObjectDamaged,
+    ObjectMissing,
+    PermissionRefused,
+    RepositoryNotFound,
+    StoreError,
+    TargetExists,
+    VmkeepError,
+)
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+_OS_ERROR = re.compile(r"os error (\d+)")
+_FULL = {28, 122}
+_REFUSED = {1, 13, 30}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    name: str
+    size_bytes: int
+    modified: datetime
+
+
+class ObjectStore:
+    """A store of immutable objects. ``directory`` is set when it is one on this host, which is then fsynced."""
+
+    def __init__(self, store: ForeignStore, *, location: str, directory: Path | None = None) -> None:
+        self._store = store
+        self.location = location
+        self.directory = directory
+        self._made: set[Path] = set()
+        self._making = threading.Lock()
+
+    def put(self, name: str, content: Buffer | Sequence[Buffer], *, replace: bool = False) -> None:
+        """Store an object durably. Raises TargetExists unless ``replace``, NoSpace, PermissionRefused or StoreError."""
+        mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
+        with _translated(self.location, name):
+            if self.directory is not None:
+                self._make_parent(self.directory / name)
+            pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
+            obstore.put(self._store, name, pieces, mode=mode, use_multipart=False)
+            if self.directory is not None:
+                self._make_durable(self.directory / name)
+
+    def get(self, name: str) -> bytes:
+        """Return a whole object; raises ObjectMissing, PermissionRefused or StoreError."""
+        with _translated(self.location, name):
+            return bytes(obstore.get(self._store, name).bytes())
+
+    def ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return the bytes at each (start, length); raises ObjectDamaged when the object is shorter than that."""
+        starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
+        try:
+            with _translated(self.location, name):
+                pieces = [
+                    memoryview(piece) for piece in obstore.get_ranges(self._store, name, starts=starts, lengths=lengths)
+                ]
+        except StoreError as error:
+            # Stores word a range beyond the end differently; the size tells it apart from a failure.
+            if self.stat(name).size_bytes < max(start + length for start, length in ranges):
+                raise ObjectDamaged(f"{name} is cut short", path=name) from error
+            raise
+        if any(len(piece) != length for piece, length in zip(pieces, lengths, strict=True)):
+            raise ObjectDamaged(f"{name} is cut short", path=name)
+        return pieces
+
+    def stat(self, name: str) -> ObjectStat:
+        """Raises ObjectMissing, PermissionRefused or StoreError."""
+        with _translated(self.location, name):
+            meta = obstore.head(self._store, name)
+            return ObjectStat(name, meta["size"], meta["last_modified"])
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.stat(name)
+        except ObjectMissing:
+            return False
+        return True
+
+    def list(self, prefix: str) -> Iterator[ObjectStat]:
+        """Yield the objects below a prefix that ends with a slash, in no order."""
+        with _translated(self.location, prefix):
+            for batch in obstore.list(self._store, prefix=prefix.rstrip("/"), chunk_size=1000):
+                for meta in batch:
+                    yield ObjectStat(meta["path"], meta["size"], meta["last_modified"])
+
+    def delete(self, name: str) -> None:
+        """Raises ObjectMissing (not every store can tell), PermissionRefused or StoreError."""
+        with _translated(self.location, name):
+            obstore.delete(self._store, name)
+            if self.directory is not None:
+                _sync(self.directory / Path(name).parent)
+
+    def _make_parent(self, path: Path) -> None:
+        parent = path.parent
+        if parent in self._made:
+            return
+        with self._making:
+            missing = []
+            while not parent.exists():
+                missing.append(parent)
+                parent = parent.parent
+            for directory in reversed(missing):
+                directory.mkdir(mode=0o700)
+                directory.chmod(0o700)
+                _sync(directory.parent)
+            self._made.add(path.parent)
+
+    @staticmethod
+    def _make_durable(path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fchmod(handle, 0o600)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        _sync(path.parent)
+
+
+def open_store(location: str) -> ObjectStore:
+    """Return the store at a directory; raises RepositoryNotFound when there is none, InvalidRequest for an address."""
+    directory = _directory(location)
+    if not directory.is_dir():
+        raise RepositoryNotFound(f"{directory} is not a directory", path=str(directory))
+    return _local(directory)
+
+
+def create_store(location: str) -> ObjectStore:
+    """Return a store at a directory that is made (0700) when it is absent."""
+    directory = _directory(location)
+    with _translated(location, ""):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.chmod(0o700)
+        _sync(directory.parent)
+    return _local(directory)
+
+
+def _directory(location: str) -> Path:
+    if "://" in location:
+        raise InvalidRequest(f"{location}: this release keeps repositories in directories only", path=location)
+    return Path(location).absolute()
+
+
+def _local(directory: Path) -> ObjectStore:
+    with _translated(str(directory), ""):
+        return ObjectStore(LocalStore(directory), location=str(directory), directory=directory)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _translated(location: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise _translation(error, location, name) from error
+
+
+def _translation(error: BaseException, location: str, name: str) -> VmkeepError:
+    path = f"{location}/{name}".rstrip("/")
+    text = str(error).partition("\n")[0]
+    # obstore reports most failures of the system as generic errors whose text ends with the number.
+    found = _OS_ERROR.search(str(error))
+    number = (error.errno if isinstance(error, OSError) else None) or (int(found[1]) if found else None)
+    if number in _FULL:
+        return NoSpace(f"the repository's file system is full while {path} was written", path=path)
+    if isinstance(error, NotFoundError | FileNotFoundError) or number == 2:
+        return ObjectMissing(f"{name} is not in the repository", path=path)
+    if isinstance(error, AlreadyExistsError | FileExistsError) or number == 17:
+        return TargetExists(f"{name} is in the repository already", path=path)
+    if isinstance(error, PermissionDeniedError | PermissionError) or number in _REFUSED:
+        return PermissionRefused(f"access to {path} was refused: {text}", path=path)
+    return StoreError(f"the repository's storage failed at {path}: {text}", path=path)

@@ -1,0 +1,409 @@
+"""Proving what is stored: of one point, or of every object once.
+
+A pack whose header, index or trailer is damaged harms no point by that: the manifests say where each block lies, and
+each block carries its own proof. So structure and content are reported apart, and ``harms`` names only the points
+that cannot be restored in full.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vmkeep.errors import ObjectDamaged, ObjectMissing, PointNotFound, VmkeepError
+from vmkeep.keys import KeyMaterial
+from vmkeep.repository.fetch import describe, fetch_frames
+from vmkeep.repository.intents import stored_packs
+from vmkeep.repository.keyring import generation_of_name, highest_generation, keyring_name, open_keyring
+from vmkeep.repository.layout import (
+    FORMAT_OBJECT,
+    KEYRING,
+    PACK_HEADER_BYTES,
+    PACKS,
+    POINTS,
+    STATES,
+    TRAILER_BYTES,
+    FrameKind,
+    PackEntry,
+    is_name,
+    pack_name,
+    pack_of_name,
+    parse_trailer,
+)
+from vmkeep.repository.manifest import Children, Geometry, decode_node, geometry_of
+from vmkeep.repository.packs import open_index, read_index
+from vmkeep.repository.record import BlockRef, PointRecord, StoredDisk
+from vmkeep.repository.seal import Sealer
+from vmkeep.repository.states import get_state
+from vmkeep.repository.store import ObjectStore
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with bytes read so far and bytes to read (0 where that is not known)."""
+
+_INDEXES = 256
+_SOUND_NODES = 200_000
+_PACKS_AT_A_TIME = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One object that is not as it was written, and the points that cannot be restored in full for it."""
+
+    object: str
+    what: str
+    harms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PointReport:
+    point_id: str
+    findings: tuple[Finding, ...]
+    blocks: int
+    bytes_read: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether the point can be restored in full: a finding may be about what restoring does not need."""
+        return not any(self.point_id in finding.harms for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryReport:
+    """``points`` are those looked at; ``harmed`` those that cannot be restored in full."""
+
+    findings: tuple[Finding, ...]
+    points: tuple[str, ...]
+    packs: int
+    bytes_read: int
+
+    @property
+    def harmed(self) -> tuple[str, ...]:
+        return tuple(sorted({point for finding in self.findings for point in finding.harms}))
+
+    @property
+    def sound(self) -> bool:
+        return not self.findings
+
+    @property
+    def damaged_packs(self) -> tuple[bytes, ...]:
+        """Packs that later points should not use (see ``Repository.condemn``), without those that are gone."""
+        packs = {
+            pack_of_name(finding.object)
+            for finding in self.findings
+            if not finding.what.endswith("not in the repository")
+        }
+        return tuple(sorted(pack for pack in packs if pack is not None))
+
+
+class Verification:
+    """One run; for one thread, which lets others read packs."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        sealer: Sealer,
+        point: Callable[[str], PointRecord],
+        *,
+        sample: float = 1.0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._point = point
+        self._sample = sample
+        self._progress = progress
+        self._found: dict[tuple[str, str], set[str]] = {}
+        self._read_bytes = 0
+        self._total_bytes = 0
+        self._blocks = 0
+        self._sizes: dict[bytes, int] | None = None
+        self._unsound: dict[bytes, str] = {}
+        self._indexes: OrderedDict[bytes, dict[int, PackEntry]] = OrderedDict()
+        # Packs of which every frame was read and opened, and the frames of theirs that did not open.
+        self._proved: set[bytes] = set()
+        self._bad: dict[tuple[bytes, int], str] = {}
+        self._sound_nodes: set[tuple[BlockRef, int]] = set()
+        self._states: dict[str, str | None] = {}
+        self._hashes: dict[str, str] = {}
+
+    def point(self, point_id: str) -> PointReport:
+        """Prove one point; raises PointNotFound, and nothing for damage."""
+        self._check_point(point_id)
+        return PointReport(point_id, self._findings(), self._blocks, self._read_bytes)
+
+    def everything(self, format_bytes: bytes, key: KeyMaterial) -> RepositoryReport:
+        """Prove every object: format, keyring, packs with their unreferenced frames, state versions, points."""
+        points = []
+        for item in self._store.list(POINTS):
+            if is_name(item.name.removeprefix(POINTS)):
+                points.append(item.name.removeprefix(POINTS))
+            else:
+                self._find(item.name, "this is not an object of a repository")
+        points.sort()
+        self._check_keyring(format_bytes, key, points)
+        sizes = self._pack_sizes()
+        self._total_bytes = sum(sizes.values())
+        self._check_packs(sizes)
+        for item in self._store.list(STATES):
+            if is_name(item.name.removeprefix(STATES)):
+                self._state_problem(item.name.removeprefix(STATES))
+            else:
+                self._find(item.name, "this is not an object of a repository")
+        for point_id in points:
+            try:
+                self._check_point(point_id)
+            except PointNotFound:
+                continue  # removed since the points were listed
+        return RepositoryReport(self._findings(), tuple(points), len(sizes), self._read_bytes)
+
+    # -- points ----------------------------------------------------------------------------------------------------
+
+    def _check_point(self, point_id: str) -> None:
+        try:
+            record = self._point(point_id)
+        except PointNotFound:
+            raise
+        except VmkeepError as error:
+            self._find(POINTS + point_id, error.message, point_id)
+            return
+        for state in record.states:
+            problem = self._state_problem(state.version_id, state.sha256)
+            if problem is not None:
+                self._find(STATES + state.version_id, problem, point_id)
+        for disk in record.disks:
+            if disk.stored.root is not None:
+                geometry = geometry_of(disk.stored)
+                self._check_subtree(disk.stored, geometry, disk.stored.root, geometry.levels - 1, 0, point_id)
+
+    def _state_problem(self, version_id: str, sha256: str | None = None) -> str | None:
+        if version_id not in self._states:
+            self._states[version_id] = None
+            try:
+                version, content = get_state(self._store, self._sealer, version_id)
+                self._advance(len(content))
+                self._hashes[version_id] = version.sha256
+            except VmkeepError as error:
+                self._states[version_id] = error.message
+                self._find(STATES + version_id, error.message)
+        problem = self._states[version_id]
+        if problem is None and sha256 is not None and self._hashes[version_id] != sha256:
+            return "it is another content than the point was made with"
+        return problem
+
+    def _check_subtree(
+        self, disk: StoredDisk, geometry: Geometry, ref: BlockRef, level: int, index: int, point_id: str
+    ) -> bool:
+        """Prove a node and all below it; return whether it is sound."""
+        if (ref, disk.block_bytes) in self._sound_nodes:
+            return True
+        opened = self._open(FrameKind.NODE, [ref])[0]
+        children: Children = []
+        problem = opened if isinstance(opened, str) else None
+        if not isinstance(opened, str):
+            try:
+                children = decode_node(opened, level, geometry.slots(level, index), describe(ref))
+            except ObjectDamaged as error:
+                problem = error.message
+        if problem is not None:
+            self._find(pack_name(ref.pack), problem, point_id)
+            return False
+        first = index * geometry.fan_out
+        present = [(first + slot, child) for slot, child in enumerate(children) if child is not None]
+        if level == 0:
+            sound = self._check_blocks(disk, present, point_id)
+        else:
+            sound = True
+            for place, child in present:
+                sound = self._check_subtree(disk, geometry, child, level - 1, place, point_id) and sound
+        if sound and len(self._sound_nodes) < _SOUND_NODES:
+            self._sound_nodes.add((ref, disk.block_bytes))
+        return sound
+
+    def _check_blocks(self, disk: StoredDisk, present: Sequence[tuple[int, BlockRef]], point_id: str) -> bool:
+        if self._sample < 1.0:
+            present = [item for item in present if random.random() < self._sample]  # noqa: S311  (a sample, no secret)
+        sound = True
+        self._blocks += len(present)
+        unread = []
+        for block, ref in present:
+            if ref.pack not in self._proved:
+                unread.append((block, ref))
+                continue
+            entry = self._index(ref.pack).get(ref.offset)
+            problem = self._bad.get((ref.pack, ref.offset)) or self._entry_problem(FrameKind.BLOCK, ref)
+            if problem is None and entry is not None and entry.plain_bytes != disk.plain_bytes(block):
+                problem = f"{describe(ref)} has a wrong length"
+            if problem is not None:
+                self._find(pack_name(ref.pack), problem, point_id)
+                sound = False
+        for (block, ref), opened in zip(unread, self._open(FrameKind.BLOCK, [ref for _, ref in unread]), strict=True):
+            problem = opened if isinstance(opened, str) else None
+            if problem is None and len(opened) != disk.plain_bytes(block):
+                problem = f"{describe(ref)} has a wrong length"
+            if problem is not None:
+                self._find(pack_name(ref.pack), problem, point_id)
+                sound = False
+        return sound
+
+    # -- frames and packs ------------------------------------------------------------------------------------------
+
+    def _open(self, kind: FrameKind, refs: Sequence[BlockRef]) -> list[bytes | str]:
+        """Return for each reference its plain text, or what is wrong with it."""
+        for ref in refs:
+            self._check_structure(ref.pack)
+        try:
+            frames: Sequence[memoryview | str] = fetch_frames(self._store, refs)
+        except VmkeepError:
+            frames = [self._fetch_alone(ref) for ref in refs]
+        opened: list[bytes | str] = []
+        for ref, frame in zip(refs, frames, strict=True):
+            if isinstance(frame, str):
+                opened.append(frame)
+                continue
+            if ref.pack not in self._proved:
+                self._advance(len(frame))
+            try:
+                opened.append(self._sealer.open(kind, ref.id, frame, describe(ref)))
+            except ObjectDamaged as error:
+                opened.append(error.message)
+                continue
+            # The frame can be read; an index that lacks it would mislead a prune, and is reported without harm.
+            if ref.pack not in self._unsound and (problem := self._entry_problem(kind, ref)) is not None:
+                self._find(pack_name(ref.pack), problem)
+        return opened
+
+    def _fetch_alone(self, ref: BlockRef) -> memoryview | str:
+        try:
+            return fetch_frames(self._store, [ref])[0]
+        except VmkeepError as error:
+            return error.message
+
+    def _check_structure(self, pack: bytes) -> None:
+        """Prove header, index and trailer of a pack once, without its frames."""
+        if pack in self._unsound or pack in self._proved or pack in self._indexes:
+            return
+        try:
+            self._index(pack)
+        except VmkeepError as error:
+            self._unsound[pack] = error.message
+            self._find(pack_name(pack), error.message)
+
+    def _index(self, pack: bytes) -> dict[int, PackEntry]:
+        index = self._indexes.get(pack)
+        if index is None:
+            size = self._pack_sizes().get(pack)
+            if size is None:
+                raise ObjectMissing(f"{pack_name(pack)} is not in the repository", path=pack_name(pack))
+            index = {entry.offset: entry for entry in read_index(self._store, self._sealer, pack, size)}
+            self._indexes[pack] = index
+            if len(self._indexes) > _INDEXES:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(pack)
+        return index
+
+    def _entry_problem(self, kind: FrameKind, ref: BlockRef) -> str | None:
+        entry = self._index(ref.pack).get(ref.offset)
+        if entry is None or (entry.kind, entry.id, entry.length) != (kind, ref.id, ref.length):
+            return f"{describe(ref)} is not the block that a manifest names there"
+        return None
+
+    def _pack_sizes(self) -> dict[bytes, int]:
+        if self._sizes is None:
+            self._sizes = stored_packs(self._store)
+        return self._sizes
+
+    def _check_packs(self, sizes: dict[bytes, int]) -> None:
+        for item in self._store.list(PACKS):
+            if pack_of_name(item.name) is None:
+                self._find(item.name, "this is not an object of a repository")
+        for pack, problem, bad in self._read_packs(list(sizes)):
+            self._advance(sizes[pack])
+            if problem is not None:
+                self._unsound[pack] = problem
+                self._find(pack_name(pack), problem)
+                continue
+            if self._sample >= 1.0:
+                self._proved.add(pack)
+            for offset, message in bad:
+                self._bad[pack, offset] = message
+                self._find(pack_name(pack), message)
+
+    def _read_packs(self, packs: Sequence[bytes]) -> Iterator[tuple[bytes, str | None, list[tuple[int, str]]]]:
+        waiting: deque[tuple[bytes, Future[tuple[str | None, list[tuple[int, str]]]]]] = deque()
+        pool = ThreadPoolExecutor(max_workers=_PACKS_AT_A_TIME, thread_name_prefix="vmkeep-verify")
+        try:
+            for pack in packs:
+                waiting.append((pack, pool.submit(self._read_pack, pack, self._pack_sizes()[pack])))
+                if len(waiting) > _PACKS_AT_A_TIME:
+                    done, future = waiting.popleft()
+                    yield (done, *future.result())
+            while waiting:
+                done, future = waiting.popleft()
+                yield (done, *future.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_pack(self, pack: bytes, size_bytes: int) -> tuple[str | None, list[tuple[int, str]]]:
+        """Read a whole pack and open every frame; return what is wrong with its structure, and the bad frames."""
+        bad: list[tuple[int, str]] = []
+        try:
+            (content,) = self._store.ranges(pack_name(pack), [(0, size_bytes)]) if size_bytes else [memoryview(b"")]
+            start, length = parse_trailer(bytes(content[-TRAILER_BYTES:]), len(content), pack)
+            header = bytes(content[:PACK_HEADER_BYTES])
+            entries = open_index(self._sealer, pack, header, content[start : start + length], start)
+        except VmkeepError as error:
+            return error.message, bad
+        for entry in entries:
+            if self._sample < 1.0 and random.random() >= self._sample:  # noqa: S311  (a sample, no secret)
+                continue
+            where = f"{pack_name(pack)} at {entry.offset}"
+            try:
+                plain = self._sealer.open(
+                    entry.kind, entry.id, content[entry.offset : entry.offset + entry.length], where
+                )
+                if len(plain) != entry.plain_bytes:
+                    bad.append((entry.offset, f"{where} has a wrong length"))
+            except ObjectDamaged as error:
+                bad.append((entry.offset, error.message))
+        return None, bad
+
+    # -- format and keyring ----------------------------------------------------------------------------------------
+
+    def _check_keyring(self, format_bytes: bytes, key: KeyMaterial, points: Sequence[str]) -> None:
+        try:
+            if self._store.get(FORMAT_OBJECT) != format_bytes:
+                self._find(FORMAT_OBJECT, f"{FORMAT_OBJECT} was changed since the repository was opened", *points)
+        except VmkeepError as error:
+            self._find(FORMAT_OBJECT, error.message, *points)
+        try:
+            in_force = highest_generation(self._store)
+        except VmkeepError as error:
+            self._find(KEYRING, error.message, *points)
+            return
+        present = {generation_of_name(item.name) or item.name for item in self._store.list(KEYRING)}
+        for generation in present | set(range(1, in_force)):
+            if isinstance(generation, str):
+                self._find(generation, "this is not an object of a repository")
+                continue
+            try:
+                open_keyring(self._store, generation, format_bytes, lambda _recipients: key)
+            except VmkeepError as error:
+                harmed = points if generation == in_force else ()
+                self._find(keyring_name(generation), error.message, *harmed)
+
+    # -- findings --------------------------------------------------------------------------------------------------
+
+    def _find(self, name: str, what: str, *harms: str) -> None:
+        self._found.setdefault((name, what), set()).update(harms)
+
+    def _findings(self) -> tuple[Finding, ...]:
+        return tuple(Finding(name, what, tuple(sorted(harms))) for (name, what), harms in sorted(self._found.items()))
+
+    def _advance(self, count: int) -> None:
+        self._read_bytes += count
+        if self._progress is not None:
+            self._progress(self._read_bytes, self._total_bytes)

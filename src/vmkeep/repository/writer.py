@@ -1,0 +1,348 @@
+"""Writing a point: disks block by block, state versions, and the commit that makes it exist.
+
+Nothing that is written before the commit can be seen; a writer that dies leaves packs that no point names, for a
+prune to take away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from vmkeep.errors import Interrupted, InvalidRequest, ObjectMissing, StoreError, VmkeepError
+from vmkeep.repository.fetch import node_reader
+from vmkeep.repository.intents import Intent, unusable
+from vmkeep.repository.known import KnownBlocks
+from vmkeep.repository.layout import (
+    BLOCK_BYTES_LIMIT,
+    NAME_BYTES,
+    POINTS,
+    STATES,
+    FrameKind,
+    PackEntry,
+    PackKind,
+    canonical,
+)
+from vmkeep.repository.manifest import Geometry, ManifestBuilder
+from vmkeep.repository.packs import DATA_PACK_BYTES, METADATA_PACK_BYTES, Packer
+from vmkeep.repository.record import BLOCK_BYTES, FAN_OUT, BlockRef, PointRecord, StateVersion, StoredDisk
+from vmkeep.repository.seal import Sealer
+from vmkeep.repository.states import put_state
+from vmkeep.repository.store import ObjectStore
+
+# Data buffers: one for each worker's share of filling and two on their way to the store. 4 x 16 + 2 x 4 MiB.
+_DATA_BUFFERS, _METADATA_BUFFERS, _UPLOADERS = 4, 2, 2
+
+
+class BlockPlacer:
+    """Decides whether a block is stored already, and stores it when it is not. Safe to use from many threads."""
+
+    def __init__(self, store: ObjectStore, sealer: Sealer, known: KnownBlocks, uploaders: int) -> None:
+        self.sealer = sealer
+        self._known = known
+        self._lock = threading.Lock()
+        # Blocks in packs that are not durable yet; a stored pack's blocks move to the index of known blocks.
+        self._pending: dict[bytes, BlockRef] = {}
+        self.own: set[bytes] = set()
+        self.reused: set[bytes] = set()
+        self.bytes_stored = 0
+        self._packers = {
+            FrameKind.BLOCK: Packer(
+                store,
+                sealer,
+                PackKind.DATA,
+                pack_bytes=DATA_PACK_BYTES,
+                buffers=_DATA_BUFFERS,
+                uploaders=uploaders,
+                stored=self._stored,
+            ),
+            FrameKind.NODE: Packer(
+                store,
+                sealer,
+                PackKind.METADATA,
+                pack_bytes=METADATA_PACK_BYTES,
+                buffers=_METADATA_BUFFERS,
+                uploaders=1,
+                stored=self._stored,
+            ),
+        }
+
+    def place(self, kind: FrameKind, plain: bytes) -> tuple[BlockRef, int]:
+        """Return where the block is, and the bytes that storing it took (0 for a known one)."""
+        id_ = self.sealer.id_of(kind, plain)
+        packer = self._packers[kind]
+        packer.check()
+        found = self._pending.get(id_) or self._known.find(id_)
+        if found is not None:
+            if found.pack not in self.reused:
+                with self._lock:
+                    self.reused.add(found.pack)
+            return found, 0
+        ref = packer.add(id_, plain)
+        with self._lock:
+            if ref.pack not in self.own:
+                self._pending[id_] = ref
+        return ref, ref.length
+
+    def check(self) -> None:
+        for packer in self._packers.values():
+            packer.check()
+
+    def finish(self) -> None:
+        """Return when everything placed is durable."""
+        for packer in self._packers.values():
+            packer.flush()
+        self.end()
+
+    def end(self, failure: BaseException | None = None) -> None:
+        for packer in self._packers.values():
+            packer.end(failure)
+
+    def _stored(self, pack: bytes, entries: Sequence[PackEntry], size_bytes: int) -> None:
+        self._known.add(pack, entries)
+        with self._lock:
+            self.own.add(pack)
+            self.bytes_stored += size_bytes
+            for entry in entries:
+                self._pending.pop(entry.id, None)
+
+
+class DiskWriter:
+    """One disk of a point that is being written: ``seal`` from many threads, the rest from one."""
+
+    def __init__(self, store: ObjectStore, placer: BlockPlacer, disk: StoredDisk) -> None:
+        self._placer = placer
+        self._disk = disk
+        self._zeros = bytes(disk.block_bytes)
+        self._last = disk.blocks - 1
+        self._last_bytes = disk.plain_bytes(self._last) if disk.blocks else 0
+        self._short: set[bytes] = set()
+        self._lock = threading.Lock()
+        self._bytes_stored = 0
+        self._finished: StoredDisk | None = None
+        self._manifest = ManifestBuilder(
+            Geometry(disk.blocks, disk.fan_out),
+            disk.root,
+            read=node_reader(store, placer.sealer),
+            store=self._store_node,
+        )
+
+    @property
+    def bytes_stored(self) -> int:
+        """Bytes that this disk's new blocks and manifest nodes take in packs."""
+        return self._bytes_stored
+
+    @property
+    def finished(self) -> bool:
+        return self._finished is not None
+
+    def seal(self, data: bytes | memoryview) -> BlockRef | None:
+        """Store one block's content unless it is known, and return where it is; None for one of zeros.
+
+        The length is the block size, or what remains of the disk for its last block. Raises InvalidRequest for
+        another length, and the error of an upload that failed.
+        """
+        plain = data if isinstance(data, bytes) else bytes(data)
+        if len(plain) not in (self._disk.block_bytes, self._last_bytes) or not plain:
+            raise InvalidRequest(f"a block of {len(plain)} bytes does not fit blocks of {self._disk.block_bytes}")
+        # Comparing with zeros ends at the first byte that differs (memcmp); a memoryview compares item by item.
+        if self._zeros.startswith(plain):
+            return None
+        ref, stored = self._placer.place(FrameKind.BLOCK, plain)
+        if stored or len(plain) != self._disk.block_bytes:
+            with self._lock:
+                self._bytes_stored += stored
+                if len(plain) != self._disk.block_bytes:
+                    self._short.add(ref.id)
+        return ref
+
+    def record(self, block: int, ref: BlockRef | None) -> None:
+        """Say what a block holds now, in ascending order; blocks that are not named keep what the base has.
+
+        Raises InvalidRequest for a block out of order, beyond the end, or whose content has another length.
+        """
+        self._require_open()
+        if ref is not None:
+            short = block == self._last and self._last_bytes != self._disk.block_bytes
+            if short != (ref.id in self._short):
+                raise InvalidRequest(f"the content for block {block} has the length of another block")
+        self._manifest.set(block, ref)
+
+    def record_zero(self, first_block: int, blocks: int) -> None:
+        """Say that a run of blocks is zero; whole subtrees are dropped, so a long run costs little more."""
+        self._require_open()
+        self._manifest.set_zero(first_block, blocks)
+
+    def finish(self) -> StoredDisk:
+        """Store the rest of the manifest and return the disk. It is durable only when the point is committed."""
+        if self._finished is None:
+            self._placer.check()
+            self._finished = replace(self._disk, root=self._manifest.finish())
+        return self._finished
+
+    def _require_open(self) -> None:
+        if self._finished is not None:
+            raise InvalidRequest("the disk is finished; nothing more can be recorded")
+
+    def _store_node(self, data: bytes) -> BlockRef:
+        ref, stored = self._placer.place(FrameKind.NODE, data)
+        with self._lock:
+            self._bytes_stored += stored
+        return ref
+
+
+class PointWriter:
+    """Writes one point. Leaving its context without a commit gives the point up."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        sealer: Sealer,
+        known: KnownBlocks,
+        intent: Intent,
+        *,
+        uploaders: int = _UPLOADERS,
+        point_id: str | None = None,
+    ) -> None:
+        self.point_id = sealer.random(NAME_BYTES).hex() if point_id is None else point_id
+        self._store = store
+        self._sealer = sealer
+        self._known = known
+        self._intent = intent
+        self._placer = BlockPlacer(store, sealer, known, uploaders)
+        self._disks: list[DiskWriter] = []
+        self._needs_parent = False
+        self._ended = False
+
+    @property
+    def bytes_stored(self) -> int:
+        """Bytes of the packs that are stored so far, for all disks."""
+        return self._placer.bytes_stored
+
+    def disk(self, *, size_bytes: int, block_bytes: int = BLOCK_BYTES, base: StoredDisk | None = None) -> DiskWriter:
+        """Begin a disk; what is not recorded keeps the base's content, or is zero without a base.
+
+        Raises InvalidRequest when the base has another size, block size or domain: such a disk is written whole.
+        """
+        domain = self._sealer.domain.id.hex()
+        if size_bytes < 0 or not 512 <= block_bytes <= BLOCK_BYTES_LIMIT or block_bytes % 512:
+            raise InvalidRequest(f"a disk of {size_bytes} bytes in blocks of {block_bytes} bytes cannot be stored")
+        disk = StoredDisk(
+            size_bytes, block_bytes, base.fan_out if base else FAN_OUT, domain, base.root if base else None
+        )
+        if base is not None and base != disk:
+            raise InvalidRequest("the base has another size, block size or dedup domain than the disk")
+        self._needs_parent = self._needs_parent or disk.root is not None
+        writer = DiskWriter(self._store, self._placer, disk)
+        self._disks.append(writer)
+        return writer
+
+    def put_state(
+        self,
+        content: bytes,
+        *,
+        vm_uuid: str,
+        kind: str,
+        generation: int,
+        file: str,
+        owner: str,
+        group: str,
+        mode: int,
+        created: str | None = None,
+    ) -> StateVersion:
+        """Store a state version; raises StateTorn for content that is empty or too large for its kind."""
+        return put_state(
+            self._store,
+            self._sealer,
+            content,
+            vm_uuid=vm_uuid,
+            kind=kind,
+            generation=generation,
+            file=file,
+            owner=owner,
+            group=group,
+            mode=mode,
+            created=created,
+        )
+
+    def commit(self, record: PointRecord) -> PointRecord:
+        """Make the point exist: when this returns, it and all it needs are durable.
+
+        ``record.id`` is ``point_id`` or empty. Raises InvalidRequest for a disk that is not finished or a base without
+        a parent, the error of an upload that failed, and StoreError when the repository was pruned meanwhile.
+        """
+        if self._ended:
+            raise InvalidRequest("the point was committed or given up already")
+        if record.id not in ("", self.point_id):
+            raise InvalidRequest(f"the record's id {record.id} is not the writer's {self.point_id}")
+        if not all(disk.finished for disk in self._disks):
+            raise InvalidRequest("a disk of the point is not finished")
+        if self._needs_parent and record.parent is None:
+            raise InvalidRequest("a point whose disks have a base names the base's point as its parent")
+        record = replace(record, id=self.point_id)
+        try:
+            self._placer.finish()
+            frame = self._sealer.seal_alone(FrameKind.POINT, record.id, canonical(record.as_json()))
+            self._check_not_pruned(record, in_force=self._intent.renew())
+            self._put_point(record, frame)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end()
+        return record
+
+    def abort(self) -> None:
+        """Give the point up; nothing of it can be seen. Does nothing after a commit."""
+        self._end(Interrupted("the point was given up"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def _put_point(self, record: PointRecord, frame: bytes) -> None:
+        name = POINTS + record.id
+        try:
+            self._store.put(name, frame)
+            # The host may have slept between the check before and this put, while a prune went on.
+            if not self._intent.in_force_at(self._store.stat(name).modified):
+                self._check_not_pruned(record, in_force=False)
+        except VmkeepError:
+            # It may lie there without being durable; a point that was reported as failed must not turn up later.
+            with contextlib.suppress(VmkeepError):
+                self._store.delete(name)
+            raise
+
+    def _check_not_pruned(self, record: PointRecord, *, in_force: bool) -> None:
+        packs = self._placer.reused - self._placer.own
+        if not in_force:
+            packs |= self._placer.own
+        problem = None
+        if unusable(self._store, packs):
+            problem = "blocks that the point uses were condemned or deleted"
+        elif record.parent is not None and not self._store.exists(POINTS + record.parent):
+            problem = f"its base, point {record.parent}, was deleted"
+        elif any(not self._store.exists(STATES + state.version_id) for state in record.states):
+            raise ObjectMissing("a state version that the point names is not in the repository")
+        if problem is not None:
+            self._known.forget()
+            raise StoreError(
+                f"the repository was pruned while the point was written: {problem}",
+                path=self._store.location,
+                hint="Run the command again; the earlier points are whole.",
+            )
+
+    def _end(self, failure: BaseException | None = None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._placer.end(failure)
+        self._intent.end()
+        self._known.close()

@@ -1,0 +1,110 @@
+"""Reading a state file so that a torn, blank or foreign one never passes for good.
+
+The VM is suspended while these run, so one read is of one instant (swtpm replaces its file by rename; QEMU
+writes NVRAM in place, but not while the virtual processors stand still). swtpm's own check accepts torn and
+flipped files (0.7.1, tried), so what can be checked here is size and substance; integrity later comes from the
+hash that is kept with the content.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vmkeep.errors import HostFileMissing, PermissionRefused, StateTorn, StateUnsupported
+
+StateKind = Literal["tpm", "nvram"]
+
+LIMIT_BYTES: dict[StateKind, int] = {"tpm": 1 << 20, "nvram": 8 << 20}
+# The smallest permall that swtpm 0.7.1 was seen to write for a new TPM is about 6 KB; an empty or tiny file is
+# what a full disk leaves.
+_LEAST_BYTES: dict[StateKind, int] = {"tpm": 512, "nvram": 4096}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CapturedState:
+    """A state file's content as it was read, with what is needed to put it back elsewhere."""
+
+    kind: StateKind
+    file: str
+    content: bytes
+    owner: str
+    group: str
+    mode: int
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the content in hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def __repr__(self) -> str:
+        # The content of a TPM is a secret, and reprs end up in logs.
+        return f"CapturedState({self.kind}, {self.source}, {len(self.content)} bytes)"
+
+
+def capture(kind: StateKind, path: Path, *, file: str, vm: str) -> CapturedState:
+    """Read a state file of a VM that stands still.
+
+    ``file`` is the name under which it is kept ("tpm2/tpm2-00.permall", "nvram.fd"). Raises HostFileMissing,
+    PermissionRefused, StateTorn for a file that is too small or blank, and StateUnsupported for one over the
+    limit (1 MiB for a TPM, 8 MiB for NVRAM) or that is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise HostFileMissing(
+            f"the {kind} state of the VM is not at {path}",
+            vm=vm,
+            path=str(path),
+            hint="Without it a point would not be whole. Check that the VM's state files are where libvirt keeps them.",
+        ) from error
+    except PermissionError as error:
+        raise PermissionRefused(f"the {kind} state of the VM cannot be read", vm=vm, path=str(path)) from error
+    except OSError as error:
+        raise StateUnsupported(f"the {kind} state cannot be opened: {error.strerror}", vm=vm, path=str(path)) from error
+    with os.fdopen(descriptor, "rb") as stream:
+        about = os.fstat(descriptor)
+        limit = LIMIT_BYTES[kind]
+        if not stat.S_ISREG(about.st_mode):
+            raise StateUnsupported(f"the {kind} state is not a regular file", vm=vm, path=str(path))
+        if about.st_size > limit:
+            raise StateUnsupported(
+                f"the {kind} state has {about.st_size} bytes, more than the {limit} that it can have",
+                vm=vm,
+                path=str(path),
+            )
+        content = stream.read(limit + 1)
+    if len(content) != about.st_size:
+        raise StateTorn(f"the {kind} state changed its size while it was read", vm=vm, path=str(path))
+    if len(content) < _LEAST_BYTES[kind] or not content.strip(content[:1]):
+        raise StateTorn(f"the {kind} state is blank or cut off ({len(content)} bytes)", vm=vm, path=str(path))
+    return CapturedState(
+        kind,
+        file,
+        content,
+        _user_name(about.st_uid),
+        _group_name(about.st_gid),
+        stat.S_IMODE(about.st_mode),
+        str(path),
+    )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,138 @@
+"""Reading a disk into the repository: what changed, in order, with several readers.
+
+    maps -> runs of blocks -> readers (read, zero test, id, compress, seal) -> in order -> manifest
+
+The window of runs in flight is bounded, so memory does not grow with the disk; the manifest is written by the
+one thread that waits for the runs in order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmkeep.extents import BlockRun, Kind, cut, merge
+from vmkeep.repository import BlockRef
+from vmkeep.transfer.source import DiskSource, SourceConnection
+
+# pread of 1 MiB is the fastest size of libnbd's Python binding (3.1 GB/s; 4 MiB only 1.6 GB/s).
+READ_BYTES = 1 << 20
+_WAIT_SECONDS = 0.2
+
+
+class BlockSink(Protocol):
+    """What takes the blocks: a disk writer of the repository."""
+
+    def seal(self, data: bytes | memoryview) -> BlockRef | None: ...
+    def record(self, block: int, ref: BlockRef | None) -> None: ...
+    def record_zero(self, first_block: int, blocks: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What reading a disk took: bytes read from the source, and bytes in ranges recorded as zero."""
+
+    bytes_read: int
+    bytes_zero: int
+
+
+class _Readers:
+    """Threads with a connection each, all closed when the capture ends, however it ends."""
+
+    def __init__(self, source: DiskSource, workers: int) -> None:
+        self._source = source
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[SourceConnection] = []
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="vmkeep-capture")
+
+    def connection(self) -> SourceConnection:
+        existing: SourceConnection | None = getattr(self._local, "connection", None)
+        if existing is None:
+            existing = self._local.connection = self._source.connect()
+            with self._lock:
+                self._connections.append(existing)
+        return existing
+
+    def close(self, *, orderly: bool) -> None:
+        # After a failure a reader may hang in a read that only ends when the job does, so it is not waited for;
+        # its connection is then closed by the end of the job.
+        self.pool.shutdown(wait=orderly, cancel_futures=True)
+        if orderly:
+            for connection in self._connections:
+                connection.close()
+
+
+def capture_disk(
+    source: DiskSource,
+    sink: BlockSink,
+    *,
+    block_bytes: int,
+    workers: int,
+    stop: Callable[[], None],
+    progress: Callable[[int], None],
+) -> Captured:
+    """Read what the dirty map names and record it, zero ranges as zero.
+
+    ``stop`` raises when the operation was cancelled; it is asked at least every 0.2 s. ``progress`` is told the
+    number of bytes that were settled since the last call. Raises TransferError when the source fails.
+    """
+    size_bytes = source.size_bytes
+    extents = merge(source.dirty_map(), source.zero_map(), size_bytes)
+    runs = cut(extents, block_bytes=block_bytes, size_bytes=size_bytes, max_blocks=max(1, READ_BYTES // block_bytes))
+    readers = _Readers(source, workers)
+    waiting: deque[tuple[BlockRun, Future[list[BlockRef | None]] | None]] = deque()
+    bytes_read = bytes_zero = 0
+
+    def byte_range(run: BlockRun) -> tuple[int, int]:
+        start = run.first_block * block_bytes
+        return start, min(run.blocks * block_bytes, size_bytes - start)
+
+    def read_run(run: BlockRun) -> list[BlockRef | None]:
+        start, length = byte_range(run)
+        data = memoryview(readers.connection().read(start, length))
+        return [sink.seal(data[at : at + block_bytes]) for at in range(0, length, block_bytes)]
+
+    def settle() -> None:
+        run, future = waiting.popleft()
+        if future is None:
+            sink.record_zero(run.first_block, run.blocks)
+        else:
+            for number, ref in enumerate(_result(future, stop), run.first_block):
+                sink.record(number, ref)
+        progress(byte_range(run)[1])
+
+    orderly = False
+    try:
+        for run in runs:
+            stop()
+            length = byte_range(run)[1]
+            if run.kind is Kind.ZERO:
+                bytes_zero += length
+                waiting.append((run, None))
+            else:
+                bytes_read += length
+                waiting.append((run, readers.pool.submit(read_run, run)))
+            while len(waiting) > workers * 4:
+                settle()
+        while waiting:
+            settle()
+        orderly = True
+    finally:
+        readers.close(orderly=orderly)
+    return Captured(bytes_read, bytes_zero)
+
+
+def _result(future: Future[list[BlockRef | None]], stop: Callable[[], None]) -> list[BlockRef | None]:
+    while True:
+        try:
+            return future.result(timeout=_WAIT_SECONDS)
+        except StillRunning:
+            if future.done():
+                raise  # a TimeoutError of the reader itself
+            stop()

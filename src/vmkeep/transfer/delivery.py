@@ -1,0 +1,50 @@
+"""Writing a stored disk into a new image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from vmkeep.errors import VmkeepError
+from vmkeep.repository import Repository, StoredDisk
+from vmkeep.statefiles.installation import host_file_error
+from vmkeep.transfer.images import ImageWriter, Qcow2Image, RawImage
+
+
+def deliver_disk(
+    repository: Repository,
+    disk: StoredDisk,
+    path: Path,
+    image_format: Literal["qcow2", "raw"],
+    *,
+    workers: int,
+    stop: Callable[[], None],
+    progress: Callable[[int], None],
+) -> int:
+    """Write ``disk`` into a new image at ``path`` and make it durable; return the bytes of data written.
+
+    Every block is checked against its id before it is written. On any failure the file is removed. ``progress``
+    is told the position in the disk; ``stop`` raises when the operation was cancelled.
+    """
+    written = 0
+    try:
+        with _new_image(path, image_format, disk.size_bytes) as image:
+            for start, data in repository.read_disk(disk, workers=workers):
+                stop()
+                image.write(start, data)
+                written += len(data)
+                progress(start + len(data))
+            progress(disk.size_bytes)
+            image.finish()
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise host_file_error(error, path) from error
+    except VmkeepError:
+        path.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def _new_image(path: Path, image_format: Literal["qcow2", "raw"], size_bytes: int) -> ImageWriter:
+    return RawImage(path, size_bytes) if image_format == "raw" else Qcow2Image(path, size_bytes)

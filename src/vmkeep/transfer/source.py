@@ -1,0 +1,97 @@
+"""Where a disk is read from while a point is taken.
+
+Two implementations: an NBD export of QEMU's (``vmkeep.transfer.nbd``) and bytes in memory for tests. A source
+stands for the disk at one instant, so its content never changes between two reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+# (start, length, flag): the flag says "dirty" for a dirty map and "reads as zero" for an allocation map.
+MapEntry = tuple[int, int, bool]
+
+
+class SourceConnection(Protocol):
+    """One connection; used by one thread at a time."""
+
+    def read(self, start: int, length: int) -> bytes | bytearray:
+        """Return ``length`` bytes from ``start``; raises TransferError when the other side fails."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back."""
+        ...
+
+
+class DiskSource(Protocol):
+    """A disk at one instant."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of the disk."""
+        ...
+
+    def connect(self) -> SourceConnection:
+        """Return one more connection, for one more thread."""
+        ...
+
+    def dirty_map(self) -> Iterator[MapEntry]:
+        """Yield which ranges changed since the base, ascending and without gaps; all of it without a base."""
+        ...
+
+    def zero_map(self) -> Iterator[MapEntry]:
+        """Yield which ranges are known to read as zero, ascending and without gaps."""
+        ...
+
+
+class MemorySource:
+    """A disk in memory, for tests. ``dirty`` lists changed ranges as (start, length); None means all of it."""
+
+    def __init__(self, content: bytes, dirty: list[tuple[int, int]] | None = None) -> None:
+        self._content = content
+        self._dirty = dirty
+        self.reads: list[tuple[int, int]] = []
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._content)
+
+    def connect(self) -> Self:
+        return self
+
+    def read(self, start: int, length: int) -> bytes:
+        self.reads.append((start, length))
+        return self._content[start : start + length]
+
+    def close(self) -> None:
+        return
+
+    def dirty_map(self) -> Iterator[MapEntry]:
+        if self._dirty is None:
+            yield 0, len(self._content), True
+            return
+        position = 0
+        for start, length in self._dirty:
+            if start > position:
+                yield position, start - position, False
+            yield start, length, True
+            position = start + length
+        if position < len(self._content):
+            yield position, len(self._content) - position, False
+
+    def zero_map(self) -> Iterator[MapEntry]:
+        step = 4096
+        for start in range(0, len(self._content), step):
+            piece = self._content[start : start + step]
+            yield start, len(piece), not any(piece)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return

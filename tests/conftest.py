@@ -1,0 +1,57 @@
+"""Fixtures that every kind of test may use: the rig's hosts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rig import Host, Vm, missing_requirements
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked ``system`` where no host can be started; in CI that is a failure, not a skip."""
+    if item.get_closest_marker("system") is None:
+        return
+    missing = missing_requirements()
+    if missing:
+        reason = f"no libvirt host can be started here, missing: {', '.join(missing)} (make setup)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def session_host() -> Iterator[Host]:
+    """The host of the whole session, for fixtures of a wider scope than one test; ``host`` is what tests want."""
+    with Host("alpha") as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def second_session_host() -> Iterator[Host]:
+    with Host("beta") as host:
+        yield host
+
+
+@pytest.fixture
+def host(session_host: Host) -> Iterator[Host]:
+    """A libvirt host; its VMs, disks and VMKEEP_HOME are gone after the test."""
+    yield session_host
+    session_host.clear()
+
+
+@pytest.fixture
+def second_host(second_session_host: Host) -> Iterator[Host]:
+    """Another libvirt host on this machine, started when the first test asks for it; emptied like ``host``."""
+    yield second_session_host
+    second_session_host.clear()
+
+
+@pytest.fixture
+def vm(host: Host) -> Vm:
+    """A running UEFI VM with a vTPM and one qcow2 disk, ``vda`` of 64 MiB; its firmware is still booting."""
+    vm = host.define("guest")
+    vm.start()
+    return vm

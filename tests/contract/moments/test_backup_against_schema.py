@@ -1,0 +1,59 @@
+"""Backup definitions, judged by the schema that libvirt itself validates them with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from lxml import etree
+from tests.property.moments.test_moment_texts import backups
+from tests.unit.moments import test_backups as cases
+
+from vmkeep.moments import (
+    Backup,
+    BackupDisk,
+    BackupMode,
+    BackupServer,
+    ServerTransport,
+    align_backup,
+    format_backup,
+)
+
+SCHEMA = Path("/usr/share/libvirt/schemas/domainbackup.rng")
+
+
+@pytest.fixture(scope="module")
+def schema() -> etree.RelaxNG:
+    return etree.RelaxNG(etree.parse(SCHEMA))
+
+
+@pytest.mark.parametrize("path", sorted(cases.GOLDEN.glob("pu*.xml")), ids=lambda path: path.name)
+def test_golden_backup_is_valid(schema: etree.RelaxNG, path: Path) -> None:
+    schema.assertValid(etree.parse(path))
+
+
+def test_aligned_backup_is_valid(schema: etree.RelaxNG) -> None:
+    backup = Backup(
+        mode=BackupMode.PULL,
+        incremental="c0",
+        server=BackupServer(transport=ServerTransport.UNIX, socket="/run/s"),
+        disks=(BackupDisk(name="vda", export_name="vda", export_bitmap="b", store_format="qcow2"),),
+    )
+    text = format_backup(align_backup(backup, cases.DISKS, suffix="c1"))
+    schema.assertValid(etree.fromstring(text))
+
+
+@given(backups)
+def test_any_pull_backup_is_valid(schema: etree.RelaxNG, backup: Backup) -> None:
+    schema.assertValid(etree.fromstring(format_backup(backup)))
+
+
+@pytest.mark.parametrize("inner", cases.REFUSED_PULLS)
+def test_pull_backup_refused_here_is_refused_by_the_schema(schema: etree.RelaxNG, inner: str) -> None:
+    assert not schema.validate(etree.fromstring(f"<domainbackup mode='pull'>{inner}</domainbackup>"))
+
+
+@pytest.mark.parametrize("inner", cases.REFUSED_PUSHES)
+def test_push_backup_refused_here_is_refused_by_the_schema(schema: etree.RelaxNG, inner: str) -> None:
+    assert not schema.validate(etree.fromstring(f"<domainbackup>{inner}</domainbackup>"))

@@ -1,0 +1,115 @@
+"""Any moment survives its text, and any text is a moment or a MomentError."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmkeep.moments import (
+    Backup,
+    BackupDisk,
+    BackupServer,
+    Checkpoint,
+    CheckpointDisk,
+    MomentError,
+    domain_disks,
+    format_backup,
+    format_checkpoint,
+    parse_backup,
+    parse_checkpoint,
+)
+
+# A carriage return is written as it is by libvirt, and read back as a line feed.
+written = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"), max_size=9)
+names = st.from_regex(r"[a-zA-Z0-9_\-][a-zA-Z0-9_\-.]{0,8}", fullmatch=True)
+targets = st.from_regex(r"(fd|hd|sd|vd|xvd|ubd)[a-z0-9_]{1,3}", fullmatch=True)
+paths = written.map(lambda text: f"/p{text}".replace("\u2028", "").replace("\u2029", ""))
+domains = st.builds(
+    lambda name, text: (
+        f"<domain type='test'>\n  <name>{name}</name>\n"
+        f'  <metadata>\n    <m k="{name}">\n{text}</m>\n  </metadata>\n</domain>\n'
+    ),
+    names,
+    st.sampled_from(["a", "a\nb", "  a  ", "&amp;"]),
+)
+checkpoint_disks = st.one_of(
+    st.builds(CheckpointDisk, name=st.one_of(targets, paths), type=st.just("bitmap"), bitmap=st.none() | written),
+    st.builds(CheckpointDisk, name=targets, type=st.just("no")),
+)
+checkpoints = st.builds(
+    Checkpoint,
+    name=names,
+    description=st.none() | written.filter(bool),
+    parent_name=st.none() | names,
+    creation_time=st.integers(1, (1 << 63) - 1),
+    domain=st.none() | domains,
+    disks=st.lists(checkpoint_disks, max_size=3).map(tuple),
+)
+servers = st.one_of(
+    st.builds(BackupServer, transport=st.just("unix"), socket=paths, tls=st.none() | st.booleans()),
+    st.builds(BackupServer, name=st.just("::1"), port=st.none() | st.integers(0, 65535)),
+)
+pull_disks = st.one_of(
+    st.builds(
+        BackupDisk,
+        name=targets,
+        mode=st.none() | st.just("incremental"),
+        incremental=st.none() | written,
+        export_name=st.none() | written,
+        export_bitmap=st.none() | written,
+        store_type=st.just("file"),
+        store=paths,
+        store_format=st.just("qcow2"),
+    ),
+    st.builds(BackupDisk, name=targets, export_name=st.none() | written, export_bitmap=st.none() | written),
+    st.builds(BackupDisk, name=targets, backup=st.just(False)),
+)
+backups = st.builds(
+    Backup,
+    mode=st.just("pull"),
+    incremental=st.none() | written.filter(bool),
+    server=servers,
+    disks=st.lists(pull_disks, max_size=3).map(tuple),
+)
+
+
+DAMAGE = ["", "<", ">", "'", "&", "<!--", "<name>", "</disks>", "\x00", "ä", "checkpoint='no'"]
+
+
+@given(checkpoints)
+def test_checkpoint_survives_its_text(checkpoint: Checkpoint) -> None:
+    text = format_checkpoint(checkpoint, secure=True)
+    again = parse_checkpoint(text, redefine=True)
+    assert again == checkpoint
+    assert format_checkpoint(again, secure=True) == text
+
+
+@given(backups)
+def test_backup_survives_its_text(backup: Backup) -> None:
+    assert parse_backup(format_backup(backup)) == backup
+
+
+@given(st.text(max_size=40), st.booleans())
+def test_any_text_is_a_moment_or_refused(text: str, redefine: bool) -> None:
+    refused_or_read(text, redefine)
+
+
+@given(checkpoints, backups, st.data())
+def test_any_damage_is_a_moment_or_refused(checkpoint: Checkpoint, backup: Backup, data: st.DataObject) -> None:
+    for text in (format_checkpoint(checkpoint), format_backup(backup)):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(len(text), start + 20)))
+        put = data.draw(st.sampled_from(DAMAGE))
+        refused_or_read(text[:start] + put + text[end:], True)
+
+
+def refused_or_read(text: str, redefine: bool) -> None:
+    error: MomentError | None = None
+    for read in (partial(parse_checkpoint, redefine=redefine), parse_backup, domain_disks):
+        try:
+            read(text)
+        except MomentError as refusal:
+            error = refusal
+        assert error is None or (error.message and error.code)

@@ -1,0 +1,100 @@
+"""The XML of the rig's guests: small, no operating system, whatever disks a test needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lxml import etree
+from lxml.builder import E
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk of a guest. It is made when the VM is defined, unless ``path`` names a file that is there already."""
+
+    target: str
+    size_bytes: int = 64 * 1024 * 1024
+    format: str = "qcow2"
+    bus: str = "virtio"
+    device: str = "disk"
+    readonly: bool = False
+    shareable: bool = False
+    media: bool = True  # False: a drive with nothing in it
+    path: Path | None = None
+    error_policy: str | None = None  # "stop", "report", "ignore" or "enospace", as libvirt's error_policy
+    create_options: tuple[str, ...] = ()  # for qemu-img create -o, "cluster_size=4k"
+    extra_xml: tuple[str, ...] = ()  # further elements of <disk>
+
+
+@dataclass(frozen=True, slots=True)
+class DiskInUse:
+    """A disk as the VM's definition has it now."""
+
+    target: str
+    alias: str | None  # only while the VM runs
+    bus: str
+    format: str
+    path: Path | None
+
+
+def disks_of(xml: str) -> list[DiskInUse]:
+    """Return the disks of a domain's XML in its order."""
+    return [
+        DiskInUse(
+            target=str(element.xpath("string(target/@dev)")),
+            alias=str(element.xpath("string(alias/@name)")) or None,
+            bus=str(element.xpath("string(target/@bus)")),
+            format=str(element.xpath("string(driver/@type)")),
+            path=Path(str(element.xpath("string(source/@file)"))) if element.find("source") is not None else None,
+        )
+        for element in etree.fromstring(xml).iterfind("devices/disk")
+    ]
+
+
+def disk_element(disk: Disk, path: Path | None) -> etree._Element:
+    driver = E.driver(name="qemu", type=disk.format, discard="unmap")
+    if disk.error_policy is not None:
+        driver.set("error_policy", disk.error_policy)
+    element = E.disk(driver, type="file", device=disk.device)
+    if path is not None:
+        element.append(E.source(file=str(path)))
+    element.append(E.target(dev=disk.target, bus=disk.bus))
+    if disk.readonly:
+        element.append(E.readonly())
+    if disk.shareable:
+        element.append(E.shareable())
+    element.extend([etree.fromstring(text) for text in disk.extra_xml])
+    return element
+
+
+def domain_xml(
+    name: str,
+    disks: Sequence[tuple[Disk, Path | None]],
+    *,
+    uefi: bool,
+    tpm: bool,
+    memory_mib: int,
+    device_xml: Sequence[str],
+) -> str:
+    devices = E.devices(E.emulator("/usr/bin/qemu-system-x86_64"))
+    devices.extend([disk_element(disk, path) for disk, path in disks])
+    if tpm:
+        devices.append(E.tpm(E.backend(type="emulator", version="2.0"), model="tpm-crb"))
+    devices.append(E.controller(type="usb", model="none"))
+    devices.append(E.memballoon(model="none"))
+    devices.extend([etree.fromstring(text) for text in device_xml])
+    system = E.os(E.type("hvm", arch="x86_64", machine="q35"))
+    if uefi:
+        system.set("firmware", "efi")
+    domain = E.domain(
+        E.name(name),
+        E.memory(str(memory_mib), unit="MiB"),
+        E.vcpu("1"),
+        system,
+        E.features(E.acpi()),
+        devices,
+        type="qemu",
+    )
+    return etree.tostring(domain, encoding="unicode", pretty_print=True)

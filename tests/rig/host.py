@@ -1,0 +1,331 @@
+"""A libvirt host of its own: libvirtd and virtlogd in private mount, network, UTS and PID namespaces.
+
+Every path means the same inside and outside, except those in ``host_init.PRIVATE_DIRECTORIES`` (``Host.path``
+translates them). So vmkeep runs inside (``Host.run``, ``Host.popen``) and meets the same socket, files and process
+table as libvirtd, while the rig stays outside and shares disks, NBD sockets and the libvirt connection with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import libvirt
+
+from tests.rig import namespaces
+from tests.rig.errors import RigError
+from tests.rig.host_init import PRIVATE_DIRECTORIES, SWTPM_CA_CONFIG
+from tests.rig.vm import Disk, Vm
+
+_PARENT_DIRECTORY = Path("/var/tmp")  # noqa: S108 -- disks do not belong on a tmpfs; mkdtemp makes the name
+_PREFIX = "vmkeep-rig-"
+_PROJECT = Path(__file__).resolve().parents[2]
+_QEMU_USER = "libvirt-qemu"
+_SWTPM_USER = "tss"
+
+_REQUIRED_COMMANDS = (
+    "ip",
+    "libvirtd",
+    "nbdcopy",
+    "nbdinfo",
+    "nsenter",
+    "qemu-img",
+    "qemu-system-x86_64",
+    "swtpm",
+    "swtpm_setup",
+    "unshare",
+    "virtlogd",
+)
+_LIBVIRTD_CONF = """\
+host_uuid = "{host_uuid}"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+"""
+# Without control groups and QEMU's private /dev two hosts on one machine cannot meet in /sys/fs/cgroup, and nothing
+# is left there. Files still change owner to the QEMU user, as on any host.
+_QEMU_CONF = """\
+cgroup_controllers = []
+namespaces = []
+security_driver = "none"
+"""
+_VIRTLOGD_CONF = "max_size = 0\n"  # never rotates: the rig reads results of guest writes from the log
+
+
+def missing_requirements() -> list[str]:
+    """Return what this machine lacks for a host, as words for a person; empty when nothing."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    missing = [f"command {name}" for name in _REQUIRED_COMMANDS if shutil.which(name, path=path) is None]
+    if not any(Path("/usr/share/OVMF").glob("OVMF_CODE*.fd")):
+        missing.append("firmware in /usr/share/OVMF (package ovmf)")
+    if os.geteuid() != 0:
+        missing.append("root")
+    return missing
+
+
+class Host:
+    """One libvirt host; a context manager. It ends with the process that made it, however that ends.
+
+    ``dir`` holds everything: ``disks``, ``home`` (VMKEEP_HOME of what runs inside), ``work`` for files of tests, and
+    the private directories. It is removed at ``close``; what killed runs left is removed by the next start.
+    """
+
+    def __init__(self, name: str = "alpha") -> None:
+        self.name = name
+        self.host_uuid = str(uuid.uuid4())
+        self.dir = Path()
+        self._connection: libvirt.virConnect | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._lock_descriptor = -1
+        self._init_pid = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start libvirt and wait until it knows its emulator, about 1 s. Raises RigError with what it said."""
+        _remove_directories_of_dead_hosts()
+        self._make_directory()
+        environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+        environment.pop("PYTHONPATH", None)
+        init = [sys.executable, "-I", "-S", str(Path(__file__).with_name("host_init.py")), str(self.dir), self.name]
+        unshare = ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--propagation=private"]
+        errors = (self.dir / "init.err").open("w")
+        with errors:
+            self._process = subprocess.Popen(
+                [*unshare, *init],
+                stdin=subprocess.PIPE,  # its end of file is what ends the host
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the tests, which then close the host
+            )
+        assert self._process.stdout is not None
+        word, _, pid = self._process.stdout.readline().partition(" ")
+        if word != "ready":
+            message = (self.dir / "init.err").read_text().strip()
+            self.close()
+            raise RigError(f"host {self.name} did not start: {message}")
+        self._init_pid = int(pid)
+        self.connection.getCapabilities()  # returns when libvirtd has asked QEMU what it can do
+
+    def close(self) -> None:
+        """End every process of the host and remove its directory."""
+        if self._connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.close()
+            self._connection = None
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+        if self._lock_descriptor >= 0:
+            shutil.rmtree(self.dir, ignore_errors=True)
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = -1
+
+    @property
+    def init_pid(self) -> int:
+        """The process id, seen from outside, of the host's process 1."""
+        return self._init_pid
+
+    def restart_libvirtd(self, kill_signal: signal.Signals = signal.SIGTERM) -> None:
+        """End libvirtd with the signal and start it again; guests go on."""
+        pid_file = self.path("/run/libvirtd.pid")
+        inner_pid = pid_file.read_text().strip()
+        self.run(["kill", f"-{kill_signal.name.removeprefix('SIG')}", inner_pid], check=True)
+        deadline = time.monotonic() + 20
+        while self.run(["kill", "-0", inner_pid]).returncode == 0:
+            if time.monotonic() > deadline:
+                raise RigError(f"libvirtd of host {self.name} does not end")
+            time.sleep(0.02)
+        self._connection = None
+        self.run(["libvirtd", "--daemon"], check=True)
+
+    # -- reaching it -----------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> libvirt.virConnect:
+        """A connection of this process to the host's libvirtd, opened again when it was lost."""
+        if self._connection is None or not self._connection.isAlive():
+            libvirt.registerErrorHandler(lambda _context, _error: None, None)  # or every error is printed as well
+            self._connection = libvirt.open(self.outer_uri)
+        return self._connection
+
+    @property
+    def outer_uri(self) -> str:
+        """The host's libvirt for processes outside; inside it is qemu:///system."""
+        return f"qemu+unix:///system?socket={self.path('/run/libvirt/libvirt-sock')}"
+
+    def path(self, path: str | Path) -> Path:
+        """Return where the file that is ``path`` inside the host is to be found from outside."""
+        inner = Path(path)
+        for target, private in PRIVATE_DIRECTORIES.items():
+            if inner.is_relative_to(target):
+                return self.dir / private / inner.relative_to(target)
+        return inner
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of what runs inside: this process's, the host's libvirt, and a home for vmkeep."""
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+        return {
+            **os.environ,
+            "PATH": path,
+            "LIBVIRT_DEFAULT_URI": "qemu:///system",
+            "VMKEEP_HOME": str(self.dir / "home"),
+        }
+
+    def popen(
+        self,
+        command: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        start_new_session: bool = False,
+    ) -> subprocess.Popen[str]:
+        """Start a command inside the host. It is a child of this process: its ``pid`` can be killed and waited for.
+
+        ``env`` is added to ``environment``; ``cwd`` is the directory of the host unless given.
+        """
+        inside = namespaces.entering_command(self._init_pid, [str(word) for word in command], str(cwd or self.dir))
+        with namespaces.children_in_pid_namespace_of(self._init_pid):
+            return subprocess.Popen(
+                inside,
+                env={**self.environment, **(env or {})},
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                start_new_session=start_new_session,
+            )
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        check: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        input: str | None = None,  # noqa: A002 -- as in subprocess.run
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside the host to its end; with ``check`` a failure is a RigError that shows its output."""
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        with self.popen(command, env=env, cwd=cwd, stdin=stdin) as process:
+            try:
+                output, errors = process.communicate(input, timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        if check and process.returncode != 0:
+            words = " ".join(str(word) for word in command)
+            raise RigError(f"{words}: exit status {process.returncode}\n{output}{errors}".rstrip())
+        return subprocess.CompletedProcess([str(word) for word in command], process.returncode, output, errors)
+
+    # -- its VMs ---------------------------------------------------------------------------------------------
+
+    def define(
+        self,
+        name: str,
+        *,
+        disks: Sequence[Disk] = (Disk("vda"),),
+        firmware: str = "uefi",
+        tpm: bool = True,
+        memory_mib: int = 64,
+        device_xml: Sequence[str] = (),
+    ) -> Vm:
+        """Define a VM with new disks. ``firmware`` is ``uefi`` or ``bios``; ``device_xml`` goes into its devices."""
+        return Vm.define(
+            self, name, disks=disks, firmware=firmware, tpm=tpm, memory_mib=memory_mib, device_xml=device_xml
+        )
+
+    def vm(self, name: str) -> Vm:
+        """Return a VM that something else defined, a restore for instance."""
+        return Vm(self, self.connection.lookupByName(name).UUIDString(), name)
+
+    def clear(self) -> None:
+        """Remove every VM, whoever defined it, and all files in ``disks``, ``home``, ``work`` and ``jobs``."""
+        for domain in self.connection.listAllDomains():
+            Vm(self, domain.UUIDString(), domain.name()).delete()
+        for name in ("disks", "home", "work", "jobs"):
+            for entry in (self.dir / name).iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+
+    # -- set-up ----------------------------------------------------------------------------------------------
+
+    def _make_directory(self) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT_DIRECTORY))
+        self.dir.chmod(0o755)  # QEMU runs as another user
+        self._lock_descriptor = os.open(self.dir, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self._lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in ("disks", "home", "work", "jobs", *PRIVATE_DIRECTORIES.values()):
+            (self.dir / name).mkdir()
+        shutil.chown(self.dir / "jobs", _QEMU_USER)  # QEMU makes the sockets of backup jobs itself
+        (self.dir / "run" / "lock").mkdir()
+        (self.dir / "log" / "libvirt").mkdir()
+        for name, content in (
+            ("libvirtd.conf", _LIBVIRTD_CONF.format(host_uuid=self.host_uuid)),
+            ("qemu.conf", _QEMU_CONF),
+            ("virtlogd.conf", _VIRTLOGD_CONF),
+        ):
+            (self.dir / "etc" / name).write_text(content)
+        (self.dir / "etc" / "hooks").mkdir()
+        authority = self.dir / "swtpm-localca"
+        authority.mkdir()
+        shutil.chown(authority, _SWTPM_USER)
+        config = Path(SWTPM_CA_CONFIG).read_text()
+        (self.dir / "swtpm-localca.conf").write_text(config.replace("/var/lib/swtpm-localca", str(authority)))
+
+
+def _remove_directories_of_dead_hosts() -> None:
+    for directory in _directories_without_owner():
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _directories_without_owner() -> Iterator[Path]:
+    """Yield rig directories whose lock is free: their process died. Very new ones may not be locked yet."""
+    for directory in _PARENT_DIRECTORY.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - directory.stat().st_mtime < 60:
+                continue
+            descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield directory
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,90 @@
+"""The first process of a rig's host: it makes the host's own view of the file system and starts libvirt in it.
+
+Run by ``unshare`` with new mount, network, UTS and PID namespaces as ``host_init.py DIRECTORY HOSTNAME``. As
+process 1 of the PID namespace it takes everything with it when it ends, and it ends when its standard input is
+closed, that is, when the process that holds the host dies in whatever way.
+
+It also reaps: libvirtd waits up to 15 s for a QEMU that it killed to vanish, and the QEMUs it probes with and the
+guests it starts are daemons whose parent is process 1. A shell that waits in ``read`` made every start take that long.
+
+Standard library only, and no import of the rig: it runs isolated, without site packages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+_MS_NODEV = 0x4
+_MS_REMOUNT = 0x20
+_MS_BIND = 0x1000
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# What libvirt calls its own, and the private directory (under the host's) that takes its place.
+PRIVATE_DIRECTORIES = {
+    "/etc/libvirt": "etc",
+    "/var/lib/libvirt": "lib",
+    "/var/cache/libvirt": "cache",
+    "/var/log": "log",
+    "/run": "run",
+}
+SWTPM_CA_CONFIG = "/etc/swtpm-localca.conf"
+
+
+def mount(source: str, target: str, filesystem: str = "none", flags: int = 0) -> None:
+    if _LIBC.mount(source.encode(), target.encode(), filesystem.encode(), ctypes.c_ulong(flags), None) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"mount of {source} on {target}: {os.strerror(error)}")
+
+
+def prepare_mounts(directory: Path) -> None:
+    for target, private in PRIVATE_DIRECTORIES.items():
+        mount(str(directory / private), target, flags=_MS_BIND)
+    mount(str(directory / "swtpm-localca.conf"), SWTPM_CA_CONFIG, flags=_MS_BIND)
+    mount("proc", "/proc", "proc")
+    try:
+        mount("sysfs", "/sys", "sysfs")  # shows this network namespace's devices
+    except OSError as error:
+        print(f"host_init: {error}; going on with the outer one", file=sys.stderr)
+    # libvirtd asks every emulator it finds what it can do, 0.4 s each, and only this one is needed.
+    for emulator in Path("/usr/bin").glob("qemu-system-*"):
+        if emulator.name != "qemu-system-x86_64":
+            mount("/dev/null", str(emulator), flags=_MS_BIND)
+    # Guests are emulated (domain type qemu) wherever the tests run. A /dev/kvm that QEMU can open but libvirtd cannot
+    # use (a nested host) makes libvirt 9.0 discard what it knows of QEMU and ask again, 7 s for each definition.
+    if Path("/dev/kvm").exists():
+        mount("/dev/kvm", "/dev/kvm", flags=_MS_BIND)
+        mount("none", "/dev/kvm", flags=_MS_BIND | _MS_REMOUNT | _MS_NODEV)
+
+
+def reap(_signal: int, _frame: FrameType | None) -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0] != 0:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def main() -> None:
+    directory, hostname = Path(sys.argv[1]), sys.argv[2]
+    outer_pid = Path("/proc/self").readlink()  # still the outer /proc, so the number that the outer processes know
+    prepare_mounts(directory)
+    socket.sethostname(hostname)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["virtlogd", "--daemon"], check=True)
+    subprocess.run(["libvirtd", "--daemon"], check=True)
+    signal.signal(signal.SIGCHLD, reap)
+    reap(signal.SIGCHLD, None)
+    print(f"ready {outer_pid}", flush=True)
+    while os.read(0, 1):
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Whole images: read through QEMU's own tools, compared byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.rig.errors import RigError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def random_bytes(seed: int, length: int) -> bytes:
+    """Return ``length`` incompressible bytes, always the same for the same seed."""
+    return random.Random(seed).randbytes(length)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def convert_to_raw(source: Path, raw: Path, image_format: str | None = None) -> None:
+    """Write what a guest would see in an image that no VM uses as a raw file."""
+    known_format = [] if image_format is None else ["-f", image_format]
+    command = ["qemu-img", "convert", *known_format, "-O", "raw", str(source), str(raw)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RigError(f"qemu-img cannot read {source}: {result.stderr.strip()}")
+
+
+def read_offline_image(source: Path, image_format: str | None = None) -> bytes:
+    """Return what a guest would see in an image that no VM uses, whole. The format is probed unless given."""
+    with tempfile.TemporaryDirectory(prefix="vmkeep-rig-image-") as directory:
+        raw = Path(directory) / "image.raw"
+        convert_to_raw(source, raw, image_format)
+        return raw.read_bytes()
+
+
+def assert_images_equal(actual: bytes | Path, expected: bytes | Path, what: str = "image") -> None:
+    """Fail unless both are the same bytes; raw files are compared without loading them whole.
+
+    The message names the first range that differs, (start, length), and how many MiB-sized pieces differ.
+    """
+    actual_size, expected_size = _size(actual), _size(expected)
+    assert actual_size == expected_size, f"{what}: {actual_size} bytes, expected {expected_size}"
+    first: int | None = None
+    different = 0
+    for start in range(0, actual_size, _CHUNK_BYTES):
+        if _piece(actual, start) != _piece(expected, start):
+            different += 1
+            first = start if first is None else first
+    if first is not None:
+        raise AssertionError(f"{what}: {_describe(actual, expected, first)}; {different} pieces of 1 MiB differ")
+
+
+def _size(image: bytes | Path) -> int:
+    return len(image) if isinstance(image, bytes) else image.stat().st_size
+
+
+def _piece(image: bytes | Path, start: int) -> bytes:
+    if isinstance(image, bytes):
+        return image[start : start + _CHUNK_BYTES]
+    with image.open("rb") as file:
+        file.seek(start)
+        return file.read(_CHUNK_BYTES)
+
+
+def _describe(actual: bytes | Path, expected: bytes | Path, chunk_start: int) -> str:
+    left, right = _piece(actual, chunk_start), _piece(expected, chunk_start)
+    begin = next(i for i, (a, b) in enumerate(zip(left, right, strict=True)) if a != b)
+    end = next((i for i in range(begin, len(left)) if left[i] == right[i]), len(left))
+    shown = f"got {left[begin : begin + 8].hex(' ')}, expected {right[begin : begin + 8].hex(' ')}"
+    return f"first difference at start={chunk_start + begin} length={end - begin} ({shown})"

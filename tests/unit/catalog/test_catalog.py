@@ -1,0 +1,200 @@
+"""What the catalogue promises of points, state versions, pins and operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.unit.catalog.examples import WEB, WIN11, example_point, example_state, number
+
+from vmkeep.catalog import Catalog, Operation, OperationState
+from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    with Catalog.open(tmp_path / "catalog.sqlite") as opened:
+        yield opened
+
+
+def test_recorded_point_comes_back_whole(catalog: Catalog) -> None:
+    state = example_state("tpm-1", 1)
+    point = example_point("p1", labels={"why": "before update"}, states=(state,))
+    catalog.record_point(point, [state])
+    assert catalog.points() == (point,)
+    assert catalog.summaries() == (point.summary(),)
+    assert point.summary()["state"] == {
+        "tpm": {"present": True, "sha256": state.sha256, "bytes": 5},
+        "nvram": {"present": False, "sha256": None, "bytes": None},
+    }
+    assert catalog.newest_state(WIN11, "tpm") == state
+    assert catalog.pins(state.id) == (point.id,)
+
+
+def test_points_are_oldest_first_and_points_of_a_vm_newest_first(catalog: Catalog) -> None:
+    for name, minute in (("b", 2), ("c", 3), ("a", 1)):
+        catalog.record_point(example_point(name, minute=minute))
+    catalog.record_point(example_point("w", vm=WEB, vm_name="web", minute=0))
+    assert [point.id for point in catalog.points()] == [number(name) for name in "wabc"]
+    assert [point.id for point in catalog.points("win11")] == [number(name) for name in "abc"]
+    assert [summary["id"] for summary in catalog.summaries(WEB.upper())] == [number("w")]
+    assert [point.id for point in catalog.points_of_vm(WIN11)] == [number(name) for name in "cba"]
+
+
+def test_unknown_vm_is_an_error_and_not_an_empty_list(catalog: Catalog) -> None:
+    with pytest.raises(VmNotFound):
+        catalog.points("nobody")
+    with pytest.raises(VmNotFound):
+        catalog.summaries("nobody")
+
+
+def test_renamed_vm_is_found_by_both_names(catalog: Catalog) -> None:
+    catalog.record_point(example_point("p1", vm_name="old"))
+    catalog.record_point(example_point("p2", vm_name="new", minute=1))
+    assert len(catalog.points("new")) == 2
+    assert len(catalog.points("old")) == 2
+
+
+def test_point_is_found_by_id_by_beginning_and_as_latest(catalog: Catalog) -> None:
+    first = example_point("p1", point_id="abcd" + "0" * 28)
+    second = example_point("p2", point_id="abce" + "0" * 28, minute=5)
+    catalog.record_point(first)
+    catalog.record_point(second)
+    assert catalog.find_point(first.id) == first
+    assert catalog.find_point("ABCD") == first
+    assert catalog.find_point("win11@latest") == second
+    assert catalog.find_point(f"{WIN11}@latest") == second
+
+
+def test_ambiguous_beginning_lists_the_candidates(catalog: Catalog) -> None:
+    ids = ["abcd" + str(digit) * 28 for digit in range(2)]
+    for minute, point_id in enumerate(ids):
+        catalog.record_point(example_point("p", point_id=point_id, minute=minute))
+    with pytest.raises(PointNotFound) as caught:
+        catalog.find_point("abcd")
+    assert all(point_id in caught.value.message for point_id in ids)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "ffff", "%%%%", "____", "nobody@latest", "@latest"])
+def test_text_that_means_no_point_is_refused(catalog: Catalog, text: str) -> None:
+    catalog.record_point(example_point("p", point_id="abcd" + "0" * 28))
+    with pytest.raises(PointNotFound):
+        catalog.find_point(text)
+
+
+def test_latest_of_a_name_that_two_vms_bear_is_not_guessed(catalog: Catalog) -> None:
+    catalog.record_point(example_point("p1"))
+    catalog.record_point(example_point("p2", vm=WEB, minute=1))
+    with pytest.raises(PointNotFound) as caught:
+        catalog.find_point("win11@latest")
+    assert number("p1") in caught.value.message
+    assert number("p2") in caught.value.message
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_late_generation_is_refused_and_nothing_of_its_point_is_kept(catalog: Catalog, late: int) -> None:
+    accepted = example_state("new", 2)
+    catalog.record_point(example_point("p1"), [accepted])
+    with pytest.raises(CatalogError):
+        catalog.record_point(example_point("p2"), [example_state("nv", 1, kind="nvram"), example_state("old", late)])
+    assert [point.id for point in catalog.points()] == [number("p1")]
+    assert catalog.newest_state(WIN11, "tpm") == accepted
+    assert catalog.newest_state(WIN11, "nvram") is None
+
+
+def test_version_held_by_two_points_is_accepted_once_and_pinned_twice(catalog: Catalog) -> None:
+    state = example_state("same", 1)
+    catalog.record_point(example_point("p1"), [state])
+    catalog.record_point(example_point("p2", minute=1), [state])
+    catalog.forget_point(number("p1"))
+    assert catalog.pins(state.id) == (number("p2"),)
+
+
+def test_generation_does_not_start_again_when_all_points_are_gone(catalog: Catalog) -> None:
+    state = example_state("only", 7)
+    catalog.record_point(example_point("p1"), [state])
+    catalog.forget_point(number("p1"))
+    assert catalog.points() == ()
+    assert catalog.pins(state.id) == ()
+    assert catalog.newest_state(WIN11, "tpm") == state
+    assert not catalog.forget_point(number("p1"))
+
+
+def test_recording_a_point_again_changes_nothing_and_another_of_its_id_is_refused(catalog: Catalog) -> None:
+    state = example_state("t", 1)
+    catalog.record_point(example_point("p1"), [state])
+    catalog.record_point(example_point("p1"), [state])
+    assert len(catalog.points()) == 1
+    with pytest.raises(CatalogError):
+        catalog.record_point(example_point("p1", minute=1))
+
+
+def test_adopting_twice_is_the_same_as_once(catalog: Catalog) -> None:
+    old, new = example_state("t1", 1), example_state("t2", 2)
+    found = [
+        (example_point("p2", vm_name="renamed", minute=2), [new]),
+        (example_point("p1", minute=1), [old]),
+    ]
+    first = catalog.adopt(found)
+    assert (first.points, first.vms, first.states, first.conflicts) == (2, 1, 2, ())
+    assert catalog.adopt(found).points == 0
+    assert catalog.newest_state(WIN11, "tpm") == new
+    (vm,) = catalog.vms()
+    assert (vm.name, vm.adopted) == ("renamed", True)
+
+
+def test_adopted_vm_becomes_this_hosts_own_when_it_is_seen_and_stays_so(catalog: Catalog) -> None:
+    catalog.adopt([(example_point("p1"), [])])
+    catalog.see_host("h", "host1")
+    catalog.see_vm(WIN11, "win11", "h")
+    catalog.adopt([(example_point("p1"), [])])
+    vm = catalog.vm(WIN11)
+    assert vm is not None
+    assert (vm.adopted, vm.host_uuid) == (False, "h")
+
+
+def test_contradicting_versions_are_reported_and_the_point_is_adopted(catalog: Catalog) -> None:
+    report = catalog.adopt(
+        [
+            (example_point("p1", minute=1), [example_state("a", 1)]),
+            (example_point("p2", minute=2), [example_state("b", 1)]),
+        ]
+    )
+    assert report.points == 2
+    assert len(report.conflicts) == 1
+
+
+def test_repository_used_last_is_remembered(catalog: Catalog) -> None:
+    assert catalog.repository() is None
+    catalog.use_repository("a", "/one")
+    catalog.use_repository("b", "/two")
+    catalog.use_repository("a", "/three")
+    known = catalog.repository()
+    assert known is not None
+    assert (known.id, known.location) == ("a", "/three")
+
+
+def test_operation_is_moved_by_its_owner_only(catalog: Catalog) -> None:
+    started = catalog.begin_operation("op", "take-point", "win11", "me", {"vm": "win11"})
+    assert catalog.unfinished_operations() == (started,)
+    with pytest.raises(CatalogError):
+        catalog.move_operation("op", "another", OperationState.DONE)
+    assert catalog.take_over_operation("op", "me", "another")
+    assert not catalog.take_over_operation("op", "me", "third")
+    ended = catalog.move_operation("op", "another", OperationState.FAILED, {"code": "no-space"})
+    assert ended.finished is not None
+    assert ended.error == {"code": "no-space"}
+    assert catalog.unfinished_operations() == ()
+
+
+def test_cancel_reaches_the_operation_with_its_next_progress(catalog: Catalog) -> None:
+    catalog.begin_operation("op", "take-point", "win11", "me", {})
+    assert not catalog.report_progress("op", "copy", 1, 10)
+    assert catalog.request_cancel("op")
+    assert catalog.report_progress("op", "copy", 2, 10)
+    assert catalog.cancel_requested("op")
+    noted: Operation = catalog.operation("op")
+    assert (noted.stage, noted.done_bytes, noted.total_bytes) == ("copy", 2, 10)
+    catalog.move_operation("op", "me", OperationState.DONE)
+    assert not catalog.request_cancel("op")

@@ -1,0 +1,130 @@
+"""The file: its schema, how it is opened by several at once, and what its failures are called."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+from tests.unit.catalog.examples import example_point
+
+from vmkeep.catalog import Catalog
+from vmkeep.catalog.database import HEAD_REVISION
+from vmkeep.catalog.migrations.upgrade import head_revision
+from vmkeep.catalog.models import metadata
+from vmkeep.errors import CatalogError, PermissionRefused
+
+FIRST_COMMAND = "import sys; from vmkeep.catalog import Catalog; Catalog.open(__import__('pathlib').Path(sys.argv[1]))"
+
+
+def test_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    Catalog.open(path).close()
+    engine = create_engine(f"sqlite:///{path}")
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, metadata) == []
+    finally:
+        engine.dispose()
+
+
+def test_migrated_checks_and_texts_are_the_declared_ones(tmp_path: Path) -> None:
+    """Alembic does not compare CHECK constraints; so the SQL of both is compared."""
+    migrated, declared = tmp_path / "migrated.sqlite", tmp_path / "declared.sqlite"
+    Catalog.open(migrated).close()
+    engine = create_engine(f"sqlite:///{declared}")
+    metadata.create_all(engine)
+    engine.dispose()
+    assert _checks(migrated) == _checks(declared)
+
+    assert _checks(declared)
+
+
+def _checks(path: Path) -> set[str]:
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'").fetchall()
+    connection.close()
+    return {check for (sql,) in rows for check in re.findall(r"CONSTRAINT \w+ CHECK \(.*\)", sql)}
+
+
+def test_revision_compared_at_opening_is_the_newest_script() -> None:
+    assert head_revision() == HEAD_REVISION
+
+
+def test_two_first_commands_at_once_are_fine(tmp_path: Path) -> None:
+    path = str(tmp_path / "catalog.sqlite")
+    running = [subprocess.Popen([sys.executable, "-c", FIRST_COMMAND, path]) for _ in range(3)]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+
+
+def test_current_catalogue_is_opened_without_alembic(tmp_path: Path) -> None:
+    path = str(tmp_path / "catalog.sqlite")
+    Catalog.open(Path(path)).close()
+    probe = FIRST_COMMAND + "; sys.exit('alembic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe, path], check=False).returncode == 0
+
+
+def test_file_is_for_its_owner_only_and_durable(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    catalog = Catalog.open(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with catalog._database.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+    catalog.close()
+
+
+def test_newer_catalogue_is_refused_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    Catalog.open(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(CatalogError, match="newer"):
+        Catalog.open(path)
+
+
+def test_damaged_catalogue_is_named_with_its_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    path.write_bytes(b"this is not a database, and long enough to be looked at" * 100)
+    with pytest.raises(CatalogError) as caught:
+        Catalog.open(path)
+    assert caught.value.path == str(path)
+    assert "--adopt" in caught.value.hint
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="not there"):
+        Catalog.open(tmp_path / "absent" / "catalog.sqlite")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_refused_access_is_called_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionRefused):
+        Catalog.open(tmp_path / "catalog.sqlite")
+
+
+def test_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    with Catalog.open(tmp_path / "catalog.sqlite") as catalog:
+        with pytest.raises(CatalogError):
+            _delete_revision_and_fail(catalog)
+        catalog.record_point(example_point("p1"))
+    with Catalog.open(tmp_path / "catalog.sqlite") as again:
+        assert len(again.points()) == 1
+
+
+def _delete_revision_and_fail(catalog: Catalog) -> None:
+    with catalog._database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM alembic_version")
+        connection.exec_driver_sql("nonsense")
