@@ -55,14 +55,13 @@ class VmkeepError(Exception):
     def from_dict(cls, value: dict[str, str | None]) -> VmkeepError:
         """Return the error that ``as_dict`` wrote, as its own class where the code is known."""
         kind = error_classes().get(value.get("code") or "", VmkeepError)
-        error = kind(
+        return kind(
             value.get("message") or "unknown error",
             vm=value.get("vm"),
             disk=value.get("disk"),
             path=value.get("path"),
             hint=value.get("hint"),
         )
-        return error
 
 
 def error_classes() -> dict[str, type[VmkeepError]]:
@@ -123,7 +122,7 @@ class RepositoryNotFound(VmkeepError):
     code = "repository-not-found"
     exit_status = 5
     http_status = 404
-    default_hint = "Check the directory and whether it is mounted; `vmkeep init --repository DIR` makes a new repository."
+    default_hint = "Check the directory and whether it is mounted; `vmkeep init --repository DIR` makes a new one."
 
 
 class TargetExists(VmkeepError):
@@ -230,7 +229,7 @@ class StateTorn(IntegrityError):
 
     code = "state-torn"
     exit_status = 23
-    default_hint = "Run the command again; if it stays so, look at the file named: swtpm may not be able to read it either."
+    default_hint = "Run the command again; if it stays so, look at the file named: swtpm may be unable to read it too."
 
 
 # -- a service failed ------------------------------------------------------------------------------------------
@@ -294,7 +293,7 @@ class CatalogError(VmkeepError):
 
     code = "catalog-error"
     exit_status = 36
-    default_hint = "If the file is damaged, move it aside and run `vmkeep init --adopt` to rebuild it from the repository."
+    default_hint = "If the file is damaged, move it aside and rebuild it from the repository: `vmkeep init --adopt`."
 
 
 class OperationFailed(VmkeepError):

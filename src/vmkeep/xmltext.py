@@ -15,7 +15,7 @@ from typing import Final
 from lxml import etree
 
 
-class XmlRefused(ValueError):  # noqa: N818 - a refusal, of which being malformed is one kind
+class XmlRefused(ValueError):
     """Text that is not well-formed XML, or that exceeds a limit; the message says which."""
 
 

@@ -51,7 +51,8 @@ def backup(
         labels = _labels(label or ())
         if every:
             # By UUID: two names may look alike, and a VM may be renamed meanwhile.
-            found = [(vm.name, vm.uuid) for vm in running.host().vms()]
+            with running.host() as host:
+                found = [(vm.name, vm.uuid) for vm in host.vms()]
         else:
             found = [(name, name) for name in names]
         requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels)) for name, vm in found]

@@ -24,7 +24,7 @@ BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 _PIPE_WIDTH = 500  # wide enough that a table that is read by a program is not cut
 
 
-class ReaderGone(Exception):  # noqa: N818  it is news and not a failure
+class ReaderGone(Exception):
     """Whoever reads standard output has closed it (`vmkeep points | head -1`): the rest is said to nobody."""
 
 
@@ -49,7 +49,8 @@ class Console:
         console = _rich(sys.stdout)
         with _written():
             for part in parts:
-                console.print(part)
+                # Texts are cut by nobody, so that a path can be copied; tables fit the terminal.
+                console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
             sys.stdout.flush()
 
     # -- standard error ----------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for name in columns:
         shown.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import MutableMapping
+import platform
+from collections.abc import MutableMapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
+
+from vmkeep import __version__
+from vmkeep.config import Settings
 
 _SECRET_WORDS = ("passphrase", "password", "secret", "token", "private")
 _HIDDEN = "(not logged)"
@@ -43,6 +47,19 @@ def start_log(directory: Path) -> Path:
     # Its statements come with their parameters: whole domain definitions.
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
     return path
+
+
+def log_beginning(arguments: Sequence[str], settings: Settings) -> None:
+    """Write what a person who reads the log must know first. No secret is ever an argument or a setting."""
+    structlog.get_logger("vmkeep").info(
+        "begin",
+        version=__version__,
+        arguments=list(arguments),
+        python=platform.python_version(),
+        system=platform.platform(),
+        user=os.geteuid(),
+        **{name: str(getattr(settings, name)) for name in settings.__slots__},
+    )
 
 
 def silence_log() -> None:

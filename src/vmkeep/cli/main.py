@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
     console = Console(json_wanted=_json_wanted(arguments))
     interruption = Interruption(console.notice)
-    invocation = Invocation(console, interruption)
+    invocation = Invocation(console, interruption, arguments=arguments)
     try:
         with interruption.installed():
             command = typer.main.get_command(app)

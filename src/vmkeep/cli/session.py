@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +36,7 @@ class Invocation:
     connect: str | None = None
     debug: bool = False
     logging: bool = False
+    arguments: Sequence[str] = ()
 
 
 class Session:
@@ -56,12 +57,14 @@ class Session:
 
         return Premises(self.settings)
 
-    def host(self) -> LocalHost:
-        """Return the host that the URI names."""
+    @contextlib.contextmanager
+    def host(self) -> Iterator[LocalHost]:
+        """The host that the URI names, to look at."""
+        self._quiet()
         from vmkeep.host.local import LocalHost
 
-        self._quiet()
-        return LocalHost(self.settings)
+        with contextlib.closing(LocalHost(self.settings)) as host:
+            yield host
 
     @contextlib.contextmanager
     def engine(self, *, first_use: bool = False) -> Iterator[Engine]:
@@ -84,13 +87,14 @@ class Session:
                 yield engine
 
     def start_debug_log(self) -> None:
-        from vmkeep.cli.debuglog import start_log
+        from vmkeep.cli.debuglog import log_beginning, start_log
 
         if self._invocation.logging:
             return
         prepare_home(self.settings)
         self.console.debug_log = str(start_log(self.settings.logs_dir))
         self._invocation.logging = True
+        log_beginning(self._invocation.arguments, self.settings)
 
     def close(self) -> None:
         opened = self.__dict__.get("premises")

@@ -33,7 +33,8 @@ def list_vms(
     """List the VMs of the host."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         catalog = running.premises.catalog
-        vms = [_described(vm, catalog) for vm in running.host().vms()]
+        with running.host() as host:
+            vms = [_described(vm, catalog) for vm in host.vms()]
         if running.console.json:
             running.console.document({"vms": vms})
             return
@@ -63,7 +64,8 @@ def show_vm(
 ) -> None:
     """Show one VM, and if a point of it would not be complete, why."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        found = running.host().vm(vm)
+        with running.host() as host:
+            found = host.vm(vm)
         shown = _described(found, running.premises.catalog)
         if running.console.json:
             running.console.document({"vm": shown})

@@ -114,24 +114,21 @@ def open_keyring(
     name = keyring_name(generation)
     value = parse_canonical(store.get(name), name)
     try:
-        return _open(value, name, generation, format_bytes, keys)
+        if value["format"] != "vmkeep keyring" or value["generation"] != generation:
+            raise ObjectDamaged(f"{name} holds something else", path=name)
+        recipients = [str(recipient["key_id"]) for recipient in value["recipients"]]
+    except (KeyError, TypeError) as error:
+        raise ObjectDamaged(f"{name} is not written as it should be", path=name) from error
+    key = keys(recipients)
+    if key.key_id not in recipients:
+        raise WrongKey(f"key {key.key_id} is not one of this repository's: {', '.join(recipients)}", path=name)
+    try:
+        return _open(value, name, generation, format_bytes, key)
     except (KeyError, TypeError, ValueError, StopIteration, AttributeError, binascii.Error) as error:
         raise ObjectDamaged(f"{name} is not written as it should be", path=name) from error
 
 
-def _open(
-    value: dict[str, Any],
-    name: str,
-    generation: int,
-    format_bytes: bytes,
-    keys: Callable[[Sequence[str]], KeyMaterial],
-) -> Keyring:
-    if value["format"] != "vmkeep keyring" or value["generation"] != generation:
-        raise ObjectDamaged(f"{name} holds something else", path=name)
-    recipients = [str(recipient["key_id"]) for recipient in value["recipients"]]
-    key = keys(recipients)
-    if key.key_id not in recipients:
-        raise WrongKey(f"key {key.key_id} is not one of this repository's: {', '.join(recipients)}", path=name)
+def _open(value: dict[str, Any], name: str, generation: int, format_bytes: bytes, key: KeyMaterial) -> Keyring:
     domains = {}
     try:
         for entry in value["domains"]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vmkeep.errors import (
+    InvalidRequest,
     ObjectDamaged,
     ObjectMissing,
     PointNotFound,
@@ -71,7 +72,7 @@ class Repository:
         Raises TargetExists when a repository is there, RepositoryForeign when anything else is.
         """
         store = create_store(location)
-        names = {path.name for path in Path(store.location).iterdir()} - {"lost+found"}
+        names = store.names()
         if names:
             if FORMAT_OBJECT in names:
                 parse_format(store.get(FORMAT_OBJECT), location)
@@ -79,6 +80,7 @@ class Repository:
                     f"{location} is a vmkeep repository already", path=location, hint="Nothing was changed in it."
                 )
             raise RepositoryForeign(f"{location} is not empty", path=location)
+        store.protect()
         format_bytes = format_object(random(NAME_BYTES).hex())
         keyring = new_keyring(format_bytes, key, random=random)
         store.put(keyring_name(keyring.generation), keyring.to_bytes())
@@ -97,8 +99,7 @@ class Repository:
         try:
             format_bytes = store.get(FORMAT_OBJECT)
         except ObjectMissing as error:
-            directory = Path(store.location)
-            if any(path.name != "lost+found" for path in directory.iterdir()):
+            if store.names():
                 raise RepositoryForeign(
                     f"{location} holds something that is not a vmkeep repository", path=location
                 ) from error
@@ -203,6 +204,8 @@ class Repository:
         before) is chosen by whoever must know it before the commit, else drawn. Raises NoSpace, PermissionRefused
         or StoreError.
         """
+        if point_id is not None and not is_name(point_id):
+            raise InvalidRequest(f"{point_id!r} cannot be the id of a point: 32 hexadecimal digits are")
         intent = intents.Intent(
             self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose, lapse_seconds=lapse_seconds
         )

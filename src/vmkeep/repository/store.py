@@ -116,6 +116,17 @@ class ObjectStore:
             if self.directory is not None:
                 _sync(self.directory / Path(name).parent)
 
+    def names(self) -> set[str]:
+        """Return what lies at the top of a directory store, whether it is an object or not, without lost+found."""
+        with _translated(self.location, ""):
+            return {path.name for path in Path(self.location).iterdir()} - {"lost+found"}
+
+    def protect(self) -> None:
+        """Let only the owner into a directory store; for one that was made here or was empty."""
+        if self.directory is not None:
+            with _translated(self.location, ""):
+                self.directory.chmod(0o700)
+
     def _make_parent(self, path: Path) -> None:
         parent = path.parent
         if parent in self._made:
@@ -151,12 +162,15 @@ def open_store(location: str) -> ObjectStore:
 
 
 def create_store(location: str) -> ObjectStore:
-    """Return a store at a directory that is made (0700) when it is absent."""
+    """Return a store at a directory that is made (0700) when it is absent; one that is there is not changed."""
     directory = _directory(location)
-    with _translated(location, ""):
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory.chmod(0o700)
-        _sync(directory.parent)
+    with _translated(str(directory), ""):
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+            _sync(path.parent)
+        if not directory.is_dir():
+            raise NotADirectoryError(20, "Not a directory")
     return _local(directory)
 
 

@@ -73,12 +73,16 @@ class PointReport:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryReport:
-    """``points`` are those looked at; ``harmed`` those that cannot be restored in full."""
+    """``points`` are those looked at; ``harmed`` those that cannot be restored in full.
+
+    ``damaged_packs`` are there, but later points should not use them: see ``Repository.condemn``.
+    """
 
     findings: tuple[Finding, ...]
     points: tuple[str, ...]
     packs: int
     bytes_read: int
+    damaged_packs: tuple[bytes, ...] = ()
 
     @property
     def harmed(self) -> tuple[str, ...]:
@@ -87,16 +91,6 @@ class RepositoryReport:
     @property
     def sound(self) -> bool:
         return not self.findings
-
-    @property
-    def damaged_packs(self) -> tuple[bytes, ...]:
-        """Packs that later points should not use (see ``Repository.condemn``), without those that are gone."""
-        packs = {
-            pack_of_name(finding.object)
-            for finding in self.findings
-            if not finding.what.endswith("not in the repository")
-        }
-        return tuple(sorted(pack for pack in packs if pack is not None))
 
 
 class Verification:
@@ -158,7 +152,9 @@ class Verification:
                 self._check_point(point_id)
             except PointNotFound:
                 continue  # removed since the points were listed
-        return RepositoryReport(self._findings(), tuple(points), len(sizes), self._read_bytes)
+        findings = self._findings()
+        damaged = sorted({pack for item in findings if (pack := pack_of_name(item.object)) in sizes})
+        return RepositoryReport(findings, tuple(points), len(sizes), self._read_bytes, tuple(damaged))
 
     # -- points ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from vmkeep.errors import Interrupted, InvalidRequest, ObjectMissing, StoreError, VmkeepError
+from vmkeep.errors import Interrupted, InvalidRequest, ObjectMissing, StoreError, TargetExists, VmkeepError
 from vmkeep.repository.fetch import node_reader
 from vmkeep.repository.intents import Intent, unusable
 from vmkeep.repository.known import KnownBlocks
@@ -314,6 +314,9 @@ class PointWriter:
             # The host may have slept between the check before and this put, while a prune went on.
             if not self._intent.in_force_at(self._store.stat(name).modified):
                 self._check_not_pruned(record, in_force=False)
+        except TargetExists:
+            # Another point of that id: it is not ours to delete.
+            raise
         except VmkeepError:
             # It may lie there without being durable; a point that was reported as failed must not turn up later.
             with contextlib.suppress(VmkeepError):

@@ -127,6 +127,9 @@ def test_all_asks_the_host_for_its_vms(
         def __init__(self, _settings: object) -> None:
             pass
 
+        def close(self) -> None:
+            pass
+
         def vms(self) -> tuple[SurveyedVm, ...]:
             return (SurveyedVm("win11", WIN11, "running", (), "uefi", None, None, True, ()),)
 

@@ -56,7 +56,9 @@ def take(place: Premises, *, generation: int, parent: str | None = None) -> Poin
                 definition="<domain/>",
             )
         )
-    place.catalog.record_point(catalog_point(record), catalog_states(record))
+    # Twice, as a step of a flow may be repeated.
+    for _ in range(2):
+        place.catalog.record_point(catalog_point(record), catalog_states(record))
     return record
 
 

@@ -186,7 +186,9 @@ def test_shared_damage_names_both_points_and_own_damage_one(sample: Sample) -> N
         path.write_bytes(
             content[: ref.offset + 100] + bytes([content[ref.offset + 100] ^ 1]) + content[ref.offset + 101 :]
         )
-        assert set(sample.repository.verify_all().harmed) == harmed
+        report = sample.repository.verify_all()
+        assert set(report.harmed) == harmed
+        assert report.damaged_packs == (ref.pack,)
         put_back(path, content)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
@@ -47,8 +48,8 @@ def sample(tmp_path: Path) -> Sample:
     return make_sample(tmp_path)
 
 
-def begin(repository: Repository, tmp_path: Path, **options: float) -> PointWriter:
-    return repository.begin(purpose="test", host="here", cache=tmp_path / "cache", **options)  # type: ignore[arg-type]  # options are lapse_seconds only
+def begin(repository: Repository, tmp_path: Path, **options: float | str) -> PointWriter:
+    return repository.begin(purpose="test", host="here", cache=tmp_path / "cache", **options)  # type: ignore[arg-type]  # options are the optional ones
 
 
 def write_point(repository: Repository, tmp_path: Path, blocks: dict[int, bytes | None]) -> tuple[PointRecord, int]:
@@ -118,10 +119,15 @@ def test_index_of_known_blocks_from_another_boot_is_built_again(
     blocks: dict[int, bytes | None] = {0: seeded(1)(BLOCK)}
     write_point(repository, tmp_path, blocks)
     (cache,) = (tmp_path / "cache").rglob("*.sqlite")
-    before = cache.stat().st_ino
+    with sqlite3.connect(cache) as database:
+        database.execute("CREATE TABLE mark (x)")
+    database.close()
     monkeypatch.setattr("vmkeep.repository.known._boot", lambda: "another")
     _, stored = write_point(repository, tmp_path, blocks)
-    assert cache.stat().st_ino != before
+    with sqlite3.connect(cache) as database:
+        assert ("mark",) not in database.execute("SELECT name FROM sqlite_master").fetchall()
+        assert database.execute("SELECT id FROM boot").fetchall() == [("another",)]
+    database.close()
     assert stored == 0
 
 
@@ -234,6 +240,18 @@ def test_many_threads_seal_and_order_is_kept(tmp_path: Path) -> None:
     assert read_whole(repository, point.disks[0].stored) == b"".join(contents)
 
 
+def test_point_gets_the_id_that_was_chosen_and_never_another_points(sample: Sample, tmp_path: Path) -> None:
+    chosen = "0123456789abcdef" * 2
+    with begin(sample.repository, tmp_path, point_id=chosen) as writer:
+        assert writer.commit(record_of([])).id == chosen
+    with pytest.raises(InvalidRequest):
+        begin(sample.repository, tmp_path, point_id="../x")
+    before = sample.repository.point(chosen)
+    with begin(sample.repository, tmp_path, point_id=chosen) as writer, pytest.raises(TargetExists):
+        writer.commit(record_of([], note=2))
+    assert sample.repository.point(chosen) == before
+
+
 # -- states ------------------------------------------------------------------------------------------------------
 
 
@@ -265,8 +283,11 @@ def test_place_that_is_no_repository_is_told_apart(sample: Sample, tmp_path: Pat
     (foreign / "photo.jpg").write_text("x")
     with pytest.raises(RepositoryForeign):
         Repository.open(str(foreign), keys)
+    foreign.chmod(0o755)
     with pytest.raises(RepositoryForeign):
         Repository.create(str(foreign), sample.key)
+    assert stat.S_IMODE(foreign.stat().st_mode) == 0o755
+    assert [path.name for path in foreign.iterdir()] == ["photo.jpg"]
     with pytest.raises(TargetExists):
         Repository.create(str(sample.location), sample.key)
     with pytest.raises(InvalidRequest):
@@ -385,6 +406,28 @@ def test_writer_whose_intent_lapsed_checks_its_own_packs_too(sample: Sample, tmp
         repository.condemn(sorted(own), reason="prune")
         with pytest.raises(StoreError, match="pruned"):
             writer.commit(record_of([disk]))
+
+
+def test_writer_that_slept_between_the_last_check_and_the_commit_takes_its_point_back(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = sample.repository
+    with begin(repository, tmp_path) as writer:
+        disk = write_disk(writer, {0: seeded(9)(BLOCK)}, size_bytes=SIZE)
+        writer._placer.finish()
+        check = writer._check_not_pruned
+
+        def sleep_after(record: PointRecord, *, in_force: bool) -> None:
+            check(record, in_force=in_force)
+            (intent,) = (sample.location / "intents").iterdir()
+            os.utime(intent, (0, 0))
+            for pack in data_packs(repository, disk):
+                (sample.location / "packs" / pack.hex()[:2] / pack.hex()).unlink(missing_ok=True)
+
+        monkeypatch.setattr(writer, "_check_not_pruned", sleep_after)
+        with pytest.raises(StoreError, match="pruned"):
+            writer.commit(record_of([disk]))
+    assert len(repository.point_ids()) == 2
 
 
 def test_intent_is_renewed_by_the_store_time_and_deleted_at_the_end(sample: Sample, tmp_path: Path) -> None:
