@@ -37,6 +37,11 @@ METADATA_PACK_BYTES = 4 * 1024 * 1024
 # A pack of tiny frames (a block of one repeated byte takes about 100 bytes) is closed by their number instead.
 PACK_ENTRIES_LIMIT = 65536
 
+# Freeing one allocation of this size makes glibc keep freed memory below it (its thresholds follow what is freed).
+# Otherwise the threads that seal give pages back and fault them in again for every block: 440 MB/s instead of 1,300
+# for random data with two threads, at the same peak of memory. Untouched zero pages cost nothing.
+_KEPT_BYTES = 4 * 1024 * 1024
+
 Stored: TypeAlias = Callable[[bytes, Sequence[PackEntry], int], None]
 """Told of a pack that is durable: pack id, its frames, its size in bytes."""
 
@@ -72,6 +77,7 @@ class Packer:
         uploaders: int,
         stored: Stored,
     ) -> None:
+        bytes(_KEPT_BYTES)
         self._store = store
         self._sealer = sealer
         self._kind = kind

@@ -1,0 +1,139 @@
+"""The demo's story: a VM lives, is backed up twice, is lost, and comes back from each point."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.rig import Disk, Host, MiB, NvIndexMissingError, RigError, Vm
+
+from demo.narration import Narration
+from demo.truth import Truth, compare, truth_of
+
+VMKEEP = Path(sys.executable).with_name("vmkeep")
+NAME = "win11"
+DISKS = (Disk("vda", 512 * MiB), Disk("vdb", 256 * MiB))
+TARGETS = tuple(disk.target for disk in DISKS)
+SECRET = b"the key of an encrypted disk, sealed in the TPM"
+
+
+class Demo:
+    """One run on one host."""
+
+    def __init__(self, host: Host, narration: Narration) -> None:
+        self._host = host
+        self._tell = narration
+
+    def run(self) -> None:
+        """Tell the story; what fails to hold is in the narration."""
+        with ExitStack() as images:
+            vm = self._make_vm()
+            uuid = vm.uuid
+            first = self._back_up(vm, images, "Take the first point: it reads everything")
+            self._change(vm)
+            second = self._back_up(vm, images, "Take the second point: it reads what changed")
+            self._prove_that_they_differ(first, second)
+            with self._tell.step("Verify both points: all that they need is read and proved"):
+                self._vmkeep("verify", NAME)
+            with self._tell.step("Lose the VM: definition, disks, UEFI variables and TPM"):
+                vm.delete()
+                self._prove_that_it_is_gone(vm)
+            points = self._points()
+            self._bring_back(points[0], first, uuid, "first").delete()
+            self._bring_back(points[1], second, uuid, "second")
+            with self._tell.step("Show the tree of points"):
+                self._vmkeep("points", "--tree")
+
+    # -- before the loss ---------------------------------------------------------------------------------------
+
+    def _make_vm(self) -> Vm:
+        with self._tell.step("Make a UEFI VM with two disks and a TPM, and store a secret in the TPM"):
+            vm = self._host.define(NAME, disks=DISKS)
+            vm.start()  # the firmware makes UEFI variables and TPM state
+            vm.settle()
+            vm.destroy()
+            vm.store_in_tpm(SECRET)
+            vm.start()
+            vm.write_random("vda", start=0, length=96 * MiB, seed=1)
+            vm.write("vda", start=200 * MiB, length=64 * MiB, pattern=0x5A)
+            vm.write_random("vdb", start=32 * MiB, length=48 * MiB, seed=2)
+            vm.settle()
+            self._vmkeep("vm", "show", NAME)
+        return vm
+
+    def _back_up(self, vm: Vm, images: ExitStack, title: str) -> Truth:
+        with self._tell.step(title):
+            self._vmkeep("backup", NAME)
+            return images.enter_context(truth_of(vm, TARGETS))
+
+    def _change(self, vm: Vm) -> None:
+        with self._tell.step("Change the VM: write, zero and discard on the disks; UEFI variables and TPM"):
+            vm.write_random("vda", start=10 * MiB, length=3 * MiB, seed=3)
+            vm.write_zeroes("vda", start=40 * MiB, length=2 * MiB)
+            vm.discard("vda", start=220 * MiB, length=4 * MiB)
+            vm.write_zeroes("vdb", start=33 * MiB, length=1 * MiB, unmap=True)
+            vm.write("vdb", start=200 * MiB, length=1 * MiB, pattern=0xC3)
+            vm.change_tpm()
+            vm.settle()
+            vm.change_nvram()
+
+    def _prove_that_they_differ(self, first: Truth, second: Truth) -> None:
+        """Without this, a restore of the wrong point could pass for the right one."""
+        same = [what for what, difference in compare(first, second) if not difference]
+        self._tell.proof("between the points both disks, UEFI variables and TPM changed", holds=not same)
+
+    # -- the loss and after ------------------------------------------------------------------------------------
+
+    def _prove_that_it_is_gone(self, vm: Vm) -> None:
+        left = [path for path in self._files_of(vm) if path.exists()]
+        self._tell.proof("no file of the VM is left on the host", holds=not left, detail=", ".join(map(str, left)))
+
+    def _files_of(self, vm: Vm) -> Iterator[Path]:
+        yield vm.tpm_directory
+        yield self._host.path(f"/var/lib/libvirt/qemu/nvram/{NAME}_VARS.fd")
+        yield from (self._host.dir / "disks").iterdir()
+
+    def _bring_back(self, point: dict[str, Any], expected: Truth, uuid: str, which: str) -> Vm:
+        with self._tell.step(f"Bring the VM back from the {which} point"):
+            self._vmkeep("restore", str(point["id"])[:8], "--as", NAME)
+            vm = self._host.vm(NAME)
+            self._tell.proof(f"it is the same machine: UUID {uuid}", holds=vm.uuid == uuid, detail=vm.uuid)
+            with truth_of(vm, TARGETS) as found:
+                for what, difference in compare(found, expected):
+                    self._tell.proof(what, holds=not difference, detail=difference)
+            # Only now: to answer, the TPM is started, and that changes its state.
+            self._tell.proof("the secret is in the TPM", holds=_secret_in(vm) == SECRET)
+            vm.start()
+            vm.settle()
+            self._tell.proof("the VM starts", holds=bool(vm.domain.isActive()))
+        return vm
+
+    # -- the command line --------------------------------------------------------------------------------------
+
+    def _vmkeep(self, *arguments: str) -> None:
+        """Run vmkeep on the host as a person would, and show what it prints."""
+        with self._tell.command(shlex.join(["vmkeep", *arguments])):
+            result = self._host.run([VMKEEP, *arguments])
+        self._tell.output(result.stdout)
+        self._tell.output(result.stderr)
+        if result.returncode != 0:
+            raise RigError(f"vmkeep {arguments[0]} ended with exit status {result.returncode}")
+
+    def _points(self) -> list[dict[str, Any]]:
+        """Return the VM's points, oldest first."""
+        listed = self._host.run([VMKEEP, "--json", "points", NAME], check=True)
+        points = json.loads(listed.stdout)["points"]
+        assert isinstance(points, list)
+        return points
+
+
+def _secret_in(vm: Vm) -> bytes | None:
+    try:
+        return vm.load_from_tpm(len(SECRET))
+    except NvIndexMissingError:
+        return None

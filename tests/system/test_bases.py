@@ -1,0 +1,221 @@
+"""What happens to a VM between points: the same command works, and only the disk concerned is read whole."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
+from tests.rig.cli import Vmkeep
+from tests.system.truth import Truth, checkpoints
+
+pytestmark = pytest.mark.system
+
+_SCSI = "<controller type='scsi' index='0' model='virtio-scsi'/>"
+
+
+def _two_disks(host: Host) -> Vm:
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 8 * MiB)], tpm=False)
+    vm.start(paused=True)
+    vm.write_random("vda", start=0, length=2 * MiB, seed=1)
+    vm.write_random("vdb", start=0, length=2 * MiB, seed=2)
+    return vm
+
+
+def _dirty(vm: Vm, seed: int) -> None:
+    """Change 64 KiB of each disk, and make another 64 KiB zero."""
+    for target in ("vda", "vdb"):
+        vm.write_random(target, start=1 * MiB, length=64 * KiB, seed=seed)
+        vm.write_zeroes(target, start=512 * KiB, length=64 * KiB)
+
+
+def _modes(point: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {disk["target"]: (disk["mode"], disk["reason"]) for disk in point["disks"]}
+
+
+_INCREMENTAL = ("incremental", "incremental")
+
+
+def _assert_kept(host: Host, vmkeep: Vmkeep, vm: Vm, point: dict[str, Any]) -> None:
+    """The point is right, its checkpoint the only one of ours, and the point after it incremental everywhere."""
+    ours = [name for name in checkpoints(vm) if name.startswith("vmkeep-")]
+    assert ours == [point["checkpoint"]]
+    truth = Truth.of(vm, tpm=False)
+    vm.write_random("vda", start=3 * MiB, length=64 * KiB, seed=99)
+    following = vmkeep.backup(vm.name)
+    assert set(_modes(following).values()) == {_INCREMENTAL}
+    after = Truth.of(vm, tpm=False)
+    truth.assert_files(vmkeep.restore(point, host.dir / "work" / "point"))
+    after.assert_files(vmkeep.restore(following, host.dir / "work" / "following"))
+
+
+def test_disk_added_between_points_is_read_whole_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB)], tpm=False, device_xml=[_SCSI])
+    vm.start(paused=True)
+    vm.write_random("vda", start=0, length=2 * MiB, seed=1)
+    vmkeep.backup("guest")
+    path = host.dir / "disks" / "added.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(4 * MiB)], check=True)
+    disk = (
+        f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{path}'/>"
+        "<target dev='sda' bus='scsi'/></disk>"
+    )
+    vm.domain.attachDeviceFlags(disk, 3)  # live and config
+    vm.write_random("sda", start=0, length=1 * MiB, seed=2)
+    vm.write_random("vda", start=1 * MiB, length=64 * KiB, seed=3)
+    point = vmkeep.backup("guest")
+
+    assert point["kind"] == "incremental"
+    assert _modes(point) == {"vda": _INCREMENTAL, "sda": ("full", "new-disk")}
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_disk_grown_between_points_is_read_whole_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    host.run(["virsh", "blockresize", "guest", "vdb", f"{12 * MiB}B"], check=True)
+    _dirty(vm, seed=3)
+    vm.write_random("vdb", start=11 * MiB, length=1 * MiB, seed=4)
+    point = vmkeep.backup("guest")
+
+    assert _modes(point) == {"vda": _INCREMENTAL, "vdb": ("full", "size-changed")}
+    assert point["disks"][1]["size_bytes"] == 12 * MiB
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_disk_unplugged_and_replaced_by_another_file_is_read_whole_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    vm.destroy()
+    replacement = host.dir / "disks" / "replacement.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(replacement), str(8 * MiB)], check=True)
+    xml = vm.xml().replace(str(vm.disk_path("vdb")), str(replacement))
+    host.connection.defineXML(xml)
+    vm.start(paused=True)
+    _dirty(vm, seed=3)
+    point = vmkeep.backup("guest")
+
+    assert _modes(point) == {"vda": _INCREMENTAL, "vdb": ("full", "source-changed")}
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_bitmaps_left_in_use_by_a_killed_qemu_are_not_trusted(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    _dirty(vm, seed=3)
+    pid = host.path("/run/libvirt/qemu/guest.pid").read_text().strip()
+    host.run(["kill", "-KILL", pid], check=True)
+    deadline = time.monotonic() + 10
+    while vm.state() is not VmState.OFF:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    vm.start(paused=True)
+    point = vmkeep.backup("guest")
+
+    assert point["kind"] == "full"
+    assert _modes(point) == {"vda": ("full", "bitmap-broken"), "vdb": ("full", "bitmap-broken")}
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_bitmap_removed_from_one_image_costs_only_that_disk(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    checkpoint = vmkeep.backup("guest")["checkpoint"]
+    _dirty(vm, seed=3)
+    vm.destroy()
+    command = ["qemu-img", "bitmap", "--remove", "-f", "qcow2", str(vm.disk_path("vdb")), checkpoint]
+    subprocess.run(command, check=True)
+    vm.start(paused=True)
+    point = vmkeep.backup("guest")
+
+    modes = _modes(point)
+    assert modes["vda"] == _INCREMENTAL
+    assert modes["vdb"] in {("full", "bitmap-broken"), ("full", "bitmap-missing")}
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_vm_stopped_and_started_in_between_stays_incremental(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    _dirty(vm, seed=3)
+    vm.destroy()
+    vm.start(paused=True)
+    _dirty(vm, seed=4)
+    point = vmkeep.backup("guest")
+
+    assert set(_modes(point).values()) == {_INCREMENTAL}
+    assert [disk["bytes_read"] for disk in point["disks"]] == [128 * KiB, 128 * KiB]
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_lost_checkpoint_metadata_does_not_stop_the_next_point(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    checkpoint = vmkeep.backup("guest")["checkpoint"]
+    _dirty(vm, seed=3)
+    host.run(["virsh", "checkpoint-delete", "guest", checkpoint, "--metadata"], check=True)
+    point = vmkeep.backup("guest")
+
+    assert set(_modes(point).values()) == {("full", "checkpoint-lost")}
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_checkpoints_of_others_are_left_as_they_are(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    host.run(["virsh", "checkpoint-create-as", "guest", "theirs-before"], check=True)
+    vm.write_random("vda", start=4 * MiB, length=64 * KiB, seed=3)
+    vmkeep.backup("guest")
+    host.run(["virsh", "checkpoint-create-as", "guest", "theirs-between"], check=True)
+    _dirty(vm, seed=4)
+    point = vmkeep.backup("guest")
+
+    assert set(_modes(point).values()) == {_INCREMENTAL}
+    assert [disk["bytes_read"] for disk in point["disks"]] == [128 * KiB, 128 * KiB]
+    assert checkpoints(vm) == sorted(["theirs-before", "theirs-between", point["checkpoint"]])
+    changed = [(512 * KiB, 64 * KiB), (1 * MiB, 64 * KiB)]
+    assert vm.dirty_ranges("vda", "theirs-between") == changed
+    assert vm.dirty_ranges("vda", "theirs-before") == [*changed, (4 * MiB, 64 * KiB)]
+    _assert_kept(host, vmkeep, vm, point)
+    assert {"theirs-before", "theirs-between"} < set(checkpoints(vm))
+
+
+def test_left_over_checkpoint_of_ours_is_removed_by_the_next_point(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    checkpoint = vmkeep.backup("guest")["checkpoint"]
+    prefix = checkpoint.rsplit("-", 1)[0]
+    host.run(["virsh", "checkpoint-create-as", "guest", f"{prefix}-{'0' * 32}"], check=True)
+    host.run(["virsh", "checkpoint-create-as", "guest", f"vmkeep-00000000-{'0' * 32}"], check=True)
+    _dirty(vm, seed=3)
+    point = vmkeep.backup("guest")
+
+    # One of another repository is somebody else's.
+    assert checkpoints(vm) == sorted([point["checkpoint"], f"vmkeep-00000000-{'0' * 32}"])
+    assert set(_modes(point).values()) == {_INCREMENTAL}
+    Truth.of(vm, tpm=False).assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
+
+
+def test_deleted_newest_point_does_not_become_the_base_of_the_next(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    first, before = vmkeep.backup("guest"), Truth.of(vm, tpm=False)
+    _dirty(vm, seed=3)
+    second = vmkeep.backup("guest")
+    assert vmkeep.json("point", "delete", second["id"], "--yes")["deleted"]["point"] == second["id"]
+    _dirty(vm, seed=4)
+    third = vmkeep.backup("guest")
+
+    assert third["kind"] == "full"
+    assert [point["id"] for point in vmkeep.json("points")["points"]] == [first["id"], third["id"]]
+    before.assert_files(vmkeep.restore(first, host.dir / "work" / "first"))
+    _assert_kept(host, vmkeep, vm, third)
+
+
+def test_point_after_libvirtd_was_restarted_is_incremental(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    _dirty(vm, seed=3)
+    host.restart_libvirtd()
+    point = vmkeep.backup("guest")
+
+    assert set(_modes(point).values()) == {_INCREMENTAL}
+    _assert_kept(host, vmkeep, vm, point)

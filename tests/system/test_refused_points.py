@@ -1,0 +1,105 @@
+"""What no point can be made of is refused by name, and the VM does not notice."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.rig import Disk, Host, MiB, VmState
+from tests.rig.cli import Vmkeep
+from tests.system.truth import Truth, assert_left_alone
+
+pytestmark = pytest.mark.system
+
+_FAULTY = {
+    "raw": Disk("vdb", 4 * MiB, format="raw"),
+    "readonly": Disk("vdb", 4 * MiB, readonly=True),
+    "transient": Disk("vdb", 4 * MiB, extra_xml=("<transient/>",)),
+}
+
+
+@pytest.mark.parametrize("kind", [*_FAULTY, "encrypted"])
+def test_disk_that_cannot_be_kept_is_refused_by_name(host: Host, vmkeep: Vmkeep, kind: str) -> None:
+    faulty = _encrypted_disk(host) if kind == "encrypted" else _FAULTY[kind]
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB), faulty], tpm=False)
+    vm.start()
+    failure = vmkeep.fails("backup", "guest")
+
+    assert (failure.code, failure.status) == ("disk-unsupported", 12)
+    assert (failure.error["vm"], failure.error["disk"]) == ("guest", "vdb")
+    assert "--exclude vdb" in failure.error["hint"]
+    assert failure.document is None
+    assert_left_alone(vm)
+    assert vmkeep.json("points")["points"] == []
+    shown = vmkeep.json("vm", "show", "guest")["vm"]
+    assert shown["complete"] is False
+    assert any("vdb" in problem for problem in shown["problems"])
+
+
+def test_every_disk_that_cannot_be_kept_is_named_at_once(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define(
+        "guest", disks=[Disk("vda", 4 * MiB, format="raw"), Disk("vdb", 4 * MiB, readonly=True)], tpm=False
+    )
+    vm.start()
+    failure = vmkeep.fails("backup", "guest")
+
+    assert failure.code == "disk-unsupported"
+    assert "vda" in failure.error["message"]
+    assert "vdb" in failure.error["message"]
+    assert_left_alone(vm)
+
+
+def test_stopped_vm_is_refused_and_stays_off(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)])
+    failure = vmkeep.fails("backup", "guest")
+
+    assert (failure.code, failure.status, failure.error["vm"]) == ("vm-not-running", 10, "guest")
+    assert vm.state() is VmState.OFF
+
+
+def test_one_vm_that_fails_does_not_keep_the_others_from_being_kept(host: Host, vmkeep: Vmkeep) -> None:
+    good = host.define("good", disks=[Disk("vda", 4 * MiB)])
+    bad = host.define("bad", disks=[Disk("vda", 4 * MiB, format="raw")], tpm=False)
+    off = host.define("off", disks=[Disk("vda", 4 * MiB)], tpm=False)
+    good.start(paused=True)
+    bad.start(paused=True)
+    failure = vmkeep.fails("backup", "--all")
+
+    assert (failure.code, failure.status) == ("incomplete", 37)
+    assert failure.document is not None
+    assert list(failure.document) == ["points", "failed"]
+    (point,) = failure.document["points"]
+    assert point["vm"] == "good"
+    assert {each["vm"]: each["error"]["code"] for each in failure.document["failed"]} == {
+        "bad": "disk-unsupported",
+        "off": "vm-not-running",
+    }
+    Truth.of(good).assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
+    assert_left_alone(bad, state=VmState.PAUSED)
+    assert off.state() is VmState.OFF
+    assert set(vmkeep.json("backup", "good", "good")["point"]) == set(point)  # named twice is one
+
+
+def test_several_vms_at_one_command_are_listed(host: Host, vmkeep: Vmkeep) -> None:
+    vms = [host.define(name, disks=[Disk("vda", 4 * MiB)], tpm=False) for name in ("one", "two")]
+    for vm in vms:
+        vm.start(paused=True)
+    document = vmkeep.json("backup", "one", "two")
+
+    assert [point["vm"] for point in document["points"]] == ["one", "two"]
+    assert document["failed"] == []
+
+
+def _encrypted_disk(host: Host) -> Disk:
+    path: Path = host.dir / "disks" / "encrypted.qcow2"
+    secret = ["--object", "secret,id=key,data=passphrase"]
+    options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
+    command = ["qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, str(path), str(4 * MiB)]
+    subprocess.run(command, check=True)
+    definition = "<secret ephemeral='yes' private='yes'><description>of a disk</description></secret>"
+    handle = host.connection.secretDefineXML(definition)
+    handle.setValue(b"passphrase")
+    encryption = f"<encryption format='luks'><secret type='passphrase' uuid='{handle.UUIDString()}'/></encryption>"
+    return Disk("vdb", 4 * MiB, path=path, extra_xml=(encryption,))
