@@ -78,7 +78,7 @@ def test_two_vms_kept_at_once_on_a_host_that_was_never_used(host: Host, vmkeep: 
     processes = [vmkeep.start("backup", vm.name) for vm in vms]
     results = [finished(process) for process in processes]
 
-    assert [status for status, _ in results] == [0, 0], results
+    assert [status for status, _ in results] == [0, 0], repr(results)
     for vm, (_, document) in zip(vms, results, strict=True):
         point = document["point"]
         assert checkpoints(vm) == [point["checkpoint"]]

@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from vmkeep.errors import JobAborted, VmkeepError
-from vmkeep.host.safety import JobRecord, Stage, rescue, resume_if_ours
+from vmkeep.host.lock import FileLock
+from vmkeep.host.safety import JobRecord, Stage, record_path, rescue, resume_if_ours
 from vmkeep.hypervisor import Hypervisor
 
 _WATCH_SECONDS = 0.5
@@ -35,18 +36,30 @@ class Guardian:
     def __init__(self, record: JobRecord, records: Path, hold: tuple[int, ...]) -> None:
         """Write the record and start the process. ``hold`` are descriptors of locks that it shall keep held.
 
+        The record's own lock is taken before the record is there and held together with the process, so that no
+        other command takes the job for an abandoned one while the process is still coming up.
         Raises JobAborted when it does not come up: without a guardian no guest is touched.
         """
-        self._path = record.save(records)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "vmkeep.host.guardian", str(self._path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=hold,
-            cwd="/",
-        )
+        self._path = record_path(records, record.operation)
+        lock = FileLock.try_acquire(self._path.with_suffix(".lock"), f"{record.operation} (process {os.getpid()})")
+        if lock is None:
+            raise JobAborted("another process is undoing this operation", vm=record.vm)
+        self._lock = lock
+        try:
+            record.save(records)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vmkeep.host.guardian", str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(*hold, lock.descriptor),
+                cwd="/",
+            )
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            lock.release()
+            raise
 
     def wait_ready(self) -> None:
         """Wait until it watches; raises JobAborted when it could not."""
@@ -54,6 +67,7 @@ class Guardian:
         if self._process.stdout.readline() != _READY:
             self._process.wait()
             self._path.unlink(missing_ok=True)
+            self._lock.release()
             raise JobAborted(
                 "the guardian that protects the guest during the backup could not start, so nothing was begun",
                 hint="Check that libvirt accepts a second connection (max_clients in libvirtd.conf) and try again.",
@@ -67,6 +81,7 @@ class Guardian:
         """Nothing of the job is left: remove the record and end."""
         self._say(_DONE)
         self._process.wait()
+        self._lock.release()
 
     def rescue_now(self) -> None:
         """Let the guardian undo the job, and wait for it."""
@@ -74,6 +89,7 @@ class Guardian:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
+        self._lock.release()
 
     def _say(self, word: str) -> None:
         assert self._process.stdin is not None
@@ -96,9 +112,6 @@ def main() -> int:
     path = Path(sys.argv[1])
     record = JobRecord.load(path)
     hypervisor = Hypervisor.connect(record.uri)
-    lock = _hold_record(path)
-    if lock is None:
-        return 1
     os.write(1, _READY)
     record, finished = _watch(path, record, hypervisor)
     if not finished:
@@ -106,12 +119,6 @@ def main() -> int:
     path.unlink(missing_ok=True)
     path.with_suffix(".lock").unlink(missing_ok=True)
     return 0
-
-
-def _hold_record(path: Path) -> object | None:
-    from vmkeep.host.lock import FileLock
-
-    return FileLock.try_acquire(path.with_suffix(".lock"))
 
 
 def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor) -> tuple[JobRecord, bool]:

@@ -12,9 +12,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from vmkeep.errors import ObjectDamaged, RepositoryForeign
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAJOR, MINOR = 1, 0
 FORMAT_NAME = "vmkeep repository"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from vmkeep.errors import StoreError, VmkeepError
 from vmkeep.repository.layout import (
@@ -18,6 +18,8 @@ from vmkeep.repository.layout import (
     NAME_BYTES,
     PACK_HEADER_BYTES,
     TRAILER_BYTES,
+    Buffer,
+    Codec,
     FrameKind,
     PackEntry,
     PackHeader,
@@ -44,6 +46,30 @@ _KEPT_BYTES = 4 * 1024 * 1024
 
 Stored: TypeAlias = Callable[[bytes, Sequence[PackEntry], int], None]
 """Told of a pack that is durable: pack id, its frames, its size in bytes."""
+
+
+_SYNC_LAG_PACKS = 8
+
+
+class _Block(NamedTuple):
+    """A block on its way into a pack: compressed, not yet sealed."""
+
+    id: bytes
+    plain_bytes: int
+    codec: Codec
+    body: Buffer
+
+    @property
+    def sealed_bytes(self) -> int:
+        return len(self.body) + FRAME_OVERHEAD_BYTES
+
+
+class _Written(NamedTuple):
+    """A pack that the store has, not known to be durable yet."""
+
+    pack: bytes
+    entries: Sequence[PackEntry]
+    size_bytes: int
 
 
 class _Filling:
@@ -89,6 +115,7 @@ class Packer:
         self._buffers = buffers
         self._current: _Filling | None = None
         self._full: deque[_Filling] = deque()
+        self._written: deque[_Written] = deque()
         self._failure: BaseException | None = None
         self._ended = False
         self._threads = [
@@ -98,22 +125,17 @@ class Packer:
         for thread in self._threads:
             thread.start()
 
-    def add(self, id_: bytes, plain: bytes) -> BlockRef:
-        """Seal a block into a pack and return where; raises the error of any upload that failed before."""
-        codec, body = self._sealer.compress(plain)
-        length = len(body) + FRAME_OVERHEAD_BYTES
-        filling, counter, offset = self._reserve(id_, length, len(plain))
-        try:
-            frame = filling.key.seal(self._frame_kind, id_, codec, body, len(plain), counter)
-            filling.buffer[offset : offset + length] = frame
-        except BaseException as error:
-            self._fail(error)
-            raise
-        with self._changed:
-            filling.pending -= 1
-            if filling.closed and filling.pending == 0:
-                self._hand_over(filling)
-        return BlockRef(id_, filling.header.pack, offset, length)
+    def add(self, blocks: Mapping[bytes, Buffer]) -> dict[bytes, BlockRef]:
+        """Seal blocks, given by id, into packs and return where; raises the error of any upload that failed before."""
+        waiting = [_Block(id_, len(plain), *self._sealer.compress(plain)) for id_, plain in blocks.items()]
+        refs: dict[bytes, BlockRef] = {}
+        while waiting:
+            places = self._reserve(waiting)
+            reserved, waiting = waiting[: len(places)], waiting[len(places) :]
+            self._fill(reserved, places)
+            for block, (filling, _, offset) in zip(reserved, places, strict=True):
+                refs[block.id] = BlockRef(block.id, filling.header.pack, offset, block.sealed_bytes)
+        return refs
 
     def check(self) -> None:
         """Raise the error of an upload that failed."""
@@ -127,6 +149,8 @@ class Packer:
                 self._close(self._current)
             self._changed.wait_for(lambda: self._failure is not None or len(self._free) == self._buffers)
         self.check()
+        while (written := self._take_written(keep=0)) is not None:
+            self._make_durable(written)
 
     def end(self, failure: BaseException | None = None) -> None:
         """Stop the uploaders; with a failure, what was not yet handed to the store is dropped."""
@@ -138,29 +162,61 @@ class Packer:
         for thread in self._threads:
             thread.join()
 
-    def _reserve(self, id_: bytes, length: int, plain_bytes: int) -> tuple[_Filling, int, int]:
+    def _reserve(self, blocks: Sequence[_Block]) -> list[tuple[_Filling, int, int]]:
+        """Return pack, counter and offset for the first of the blocks, as many as there is room for now.
+
+        Waits only for the very first one: a thread that waited while it holds a place in a full pack would keep
+        that pack from being uploaded, and with few buffers nobody would go on.
+        """
+        places: list[tuple[_Filling, int, int]] = []
         with self._changed:
-            while True:
-                self.check()
-                if self._ended:
-                    raise StoreError("this point was committed or given up already")
-                filling = self._current
-                if filling is not None:
-                    full = filling.offset + length > self._pack_bytes or len(filling.entries) >= PACK_ENTRIES_LIMIT
-                    # A frame larger than a pack gets one of its own.
-                    if not full or not filling.entries:
-                        break
-                    self._close(filling)
-                elif self._free:
-                    self._current = self._open(self._free.pop())
-                else:
-                    self._changed.wait()
-            counter, offset = filling.counter, filling.offset
-            filling.counter += 1
-            filling.offset += length
-            filling.pending += 1
-            filling.entries.append(PackEntry(self._frame_kind, id_, offset, length, plain_bytes))
-            return filling, counter, offset
+            for block in blocks:
+                filling = self._room_for(block, wait=not places)
+                if filling is None:
+                    break
+                places.append((filling, filling.counter, filling.offset))
+                filling.entries.append(
+                    PackEntry(self._frame_kind, block.id, filling.offset, block.sealed_bytes, block.plain_bytes)
+                )
+                filling.counter += 1
+                filling.offset += block.sealed_bytes
+                filling.pending += 1
+        return places
+
+    def _room_for(self, block: _Block, *, wait: bool) -> _Filling | None:
+        while True:
+            self.check()
+            if self._ended:
+                raise StoreError("this point was committed or given up already")
+            filling = self._current
+            if filling is not None:
+                fits = filling.offset + block.sealed_bytes <= self._pack_bytes
+                # A frame larger than a pack gets one of its own.
+                if not filling.entries or (fits and len(filling.entries) < PACK_ENTRIES_LIMIT):
+                    return filling
+                self._close(filling)
+            elif self._free:
+                self._current = self._open(self._free.pop())
+            elif wait:
+                self._changed.wait()
+            else:
+                return None
+
+    def _fill(self, blocks: Sequence[_Block], places: Sequence[tuple[_Filling, int, int]]) -> None:
+        try:
+            for block, (filling, counter, offset) in zip(blocks, places, strict=True):
+                room = memoryview(filling.buffer)[offset : offset + block.sealed_bytes]
+                filling.key.seal_into(
+                    self._frame_kind, block.id, block.codec, block.body, block.plain_bytes, counter, room
+                )
+        except BaseException as error:
+            self._fail(error)
+            raise
+        with self._changed:
+            for filling, _, _ in places:
+                filling.pending -= 1
+                if filling.closed and filling.pending == 0:
+                    self._hand_over(filling)
 
     def _open(self, buffer: bytearray | None) -> _Filling:
         key = self._sealer.new_key()
@@ -207,9 +263,6 @@ class Packer:
             except BaseException as error:  # whatever it is, the threads that wait for this pack must hear of it
                 self._fail(error)
                 return
-            with self._changed:
-                self._free.append(filling.buffer if len(filling.buffer) == self._pack_bytes else None)
-                self._changed.notify_all()
 
     def _upload(self, filling: _Filling) -> None:
         header = filling.header.pack_bytes()
@@ -220,8 +273,24 @@ class Packer:
         tail = sealed + pack_trailer(filling.offset, len(sealed))
         name = pack_name(filling.header.pack)
         # Sliced and not released early, as the store may still hold it when it fails.
-        self._store.put(name, [memoryview(filling.buffer)[: filling.offset], tail])
-        self._told(filling.header.pack, filling.entries, filling.offset + len(tail))
+        self._store.put(name, [memoryview(filling.buffer)[: filling.offset], tail], durable=False)
+        with self._changed:
+            self._written.append(_Written(filling.header.pack, filling.entries, filling.offset + len(tail)))
+            self._free.append(filling.buffer if len(filling.buffer) == self._pack_bytes else None)
+            self._changed.notify_all()
+        # An fsync right after the write waits for the whole pack to reach the disk; some packs later the kernel
+        # has written it by itself, and the fsync has little to wait for.
+        written = self._take_written(keep=_SYNC_LAG_PACKS)
+        if written is not None:
+            self._make_durable(written)
+
+    def _take_written(self, *, keep: int) -> _Written | None:
+        with self._changed:
+            return self._written.popleft() if len(self._written) > keep else None
+
+    def _make_durable(self, written: _Written) -> None:
+        self._store.make_durable(pack_name(written.pack))
+        self._told(written.pack, written.entries, written.size_bytes)
 
 
 def read_index(store: ObjectStore, sealer: Sealer, pack: bytes, size_bytes: int) -> tuple[PackEntry, ...]:

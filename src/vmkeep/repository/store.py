@@ -1,7 +1,7 @@
 """Objects in a store: durable puts, reads, lists, and the one place where the store's errors are translated.
 
-obstore's directory store does not call fsync, and creates files with the umask's permissions (0.12, looked at
-with strace); both are done here, before anything is called stored.
+obstore's directory store does not call fsync, and creates files with the umask's permissions (0.12); both are done
+here, before anything is called stored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError
@@ -32,8 +32,8 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
+from vmkeep.repository.layout import Buffer
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
 _OS_ERROR = re.compile(r"os error (\d+)")
 _FULL = {28, 122}
 _REFUSED = {1, 13, 30}
@@ -56,8 +56,13 @@ class ObjectStore:
         self._made: set[Path] = set()
         self._making = threading.Lock()
 
-    def put(self, name: str, content: Buffer | Sequence[Buffer], *, replace: bool = False) -> None:
-        """Store an object durably. Raises TargetExists unless ``replace``, NoSpace, PermissionRefused or StoreError."""
+    def put(
+        self, name: str, content: Buffer | Sequence[Buffer], *, replace: bool = False, durable: bool = True
+    ) -> None:
+        """Store an object. Raises TargetExists unless ``replace``, NoSpace, PermissionRefused or StoreError.
+
+        Without ``durable`` it is only on its way to the disk when this returns, and ``make_durable`` is owed.
+        """
         mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
         with _translated(self.location, name):
             if self.directory is not None:
@@ -65,7 +70,16 @@ class ObjectStore:
             pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
             obstore.put(self._store, name, pieces, mode=mode, use_multipart=False)
             if self.directory is not None:
-                self._make_durable(self.directory / name)
+                if durable:
+                    self._sync_file(self.directory / name)
+                else:
+                    _begin_writing(self.directory / name)
+
+    def make_durable(self, name: str) -> None:
+        """Return when an object that was put without ``durable`` is on the disk."""
+        if self.directory is not None:
+            with _translated(self.location, name):
+                self._sync_file(self.directory / name)
 
     def get(self, name: str) -> bytes:
         """Return a whole object; raises ObjectMissing, PermissionRefused or StoreError."""
@@ -143,7 +157,7 @@ class ObjectStore:
             self._made.add(path.parent)
 
     @staticmethod
-    def _make_durable(path: Path) -> None:
+    def _sync_file(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fchmod(handle, 0o600)
@@ -151,6 +165,19 @@ class ObjectStore:
         finally:
             os.close(handle)
         _sync(path.parent)
+
+
+def _begin_writing(path: Path) -> None:
+    """Let the kernel begin to write a file back, without waiting: the fsync that follows later then finds little to do.
+
+    Linux starts write-back of dirty pages on POSIX_FADV_DONTNEED (mm/fadvise.c), and drops those that are clean.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fchmod(handle, 0o600)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
 
 
 def open_store(location: str) -> ObjectStore:

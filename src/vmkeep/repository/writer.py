@@ -22,6 +22,7 @@ from vmkeep.repository.layout import (
     NAME_BYTES,
     POINTS,
     STATES,
+    Buffer,
     FrameKind,
     PackEntry,
     PackKind,
@@ -71,22 +72,32 @@ class BlockPlacer:
             ),
         }
 
-    def place(self, kind: FrameKind, plain: bytes) -> tuple[BlockRef, int]:
-        """Return where the block is, and the bytes that storing it took (0 for a known one)."""
-        id_ = self.sealer.id_of(kind, plain)
+    def place(
+        self, kind: FrameKind, plains: Sequence[Buffer], ids: Sequence[bytes] | None = None
+    ) -> list[tuple[BlockRef, int]]:
+        """Return for each block where it is, and the bytes that storing it took (0 for a known one).
+
+        ``ids`` are those of the blocks where the caller has them already. Many at once, because what costs most of a
+        small block in Python is taking the locks: one query, one reservation and one report serve them all.
+        """
+        if ids is None:
+            ids = [self.sealer.id_of(kind, plain) for plain in plains]
         packer = self._packers[kind]
         packer.check()
-        found = self._pending.get(id_) or self._known.find(id_)
-        if found is not None:
-            if found.pack not in self.reused:
-                with self._lock:
-                    self.reused.add(found.pack)
-            return found, 0
-        ref = packer.add(id_, plain)
+        found = {id_: ref for id_ in ids if (ref := self._pending.get(id_)) is not None}
+        asked = [id_ for id_ in dict.fromkeys(ids) if id_ not in found]
+        if asked:
+            found.update(self._known.find(asked))
+        if any(ref.pack not in self.reused for ref in found.values()):
+            with self._lock:
+                self.reused.update(ref.pack for ref in found.values())
+        new = {id_: plain for id_, plain in zip(ids, plains, strict=True) if id_ not in found}
+        added = packer.add(new)
         with self._lock:
-            if ref.pack not in self.own:
-                self._pending[id_] = ref
-        return ref, ref.length
+            self._pending.update((ref.id, ref) for ref in added.values() if ref.pack not in self.own)
+        # A block that stands several times among these is stored, and counted, once.
+        costs = {id_: ref.length for id_, ref in added.items()}
+        return [(found.get(id_) or added[id_], costs.pop(id_, 0)) for id_ in ids]
 
     def check(self) -> None:
         for packer in self._packers.values():
@@ -97,6 +108,8 @@ class BlockPlacer:
         for packer in self._packers.values():
             packer.flush()
         self.end()
+        # An uploader may have been waiting for the disk while the rest was flushed.
+        self.check()
 
     def end(self, failure: BaseException | None = None) -> None:
         for packer in self._packers.values():
@@ -117,9 +130,11 @@ class DiskWriter:
     def __init__(self, store: ObjectStore, placer: BlockPlacer, disk: StoredDisk) -> None:
         self._placer = placer
         self._disk = disk
-        self._zeros = bytes(disk.block_bytes)
         self._last = disk.blocks - 1
         self._last_bytes = disk.plain_bytes(self._last) if disk.blocks else 0
+        self._zero_ids = {
+            placer.sealer.id_of(FrameKind.BLOCK, bytes(length)) for length in (disk.block_bytes, self._last_bytes)
+        }
         self._short: set[bytes] = set()
         self._lock = threading.Lock()
         self._bytes_stored = 0
@@ -146,19 +161,37 @@ class DiskWriter:
         The length is the block size, or what remains of the disk for its last block. Raises InvalidRequest for
         another length, and the error of an upload that failed.
         """
-        plain = data if isinstance(data, bytes) else bytes(data)
-        if len(plain) not in (self._disk.block_bytes, self._last_bytes) or not plain:
-            raise InvalidRequest(f"a block of {len(plain)} bytes does not fit blocks of {self._disk.block_bytes}")
-        # Comparing with zeros ends at the first byte that differs (memcmp); a memoryview compares item by item.
-        if self._zeros.startswith(plain):
-            return None
-        ref, stored = self._placer.place(FrameKind.BLOCK, plain)
-        if stored or len(plain) != self._disk.block_bytes:
+        if len(data) > self._disk.block_bytes:
+            raise InvalidRequest(f"a block of {len(data)} bytes does not fit blocks of {self._disk.block_bytes}")
+        return self.seal_run(data)[0]
+
+    def seal_run(self, data: bytes | memoryview) -> list[BlockRef | None]:
+        """Store the blocks of a run, as ``seal`` does for one: whole blocks, and the disk's last one at the end."""
+        size = self._disk.block_bytes
+        whole = memoryview(data)
+        plains = [whole[at : at + size] for at in range(0, len(data), size)]
+        if not plains or len(plains[-1]) not in (size, self._last_bytes):
+            raise InvalidRequest(f"a run of {len(data)} bytes does not fit blocks of {size}")
+        ids = [self._placer.sealer.id_of(FrameKind.BLOCK, plain) for plain in plains]
+        # A block of zeros is known by its id, which is needed of every other block anyway: a comparison would read
+        # each block once more.
+        full = [number for number, id_ in enumerate(ids) if id_ not in self._zero_ids]
+        refs: list[BlockRef | None] = [None] * len(plains)
+        total = 0
+        if full:
+            placed = self._placer.place(
+                FrameKind.BLOCK, [plains[number] for number in full], [ids[number] for number in full]
+            )
+            for number, (ref, stored) in zip(full, placed, strict=True):
+                refs[number] = ref
+                total += stored
+        short = refs[-1] if len(plains[-1]) != size else None
+        if total or short is not None:
             with self._lock:
-                self._bytes_stored += stored
-                if len(plain) != self._disk.block_bytes:
-                    self._short.add(ref.id)
-        return ref
+                self._bytes_stored += total
+                if short is not None:
+                    self._short.add(short.id)
+        return refs
 
     def record(self, block: int, ref: BlockRef | None) -> None:
         """Say what a block holds now, in ascending order; blocks that are not named keep what the base has.
@@ -189,7 +222,7 @@ class DiskWriter:
             raise InvalidRequest("the disk is finished; nothing more can be recorded")
 
     def _store_node(self, data: bytes) -> BlockRef:
-        ref, stored = self._placer.place(FrameKind.NODE, data)
+        ((ref, stored),) = self._placer.place(FrameKind.NODE, [data])
         with self._lock:
             self._bytes_stored += stored
         return ref

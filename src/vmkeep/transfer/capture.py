@@ -28,7 +28,7 @@ _WAIT_SECONDS = 0.2
 class BlockSink(Protocol):
     """What takes the blocks: a disk writer of the repository."""
 
-    def seal(self, data: bytes | memoryview) -> BlockRef | None: ...
+    def seal_run(self, data: bytes | memoryview) -> list[BlockRef | None]: ...
     def record(self, block: int, ref: BlockRef | None) -> None: ...
     def record_zero(self, first_block: int, blocks: int) -> None: ...
 
@@ -95,8 +95,7 @@ def capture_disk(
 
     def read_run(run: BlockRun) -> list[BlockRef | None]:
         start, length = byte_range(run)
-        data = memoryview(readers.connection().read(start, length))
-        return [sink.seal(data[at : at + block_bytes]) for at in range(0, length, block_bytes)]
+        return sink.seal_run(memoryview(readers.connection().read(start, length)))
 
     def settle() -> None:
         run, future = waiting.popleft()

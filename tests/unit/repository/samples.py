@@ -19,6 +19,7 @@ from vmkeep.repository import (
     StateRef,
     StoredDisk,
 )
+from vmkeep.repository.layout import Buffer
 
 BLOCK = 4096
 VM = "6f8f5c9c-55f5-4a8e-9a37-0d5f5c6a1f10"
@@ -57,18 +58,18 @@ def sample_key() -> KeyFile:
     return KeyFile(key_id_of(secret), secret)
 
 
-def run_length(data: bytes) -> bytes:
+def run_length(data: Buffer) -> bytes:
     """Return a zstd frame of one RLE block for repeated bytes, and other data as it is.
 
     Written by hand after RFC 8878, so that golden files do not depend on how a release of zstd compresses.
     """
     if len(set(data)) != 1:
-        return data
+        return bytes(data)
     frame = struct.pack("<IBI", 0xFD2FB528, 0xA0, len(data))
     starts = range(0, len(data), 128 * 1024)
     for start in starts:
         size = min(128 * 1024, len(data) - start)
-        frame += struct.pack("<I", (start == starts[-1]) | 1 << 1 | size << 3)[:3] + data[:1]
+        frame += struct.pack("<I", (start == starts[-1]) | 1 << 1 | size << 3)[:3] + bytes(data[:1])
     return frame
 
 

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,8 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyFile, KeyMaterial
 from vmkeep.repository import BlockRef, PointRecord, PointWriter, Repository, StoredDisk
-from vmkeep.repository.store import Buffer, ObjectStore
+from vmkeep.repository.layout import Buffer
+from vmkeep.repository.store import ObjectStore
 
 
 @pytest.fixture
@@ -457,11 +458,13 @@ class FullStore(ObjectStore):
         super().__init__(LocalStore(location), location=str(location), directory=location)
         self.room = room
 
-    def put(self, name: str, content: Buffer | list[Buffer] | tuple[Buffer, ...], *, replace: bool = False) -> None:  # type: ignore[override]  # narrower on purpose
+    def put(
+        self, name: str, content: Buffer | Sequence[Buffer], *, replace: bool = False, durable: bool = True
+    ) -> None:
         self.room -= 1
         if self.room < 0:
             raise NoSpace("full", path=name)
-        super().put(name, content, replace=replace)
+        super().put(name, content, replace=replace, durable=durable)
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+"""vmkeep in processes that die, or wait, at a named place of their own code.
+
+Runs inside a host. It imports vmkeep once and forks for every request, so that a killed run costs no start of
+Python: a line of JSON on standard input is a request, a line on standard output says how its process ended.
+
+A place is ``[before|after|during] module:Name.attribute[#number]``: the number-th call of that function. With
+``during`` the action comes ``delay_ms`` after the call began, from another thread. The action is ``kill`` (SIGKILL
+to the own process: nothing of vmkeep gets to run any more), ``hold`` (make the file ``reached`` and wait for the
+file ``go``), or ``count`` (nothing; calls are counted). Forked children get standard input and output of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_calls: Counter[str] = Counter()
+_counting = threading.Lock()
+
+
+def main() -> None:
+    import dbos  # noqa: F401  imported before the forks, for their speed
+    import obstore  # noqa: F401
+
+    import vmkeep.flows.engine
+    import vmkeep.host.point
+    import vmkeep.repository  # noqa: F401
+
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os._exit(_child(json.loads(line)))
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def _child(request: dict[str, Any]) -> int:
+    os.setpgid(0, 0)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.environ.update(request.get("env", {}))
+    Path(request["pid_file"]).write_text(str(os.getpid()))
+    result: dict[str, Any] = {}
+    try:
+        for trap in request.get("traps", ()):
+            _set_trap(trap)
+        result["acts"] = _act(request["acts"], result)
+        status = 0
+    except Exception as error:
+        as_dict = getattr(error, "as_dict", None)
+        result["error"] = as_dict() if as_dict is not None else {"code": "fault", "message": traceback.format_exc()}
+        result["notes"] = getattr(error, "__notes__", [])
+        status = 1
+    result["calls"] = dict(_calls)
+    Path(request["result_file"]).write_text(json.dumps(result))
+    return status
+
+
+def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
+    """Carry out the acts with one engine, as a command does, and return what each answered."""
+    from vmkeep.config import load_settings
+    from vmkeep.flows.engine import Engine
+    from vmkeep.flows.premises import Premises
+    from vmkeep.flows.requests import ImageFormat, RestoreFiles, RestoreVm, TakePoint, TpmChoice
+
+    answers: list[Any] = []
+    with Premises(load_settings()) as premises:
+        premises.ensure()
+        with Engine(premises) as engine:
+            result["recovered"] = engine.recovered
+            for kind, *words in acts:
+                if kind == "backup":
+                    taken = engine.take_point(TakePoint(words[0], full=len(words) > 1), lambda _: None)
+                    answers.append({"point": taken.point, "warnings": taken.warnings})
+                elif kind == "restore":
+                    request = RestoreFiles(words[0], words[1], ImageFormat.RAW, force=len(words) > 2)
+                    answers.append(engine.restore_files(request, lambda _: None).files)
+                elif kind == "restore_all":
+                    for point in premises.catalog.point_ids():
+                        output = str(Path(words[0]) / point)
+                        engine.restore_files(RestoreFiles(point, output, ImageFormat.RAW), lambda _: None)
+                    answers.append(premises.catalog.point_ids())
+                elif kind == "restore_vm":
+                    tpm = TpmChoice(words[2]) if len(words) > 2 else None
+                    answers.append(engine.restore_vm(RestoreVm(words[0], words[1], tpm), lambda _: None).files)
+                elif kind == "delete":
+                    answers.append(engine.delete_point(words[0]))
+                elif kind == "verify":
+                    report = premises.repository.verify_all()
+                    answers.append([str(finding) for finding in report.findings])
+                elif kind == "look":
+                    unfinished = [operation.id for operation in premises.catalog.unfinished_operations()]
+                    points = sorted(premises.catalog.point_ids())
+                    answers.append([unfinished, points, sorted(premises.repository.point_ids())])
+                else:
+                    raise ValueError(kind)
+    return answers
+
+
+# -- places ----------------------------------------------------------------------------------------------------
+
+
+def _set_trap(trap: dict[str, Any]) -> None:
+    name, _, number = trap["place"].partition("#")
+    module, _, path = name.partition(":")
+    owner: Any = importlib.import_module(module)
+    *way, attribute = path.split(".")
+    for step in way:
+        owner = getattr(owner, step)
+    found = vars(owner)[attribute]
+    plain = found.__func__ if isinstance(found, staticmethod | classmethod) else found
+    wrapped: Any = _trapped(plain, name, int(number or "1"), trap)
+    if isinstance(found, staticmethod | classmethod):
+        wrapped = type(found)(wrapped)
+    setattr(owner, attribute, wrapped)
+
+
+def _trapped(function: Callable[..., Any], name: str, number: int, trap: dict[str, Any]) -> Callable[..., Any]:
+    when, action = trap["when"], _action(trap)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _counting:
+            _calls[name] += 1
+            here = _calls[name] == number
+        if here and when == "before":
+            action()
+        if here and when == "during":
+            threading.Timer(trap.get("delay_ms", 0) / 1000, action).start()
+        result = function(*args, **kwargs)
+        if here and when in ("after", "during"):
+            action()  # a call that was faster than the timer
+        return result
+
+    return run
+
+
+def _action(trap: dict[str, Any]) -> Callable[[], None]:
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    def hold() -> None:
+        Path(trap["reached"]).touch()
+        while not Path(trap["go"]).exists():
+            time.sleep(0.005)
+
+    actions: dict[str, Callable[[], None]] = {"kill": kill, "hold": hold, "count": lambda: None}
+    return actions[trap["action"]]
+
+
+if __name__ == "__main__":
+    main()
