@@ -10,10 +10,9 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from tests.rig import Host, RigError, missing_requirements
-
 from demo.narration import Narration
 from demo.story import Demo
+from tests.rig import Host, RigError, missing_requirements
 
 
 def main() -> int:

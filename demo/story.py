@@ -10,10 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.rig import Disk, Host, MiB, NvIndexMissingError, RigError, Vm
-
 from demo.narration import Narration
 from demo.truth import Truth, compare, truth_of
+from tests.rig import Disk, Host, MiB, NvIndexMissingError, RigError, Vm
 
 VMKEEP = Path(sys.executable).with_name("vmkeep")
 NAME = "win11"

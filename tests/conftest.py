@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.rig import Host, Vm, missing_requirements
+
+# A busy machine is no reason to fail: examples are limited by number, not by time.
+hypothesis.settings.register_profile("vmkeep", deadline=None)
+hypothesis.settings.load_profile("vmkeep")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -26,5 +26,3 @@ def bed(crash_host: Host) -> Iterator[Bed]:
     yield made
     made.zygote.close()
     crash_host.clear()
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,18 @@ class Vmkeep:
         """Restore a point to files and return their directory. No libvirt is within reach meanwhile."""
         self.json("restore", str(point["id"]), "--output", output, *options, env=NO_LIBVIRT)
         return output
+
+    def restore_all(self, points: Sequence[dict[str, Any]], parent: Path) -> list[Path]:
+        """Restore several points at once, each into a directory of ``parent`` that is named after its id."""
+        outputs = [parent / str(point["id"]) for point in points]
+        processes = [
+            self.start("restore", str(point["id"]), "--output", output)
+            for point, output in zip(points, outputs, strict=True)
+        ]
+        for status, document in [finished(process) for process in processes]:
+            if status != 0:
+                raise RigError(f"restore: exit status {status}: {document}")
+        return outputs
 
 
 NO_LIBVIRT = {"LIBVIRT_DEFAULT_URI": "qemu+unix:///system?socket=/nowhere/libvirt-sock"}

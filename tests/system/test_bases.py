@@ -48,8 +48,9 @@ def _assert_kept(host: Host, vmkeep: Vmkeep, vm: Vm, point: dict[str, Any]) -> N
     following = vmkeep.backup(vm.name)
     assert set(_modes(following).values()) == {_INCREMENTAL}
     after = Truth.of(vm, tpm=False)
-    truth.assert_files(vmkeep.restore(point, host.dir / "work" / "point"))
-    after.assert_files(vmkeep.restore(following, host.dir / "work" / "following"))
+    restored = vmkeep.restore_all([point, following], host.dir / "work")
+    truth.assert_files(restored[0])
+    after.assert_files(restored[1])
 
 
 def test_disk_added_between_points_is_read_whole_by_itself(host: Host, vmkeep: Vmkeep) -> None:

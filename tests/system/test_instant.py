@@ -46,9 +46,8 @@ def test_disks_written_during_the_backup_are_those_of_the_instant(host: Host, vm
 
     assert vm.state() is VmState.RUNNING
     assert [point["kind"] for point in points] == ["full", "incremental", "incremental"]
-    for number, point in enumerate(points):
-        output = vmkeep.restore(point, host.dir / "work" / str(number), "--format", "raw")
-        images = {target: read_offline_image(output / f"{target}.raw", "raw") for target in ("vda", "vdb")}
+    for number, output in enumerate(vmkeep.restore_all(points, host.dir / "work")):
+        images = {target: read_offline_image(output / f"{target}.qcow2", "qcow2") for target in ("vda", "vdb")}
         blocks = [images[target][start : start + _COUNTER_BYTES] for target, start in places]
         assert all(block == block[:1] * _COUNTER_BYTES for block in blocks)  # none is half written
         counters = [block[0] for block in blocks]

@@ -39,8 +39,8 @@ def test_every_generation_of_two_disks_comes_back_as_it_was(host: Host, vmkeep: 
     assert [point["parent"] for point in points] == [None, points[0]["id"], points[1]["id"]]
     read = [[disk["bytes_read"] for disk in point["disks"]] for point in points]
     assert read == [[32 * MiB, 4 * MiB + 1536], [128 * KiB, 0], [64 * KiB, 1536]]
-    for number, (point, truth) in enumerate(zip(points, truths, strict=True)):
-        truth.assert_files(vmkeep.restore(point, host.dir / "work" / str(number)))
+    for truth, output in zip(truths, vmkeep.restore_all(points, host.dir / "work"), strict=True):
+        truth.assert_files(output)
 
 
 def test_ranges_zeroed_or_discarded_between_points_come_back_as_zero(host: Host, vmkeep: Vmkeep) -> None:
@@ -58,8 +58,9 @@ def test_ranges_zeroed_or_discarded_between_points_come_back_as_zero(host: Host,
     assert after.images["vda"][7 * MiB : 7 * MiB + 128 * KiB] == bytes(128 * KiB)
     assert second["kind"] == "incremental"
     assert second["disks"][0]["bytes_stored"] < 1 * MiB
-    after.assert_files(vmkeep.restore(second, host.dir / "work" / "second"))
-    before.assert_files(vmkeep.restore(first, host.dir / "work" / "first"))
+    restored = vmkeep.restore_all([first, second], host.dir / "work")
+    before.assert_files(restored[0])
+    after.assert_files(restored[1])
 
 
 def test_vm_without_tpm_and_uefi_is_kept_as_well(host: Host, vmkeep: Vmkeep) -> None:

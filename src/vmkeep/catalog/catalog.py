@@ -70,6 +70,11 @@ class Catalog:
         with self._database.writing() as connection:
             vm_queries.see_vm(connection, uuid.lower(), name, host_uuid, adopted=False)
 
+    def return_to(self, uuid: str, point_id: str) -> None:
+        """Record that a VM is at an earlier point again, so that its next point descends from that one."""
+        with self._database.writing() as connection:
+            vm_queries.set_current_point(connection, uuid.lower(), point_id)
+
     def vm(self, uuid: str) -> CatalogVm | None:
         with self._database.reading() as connection:
             return vm_queries.vm(connection, uuid.lower())
@@ -103,6 +108,7 @@ class Catalog:
                 state_queries.pin(connection, state.id, point.id)
             if known is None:
                 point_queries.add(connection, point)
+                vm_queries.set_current_point(connection, point.vm_uuid, point.id)
 
     def points(self, vm: str | None = None) -> tuple[CatalogPoint, ...]:
         """Return the points of all VMs, or of those that a name or UUID means; oldest first.

@@ -18,13 +18,17 @@ class KnownRepository:
 
 @dataclass(frozen=True, slots=True)
 class CatalogVm:
-    """A VM the catalogue knows. ``adopted``: known only from a repository taken over, never seen on this host."""
+    """A VM the catalogue knows. ``adopted``: known only from a repository taken over, never seen on this host.
+
+    ``current_point`` is the point that the VM's state descends from, where that is known.
+    """
 
     uuid: str
     name: str
     host_uuid: str | None
     seen_at: str
     adopted: bool
+    current_point: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,10 @@ def see_vm(connection: Connection, uuid: str, name: str, host_uuid: str | None, 
     return False
 
 
+def set_current_point(connection: Connection, uuid: str, point_id: str) -> None:
+    connection.execute(update(vms).where(vms.c.uuid == uuid).values(current_point=point_id))
+
+
 def vm(connection: Connection, uuid: str) -> CatalogVm | None:
     row = connection.execute(select(vms).where(vms.c.uuid == uuid)).first()
     return None if row is None else _vm(row)
@@ -57,4 +61,4 @@ def uuids_named(connection: Connection, text: str) -> tuple[str, ...]:
 
 
 def _vm(row: Row[tuple[object, ...]]) -> CatalogVm:
-    return CatalogVm(row.uuid, row.name, row.host_uuid, row.seen_at, bool(row.adopted))
+    return CatalogVm(row.uuid, row.name, row.host_uuid, row.seen_at, bool(row.adopted), row.current_point)

@@ -19,7 +19,7 @@ import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 
 from vmkeep.catalog import OperationState
-from vmkeep.errors import Interrupted, VmkeepError
+from vmkeep.errors import Interrupted, PointNotFound, VmkeepError
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
@@ -97,7 +97,8 @@ class Engine:
         services = self._services()
         # The object first: a point that is only in the catalogue is told by verify, one that is only in the
         # repository would come back at the next adoption.
-        services.repository().delete_point(point_id)
+        with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue
+            services.repository().delete_point(point_id)
         services.catalog.forget_point(point_id)
 
     def cancel(self, reason: Interrupted) -> None:

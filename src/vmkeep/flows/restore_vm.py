@@ -16,7 +16,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
     delivered = plan.step(deliver, plan, request, prepared, undo=lambda _: withdraw(plan, items))
     plan.step(publish, plan, items, request.force)
     plan.step(define, plan, prepared, undo=lambda _: undefine(plan, prepared))
-    plan.step(note_vm, plan, prepared)
+    plan.step(note_vm, plan, request, prepared)
     plan.step(discard_replaced, plan, items)
     return VmRestored(
         point=request.point,
@@ -38,6 +38,7 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
     here = services.host.identity().uuid
     elsewhere = known is not None and not known.adopted and known.host_uuid not in (None, here)
     task = PrepareVm(
+        operation=plan.operation,
         point_id=point.id,
         name=request.name,
         tpm=str(request.tpm) if request.tpm is not None else None,
@@ -66,9 +67,11 @@ def undefine(plan: Plan, prepared: VmPrepared) -> None:
     plan.services.on_host(plan.operation, UndefineVm(prepared.uuid))
 
 
-def note_vm(plan: Plan, prepared: VmPrepared) -> None:
-    """Let the catalogue know the VM and where it lives."""
+def note_vm(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
+    """Let the catalogue know the VM, where it lives, and to which point it went back."""
     services = plan.services
     host = services.host.identity()
     services.catalog.see_host(host.uuid, host.name)
     services.catalog.see_vm(prepared.uuid, prepared.name, host.uuid)
+    if prepared.identity == "same":
+        services.catalog.return_to(prepared.uuid, services.catalog.find_point(request.point).id)

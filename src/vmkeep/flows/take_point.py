@@ -98,8 +98,11 @@ def remove_point(services: Services, point_id: str) -> None:
 
 
 def _parent(services: Services, opened: PointOpened) -> str | None:
-    """Return the point that the VM's state descends from: the last one taken of it."""
+    """Return the point that the VM's state descends from: where it is now, else the last one taken of it."""
     history = services.catalog.points_of_vm(opened.vm_uuid)
+    vm = services.catalog.vm(opened.vm_uuid)
+    if vm is not None and any(point.id == vm.current_point for point in history):
+        return vm.current_point
     return history[0].id if history else None
 
 

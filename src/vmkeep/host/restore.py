@@ -62,15 +62,16 @@ def prepare_files(repository: Repository, request: PrepareFiles) -> FilesPrepare
         raise TargetExists(f"{output} is not a directory", path=str(output)) from error
     extension = request.image_format
     disks = [
-        _item("disk", disk.target, output / f"{disk.target}.{extension}", record.id, extension) for disk in record.disks
+        _item("disk", disk.target, output / f"{disk.target}.{extension}", request.operation, extension)
+        for disk in record.disks
     ]
     states = [
-        _item("nvram", "nvram", output / "nvram.fd", record.id)
+        _item("nvram", "nvram", output / "nvram.fd", request.operation)
         if state.kind == "nvram"
-        else _item("tpm", "tpm", output / "tpm", record.id)
+        else _item("tpm", "tpm", output / "tpm", request.operation)
         for state in record.states
     ]
-    definition = _item("definition", "definition", output / _DEFINITION_FILE, record.id)
+    definition = _item("definition", "definition", output / _DEFINITION_FILE, request.operation)
     items = (*disks, *states, definition)
     _refuse_existing(items, force=request.force)
     return FilesPrepared(items, _absences(record))
@@ -94,15 +95,21 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
     roots = StateRoots.of(hypervisor.uri)
     items = [
-        _item("disk", disk.target, _disk_path(disk.source, disk.target, request, record, settings), record.id, "qcow2")
+        _item(
+            "disk",
+            disk.target,
+            _disk_path(disk.source, disk.target, request, record, settings),
+            request.operation,
+            "qcow2",
+        )
         for disk in record.disks
     ]
     nvram = _nvram_path(original, request.name, roots)
     for state in record.states:
         if state.kind == "nvram":
-            items.append(_item("nvram", "nvram", nvram, record.id))
+            items.append(_item("nvram", "nvram", nvram, request.operation))
         elif state.kind == "tpm" and tpm == "same":
-            items.append(_item("tpm", "tpm", roots.tpm_directory(identity_uuid), record.id))
+            items.append(_item("tpm", "tpm", roots.tpm_directory(identity_uuid), request.operation))
     _refuse_shared_paths(items)
     _refuse_existing(items, force=request.force)
     if tpm == "new" and os.path.lexists(roots.tpm_directory(identity_uuid)):
@@ -259,8 +266,8 @@ def _check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
         )
 
 
-def _item(role: str, name: str, final: Path, point_id: str, image_format: str = "") -> DeliveredItem:
-    staged = final.with_name(f".{final.name}.{point_id[:12]}.partial")
+def _item(role: str, name: str, final: Path, operation: str, image_format: str = "") -> DeliveredItem:
+    staged = final.with_name(f".{final.name}.{operation[:12]}.partial")
     kind = cast("Literal['disk', 'nvram', 'tpm', 'definition']", role)
     return DeliveredItem(kind, name, str(staged), str(final), image_format)
 

@@ -19,12 +19,14 @@ from pathlib import Path
 from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmBusy, VmkeepError, VmNotFound
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.statefiles.installation import sync_directory
+from vmkeep.transfer.nbd import export_names
 
 # A call that was under way when vmkeep died is still carried out by libvirtd (a suspend takes 4 ms, backupBegin
 # 110 ms on libvirt 9.0, longer with many disks), so one look is not enough: it must stay quiet this long.
 _QUIET_SECONDS = 1.0
 _STEP_SECONDS = 0.1
 _PATIENCE_SECONDS = 60.0
+_EXPORTS_SECONDS = 1.0
 
 
 class Stage(StrEnum):
@@ -118,16 +120,33 @@ def _rescue_once(record: JobRecord, hypervisor: Hypervisor) -> bool:
     changed = resume_if_ours(record, domain)
     try:
         if domain.backup_socket() == record.socket:
+            if not _has_begun(record):
+                return True
             domain.abort_backup()
             changed = True
         # Deleting needs a running VM; with the VM off the next backup removes what is left.
         deletable = record.stage is not Stage.KEEP and domain.state().run in (RunState.RUNNING, RunState.PAUSED)
         if deletable and record.checkpoint in domain.checkpoint_names():
+            if record.stage is Stage.INSTANT and domain.has_long_job():
+                return True
             domain.delete_checkpoint(record.checkpoint)
             changed = True
     except VmNotFound:
         return changed  # stopped and gone while we looked: nothing of ours can be left in it
     return changed
+
+
+def _has_begun(record: JobRecord) -> bool:
+    """Return whether backupBegin is over, as far as can be seen: the exports are the last thing that it makes.
+
+    libvirtd 9.0 crashes when a job is aborted, or its checkpoint deleted, while the backupBegin of a client that
+    died meanwhile goes on in it: both are let in between two of its steps and free what it goes on to use
+    (qemuBackupBegin, qemuBackupJobTerminate; seen, and with it the libvirt of every VM of the host was away).
+    """
+    if record.stage is not Stage.INSTANT:
+        return True
+    names = export_names(record.socket, _EXPORTS_SECONDS)
+    return names is not None and len(names) == len(record.scratch)
 
 
 def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
@@ -140,6 +159,8 @@ def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
         return False
     if state.io_error and domain.backup_socket() == record.socket:
         # The job goes first here: as long as it is there the write that failed would fail again.
+        if not _has_begun(record):
+            return False
         domain.abort_backup()
         domain.resume()
         return True

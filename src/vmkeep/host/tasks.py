@@ -132,8 +132,12 @@ class DeliveredItem:
 
 @dataclass(frozen=True, slots=True)
 class PrepareFiles:
-    """Choose the paths of a restore to files and check that nothing is in the way. Answers FilesPrepared."""
+    """Choose the paths of a restore to files and check that nothing is in the way. Answers FilesPrepared.
 
+    ``operation`` makes the staged names unique, so that two restores at once keep out of each other's way.
+    """
+
+    operation: str
     point_id: str
     output: str
     image_format: str
@@ -153,6 +157,7 @@ class PrepareVm:
     ``elsewhere`` says that the catalogue knows the original to live on another host.
     """
 
+    operation: str
     point_id: str
     name: str
     tpm: str | None

@@ -106,6 +106,19 @@ class Domain:
         server = etree.fromstring(text.encode()).find("server")
         return "" if server is None else str(server.get("socket") or "")
 
+    def has_long_job(self) -> bool:
+        """Return whether libvirt carries out a job that takes its time: a backup, also one that only begins."""
+        try:
+            return bool(self._handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+        except libvirt.libvirtError as error:
+            # "backup job data missing": the statistics of a backup job are asked for before it has any.
+            if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "backup" in error.get_error_message():
+                return True
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+                return False  # off
+            with libvirt_errors("tell the running job", self.name):
+                raise
+
     def abort_backup(self) -> None:
         """End the backup job; for a pull-mode job this is also the normal end."""
         with libvirt_errors("end the backup job", self.name):

@@ -7,7 +7,8 @@ reply may cover different lengths for each, and a reader that walks both with on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import nbd
@@ -117,3 +118,33 @@ class NbdSource:
             yield from connection.status()
         finally:
             connection.close()
+
+
+def export_names(socket: str, timeout_seconds: float) -> frozenset[str] | None:
+    """Return what the server at a socket exports now; None when it does not answer (yet)."""
+    handle = nbd.NBD()
+    deadline = time.monotonic() + timeout_seconds
+    names: set[str] = set()
+
+    def take(name: str, _description: str) -> int:
+        names.add(name)
+        return 0
+
+    def passed(busy: Callable[[], bool]) -> bool:
+        while busy():
+            left = deadline - time.monotonic()
+            if left <= 0 or handle.poll(max(1, int(left * 1000))) == 0:
+                return False
+        return True
+
+    try:
+        handle.set_opt_mode(True)
+        handle.aio_connect_unix(socket)
+        if not passed(handle.aio_is_connecting) or not handle.aio_is_negotiating():
+            return None
+        handle.aio_opt_list(take)
+        if not passed(handle.aio_is_connecting):
+            return None
+    except nbd.Error:
+        return None
+    return frozenset(names)

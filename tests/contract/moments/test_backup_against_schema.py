@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from lxml import etree
+
 from tests.property.moments.test_moment_texts import backups
 from tests.unit.moments import test_backups as cases
-
 from vmkeep.moments import (
     Backup,
     BackupDisk,

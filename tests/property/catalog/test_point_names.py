@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.catalog.examples import example_point
 
+from tests.unit.catalog.examples import example_point
 from vmkeep.catalog import Catalog
 from vmkeep.errors import PointNotFound
 

@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any, Self
 
 import pytest
-from tests.unit.catalog.examples import WIN11, example_point, number
 
+from tests.unit.catalog.examples import WIN11, example_point, number
 from vmkeep.catalog import Catalog
 from vmkeep.cli.main import main
 from vmkeep.config import load_settings

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.unit.definition.cases import GOLDEN, changes_of
 
+from tests.unit.definition.cases import GOLDEN, changes_of
 from vmkeep.definition import (
     DefinitionError,
     DiskPlacement,

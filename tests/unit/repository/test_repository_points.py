@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
 from tests.unit.repository.samples import (
     BLOCK,
     SIZE,
@@ -23,7 +24,6 @@ from tests.unit.repository.samples import (
     seeded,
     write_disk,
 )
-
 from vmkeep.errors import (
     InvalidRequest,
     KeyMissing,

@@ -41,6 +41,7 @@ def _create_places() -> None:
         sa.Column("host_uuid", sa.String(36)),
         sa.Column("seen_at", sa.String(32), nullable=False),
         sa.Column("adopted", sa.Boolean, nullable=False),
+        sa.Column("current_point", sa.String(32)),
         sa.PrimaryKeyConstraint("uuid", name="pk_vms"),
         sa.ForeignKeyConstraint(["host_uuid"], ["hosts.uuid"], name="fk_vms_host_uuid"),
     )
