@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
+import libvirt
 import pytest
 
 from tests.crash.bed import Bed
@@ -16,13 +18,44 @@ def crash_host() -> Iterator[Host]:
         yield host
 
 
-@pytest.fixture(scope="module")
-def bed(crash_host: Host) -> Iterator[Bed]:
-    """A running, settled VM with two disks and two points; one for a module, because each start costs seconds."""
-    vm = crash_host.define("guest", disks=[Disk("vda", 6 * MiB), Disk("vdb", 2 * MiB + 512)])
-    vm.start()
-    vm.settle()
-    made = Bed.make(crash_host, vm)
-    yield made
-    made.zygote.close()
-    crash_host.clear()
+class _Beds:
+    """Keeps one bed for many tests; a test that fails spoils it, and the next one gets another."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._bed: Bed | None = None
+
+    def sound(self) -> Bed:
+        if self._bed is not None and not self._bed.sound:
+            self.clear()
+        if self._bed is None:
+            vm = self._host.define("guest", disks=[Disk("vda", 6 * MiB), Disk("vdb", 2 * MiB + 512)])
+            vm.start()
+            vm.settle()
+            self._bed = Bed.make(self._host, vm)
+        self._bed.sound = False
+        return self._bed
+
+    def clear(self) -> None:
+        if self._bed is not None:
+            self._bed.zygote.close()
+            self._bed.kill_guardians()
+        self._bed = None
+        with contextlib.suppress(libvirt.libvirtError):
+            self._host.clear()
+            return
+        self._host.close()  # its libvirtd is dead
+        self._host.start()
+
+
+@pytest.fixture(scope="package")
+def beds(crash_host: Host) -> Iterator[_Beds]:
+    beds = _Beds(crash_host)
+    yield beds
+    beds.clear()
+
+
+@pytest.fixture
+def bed(beds: _Beds) -> Bed:
+    """A running, settled VM with two disks and two points; its start costs seconds, so tests share it."""
+    return beds.sound()

@@ -64,7 +64,9 @@ def test_disk_added_between_points_is_read_whole_by_itself(host: Host, vmkeep: V
         f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{path}'/>"
         "<target dev='sda' bus='scsi'/></disk>"
     )
-    vm.domain.attachDeviceFlags(disk, 3)  # live and config
+    definition = host.dir / "work" / "disk.xml"
+    definition.write_text(disk)
+    host.run(["virsh", "attach-device", "guest", definition, "--live", "--config"], check=True)
     vm.write_random("sda", start=0, length=1 * MiB, seed=2)
     vm.write_random("vda", start=1 * MiB, length=64 * KiB, seed=3)
     point = vmkeep.backup("guest")
@@ -219,4 +221,43 @@ def test_point_after_libvirtd_was_restarted_is_incremental(host: Host, vmkeep: V
     point = vmkeep.backup("guest")
 
     assert set(_modes(point).values()) == {_INCREMENTAL}
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_external_snapshot_taken_and_committed_between_points_loses_nothing(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    vm.write_random("vda", start=2 * MiB, length=64 * KiB, seed=3)
+    snapshot = ["virsh", "snapshot-create-as", "guest", "outer", "--disk-only", "--no-metadata"]
+    overlay = host.dir / "disks" / "overlay.qcow2"
+    host.run([*snapshot, "--diskspec", f"vda,file={overlay}", "--diskspec", "vdb,snapshot=no"], check=True)
+    _dirty(vm, seed=4)
+    during, truth_during = vmkeep.backup("guest"), Truth.of(vm, tpm=False)
+    vm.write_random("vda", start=4 * MiB, length=64 * KiB, seed=5)
+    host.run(["virsh", "blockcommit", "guest", "vda", "--active", "--pivot", "--wait"], check=True)
+    vm.write_random("vda", start=6 * MiB, length=64 * KiB, seed=6)
+    point = vmkeep.backup("guest")
+
+    assert _modes(during) == {"vda": ("full", "source-changed"), "vdb": _INCREMENTAL}
+    assert _modes(point)["vdb"] == _INCREMENTAL
+    truth_during.assert_files(vmkeep.restore(during, host.dir / "work" / "during"))
+    _assert_kept(host, vmkeep, vm, point)
+
+
+def test_image_put_back_from_an_older_copy_is_read_whole(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    vm.destroy()
+    older = vm.disk_path("vda").read_bytes()
+    vm.start(paused=True)
+    _dirty(vm, seed=3)
+    vmkeep.backup("guest")
+    vm.destroy()
+    vm.disk_path("vda").write_bytes(older)
+    vm.start(paused=True)
+    vm.write_random("vda", start=5 * MiB, length=64 * KiB, seed=4)
+    point = vmkeep.backup("guest")
+
+    assert _modes(point)["vda"][0] == "full"
+    assert _modes(point)["vdb"] == _INCREMENTAL
     _assert_kept(host, vmkeep, vm, point)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import subprocess
 from datetime import datetime
 
 import pytest
 
-from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, sha256
+from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes, sha256
 from tests.rig.cli import Vmkeep
 from tests.system.truth import Truth, assert_left_alone, checkpoints
 
@@ -76,6 +77,37 @@ def test_vm_without_tpm_and_uefi_is_kept_as_well(host: Host, vmkeep: Vmkeep) -> 
     vm.delete()
     vmkeep.json("restore", point["id"], "--as", "plain")
     truth.assert_vm(host.vm("plain"))
+
+
+def test_disks_of_every_kind_that_has_bitmaps_are_kept(host: Host, vmkeep: Vmkeep) -> None:
+    backing = host.dir / "disks" / "golden.raw"
+    backing.write_bytes(random_bytes(9, 3 * MiB) + bytes(1 * MiB))
+    overlay = host.dir / "disks" / "overlay.qcow2"
+    chain = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(backing), "-F", "raw", str(overlay)]
+    subprocess.run(chain, check=True)
+    disks = [
+        Disk("vda", 4 * MiB, create_options=("cluster_size=4k",)),
+        Disk("vdb", path=overlay),
+        Disk("sda", 4 * MiB, bus="sata", create_options=("cluster_size=2M",), error_policy="report"),
+        Disk("sdb", 1 * MiB, bus="scsi", create_options=("extended_l2=on", "cluster_size=128k")),
+    ]
+    vm = host.define("guest", disks=disks, tpm=False, device_xml=["<controller type='scsi' model='virtio-scsi'/>"])
+    vm.start(paused=True)
+    points, truths = [], []
+    for seed in (1, 2):
+        for disk in vm.disks():
+            vm.write_random(disk.target, start=256 * KiB + 512 * seed, length=100 * KiB, seed=seed)
+            vm.discard(disk.target, start=512 * KiB * (seed - 1), length=128 * KiB)
+        points.append(vmkeep.backup("guest"))
+        truths.append(Truth.of(vm, tpm=False))
+
+    assert [{disk["mode"] for disk in point["disks"]} for point in points] == [{"full"}, {"incremental"}]
+    for truth, output in zip(truths, vmkeep.restore_all(points, host.dir / "work"), strict=True):
+        truth.assert_files(output)
+    vm.delete()
+    vmkeep.json("restore", points[1]["id"], "--as", "guest")
+    truths[1].assert_vm(host.vm("guest"))
+    assert "golden" not in host.vm("guest").xml()
 
 
 @pytest.mark.parametrize("name", ["two words", "quo\"te'd & <tag>", "Größe-名前-🙂", "semi;colon: $(id)`x`%s", "-dash"])

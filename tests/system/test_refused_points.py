@@ -95,11 +95,15 @@ def test_several_vms_at_one_command_are_listed(host: Host, vmkeep: Vmkeep) -> No
 def _encrypted_disk(host: Host) -> Disk:
     path: Path = host.dir / "disks" / "encrypted.qcow2"
     secret = ["--object", "secret,id=key,data=passphrase"]
-    options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
+    options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=100"
     command = ["qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, str(path), str(4 * MiB)]
     subprocess.run(command, check=True)
-    definition = "<secret ephemeral='yes' private='yes'><description>of a disk</description></secret>"
-    handle = host.connection.secretDefineXML(definition)
-    handle.setValue(b"passphrase")
-    encryption = f"<encryption format='luks'><secret type='passphrase' uuid='{handle.UUIDString()}'/></encryption>"
+    definition = host.dir / "work" / "secret.xml"
+    definition.write_text("<secret ephemeral='yes' private='yes'><description>of a disk</description></secret>")
+    told = host.run(["virsh", "secret-define", definition], check=True).stdout
+    uuid = told.split()[1]
+    value = host.dir / "work" / "secret.value"
+    value.write_text("passphrase")
+    host.run(["virsh", "secret-set-value", uuid, "--file", value, "--plain"], check=True)
+    encryption = f"<encryption format='luks'><secret type='passphrase' uuid='{uuid}'/></encryption>"
     return Disk("vdb", 4 * MiB, path=path, extra_xml=(encryption,))

@@ -175,44 +175,54 @@ class Engine:
     # -- flows of dead processes -------------------------------------------------------------------------------
 
     def _recover(self) -> tuple[str, ...]:
+        """Settle the flows and operations of every dead owner; return a sentence for each flow."""
         told: list[str] = []
+        flows: dict[str, list[WorkflowStatus]] = {}
         for status in DBOS.list_workflows(status=["PENDING", "ENQUEUED"]):
-            owner = status.executor_id or ""
-            if owner == self._executor:
-                continue
+            flows.setdefault(status.executor_id or "", []).append(status)
+        # A flow that a recovery resumed before it died itself may be taken up by this process's DBOS at launch.
+        told.extend(self._finish(mine, resume=False) for mine in flows.pop(self._executor, ()))
+        owners_dir = self._premises.settings.owners_dir
+        owners = {path.stem for path in owners_dir.glob("*.lock")} | flows.keys()
+        owners |= {operation.owner for operation in self._premises.catalog.unfinished_operations()}
+        for owner in sorted(owners - {self._executor}):
             # Holding the dead owner's lock keeps two commands from recovering the same flow.
-            lock = FileLock.try_acquire(self._premises.settings.owners_dir / f"{owner}.lock")
+            lock = FileLock.try_acquire(owners_dir / f"{owner}.lock")
             if lock is None:
                 continue
             with lock:
-                told.extend(self._recover_one(status))
+                told.extend(self._recover_one(status) for status in flows.get(owner, ()))
+                self._settle_operations(owner)
         return tuple(told)
 
-    def _recover_one(self, status: WorkflowStatus) -> list[str]:
+    def _recover_one(self, status: WorkflowStatus) -> str:
         rule = next((declared.after_crash for declared in _FLOWS if declared.name == status.name), AfterCrash.UNDO)
         operation, owner = status.workflow_id, status.executor_id or ""
         with suppress(VmkeepError):
             self._premises.catalog.take_over_operation(operation, owner, self._executor)
         try:
-            if rule is AfterCrash.UNDO:
-                return [self._undo(operation, status.name)]
-            return [self._finish(operation, status.name)]
+            return self._undo(status) if rule is AfterCrash.UNDO else self._finish(status, resume=True)
         except VmkeepError as error:
-            return [f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"]
+            return f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"
 
-    def _undo(self, operation: str, name: str) -> str:
+    def _undo(self, status: WorkflowStatus) -> str:
         """Remove what a point left in repository and catalogue; the guest was made safe by its guardian."""
-        DBOS.cancel_workflow(operation)
-        if name == TAKE_POINT and any(point == operation for point in self._premises.catalog.point_ids()):
+        operation = status.workflow_id
+        if status.name == TAKE_POINT and operation in self._premises.catalog.point_ids():
             # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
             self._end(operation, OperationState.DONE, None)
-            return f"point {operation} was complete when its process was killed"
-        remove_point(self._services(), operation)
-        self._end(operation, OperationState.FAILED, Interrupted("the process was killed"))
-        return f"an interrupted point ({operation}) was removed from the repository"
+            told = f"point {operation} was complete when its process was killed"
+        else:
+            remove_point(self._services(), operation)
+            self._end(operation, OperationState.FAILED, Interrupted("the process was killed"))
+            told = f"an interrupted point ({operation}) was removed from the repository"
+        # Last: when this process is killed before, the next one finds the flow and does it again.
+        DBOS.cancel_workflow(operation)
+        return told
 
-    def _finish(self, operation: str, name: str) -> str:
-        handle: Any = DBOS.resume_workflow(operation)
+    def _finish(self, status: WorkflowStatus, *, resume: bool) -> str:
+        operation, name = status.workflow_id, status.name
+        handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
         try:
             handle.get_result(polling_interval_sec=0.05)
         except VmkeepError as error:
@@ -220,6 +230,20 @@ class Engine:
             return f"an interrupted operation ({name} {operation}) could not be finished and was undone: {error}"
         self._end(operation, OperationState.DONE, None)
         return f"an interrupted operation ({name} {operation}) was finished"
+
+    def _settle_operations(self, owner: str) -> None:
+        """End the records of a dead owner whose flow ended, or never began, while the record could not be written."""
+        catalog = self._premises.catalog
+        for operation in catalog.unfinished_operations():
+            status = DBOS.get_workflow_status(operation.id)
+            if operation.owner != owner or (status is not None and status.status in ("PENDING", "ENQUEUED")):
+                continue
+            if not catalog.take_over_operation(operation.id, owner, self._executor):
+                continue
+            if status is not None and status.status == "SUCCESS":
+                self._end(operation.id, OperationState.DONE, None)
+            else:
+                self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
 
 
 def _unwatched(_progress: Progress) -> None:

@@ -112,7 +112,7 @@ def main() -> int:
     path = Path(sys.argv[1])
     record = JobRecord.load(path)
     hypervisor = Hypervisor.connect(record.uri)
-    os.write(1, _READY)
+    _answer()
     record, finished = _watch(path, record, hypervisor)
     if not finished:
         rescue(record, hypervisor)
@@ -138,11 +138,17 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor) -> tuple[JobRe
         for line in lines:
             word = line.decode()
             if word == _DONE:
-                os.write(1, _READY)
+                _answer()
                 return record, True
             record = dataclasses.replace(record, stage=Stage(word))
             record.save(path.parent)
-            os.write(1, _READY)
+            _answer()
+
+
+def _answer() -> None:
+    """Tell vmkeep to go on. One that died since it asked is found dead by the next read."""
+    with suppress(BrokenPipeError):
+        os.write(1, _READY)
 
 
 def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:

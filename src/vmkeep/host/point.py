@@ -36,7 +36,7 @@ from vmkeep.host.preparation import (
     scratch_directory,
     state_warnings,
 )
-from vmkeep.host.safety import JobRecord, Stage, remove_leavings
+from vmkeep.host.safety import JobRecord, Stage, end_job, remove_leavings
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import CopyPoint, KnownPoint, KnownState, OpenPoint, PointClosed, PointCopied, PointOpened
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
@@ -121,6 +121,7 @@ class Point:
 
     def _open(self, domain: Domain) -> PointOpened:
         self._watch(Progress("planning"))
+        _refuse_beside_a_job(domain)
         run = domain.state().run
         live_xml = domain.definition_xml(secure=True)
         live = parse_definition(live_xml)
@@ -150,6 +151,7 @@ class Point:
         try:
             self._watch(Progress("instant"))
             self._stop()
+            _refuse_beside_a_job(domain)
             socket = Path(record.socket)
             scratch = dict(zip((disk.target for disk in plan.disks), map(Path, record.scratch), strict=True))
             instant = fix_instant(
@@ -264,11 +266,16 @@ class Point:
             was_running=was_running,
             scratch=tuple(scratch),
         )
-        _make_socket_directory(directory, live.dac_owner)
         self._settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         assert self._lock is not None
         guardian = Guardian(record, self._settings.guards_dir, hold=(self._lock.descriptor,))
         guardian.wait_ready()
+        try:
+            # After the guardian, which removes it: nothing is left when vmkeep is killed in between.
+            _make_socket_directory(directory, live.dac_owner)
+        except BaseException:
+            guardian.rescue_now()
+            raise
         return guardian, record
 
     # -- CopyPoint ---------------------------------------------------------------------------------------------
@@ -418,7 +425,7 @@ class Point:
         warnings = []
         try:
             if opened.domain.backup_socket() == opened.record.socket:
-                opened.domain.abort_backup()
+                end_job(opened.domain)
         except VmkeepError as error:
             warnings.append(f"The backup job could not be ended at once; the guardian goes on with it: {error}")
             opened.guardian.rescue_now()
@@ -461,6 +468,16 @@ class Point:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _refuse_beside_a_job(domain: Domain) -> None:
+    """Refuse while somebody else's job holds the VM: libvirt would let the suspended guest wait 30 s for it."""
+    if domain.has_job():
+        raise VmBusy(
+            f"libvirt is at another operation on VM {domain.name!r} (a backup, migration, save or dump)",
+            vm=domain.name,
+            hint="Wait for it to end (`virsh domjobinfo` shows it) and run the command again.",
+        )
 
 
 def _make_socket_directory(directory: Path, owner: tuple[int, int] | None) -> None:

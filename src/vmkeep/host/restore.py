@@ -23,6 +23,7 @@ from vmkeep.errors import (
     StateUnsupported,
     TargetExists,
 )
+from vmkeep.filesystem import sync_directory
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -40,7 +41,7 @@ from vmkeep.host.tasks import (
 )
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.repository import PointRecord, Repository, StateRef
-from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, sync_directory, withdraw
+from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 

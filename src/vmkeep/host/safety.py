@@ -17,8 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmBusy, VmkeepError, VmNotFound
+from vmkeep.filesystem import sync_directory
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
-from vmkeep.statefiles.installation import sync_directory
 from vmkeep.transfer.nbd import export_names
 
 # A call that was under way when vmkeep died is still carried out by libvirtd (a suspend takes 4 ms, backupBegin
@@ -26,7 +26,9 @@ from vmkeep.transfer.nbd import export_names
 _QUIET_SECONDS = 1.0
 _STEP_SECONDS = 0.1
 _PATIENCE_SECONDS = 60.0
+_BEGIN_SECONDS = 20.0
 _EXPORTS_SECONDS = 1.0
+_RESUME_SECONDS = 5.0
 
 
 class Stage(StrEnum):
@@ -83,13 +85,16 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
     The guest comes first: it is resumed before anything slow is done. Repeats until all has been quiet for a
     second. Raises HypervisorUnavailable when libvirt does not answer for a minute; the record then stays.
     """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    started = time.monotonic()
+    deadline = started + _PATIENCE_SECONDS
     quiet_since: float | None = None
     while True:
         try:
             if hypervisor is None:
                 hypervisor = Hypervisor.connect(record.uri)
-            changed = _rescue_once(record, hypervisor)
+            # Whatever libvirtd did for the dead client is over by then, or libvirtd itself was restarted.
+            begun = record.stage is not Stage.INSTANT or time.monotonic() > started + _BEGIN_SECONDS
+            changed = _rescue_once(record, hypervisor, begun=begun)
         except HypervisorUnavailable:
             hypervisor = None
             changed = True
@@ -112,22 +117,22 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
     remove_leavings(record)
 
 
-def _rescue_once(record: JobRecord, hypervisor: Hypervisor) -> bool:
-    """Do what is needed now; return whether anything was."""
+def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool) -> bool:
+    """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
     domain = hypervisor.find(record.uuid)
     if domain is None:
         return False
     changed = resume_if_ours(record, domain)
     try:
         if domain.backup_socket() == record.socket:
-            if not _has_begun(record):
+            if not (begun or _has_begun(record)):
                 return True
-            domain.abort_backup()
+            end_job(domain)
             changed = True
         # Deleting needs a running VM; with the VM off the next backup removes what is left.
         deletable = record.stage is not Stage.KEEP and domain.state().run in (RunState.RUNNING, RunState.PAUSED)
         if deletable and record.checkpoint in domain.checkpoint_names():
-            if record.stage is Stage.INSTANT and domain.has_long_job():
+            if not begun and domain.has_long_job():
                 return True
             domain.delete_checkpoint(record.checkpoint)
             changed = True
@@ -143,8 +148,6 @@ def _has_begun(record: JobRecord) -> bool:
     died meanwhile goes on in it: both are let in between two of its steps and free what it goes on to use
     (qemuBackupBegin, qemuBackupJobTerminate; seen, and with it the libvirt of every VM of the host was away).
     """
-    if record.stage is not Stage.INSTANT:
-        return True
     names = export_names(record.socket, _EXPORTS_SECONDS)
     return names is not None and len(names) == len(record.scratch)
 
@@ -157,17 +160,32 @@ def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
     state = domain.state()
     if state.run is not RunState.PAUSED:
         return False
-    if state.io_error and domain.backup_socket() == record.socket:
-        # The job goes first here: as long as it is there the write that failed would fail again.
-        if not _has_begun(record):
+    if state.io_error:
+        if record.stage is Stage.INSTANT or domain.backup_socket() != record.socket:
             return False
-        domain.abort_backup()
-        domain.resume()
+        end_job(domain)
         return True
-    if record.was_running and record.stage is Stage.INSTANT and not state.io_error:
+    if record.was_running and record.stage is Stage.INSTANT:
         domain.resume()
         return True
     return False
+
+
+def end_job(domain: Domain) -> None:
+    """End the backup job, and resume a VM that its full scratch disk had stopped: QEMU then repeats the write.
+
+    The job goes first: as long as it is there the write that failed would fail again.
+    """
+    domain.abort_backup()
+    deadline = time.monotonic() + _RESUME_SECONDS
+    while domain.state().io_error:
+        try:
+            domain.resume()
+            return
+        except (HypervisorError, VmBusy):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_STEP_SECONDS)
 
 
 def remove_leavings(record: JobRecord) -> None:

@@ -6,12 +6,12 @@ all else is done.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
 
-from vmkeep.errors import HostFileMissing, NoSpace, PermissionRefused, StoreError, TargetExists, VmkeepError
+from vmkeep.errors import HostFileMissing, TargetExists
+from vmkeep.filesystem import file_error, sync_directory
 
 
 def stage_file(
@@ -33,7 +33,7 @@ def stage_file(
             stream.flush()
             os.fsync(descriptor)
     except OSError as error:
-        raise host_file_error(error, staged) from error
+        raise file_error(error, staged) from error
 
 
 def stage_tpm(staged: Path, file: str, content: bytes, *, owner: tuple[str, str] | None) -> None:
@@ -55,7 +55,7 @@ def stage_tpm(staged: Path, file: str, content: bytes, *, owner: tuple[str, str]
         sync_directory(inner)
         sync_directory(staged)
     except OSError as error:
-        raise host_file_error(error, staged) from error
+        raise file_error(error, staged) from error
 
 
 def publish(staged: Path, final: Path, *, aside: Path, marker: Path, force: bool) -> None:
@@ -78,7 +78,7 @@ def publish(staged: Path, final: Path, *, aside: Path, marker: Path, force: bool
         staged.rename(final)
         sync_directory(final.parent)
     except OSError as error:
-        raise host_file_error(error, final) from error
+        raise file_error(error, final) from error
 
 
 def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
@@ -101,28 +101,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def host_file_error(error: OSError, path: Path) -> VmkeepError:
-    """Return our error for the operating system's about a file on this host."""
-    where = str(path)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"the file system of {path} is full", path=where)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionRefused(f"{path} cannot be written: {error.strerror}", path=where)
-    if error.errno == errno.EEXIST:
-        return TargetExists(f"{path} exists already", path=where)
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return HostFileMissing(
-            f"the directory {path.parent} does not exist", path=where, hint="Make the directory, or choose another one."
-        )
-    return StoreError(f"{path} cannot be written: {error.strerror}", path=where)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from vmkeep.errors import VmkeepError
+from vmkeep.filesystem import file_error
 from vmkeep.repository import Repository, StoredDisk
-from vmkeep.statefiles.installation import host_file_error
 from vmkeep.transfer.images import ImageWriter, Qcow2Image, RawImage
 
 
@@ -39,7 +39,7 @@ def deliver_disk(
             image.finish()
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise host_file_error(error, path) from error
+        raise file_error(error, path) from error
     except VmkeepError:
         path.unlink(missing_ok=True)
         raise

@@ -6,7 +6,6 @@ clash and the server ends with the connection, also when vmkeep is killed.
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,8 @@ from typing import Protocol, Self
 
 import nbd
 
-from vmkeep.errors import NoSpace, StoreError, TransferError
+from vmkeep.errors import NoSpace, TransferError
+from vmkeep.filesystem import file_error
 from vmkeep.transfer.tools import find_tool, run_tool
 
 
@@ -52,13 +52,13 @@ class RawImage:
                 start += written
                 view = view[written:]
         except OSError as error:
-            raise _write_error(error, self._path) from error
+            raise file_error(error, self._path) from error
 
     def finish(self) -> None:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _write_error(error, self._path) from error
+            raise file_error(error, self._path) from error
         self._close()
 
     def _close(self) -> None:
@@ -140,9 +140,3 @@ class Qcow2Image:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
-
-
-def _write_error(error: OSError, path: Path) -> NoSpace | StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"the file system of {path} is full", path=str(path))
-    return StoreError(f"{path} cannot be written: {error.strerror}", path=str(path))

@@ -1,0 +1,34 @@
+"""Files of this host: making names durable, and what the operating system's errors mean to a user."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from vmkeep.errors import HostFileMissing, NoSpace, PermissionRefused, StoreError, TargetExists, VmkeepError
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_error(error: OSError, path: Path) -> VmkeepError:
+    """Return our error for the operating system's about writing a file on this host."""
+    where = str(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"the file system of {path} is full", path=where)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionRefused(f"{path} cannot be written: {error.strerror}", path=where)
+    if error.errno == errno.EEXIST:
+        return TargetExists(f"{path} exists already", path=where)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return HostFileMissing(
+            f"the directory {path.parent} does not exist", path=where, hint="Make the directory, or choose another one."
+        )
+    return StoreError(f"{path} cannot be written: {error.strerror}", path=where)

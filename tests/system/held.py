@@ -1,0 +1,51 @@
+"""Commands stopped in the middle, so that what a test does meanwhile is certain to happen then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from tests.rig import Vm
+from tests.rig.cli import Vmkeep
+from tests.system.truth import has_backup_job
+
+
+_COPYING = '"stage": "copy"'  # in the record of the job; before that it may be in the middle of the instant
+
+
+def held_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Start a backup and stop its process, but not its guardian, while it copies; it goes on after the block."""
+    guards = vmkeep.home / "guards"
+
+    def copies() -> bool:
+        return any(_COPYING in _content(record) for record in guards.glob("*.json")) and has_backup_job(vm)
+
+    return held(vmkeep, ["backup", vm.name], copies)
+
+
+@contextmanager
+def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command and stop its process with SIGSTOP as soon as the condition holds."""
+    process = vmkeep.start(*arguments)
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None, "the command was over before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield process
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""  # the job was over just then
