@@ -43,7 +43,12 @@ class Demo:
                 vm.delete()
                 self._prove_that_it_is_gone(vm)
             points = self._points()
-            self._bring_back(points[0], first, uuid, "first").delete()
+            back = self._bring_back(points[0], first, uuid, "first")
+            with self._tell.step("Take a third point: it descends from the first, so the tree branches"):
+                self._vmkeep("backup", NAME, "--label", "why=went back")
+                third = self._points()[-1]
+                self._tell.proof("its parent is the first point", holds=third["parent"] == points[0]["id"])
+            back.delete()
             self._bring_back(points[1], second, uuid, "second")
             with self._tell.step("Show the tree of points"):
                 self._vmkeep("points", "--tree")

@@ -174,10 +174,9 @@ class Bed:
         sizes = {disk.target: vm.domain.blockInfo(disk.target)[0] for disk in vm.disks()}
         content = Content({target: bytearray(size) for target, size in sizes.items()})
         bed = cls(host, vm, Zygote(host, home), home, content)
-        bed.change()
         for _ in range(2):
-            bed.take_point()
             bed.change()
+            bed.take_point()
         return bed
 
     def change(self) -> None:

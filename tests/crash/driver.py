@@ -97,7 +97,8 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                     tpm = TpmChoice(words[2]) if len(words) > 2 else None
                     answers.append(engine.restore_vm(RestoreVm(words[0], words[1], tpm), lambda _: None).files)
                 elif kind == "delete":
-                    answers.append(engine.delete_point(words[0]))
+                    engine.delete_point(words[0])
+                    answers.append(None)
                 elif kind == "verify":
                     report = premises.repository.verify_all()
                     answers.append([str(finding) for finding in report.findings])

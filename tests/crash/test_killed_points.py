@@ -60,7 +60,7 @@ _BEFORE_THE_INSTANT = [
     *_around("vmkeep.host.lock:FileLock.try_acquire#2"),  # of the VM
     *_around(_STORE + "ObjectStore.put"),  # the intent
     Place("before", _GUARDIAN + "Guardian.__init__"),
-    Place("before", "vmkeep.host.safety:JobRecord.save"),
+    Place("before", "vmkeep.host.safety:JobRecord.save", record=True),
     Place("after", "vmkeep.host.safety:JobRecord.save", record=True),
     Place("before", "vmkeep.host.guardian:subprocess.Popen", record=True),
     Place("after", "vmkeep.host.guardian:subprocess.Popen"),
@@ -159,6 +159,7 @@ def test_vm_that_was_paused_stays_paused_when_its_point_is_killed(bed: Bed, plac
 
 
 def _kill_and_prove(bed: Bed, place: Place, state: VmState) -> None:
+    bed.change()
     before, killed_content = checkpoints(bed.vm), bed.content.copy()
     outcome = bed.zygote.run(["backup", bed.vm.name], traps=[place.trap])
     killed_at = time.monotonic()

@@ -14,7 +14,6 @@ from tests.rig import Vm
 from tests.rig.cli import Vmkeep
 from tests.system.truth import has_backup_job
 
-
 _COPYING = '"stage": "copy"'  # in the record of the job; before that it may be in the middle of the instant
 
 

@@ -79,16 +79,24 @@ class Guardian:
 
     def done(self) -> None:
         """Nothing of the job is left: remove the record and end."""
-        self._say(_DONE)
+        with suppress(JobAborted):  # killed meanwhile: then there was nothing more to guard
+            self._say(_DONE)
         self._process.wait()
+        self._path.unlink(missing_ok=True)
         self._lock.release()
 
     def rescue_now(self) -> None:
-        """Let the guardian undo the job, and wait for it."""
+        """Let the guardian undo the job, and wait for it; when it was killed, undo it here.
+
+        A record that cannot be carried out, because libvirt does not answer, stays for the next command.
+        """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
+        with suppress(VmkeepError, FileNotFoundError):
+            rescue(JobRecord.load(self._path))
+            self._path.unlink(missing_ok=True)
         self._lock.release()
 
     def _say(self, word: str) -> None:
@@ -140,8 +148,12 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor) -> tuple[JobRe
             if word == _DONE:
                 _answer()
                 return record, True
-            record = dataclasses.replace(record, stage=Stage(word))
-            record.save(path.parent)
+            reached = dataclasses.replace(record, stage=Stage(word))
+            try:
+                reached.save(path.parent)
+            except OSError:
+                return record, False  # a full disk: without an answer vmkeep gives the point up
+            record = reached
             _answer()
 
 

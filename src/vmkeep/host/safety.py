@@ -132,7 +132,7 @@ def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool) -> b
         # Deleting needs a running VM; with the VM off the next backup removes what is left.
         deletable = record.stage is not Stage.KEEP and domain.state().run in (RunState.RUNNING, RunState.PAUSED)
         if deletable and record.checkpoint in domain.checkpoint_names():
-            if not begun and domain.has_long_job():
+            if not begun and domain.has_job():
                 return True
             domain.delete_checkpoint(record.checkpoint)
             changed = True

@@ -93,8 +93,16 @@ class Domain:
 
         To begin a backup then fails only after 30 s ("cannot acquire state change lock", libvirt 9.0).
         """
-        with libvirt_errors("tell the running job", self.name):
+        try:
             return self._handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+                return False  # the VM is off
+            # "backup job data missing": a backup job has no statistics before backupBegin has got that far.
+            if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "backup" in error.get_error_message():
+                return True
+            with libvirt_errors("tell the running job", self.name):
+                raise
 
     def begin_backup(self, backup_xml: str, checkpoint_xml: str) -> None:
         """Start the pull-mode job and create its checkpoint in one transaction of QEMU."""
@@ -113,19 +121,6 @@ class Domain:
                 raise
         server = etree.fromstring(text.encode()).find("server")
         return "" if server is None else str(server.get("socket") or "")
-
-    def has_long_job(self) -> bool:
-        """Return whether libvirt carries out a job that takes its time: a backup, also one that only begins."""
-        try:
-            return bool(self._handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
-        except libvirt.libvirtError as error:
-            # "backup job data missing": the statistics of a backup job are asked for before it has any.
-            if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "backup" in error.get_error_message():
-                return True
-            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
-                return False  # off
-            with libvirt_errors("tell the running job", self.name):
-                raise
 
     def abort_backup(self) -> None:
         """End the backup job; for a pull-mode job this is also the normal end."""

@@ -14,11 +14,10 @@ from contextlib import suppress
 import nbd
 
 from vmkeep.errors import TransferError
-from vmkeep.transfer.source import MapEntry
+from vmkeep.extents import Reply, everything_dirty
 
 # A request for block status counts in 32 bits; a multiple of every cluster size below that keeps replies aligned.
 _STATUS_STEP_BYTES = 2 << 30
-_DIRTY = 1
 
 
 class NbdConnection:
@@ -47,7 +46,7 @@ class NbdConnection:
                 f"reading disk {self._export} at {start} failed: {error.string}", disk=self._export
             ) from error
 
-    def status(self) -> Iterator[tuple[int, int, int]]:
+    def status(self) -> Iterator[Reply]:
         """Yield (start, length, flags) of the connection's context over the whole export."""
         position = 0
         while position < self.size_bytes:
@@ -100,19 +99,15 @@ class NbdSource:
     def connect(self) -> NbdConnection:
         return NbdConnection(self._socket, self._export)
 
-    def dirty_map(self) -> Iterator[MapEntry]:
+    def dirty_map(self) -> Iterator[Reply]:
         if self._bitmap is None:
-            yield 0, self._size_bytes, True
-            return
-        for start, length, flags in self._status(f"qemu:dirty-bitmap:{self._bitmap}"):
-            yield start, length, bool(flags & _DIRTY)
+            return everything_dirty(self._size_bytes)
+        return self._status(f"qemu:dirty-bitmap:{self._bitmap}")
 
-    def zero_map(self) -> Iterator[MapEntry]:
-        # Only the zero flag promises zeroes: a hole without it may read as anything.
-        for start, length, flags in self._status(nbd.CONTEXT_BASE_ALLOCATION):
-            yield start, length, bool(flags & nbd.STATE_ZERO)
+    def zero_map(self) -> Iterator[Reply]:
+        return self._status(nbd.CONTEXT_BASE_ALLOCATION)
 
-    def _status(self, context: str) -> Iterator[tuple[int, int, int]]:
+    def _status(self, context: str) -> Iterator[Reply]:
         connection = NbdConnection(self._socket, self._export, context)
         try:
             yield from connection.status()

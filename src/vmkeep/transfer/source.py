@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
-# (start, length, flag): the flag says "dirty" for a dirty map and "reads as zero" for an allocation map.
-MapEntry = tuple[int, int, bool]
+from vmkeep.extents import Reply, everything_dirty
+
+_ZERO_AND_HOLE = 3
 
 
 class SourceConnection(Protocol):
@@ -38,12 +39,12 @@ class DiskSource(Protocol):
         """Return one more connection, for one more thread."""
         ...
 
-    def dirty_map(self) -> Iterator[MapEntry]:
-        """Yield which ranges changed since the base, ascending and without gaps; all of it without a base."""
+    def dirty_map(self) -> Iterator[Reply]:
+        """Yield which ranges changed since the base, with the flags of QEMU's bitmap context; all without a base."""
         ...
 
-    def zero_map(self) -> Iterator[MapEntry]:
-        """Yield which ranges are known to read as zero, ascending and without gaps."""
+    def zero_map(self) -> Iterator[Reply]:
+        """Yield which ranges are known to read as zero, with the flags of base:allocation."""
         ...
 
 
@@ -69,24 +70,24 @@ class MemorySource:
     def close(self) -> None:
         return
 
-    def dirty_map(self) -> Iterator[MapEntry]:
+    def dirty_map(self) -> Iterator[Reply]:
         if self._dirty is None:
-            yield 0, len(self._content), True
+            yield from everything_dirty(len(self._content))
             return
         position = 0
         for start, length in self._dirty:
             if start > position:
-                yield position, start - position, False
-            yield start, length, True
+                yield position, start - position, 0
+            yield start, length, 1
             position = start + length
         if position < len(self._content):
-            yield position, len(self._content) - position, False
+            yield position, len(self._content) - position, 0
 
-    def zero_map(self) -> Iterator[MapEntry]:
+    def zero_map(self) -> Iterator[Reply]:
         step = 4096
         for start in range(0, len(self._content), step):
             piece = self._content[start : start + step]
-            yield start, len(piece), not any(piece)
+            yield start, len(piece), 0 if any(piece) else _ZERO_AND_HOLE
 
     def __enter__(self) -> Self:
         return self
