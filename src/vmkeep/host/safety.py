@@ -204,16 +204,18 @@ def rescue_abandoned(directory: Path) -> tuple[str, ...]:
     from vmkeep.host.lock import FileLock
 
     told: list[str] = []
-    for path in sorted(directory.glob("*.json")):
+    for stem in sorted({path.stem for path in directory.glob("*.*")}):
+        path = directory / f"{stem}.json"
         lock = FileLock.try_acquire(path.with_suffix(".lock"))
         if lock is None:
             continue  # its guardian lives and does the same
         with lock:
+            path.with_suffix(".partial").unlink(missing_ok=True)
             try:
                 record = JobRecord.load(path)
                 rescue(record)
             except FileNotFoundError:
-                continue  # its guardian was faster
+                continue  # its guardian was faster, or its process was killed before there was a record
             except (VmkeepError, ValueError, KeyError, TypeError) as error:
                 told.append(f"the left-overs recorded in {path} could not be removed: {error}")
                 continue

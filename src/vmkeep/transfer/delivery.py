@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,9 @@ from vmkeep.errors import VmkeepError
 from vmkeep.filesystem import file_error
 from vmkeep.repository import Repository, StoredDisk
 from vmkeep.transfer.images import ImageWriter, Qcow2Image, RawImage
+
+# Each write is a round trip to qemu-nbd, or a system call.
+WRITE_BYTES = 1 << 20
 
 
 def deliver_disk(
@@ -30,7 +33,7 @@ def deliver_disk(
     written = 0
     try:
         with _new_image(path, image_format, disk.size_bytes) as image:
-            for start, data in repository.read_disk(disk, workers=workers):
+            for start, data in joined(repository.read_disk(disk, workers=workers)):
                 stop()
                 image.write(start, data)
                 written += len(data)
@@ -44,6 +47,22 @@ def deliver_disk(
         path.unlink(missing_ok=True)
         raise
     return written
+
+
+def joined(blocks: Iterable[tuple[int, bytes]], limit_bytes: int = WRITE_BYTES) -> Iterator[tuple[int, bytes]]:
+    """Join neighbouring blocks, (start, content) ascending, into writes of at most about ``limit_bytes``."""
+    begun, length = 0, 0
+    pieces: list[bytes] = []
+    for start, data in blocks:
+        if pieces and (start != begun + length or length >= limit_bytes):
+            yield begun, b"".join(pieces)
+            pieces, length = [], 0
+        if not pieces:
+            begun = start
+        pieces.append(data)
+        length += len(data)
+    if pieces:
+        yield begun, b"".join(pieces)
 
 
 def _new_image(path: Path, image_format: Literal["qcow2", "raw"], size_bytes: int) -> ImageWriter:
