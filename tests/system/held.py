@@ -32,15 +32,18 @@ def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bo
     """Start a command and stop its process with SIGSTOP as soon as the condition holds."""
     process = vmkeep.start(*arguments)
     deadline = time.monotonic() + 30
-    while not condition():
-        assert process.poll() is None, "the command was over before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGSTOP)
     try:
+        while not condition():
+            assert process.poll() is None, f"over before it could be stopped: {process.communicate()}"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGSTOP)
         yield process
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    os.kill(process.pid, signal.SIGCONT)
 
 
 def _content(path: Path) -> str:

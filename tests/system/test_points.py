@@ -39,7 +39,7 @@ def test_every_generation_of_two_disks_comes_back_as_it_was(host: Host, vmkeep: 
     assert [point["kind"] for point in points] == ["full", "incremental", "incremental"]
     assert [point["parent"] for point in points] == [None, points[0]["id"], points[1]["id"]]
     read = [[disk["bytes_read"] for disk in point["disks"]] for point in points]
-    assert read == [[32 * MiB, 4 * MiB + 1536], [128 * KiB, 0], [64 * KiB, 1536]]
+    assert read == [[6 * MiB + 64 * KiB, 64 * KiB + 1536], [128 * KiB, 0], [64 * KiB, 1536]]  # blocks with data
     for truth, output in zip(truths, vmkeep.restore_all(points, host.dir / "work"), strict=True):
         truth.assert_files(output)
 
@@ -110,7 +110,7 @@ def test_disks_of_every_kind_that_has_bitmaps_are_kept(host: Host, vmkeep: Vmkee
     assert "golden" not in host.vm("guest").xml()
 
 
-@pytest.mark.parametrize("name", ["two words", "quo\"te'd & <tag>", "Größe-名前-🙂", "semi;colon: $(id)`x`%s", "-dash"])
+@pytest.mark.parametrize("name", ["-two words-", "Größe-名前-🙂 quo\"te'd & <tag>", "semi;colon: $(id)`x`%s"])
 def test_vm_names_may_hold_anything(host: Host, vmkeep: Vmkeep, name: str) -> None:
     vm = _vm(host, Disk("vda", 4 * MiB), name=name)
     vm.write_random("vda", start=0, length=64 * KiB, seed=1)
@@ -128,6 +128,7 @@ def test_vm_names_may_hold_anything(host: Host, vmkeep: Vmkeep, name: str) -> No
 
 def test_json_has_the_documented_shape(host: Host, vmkeep: Vmkeep) -> None:
     vm = _vm(host, Disk("vda", 4 * MiB))
+    vm.write("vda", start=1 * MiB, length=64 * KiB)
     document = vmkeep.json("backup", "guest", "--label", "why=before the update", "--label", "by=me=you")
     point = document["point"]
 
@@ -138,7 +139,7 @@ def test_json_has_the_documented_shape(host: Host, vmkeep: Vmkeep) -> None:
     assert datetime.fromisoformat(point["created"]).utcoffset() is not None
     (disk,) = point["disks"]
     assert {"target", "mode", "reason", "bytes_read", "bytes_stored"} <= set(disk)
-    assert (disk["target"], disk["mode"], disk["bytes_read"]) == ("vda", "full", 4 * MiB)
+    assert (disk["target"], disk["mode"], disk["bytes_read"]) == ("vda", "full", 64 * KiB)
     tpm, nvram = vm.tpm_state(), vm.nvram()
     assert point["state"] == {
         "tpm": {"present": True, "sha256": sha256(tpm), "bytes": len(tpm)},

@@ -263,7 +263,12 @@ class Premises:
 
 
 def catalog_point(record: PointRecord) -> CatalogPoint:
-    """Return the catalogue's row for a point of the repository."""
+    """Return the catalogue's row for a point of the repository.
+
+    The domain's definition stays in the repository, where it is sealed: it may hold passwords of consoles.
+    """
+    document = record.as_json()
+    del document["definition"]
     return CatalogPoint(
         id=record.id,
         vm_uuid=record.vm_uuid,
@@ -275,7 +280,7 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
         checkpoint=record.checkpoint,
         pause_ms=record.pause_ms,
         labels=dict(record.labels),
-        document=record.as_json(),
+        document=document,
     )
 
 

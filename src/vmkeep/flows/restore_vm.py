@@ -15,7 +15,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
     items = prepared.items
     delivered = plan.step(deliver, plan, request, prepared, undo=lambda _: withdraw(plan, items))
     plan.step(publish, plan, items, request.force)
-    plan.step(define, plan, prepared, undo=lambda _: undefine(plan, prepared))
+    plan.step(define, plan, request, prepared, undo=lambda _: undefine(plan, prepared))
     plan.step(note_vm, plan, request, prepared)
     plan.step(discard_replaced, plan, items)
     return VmRestored(
@@ -57,9 +57,10 @@ def deliver(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> ItemsDelive
     return delivered
 
 
-def define(plan: Plan, prepared: VmPrepared) -> None:
+def define(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
     """Define the VM."""
-    plan.services.on_host(plan.operation, DefineVm(prepared.name, prepared.uuid, prepared.definition))
+    task = DefineVm(request.point, prepared.name, prepared.uuid, prepared.identity, prepared.items)
+    plan.services.on_host(plan.operation, task)
 
 
 def undefine(plan: Plan, prepared: VmPrepared) -> None:

@@ -158,7 +158,7 @@ class LocalHost:
             case DiscardReplaced() as task:
                 return restore.discard_replaced(task)
             case DefineVm() as task:
-                return restore.define_vm(self._connected(), task)
+                return restore.define_vm(self._connected(), self._repository(), task)
             case UndefineVm() as task:
                 return restore.undefine_vm(self._connected(), task)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -120,38 +120,57 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             path=str(roots.tpm_directory(identity_uuid)),
             hint="Move the directory away if it is not needed, or restore with --tpm same.",
         )
-    changes = Remap(
-        name=request.name,
-        uuid=identity_uuid,
-        new_mac=None if same else _mac_addresses(identity_uuid),
-        disks={item.name: DiskPlacement(item.final, "qcow2") for item in items if item.role == "disk"},
-        removed=frozenset(disk.target for disk in record.excluded if original.disk(disk.target) is not None),
-        nvram=str(nvram) if original.firmware.nvram is not None else None,
-    )
-    try:
-        definition = remap(record.definition, changes)
-    except DefinitionError as error:
-        raise InvalidRequest(
-            f"the point's definition cannot be restored as {request.name!r}: {error}", vm=request.name
-        ) from error
+    identity: Literal["same", "new"] = "same" if same else "new"
+    # Made here only to refuse early what cannot be made; DefineVm makes it again.
+    _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
     return VmPrepared(
         name=request.name,
         uuid=identity_uuid,
-        identity="same" if same else "new",
+        identity=identity,
         tpm=tpm,
-        definition=definition,
         items=tuple(items),
         warnings=_absences(record),
     )
 
 
-def define_vm(hypervisor: Hypervisor, request: DefineVm) -> None:
+def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
     """Define the VM; when an earlier attempt did so already, that is fine."""
     existing = hypervisor.find(request.uuid)
     if existing is None:
-        hypervisor.define(request.definition, request.name)
+        record = repository.point(request.point_id)
+        original = parse_definition(record.definition)
+        roots = StateRoots.of(hypervisor.uri)
+        definition = _definition_of(
+            record, original, request.name, request.uuid, request.identity, request.items, roots
+        )
+        hypervisor.define(definition, request.name)
     elif existing.name != request.name:
         raise TargetExists(f"a VM with the UUID {request.uuid} appeared meanwhile: {existing.name!r}", vm=existing.name)
+
+
+def _definition_of(
+    record: PointRecord,
+    original: Definition,
+    name: str,
+    vm_uuid: str,
+    identity: str,
+    items: Sequence[DeliveredItem],
+    roots: StateRoots,
+) -> str:
+    """Return the definition to define; the same each time for the same identity and items."""
+    nvram = next((item.final for item in items if item.role == "nvram"), str(_nvram_path(original, name, roots)))
+    changes = Remap(
+        name=name,
+        uuid=vm_uuid,
+        new_mac=None if identity == "same" else _mac_addresses(vm_uuid),
+        disks={item.name: DiskPlacement(item.final, "qcow2") for item in items if item.role == "disk"},
+        removed=frozenset(disk.target for disk in record.excluded if original.disk(disk.target) is not None),
+        nvram=nvram if original.firmware.nvram is not None else None,
+    )
+    try:
+        return remap(record.definition, changes)
+    except DefinitionError as error:
+        raise InvalidRequest(f"the point's definition cannot be restored as {name!r}: {error}", vm=name) from error
 
 
 def undefine_vm(hypervisor: Hypervisor, request: UndefineVm) -> None:

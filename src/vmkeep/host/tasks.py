@@ -168,13 +168,15 @@ class PrepareVm:
 
 @dataclass(frozen=True, slots=True)
 class VmPrepared:
-    """``definition`` is the XML to define; ``tpm`` says whose TPM the VM gets: "same", "new" or "none"."""
+    """``tpm`` says whose TPM the VM gets: "same", "new" or "none".
+
+    The definition is not here, as flows are stored and it may hold passwords: DefineVm makes it again.
+    """
 
     name: str
     uuid: str
     identity: Literal["same", "new"]
     tpm: str
-    definition: str
     items: tuple[DeliveredItem, ...]
     warnings: tuple[str, ...]
 
@@ -220,11 +222,13 @@ class DiscardReplaced:
 
 @dataclass(frozen=True, slots=True)
 class DefineVm:
-    """Define the VM. Nothing is started."""
+    """Define the VM with the identity and the paths that PrepareVm chose. Nothing is started."""
 
+    point_id: str
     name: str
     uuid: str
-    definition: str
+    identity: str
+    items: tuple[DeliveredItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
