@@ -39,7 +39,7 @@ _DELIVERY = [
     ("after", "vmkeep.repository.fetch:open_blocks"),
     ("after", _RESTORE + "deliver_disk"),
     ("before", _RESTORE + "stage_tpm"),
-    ("before", "vmkeep.statefiles.installation:stage_file#2"),
+    ("before", "vmkeep.statefiles.installation:stage_file"),
     ("after", _RESTORE + "deliver_items"),
     ("after", f"{_STEP}#2"),
     ("before", _RESTORE + "publish"),

@@ -11,7 +11,8 @@ Point = Mapping[str, Any]
 def draw_forest(points: Sequence[Point], describe: Callable[[Point], str]) -> Iterator[str]:
     """Yield the lines. Points come oldest first; one whose parent is not among them is a root.
 
-    The newest child goes on in its parent's column, so that the depth grows with branches and not with age.
+    The newest child goes on in its parent's column, so that the depth grows with branches and not with age. An empty
+    line stands before each further root, as what follows it does not descend from what is above it.
     """
     here = {point["id"] for point in points}
     children: dict[str | None, list[Point]] = {}
@@ -19,8 +20,11 @@ def draw_forest(points: Sequence[Point], describe: Callable[[Point], str]) -> It
         children.setdefault(point["parent"] if point["parent"] in here else None, []).append(point)
     # A stack and not recursion: a chain may have thousands of points. Pushed last is drawn first.
     waiting: list[tuple[Point, str, str]] = [(root, "", "") for root in reversed(children.get(None, []))]
+    roots = {root["id"] for root in children.get(None, [])[1:]}
     while waiting:
         point, before, rails = waiting.pop()
+        if point["id"] in roots:
+            yield ""
         yield f"{before}● {describe(point)}"
         following = children.get(point["id"], [])
         if following:

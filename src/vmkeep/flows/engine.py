@@ -197,17 +197,22 @@ class Engine:
 
     def _recover_one(self, status: WorkflowStatus) -> str:
         rule = next((declared.after_crash for declared in _FLOWS if declared.name == status.name), AfterCrash.UNDO)
-        operation, owner = status.workflow_id, status.executor_id or ""
-        with suppress(VmkeepError):
-            self._premises.catalog.take_over_operation(operation, owner, self._executor)
+        operation = status.workflow_id
         try:
             return self._undo(status) if rule is AfterCrash.UNDO else self._finish(status, resume=True)
         except VmkeepError as error:
             return f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"
 
+    def _take_over(self, operation: str) -> None:
+        """Make the record ours; it may be a dead recovery's by now, which is not the owner of the flow."""
+        with suppress(VmkeepError):
+            owner = self._premises.catalog.operation(operation).owner
+            self._premises.catalog.take_over_operation(operation, owner, self._executor)
+
     def _undo(self, status: WorkflowStatus) -> str:
         """Remove what a point left in repository and catalogue; the guest was made safe by its guardian."""
         operation = status.workflow_id
+        self._take_over(operation)
         if status.name == TAKE_POINT and operation in self._premises.catalog.point_ids():
             # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
             self._end(operation, OperationState.DONE, None)
@@ -222,6 +227,7 @@ class Engine:
 
     def _finish(self, status: WorkflowStatus, *, resume: bool) -> str:
         operation, name = status.workflow_id, status.name
+        self._take_over(operation)
         handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
         try:
             handle.get_result(polling_interval_sec=0.05)

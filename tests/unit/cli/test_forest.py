@@ -27,3 +27,7 @@ def test_branches_of_branches_keep_their_rails() -> None:
 def test_long_chain_is_drawn_in_one_column() -> None:
     chain = [point(str(number), str(number - 1) if number else None) for number in range(5000)]
     assert drawn(*chain) == [f"● {number}" for number in range(5000)]
+
+
+def test_further_roots_stand_apart() -> None:
+    assert drawn(point("a", None), point("b", "a"), point("c", None)) == ["● a", "● b", "", "● c"]
