@@ -67,7 +67,6 @@ _BEFORE_THE_INSTANT = [
     Place("during", _GUARDIAN + "Guardian.wait_ready", 50),
     Place("during", _GUARDIAN + "Guardian.wait_ready", 150),
     Place("after", _GUARDIAN + "Guardian.wait_ready"),
-    Place("before", "vmkeep.host.point:fix_instant"),
 ]
 _AT_THE_INSTANT = [
     *_around(_DOMAIN + "suspend", 0, 2),
@@ -75,31 +74,26 @@ _AT_THE_INSTANT = [
     *_around("vmkeep.host.instant:capture"),
     Place("after", "vmkeep.host.instant:capture#2"),
     *_around(_DOMAIN + "resume", 0, 2),
-    Place("after", "vmkeep.host.point:fix_instant"),
     *_around(_GUARDIAN + "Guardian._say", 0, 1),
 ]
 _IN_THE_COPY = [
-    Place("after", "vmkeep.host.point:Point.open"),
     Place("after", _FLOW + "open_point"),
     Place("after", "vmkeep.flows.plan:Plan.step"),
-    Place("before", "vmkeep.host.local:LocalHost._carry_out#2"),
     Place("before", "vmkeep.host.point:capture_disk"),
     *_around("vmkeep.transfer.nbd:NbdConnection.read"),
     Place("after", "vmkeep.repository.writer:DiskWriter.record#2"),
     Place("after", "vmkeep.host.point:capture_disk"),
-    Place("before", "vmkeep.host.point:capture_disk#2"),
     Place("after", "vmkeep.host.point:capture_disk#2"),
     *_around("vmkeep.repository.writer:PointWriter.put_state"),
-    Place("before", "vmkeep.repository.writer:PointWriter.commit"),
     *(
         place
         for number in range(2, 7)
         for place in (
-            Place("before", f"{_STORE}ObjectStore.put#{number}"),
             Place("after", f"{_STORE}obstore.put#{number}"),  # there, and not durable yet
             Place("after", f"{_STORE}ObjectStore.put#{number}"),
         )
     ),
+    Place("before", _STORE + "ObjectStore.put#6"),  # of the point
     Place("after", "vmkeep.repository.known:KnownBlocks.add"),
     Place("before", _STORE + "ObjectStore.delete"),  # of the intent
     Place("after", "vmkeep.repository.writer:PointWriter.commit"),

@@ -117,7 +117,7 @@ class Engine:
             "application_version": _APPLICATION_VERSION,
             "serializer": FlowSerializer(),
             "log_level": "CRITICAL",
-            "notification_listener_polling_interval_sec": 0.1,
+            "notification_listener_polling_interval_sec": 0.02,
         }
         DBOS(config=config)
         self._workflows = {

@@ -70,5 +70,9 @@ def _decode(value: Any) -> Any:
     if "$fault" in value:
         return VmkeepError(value["$fault"])
     if "$value" in value:
-        return _CLASSES[value["$value"]](**{name: _decode(item) for name, item in value["fields"].items()})
+        kind = _CLASSES[value["$value"]]
+        # A flow may have been left by another release: fields that a class lost since are dropped, new ones have
+        # defaults (docs/internals/flows.md, rules for changing a flow).
+        known = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{name: _decode(item) for name, item in value["fields"].items() if name in known})
     return {key: _decode(item) for key, item in value.items()}

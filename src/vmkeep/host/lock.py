@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+_PROCESS = re.compile(r"\(process (\d+)\)")
 
 
 class FileLock:
@@ -43,6 +46,20 @@ class FileLock:
             return path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return ""
+
+    @staticmethod
+    def is_inherited(path: Path) -> bool:
+        """Return whether the process that took the lock, as its note names it, is dead: a child of it holds it now."""
+        taker = _PROCESS.search(FileLock.holder(path))
+        if taker is None:
+            return False
+        try:
+            os.kill(int(taker[1]), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
 
     def release(self, *, remove: bool = True) -> None:
         """Let go. With ``remove`` the file goes too, unless another process holds the lock with us."""

@@ -6,6 +6,7 @@ Nothing of the guest is touched before the repository is open for writing and th
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,8 @@ from vmkeep.transfer.capture import capture_disk
 from vmkeep.transfer.nbd import NbdSource
 
 _log = structlog.get_logger(__name__)
+_GUARDIAN_SECONDS = 10.0
+_WAIT_SECONDS = 0.1
 
 
 @dataclass(slots=True)
@@ -183,8 +186,13 @@ class Point:
 
     def _lock_vm(self, domain: Domain) -> FileLock:
         path = self._settings.locks_dir / f"{domain.uuid}.lock"
-        lock = FileLock.try_acquire(path, note=f"point {self._request.point_id} (process {os.getpid()})")
-        if lock is None:
+        deadline = time.monotonic() + _GUARDIAN_SECONDS
+        note = f"point {self._request.point_id} (process {os.getpid()})"
+        while (lock := FileLock.try_acquire(path, note=note)) is None:
+            self._stop()
+            if FileLock.is_inherited(path) and time.monotonic() < deadline:
+                time.sleep(_WAIT_SECONDS)  # the guardian of a killed point is about to be done
+                continue
             holder = FileLock.holder(path) or "another operation"
             raise VmBusy(f"{holder} works on VM {domain.name!r}", vm=domain.name)
         return lock
