@@ -108,7 +108,8 @@ def load_settings(
         repository=str(found.get("repository", place / "repository")),
         run_dir=_run_dir(place, environ, root=root),
         images_dir=Path("/var/lib/libvirt/images"),
-        workers=min(4, max(2, os.cpu_count() or 2)),
+        # One more than there are processors, because one of them waits for QEMU most of the time.
+        workers=min(8, (os.cpu_count() or 2) + 1),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
     numbers = {key: int(found[key]) for key in ("workers", "block_bytes") if key in found}

@@ -127,7 +127,11 @@ class Packer:
 
     def add(self, blocks: Mapping[bytes, Buffer]) -> dict[bytes, BlockRef]:
         """Seal blocks, given by id, into packs and return where; raises the error of any upload that failed before."""
-        waiting = [_Block(id_, len(plain), *self._sealer.compress(plain)) for id_, plain in blocks.items()]
+        bodies = self._sealer.compress(list(blocks.values()))
+        waiting = [
+            _Block(id_, len(plain), codec, body)
+            for (id_, plain), (codec, body) in zip(blocks.items(), bodies, strict=True)
+        ]
         refs: dict[bytes, BlockRef] = {}
         while waiting:
             places = self._reserve(waiting)
@@ -268,7 +272,7 @@ class Packer:
         header = filling.header.pack_bytes()
         index = pack_index(filling.entries)
         id_ = self._sealer.id_of(FrameKind.PACK_INDEX, header)
-        codec, body = self._sealer.compress(index)
+        ((codec, body),) = self._sealer.compress([index])
         sealed = filling.key.seal(FrameKind.PACK_INDEX, id_, codec, body, len(index), filling.counter)
         tail = sealed + pack_trailer(filling.offset, len(sealed))
         name = pack_name(filling.header.pack)

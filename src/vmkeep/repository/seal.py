@@ -11,7 +11,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -26,7 +26,7 @@ from vmkeep.errors import ObjectDamaged
 from vmkeep.repository.layout import FRAME_HEADER_BYTES, SALT_BYTES, Buffer, Codec, FrameHeader, FrameKind
 
 Random: TypeAlias = Callable[[int], bytes]
-Compress: TypeAlias = Callable[[Buffer], bytes]
+Compress: TypeAlias = Callable[[Sequence[Buffer]], Sequence[Buffer]]
 
 FRAME_INFO = b"vmkeep frame v1"
 ID_CONTEXT = "vmkeep 2026 repository v1 id "
@@ -43,14 +43,18 @@ _ZSTD_LEVEL = 1
 _local = threading.local()
 
 
-def zstd(data: Buffer) -> bytes:
-    """Compress at level 1. Random 64 KiB cost 7 us (9 GB/s), so there is no gain in guessing what will not shrink."""
+def zstd(pieces: Sequence[Buffer]) -> list[Buffer]:
+    """Compress each piece by itself, at level 1, in one call that lets other threads run meanwhile.
+
+    Random 64 KiB cost 7 us (9 GB/s), so there is no gain in guessing what will not shrink. One call for a MiB of
+    blocks is an eighth faster on two threads than one for each block.
+    """
     try:
         compressor = _local.compressor
     except AttributeError:
         compressor = _local.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
-    compressed: bytes = compressor.compress(data)
-    return compressed
+    collected = compressor.multi_compress_to_buffer(list(pieces))
+    return [memoryview(collected[number]) for number in range(len(collected))]
 
 
 def _expand(data: bytes, plain_bytes: int) -> bytes:
@@ -133,16 +137,18 @@ class Sealer:
         active = self.domain.active
         return SealingKey(active, self.domain.data_keys[active], self.random(SALT_BYTES))
 
-    def compress(self, data: Buffer) -> tuple[Codec, Buffer]:
-        """Return the codec and the body: compressed when that saves at least one part in 32."""
-        body = self._compress(data)
-        if len(body) <= len(data) - (len(data) >> 5) and len(body) < len(data):
-            return Codec.ZSTD, body
-        return Codec.STORED, data
+    def compress(self, pieces: Sequence[Buffer]) -> list[tuple[Codec, Buffer]]:
+        """Return codec and body of each piece: compressed when that saves at least one part in 32."""
+        return [
+            (Codec.ZSTD, body)
+            if len(body) <= len(plain) - (len(plain) >> 5) and len(body) < len(plain)
+            else (Codec.STORED, plain)
+            for plain, body in zip(pieces, self._compress(pieces) if pieces else (), strict=True)
+        ]
 
     def seal_alone(self, kind: FrameKind, name: str, data: bytes) -> bytes:
         """Return an object of one frame whose id is that of its own name, so that a renamed object does not open."""
-        codec, body = self.compress(data)
+        ((codec, body),) = self.compress([data])
         return self.new_key().seal(kind, self.id_of(kind, name.encode()), codec, body, len(data), 0)
 
     def open_alone(self, kind: FrameKind, name: str, frame: bytes, where: str) -> bytes:

@@ -58,6 +58,10 @@ def sample_key() -> KeyFile:
     return KeyFile(key_id_of(secret), secret)
 
 
+def run_lengths(pieces: Sequence[Buffer]) -> list[Buffer]:
+    return [run_length(piece) for piece in pieces]
+
+
 def run_length(data: Buffer) -> bytes:
     """Return a zstd frame of one RLE block for repeated bytes, and other data as it is.
 
@@ -159,7 +163,7 @@ def make_sample(directory: Path, *, seed: int = 1) -> Sample:
     source, content = seeded(seed), seeded(seed + 1)
     key = SeededKey(sample_key(), source)
     location = directory / "repository"
-    repository = Repository.create(str(location), key, random=source, compress=run_length)
+    repository = Repository.create(str(location), key, random=source, compress=run_lengths)
     first = {0: content(BLOCK), 1: b"\x55" * BLOCK, 5: content(BLOCK), 40: content(BLOCK), 70: content(1000)}
     data = {1: content(BLOCK)}
     tpm, nvram = content(300), b"\xff" * 2000
