@@ -164,15 +164,17 @@ def small_scratch(crash_host: Host) -> Iterator[Path]:
 
 @pytest.fixture
 def writing_vm(crash_host: Host) -> Iterator[Vm]:
-    """A VM whose guest is a boot sector that writes 32 KiB at each clock tick through the device, for ever.
+    """A VM whose guest is a boot sector that writes 32 KiB at each clock tick through the device, round 2 MiB for ever.
+
+    The first round is over when this returns: only what overwrites data goes into the scratch.
 
     The rig's own writes do not go through the device, so no error policy applies to them and nothing would stop.
     """
     vm = crash_host.define("writer", disks=[Disk("vda", 16 * MiB)], firmware="bios", tpm=False)
     vm.start(paused=True)
-    vm.write_bytes("vda", start=0, content=_boot_sector(first=2048, end=2048 + 8 * MiB // 512))
+    vm.write_bytes("vda", start=0, content=_boot_sector(first=2048, end=2048 + 2 * MiB // 512))
     vm.resume()
-    wait_until(lambda: _written_bytes(vm) > 256 * KiB, "the guest does not write", 20)
+    wait_until(lambda: _written_bytes(vm) > 2 * MiB + 256 * KiB, "the guest does not write", 60)
     yield vm
     vm.delete()
 

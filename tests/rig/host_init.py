@@ -54,7 +54,8 @@ def prepare_mounts(directory: Path) -> None:
         print(f"host_init: {error}; going on with the outer one", file=sys.stderr)
     # libvirtd asks every emulator it finds what it can do, 0.4 s each, and only this one is needed.
     for emulator in Path("/usr/bin").glob("qemu-system-*"):
-        if emulator.name != "qemu-system-x86_64":
+        # A mount on a symbolic link lands on what it points to (Debian 13: qemu-system-amd64 is one to x86_64).
+        if emulator.name != "qemu-system-x86_64" and not emulator.is_symlink():
             mount("/dev/null", str(emulator), flags=_MS_BIND)
     # Guests are emulated (domain type qemu) wherever the tests run. A /dev/kvm that QEMU can open but libvirtd cannot
     # use (a nested host) makes libvirt 9.0 discard what it knows of QEMU and ask again, 7 s for each definition.

@@ -44,6 +44,6 @@ def children_in_pid_namespace_of(pid: int) -> Iterator[None]:
 
 
 def entering_command(pid: int, command: Sequence[str], working_directory: str) -> list[str]:
-    """Return the command that execs ``command`` in the mount, network and UTS namespaces of ``pid``."""
-    enter = ["nsenter", f"--target={pid}", "--mount", "--net", "--uts", "--"]
+    """Return the command that execs ``command`` in the mount, network and UTS namespaces of ``pid``, at its root."""
+    enter = ["nsenter", f"--target={pid}", "--mount", "--root", "--net", "--uts", "--"]
     return [*enter, "env", f"--chdir={working_directory}", *command]
