@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.catalog.examples import example_point
+from tests.integration.catalog.examples import example_point
 from vmkeep.catalog import Catalog
 from vmkeep.errors import PointNotFound
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.repository.samples import make_sample, opener, read_whole, sample_key
+from tests.integration.repository.samples import make_sample, opener, read_whole, sample_key
 from vmkeep.repository import Repository
 
 GOLDEN = Path(__file__).parent / "golden" / "repository"

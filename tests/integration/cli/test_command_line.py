@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.catalog.examples import WEB, WIN11, example_point, example_state, number
-from tests.unit.cli.command_line import COMMAND, environment, vmkeep
+from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
+from tests.integration.cli.command_line import COMMAND, environment, vmkeep
 from vmkeep.catalog import Catalog
 from vmkeep.config import load_settings
 

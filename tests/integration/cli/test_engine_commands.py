@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.unit.catalog.examples import WIN11, example_point, number
+from tests.integration.catalog.examples import WIN11, example_point, number
 from vmkeep.catalog import Catalog
 from vmkeep.cli.main import main
 from vmkeep.config import load_settings

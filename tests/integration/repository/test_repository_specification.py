@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tests.unit.repository.samples import make_sample
+from tests.integration.repository.samples import make_sample
 
 GOLDEN = Path(__file__).parent / "golden" / "repository"
 SECRET = bytes(range(32))

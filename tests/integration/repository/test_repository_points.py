@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.repository.samples import (
+from tests.integration.repository.samples import (
     BLOCK,
     SIZE,
     Sample,

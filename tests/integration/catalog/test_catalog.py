@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.catalog.examples import WEB, WIN11, example_point, example_state, number
+from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
 from vmkeep.catalog import Catalog, Operation, OperationState
 from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
 

@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from tests.unit.catalog.examples import example_point
+from tests.integration.catalog.examples import example_point
 from vmkeep.catalog import Catalog
 from vmkeep.catalog.database import HEAD_REVISION
 from vmkeep.catalog.migrations.upgrade import head_revision

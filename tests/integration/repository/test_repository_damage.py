@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.repository.samples import Sample, make_sample, opener, read_whole
+from tests.integration.repository.samples import Sample, make_sample, opener, read_whole
 from vmkeep.errors import VmkeepError
 from vmkeep.repository import Repository
 

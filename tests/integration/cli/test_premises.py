@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.command_line import COMMAND, environment, vmkeep
+from tests.integration.cli.command_line import COMMAND, environment, vmkeep
 from vmkeep.config import load_settings
 from vmkeep.errors import RepositoryForeign, RepositoryNotFound
 from vmkeep.flows.premises import Premises, catalog_point, catalog_states
