@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
 from vmkeep.config import Settings
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.host import restore, surveying
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
@@ -170,9 +171,20 @@ class LocalHost:
     def _connected(self) -> Hypervisor:
         with self._connecting:
             if self._hypervisor is None:
+                refuse_remote(self._settings.uri)
                 self._hypervisor = Hypervisor.connect(self._settings.uri)
             return self._hypervisor
 
     def _repository(self) -> Repository:
         assert self._open_repository is not None, "this host was made for surveys only"
         return self._open_repository()
+
+
+def refuse_remote(uri: str) -> None:
+    """Raise InvalidRequest for a libvirt of another machine: its disks, TPM states and sockets are not here."""
+    if urlsplit(uri).netloc:
+        raise InvalidRequest(
+            f"{uri} is the libvirt of another machine, whose disks and TPM states cannot be reached from here",
+            path=uri,
+            hint="Run vmkeep on that machine.",
+        )
