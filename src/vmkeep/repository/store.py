@@ -32,6 +32,7 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
+from vmkeep.filesystem import sync_directory
 from vmkeep.repository.layout import Buffer
 
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -128,7 +129,7 @@ class ObjectStore:
         with _translated(self.location, name):
             obstore.delete(self._store, name)
             if self.directory is not None:
-                _sync(self.directory / Path(name).parent)
+                sync_directory(self.directory / Path(name).parent)
 
     def names(self) -> set[str]:
         """Return what lies at the top of a directory store, whether it is an object or not, without lost+found."""
@@ -153,7 +154,7 @@ class ObjectStore:
             for directory in reversed(missing):
                 directory.mkdir(mode=0o700)
                 directory.chmod(0o700)
-                _sync(directory.parent)
+                sync_directory(directory.parent)
             self._made.add(path.parent)
 
     @staticmethod
@@ -164,7 +165,7 @@ class ObjectStore:
             os.fsync(handle)
         finally:
             os.close(handle)
-        _sync(path.parent)
+        sync_directory(path.parent)
 
 
 def _begin_writing(path: Path) -> None:
@@ -195,7 +196,7 @@ def create_store(location: str) -> ObjectStore:
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         for path in reversed(missing):
             path.mkdir(mode=0o700, exist_ok=True)
-            _sync(path.parent)
+            sync_directory(path.parent)
         if not directory.is_dir():
             raise NotADirectoryError(20, "Not a directory")
     return _local(directory)
@@ -210,14 +211,6 @@ def _directory(location: str) -> Path:
 def _local(directory: Path) -> ObjectStore:
     with _translated(str(directory), ""):
         return ObjectStore(LocalStore(directory), location=str(directory), directory=directory)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

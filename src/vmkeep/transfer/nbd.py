@@ -1,8 +1,8 @@
 """An NBD export of QEMU's as a disk source.
 
 Each map is read over a connection of its own with one metadata context. With two contexts on one connection a
-reply may cover different lengths for each, and a reader that walks both with one offset drifts
-(research on other tools found that bug); two independent cursors cannot.
+reply may cover different lengths for each, and a reader that walks both with one offset drifts; two independent
+cursors cannot.
 """
 
 from __future__ import annotations
