@@ -62,7 +62,7 @@ class FileLock:
         return False
 
     def release(self, *, remove: bool = True) -> None:
-        """Let go. With ``remove`` the file goes too, unless another process holds the lock with us."""
+        """Let go. With ``remove`` the file goes too: a child that still holds the lock would then protect nothing."""
         if self.descriptor < 0:
             return
         if remove:
