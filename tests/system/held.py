@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 from tests.rig import Vm
@@ -29,21 +30,39 @@ def held_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> AbstractContextManager[subproces
 
 @contextmanager
 def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
-    """Start a command and stop its process with SIGSTOP as soon as the condition holds."""
+    """Start a command and stop its process with SIGSTOP as soon as the condition holds, between transactions."""
     process = vmkeep.start(*arguments)
     deadline = time.monotonic() + 30
     try:
-        while not condition():
+        while True:
+            if condition():
+                os.kill(process.pid, signal.SIGSTOP)
+                if not _holds_a_database(vmkeep.home):
+                    break
+                os.kill(process.pid, signal.SIGCONT)
             assert process.poll() is None, f"over before it could be stopped: {process.communicate()}"
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGSTOP)
         yield process
     except BaseException:
         process.kill()
         process.communicate()
         raise
     os.kill(process.pid, signal.SIGCONT)
+
+
+def _holds_a_database(home: Path) -> bool:
+    """Return whether a process was stopped in the middle of a transaction, which would hold up all others."""
+    for path in (home / "flows.sqlite", home / "catalog.sqlite"):
+        if not path.exists():
+            continue
+        with closing(sqlite3.connect(path, timeout=0.02, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                return True
+    return False
 
 
 def _content(path: Path) -> str:

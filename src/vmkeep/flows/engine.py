@@ -17,9 +17,10 @@ from typing import Any, Self, TypeVar
 
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
+from sqlalchemy.exc import OperationalError
 
 from vmkeep.catalog import OperationState
-from vmkeep.errors import Interrupted, PointNotFound, VmkeepError
+from vmkeep.errors import CatalogError, Interrupted, PointNotFound, VmkeepError
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
@@ -66,8 +67,11 @@ class Engine:
     def __enter__(self) -> Self:
         settings = self._premises.settings
         self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
-        self._launch(settings.flows_path)
-        self.recovered = (*rescue_abandoned(settings.guards_dir), *self._recover())
+        try:
+            self._launch(settings.flows_path)
+            self.recovered = (*rescue_abandoned(settings.guards_dir), *self._recover())
+        except OperationalError as error:
+            raise self._fault(error) from error
         return self
 
     def __exit__(
@@ -117,7 +121,8 @@ class Engine:
             "application_version": _APPLICATION_VERSION,
             "serializer": FlowSerializer(),
             "log_level": "CRITICAL",
-            "notification_listener_polling_interval_sec": 0.02,
+            # Each poll takes the write lock for a moment (BEGIN IMMEDIATE); the end waits for one interval.
+            "notification_listener_polling_interval_sec": 0.1,
         }
         DBOS(config=config)
         self._workflows = {
@@ -156,7 +161,7 @@ class Engine:
             self._end(operation, OperationState.FAILED, error)
             raise
         except Exception as error:
-            fault = VmkeepError(f"{type(error).__name__}: {error}")
+            fault = self._fault(error)
             _log.exception("fault", operation=operation, flow=declared.name)
             self._end(operation, OperationState.FAILED, fault)
             raise fault from error
@@ -164,6 +169,17 @@ class Engine:
             self._watch = _unwatched
         self._end(operation, OperationState.DONE, None)
         return result
+
+    def _fault(self, error: Exception) -> VmkeepError:
+        """Return the error of our tree for one that DBOS or a fault of ours raised."""
+        if isinstance(error, OperationalError):
+            path = self._premises.settings.flows_path
+            return CatalogError(
+                f"the flow database {path} cannot be used: {error.orig}",
+                path=str(path),
+                hint="If it is locked, another vmkeep was stopped while it wrote: let it go on, or end it.",
+            )
+        return VmkeepError(f"{type(error).__name__}: {error}")
 
     def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
         """Note how the operation ended; a catalogue that fails here must not hide what happened."""
