@@ -184,6 +184,8 @@ class Packer:
                 )
                 filling.counter += 1
                 filling.offset += block.sealed_bytes
+                if filling.offset > len(filling.buffer):  # a frame larger than a pack, alone in its own
+                    filling.buffer.extend(bytes(filling.offset - len(filling.buffer)))
                 filling.pending += 1
         return places
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import stat
 import threading
@@ -546,3 +547,14 @@ def test_no_plain_text_of_a_guest_or_key_is_in_the_repository(sample: Sample) ->
         content = path.read_bytes()
         assert not any(secret in content for secret in secrets), path
     assert "00010203" not in repr(sample_key())
+
+
+def test_block_larger_than_a_pack_gets_one_of_its_own(sample: Sample, tmp_path: Path) -> None:
+    size = 16 * 1024 * 1024
+    content = random.Random(5).randbytes(size)
+    with begin(sample.repository, tmp_path) as writer:
+        disk = writer.disk(size_bytes=size, block_bytes=size)
+        disk.record(0, disk.seal(content))
+        stored = disk.finish()
+        writer.commit(record_of([stored]))
+    assert list(sample.repository.read_disk(stored)) == [(0, content)]
