@@ -146,15 +146,6 @@ class HostFileMissing(VmkeepError):
 # -- the state of the VM or the host forbids it ----------------------------------------------------------------
 
 
-class VmNotRunning(VmkeepError):
-    """The VM is off, and this operation needs it running."""
-
-    code = "vm-not-running"
-    exit_status = 10
-    http_status = 409
-    default_hint = "Start the VM and run the command again."
-
-
 class VmBusy(VmkeepError):
     """Another operation holds the VM."""
 
@@ -189,6 +180,33 @@ class PermissionRefused(VmkeepError):
     exit_status = 14
     http_status = 403
     default_hint = "Run vmkeep as root, or as a user who may read and write the file named."
+
+
+class AgentUnavailable(VmkeepError):
+    """The guest agent that shall freeze the guest's file systems does not answer."""
+
+    code = "agent-unavailable"
+    exit_status = 15
+    http_status = 409
+    default_hint = "Install and start qemu-guest-agent in the guest, or leave out --quiesce."
+
+
+class VmRunning(VmkeepError):
+    """The VM runs, or has a saved memory image, and this operation needs it off."""
+
+    code = "vm-running"
+    exit_status = 16
+    http_status = 409
+    default_hint = "Shut the VM down (`virsh shutdown VM`) and run the command again."
+
+
+class RestorePending(VmkeepError):
+    """A restore in place of the VM was interrupted, and its disks are not whole until it is finished."""
+
+    code = "restore-pending"
+    exit_status = 17
+    http_status = 409
+    default_hint = "Run `vmkeep doctor --fix`, which finishes the restore or rolls it back."
 
 
 # -- stored data cannot be trusted -----------------------------------------------------------------------------
@@ -258,6 +276,13 @@ class JobAborted(HypervisorError):
 
     code = "job-aborted"
     exit_status = 32
+    default_hint = "No point was made and the earlier ones are whole; run the command again."
+
+
+class VmStarted(JobAborted):
+    """A VM that was off was started while a point of it was copied."""
+
+    code = "vm-started"
     default_hint = "No point was made and the earlier ones are whole; run the command again."
 
 

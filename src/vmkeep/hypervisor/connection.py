@@ -47,6 +47,22 @@ class Hypervisor:
             capabilities = etree.fromstring(self._connection.getCapabilities().encode())
             return capabilities.findtext("host/uuid") or "", self._connection.getHostname()
 
+    def versions(self) -> tuple[int, int]:
+        """Return the versions of libvirt and of QEMU, each as major * 1,000,000 + minor * 1,000 + release."""
+        with libvirt_errors("tell its version"):
+            return self._connection.getLibVersion(), self._connection.getVersion()
+
+    def has_secret(self, uuid: str) -> bool:
+        """Return whether libvirt knows the secret of that UUID."""
+        try:
+            self._connection.secretLookupByUUIDString(uuid)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
+                return False
+            with libvirt_errors("look for a secret"):
+                raise
+        return True
+
     def domains(self) -> tuple[Domain, ...]:
         """Return all VMs, running or not, by name."""
         with libvirt_errors("list the VMs"):
@@ -76,6 +92,17 @@ class Hypervisor:
 
     def _by_uuid(self, text: str) -> libvirt.virDomain:
         return self._connection.lookupByUUIDString(str(UUID(text)))
+
+    def volume_path(self, pool: str, volume: str) -> tuple[str, bool] | None:
+        """Return where a storage volume is on this host and whether it is a block device; None when it is not known.
+
+        A pool that is not active does not tell its volumes.
+        """
+        try:
+            found = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
+            return found.path(), found.info()[0] == libvirt.VIR_STORAGE_VOL_BLOCK
+        except libvirt.libvirtError:
+            return None
 
     def define(self, xml: str, vm: str) -> Domain:
         """Define a VM of ``xml``, without starting it; raises HypervisorError with libvirt's reason."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from xml.sax.saxutils import escape, quoteattr
 
 import libvirt
 from lxml import etree
 
-from vmkeep.hypervisor.translation import libvirt_errors
+from vmkeep.errors import AgentUnavailable, HypervisorError, VmkeepError
+from vmkeep.hypervisor.translation import libvirt_errors, translate
 
 
 class RunState(StrEnum):
@@ -25,6 +28,8 @@ _RUN_STATES = {
     libvirt.VIR_DOMAIN_RUNNING: RunState.RUNNING,
     libvirt.VIR_DOMAIN_BLOCKED: RunState.RUNNING,
     libvirt.VIR_DOMAIN_PAUSED: RunState.PAUSED,
+    # Suspended by the guest itself (S3): its processors stand still, and QEMU serves a backup job as always.
+    libvirt.VIR_DOMAIN_PMSUSPENDED: RunState.PAUSED,
     libvirt.VIR_DOMAIN_SHUTOFF: RunState.OFF,
     libvirt.VIR_DOMAIN_CRASHED: RunState.OFF,
 }
@@ -32,10 +37,12 @@ _RUN_STATES = {
 
 @dataclass(frozen=True, slots=True)
 class DomainState:
-    """Run state, and whether the VM stopped itself on an I/O error (which includes a full scratch disk)."""
+    """Run state; whether the VM stopped itself on an I/O error (which includes a full scratch disk); whether it is
+    off because its QEMU died."""
 
     run: RunState
     io_error: bool
+    killed: bool = False
 
 
 class Domain:
@@ -51,7 +58,12 @@ class Domain:
         with libvirt_errors("tell the state", self.name):
             state, reason = self._handle.state()
         run = _RUN_STATES.get(state, RunState.OTHER)
-        return DomainState(run, run is RunState.PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+        return DomainState(
+            run,
+            io_error=state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR,
+            # What libvirt 9.0 says after a kill -9 of QEMU; an orderly `virsh destroy` is "destroyed".
+            killed=state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED,
+        )
 
     def definition_xml(self, *, inactive: bool = False, secure: bool = False) -> str:
         """Return the definition: as it runs, or as it will start next."""
@@ -86,6 +98,34 @@ class Domain:
         with libvirt_errors("undefine the VM", self.name):
             self._handle.undefineFlags(flags)
 
+    def has_saved_memory(self) -> bool:
+        """Return whether a managed save image waits: the next start goes on from it instead of booting."""
+        with libvirt_errors("tell whether the VM has a managed save image", self.name):
+            return bool(self._handle.hasManagedSaveImage())
+
+    # -- guest agent -------------------------------------------------------------------------------------------
+
+    def require_agent(self) -> None:
+        """Raise AgentUnavailable unless the guest agent answers. Nothing is changed in the guest."""
+        try:
+            self._handle.fsInfo()
+        except libvirt.libvirtError as error:
+            raise _agent_error(error, "cannot be asked for the guest's file systems", self.name) from error
+
+    def freeze(self) -> int:
+        """Freeze the guest's file systems through its agent; return how many. Raises AgentUnavailable."""
+        try:
+            return int(self._handle.fsFreeze())
+        except libvirt.libvirtError as error:
+            raise _agent_error(error, "could not freeze the guest's file systems", self.name) from error
+
+    def thaw(self) -> int:
+        """Thaw what is frozen; return how many were. Thawing twice is harmless. Raises AgentUnavailable."""
+        try:
+            return int(self._handle.fsThaw())
+        except libvirt.libvirtError as error:
+            raise _agent_error(error, "could not thaw the guest's file systems", self.name) from error
+
     # -- backup job --------------------------------------------------------------------------------------------
 
     def has_job(self) -> bool:
@@ -104,8 +144,8 @@ class Domain:
             with libvirt_errors("tell the running job", self.name):
                 raise
 
-    def begin_backup(self, backup_xml: str, checkpoint_xml: str) -> None:
-        """Start the pull-mode job and create its checkpoint in one transaction of QEMU."""
+    def begin_backup(self, backup_xml: str, checkpoint_xml: str | None) -> None:
+        """Start the pull-mode job and create its checkpoint, if any, in one transaction of QEMU."""
         with libvirt_errors("begin the backup job", self.name):
             self._handle.backupBegin(backup_xml, checkpoint_xml)
 
@@ -134,6 +174,18 @@ class Domain:
         with libvirt_errors("list the checkpoints", self.name):
             return frozenset(checkpoint.getName() for checkpoint in self._handle.listAllCheckpoints())
 
+    def checkpoint_targets(self, name: str) -> frozenset[str]:
+        """Return the disks that have a bitmap of the checkpoint, as libvirt remembers it; none when it is gone."""
+        try:
+            text = self._handle.checkpointLookupByName(name).getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+                return frozenset()
+            with libvirt_errors(f"read checkpoint {name}", self.name):
+                raise
+        disks = etree.fromstring(text.encode()).iterfind("disks/disk[@checkpoint='bitmap']")
+        return frozenset(str(disk.get("name")) for disk in disks)
+
     def checkpoint_dirty_bytes(self, name: str) -> dict[str, int]:
         """Return how much each disk changed since the checkpoint, for the disks whose bitmap is valid.
 
@@ -146,6 +198,13 @@ class Domain:
             text = self._handle.checkpointLookupByName(name).getXMLDesc(flags)
         disks = etree.fromstring(text.encode()).iterfind("disks/disk")
         return {str(disk.get("name")): int(str(disk.get("size"))) for disk in disks if disk.get("size") is not None}
+
+    def checkpoint_disks(self, name: str) -> frozenset[str]:
+        """Return the targets of the disks in which a checkpoint has a bitmap, as libvirt recorded it."""
+        with libvirt_errors(f"read checkpoint {name}", self.name):
+            text = self._handle.checkpointLookupByName(name).getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN)
+        disks = etree.fromstring(text.encode()).iterfind("disks/disk[@checkpoint='bitmap']")
+        return frozenset(str(disk.get("name")) for disk in disks)
 
     def delete_checkpoint(self, name: str) -> bool:
         """Delete the checkpoint with all its bitmaps; return False when there was none of that name.
@@ -179,7 +238,51 @@ class Domain:
                     text = etree.tostring(definition, encoding="unicode")
                     self._handle.checkpointCreateXML(text, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
 
+    def forget_checkpoint(self, name: str) -> bool:
+        """Remove libvirt's record of a checkpoint and no bitmap, also while the VM is off. False: there is none."""
+        try:
+            checkpoint = self._handle.checkpointLookupByName(name)
+            checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+                return False
+            with libvirt_errors(f"forget checkpoint {name}", self.name):
+                raise
+        return True
 
+    def redefine_checkpoint(self, xml: str, *, validate: bool = False) -> str | None:
+        """Make libvirt list a checkpoint whose bitmaps exist already; works while the VM is off.
+
+        With ``validate`` (running VMs only) libvirt proves that the bitmaps are there and record: the answer is then
+        the target of the first disk whose bitmap is missing or broken, and nothing was changed; None is success.
+        """
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
+        flags |= libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE if validate else 0
+        try:
+            self._handle.checkpointCreateXML(xml, flags)
+        except libvirt.libvirtError as error:
+            broken = _BITMAP_BROKEN.search(error.get_error_message())
+            if validate and error.get_error_code() == libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT and broken:
+                return str(broken.group(1))
+            with libvirt_errors("redefine a checkpoint", self.name):
+                raise
+        return None
+
+    def drop_bitmaps(self, name: str, targets: Sequence[str]) -> None:
+        """Remove the bitmaps of that name from disks of a running VM that no checkpoint names any more.
+
+        libvirt has no call for it. A checkpoint redefined over them and then deleted takes them along, from every
+        image of the chain, whatever their condition (tried on 9.0).
+        """
+        entries = "".join(f"<disk name={quoteattr(target)} checkpoint='bitmap'/>" for target in targets)
+        self.redefine_checkpoint(
+            f"<domaincheckpoint><name>{escape(name)}</name><creationTime>1</creationTime>"
+            f"<disks>{entries}</disks></domaincheckpoint>"
+        )
+        self.delete_checkpoint(name)
+
+
+_BITMAP_BROKEN = re.compile(r"missing or broken bitmap '.*' for disk '([^']+)'")
 _BITMAP_GONE = re.compile(r"not found in backing chain of '([^']+)'")
 
 
@@ -191,3 +294,11 @@ def _drop_disk(checkpoint: etree._Element, target: str) -> bool:
             disk.attrib.pop("bitmap", None)
             return True
     return False
+
+
+def _agent_error(error: libvirt.libvirtError, what: str, vm: str) -> VmkeepError:
+    """Return AgentUnavailable, unless the VM or libvirt itself is gone."""
+    translated = translate(error, "speak to the guest agent", vm)
+    if type(translated) is not HypervisorError:
+        return translated
+    return AgentUnavailable(f"the guest agent of the VM {what}: {error.get_error_message()}", vm=vm)
