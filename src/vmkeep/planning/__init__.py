@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from vmkeep.planning.codes import BitmapHealth, ExclusionReason, Mode, Reason, RefusalCode, WarningCode
 from vmkeep.planning.model import (
     Base,
     BaseDisk,
-    BitmapHealth,
     DiskPlan,
     Exclusion,
-    ExclusionReason,
-    Mode,
     PlannableDisk,
     PointPlan,
     PointRequest,
-    Reason,
     Refusal,
-    RefusalCode,
     Refused,
     Warned,
-    WarningCode,
 )
 from vmkeep.planning.points import plan_point
 

@@ -1,0 +1,123 @@
+"""Which disks are in a point, which are left out, and which are the cause of a refusal.
+
+A disk that cannot be read right is refused by name, never left out. Sources of the limits, for running VMs:
+libvirt begins no block job on a disk that is transient or on the bus sd (``qemuDomainDiskBlockJobIsSupported``;
+tried on 9.0). QEMU's scsi-block, which a LUN is, does all input and output with SG_IO, and the filter that a backup
+job puts in front of the disk (``copy-before-write``) passes no such request on, so the guest would see errors for
+as long as the job lives.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vmkeep.planning.codes import ExclusionReason, RefusalCode
+from vmkeep.planning.model import Exclusion, PlannableDisk, PointRequest, Refusal
+
+_REMOVABLE: Final = frozenset({"cdrom", "floppy"})
+_STOP_IT: Final = "Make the point while the VM is off"
+
+
+def is_removable(disk: PlannableDisk) -> bool:
+    """Return whether it is a drive for media, which are no state of a VM."""
+    return disk.device in _REMOVABLE
+
+
+def exclude(disk: PlannableDisk, request: PointRequest) -> Exclusion | None:
+    """Return why the disk or drive is not in the point, or None when it is."""
+    if disk.target in request.exclude:
+        return Exclusion(target=disk.target, reason=ExclusionReason.REQUESTED)
+    if disk.source_kind == "none":
+        return Exclusion(target=disk.target, reason=ExclusionReason.NO_MEDIUM)
+    if is_removable(disk):
+        return Exclusion(target=disk.target, reason=ExclusionReason.REMOVABLE_MEDIA)
+    return None
+
+
+def refuse_request(request: PointRequest) -> list[Refusal]:
+    """Return what is wrong with the request itself."""
+    known = [disk.target for disk in request.disks]
+    return [
+        Refusal(
+            code=RefusalCode.INVALID_REQUEST,
+            target=target,
+            message=f"{request.vm} has no disk {target!r} to exclude",
+            hint=f"Its disks are {', '.join(known)}." if known else "It has no disks.",
+        )
+        for target in sorted(request.exclude - set(known))
+    ]
+
+
+def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
+    """Return why the disk cannot be in a point of the VM as it is now, or None."""
+    fault = _unreadable_source(disk, running=running) or _unreadable_use(disk, running=running)
+    if fault is None and disk.size_bytes is None:
+        fault = "has a size that is not known: its image cannot be read; is the file there?", None
+    if fault is not None:
+        what, remedy = fault
+        leave_out = f"by name with --exclude {disk.target}; the point then says that it lacks it."
+        return Refusal(
+            code=RefusalCode.DISK_UNSUPPORTED,
+            target=disk.target,
+            message=f"disk {disk.target} {what}",
+            hint=f"{remedy}, or leave it out {leave_out}" if remedy else f"Leave it out {leave_out}",
+        )
+    return _refuse_scratch(disk) if running else None
+
+
+def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str | None] | None:
+    """Return what is wrong with the place of the disk's content, and a remedy besides leaving it out."""
+    if disk.source_kind == "volume":
+        pool = (disk.source or "").partition("/")[0]
+        return (
+            f"is the volume {disk.source}, whose pool is not there or not active",
+            f"Start the pool (`virsh pool-start {pool}`)" if pool else "Start the pool",
+        )
+    if disk.source_kind not in {"file", "block", "network"}:
+        return f"is of type {disk.source_kind}, which cannot be read yet", None
+    if not disk.source:
+        return "has no path", None
+    if disk.source_kind == "network" and not running:
+        return f"is on the network ({disk.source}), and such disks can be read only while the VM runs", "Start the VM"
+    return None
+
+
+def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | None] | None:
+    """Return what of the disk's use stands against reading it, and a remedy besides leaving it out."""
+    if disk.device not in {"disk", "lun"}:
+        return f"is a {disk.device}, which cannot be read yet", None
+    if disk.encrypted:
+        return "is encrypted, and its content would stand in plain text outside of its image", None
+    if running and disk.device == "lun":
+        return "is a LUN that the guest speaks SCSI to; a backup job of the running VM would break that", _STOP_IT
+    if running and disk.bus == "sd":
+        return "is on the bus sd, on which libvirt begins no backup job", _STOP_IT
+    if running and disk.transient and not (disk.source_kind == "file" and disk.backing_chain):
+        return "is transient, and the image that it returns to when the VM stops was not found", _STOP_IT
+    return None
+
+
+def _refuse_scratch(disk: PlannableDisk) -> Refusal | None:
+    """Refuse a disk whose guest would see an error when the scratch runs full.
+
+    With the default policies QEMU stops the guest, and it goes on after the job was ended. With ``report`` the
+    guest itself gets the error, so the scratch must be able to hold the whole disk. What the guest cannot write to,
+    and what no job reads, needs no scratch.
+    """
+    if disk.error_policy != "report" or disk.size_bytes is None or disk.readonly or disk.transient:
+        return None
+    if disk.free_scratch_bytes is not None and disk.free_scratch_bytes >= disk.size_bytes:
+        return None
+    free = "is not known" if disk.free_scratch_bytes is None else f"is {disk.free_scratch_bytes} bytes"
+    return Refusal(
+        code=RefusalCode.NO_SPACE,
+        target=disk.target,
+        message=(
+            f"disk {disk.target} has the error policy 'report' and {disk.size_bytes} bytes; "
+            f"the free space for its scratch {free}, and the guest would see an error if it ran out"
+        ),
+        hint=(
+            "Make room for the scratch, set another error_policy, make the point while the VM is off, "
+            f"or leave it out with --exclude {disk.target}."
+        ),
+    )

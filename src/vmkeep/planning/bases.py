@@ -1,0 +1,86 @@
+"""Which base a disk is read against, or why there is none.
+
+Each bitmap of ours records every write since it was made, whatever other bitmaps there are. So an older sound one
+is as right as the newest, only larger, and each disk takes the newest base that fits it by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vmkeep.planning.codes import BitmapHealth, Reason
+from vmkeep.planning.model import Base, BaseDisk, PlannableDisk, PointRequest
+
+_BITMAP_FAULTS: Final = {
+    BitmapHealth.MISSING: (Reason.BITMAP_MISSING, "the image has no bitmap of checkpoint {}"),
+    BitmapHealth.INCONSISTENT: (
+        Reason.BITMAP_INCONSISTENT,
+        "the image was not closed properly, so the bitmap of checkpoint {} may lack writes",
+    ),
+    BitmapHealth.NOT_RECORDING: (
+        Reason.BITMAP_NOT_RECORDING,
+        "the bitmap of checkpoint {} is disabled, so it lacks writes",
+    ),
+    BitmapHealth.UNFITTING: (
+        Reason.BITMAP_UNFITTING,
+        "the size or granularity of the bitmap of checkpoint {} does not fit the disk",
+    ),
+    BitmapHealth.GAP: (
+        Reason.BITMAP_GAP,
+        "the bitmap of checkpoint {} is not in every image since it was made, so it lacks writes",
+    ),
+    BitmapHealth.UNKNOWN: (Reason.BITMAP_UNKNOWN, "nothing is known of the bitmap of checkpoint {}"),
+}
+_KILLED: Final = {
+    BitmapHealth.MISSING: "QEMU died before it wrote the bitmap of checkpoint {} to the image",
+    BitmapHealth.INCONSISTENT: "QEMU died with the image open, so the bitmap of checkpoint {} may lack writes",
+}
+# What an image says of a bitmap whose checkpoint libvirt does not list tells nothing more than that.
+_NO_NEWS: Final = frozenset({BitmapHealth.SOUND, BitmapHealth.MISSING, BitmapHealth.UNKNOWN})
+
+
+def find_base(disk: PlannableDisk, request: PointRequest) -> Base | tuple[Reason, str]:
+    """Return the newest base that fits the disk, or why the newest of all does not, with a sentence."""
+    if request.force_full:
+        return Reason.FORCED, "a full point was asked for"
+    first: tuple[Reason, str] | None = None
+    for base in request.bases:
+        misfit = _misfit(disk, base, killed=request.killed)
+        if misfit is None:
+            return base
+        first = first or misfit
+    return first or (Reason.NO_BASE, "there is no earlier point to start from")
+
+
+def _misfit(disk: PlannableDisk, base: Base, *, killed: bool) -> tuple[Reason, str] | None:
+    """Return why the disk cannot be read against the base; what was done to the disk tells more than its bitmap."""
+    then = base.disks.get(disk.target)
+    if then is None:
+        return Reason.NEW_DISK, f"point {base.point_id} has no disk {disk.target}"
+    return _change_since(disk, then) or _distrust(disk.target, then, base, killed=killed)
+
+
+def _change_since(disk: PlannableDisk, then: BaseDisk) -> tuple[Reason, str] | None:
+    if then.source != disk.source:
+        if then.source in disk.backing_chain:
+            return Reason.EXTERNAL_SNAPSHOT, f"it was {then.source} and is an overlay of that, {disk.source}"
+        return Reason.SOURCE_CHANGED, f"it was {then.source} and is {disk.source}"
+    if then.format != disk.format:
+        return Reason.FORMAT_CHANGED, f"it was {then.format} and is {disk.format}"
+    if then.size_bytes != disk.size_bytes:
+        return Reason.SIZE_CHANGED, f"it had {then.size_bytes} bytes and has {disk.size_bytes}"
+    return None
+
+
+def _distrust(target: str, then: BaseDisk, base: Base, *, killed: bool) -> tuple[Reason, str] | None:
+    if not then.bitmap:
+        return Reason.BITMAP_MISSING, f"point {base.point_id} made no bitmap of it"
+    health = base.bitmaps.get(target, BitmapHealth.UNKNOWN)
+    if killed and health in _KILLED:
+        return Reason.QEMU_KILLED, _KILLED[health].format(base.checkpoint)
+    if not base.listed and health in _NO_NEWS:
+        return Reason.CHECKPOINT_LOST, f"libvirt does not list checkpoint {base.checkpoint}"
+    if health is BitmapHealth.SOUND:
+        return None
+    reason, detail = _BITMAP_FAULTS[health]
+    return reason, detail.format(base.checkpoint)
