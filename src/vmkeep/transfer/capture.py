@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from vmkeep.extents import BlockRun, Kind, cut, merge
@@ -29,8 +30,17 @@ class BlockSink(Protocol):
     """What takes the blocks: a disk writer of the repository."""
 
     def seal_run(self, data: bytes | memoryview) -> list[BlockRef | None]: ...
+    def matches(self, ref: BlockRef, data: bytes | bytearray | memoryview) -> bool: ...
     def record(self, block: int, ref: BlockRef | None) -> None: ...
     def record_zero(self, first_block: int, blocks: int) -> None: ...
+
+
+class BaseMismatch(Exception):
+    """A block that did not change, by the dirty map, is not what the base has there: the base is not this disk's."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__(f"block {block}")
+        self.block = block
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,23 @@ class _Readers:
                 connection.close()
 
 
+class _Proof:
+    """That the base is this disk's: a bitmap cannot tell that its image was exchanged for another one that has a
+    bitmap of the same name, as the disks of one VM have."""
+
+    def __init__(self, witnesses: Mapping[int, BlockRef]) -> None:
+        self._unchanged = dict(witnesses)
+
+    def see_change(self, run: BlockRun) -> None:
+        for block in [block for block in self._unchanged if run.first_block <= block < run.first_block + run.blocks]:
+            del self._unchanged[block]
+
+    def check(self, sink: BlockSink, read: Callable[[int], bytes | bytearray]) -> None:
+        for block, ref in self._unchanged.items():
+            if not sink.matches(ref, read(block)):
+                raise BaseMismatch(block)
+
+
 def capture_disk(
     source: DiskSource,
     sink: BlockSink,
@@ -76,11 +103,14 @@ def capture_disk(
     workers: int,
     stop: Callable[[], None],
     progress: Callable[[int], None],
+    witnesses: Mapping[int, BlockRef] = MappingProxyType({}),
 ) -> Captured:
     """Read what the dirty map names and record it, zero ranges as zero.
 
     ``stop`` raises when the operation was cancelled; it is asked at least every 0.2 s. ``progress`` is told the
-    number of bytes that were settled since the last call. Raises TransferError when the source fails.
+    number of bytes that were settled since the last call. ``witnesses`` are blocks of the base; those that did not
+    change are read as well, to prove it. Raises TransferError when the source fails, BaseMismatch when a witness has
+    another content.
     """
     size_bytes = source.size_bytes
     extents = merge(source.dirty_map(), source.zero_map(), size_bytes)
@@ -88,6 +118,7 @@ def capture_disk(
     readers = _Readers(source, workers)
     waiting: deque[tuple[BlockRun, Future[list[BlockRef | None]] | None]] = deque()
     bytes_read = bytes_zero = 0
+    proof = _Proof(witnesses)
 
     def byte_range(run: BlockRun) -> tuple[int, int]:
         start = run.first_block * block_bytes
@@ -110,6 +141,7 @@ def capture_disk(
     try:
         for run in runs:
             stop()
+            proof.see_change(run)
             length = byte_range(run)[1]
             if run.kind is Kind.ZERO:
                 bytes_zero += length
@@ -121,6 +153,7 @@ def capture_disk(
                 settle()
         while waiting:
             settle()
+        proof.check(sink, lambda block: readers.connection().read(*byte_range(BlockRun(block, 1, Kind.DATA))))
         orderly = True
     finally:
         readers.close(orderly=orderly)

@@ -21,10 +21,13 @@ _STATUS_STEP_BYTES = 2 << 30
 
 
 class NbdConnection:
-    """One connection to an export; raises TransferError for every failure of it."""
+    """One connection to an export; raises TransferError for every failure of it.
 
-    def __init__(self, socket: str, export: str, context: str | None = None) -> None:
-        self._export = export
+    ``label`` is how errors name the disk, where the name of the export does not tell a user which one it is.
+    """
+
+    def __init__(self, socket: str, export: str, context: str | None = None, *, label: str | None = None) -> None:
+        self._label = label = label or export
         self._handle = nbd.NBD()
         try:
             self._handle.set_export_name(export)
@@ -32,10 +35,10 @@ class NbdConnection:
                 self._handle.add_meta_context(context)
             self._handle.connect_unix(socket)
             if context is not None and not self._handle.can_meta_context(context):
-                raise TransferError(f"QEMU's export {export} offers no {context}", disk=export)
+                raise TransferError(f"QEMU's export of disk {label} offers no {context}", disk=label)
             self.size_bytes: int = self._handle.get_size()
         except nbd.Error as error:
-            raise TransferError(f"the export of disk {export} cannot be opened: {error.string}", disk=export) from error
+            raise TransferError(f"the export of disk {label} cannot be opened: {error.string}", disk=label) from error
 
     def read(self, start: int, length: int) -> bytearray:
         """Return ``length`` bytes from ``start``."""
@@ -43,7 +46,7 @@ class NbdConnection:
             return self._handle.pread(length, start)
         except nbd.Error as error:
             raise TransferError(
-                f"reading disk {self._export} at {start} failed: {error.string}", disk=self._export
+                f"reading disk {self._label} at {start} failed: {error.string}", disk=self._label
             ) from error
 
     def status(self) -> Iterator[Reply]:
@@ -61,10 +64,10 @@ class NbdConnection:
                 self._handle.block_status(step, position, take)
             except nbd.Error as error:
                 raise TransferError(
-                    f"the map of disk {self._export} cannot be read at {position}: {error.string}", disk=self._export
+                    f"the map of disk {self._label} cannot be read at {position}: {error.string}", disk=self._label
                 ) from error
             if not replies:
-                raise TransferError(f"QEMU gave no map of disk {self._export} at {position}", disk=self._export)
+                raise TransferError(f"QEMU gave no map of disk {self._label} at {position}", disk=self._label)
             for length, flags in zip(replies[::2], replies[1::2], strict=True):
                 # The last extent of a reply may reach past what was asked, and past the end of the export.
                 usable = min(length, self.size_bytes - position)
@@ -82,13 +85,17 @@ class NbdConnection:
 
 
 class NbdSource:
-    """A disk as an NBD export shows it. ``bitmap`` is the name of the exported dirty bitmap, None for all."""
+    """A disk as an NBD export shows it. ``bitmap`` is the name of the exported dirty bitmap, None for all.
 
-    def __init__(self, socket: str, export: str, bitmap: str | None) -> None:
+    ``label`` is how errors name the disk; the name of the export if None.
+    """
+
+    def __init__(self, socket: str, export: str, bitmap: str | None, *, label: str | None = None) -> None:
         self._socket = socket
         self._export = export
         self._bitmap = bitmap
-        probe = NbdConnection(socket, export)
+        self._label = label
+        probe = NbdConnection(socket, export, label=label)
         self._size_bytes = probe.size_bytes
         probe.close()
 
@@ -97,7 +104,7 @@ class NbdSource:
         return self._size_bytes
 
     def connect(self) -> NbdConnection:
-        return NbdConnection(self._socket, self._export)
+        return NbdConnection(self._socket, self._export, label=self._label)
 
     def dirty_map(self) -> Iterator[Reply]:
         if self._bitmap is None:
@@ -108,7 +115,7 @@ class NbdSource:
         return self._status(nbd.CONTEXT_BASE_ALLOCATION)
 
     def _status(self, context: str) -> Iterator[Reply]:
-        connection = NbdConnection(self._socket, self._export, context)
+        connection = NbdConnection(self._socket, self._export, context, label=self._label)
         try:
             yield from connection.status()
         finally:

@@ -1,0 +1,242 @@
+"""Disk images of VMs as they lie on the host: what they are, what they stand on, and the bitmaps in them.
+
+Every name is given to QEMU's tools as a ``json:`` object, because a plain name is parsed: commas, colons and
+leading dashes are options, protocols and switches there. The format of an image is always told, never probed: a
+guest can write a qcow2 header into its raw disk, and name any file of the host in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmkeep.errors import (
+    DiskUnsupported,
+    HostFileMissing,
+    NoSpace,
+    PermissionRefused,
+    TargetExists,
+    TransferError,
+    VmBusy,
+    VmkeepError,
+)
+from vmkeep.transfer.tools import run_tool
+
+# libvirt's limit for a chain of backing files.
+_MAX_LAYERS = 200
+_LOCKED = re.compile(r'Failed to get (shared )?"[^"]*" lock|Failed to lock byte')
+# QEMU takes a name for a local file when no colon comes before the first slash.
+_PROTOCOL = re.compile(r"[^:/]*:")
+_UNNAMED_FORMAT_HINT = (
+    "Write the format into the image while the VM is off: `qemu-img rebase -u -F FORMAT -b BACKING IMAGE`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBitmap:
+    """A dirty bitmap stored in a qcow2 image.
+
+    ``in_use``: the image was not closed properly (or is open now), so the bitmap cannot be trusted. ``recording``:
+    whoever opens the image for writing goes on recording in it.
+    """
+
+    name: str
+    granularity_bytes: int
+    in_use: bool
+    recording: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayer:
+    """One image of a chain. ``path`` is absolute; of a layer that is no local file it is QEMU's name for it.
+
+    ``backing`` is the path of the next layer. ``holds_bitmaps``: the format has room for bitmaps, as qcow2 has from its
+    version 3 on ("compat 1.1"). ``bitmaps`` are those in the file: what a running VM keeps in
+    memory is not there, and what it loaded from the file is ``in_use`` while it runs.
+    """
+
+    path: str
+    format: str
+    size_bytes: int
+    bitmaps: tuple[ImageBitmap, ...]
+    encrypted: bool
+    data_file: str | None
+    backing: str | None
+    holds_bitmaps: bool = True
+
+    def bitmap(self, name: str) -> ImageBitmap | None:
+        """Return the bitmap of that name."""
+        return next((bitmap for bitmap in self.bitmaps if bitmap.name == name), None)
+
+
+def describe_image(path: str | Path, image_format: str, *, chain: bool = True) -> tuple[ImageLayer, ...]:
+    """Return the layers of an image, the top one first; only the top one without ``chain``.
+
+    Takes no locks and writes nothing, so it works while a VM has the image open. Raises HostFileMissing with the
+    path of the layer or data file that is not there, PermissionRefused, DiskUnsupported for a chain whose formats
+    cannot be told without guessing, TransferError with qemu-img's words for all else.
+    """
+    walk = _layers(str(Path(path).absolute()), image_format)
+    return tuple(walk) if chain else (next(walk),)
+
+
+def add_bitmap(path: str | Path, image_format: str, name: str) -> None:
+    """Add an empty bitmap that records from now on to an image that nobody has open.
+
+    The granularity is QEMU's default for the image, which is also what libvirt's checkpoints have: the cluster
+    size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is open,
+    and otherwise as ``describe_image``.
+    """
+    _change_bitmap("--add", path, image_format, name, f"add the bitmap {name} to {path}")
+
+
+def remove_bitmap(path: str | Path, image_format: str, name: str) -> bool:
+    """Remove a bitmap from an image that nobody has open, also one that is ``in_use``; False: there was none.
+
+    Raises VmBusy when the image is open, and otherwise as ``describe_image``.
+    """
+    (top,) = describe_image(path, image_format, chain=False)
+    if top.bitmap(name) is None:
+        return False
+    _change_bitmap("--remove", path, image_format, name, f"remove the bitmap {name} from {path}")
+    return True
+
+
+def image_node(layer: ImageLayer, *, read_only: bool) -> str:
+    """Return the name by which QEMU's tools open a layer, a local file or device, with all that is below it.
+
+    Read-only also takes no locks, so that it hinders no VM that is started meanwhile.
+    """
+    node: dict[str, object] = {"driver": layer.format, "file": _file_node(layer.path)}
+    if layer.data_file is not None and _is_local(layer.data_file):
+        # QEMU would take a relative name from its own working directory, libvirt takes it from the image's.
+        node["data-file"] = _file_node(layer.data_file)
+    if read_only:
+        node |= {"read-only": True, "force-share": True}
+    return "json:" + json.dumps(node)
+
+
+def image_error(words: str, path: str, node: str | None = None) -> VmkeepError:
+    """Return our error for what QEMU's tools said about an image; ``node`` is the name they were given."""
+    if node is not None:
+        words = words.replace(node, path)
+    if _LOCKED.search(words):
+        return VmBusy(
+            f"{path} is in use by another process: {words}",
+            path=path,
+            hint="Something uses the image now, as a VM that was started does; wait for its end, or stop it.",
+        )
+    if "No such file or directory" in words:
+        return HostFileMissing(words, path=path)
+    if any(said in words for said in ("Permission denied", "Operation not permitted", "Read-only file system")):
+        return PermissionRefused(words, path=path)
+    if "Bitmap already exists" in words:
+        return TargetExists(words, path=path, hint="Remove the bitmap that is there, or choose another name.")
+    if "No space left on device" in words:
+        return NoSpace(words, path=path)
+    return TransferError(words, path=path)
+
+
+def _layers(path: str, image_format: str) -> Iterator[ImageLayer]:
+    next_path: str | None = path
+    next_format: str | None = image_format
+    seen: set[str] = set()
+    overlay: str | None = None
+    while next_path is not None:
+        if next_path in seen or len(seen) == _MAX_LAYERS:
+            raise TransferError(f"the backing files of {path} go in a circle or are more than {_MAX_LAYERS}", path=path)
+        seen.add(next_path)
+        info = _info(next_path, next_format, overlay)
+        layer = _layer(next_path, info)
+        if next_format is None and not _stands_alone(layer):
+            # libvirt refuses such a chain too: what was probed may be what a guest wrote.
+            raise DiskUnsupported(
+                f"{overlay} does not say which format its backing file {next_path} has",
+                path=overlay,
+                hint=_UNNAMED_FORMAT_HINT,
+            )
+        yield layer
+        overlay, next_path, next_format = next_path, layer.backing, info.get("backing-filename-format")
+
+
+def _stands_alone(layer: ImageLayer) -> bool:
+    """Tell whether an image names no other file; formats other than these have their own ways to do so."""
+    return layer.format in ("raw", "qcow2") and layer.backing is None and layer.data_file is None
+
+
+def _layer(path: str, info: dict[str, Any]) -> ImageLayer:
+    specific = info.get("format-specific", {}).get("data", {})
+    data_file = specific.get("data-file")
+    if data_file is not None and _is_local(data_file):
+        data_file = str(Path(path).parent / data_file)
+        _check_file(data_file, f"the data file of {path}")
+    return ImageLayer(
+        path=path,
+        format=info["format"],
+        size_bytes=info["virtual-size"],
+        bitmaps=tuple(
+            ImageBitmap(
+                name=bitmap["name"],
+                granularity_bytes=bitmap["granularity"],
+                in_use="in-use" in bitmap["flags"],
+                recording="auto" in bitmap["flags"],
+            )
+            for bitmap in specific.get("bitmaps", ())
+        ),
+        encrypted=bool(info.get("encrypted", False)),
+        data_file=data_file,
+        backing=info.get("full-backing-filename", info.get("backing-filename")),
+        holds_bitmaps=info["format"] == "qcow2" and specific.get("compat") != "0.10",
+    )
+
+
+def _info(path: str, image_format: str | None, overlay: str | None) -> dict[str, Any]:
+    if _is_local(path):
+        _check_file(path, "the disk image" if overlay is None else f"the backing file of {overlay}")
+        driver = {} if image_format is None else {"driver": image_format}
+        node = "json:" + json.dumps(driver | {"file": _file_node(path)})
+        named = [node]
+    else:
+        node = path
+        named = [*(() if image_format is None else ("-f", image_format)), "--", path]
+    answer = _qemu_img("info", "--output=json", "-U", *named, doing=f"read what {path} is", path=path, node=node)
+    info: dict[str, Any] = json.loads(answer)
+    return info
+
+
+def _change_bitmap(change: str, path: str | Path, image_format: str, name: str, doing: str) -> None:
+    (top,) = describe_image(path, image_format, chain=False)
+    node = image_node(top, read_only=False)
+    _qemu_img("bitmap", change, "--", node, name, doing=doing, path=top.path, node=node)
+
+
+def _qemu_img(*arguments: str, doing: str, path: str, node: str) -> str:
+    try:
+        return run_tool("qemu-img", *arguments, doing=doing, path=path)
+    except TransferError as error:
+        raise image_error(error.message, path, node) from error
+
+
+def _is_local(name: str) -> bool:
+    return _PROTOCOL.match(name) is None
+
+
+def _file_node(path: str) -> dict[str, str]:
+    return {"driver": "host_device" if stat.S_ISBLK(Path(path).stat().st_mode) else "file", "filename": path}
+
+
+def _check_file(path: str, role: str) -> None:
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise HostFileMissing(f"{role}, {path}, is not there", path=path) from error
+    except PermissionError as error:
+        raise PermissionRefused(f"{path} cannot be looked at: {error.strerror}", path=path) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        # QEMU would wait for ever to open a pipe.
+        raise TransferError(f"{role}, {path}, is neither a file nor a block device", path=path)

@@ -1,0 +1,341 @@
+"""A disk image served by qemu-nbd while no VM has it open: for reading a stopped VM's disk, or writing it in place.
+
+Read-only, QEMU's image locks are left alone (``force-share``), so that our reading never keeps a guest from being
+started; whoever reads watches the VM, and gives up what was read when it starts. Writable, the locks are taken, so
+that the VM cannot start meanwhile; its bitmaps record what is written.
+
+The server dies with the thread that started it (``PR_SET_PDEATHSIG`` is bound to the thread, not the process): also
+when vmkeep is killed with SIGKILL. So it is entered and left in one thread, which stays until the end; connections may
+be used in others. A writable server gets SIGTERM instead of SIGKILL then, upon which it closes the image in order.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket as sockets
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import nbd
+import structlog
+
+from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
+from vmkeep.filesystem import file_error
+from vmkeep.transfer.imagefile import describe_image, image_error, image_node
+from vmkeep.transfer.nbd import NbdSource, export_names
+from vmkeep.transfer.tools import find_tool
+
+_log = structlog.get_logger(__name__)
+
+# sun_path has 108 bytes on Linux, with the final zero.
+_MAX_SOCKET_BYTES = 107
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+# The close of a writable image waits for the storage to take all that was written.
+_CLOSE_SECONDS = 600.0
+_POLL_SECONDS = 0.02
+_EXPORT = ""
+_NOISE = ("Disconnect client", "option negotiation failed")
+# A request counts in 32 bits; libnbd refuses more than 64 MiB of data at once.
+_WRITE_BYTES = 32 << 20
+_ZERO_BYTES = 1 << 30
+
+
+class ImageConnection:
+    """One connection for writing an image in place; used by one thread at a time.
+
+    Raises NoSpace when the image's file system is full, else TransferError, with the path of the image.
+    """
+
+    def __init__(self, socket: str, path: str) -> None:
+        self._path = path
+        handle = nbd.NBD()
+        try:
+            handle.set_export_name(_EXPORT)
+            handle.connect_unix(socket)
+            self.size_bytes: int = handle.get_size()
+        except nbd.Error as error:
+            raise TransferError(f"qemu-nbd's export of {path} cannot be opened: {error.string}", path=path) from error
+        self._handle: nbd.NBD | None = handle
+
+    def read(self, start: int, length: int) -> bytearray:
+        """Return ``length`` bytes from ``start``."""
+        try:
+            return self._open_handle().pread(length, start)
+        except nbd.Error as error:
+            raise self._error("reading", start, error) from error
+
+    def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes at ``start``; they are durable after ``flush``."""
+        view = memoryview(data).cast("B")
+        try:
+            for offset in range(0, len(view), _WRITE_BYTES):
+                self._open_handle().pwrite(view[offset : offset + _WRITE_BYTES], start + offset)
+        except nbd.Error as error:
+            raise self._error("writing", start, error) from error
+
+    def zero(self, start: int, length: int) -> None:
+        """Make a range read as zero, giving its space back where the image can."""
+        try:
+            for offset in range(0, length, _ZERO_BYTES):
+                self._open_handle().zero(min(_ZERO_BYTES, length - offset), start + offset)
+        except nbd.Error as error:
+            raise self._error("writing zeroes to", start, error) from error
+
+    def flush(self) -> None:
+        """Make what was written so far durable."""
+        try:
+            self._open_handle().flush()
+        except nbd.Error as error:
+            raise self._error("flushing", None, error) from error
+
+    def close(self) -> None:
+        """End the connection; may be called again. A connection that is broken already has nothing to say."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with suppress(nbd.Error):
+                handle.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_handle(self) -> nbd.NBD:
+        assert self._handle is not None, "used after the end"
+        return self._handle
+
+    def _error(self, doing: str, start: int | None, error: nbd.Error) -> TransferError | NoSpace:
+        if error.errno == "ENOSPC" or "No space left" in error.string:
+            return NoSpace(f"the file system of {self._path} is full", path=self._path)
+        where = "" if start is None else f" at {start}"
+        return TransferError(f"{doing} {self._path}{where} failed: {error.string}", path=self._path)
+
+
+class ImageServer:
+    """qemu-nbd on a unix socket, for as long as the ``with`` block lasts. See the module about threads.
+
+    The image is served as the guest sees it, backing files included; ``bitmap`` names a bitmap of the top image
+    that is exported with it. ``shared`` is how many connections it takes at once. Raises what ``describe_image``
+    does, and VmBusy when a writable image is open elsewhere. A socket path that is too long or in use, a bitmap that is
+    not there or cannot be trusted, and a close that lost something are TransferErrors.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_format: str,
+        socket: Path,
+        *,
+        bitmap: str | None = None,
+        writable: bool = False,
+        shared: int = 8,
+    ) -> None:
+        self._path = str(Path(path).absolute())
+        self._format = image_format
+        self._socket = socket
+        self._bitmap = bitmap
+        self._writable = writable
+        self._shared = shared
+        self._node = ""
+        self._thread = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._words: IO[bytes] | None = None
+        self._connections: list[ImageConnection] = []
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of qemu-nbd."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def source(self, label: str | None = None) -> NbdSource:
+        """Return the image as a disk to capture; errors name it by ``label``, by its path without one."""
+        return NbdSource(str(self._socket), _EXPORT, self._bitmap, label=label or self._path)
+
+    def connect(self) -> ImageConnection:
+        """Return a new connection, for writing if the server is writable; closed at the latest with the server."""
+        connection = ImageConnection(str(self._socket), self._path)
+        self._connections.append(connection)
+        return connection
+
+    def __enter__(self) -> Self:
+        self._check_socket()
+        self._node = self._checked_node()
+        self._thread = threading.get_ident()
+        self._words = tempfile.TemporaryFile()
+        try:
+            self._start()
+            self._wait_until_ready()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert threading.get_ident() == self._thread, "left in another thread than it was entered in"
+        try:
+            self._stop()
+        except VmkeepError as failure:
+            if error is None:
+                raise
+            # What went wrong first is what the user must hear.
+            _log.warning("image server ended badly", path=self._path, error=failure.message)
+        finally:
+            self._release()
+
+    def _check_socket(self) -> None:
+        name = str(self._socket)
+        if len(os.fsencode(name)) > _MAX_SOCKET_BYTES:
+            raise TransferError(
+                f"the socket path {name} is longer than {_MAX_SOCKET_BYTES} bytes",
+                path=name,
+                hint="Sockets are made in vmkeep's home directory; set VMKEEP_HOME to a shorter path.",
+            )
+        if not self._socket.parent.is_dir():
+            raise HostFileMissing(
+                f"the directory of the socket, {self._socket.parent}, does not exist", path=str(self._socket.parent)
+            )
+        with sockets.socket(sockets.AF_UNIX) as probe:
+            try:
+                probe.connect(name)
+            except OSError:
+                return  # nothing there, or what a killed server left behind: qemu-nbd replaces it
+        raise TransferError(f"the socket {name} is in use by another process", path=name)
+
+    def _checked_node(self) -> str:
+        # All layers, because QEMU would guess a format that an overlay does not name.
+        top = describe_image(self._path, self._format)[0]
+        if self._bitmap is not None:
+            # qemu-nbd would go on looking in the backing files, whose bitmaps know nothing of the overlay.
+            found = top.bitmap(self._bitmap)
+            if found is None:
+                raise TransferError(f"{self._path} has no bitmap {self._bitmap}", path=self._path)
+            if found.in_use:
+                raise TransferError(
+                    f"the bitmap {self._bitmap} of {self._path} is in use, or was when its VM was killed",
+                    path=self._path,
+                )
+        return image_node(top, read_only=not self._writable)
+
+    def _command(self) -> list[str]:
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            raise HostFileMissing(
+                "the program setpriv is not installed", path="setpriv", hint="Install the package util-linux."
+            )
+        command = [setpriv, "--pdeathsig", "TERM" if self._writable else "KILL", "--", find_tool("qemu-nbd")]
+        command += ["--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
+        if self._writable:
+            command += ["--cache=writeback", "--discard=unmap", "--detect-zeroes=off"]
+        else:
+            command += ["--read-only"]
+        if self._bitmap is not None:
+            command += [f"--bitmap={self._bitmap}"]
+        return [*command, "--", self._node]
+
+    def _start(self) -> None:
+        command = self._command()
+        _log.debug("running", command=shlex.join(command))
+        # In a session of its own, because Ctrl-C would end it at once, with the image open.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._words,
+            start_new_session=True,
+        )
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            if self._process.poll() is not None:
+                raise image_error(f"qemu-nbd cannot open {self._path}: {self._said()}", self._path, self._node)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TransferError(
+                    f"qemu-nbd of {self._path} did not answer within {_START_SECONDS:.0f} s: {self._said()}",
+                    path=self._path,
+                )
+            if export_names(str(self._socket), left) is not None:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _stop(self) -> None:
+        assert self._process is not None
+        for connection in self._connections:
+            connection.close()
+        died = self._process.poll()
+        if died is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_CLOSE_SECONDS if self._writable else _STOP_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                self._process.kill()
+                if self._writable:
+                    raise TransferError(
+                        f"qemu-nbd did not close {self._path} within {_CLOSE_SECONDS:.0f} s and was killed",
+                        path=self._path,
+                    ) from error
+        if not self._writable:
+            return
+        said = self._said()
+        if died is not None or self._process.returncode != 0 or said:
+            # A process that was killed can still be in its last throes when it is looked at.
+            was_killed = died is not None or self._process.returncode < 0
+            what = "died with the image open" if was_killed else "could not close the image"
+            raise image_error(
+                f"qemu-nbd of {self._path} {what} (status {self._process.returncode}): {said}", self._path, self._node
+            )
+        self._sync()
+
+    def _sync(self) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise file_error(error, Path(self._path)) from error
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        # SIGKILL would leave every bitmap of a writable image in use, so that is for one that hangs.
+        if self._writable and process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_CLOSE_SECONDS)
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+    def _said(self) -> str:
+        """Return what qemu-nbd said, without what it says of clients that went away."""
+        assert self._words is not None
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").splitlines()
+        return "\n".join(line for line in lines if not any(noise in line for noise in _NOISE)).strip()
+
+    def _release(self) -> None:
+        if self._process is not None:
+            self._end(self._process)
+            self._process = None
+        if self._words is not None:
+            self._words.close()
+            self._words = None
+        with suppress(FileNotFoundError):
+            self._socket.unlink()
