@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 from vmkeep.errors import ObjectDamaged
 from vmkeep.repository.layout import FrameKind, pack_name
-from vmkeep.repository.manifest import Children, NodeReader, decode_node, walk_blocks
+from vmkeep.repository.manifest import Children, NodeReader, Runs, decode_node, walk_blocks, walk_runs
 from vmkeep.repository.record import BlockRef, StoredDisk
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.store import ObjectStore
+
+T = TypeVar("T")
 
 WINDOW_PLAIN_BYTES = 4 * 1024 * 1024
 WINDOW_BLOCKS = 1024
@@ -93,11 +97,58 @@ def open_blocks(
 def read_disk(store: ObjectStore, sealer: Sealer, disk: StoredDisk, *, workers: int) -> Iterator[tuple[int, bytes]]:
     """Yield (start, content) of every block that is not zero, ascending; about 8 MiB for each worker are held."""
     groups = windows(disk, walk_blocks(disk, node_reader(store, sealer)))
-    waiting: deque[Future[list[tuple[int, bytes]]]] = deque()
+    yield from _ahead((partial(open_blocks, store, sealer, disk, group) for group in groups), workers)
+
+
+Piece: TypeAlias = tuple[int, int, bytes | None]
+"""Blocks as (start in bytes, length, content); without content they are zero."""
+
+
+def read_runs(store: ObjectStore, sealer: Sealer, disk: StoredDisk, runs: Runs, *, workers: int) -> Iterator[Piece]:
+    """Yield what runs of blocks hold, ascending and without a gap; about 8 MiB for each worker are held."""
+    items = walk_runs(disk, runs, node_reader(store, sealer))
+    yield from _ahead((partial(_open_items, store, sealer, disk, group) for group in _groups(disk, items)), workers)
+
+
+def _groups(
+    disk: StoredDisk, items: Iterable[tuple[int, int, BlockRef | None]]
+) -> Iterator[list[tuple[int, int, BlockRef | None]]]:
+    """Cut a walk into groups whose content is at most 4 MiB, however many zero runs lie between."""
+    most = min(WINDOW_BLOCKS, max(1, WINDOW_PLAIN_BYTES // disk.block_bytes))
+    group: list[tuple[int, int, BlockRef | None]] = []
+    blocks = 0
+    for item in items:
+        group.append(item)
+        blocks += item[2] is not None
+        if blocks == most or len(group) == WINDOW_BLOCKS:
+            yield group
+            group, blocks = [], 0
+    if group:
+        yield group
+
+
+def _open_items(
+    store: ObjectStore, sealer: Sealer, disk: StoredDisk, group: Sequence[tuple[int, int, BlockRef | None]]
+) -> list[Piece]:
+    opened = iter(open_blocks(store, sealer, disk, [(block, ref) for block, _count, ref in group if ref is not None]))
+    pieces: list[Piece] = []
+    for first, count, ref in group:
+        if ref is not None:
+            start, content = next(opened)
+            pieces.append((start, len(content), content))
+        else:
+            start = first * disk.block_bytes
+            pieces.append((start, min(count * disk.block_bytes, disk.size_bytes - start), None))
+    return pieces
+
+
+def _ahead(calls: Iterable[Callable[[], list[T]]], workers: int) -> Iterator[T]:
+    """Make the calls in threads, some ahead of what was taken, and yield their results in order."""
+    waiting: deque[Future[list[T]]] = deque()
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="vmkeep-read")
     try:
-        for group in groups:
-            waiting.append(pool.submit(open_blocks, store, sealer, disk, group))
+        for call in calls:
+            waiting.append(pool.submit(call))
             if len(waiting) > workers:
                 yield from waiting.popleft().result()
         while waiting:

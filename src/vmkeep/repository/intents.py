@@ -8,10 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from vmkeep.errors import ObjectMissing, VmkeepError
-from vmkeep.repository.layout import CONDEMNED, INTENTS, PACKS, canonical, is_name, pack_name, pack_of_name
+from vmkeep.repository.layout import (
+    CONDEMNED,
+    INTENTS,
+    PACKS,
+    canonical,
+    is_name,
+    pack_name,
+    pack_of_name,
+    parse_canonical,
+)
 from vmkeep.repository.store import ObjectStore
 
 LAPSE_SECONDS = 900.0
@@ -87,6 +98,35 @@ class Intent:
             except VmkeepError:
                 # The commit renews once more and finds out from the store's time whether this mattered.
                 continue
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Whom an intent names: a writer's id, its host, and what it writes for."""
+
+    id: str
+    host: str
+    purpose: str
+
+
+def writers(store: ObjectStore) -> tuple[Writer, ...]:
+    """Return the writers whose intents are there, whether they live or not. What is no intent is left out."""
+    found = []
+    for item in store.list(INTENTS):
+        try:
+            content = parse_canonical(store.get(item.name), item.name)
+        except VmkeepError:
+            continue  # it ended just now, or is damaged: verify tells of that
+        host, purpose = content.get("host"), content.get("purpose")
+        if isinstance(host, str) and isinstance(purpose, str):
+            found.append(Writer(item.name.removeprefix(INTENTS), host, purpose))
+    return tuple(found)
+
+
+def forget_writer(store: ObjectStore, writer: str) -> None:
+    """Delete the intent of a writer that is known to be gone; one that is gone already is fine."""
+    with suppress(ObjectMissing):
+        store.delete(INTENTS + writer)
 
 
 def condemned_packs(store: ObjectStore) -> set[bytes]:

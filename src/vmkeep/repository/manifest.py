@@ -8,6 +8,7 @@ and at least one, so that the place of every node follows from the geometry and 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -136,6 +137,141 @@ def _walk(
     below = read([(child, level - 1, geometry.slots(level - 1, place)) for place, child in present])
     for (place, _child), grandchildren in zip(present, below, strict=True):
         yield from _walk(geometry, read, grandchildren, level - 1, place)
+
+
+def sample_blocks(
+    disk: StoredDisk, read: NodeReader, count: int, choose: Callable[[Sequence[int]], int]
+) -> dict[int, BlockRef]:
+    """Return up to ``count`` blocks that are not zero, found by descending at random; few where draws meet.
+
+    Costs a node for each level and draw, however large the disk. ``choose`` draws one of several places.
+    """
+    if disk.root is None:
+        return {}
+    geometry = geometry_of(disk)
+    level = geometry.levels - 1
+    nodes = dict(zip([0], read([(disk.root, level, geometry.slots(level, 0))]), strict=True))
+    drawn = [0] * count
+    while True:
+        found: dict[int, BlockRef] = {}
+        for number, index in enumerate(drawn):
+            present = [slot for slot, child in enumerate(nodes[index]) if child is not None]
+            slot = choose(present)
+            child = nodes[index][slot]
+            assert child is not None
+            drawn[number] = index * geometry.fan_out + slot
+            found[drawn[number]] = child
+        if level == 0:
+            return found
+        level -= 1
+        below = read([(child, level, geometry.slots(level, place)) for place, child in found.items()])
+        nodes = dict(zip(found, below, strict=True))
+
+
+def walk_difference(have: StoredDisk, want: StoredDisk, read: NodeReader) -> Iterator[tuple[int, BlockRef | None]]:
+    """Yield (block, what ``want`` has there; None for zero) of every block whose content differs, ascending.
+
+    Nodes of one id list the same children, so a subtree that both have is not read: the cost grows with the
+    difference. Raises InvalidRequest unless both are of one size, block size, fan-out and domain.
+    """
+    if not comparable(have, want):
+        raise InvalidRequest("disks of different sizes, block sizes or domains cannot be compared by their manifests")
+    top = geometry_of(want).levels - 1
+    yield from _differing(geometry_of(want), read, [(0, have.root, want.root)], top)
+
+
+def comparable(have: StoredDisk, want: StoredDisk) -> bool:
+    """Return whether equal ids in both manifests mean equal content at the same place."""
+    return (have.size_bytes, have.block_bytes, have.fan_out, have.domain) == (
+        want.size_bytes,
+        want.block_bytes,
+        want.fan_out,
+        want.domain,
+    )
+
+
+def _differing(
+    geometry: Geometry, read: NodeReader, pairs: Sequence[tuple[int, BlockRef | None, BlockRef | None]], level: int
+) -> Iterator[tuple[int, BlockRef | None]]:
+    """Walk nodes of a level, given as (index, of have, of want); level -1 are the blocks themselves."""
+    unequal = [(index, old, new) for index, old, new in pairs if _id(old) != _id(new)]
+    if level < 0:
+        yield from ((block, new) for block, _old, new in unequal)
+        return
+    wanted = [(ref, level, geometry.slots(level, index)) for index, *both in unequal for ref in both if ref is not None]
+    nodes = iter(read(wanted))
+    for index, old, new in unequal:
+        empty: Children = [None] * geometry.slots(level, index)
+        before = empty if old is None else next(nodes)
+        after = empty if new is None else next(nodes)
+        first = index * geometry.fan_out
+        children = [(first + slot, *both) for slot, both in enumerate(zip(before, after, strict=True))]
+        yield from _differing(geometry, read, children, level - 1)
+
+
+def _id(ref: BlockRef | None) -> bytes | None:
+    return None if ref is None else ref.id
+
+
+Runs: TypeAlias = Sequence[tuple[int, int]]
+"""Blocks as (first, count), ascending and apart from each other."""
+
+
+def walk_runs(disk: StoredDisk, runs: Runs, read: NodeReader) -> Iterator[tuple[int, int, BlockRef | None]]:
+    """Yield what the runs hold, ascending and without a gap: (block, 1, reference), or (first, count, None) for zeros.
+
+    Only nodes above blocks of the runs are read. Raises InvalidRequest for runs that are no such list.
+    """
+    ends = [first + count for first, count in runs]
+    starts = [first for first, _count in runs]
+    in_order = all(start >= end for start, end in zip(starts, [0, *ends], strict=False))
+    if not in_order or any(count <= 0 for _first, count in runs) or (ends and ends[-1] > disk.blocks):
+        raise InvalidRequest("runs of blocks that are out of order, empty, or beyond the end of the disk")
+    present = _within(disk, read, starts, ends)
+    following = next(present, None)
+    for first, end in zip(starts, ends, strict=True):
+        place = first
+        while place < end:
+            if following is None or following[0] >= end:
+                yield place, end - place, None
+                break
+            block, ref = following
+            if block > place:
+                yield place, block - place, None
+            yield block, 1, ref
+            place = block + 1
+            following = next(present, None)
+
+
+def _within(
+    disk: StoredDisk, read: NodeReader, starts: Sequence[int], ends: Sequence[int]
+) -> Iterator[tuple[int, BlockRef]]:
+    """Yield (block, reference) of the blocks between the starts and ends that are not zero, ascending."""
+    if disk.root is None or not starts:
+        return
+    geometry = geometry_of(disk)
+
+    def touched(first: int, blocks: int) -> bool:
+        place = bisect_right(starts, first + blocks - 1) - 1  # the last run that begins before the end
+        return place >= 0 and ends[place] > first
+
+    def below(children: Children, level: int, index: int) -> Iterator[tuple[int, BlockRef]]:
+        first, span = index * geometry.fan_out, geometry.span(level) // geometry.fan_out
+        present = [
+            (first + slot, child)
+            for slot, child in enumerate(children)
+            if child is not None and touched((first + slot) * span, span)
+        ]
+        if level == 0:
+            yield from present
+            return
+        nodes = read([(child, level - 1, geometry.slots(level - 1, place)) for place, child in present])
+        for (place, _child), grandchildren in zip(present, nodes, strict=True):
+            yield from below(grandchildren, level - 1, place)
+
+    top = geometry.levels - 1
+    (root,) = read([(disk.root, top, geometry.slots(top, 0))])
+    yield from below(root, top, 0)
 
 
 class _Open:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from vmkeep.repository.layout import (
     parse_canonical,
     parse_format,
 )
-from vmkeep.repository.manifest import walk_blocks
+from vmkeep.repository.manifest import Runs, comparable, sample_blocks, walk_blocks, walk_difference
 from vmkeep.repository.packs import read_index
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
 from vmkeep.repository.seal import Compress, Random, Sealer, zstd
@@ -222,6 +223,14 @@ class Repository:
             known.close()
             raise
 
+    def writers(self) -> tuple[intents.Writer, ...]:
+        """Return the writers that say they are at work, whether they live or not."""
+        return intents.writers(self._store)
+
+    def forget_writer(self, writer: str) -> None:
+        """Delete the intent of a writer that is known to be gone."""
+        intents.forget_writer(self._store, writer)
+
     def read_disk(self, disk: StoredDisk, *, workers: int = 2) -> Iterator[tuple[int, bytes]]:
         """Yield (start in bytes, content) of every block that is not zero, ascending and proved by its id.
 
@@ -232,6 +241,29 @@ class Repository:
     def blocks(self, disk: StoredDisk) -> Iterator[tuple[int, BlockRef]]:
         """Yield (block, where it is) of every block that is not zero, ascending, reading only the manifest."""
         return walk_blocks(disk, fetch.node_reader(self._store, self._sealer))
+
+    def comparable(self, have: StoredDisk, want: StoredDisk) -> bool:
+        """Return whether ``difference`` can be asked for: both have one geometry and one domain."""
+        return comparable(have, want)
+
+    def difference(self, have: StoredDisk, want: StoredDisk) -> Iterator[tuple[int, BlockRef | None]]:
+        """Yield (block, where ``want`` has it; None for zero) of every block that differs, ascending.
+
+        Only manifest nodes that are not in both are read. Raises InvalidRequest when they are not comparable.
+        """
+        return walk_difference(have, want, fetch.node_reader(self._store, self._sealer))
+
+    def read_runs(self, disk: StoredDisk, runs: Runs, *, workers: int = 2) -> Iterator[tuple[int, int, bytes | None]]:
+        """Yield (start, length, content; None for zero) of runs of blocks (first, count), ascending, without a gap.
+
+        Every block is proved by its id. Raises ObjectMissing or ObjectDamaged.
+        """
+        return fetch.read_runs(self._store, self._sealer, disk, runs, workers=workers)
+
+    def sample_blocks(self, disk: StoredDisk, count: int) -> dict[int, BlockRef]:
+        """Return at most ``count`` blocks of a disk that are not zero, drawn at random, and where each one is."""
+        reader = fetch.node_reader(self._store, self._sealer)
+        return sample_blocks(disk, reader, count, secrets.choice)
 
     def verify_point(self, point_id: str, *, sample: float = 1.0, progress: Progress | None = None) -> PointReport:
         """Read and prove what the point needs (of the blocks, the share ``sample``); damage is reported, not raised."""

@@ -193,6 +193,10 @@ class DiskWriter:
                     self._short.add(short.id)
         return refs
 
+    def matches(self, ref: BlockRef, data: bytes | bytearray | memoryview) -> bool:
+        """Return whether ``data`` is the content of a block that is stored in the same domain."""
+        return self._placer.sealer.id_of(FrameKind.BLOCK, memoryview(data)) == ref.id
+
     def record(self, block: int, ref: BlockRef | None) -> None:
         """Say what a block holds now, in ascending order; blocks that are not named keep what the base has.
 
@@ -273,6 +277,10 @@ class PointWriter:
         writer = DiskWriter(self._store, self._placer, disk)
         self._disks.append(writer)
         return writer
+
+    def drop(self, disk: DiskWriter) -> None:
+        """Leave a disk that was begun out of the point; what was stored of it helps those that come."""
+        self._disks.remove(disk)
 
     def put_state(
         self,
