@@ -29,6 +29,15 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectBoot:
+    """A Linux kernel that the firmware starts in place of a boot loader. QEMU's user must be able to read the files."""
+
+    kernel: Path
+    initrd: Path
+    command_line: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DiskInUse:
     """A disk as the VM's definition has it now."""
 
@@ -77,6 +86,7 @@ def domain_xml(
     tpm: bool,
     memory_mib: int,
     device_xml: Sequence[str],
+    boot: DirectBoot | None = None,
 ) -> str:
     devices = E.devices(E.emulator("/usr/bin/qemu-system-x86_64"))
     devices.extend([disk_element(disk, path) for disk, path in disks])
@@ -88,6 +98,8 @@ def domain_xml(
     system = E.os(E.type("hvm", arch="x86_64", machine="q35"))
     if uefi:
         system.set("firmware", "efi")
+    if boot is not None:
+        system.extend([E.kernel(str(boot.kernel)), E.initrd(str(boot.initrd)), E.cmdline(boot.command_line)])
     domain = E.domain(
         E.name(name),
         E.memory(str(memory_mib), unit="MiB"),

@@ -25,6 +25,7 @@ from typing import Self
 import libvirt
 
 from tests.rig import namespaces
+from tests.rig.domain_xml import DirectBoot
 from tests.rig.errors import RigError
 from tests.rig.host_init import PRIVATE_DIRECTORIES, SWTPM_CA_CONFIG
 from tests.rig.vm import Disk, Vm
@@ -265,10 +266,21 @@ class Host:
         tpm: bool = True,
         memory_mib: int = 64,
         device_xml: Sequence[str] = (),
+        boot: DirectBoot | None = None,
     ) -> Vm:
-        """Define a VM with new disks. ``firmware`` is ``uefi`` or ``bios``; ``device_xml`` goes into its devices."""
+        """Define a VM with new disks. ``firmware`` is ``uefi`` or ``bios``; ``device_xml`` goes into its devices.
+
+        ``boot`` makes it a guest with an operating system (tests/guest); without one only its firmware runs.
+        """
         return Vm.define(
-            self, name, disks=disks, firmware=firmware, tpm=tpm, memory_mib=memory_mib, device_xml=device_xml
+            self,
+            name,
+            disks=disks,
+            firmware=firmware,
+            tpm=tpm,
+            memory_mib=memory_mib,
+            device_xml=device_xml,
+            boot=boot,
         )
 
     def vm(self, name: str) -> Vm:

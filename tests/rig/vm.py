@@ -24,7 +24,7 @@ from lxml import etree
 from lxml.builder import E
 
 from tests.rig import images, monitor
-from tests.rig.domain_xml import Disk, DiskInUse, disks_of, domain_xml
+from tests.rig.domain_xml import DirectBoot, Disk, DiskInUse, disks_of, domain_xml
 from tests.rig.errors import RigError
 from tests.rig.tpm import SoftwareTpm
 
@@ -80,6 +80,7 @@ class Vm:
         tpm: bool,
         memory_mib: int,
         device_xml: Sequence[str],
+        boot: DirectBoot | None = None,
     ) -> Vm:
         """Make the disks and define the VM; ``Host.define`` is the way to call it."""
         if firmware not in ("uefi", "bios"):
@@ -91,7 +92,8 @@ class Vm:
                 options = ["-o", ",".join(disk.create_options)] if disk.create_options else []
                 _qemu_img("create", "-q", "-f", disk.format, *options, str(path), str(disk.size_bytes))
             placed.append((disk, path if disk.media else None))
-        xml = domain_xml(name, placed, uefi=firmware == "uefi", tpm=tpm, memory_mib=memory_mib, device_xml=device_xml)
+        uefi = firmware == "uefi"
+        xml = domain_xml(name, placed, uefi=uefi, tpm=tpm, memory_mib=memory_mib, device_xml=device_xml, boot=boot)
         return cls(host, host.connection.defineXML(xml).UUIDString(), name)
 
     # -- life ------------------------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+"""The proof that counts: what a real guest sealed in its vTPM opens again after every way back, and only then.
+
+The guest is Linux; it judges with its own TPM tools (tests/guest). Each word is in four places: sealed blobs on the
+disk, one of them bound to PCR 7, an NV index of the TPM, and a UEFI variable. One guest is sealed and kept for all
+tests, which share its points; each test begins from one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+import pytest
+
+from tests.guest import LinuxGuest
+from tests.guest.sealing import Told, seal, tell
+from tests.rig import Disk, Host, MiB, VmState
+from tests.rig.cli import Vmkeep
+
+pytestmark = pytest.mark.system
+
+
+@dataclass(slots=True)
+class Kept:
+    """A guest's points: ``first`` and ``second`` were taken while it ran, ``third`` while it was off."""
+
+    host: Host
+    vmkeep: Vmkeep
+    after_restart: Told
+    first: dict[str, Any]
+    second: dict[str, Any]
+    third: dict[str, Any]
+
+    def lose_original(self) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            self.host.vm("linux").delete()
+
+    def restore(self, point: dict[str, Any], name: str, *options: str) -> LinuxGuest:
+        self.vmkeep.json("restore", str(point["id"]), "--as", name, *options)
+        return LinuxGuest(self.host.vm(name))
+
+    def original(self) -> LinuxGuest:
+        """Return the VM, off and as ``third`` has it."""
+        self.lose_original()
+        return self.restore(self.third, "linux")
+
+
+@pytest.fixture(scope="module")
+def kept(session_host: Host) -> Iterator[Kept]:
+    session_host.clear()
+    vmkeep = Vmkeep(session_host)
+    with LinuxGuest.define(session_host, "linux", disks=[Disk("vda", 4 * MiB)]).boot() as guest:
+        seal(guest, "first")
+        guest.shutdown()
+        after_restart = tell(guest.boot())
+        first = vmkeep.backup("linux")
+        seal(guest, "second")
+        second = vmkeep.backup("linux")
+        seal(guest, "third")
+        guest.shutdown()
+        third = vmkeep.backup("linux")
+    yield Kept(session_host, vmkeep, after_restart, first, second, third)
+    session_host.clear()
+
+
+def test_secret_opens_after_stop_and_start(kept: Kept) -> None:
+    assert kept.after_restart == Told.of("first")
+
+
+def test_secret_opens_in_an_older_point_here_and_in_a_newer_one_on_another_host(kept: Kept, second_host: Host) -> None:
+    there = Vmkeep(second_host)
+    work = kept.host.dir / "work"
+    passphrase = work / "passphrase"
+    passphrase.write_text("correct horse\n")
+    kept.vmkeep.json("key", "export", "--passphrase-file", passphrase, "--output", work / "key.txt")
+    there.json("key", "import", work / "key.txt", "--passphrase-file", passphrase)
+    there.json("init", "--repository", kept.host.dir / "home" / "repository", "--adopt")
+    images = second_host.dir / "disks"
+    restored = there.json("restore", kept.second["id"], "--as", "linux", "--disks-dir", images)["restored"]
+    kept.lose_original()
+
+    with kept.restore(kept.first, "linux") as here, LinuxGuest(second_host.vm("linux")) as beta:
+        assert (restored["identity"], here.vm.uuid, beta.vm.uuid) == ("same", kept.first["vm_uuid"], here.vm.uuid)
+        _boot_side_by_side(here, beta)
+        assert tell(here) == Told.of("first")
+        assert tell(beta) == Told.of("second")
+
+
+def test_secret_opens_in_a_point_that_was_taken_while_the_vm_was_off(kept: Kept) -> None:
+    assert kept.third["parent"] == kept.second["id"]
+    with kept.original() as guest:
+        assert tell(guest.boot()) == Told.of("third")
+
+
+def test_secret_stays_shut_with_a_new_tpm_and_opens_with_the_same_one(kept: Kept) -> None:
+    kept.original()
+    same, new = (kept.restore(kept.second, choice, "--tpm", choice) for choice in ("same", "new"))
+    with same, new:
+        _boot_side_by_side(same, new)
+        told = tell(new)
+
+        assert tell(same) == Told.of("second")
+        # The blobs belong to a parent key that no other TPM can have: TPM_RC_INTEGRITY, not a wrong policy or password.
+        assert "integrity check failed" in told.plain
+        assert "integrity check failed" in told.measured
+        assert "second" not in told.plain + told.measured + told.nv
+        assert told.variable == "variable second"  # NVRAM is the point's: only the TPM is new
+    for copy in (same, new):
+        copy.vm.delete()
+
+
+def test_secret_opens_after_going_back_in_place(kept: Kept) -> None:
+    with kept.original() as guest:
+        kept.vmkeep.json("restore", str(kept.first["id"]), "--in-place", "--yes")
+        assert guest.vm.state() is VmState.OFF
+        assert tell(guest.boot()) == Told.of("first")
+
+
+def _boot_side_by_side(*guests: LinuxGuest) -> None:
+    """The firmware alone keeps one of the machine's processors busy for seconds."""
+    for guest in guests:
+        guest.vm.start()
+    for guest in guests:
+        guest.boot()
