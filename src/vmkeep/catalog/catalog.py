@@ -41,6 +41,10 @@ class Catalog:
     def close(self) -> None:
         self._database.close()
 
+    def faults(self) -> tuple[str, ...]:
+        """Return what SQLite finds wrong with the file itself; empty for a sound one."""
+        return self._database.faults()
+
     # -- the repository this catalogue belongs to --------------------------------------------------------------
 
     def repository(self) -> KnownRepository | None:
@@ -152,6 +156,11 @@ class Catalog:
         with self._database.reading() as connection:
             return state_queries.newest_state(connection, vm_uuid.lower(), kind)
 
+    def states_of_vm(self, vm_uuid: str) -> tuple[CatalogState, ...]:
+        """Return all state versions ever accepted for a VM, of all kinds, newest first."""
+        with self._database.reading() as connection:
+            return state_queries.of_vm(connection, vm_uuid.lower())
+
     def pins(self, version_id: str) -> tuple[str, ...]:
         """Return the ids of the points that hold a state version."""
         with self._database.reading() as connection:
@@ -196,6 +205,11 @@ class Catalog:
         """Return an operation; raises CatalogError when there is none of that id."""
         with self._database.reading() as connection:
             return operation_queries.get(connection, operation_id)
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Return all operations that were ever begun, newest first."""
+        with self._database.reading() as connection:
+            return operation_queries.newest_first(connection)
 
     def unfinished_operations(self) -> tuple[Operation, ...]:
         """Return the operations that have not ended, oldest first."""

@@ -81,6 +81,12 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
+    def faults(self) -> tuple[str, ...]:
+        """Return what SQLite's quick check finds wrong; empty for a sound file. Raises as everything here does."""
+        with self.reading() as connection:
+            told = connection.execute(sqlalchemy.text("PRAGMA quick_check")).scalars()
+            return tuple(str(fault) for fault in told if fault != "ok")
+
     def _migrate(self) -> None:
         revision = self.revision()
         if revision == HEAD_REVISION:  # another process was first

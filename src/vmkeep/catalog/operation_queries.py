@@ -89,6 +89,11 @@ def cancelled(connection: Connection, operation_id: str) -> bool:
     return bool(connection.execute(chosen).scalar())
 
 
+def newest_first(connection: Connection) -> tuple[Operation, ...]:
+    chosen = select(operations).order_by(operations.c.started.desc(), operations.c.id)
+    return tuple(_operation(row) for row in connection.execute(chosen))
+
+
 def unfinished(connection: Connection) -> tuple[Operation, ...]:
     chosen = select(operations).where(_unfinished()).order_by(operations.c.started, operations.c.id)
     return tuple(_operation(row) for row in connection.execute(chosen))

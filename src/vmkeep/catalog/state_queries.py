@@ -62,6 +62,11 @@ def newest_state(connection: Connection, vm_uuid: str, kind: str) -> CatalogStat
     return None if row is None else _state(row)
 
 
+def of_vm(connection: Connection, vm_uuid: str) -> tuple[CatalogState, ...]:
+    chosen = select(versions).where(versions.c.vm_uuid == vm_uuid).order_by(versions.c.generation.desc())
+    return tuple(_state(row) for row in connection.execute(chosen))
+
+
 def pin(connection: Connection, version_id: str, point_id: str) -> None:
     row = upsert(pins).values(version_id=version_id, reason="point", holder=point_id)
     connection.execute(row.on_conflict_do_nothing())

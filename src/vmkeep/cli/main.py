@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vmkeep import __version__
-from vmkeep.cli import backup, init, key, points, restore, verify, vm
+from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, vm
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (init, backup, points, restore, verify):
+for _module in (init, backup, points, restore, verify, doctor, log):
     _module.register(app)
 app.add_typer(points.point_app, name="point")
 app.add_typer(vm.app, name="vm")

@@ -1,0 +1,116 @@
+"""`vmkeep log`: what was done, of which VM, by which choices, and how it ended."""
+
+from __future__ import annotations
+
+import json as json_text
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.console import table, time_text
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.errors import VmNotFound
+
+if TYPE_CHECKING:
+    from vmkeep.catalog import Catalog, Operation
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("log", epilog="Example: vmkeep log win11")(log)
+
+
+def log(
+    context: typer.Context,
+    vm: Annotated[
+        str | None,
+        typer.Argument(metavar="[VM]", help="Name or UUID.", autocompletion=complete_vm, show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Show the last N operations.")] = 50,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show what was done: backups and restores, newest last, with their choices and how they ended."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        shown = _chosen(running, vm, limit)
+        if running.console.json:
+            running.console.document({"operations": shown})
+            return
+        columns = ("time", "operation", "VM", "result", "seconds", "choices")
+        rows = [
+            (
+                time_text(entry["started"]),
+                entry["kind"],
+                entry["vm"] or "",
+                _result(entry),
+                "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
+                ", ".join(f"{name}={_plain(value)}" for name, value in entry["request"].items() if _told(value)),
+            )
+            for entry in shown
+        ]
+        running.console.show(table(columns, rows, right=("seconds",)) if rows else "no operations")
+
+
+def _chosen(running: Session, vm: str | None, limit: int) -> list[dict[str, Any]]:
+    catalog = running.premises.catalog
+    operations = catalog.operations()
+    if vm is not None:
+        named, points = _meant(catalog, vm)
+        operations = tuple(
+            operation for operation in operations if operation.vm in named or operation.request.get("point") in points
+        )
+        if not operations and len(named) == 1:
+            raise VmNotFound(f'Nothing was ever done with a VM "{vm}"', vm=vm, hint="`vmkeep log` shows everything.")
+    return [_entry(operation, running) for operation in reversed(operations[:limit])]
+
+
+def _meant(catalog: Catalog, vm: str) -> tuple[set[str], set[str]]:
+    """Return the names and UUIDs that mean the VM, and its points: a restore to files names only its point."""
+    uuids = catalog.vms_named(vm)
+    names: Iterator[str] = (known.name for uuid in uuids if (known := catalog.vm(uuid)) is not None)
+    points = {summary["id"] for summary in catalog.summaries(vm)} if uuids else set()
+    return {vm, *uuids, *names}, points
+
+
+def _entry(operation: Operation, running: Session) -> dict[str, Any]:
+    from vmkeep.flows.check_up import owner_lives
+
+    state = str(operation.state)
+    if operation.finished is None and not owner_lives(running.settings, operation.owner):
+        state = "interrupted"
+    seconds = None
+    if operation.finished is not None:
+        seconds = _moment(operation.finished).timestamp() - _moment(operation.started).timestamp()
+    return {
+        "id": operation.id,
+        "kind": operation.kind,
+        "vm": operation.vm,
+        "state": state,
+        "started": operation.started,
+        "finished": operation.finished,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "request": dict(operation.request),
+        "error": None if operation.error is None else dict(operation.error),
+    }
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _result(entry: dict[str, Any]) -> str:
+    error = entry["error"]
+    return f"{entry['state']}: {error.get('message')}" if error else str(entry["state"])
+
+
+def _told(value: object) -> bool:
+    """Leave out what was not chosen."""
+    return value not in (None, False, "", [], {})
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json_text.dumps(value, ensure_ascii=False)

@@ -1,0 +1,341 @@
+"""Check up an installation and its host: look without changing anything, then mend what can be mended.
+
+No flow of DBOS: nothing of it has to be finished after a crash, because looking again finds what is left. Two things
+make mending safe beside other commands. What operations left is removed only when they have ended, and an operation
+that has ended never goes on. What belongs to a VM is judged again, with the catalogue as it is then, under the VM's
+lock, under which no operation of this installation begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState
+from vmkeep.config import Settings
+from vmkeep.errors import (
+    CatalogError,
+    KeyMissing,
+    RepositoryForeign,
+    RepositoryNotFound,
+    VmkeepError,
+    WrongKey,
+)
+from vmkeep.flows.premises import Premises
+from vmkeep.host.findings import (
+    CheckupRequest,
+    DropBitmaps,
+    DropCheckpoint,
+    EndJob,
+    Finding,
+    FindingCode,
+    KnownOperation,
+    KnownVersion,
+    Operations,
+    RememberedPoint,
+    RememberedVm,
+    RemoveIntent,
+    Severity,
+)
+from vmkeep.host.lock import FileLock
+from vmkeep.host.protocol import Host
+
+_log = structlog.get_logger(__name__)
+_POINT_PURPOSE = "point "  # as vmkeep.host begins a writer
+_ENDED = {OperationState.DONE, OperationState.FAILED}
+_SEVERITIES = tuple(Severity)
+Recovery = Callable[[], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """One finding that was mended, with what was done, or what stood in the way (then ``done`` is False)."""
+
+    finding: Finding
+    told: str
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedUp:
+    """What there is to say. ``recovered`` are the recovery's sentences; both are empty where only was looked."""
+
+    findings: tuple[Finding, ...]
+    recovered: tuple[str, ...] = ()
+    mended: tuple[Mended, ...] = ()
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is Severity.PROBLEM)
+
+
+class CheckUp:
+    """Looks at one installation and the host it works on."""
+
+    def __init__(self, premises: Premises, host: Host, vms: Sequence[str] = ()) -> None:
+        """``vms`` limits the VMs that are looked at, by name or UUID; none means all."""
+        self._premises = premises
+        self._settings: Settings = premises.settings
+        self._host = host
+        self._vms = tuple(vms)
+
+    def look(self) -> CheckedUp:
+        """Change nothing, and return what was found, the worst first. Raises VmNotFound for a VM asked for."""
+        catalog, findings = self._open_catalog()
+        known = None if self._has_catalog() else ()
+        request = CheckupRequest(vms=self._vms, remembered=known, operations=known)
+        if catalog is not None:
+            try:
+                request = self._request(catalog)
+            except VmkeepError as error:
+                findings.append(self._catalogue_unusable(error))
+                catalog = None
+        found = [*self._host.checkup(request), *findings]
+        found += self._installation(catalog, request)
+        return CheckedUp(tuple(sorted(found, key=_order)))
+
+    def mend(self, recover: Recovery) -> CheckedUp:
+        """Recover what dead processes left, mend what is left of it, and return both with what was found afterwards.
+
+        ``recover`` starts the engine, which begins with the recovery, and returns its sentences.
+        """
+        mended: list[Mended] = []
+        recovered: Sequence[str] = ()
+        failed: Finding | None = None
+        if self._has_catalog():
+            try:
+                recovered = recover()
+            except VmkeepError as error:
+                message = f"what dead processes left could not be put right: {error}"
+                failed = Finding(FindingCode.RECOVERY_FAILED, message, remedy=error.hint)
+        vms: dict[str, None] = {}
+        for finding in self.look().findings:
+            if isinstance(finding.mend, EndJob | DropCheckpoint | DropBitmaps):
+                vms[finding.mend.vm_uuid] = None
+            elif finding.mend is not None:
+                mended.append(self._mend(finding))
+        for vm_uuid in vms:
+            mended += self._mend_vm(vm_uuid)
+        left = self.look().findings
+        if failed is not None:
+            left = tuple(sorted((failed, *left), key=_order))
+        return CheckedUp(left, tuple(recovered), tuple(mended))
+
+    # -- mending -----------------------------------------------------------------------------------------------
+
+    def _mend(self, finding: Finding) -> Mended:
+        assert finding.mend is not None
+        try:
+            if isinstance(finding.mend, RemoveIntent):
+                self._premises.repository.forget_writer(finding.mend.writer)
+                told = f"removed the intent {finding.mend.writer} from the repository"
+            else:
+                told = self._host.mend(finding.mend)
+        except VmkeepError as error:
+            _log.info("not mended", code=str(finding.code), error=error.message)
+            return Mended(finding, error.message, done=False)
+        return Mended(finding, told, done=True)
+
+    def _mend_vm(self, vm_uuid: str) -> Iterator[Mended]:
+        """Judge the VM again under its lock and mend what is found then; a VM that is in use is left for later."""
+        path = self._settings.locks_dir / f"{vm_uuid}.lock"
+        lock = FileLock.try_acquire(path, note=f"doctor (process {os.getpid()})")
+        if lock is None:
+            return
+        with lock:
+            request = replace(self._request(self._premises.catalog), vms=(vm_uuid,), vms_only=True)
+            for finding in self._host.checkup(replace(request, held=frozenset({vm_uuid}))):
+                if finding.mend is not None:
+                    yield self._mend(finding)
+
+    # -- the catalogue -----------------------------------------------------------------------------------------
+
+    def _has_catalog(self) -> bool:
+        return os.access(self._settings.catalog_path, os.F_OK)  # False also in a home that may not be read
+
+    def _open_catalog(self) -> tuple[Catalog | None, list[Finding]]:
+        """Return the catalogue, and what is wrong with it. One that is not there is not made."""
+        if not self._has_catalog():
+            return None, []
+        try:
+            catalog = self._premises.catalog
+            faults = catalog.faults()
+        except VmkeepError as error:
+            return None, [self._catalogue_unusable(error)]
+        if faults:
+            return None, [self._catalogue_unusable(CatalogError(f"the catalogue is damaged: {faults[0]}"))]
+        return catalog, []
+
+    def _catalogue_unusable(self, error: VmkeepError) -> Finding:
+        path = self._settings.catalog_path
+        remedy = error.hint
+        if isinstance(error, CatalogError) and remedy == CatalogError.default_hint:
+            remedy = f"{self._move_aside('catalog.sqlite')} && vmkeep init --adopt"
+        return Finding(FindingCode.CATALOGUE_UNUSABLE, error.message, remedy=remedy, path=str(path))
+
+    def _move_aside(self, database: str) -> str:
+        """Return the command that moves a database aside, with its journal: that belongs to no other one."""
+        home = shlex.quote(str(self._settings.home))
+        return f"mkdir {home}/damaged && mv {home}/{database}* {home}/damaged/"
+
+    def _request(self, catalog: Catalog) -> CheckupRequest:
+        """Return what the host must know. Operations are read last: see the head of this module."""
+        known = catalog.repository()
+        remembered = tuple(_remembered(catalog, vm.uuid) for vm in catalog.vms())
+        operations = catalog.operations()
+        return CheckupRequest(
+            vms=self._vms,
+            repository=None if known is None else known.id,
+            remembered=remembered,
+            operations=tuple(self._known(operation) for operation in operations),
+            directories=tuple(sorted(_directories(operations))),
+        )
+
+    def _known(self, operation: Operation) -> KnownOperation:
+        if operation.state in _ENDED:
+            return KnownOperation(operation.id, "done" if operation.state is OperationState.DONE else "failed")
+        return KnownOperation(operation.id, "living" if owner_lives(self._settings, operation.owner) else "interrupted")
+
+    # -- the installation --------------------------------------------------------------------------------------
+
+    def _installation(self, catalog: Catalog | None, request: CheckupRequest) -> Iterator[Finding]:
+        if catalog is None:
+            if not self._has_catalog():
+                message = "this installation has no repository yet; the first backup makes one"
+                path = self._settings.repository
+                yield Finding(FindingCode.REPOSITORY_NONE, message, remedy="vmkeep init", path=path)
+            return
+        yield from self._interrupted(catalog)
+        yield from self._flows(catalog)
+        if catalog.repository() is None:
+            message = "this installation has no repository yet; the first backup makes one"
+            yield Finding(FindingCode.REPOSITORY_NONE, message, remedy="vmkeep init", path=self._settings.repository)
+            return
+        yield from self._repository(catalog, request)
+
+    def _interrupted(self, catalog: Catalog) -> Iterator[Finding]:
+        for operation in catalog.unfinished_operations():
+            if not owner_lives(self._settings, operation.owner):
+                about = "" if operation.vm is None else f" of VM {operation.vm}"
+                message = f"the operation {operation.kind}{about} ({operation.id}) was killed; it is undone or finished"
+                yield Finding(FindingCode.OPERATION_INTERRUPTED, message, vm=operation.vm, recovered=True)
+
+    def _flows(self, catalog: Catalog) -> Iterator[Finding]:
+        """Look into the flow database without the engine, which would begin to recover."""
+        path = self._settings.flows_path
+        if not path.exists():
+            return
+        query = "SELECT workflow_uuid, name, executor_id FROM workflow_status WHERE status IN ('PENDING', 'ENQUEUED')"
+        try:
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+                fault = database.execute("PRAGMA quick_check").fetchone()
+                if fault is None or fault[0] != "ok":
+                    raise sqlite3.DatabaseError(str(fault))
+                has_table = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'").fetchone()
+                pending = database.execute(query).fetchall() if has_table else []
+        except sqlite3.Error as error:
+            message = f"the database of operations under way cannot be read: {error}"
+            remedy = f"When no vmkeep runs: {self._move_aside('flows.sqlite')}"
+            yield Finding(FindingCode.FLOWS_UNUSABLE, message, remedy=remedy, path=str(path))
+            return
+        told = {operation.id for operation in catalog.unfinished_operations()}
+        for operation, name, owner in pending:
+            if operation not in told and not owner_lives(self._settings, str(owner)):
+                message = f"the operation {name} ({operation}) was killed; it is undone or finished"
+                yield Finding(FindingCode.OPERATION_INTERRUPTED, message, recovered=True)
+
+    def _repository(self, catalog: Catalog, request: CheckupRequest) -> Iterator[Finding]:
+        path = self._settings.repository
+        known_before = set(catalog.point_ids())
+        try:
+            repository = self._premises.repository
+            stored = set(repository.point_ids())
+            writers = repository.writers()
+        except VmkeepError as error:
+            code = next((code for kind, code in _REPOSITORY_ERRORS if isinstance(error, kind)), None)
+            yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
+            return
+        key = self._premises.key_path
+        message = "this is the key; without a copy of it elsewhere all points are lost with this host"
+        yield Finding(FindingCode.KEY_PLACE, message, remedy="vmkeep key export", path=key)
+        # A point that was deleted meanwhile left the catalogue too; one that was begun meanwhile is a living operation.
+        known = set(catalog.point_ids())
+        for point_id in sorted((known & known_before) - stored):
+            message = f"the repository does not hold the point {point_id}: it cannot be restored; is all of it mounted?"
+            remedy = f"vmkeep point delete {point_id} --yes"
+            yield Finding(FindingCode.POINT_NOT_STORED, message, remedy=remedy, path=f"{path}/points/{point_id}")
+        under_way = {operation.id for operation in catalog.unfinished_operations()}
+        for point_id in sorted(stored - known - under_way):
+            if point_id in catalog.point_ids():
+                continue
+            message = f"the catalogue does not know the point {point_id}, which the repository holds"
+            yield Finding(
+                FindingCode.POINT_NOT_KNOWN, message, remedy="vmkeep init --adopt", path=f"{path}/points/{point_id}"
+            )
+        operations = Operations.of(request.operations or ())
+        for writer in writers:
+            point_id = writer.purpose.removeprefix(_POINT_PURPOSE)
+            if (ended := operations.ended(point_id)) is not None and ended.id == point_id:
+                message = f"the repository still names the writer of the operation {point_id}, which has ended"
+                where = f"{path}/intents/{writer.id}"
+                yield Finding(FindingCode.LEFT_INTENT, message, path=where, mend=RemoveIntent(writer.id))
+
+
+_REPOSITORY_ERRORS: tuple[tuple[type[VmkeepError], FindingCode], ...] = (
+    (RepositoryNotFound, FindingCode.REPOSITORY_MISSING),
+    (RepositoryForeign, FindingCode.REPOSITORY_FOREIGN),
+    (KeyMissing, FindingCode.KEY_MISSING),
+    (WrongKey, FindingCode.KEY_MISSING),
+)
+
+
+def owner_lives(settings: Settings, owner: str) -> bool:
+    """Return whether the process that carries an operation out lives; it holds its lock for as long."""
+    return FileLock.is_held(settings.owners_dir / f"{owner}.lock")
+
+
+def _order(finding: Finding) -> tuple[int, bool, str, str, str]:
+    """The worst first; of one severity the host before the VMs, by name."""
+    return (
+        _SEVERITIES.index(finding.severity),
+        finding.vm is not None,
+        finding.vm or "",
+        str(finding.code),
+        finding.message,
+    )
+
+
+def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
+    vm = catalog.vm(vm_uuid)
+    current = None if vm is None else vm.current_point
+    return RememberedVm(
+        uuid=vm_uuid,
+        points=tuple(_remembered_point(point, current) for point in catalog.points_of_vm(vm_uuid)),
+        versions=tuple(
+            KnownVersion(state.kind, state.generation, state.sha256) for state in catalog.states_of_vm(vm_uuid)
+        ),
+    )
+
+
+def _remembered_point(point: CatalogPoint, current: str | None) -> RememberedPoint:
+    states: Sequence[dict[str, Any]] = point.document.get("states", ())
+    return RememberedPoint(
+        id=point.id,
+        created=point.created,
+        checkpoint=point.checkpoint,
+        states={str(state["kind"]): str(state["sha256"]) for state in states},
+        current=point.id == current,
+    )
+
+
+def _directories(operations: Sequence[Operation]) -> set[str]:
+    """Return where restores wrote to, as their requests say."""
+    named = (operation.request.get(field) for operation in operations for field in ("output", "disks_dir"))
+    return {place for place in named if isinstance(place, str) and place.startswith("/")}

@@ -1,0 +1,402 @@
+"""What a check-up finds: codes with their meaning, how bad each is, and what mends it. Plain values, no I/O.
+
+The codes are public: they stand in the JSON of `vmkeep doctor` and in docs/operations.md, which a test holds
+against this enum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, Literal
+
+FIX_COMMAND: Final = "vmkeep doctor --fix"
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    PROBLEM = "problem"
+    """Something does not work, or is lost, until it is mended."""
+    WARNING = "warning"
+    """It works, and something of it wants a look."""
+    NOTE = "note"
+    """Good to know; nothing has to be done."""
+
+
+class FindingCode(StrEnum):
+    """What was found."""
+
+    # -- the host
+    LIBVIRT_UNREACHABLE = "libvirt-unreachable"
+    """libvirt does not answer, so nothing could be said of the VMs."""
+    LIBVIRT_REFUSED = "libvirt-refused"
+    """libvirt does not let this user in."""
+    LIBVIRT_TOO_OLD = "libvirt-too-old"
+    """libvirt is older than 7.2 and cannot make backup jobs with checkpoints."""
+    QEMU_TOO_OLD = "qemu-too-old"
+    """QEMU is older than 4.2 and cannot make backup jobs with bitmaps."""
+    VERSIONS = "versions"
+    """The versions of libvirt and QEMU."""
+    TOOL_MISSING = "tool-missing"
+    """A program that vmkeep runs is not installed."""
+    RUN_DIR_UNUSABLE = "run-dir-unusable"
+    """The directory of the sockets cannot be made, written, or entered by QEMU."""
+    SOCKET_PATH_TOO_LONG = "socket-path-too-long"
+    """The path of a job's socket would be longer than the system allows."""
+    SCRATCH_DIR_UNUSABLE = "scratch-dir-unusable"
+    """The directory for scratch files is not there, or cannot be written."""
+    HOME_UNUSABLE = "home-unusable"
+    """The home directory of vmkeep cannot be read or written."""
+    HOME_NOT_PRIVATE = "home-not-private"
+    """Other users may look into the home directory of vmkeep."""
+    KEY_NOT_PRIVATE = "key-not-private"
+    """Other users may read the key, and with it everything in the repository."""
+    SPACE_LOW = "space-low"
+    """A file system that vmkeep writes to has less than 1 GiB or 5 % free."""
+
+    # -- the installation
+    REPOSITORY_NONE = "repository-none"
+    """This installation has no repository yet; the first backup makes one."""
+    REPOSITORY_MISSING = "repository-missing"
+    """The repository is not at its place."""
+    REPOSITORY_FOREIGN = "repository-foreign"
+    """Something else, or another repository, is at the repository's place."""
+    REPOSITORY_UNUSABLE = "repository-unusable"
+    """The repository cannot be opened: it is damaged, or its storage fails."""
+    KEY_MISSING = "key-missing"
+    """The key that opens the repository is not on this host."""
+    KEY_PLACE = "key-place"
+    """Where the key is. Without a copy of it elsewhere the points are lost with this host."""
+    CATALOGUE_UNUSABLE = "catalogue-unusable"
+    """The catalogue is damaged, of a newer vmkeep, or cannot be read."""
+    FLOWS_UNUSABLE = "flows-unusable"
+    """The database of operations under way is damaged or cannot be read."""
+    POINT_NOT_STORED = "point-not-stored"
+    """The catalogue knows a point that the repository does not hold: it cannot be restored."""
+    POINT_NOT_KNOWN = "point-not-known"
+    """The repository holds a point that the catalogue does not know."""
+    RECOVERY_FAILED = "recovery-failed"
+    """What dead processes left could not be put right."""
+
+    # -- left behind
+    POINT_INTERRUPTED = "point-interrupted"
+    """A backup and its guardian both died: its job, checkpoint or pause may still be there."""
+    OPERATION_INTERRUPTED = "operation-interrupted"
+    """An operation's process died before it was done."""
+    RESTORE_PENDING = "restore-pending"
+    """A restore in place was not finished: the VM's disks are not whole and it is kept from starting."""
+    LEFT_FILE = "left-file"
+    """A file of an operation that ended is still there."""
+    KEPT_ASIDE = "kept-aside"
+    """A file that a restore had moved aside was not put back."""
+    LEFT_SOCKET = "left-socket"
+    """The socket directory of an operation that ended is still there."""
+    UNKNOWN_LEFT = "unknown-left"
+    """A file or directory with a name of vmkeep's, of an operation that this installation does not know."""
+    STALE_LOCK = "stale-lock"
+    """A lock file that no process holds. It locks nothing."""
+    LEFT_INTENT = "left-intent"
+    """The repository still names a writer that is gone."""
+
+    # -- a VM
+    VM_UNREADABLE = "vm-unreadable"
+    """libvirt's answers about the VM could not be read."""
+    VM_IN_USE = "vm-in-use"
+    """An operation works on the VM now, so its job, checkpoints and bitmaps were not judged."""
+    LEFT_JOB = "left-job"
+    """A backup job of vmkeep's runs on the VM, and nobody reads from it."""
+    FOREIGN_JOB = "foreign-job"
+    """A backup job that is not vmkeep's runs on the VM. Backups are refused until it ends."""
+    LEFT_CHECKPOINT = "left-checkpoint"
+    """A checkpoint of vmkeep's belongs to no point."""
+    OLD_CHECKPOINT = "old-checkpoint"
+    """A checkpoint of vmkeep's is the base of no disk any more; it costs the guest's writes time."""
+    CHECKPOINT_UNLISTED = "checkpoint-unlisted"
+    """An image has the bitmap of a point whose checkpoint libvirt does not list."""
+    BASE_UNSOUND = "base-unsound"
+    """A disk's bitmap is missing or cannot be trusted: the next backup reads that disk whole."""
+    FOREIGN_CHECKPOINT = "foreign-checkpoint"
+    """The VM has checkpoints that are not vmkeep's. They are never touched."""
+    LEFT_BITMAP = "left-bitmap"
+    """An image has a bitmap of vmkeep's that nothing needs."""
+    FOREIGN_BITMAP = "foreign-bitmap"
+    """An image has bitmaps that are not vmkeep's. They are never touched."""
+    IMAGE_UNREADABLE = "image-unreadable"
+    """A disk's image is not there or cannot be read."""
+    DEFINITION_DIFFERS = "definition-differs"
+    """The VM runs with other disks than it will have at its next start."""
+    TPM_MISSING = "tpm-missing"
+    """The TPM state of the VM is gone; starting the VM would make a blank TPM."""
+    NVRAM_MISSING = "nvram-missing"
+    """The UEFI variables of the VM are gone; starting the VM would make them anew."""
+    STATE_SUPERSEDED = "state-superseded"
+    """The VM's TPM or UEFI state is an older one than the newest that vmkeep has seen."""
+    TPM_SECRET_MISSING = "tpm-secret-missing"  # noqa: S105  a code, not a password
+    """The TPM state is encrypted with a secret that libvirt does not have: the VM cannot start."""
+    TPM_NOT_KEPT = "tpm-not-kept"
+    """Something of the VM's TPM is in no point."""
+    DISK_NOT_KEPT = "disk-not-kept"
+    """A disk cannot be in a point, so a backup of the VM is refused unless the disk is excluded."""
+    NEVER_BACKED_UP = "never-backed-up"
+    """There is no point of the VM."""
+    POINT_OLD = "point-old"
+    """The VM's last point is older than a week."""
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is; the same for every finding of the code."""
+        if self in _PROBLEMS:
+            return Severity.PROBLEM
+        return Severity.WARNING if self in _WARNINGS else Severity.NOTE
+
+
+_PROBLEMS: Final = frozenset(
+    {
+        FindingCode.LIBVIRT_UNREACHABLE,
+        FindingCode.LIBVIRT_REFUSED,
+        FindingCode.LIBVIRT_TOO_OLD,
+        FindingCode.QEMU_TOO_OLD,
+        FindingCode.TOOL_MISSING,
+        FindingCode.RUN_DIR_UNUSABLE,
+        FindingCode.SOCKET_PATH_TOO_LONG,
+        FindingCode.SCRATCH_DIR_UNUSABLE,
+        FindingCode.HOME_UNUSABLE,
+        FindingCode.KEY_NOT_PRIVATE,
+        FindingCode.REPOSITORY_MISSING,
+        FindingCode.REPOSITORY_FOREIGN,
+        FindingCode.REPOSITORY_UNUSABLE,
+        FindingCode.KEY_MISSING,
+        FindingCode.CATALOGUE_UNUSABLE,
+        FindingCode.FLOWS_UNUSABLE,
+        FindingCode.POINT_NOT_STORED,
+        FindingCode.RECOVERY_FAILED,
+        FindingCode.POINT_INTERRUPTED,
+        FindingCode.OPERATION_INTERRUPTED,
+        FindingCode.RESTORE_PENDING,
+        FindingCode.KEPT_ASIDE,
+        FindingCode.VM_UNREADABLE,
+        FindingCode.LEFT_JOB,
+        FindingCode.IMAGE_UNREADABLE,
+        FindingCode.TPM_MISSING,
+        FindingCode.NVRAM_MISSING,
+        FindingCode.TPM_SECRET_MISSING,
+    }
+)
+_WARNINGS: Final = frozenset(
+    {
+        FindingCode.HOME_NOT_PRIVATE,
+        FindingCode.SPACE_LOW,
+        FindingCode.POINT_NOT_KNOWN,
+        FindingCode.LEFT_FILE,
+        FindingCode.LEFT_SOCKET,
+        FindingCode.LEFT_CHECKPOINT,
+        FindingCode.OLD_CHECKPOINT,
+        FindingCode.LEFT_BITMAP,
+        FindingCode.DEFINITION_DIFFERS,
+        FindingCode.STATE_SUPERSEDED,
+        FindingCode.DISK_NOT_KEPT,
+    }
+)
+
+
+# -- what mends --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLeft:
+    """Remove a file or directory of an operation that ended. ``operation`` is the part of its id in the name."""
+
+    path: str
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutAsideBack:
+    """Rename what a restore moved aside to where it was, if nothing is there."""
+
+    aside: str
+    final: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLock:
+    """Remove a lock file that nobody holds."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakePrivate:
+    """Take the rights of other users away from a file or directory of ours."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveIntent:
+    """Remove the intent of a writer that is gone from the repository."""
+
+    writer: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """End the backup job with this socket."""
+
+    vm_uuid: str
+    socket: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropCheckpoint:
+    """Delete a checkpoint of ours, with its bitmaps in the images of the disks ``targets``."""
+
+    vm_uuid: str
+    checkpoint: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropBitmaps:
+    """Remove the bitmaps of that name, which is one of ours, from the images of the disks ``targets``."""
+
+    vm_uuid: str
+    bitmap: str
+    targets: tuple[str, ...]
+
+
+VmMend = EndJob | DropCheckpoint | DropBitmaps
+Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | VmMend
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found.
+
+    ``message`` says in plain words what it means, ``remedy`` is the command that mends it (None: nothing has to be
+    done, or no command can). ``mend`` is what ``--fix`` does about it; ``recovered`` says that the recovery, which
+    every operation begins with, mends it.
+    """
+
+    code: FindingCode
+    message: str
+    remedy: str | None = None
+    vm: str | None = None
+    path: str | None = None
+    mend: Mend | None = None
+    recovered: bool = False
+
+    @property
+    def severity(self) -> Severity:
+        return self.code.severity
+
+    @property
+    def fixable(self) -> bool:
+        """Whether `vmkeep doctor --fix` mends it."""
+        return self.recovered or self.mend is not None
+
+    def as_dict(self) -> dict[str, str | bool | None]:
+        """Return the finding as `vmkeep doctor --json` prints it."""
+        return {
+            "code": str(self.code),
+            "severity": str(self.severity),
+            "vm": self.vm,
+            "path": self.path,
+            "message": self.message,
+            "remedy": FIX_COMMAND if self.remedy is None and self.fixable else self.remedy,
+            "fixable": self.fixable,
+        }
+
+
+# -- what a host must be told for a check-up ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOperation:
+    """An operation of the catalogue. ``interrupted``: not ended, and its process is dead."""
+
+    id: str
+    state: Literal["living", "interrupted", "done", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedPoint:
+    """A point of the VM. ``states`` is the content's hash by kind; ``current``: the VM's state descends from it."""
+
+    id: str
+    created: str
+    checkpoint: str | None
+    states: Mapping[str, str]
+    current: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KnownVersion:
+    """An accepted version of a state file."""
+
+    kind: str
+    generation: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedVm:
+    """What the catalogue knows of a VM; points and versions newest first."""
+
+    uuid: str
+    points: tuple[RememberedPoint, ...] = ()
+    versions: tuple[KnownVersion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckupRequest:
+    """Look at the host and its VMs.
+
+    ``vms`` limits the VMs by name or UUID; empty means all. ``remembered`` and ``operations`` are None when the
+    catalogue cannot be read: then nothing is called a left-over. ``directories`` may hold files of ended operations.
+    ``held`` are UUIDs of VMs whose lock the caller holds.
+    """
+
+    vms: tuple[str, ...] = ()
+    repository: str | None = None
+    remembered: tuple[RememberedVm, ...] | None = None
+    operations: tuple[KnownOperation, ...] | None = None
+    directories: tuple[str, ...] = ()
+    held: frozenset[str] = frozenset()
+    vms_only: bool = False
+
+    def vm(self, uuid: str) -> RememberedVm:
+        """Return what is known of a VM; empty for one the catalogue does not know."""
+        return next((vm for vm in self.remembered or () if vm.uuid == uuid), RememberedVm(uuid))
+
+    @property
+    def prefix(self) -> str | None:
+        """How the names of this installation's checkpoints begin; None without a repository."""
+        return None if self.repository is None else f"vmkeep-{self.repository[:8]}-"
+
+
+_NO_OPERATIONS: Final[Mapping[str, KnownOperation]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The operations of an installation, found by the twelve characters that stand in the names of files."""
+
+    by_short_id: Mapping[str, KnownOperation] = field(default_factory=lambda: _NO_OPERATIONS)
+
+    @classmethod
+    def of(cls, operations: tuple[KnownOperation, ...]) -> Operations:
+        """Index them; of two that begin alike the one that has not ended counts."""
+        ended_first = sorted(operations, key=lambda operation: operation.state in ("living", "interrupted"))
+        return cls({operation.id[:12]: operation for operation in ended_first})
+
+    def find(self, short_id: str) -> KnownOperation | None:
+        return self.by_short_id.get(short_id[:12])
+
+    def ended(self, short_id: str) -> KnownOperation | None:
+        """Return the operation if it is known and has ended: only then is what it left nobody's any more."""
+        found = self.find(short_id)
+        return found if found is not None and found.state in ("done", "failed") else None

@@ -1,0 +1,363 @@
+"""A VM looked at for a check-up: its job, checkpoints and bitmaps, its state files, its disks, its last point."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from vmkeep.config import Settings
+from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
+from vmkeep.errors import StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.host.bases import Bases, checkpoint_prefix
+from vmkeep.host.findings import (
+    CheckupRequest,
+    DropBitmaps,
+    DropCheckpoint,
+    EndJob,
+    Finding,
+    FindingCode,
+    Operations,
+    RememberedPoint,
+    RememberedVm,
+)
+from vmkeep.host.instant import state_sources
+from vmkeep.host.judgement import Moments
+from vmkeep.host.lock import FileLock
+from vmkeep.host.preparation import with_volumes_found
+from vmkeep.host.safety import end_job
+from vmkeep.host.surveying import survey
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.statefiles.capture import LIMIT_BYTES
+from vmkeep.statefiles.location import StateRoots
+from vmkeep.transfer.imagefile import ImageLayer, describe_image
+
+_OLD: Final = timedelta(days=7)
+_ANY_OF_OURS: Final = "vmkeep-"
+_WHAT: Final = {"tpm": "TPM state", "nvram": "UEFI variables"}
+_MISSING: Final = {"tpm": FindingCode.TPM_MISSING, "nvram": FindingCode.NVRAM_MISSING}
+
+
+def check_vm(
+    domain: Domain,
+    hypervisor: Hypervisor,
+    settings: Settings,
+    request: CheckupRequest,
+    operations: Operations,
+    *,
+    shared: Collection[str],
+    parked: bool,
+) -> Iterator[Finding]:
+    """Yield what there is to say of a VM.
+
+    ``shared`` are paths of images that several VMs of the host use. ``parked``: a restore in place is to be finished,
+    so its disks and checkpoints are not what they will be. A VM that vanishes meanwhile has no more findings.
+    """
+    try:
+        patient = _Patient.of(domain, hypervisor, settings, request, operations, shared)
+    except VmNotFound:
+        return
+    except (VmkeepError, DefinitionError) as error:
+        yield _unreadable(domain, error)
+        return
+    for part in patient.parts(parked=parked):
+        try:
+            yield from part()
+        except VmNotFound:
+            return
+        except (VmkeepError, DefinitionError) as error:
+            yield _unreadable(domain, error)  # and what the other parts say stands
+
+
+def _unreadable(domain: Domain, error: Exception) -> Finding:
+    return Finding(FindingCode.VM_UNREADABLE, f"not all of the VM could be looked at: {error}", vm=domain.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Patient:
+    """One VM and all that is known of it."""
+
+    domain: Domain
+    hypervisor: Hypervisor
+    settings: Settings
+    request: CheckupRequest
+    operations: Operations
+    shared: Collection[str]
+    run: RunState
+    definition: Definition
+    known: RememberedVm
+
+    @classmethod
+    def of(
+        cls,
+        domain: Domain,
+        hypervisor: Hypervisor,
+        settings: Settings,
+        request: CheckupRequest,
+        operations: Operations,
+        shared: Collection[str],
+    ) -> _Patient:
+        run = domain.state().run
+        definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
+        return cls(domain, hypervisor, settings, request, operations, shared, run, definition, request.vm(domain.uuid))
+
+    @property
+    def running(self) -> bool:
+        return self.run in (RunState.RUNNING, RunState.PAUSED)
+
+    def parts(self, *, parked: bool) -> tuple[Callable[[], Iterator[Finding]], ...]:
+        """Return what is looked at, each by itself."""
+        always = (self._definition, self._tpm, self._state_files, self._points)
+        return always if parked else (*always, self._disks, self._moments)
+
+    def _finding(
+        self,
+        code: FindingCode,
+        message: str,
+        *,
+        remedy: str | None = None,
+        path: str | None = None,
+        mend: EndJob | DropCheckpoint | DropBitmaps | None = None,
+    ) -> Finding:
+        return Finding(code, message, remedy=remedy, vm=self.domain.name, path=path, mend=mend)
+
+    # -- definition, disks, points -----------------------------------------------------------------------------
+
+    def _definition(self) -> Iterator[Finding]:
+        if not self.running or not self.domain.is_persistent():
+            return
+        next_time = with_volumes_found(parse_definition(self.domain.definition_xml(inactive=True)), self.hypervisor)
+        now_has, will_have = _sources(self.definition), _sources(next_time)
+        if now_has != will_have:
+            differing = sorted(target for target, _ in now_has ^ will_have)
+            message = (
+                f"it runs with other disks than it will have at its next start ({', '.join(dict.fromkeys(differing))})"
+            )
+            remedy = f"virsh dumpxml --inactive {self.domain.name}"
+            yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
+
+    def _disks(self) -> Iterator[Finding]:
+        for disk in survey(self.domain, self.hypervisor, self.settings).disks:
+            if disk.problem is not None and disk.device not in ("cdrom", "floppy"):
+                message = f"disk {disk.target} cannot be in a point: {disk.problem}"
+                remedy = f"vmkeep backup --exclude {disk.target} {self.domain.name}"
+                yield self._finding(FindingCode.DISK_NOT_KEPT, message, remedy=remedy, path=disk.source)
+
+    def _points(self) -> Iterator[Finding]:
+        if self.request.remembered is None:
+            return
+        backup = f"vmkeep backup {self.domain.name}"
+        newest = next(iter(self.known.points), None)
+        if newest is None:
+            yield self._finding(FindingCode.NEVER_BACKED_UP, "there is no point of it", remedy=backup)
+            return
+        age = datetime.now(UTC) - datetime.fromisoformat(newest.created)
+        if age > _OLD:
+            message = f"its last point, {newest.id}, is {age.days} days old"
+            yield self._finding(FindingCode.POINT_OLD, message, remedy=backup)
+
+    # -- TPM and NVRAM -----------------------------------------------------------------------------------------
+
+    def _tpm(self) -> Iterator[Finding]:
+        tpm = self.definition.tpm
+        if tpm is None:
+            return
+        if tpm.backend is not TpmBackend.EMULATOR:
+            message = f"its TPM is a {tpm.backend} one, whose state is in no point; keep the guest's recovery keys"
+            yield self._finding(FindingCode.TPM_NOT_KEPT, message)
+        elif tpm.secret_uuid is not None and not self.hypervisor.has_secret(tpm.secret_uuid):
+            message = f"its TPM state is encrypted with the secret {tpm.secret_uuid}, which libvirt does not have"
+            remedy = "virsh secret-define FILE, then virsh secret-set-value, with the secret's UUID and value"
+            yield self._finding(FindingCode.TPM_SECRET_MISSING, message, remedy=remedy)
+        elif tpm.secret_uuid is not None:
+            message = f"its TPM state is encrypted with the secret {tpm.secret_uuid}, which is in no point: keep it"
+            yield self._finding(FindingCode.TPM_NOT_KEPT, message)
+
+    def _state_files(self) -> Iterator[Finding]:
+        try:
+            sources = state_sources(self.definition, StateRoots.of(self.hypervisor.uri))
+        except StateUnsupported as error:
+            yield self._finding(FindingCode.TPM_NOT_KEPT, f"not all of its state can be in a point: {error}")
+            return
+        for source in sources:
+            versions = [version for version in self.known.versions if version.kind == source.kind]
+            if not versions:
+                continue
+            content = _read(source.path, LIMIT_BYTES["tpm" if source.kind == "tpm" else "nvram"])
+            if content is None:
+                yield self._state_missing(source.kind, source.path)
+                continue
+            digest = hashlib.sha256(content).hexdigest()
+            current = next((point for point in self.known.points if point.current), None)
+            returned = current is not None and current.states.get(source.kind) == digest
+            if digest != versions[0].sha256 and not returned:
+                older = next((version for version in versions if version.sha256 == digest), None)
+                if older is not None:
+                    yield self._state_superseded(source.kind, source.path, older.generation, versions[0].generation)
+
+    def _state_missing(self, kind: str, path: Path) -> Finding:
+        what = "blank TPM, to which nothing that the guest sealed opens" if kind == "tpm" else "blank set of them"
+        message = f"its {_WHAT[kind]} should be at {path} and is gone: starting the VM now would make a {what}"
+        if kind == "nvram":
+            message = message.replace("and is gone", "and are gone")
+        return self._finding(_MISSING[kind], message, remedy=self._restore_state(kind), path=str(path))
+
+    def _state_superseded(self, kind: str, path: Path, generation: int, newest: int) -> Finding:
+        message = (
+            f"its {_WHAT[kind]} at {path} equals version {generation}, and version {newest} is the newest: "
+            "somebody put an older file back, which rolls the guest's state back"
+        )
+        return self._finding(FindingCode.STATE_SUPERSEDED, message, remedy=self._restore_state(kind), path=str(path))
+
+    def _restore_state(self, kind: str) -> str | None:
+        """Return the command that puts the state of the newest point that has it back."""
+        newest: RememberedPoint | None = next((point for point in self.known.points if kind in point.states), None)
+        return None if newest is None else f"vmkeep restore {newest.id} --in-place --only state"
+
+    # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
+
+    def _moments(self) -> Iterator[Finding]:
+        lock = self.settings.locks_dir / f"{self.domain.uuid}.lock"
+        if self.domain.uuid not in self.request.held and FileLock.is_held(lock):
+            holder = FileLock.holder(lock) or "an operation"
+            message = f"{holder} works on it now, so its job, checkpoints and bitmaps were not judged"
+            yield self._finding(FindingCode.VM_IN_USE, message)
+            return
+        yield from self._job()
+        yield from self._checkpoints_and_bitmaps()
+
+    def _job(self) -> Iterator[Finding]:
+        socket = self.domain.backup_socket()
+        if socket is None:
+            return
+        directory = Path(socket).parent
+        ended = self.operations.ended(directory.name)
+        if directory.parent == self.settings.run_dir and ended is not None:
+            message = f"a backup job of the operation {ended.id}, which has ended, still runs and fills its scratch"
+            yield self._finding(FindingCode.LEFT_JOB, message, mend=EndJob(self.domain.uuid, socket))
+        elif directory.parent != self.settings.run_dir or self.operations.find(directory.name) is None:
+            message = "a backup job that is not this installation's runs; backups are refused until it ends"
+            remedy = f"virsh domjobinfo {self.domain.name}"
+            yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)
+
+    def _checkpoints_and_bitmaps(self) -> Iterator[Finding]:
+        images: dict[str, ImageLayer] = {}
+        for disk in self.definition.disks:
+            if disk.removable or disk.source is None or disk.source_kind not in ("file", "block"):
+                continue
+            try:
+                (images[disk.target],) = describe_image(disk.source, disk.format or "raw", chain=False)
+            except VmkeepError as error:
+                message = f"the image of disk {disk.target} cannot be read: {error}"
+                yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
+        checkpoints = {name: self.domain.checkpoint_targets(name) for name in self.domain.checkpoint_names()}
+        yield from self._foreign(checkpoints, images)
+        if self.request.repository is None or self.request.remembered is None:
+            return  # without them nothing can be said of ours
+        judged = Moments(
+            prefix=checkpoint_prefix(self.request.repository),
+            points=tuple(point.id for point in self.known.points),
+            checkpoints=checkpoints,
+            bitmaps={target: frozenset(bitmap.name for bitmap in image.bitmaps) for target, image in images.items()},
+            sound={name: self._sound(name, targets, images) for name, targets in checkpoints.items()},
+        )
+        free = frozenset(target for target, image in images.items() if image.path not in self.shared)
+        yield from self._of_ours(judged, free)
+
+    def _foreign(
+        self, checkpoints: Mapping[str, frozenset[str]], images: Mapping[str, ImageLayer]
+    ) -> Iterator[Finding]:
+        foreign = sorted(name for name in checkpoints if not name.startswith(_ANY_OF_OURS))
+        if foreign:
+            message = f"it has checkpoints that are not vmkeep's ({', '.join(foreign)}); they are left alone"
+            yield self._finding(FindingCode.FOREIGN_CHECKPOINT, message)
+        for target, image in images.items():
+            names = {bitmap.name for bitmap in image.bitmaps if not bitmap.name.startswith(_ANY_OF_OURS)}
+            if unlisted := sorted(names - checkpoints.keys()):
+                message = (
+                    f"disk {target} has bitmaps that are not vmkeep's ({', '.join(unlisted)}); they are left alone"
+                )
+                yield self._finding(FindingCode.FOREIGN_BITMAP, message, path=image.path)
+
+    def _sound(self, name: str, targets: frozenset[str], images: Mapping[str, ImageLayer]) -> frozenset[str]:
+        """Return in which disks the checkpoint's bitmap can be a base."""
+        if self.running:
+            # The images say nothing of a VM that runs: QEMU has the bitmaps in memory.
+            return frozenset(self.domain.checkpoint_dirty_bytes(name)) & targets
+        stored = {target: images[target].bitmap(name) for target in targets & images.keys()}
+        return frozenset(
+            target for target, bitmap in stored.items() if bitmap and bitmap.recording and not bitmap.in_use
+        )
+
+    def _of_ours(self, judged: Moments, free: frozenset[str]) -> Iterator[Finding]:
+        uuid = self.domain.uuid
+        for name in judged.left_checkpoints():
+            message = f"the checkpoint {name} belongs to no point"
+            mend = DropCheckpoint(uuid, name, tuple(sorted(judged.checkpoints[name] & free)))
+            yield self._finding(FindingCode.LEFT_CHECKPOINT, message, mend=mend)
+        for name in judged.old_checkpoints():
+            message = f"the checkpoint {name} is the base of no disk any more, and costs each write of the guest time"
+            mend = DropCheckpoint(uuid, name, tuple(sorted(judged.checkpoints[name] & free)))
+            yield self._finding(FindingCode.OLD_CHECKPOINT, message, mend=mend)
+        for name, targets in judged.left_bitmaps().items():
+            message = f"the image of disk {', '.join(sorted(targets))} has the bitmap {name}, which nothing needs"
+            removable = tuple(sorted(targets & free))
+            remedy = None
+            if not removable:
+                message += "; another VM uses the same image, so it is left"
+            yield self._finding(
+                FindingCode.LEFT_BITMAP,
+                message,
+                remedy=remedy,
+                mend=DropBitmaps(uuid, name, removable) if removable else None,
+            )
+        for name, targets in judged.unlisted().items():
+            message = (
+                f"libvirt does not list the checkpoint {name}, whose bitmap is in disk {', '.join(sorted(targets))}; "
+                "the next backup lists it again if it can"
+            )
+            yield self._finding(FindingCode.CHECKPOINT_UNLISTED, message)
+        for target, name in judged.unsound().items():
+            message = (
+                f"the bitmap of disk {target} for the checkpoint {name} is missing or cannot be trusted; "
+                "the next backup reads this disk whole, and nothing has to be done"
+            )
+            yield self._finding(FindingCode.BASE_UNSOUND, message)
+
+
+def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoint | DropBitmaps) -> str:
+    """Carry out what a finding says. The caller holds the VM's lock."""
+    if isinstance(mend, EndJob):
+        if domain.backup_socket() == mend.socket:
+            end_job(domain)
+        return f"ended the backup job of {domain.name}"
+    definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
+    chains = {}
+    for disk in definition.disks:
+        if disk.target in mend.targets and disk.source is not None:
+            chains[disk.target] = describe_image(disk.source, disk.format or "raw", chain=False)
+    stopped = domain.state().run not in (RunState.RUNNING, RunState.PAUSED)
+    bases = Bases(domain, definition, chains, stopped=stopped, prefix="", points=())
+    if isinstance(mend, DropCheckpoint):
+        bases.remove_checkpoint(mend.checkpoint)
+        return f"deleted the checkpoint {mend.checkpoint} of {domain.name}"
+    bases.remove_bitmaps(mend.bitmap)
+    return f"removed the bitmap {mend.bitmap} from {domain.name}"
+
+
+def _sources(definition: Definition) -> set[tuple[str, str | None]]:
+    return {(disk.target, disk.source) for disk in definition.disks if not disk.removable}
+
+
+def _read(path: Path, limit_bytes: int) -> bytes | None:
+    """Return the file's content, as far as it can be a state file's; None when there is none."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(limit_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return b""
