@@ -82,6 +82,10 @@ class Settings:
         return self.home / "guards"
 
     @property
+    def restores_dir(self) -> Path:
+        return self.home / "restores"
+
+    @property
     def owners_dir(self) -> Path:
         return self.home / "owners"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.rig import Host, KiB, MiB, Vm, VmState, assert_images_equal
+from tests.system.offline import bitmaps, write_offline, zero_offline
 from tests.system.truth import PERMALL, checkpoints, has_backup_job
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -181,15 +182,19 @@ class Bed:
         return bed
 
     def change(self) -> None:
-        """Let the guest write something new to both disks and to its UEFI variables."""
+        """Let something new be written to both disks and to the UEFI variables, by the guest or while it is off."""
         self._seed += 1
         seed = self._seed
         for target, image in self.content.disks.items():
             start = (seed * 7 * 64 * KiB + 4 * KiB) % (len(image) - MiB)
             fill = seed % 255 + 1
-            self.vm.write(target, start=start, length=160 * KiB, pattern=fill)
+            if self.vm.state() is VmState.OFF:
+                write_offline(self.vm, target, bytes([fill]) * (160 * KiB), start=start)
+                zero_offline(self.vm, target, start=start + 64 * KiB, length=4 * KiB)
+            else:
+                self.vm.write(target, start=start, length=160 * KiB, pattern=fill)
+                self.vm.write_zeroes(target, start=start + 64 * KiB, length=4 * KiB)
             image[start : start + 160 * KiB] = bytes([fill]) * (160 * KiB)
-            self.vm.write_zeroes(target, start=start + 64 * KiB, length=4 * KiB)
             image[start + 64 * KiB : start + 68 * KiB] = bytes(4 * KiB)
         self.vm.change_nvram()
         self.content.nvram = self.vm.nvram()
@@ -243,10 +248,16 @@ class Bed:
         run = self.host.path("/run/vmkeep")
         found += [str(path) for path in run.iterdir()] if run.exists() else []
         found += [f"guardian process {pid}" for pid in self.guardians()]
+        if self.vm.state() is VmState.OFF and not new_allowed:
+            found += [f"bitmap {name}" for name in self.bitmaps() - set(before)]
         guards = self.home / "guards"
         if guards.exists() and not record_allowed:
             found += [str(path) for path in guards.iterdir()]
         return found
+
+    def bitmaps(self) -> set[str]:
+        """Return the names of the bitmaps in the images of a VM that is off."""
+        return {name for target in self.content.disks for name in bitmaps(self.vm.disk_path(target))}
 
     def guardians(self) -> list[int]:
         """Return the guardians of this host that live, as seen from outside."""
@@ -300,6 +311,8 @@ class Bed:
     def assert_nothing_stale(self, checkpoint: str) -> None:
         assert checkpoints(self.vm) == [checkpoint]
         assert not has_backup_job(self.vm)
+        if self.vm.state() is VmState.OFF:
+            assert self.bitmaps() == {checkpoint}
         for name in ("owners", "guards", "locks"):
             assert [path.name for path in (self.home / name).iterdir()] == [], name
         with closing(sqlite3.connect(self.home / "flows.sqlite")) as flows:

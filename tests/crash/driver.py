@@ -11,6 +11,7 @@ file ``go``), or ``count`` (nothing; calls are counted). Forked children get sta
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -74,7 +75,7 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     from vmkeep.config import load_settings
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.premises import Premises
-    from vmkeep.flows.requests import ImageFormat, RestoreFiles, RestoreVm, TakePoint, TpmChoice
+    from vmkeep.flows.requests import TakePoint
 
     answers: list[Any] = []
     with Premises(load_settings()) as premises:
@@ -83,19 +84,11 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
             result["recovered"] = engine.recovered
             for kind, *words in acts:
                 if kind == "backup":
-                    taken = engine.take_point(TakePoint(words[0], full=len(words) > 1), lambda _: None)
+                    asked = TakePoint(words[0], full="full" in words[1:], quiesce="quiesce" in words[1:])
+                    taken = engine.take_point(asked, lambda _: None)
                     answers.append({"point": taken.point, "warnings": taken.warnings})
-                elif kind == "restore":
-                    request = RestoreFiles(words[0], words[1], ImageFormat.RAW, force=len(words) > 2)
-                    answers.append(engine.restore_files(request, lambda _: None).files)
-                elif kind == "restore_all":
-                    for point in premises.catalog.point_ids():
-                        output = str(Path(words[0]) / point)
-                        engine.restore_files(RestoreFiles(point, output, ImageFormat.RAW), lambda _: None)
-                    answers.append(premises.catalog.point_ids())
-                elif kind == "restore_vm":
-                    tpm = TpmChoice(words[2]) if len(words) > 2 else None
-                    answers.append(engine.restore_vm(RestoreVm(words[0], words[1], tpm), lambda _: None).files)
+                elif kind.startswith("restore"):
+                    answers.append(_restore(kind, words, engine, premises))
                 elif kind == "delete":
                     engine.delete_point(words[0])
                     answers.append(None)
@@ -109,6 +102,32 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                 else:
                     raise ValueError(kind)
     return answers
+
+
+def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
+    from vmkeep.flows.requests import ImageFormat, RestoreFiles, RestoreInPlace, RestoreVm, TpmChoice
+
+    def unwatched(_progress: object) -> None:
+        return
+
+    if kind == "restore":
+        return engine.restore_files(
+            RestoreFiles(words[0], words[1], ImageFormat.RAW, force=len(words) > 2), unwatched
+        ).files
+    if kind == "restore_all":
+        for point in premises.catalog.point_ids():
+            engine.restore_files(RestoreFiles(point, str(Path(words[0]) / point), ImageFormat.RAW), unwatched)
+        return premises.catalog.point_ids()
+    if kind == "restore_vm":
+        tpm = TpmChoice(words[2]) if len(words) > 2 else None
+        return engine.restore_vm(RestoreVm(words[0], words[1], tpm), unwatched).files
+    # In place: the safety point is taken first, unless there is one that the VM is at already.
+    request = RestoreInPlace(words[0], words[1], tuple(words[3:]), safety=words[2])
+    if request.safety is None:
+        taken = engine.take_safety_point(request, unwatched)
+        request = dataclasses.replace(request, safety=taken.point["id"])
+    restored = engine.restore_in_place(request, unwatched)
+    return {"safety": restored.safety, "warnings": restored.warnings}
 
 
 # -- places ----------------------------------------------------------------------------------------------------

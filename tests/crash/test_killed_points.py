@@ -113,8 +113,8 @@ _WHEN_STORED = [
     *(
         Place(when, place, kept=True, old_gone=True)
         for when, place in (
-            ("before", "vmkeep.host.point:remove_leavings"),
-            ("after", "vmkeep.host.point:remove_leavings"),
+            ("before", "vmkeep.host.running:remove_leavings"),
+            ("after", "vmkeep.host.running:remove_leavings"),
             ("during", _GUARDIAN + "Guardian._say#3"),
             ("after", _GUARDIAN + "Guardian._say#3"),
             ("after", _FLOW + "close_point"),

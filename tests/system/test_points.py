@@ -192,7 +192,7 @@ def test_what_is_left_out_is_named(host: Host, vmkeep: Vmkeep) -> None:
     assert {disk["target"]: disk["reason"] for disk in point["excluded"]} == {
         "vdb": "requested",
         "sda": "removable-media",
-        "sdb": "removable-media",
+        "sdb": "no-medium",
     }
     truth.assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
     vm.delete()

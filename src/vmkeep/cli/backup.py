@@ -33,6 +33,9 @@ def backup(
         list[str] | None,
         typer.Option(metavar="TARGET", help="Leave a disk out by target (vdb); may be repeated.", show_default=False),
     ] = None,
+    quiesce: Annotated[
+        bool, typer.Option("--quiesce", help="Freeze the guest's file systems for the instant, through its agent.")
+    ] = False,
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Label the point; may be repeated.", show_default=False),
@@ -41,7 +44,7 @@ def backup(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Take a point: disks, UEFI variables and TPM of one instant, while the VM runs."""
+    """Take a point: disks, UEFI variables and TPM of one instant. The VM may run, be paused or be off."""
     from vmkeep.flows.requests import TakePoint
 
     with session(context, json=json, connect=connect, debug=debug) as running:
@@ -55,7 +58,7 @@ def backup(
                 found = [(vm.name, vm.uuid) for vm in host.vms()]
         else:
             found = [(name, name) for name in names]
-        requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels)) for name, vm in found]
+        requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels, quiesce)) for name, vm in found]
         with running.engine(first_use=True) as engine:
             if len(requests) == 1 and not every:
                 _one(running, engine, requests[0][1])

@@ -1,21 +1,23 @@
-"""`vmkeep restore`: a point as files, or as a VM."""
+"""`vmkeep restore`: a point as files, as a VM, or over its own VM."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.console import size_text
+from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.points import PointArgument
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.errors import InvalidRequest
 from vmkeep.flows.requests import ImageFormat, TpmChoice
 
 if TYPE_CHECKING:
-    from vmkeep.flows.requests import FilesRestored, VmRestored
+    from vmkeep.flows.requests import FilesRestored, RestoreInPlace, VmRestored
+
+_DISKS, _STATE = "disks", "state"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,32 +34,56 @@ def restore(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Make a VM of this name.", show_default=False)
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="Write it over its own VM, which must be off; a safety point is taken first."),
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART", help="disks, state, or a disk by target; with --in-place; repeatable.", show_default=False
+        ),
+    ] = None,
     image_format: Annotated[
         ImageFormat | None,
         typer.Option("--format", help="Format of the images; with --output. [default: qcow2]", show_default=False),
     ] = None,
     tpm: Annotated[
         TpmChoice | None,
-        typer.Option(help="The point's TPM, or a new one; with --as, when it must be chosen.", show_default=False),
+        typer.Option(
+            help="same: the point's TPM; new: a blank one (--as only); keep: the VM's own (--in-place only).",
+            show_default=False,
+        ),
     ] = None,
     disks_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where the VM's images go; with --as.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there (never a VM).")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; with --in-place.")] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Bring a point back: all of it or nothing. Give exactly one of --output and --as."""
+    """Bring a point back: all of it or nothing. Give exactly one of --output, --as and --in-place."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        if (output is None) == (name is None):
-            raise InvalidRequest("Give exactly one of --output DIR and --as NAME")
+        if [output is not None, name is not None, in_place].count(True) != 1:
+            raise InvalidRequest("Give exactly one of --output DIR, --as NAME and --in-place")
+        if not in_place:
+            _refuse(("--only", only), ("--yes", yes or None), needs="--in-place")
+        if in_place:
+            _refuse(("--format", image_format), needs="--output")
+            _refuse(("--disks-dir", disks_dir), needs="--as")
+            _refuse(("--force", force or None), needs="--output and --as")
+            _in_place(running, point, tuple(dict.fromkeys(only or ())), tpm, yes=yes)
+            return
         if output is not None:
             _refuse(("--tpm", tpm), ("--disks-dir", disks_dir), needs="--as")
             restored: FilesRestored | VmRestored = _as_files(running, point, output, image_format, force=force)
         else:
             _refuse(("--format", image_format), needs="--output")
+            if tpm is TpmChoice.KEEP:
+                raise InvalidRequest("--tpm keep goes with --in-place only: a VM that is made has no TPM yet")
             restored = _as_vm(running, point, name or "", tpm, disks_dir, force=force)
         _tell(running, restored)
 
@@ -85,6 +111,56 @@ def _as_vm(
     request = RestoreVm(found.id, name, tpm, directory, force)
     with running.engine() as engine, running.console.progress() as watch:
         return engine.restore_vm(request, watch)
+
+
+def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoice | None, *, yes: bool) -> None:
+    from vmkeep.flows.requests import RestoreInPlace
+
+    if tpm is TpmChoice.NEW:
+        raise InvalidRequest(
+            "--tpm new goes with --as only", hint="In place the TPM is the point's (same), or stays (keep)."
+        )
+    found = running.premises.catalog.find_point(point)
+    request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
+    running.console.confirm(
+        f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
+        f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
+        yes=yes,
+    )
+    with running.engine() as engine:
+        with running.console.progress() as watch:
+            taken = engine.take_safety_point(request, watch)
+        safety = str(taken.point["id"])
+        # Told at once: whatever happens from here on, this is the way back.
+        running.console.notice(f"safety point {safety} holds the VM as it was; {_way_back(safety)} goes back to it")
+        for warning in taken.warnings:
+            running.console.notice(f"warning: {warning}")
+        with running.console.progress() as watch:
+            restored = engine.restore_in_place(replace(request, safety=safety), watch)
+    if running.console.json:
+        running.console.document({"restored": {**_listed(asdict(restored)), "way_back": _way_back(safety)}})
+    else:
+        parts = ", ".join((*restored.disks, *restored.states))
+        running.console.show(
+            f"VM {restored.name} is at point {restored.point} again: {parts}; "
+            f"{size_text(restored.bytes_written)} written",
+            f"to go back: {_way_back(safety)}",
+        )
+    for warning in restored.warnings:
+        running.console.notice(f"warning: {warning}")
+
+
+def _parts(request: RestoreInPlace) -> str:
+    """Say what is written over, in words."""
+    state = "UEFI variables" if request.tpm is TpmChoice.KEEP else "UEFI variables and TPM"
+    if not request.only:
+        return f"the disks, {state}"
+    names = {_DISKS: "the disks", _STATE: state}
+    return " and ".join(names.get(part, f"disk {part}") for part in request.only)
+
+
+def _way_back(safety: str) -> str:
+    return f"vmkeep restore {safety} --in-place"
 
 
 def _tell(running: Session, restored: FilesRestored | VmRestored) -> None:

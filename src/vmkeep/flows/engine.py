@@ -7,6 +7,7 @@ looks for flows whose owner is dead and undoes or finishes them, by the rule at 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import uuid
 from collections.abc import Callable
@@ -17,21 +18,24 @@ from typing import Any, Self, TypeVar
 
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import OperationState
-from vmkeep.errors import CatalogError, Interrupted, PointNotFound, VmkeepError
+from vmkeep.errors import CatalogError, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
     FilesRestored,
+    InPlaceRestored,
     PointTaken,
     RestoreFiles,
+    RestoreInPlace,
     RestoreVm,
     TakePoint,
     VmRestored,
 )
 from vmkeep.flows.restore_files import restore_files
+from vmkeep.flows.restore_in_place import restore_in_place
 from vmkeep.flows.restore_vm import restore_vm
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
@@ -41,12 +45,15 @@ from vmkeep.host.local import LocalHost
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import rescue_abandoned
 from vmkeep.host.survey import Progress
+from vmkeep.host.tasks import CheckInPlace, InPlaceChecked, RestoreSettled, SettleRestore
 
 _log = structlog.get_logger(__name__)
+SAFETY_LABEL = "vmkeep.safety"
+"""Label of a point that was taken before a restore in place; its value is the point that was restored."""
 R = TypeVar("R")
 Watch = Callable[[Progress], None]
 
-_FLOWS: tuple[Flow[Any, Any], ...] = (take_point, restore_files, restore_vm)
+_FLOWS: tuple[Flow[Any, Any], ...] = (take_point, restore_files, restore_vm, restore_in_place)
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
@@ -69,15 +76,27 @@ class Engine:
         self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
         try:
             self._launch(settings.flows_path)
-            self.recovered = (*rescue_abandoned(settings.guards_dir), *self._recover())
-        except OperationalError as error:
-            raise self._fault(error) from error
+            self.recovered = (
+                *rescue_abandoned(settings.guards_dir),
+                *self._recover(),
+                *self._settle_restores(),
+            )
+        except BaseException as error:
+            with suppress(Exception):  # what failed to start may fail to end
+                DBOS.destroy(destroy_registry=True)
+            self._let_go()
+            if isinstance(error, DatabaseError):
+                raise self._fault(error) from error
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         DBOS.destroy(destroy_registry=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._host.close()
         if self._alive is not None:
             self._alive.release()
@@ -85,8 +104,15 @@ class Engine:
     # -- what can be asked -------------------------------------------------------------------------------------
 
     def take_point(self, request: TakePoint, watch: Watch) -> PointTaken:
-        """Take a point; raises the error that ended it, after everything was undone."""
-        return self._run(take_point, request, request.vm, watch)
+        """Take a point; raises the error that ended it, after everything was undone.
+
+        A VM that is started while its point is copied from the images is kept as it runs then.
+        """
+        try:
+            return self._run(take_point, request, request.vm, watch)
+        except VmStarted as error:
+            _log.info("started meanwhile", vm=request.vm, error=error.message)
+            return self._run(take_point, request, request.vm, watch)
 
     def restore_files(self, request: RestoreFiles, watch: Watch) -> FilesRestored:
         """Restore to files."""
@@ -95,6 +121,33 @@ class Engine:
     def restore_vm(self, request: RestoreVm, watch: Watch) -> VmRestored:
         """Restore as a VM."""
         return self._run(restore_vm, request, request.name, watch)
+
+    def take_safety_point(self, request: RestoreInPlace, watch: Watch) -> PointTaken:
+        """Refuse a restore in place that cannot be done, then take the point of the VM as it is now.
+
+        Disks whose image is gone are left out of it. Nothing of the VM was changed when this raises.
+        """
+        checked = self.check_in_place(request, watch)
+        labels = {SAFETY_LABEL: request.point}
+        return self.take_point(TakePoint(checked.vm_name, exclude=checked.missing, labels=labels), watch)
+
+    def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
+        """Raise what refuses a restore in place; nothing is changed."""
+        self._stop()
+        self._watch = watch
+        try:
+            task = CheckInPlace(request.point, request.only, str(request.tpm))
+            checked: InPlaceChecked = self._services().on_host(uuid.uuid4().hex, task)
+        finally:
+            self._watch = _unwatched
+        return checked
+
+    def restore_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceRestored:
+        """Write a point over its VM, of which ``request.safety`` was just taken; on failure the VM is as before.
+
+        Raises RestorePending when it is not: it is kept from starting then.
+        """
+        return self._run(restore_in_place, request, request.vm, watch)
 
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the catalogue and the repository; can be repeated after a crash in between."""
@@ -153,7 +206,7 @@ class Engine:
         operation = uuid.uuid4().hex
         catalog = self._premises.catalog
         self._watch = watch
-        catalog.begin_operation(operation, declared.name, vm, self._executor, {})
+        catalog.begin_operation(operation, declared.name, vm, self._executor, dataclasses.asdict(request))
         try:
             with SetWorkflowID(operation):
                 result: R = self._workflows[declared.name](request)
@@ -172,12 +225,13 @@ class Engine:
 
     def _fault(self, error: Exception) -> VmkeepError:
         """Return the error of our tree for one that DBOS or a fault of ours raised."""
-        if isinstance(error, OperationalError):
+        if isinstance(error, DatabaseError):
             path = self._premises.settings.flows_path
             return CatalogError(
                 f"the flow database {path} cannot be used: {error.orig}",
                 path=str(path),
-                hint="If it is locked, another vmkeep was stopped while it wrote: let it go on, or end it.",
+                hint="If it is locked, another vmkeep was stopped while it wrote: let it go on, or end it. "
+                "`vmkeep doctor` tells whether it is damaged.",
             )
         return VmkeepError(f"{type(error).__name__}: {error}")
 
@@ -246,12 +300,33 @@ class Engine:
         self._take_over(operation)
         handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
         try:
-            handle.get_result(polling_interval_sec=0.05)
+            result = handle.get_result(polling_interval_sec=0.05)
+        except RestorePending as error:
+            self._end(operation, OperationState.FAILED, error)
+            return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"
         except VmkeepError as error:
             self._end(operation, OperationState.FAILED, error)
             return f"an interrupted operation ({name} {operation}) could not be finished and was undone: {error}"
         self._end(operation, OperationState.DONE, None)
-        return f"an interrupted operation ({name} {operation}) was finished"
+        told = " ".join(getattr(result, "warnings", ()))
+        return f"an interrupted operation ({name} {operation}) was finished{f': {told}' if told else ''}"
+
+    def _settle_restores(self) -> tuple[str, ...]:
+        """End restores in place whose flow is over or lost, and that nobody carries on."""
+        told: list[str] = []
+        for path in sorted(self._premises.settings.restores_dir.glob("*.json")):
+            status = DBOS.get_workflow_status(path.stem)
+            if status is not None and status.status in ("PENDING", "ENQUEUED"):
+                continue  # its process lives
+            try:
+                settled: RestoreSettled | None = self._services().on_host(path.stem, SettleRestore(path.stem))
+            except VmkeepError as error:
+                told.append(f"an interrupted restore ({path.stem}) could not be put right: {error}")
+                continue
+            if settled is not None:
+                self._premises.catalog.return_to(settled.vm_uuid, settled.point)
+                told.append(settled.told)
+        return tuple(told)
 
     def _settle_operations(self, owner: str) -> None:
         """End the records of a dead owner whose flow ended, or never began, while the record could not be written."""

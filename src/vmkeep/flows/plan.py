@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 import structlog
 from dbos import DBOS
 
+from vmkeep.errors import RestorePending
 from vmkeep.flows.services import Services
 
 _log = structlog.get_logger(__name__)
@@ -67,15 +68,23 @@ class Plan:
             self._undos.append((name, lambda: undo(result)))
         return result
 
-    def undo_all(self, cause: BaseException) -> None:
-        """Undo what was done, last first. An undo that fails is told with the cause and does not stop the others."""
+    def undo_all(self, cause: BaseException) -> RestorePending | None:
+        """Undo what was done, last first. An undo that fails is told with the cause and does not stop the others.
+
+        Returns the error of one that left a VM unfit to start: that is what the user must hear first.
+        """
+        pending = None
         while self._undos:
             name, undo = self._undos.pop()
             try:
                 DBOS.run_step({"name": f"undo_{name}"}, _nothing_returned(undo))
             except Exception as error:
                 _log.error("undo failed", operation=self.operation, step=name, error=str(error))
-                cause.add_note(f"undoing {name} failed as well: {error}")
+                if isinstance(error, RestorePending):
+                    pending = error
+                else:
+                    cause.add_note(f"undoing {name} failed as well: {error}")
+        return pending
 
 
 def _nothing_returned(undo: Callable[[], object]) -> Callable[[], None]:
@@ -95,7 +104,10 @@ def workflow_of(declared: Flow[Any, Any], services: Callable[[], Services]) -> C
         try:
             return declared.run(plan, request)
         except Exception as error:
-            plan.undo_all(error)
+            pending = plan.undo_all(error)
+            if pending is not None:
+                pending.add_note(f"the restore failed first: {error}")
+                raise pending from error
             raise
 
     run.__name__ = run.__qualname__ = declared.name

@@ -108,6 +108,12 @@ class Premises:
             )
         return repository
 
+    @property
+    def key_path(self) -> str | None:
+        """Where the key is that opens the repository; raises as opening it does."""
+        self.repository  # noqa: B018  opening it is what chooses the key that opens it
+        return None if self._key is None or self._key.path is None else str(self._key.path)
+
     def ensure(self) -> InitReport | None:
         """Initialise on first use; return the report then, and None when there was nothing to do.
 

@@ -9,10 +9,11 @@ from typing import Any
 
 
 class TpmChoice(StrEnum):
-    """Whose TPM a restored VM gets when its identity is in use already."""
+    """Whose TPM a restored VM gets: the point's, a blank one (never in place), or the one it has (only in place)."""
 
     SAME = "same"
     NEW = "new"
+    KEEP = "keep"
 
 
 class ImageFormat(StrEnum):
@@ -24,12 +25,16 @@ class ImageFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TakePoint:
-    """Take a point of one VM. ``vm`` is a name or a UUID; ``exclude`` names disks by target."""
+    """Take a point of one VM. ``vm`` is a name or a UUID; ``exclude`` names disks by target.
+
+    ``quiesce`` freezes the guest's file systems for the instant, through its agent.
+    """
 
     vm: str
     full: bool = False
     exclude: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    quiesce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +87,34 @@ class VmRestored:
     identity: str
     tpm: str
     files: tuple[str, ...]
+    bytes_written: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreInPlace:
+    """Write a point over its own VM. ``only`` holds "disks", "state" and targets of disks; empty means all.
+
+    ``vm`` is the VM's name, for the record. ``safety`` is the point that holds the VM as it is now; None until it is
+    taken.
+    """
+
+    point: str
+    vm: str
+    only: tuple[str, ...] = ()
+    tpm: TpmChoice = TpmChoice.SAME
+    safety: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InPlaceRestored:
+    """What went back. ``disks`` are targets, ``states`` kinds; ``safety`` is the point of the VM as it was before."""
+
+    point: str
+    name: str
+    uuid: str
+    safety: str
+    disks: tuple[str, ...]
+    states: tuple[str, ...]
     bytes_written: int
     warnings: tuple[str, ...] = ()

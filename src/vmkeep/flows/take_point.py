@@ -32,7 +32,7 @@ FLOW_NAME = "point.take"
 
 @flow(FLOW_NAME, after_crash=AfterCrash.UNDO)
 def take_point(plan: Plan, request: TakePoint) -> PointTaken:
-    """Take a point of a running VM. The operation's id is the point's. See docs/internals/flows.md."""
+    """Take a point of a VM, running or off. The operation's id is the point's. See docs/internals/flows.md."""
     opened = plan.step(open_point, plan, request, undo=lambda _: abandon_point(plan))
     copied = plan.step(copy_point, plan, request, opened, undo=lambda _: remove_point(plan.services, plan.operation))
     # The checkpoint is kept before the catalogue knows the point: killed in between, the checkpoint is a left-over
@@ -54,8 +54,9 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         vm_uuid=vm.uuid,
         full=request.full,
         exclude=tuple(request.exclude),
-        bases=tuple(_known_point(point) for point in history if point.checkpoint is not None),
+        points=tuple(_known_point(point) for point in history),
         states=_newest_states(services, vm.uuid, history),
+        quiesce=request.quiesce,
     )
     opened: PointOpened = services.on_host(plan.operation, task)
     return opened
@@ -107,12 +108,17 @@ def _parent(services: Services, opened: PointOpened) -> str | None:
 
 
 def _known_point(point: CatalogPoint) -> KnownPoint:
-    assert point.checkpoint is not None
     disks = tuple(
-        KnownDisk(disk["target"], disk["source"], disk["stored"]["size_bytes"], disk["format"])
+        KnownDisk(
+            disk["target"],
+            disk["source"],
+            disk["stored"]["size_bytes"],
+            disk["format"],
+            bitmap=disk["mode"] != "scan",
+        )
         for disk in point.document["disks"]
     )
-    return KnownPoint(point.id, point.checkpoint, disks)
+    return KnownPoint(point.id, disks)
 
 
 def _newest_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:

@@ -117,11 +117,12 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         # A shutdown of the host sends TERM to all: the job must still be undone, and a rescue is short.
         signal.signal(number, signal.SIG_IGN)
+    answers = _kept_apart()
     path = Path(sys.argv[1])
     record = JobRecord.load(path)
     hypervisor = Hypervisor.connect(record.uri)
-    _answer()
-    record, finished = _watch(path, record, hypervisor)
+    _answer(answers)
+    record, finished = _watch(path, record, hypervisor, answers)
     if not finished:
         rescue(record, hypervisor)
     path.unlink(missing_ok=True)
@@ -129,7 +130,7 @@ def main() -> int:
     return 0
 
 
-def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor) -> tuple[JobRecord, bool]:
+def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, answers: int) -> tuple[JobRecord, bool]:
     """Follow the job until vmkeep says ``done`` (True) or is gone (False)."""
     pending = b""
     while True:
@@ -146,7 +147,7 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor) -> tuple[JobRe
         for line in lines:
             word = line.decode()
             if word == _DONE:
-                _answer()
+                _answer(answers)
                 return record, True
             reached = dataclasses.replace(record, stage=Stage(word))
             try:
@@ -154,18 +155,30 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor) -> tuple[JobRe
             except OSError:
                 return record, False  # a full disk: without an answer vmkeep gives the point up
             record = reached
-            _answer()
+            _answer(answers)
 
 
-def _answer() -> None:
+def _kept_apart() -> int:
+    """Return the descriptor of the pipe to vmkeep, and let nothing but answers go there.
+
+    What anything else prints, as a log line, would be taken for an answer, and end the guardian once vmkeep is dead.
+    """
+    answers = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return answers
+
+
+def _answer(answers: int) -> None:
     """Tell vmkeep to go on. One that died since it asked is found dead by the next read."""
     with suppress(BrokenPipeError):
-        os.write(1, _READY)
+        os.write(answers, _READY)
 
 
 def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
     """Resume a VM that stopped on an I/O error during our job; libvirt being away is no reason to end."""
-    if record.stage is Stage.INSTANT:
+    if record.stopped or record.stage is Stage.INSTANT:
         return False
     try:
         domain = hypervisor.find(record.uuid)

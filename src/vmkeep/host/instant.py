@@ -7,7 +7,7 @@ backupBegin.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,17 +54,17 @@ class StateSource:
     file: str
 
 
-def backup_xml(plan: PointPlan, definition: Definition, *, socket: Path, scratch: dict[str, Path]) -> str:
-    """Return the pull job that exports each planned disk, with its bitmap where the disk is incremental.
+def backup_xml(plan: PointPlan, definition: Definition, *, socket: Path, scratch: Mapping[str, Path]) -> str:
+    """Return the pull job that exports each disk with scratch, with its bitmap where the disk is incremental.
 
-    Disks that are not in the point are listed as not taking part: libvirt would add the unlisted ones only
+    Disks that are not in the job are listed as not taking part: libvirt would add the unlisted ones only
     when the list is empty, but a list that names all cannot be read in two ways.
     """
     planned = {disk.target: disk for disk in plan.disks}
     disks = []
     for disk in definition.disks:
         chosen = planned.get(disk.target)
-        if chosen is None:
+        if chosen is None or disk.target not in scratch:
             disks.append(BackupDisk(name=disk.target, backup=False))
             continue
         incremental = chosen.mode is Mode.INCREMENTAL
@@ -82,15 +82,21 @@ def backup_xml(plan: PointPlan, definition: Definition, *, socket: Path, scratch
     return format_backup(Backup(mode=BackupMode.PULL, server=server, disks=tuple(disks)))
 
 
-def checkpoint_xml(plan: PointPlan, definition: Definition, name: str) -> str:
-    """Return the checkpoint that the job creates in the same transaction: the planned disks and no others."""
-    planned = {disk.target for disk in plan.disks}
+def checkpoint_xml(
+    definition: Definition, name: str, targets: Collection[str], *, creation_time: int = 0
+) -> str | None:
+    """Return the checkpoint with bitmaps in the disks of ``targets`` and in no others; None without such a disk.
+
+    ``creation_time`` (seconds since 1970) is needed to redefine one, and left to libvirt when one is created.
+    """
+    if not targets:
+        return None
     disks = tuple(
-        CheckpointDisk(disk.target, CheckpointType.BITMAP if disk.target in planned else CheckpointType.NO)
+        CheckpointDisk(disk.target, CheckpointType.BITMAP if disk.target in targets else CheckpointType.NO)
         for disk in definition.disks
     )
     text = "Base of the next incremental point of vmkeep; deleted when that is made"
-    return format_checkpoint(Checkpoint(name=name, description=text, disks=disks))
+    return format_checkpoint(Checkpoint(name=name, description=text, creation_time=creation_time, disks=disks))
 
 
 def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSource, ...]:
@@ -125,28 +131,50 @@ def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSourc
 
 
 def fix_instant(
-    domain: Domain, backup: str, checkpoint: str, sources: Sequence[StateSource], *, running: bool
+    domain: Domain,
+    backup: str | None,
+    checkpoint: str | None,
+    sources: Sequence[StateSource],
+    *,
+    running: bool,
+    quiesce: bool,
 ) -> Instant:
-    """Suspend, begin the job with its checkpoint, read the state files, resume.
+    """Freeze when asked, suspend, begin the job with its checkpoint, read the state files, resume, thaw.
 
-    A VM that was paused is not resumed. On failure the VM runs as before; the job and the checkpoint, if they
-    came to be, are left to the caller's guardian.
+    ``backup`` is None when no disk is read through a job. A VM that was paused is not resumed. On failure the VM runs
+    as before; the job and the checkpoint, if they came to be, are left to the caller's guardian.
     """
-    begun = time.monotonic()
-    if running:
-        domain.suspend()
     try:
-        created = datetime.now(UTC)
-        domain.begin_backup(backup, checkpoint)
-        states = tuple(
-            capture("tpm" if source.kind == "tpm" else "nvram", source.path, file=source.file, vm=domain.name)
-            for source in sources
-        )
+        if quiesce:
+            domain.freeze()
+        begun = time.monotonic()
+        try:
+            if running:
+                domain.suspend()
+            created = datetime.now(UTC)
+            if backup is not None:
+                domain.begin_backup(backup, checkpoint)
+            states = tuple(read_state(source, domain.name) for source in sources)
+        finally:
+            if running:
+                _resume(domain)
+        pause_ms = (time.monotonic() - begun) * 1000 if running else 0.0
     finally:
-        if running:
-            _resume(domain)
-    pause_ms = (time.monotonic() - begun) * 1000 if running else 0.0
-    return Instant(created.isoformat(timespec="microseconds").replace("+00:00", "Z"), states, round(pause_ms, 1))
+        # Also after a freeze that failed: some of the file systems may be frozen. The guardian does it again when
+        # this fails.
+        if quiesce:
+            domain.thaw()
+    return Instant(as_text(created), states, round(pause_ms, 1))
+
+
+def read_state(source: StateSource, vm: str) -> CapturedState:
+    """Read one state file of a VM that stands still."""
+    return capture("tpm" if source.kind == "tpm" else "nvram", source.path, file=source.file, vm=vm)
+
+
+def as_text(moment: datetime) -> str:
+    """Return a moment as points record it: ISO 8601 in UTC with microseconds."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _resume(domain: Domain) -> None:

@@ -13,11 +13,16 @@ import structlog
 from vmkeep.config import Settings
 from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.host import restore, surveying
+from vmkeep.host.checkup import check_host, mend
+from vmkeep.host.findings import CheckupRequest, Finding, Mend
+from vmkeep.host.inplace import InPlace, check_in_place
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import (
     AbandonPoint,
+    BindRestore,
+    CheckInPlace,
     ClosePoint,
     CopyPoint,
     DefineVm,
@@ -25,12 +30,19 @@ from vmkeep.host.tasks import (
     DiscardReplaced,
     KeepCheckpoint,
     OpenPoint,
+    ParkVm,
     PrepareFiles,
     PrepareVm,
     PublishItems,
+    PublishRestore,
+    PutBack,
+    ReleaseVm,
+    SettleRestore,
+    StageRestore,
     Task,
     UndefineVm,
     WithdrawItems,
+    WriteRestore,
 )
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.repository import Repository
@@ -50,6 +62,7 @@ class _Operation:
     ended: threading.Event = field(default_factory=threading.Event)
     cancelled: VmkeepError | None = None
     point: Point | None = None
+    in_place: InPlace | None = None
 
     def stop(self) -> None:
         """Raise the reason when the operation was cancelled."""
@@ -83,10 +96,20 @@ class LocalHost:
         return HostIdentity(*self._connected().identity())
 
     def vms(self) -> tuple[SurveyedVm, ...]:
-        return tuple(surveying.survey(domain, self._settings) for domain in self._connected().domains())
+        hypervisor = self._connected()
+        return tuple(surveying.survey(domain, hypervisor, self._settings) for domain in hypervisor.domains())
 
     def vm(self, name_or_uuid: str) -> SurveyedVm:
-        return surveying.survey(self._connected().domain(name_or_uuid), self._settings)
+        hypervisor = self._connected()
+        return surveying.survey(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
+
+    # -- check-up ----------------------------------------------------------------------------------------------
+
+    def checkup(self, request: CheckupRequest) -> tuple[Finding, ...]:
+        return check_host(self._settings, self._connected, request)
+
+    def mend(self, order: Mend) -> str:
+        return mend(self._connected, order)
 
     # -- tasks -------------------------------------------------------------------------------------------------
 
@@ -97,6 +120,7 @@ class LocalHost:
         current = _Operation(task)
         if before is not None:
             current.point = before.point
+            current.in_place = before.in_place
         self._operations[operation] = current
         current.thread = threading.Thread(
             target=self._run, args=(current,), name=f"vmkeep-{type(task).__name__}", daemon=True
@@ -162,11 +186,35 @@ class LocalHost:
                 return restore.define_vm(self._connected(), self._repository(), task)
             case UndefineVm() as task:
                 return restore.undefine_vm(self._connected(), task)
+            case CheckInPlace() as task:
+                return check_in_place(self._connected(), self._repository(), self._settings, task)
+            case ParkVm() as task:
+                return self._in_place(operation, task.operation).park(task)
+            case StageRestore() as task:
+                return self._in_place(operation, task.operation).stage()
+            case WriteRestore() as task:
+                return self._in_place(operation, task.operation).write()
+            case PublishRestore() as task:
+                return self._in_place(operation, task.operation).publish()
+            case BindRestore() as task:
+                return self._in_place(operation, task.operation).bind()
+            case ReleaseVm() as task:
+                return self._in_place(operation, task.operation).release(task.vm_uuid)
+            case PutBack() as task:
+                return self._in_place(operation, task.operation).put_back(task.vm_uuid)
+            case SettleRestore() as task:
+                return self._in_place(operation, task.operation).settle()
 
     def _point(self, operation: _Operation) -> Point:
         assert operation.point is not None, "a task of a point without OpenPoint before it"
         operation.point.serve(stop=operation.stop, watch=operation.watch)
         return operation.point
+
+    def _in_place(self, operation: _Operation, operation_id: str) -> InPlace:
+        if operation.in_place is None:
+            operation.in_place = InPlace(self._settings, self._connected(), self._repository(), operation_id)
+        operation.in_place.serve(stop=operation.stop, watch=operation.watch)
+        return operation.in_place
 
     def _connected(self) -> Hypervisor:
         with self._connecting:

@@ -1,82 +1,67 @@
 """A point of one VM on this host: plan, instant, copy, end. One object lives from OpenPoint to its close.
 
-Nothing of the guest is touched before the repository is open for writing and the guardian watches.
+Nothing of the VM is touched before the repository is open for writing and the guardian watches.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import structlog
 
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
-from vmkeep.errors import (
-    HypervisorUnavailable,
-    IntegrityError,
-    JobAborted,
-    PointNotFound,
-    TransferError,
-    VmBusy,
-    VmkeepError,
-    VmNotFound,
-)
-from vmkeep.host.guardian import Guardian
-from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant, state_sources
+from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError, VmBusy
+from vmkeep.host.bases import Bases, Standing, checkpoint_prefix, image_chains
+from vmkeep.host.exposure import Exposure, Subject
+from vmkeep.host.instant import state_sources
+from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.lock import FileLock
 from vmkeep.host.preparation import (
-    base_of,
     definition_to_keep,
     disk_sizes,
     plannable_disks,
     refusal,
-    scratch_directory,
     state_warnings,
+    with_overlays_dropped,
+    with_volumes_found,
 )
-from vmkeep.host.safety import JobRecord, Stage, end_job, remove_leavings
+from vmkeep.host.running import RunningExposure, refuse_beside_a_job
+from vmkeep.host.stopped import StoppedExposure
 from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import CopyPoint, KnownPoint, KnownState, OpenPoint, PointClosed, PointCopied, PointOpened
+from vmkeep.host.tasks import CopyPoint, KnownState, OpenPoint, PointClosed, PointCopied, PointOpened
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
-from vmkeep.planning import (
-    BitmapHealth,
-    DiskPlan,
-    Mode,
-    PointPlan,
-    PointRequest,
-    Refused,
-    plan_point,
-)
+from vmkeep.planning import Base, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
-from vmkeep.transfer.capture import capture_disk
-from vmkeep.transfer.nbd import NbdSource
+from vmkeep.transfer.capture import BaseMismatch, capture_disk
+from vmkeep.transfer.source import DiskSource
 
 _log = structlog.get_logger(__name__)
 _GUARDIAN_SECONDS = 10.0
 _WAIT_SECONDS = 0.1
+# Blocks of each base that are read again to prove it; 256 KiB in all.
+_WITNESSES = 4
 
 
 @dataclass(slots=True)
 class _Opened:
-    """What exists between the instant and the end of the job."""
+    """What exists between the instant and the end of the point."""
 
     domain: Domain
     definition: Definition
     definition_xml: str
     plan: PointPlan
-    base: PointRecord | None
-    sizes: dict[str, int]
-    dirty_bytes: dict[str, int]
-    guardian: Guardian
-    record: JobRecord
+    bases: Mapping[str, PointRecord]
+    standing: Standing
+    sizes: Mapping[str, int]
+    exposure: Exposure
     writer: PointWriter
-    instant: Instant
-    warnings: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...]
 
 
 class Point:
@@ -100,9 +85,7 @@ class Point:
         self._watch = watch
         self._lock: FileLock | None = None
         self._opened: _Opened | None = None
-        # Part of the name is the repository, so that two of them can keep the same VM without removing each
-        # other's checkpoints as left-overs.
-        self._prefix = f"vmkeep-{repository.id[:8]}-"
+        self._prefix = checkpoint_prefix(repository.id)
         self._checkpoint = self._prefix + request.point_id
 
     def serve(self, *, stop: Callable[[], None], watch: Callable[[Progress], None]) -> None:
@@ -117,71 +100,77 @@ class Point:
         domain = self._hypervisor.domain(self._request.vm_uuid)
         self._lock = self._lock_vm(domain)
         try:
-            return self._open(domain)
+            return self._open(domain, self._lock)
         except BaseException:
             self._release()
             raise
 
-    def _open(self, domain: Domain) -> PointOpened:
+    def _open(self, domain: Domain, lock: FileLock) -> PointOpened:
         self._watch(Progress("planning"))
-        _refuse_beside_a_job(domain)
-        run = domain.state().run
+        refuse_while_pending(self._settings, domain.name, domain.uuid)
+        stopped = _is_stopped(domain)
         live_xml = domain.definition_xml(secure=True)
-        live = parse_definition(live_xml)
-        definition_xml, warnings = definition_to_keep(domain, live, live_xml)
-        sources = state_sources(live, StateRoots.of(self._hypervisor.uri))
-        warnings += state_warnings(live)
-        known = self._remove_left_overs(domain) if run in (RunState.RUNNING, RunState.PAUSED) else frozenset[str]()
-        base_point, base = self._find_base(known, warnings)
-        sizes = disk_sizes(domain, live)
-        dirty = self._dirty_bytes(domain, base_point, known)
-        plan = self._plan(domain.name, run, live, base_point, known, sizes, dirty)
+        found = with_volumes_found(parse_definition(live_xml), self._hypervisor)
+        chains = image_chains(found)
+        live = found if stopped else with_overlays_dropped(found, chains)
+        definition_xml, warnings = definition_to_keep(domain, live, live_xml, self._hypervisor)
+        warnings += state_warnings(live) + _memory_warning(domain, stopped=stopped)
+        states = state_sources(live, StateRoots.of(self._hypervisor.uri))
+        points = self._request.points
+        standing = Bases(domain, live, chains, stopped=stopped, prefix=self._prefix, points=points).examine()
+        warnings += standing.warnings
+        sizes = disk_sizes(domain, live, chains)
+        request = PointRequest(
+            vm=domain.name,
+            running=not stopped,
+            disks=plannable_disks(found, sizes, self._settings, chains),
+            bases=standing.bases,
+            force_full=self._request.full,
+            exclude=frozenset(self._request.exclude),
+            killed=domain.state().killed,
+        )
+        plan, bases = self._plan(request, warnings)
         warnings += [warned.message for warned in plan.warnings]
         self._stop()
-        host = self._hypervisor.identity()[1]
-        writer = self._repository.begin(
-            purpose=f"point {self._request.point_id}",
-            host=host,
-            cache=self._settings.cache_dir,
-            workers=self._settings.workers,
-            point_id=self._request.point_id,
+        subject = Subject(
+            operation=self._request.point_id,
+            uri=self._hypervisor.uri,
+            domain=domain,
+            definition=live,
+            chains=chains,
+            plan=plan,
+            states=states,
+            known_states=frozenset(state.kind for state in self._request.states),
+            checkpoint=self._checkpoint,
+            prefix=self._prefix,
+            lock=lock,
         )
-        try:
-            guardian, record = self._start_guardian(domain, live, plan, was_running=run is RunState.RUNNING)
-        except BaseException:
-            writer.abort()
-            raise
+        writer = self._begin_writing()
         try:
             self._watch(Progress("instant"))
-            self._stop()
-            _refuse_beside_a_job(domain)
-            socket = Path(record.socket)
-            scratch = dict(zip((disk.target for disk in plan.disks), map(Path, record.scratch), strict=True))
-            instant = fix_instant(
-                domain,
-                backup_xml(plan, live, socket=socket, scratch=scratch),
-                checkpoint_xml(plan, live, self._checkpoint),
-                sources,
-                running=record.was_running,
-            )
-            guardian.stage(Stage.COPY)
+            exposure: Exposure
+            if stopped:
+                exposure = StoppedExposure.open(subject, self._settings, stop=self._stop)
+            else:
+                quiesce = self._request.quiesce
+                exposure = RunningExposure.open(subject, self._settings, quiesce=quiesce, stop=self._stop)
         except BaseException:
             writer.abort()
-            guardian.rescue_now()
             raise
+        told = (*warnings, *exposure.warnings)
         self._opened = _Opened(
-            domain, live, definition_xml, plan, base, sizes, dirty, guardian, record, writer, instant, warnings
+            domain, live, definition_xml, exposure.plan, bases, standing, sizes, exposure, writer, told
         )
-        incremental = any(disk.mode is Mode.INCREMENTAL for disk in plan.disks)
+        used = [disk.base_point for disk in exposure.plan.disks if disk.base_point is not None]
         return PointOpened(
             point_id=self._request.point_id,
             vm_uuid=domain.uuid,
             vm_name=domain.name,
-            created=instant.created,
+            created=exposure.instant.created,
             checkpoint=self._checkpoint,
-            base=base.id if base is not None and incremental else None,
-            pause_ms=instant.pause_ms,
-            warnings=tuple(warnings),
+            base=next((point.point_id for point in points if point.point_id in used), None),
+            pause_ms=exposure.instant.pause_ms,
+            warnings=told,
         )
 
     def _lock_vm(self, domain: Domain) -> FileLock:
@@ -197,94 +186,32 @@ class Point:
             raise VmBusy(f"{holder} works on VM {domain.name!r}", vm=domain.name)
         return lock
 
-    def _remove_left_overs(self, domain: Domain) -> frozenset[str]:
-        """Delete checkpoints of ours that belong to no point; return the names that libvirt lists then."""
-        names = domain.checkpoint_names()
-        of_points = {base.checkpoint for base in self._request.bases}
-        left_over = {name for name in names if name.startswith(self._prefix) and name not in of_points}
-        for name in sorted(left_over):
-            _log.info("left-over checkpoint", vm=domain.name, checkpoint=name)
-            domain.delete_checkpoint(name)
-        return names - left_over
+    def _plan(self, request: PointRequest, warnings: list[str]) -> tuple[PointPlan, dict[str, PointRecord]]:
+        """Return the plan, with the records of the points it builds on; those that cannot be read are done without."""
+        usable: tuple[Base, ...] = request.bases
+        while True:
+            outcome = plan_point(replace(request, bases=usable))
+            if isinstance(outcome, Refused):
+                raise refusal(outcome, request.vm)
+            records: dict[str, PointRecord] = {}
+            for point_id in {disk.base_point for disk in outcome.disks if disk.base_point is not None}:
+                try:
+                    records[point_id] = self._repository.point(point_id)
+                except (IntegrityError, PointNotFound) as error:
+                    warnings.append(f"The point {point_id} cannot be built on: {error}")
+                    usable = tuple(base for base in usable if base.point_id != point_id)
+                    break
+            else:
+                return outcome, records
 
-    def _find_base(self, listed: frozenset[str], warnings: list[str]) -> tuple[KnownPoint | None, PointRecord | None]:
-        """Return the newest point whose checkpoint libvirt lists (or else the newest) with its record."""
-        bases = self._request.bases
-        chosen = next((base for base in bases if base.checkpoint in listed), bases[0] if bases else None)
-        if chosen is None or self._request.full:
-            return chosen, None
-        try:
-            return chosen, self._repository.point(chosen.point_id)
-        except (IntegrityError, PointNotFound) as error:
-            warnings.append(f"The point {chosen.point_id} cannot be built on, so all disks are read whole: {error}")
-            return None, None
-
-    def _dirty_bytes(self, domain: Domain, base: KnownPoint | None, listed: frozenset[str]) -> dict[str, int]:
-        if base is None or self._request.full or base.checkpoint not in listed:
-            return {}
-        return domain.checkpoint_dirty_bytes(base.checkpoint)
-
-    def _plan(
-        self,
-        vm: str,
-        run: RunState,
-        live: Definition,
-        base: KnownPoint | None,
-        listed: frozenset[str],
-        sizes: dict[str, int],
-        dirty: dict[str, int],
-    ) -> PointPlan:
-        bitmaps = {
-            disk.target: BitmapHealth.SOUND if disk.target in dirty else BitmapHealth.BROKEN for disk in live.disks
-        }
-        outcome = plan_point(
-            PointRequest(
-                vm=vm,
-                running=run in (RunState.RUNNING, RunState.PAUSED),
-                disks=plannable_disks(live, sizes, self._settings.scratch_dir),
-                base=None if base is None else base_of(base),
-                checkpoint_listed=base is not None and base.checkpoint in listed,
-                bitmaps=bitmaps,
-                force_full=self._request.full,
-                exclude=frozenset(self._request.exclude),
-            )
+    def _begin_writing(self) -> PointWriter:
+        return self._repository.begin(
+            purpose=f"point {self._request.point_id}",
+            host=self._hypervisor.identity()[1],
+            cache=self._settings.cache_dir,
+            workers=self._settings.workers,
+            point_id=self._request.point_id,
         )
-        if isinstance(outcome, Refused):
-            raise refusal(outcome, vm)
-        return outcome
-
-    def _start_guardian(
-        self, domain: Domain, live: Definition, plan: PointPlan, *, was_running: bool
-    ) -> tuple[Guardian, JobRecord]:
-        directory = self._settings.run_dir / self._request.point_id[:12]
-        scratch = []
-        for planned in plan.disks:
-            disk = live.disk(planned.target)
-            assert disk is not None
-            assert disk.source is not None
-            name = f".{Path(disk.source).name}.{planned.target}.{self._request.point_id[:12]}.scratch"
-            scratch.append(str(scratch_directory(disk.source, self._settings.scratch_dir) / name))
-        record = JobRecord(
-            operation=self._request.point_id,
-            uri=self._hypervisor.uri,
-            vm=domain.name,
-            uuid=domain.uuid,
-            checkpoint=self._checkpoint,
-            socket=str(directory / "nbd"),
-            was_running=was_running,
-            scratch=tuple(scratch),
-        )
-        self._settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        assert self._lock is not None
-        guardian = Guardian(record, self._settings.guards_dir, hold=(self._lock.descriptor,))
-        guardian.wait_ready()
-        try:
-            # After the guardian, which removes it: nothing is left when vmkeep is killed in between.
-            _make_socket_directory(directory, live.dac_owner)
-        except BaseException:
-            guardian.rescue_now()
-            raise
-        return guardian, record
 
     # -- CopyPoint ---------------------------------------------------------------------------------------------
 
@@ -298,33 +225,32 @@ class Point:
                 id=request.point_id,
                 vm_uuid=opened.domain.uuid,
                 vm_name=opened.domain.name,
+                # Of a VM all of whose disks are scanned, each point is whole in itself.
                 kind="incremental" if any(disk.mode == Mode.INCREMENTAL for disk in disks) else "full",
                 parent=request.parent,
-                created=opened.instant.created,
+                created=opened.exposure.instant.created,
                 host=self._hypervisor.identity()[1],
-                checkpoint=self._checkpoint,
-                pause_ms=opened.instant.pause_ms,
+                checkpoint=self._checkpoint if any(disk.bitmap for disk in opened.plan.disks) else None,
+                pause_ms=opened.exposure.instant.pause_ms,
                 labels=dict(request.labels),
                 disks=disks,
                 excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in opened.plan.excluded),
                 states=tuple(states),
                 definition=opened.definition_xml,
-                warnings=tuple(opened.warnings),
+                warnings=opened.warnings,
             )
             self._stop()
+            opened.exposure.prove()
             self._watch(Progress("committing"))
             committed = opened.writer.commit(record)
         except TransferError as error:
-            raise self._explain(opened, error) from error
+            raise opened.exposure.explain(error) from error
         plain = committed.as_json()
         del plain["definition"]  # it may hold passwords of consoles, and the repository keeps it sealed
         return PointCopied(record=plain, states=tuple(state.as_json() for state in new_states))
 
     def _copy_disks(self, opened: _Opened) -> tuple[PointDisk, ...]:
-        expected = {
-            disk.target: opened.dirty_bytes[disk.target] if disk.mode is Mode.INCREMENTAL else opened.sizes[disk.target]
-            for disk in opened.plan.disks
-        }
+        expected = {disk.target: _expected_bytes(opened, disk) for disk in opened.plan.disks}
         total, done = sum(expected.values()), 0
         copied = []
         for planned in opened.plan.disks:
@@ -338,23 +264,38 @@ class Point:
         return tuple(copied)
 
     def _copy_disk(self, opened: _Opened, planned: DiskPlan, progress: Callable[[int], None]) -> PointDisk:
+        with opened.exposure.source(planned) as source:
+            try:
+                return self._copy_from(opened, planned, source, progress)
+            except BaseMismatch as mismatch:
+                _log.warning("base mismatch", vm=opened.domain.name, disk=planned.target, block=mismatch.block)
+        whole = replace(planned, mode=Mode.FULL, reason=Reason.BASE_MISMATCH, base_point=None, base_checkpoint=None)
+        with opened.exposure.source(whole) as source:
+            return self._copy_from(opened, whole, source, progress)
+
+    def _copy_from(
+        self, opened: _Opened, planned: DiskPlan, source: DiskSource, progress: Callable[[int], None]
+    ) -> PointDisk:
         target = planned.target
-        incremental = planned.mode is Mode.INCREMENTAL
-        base = None
-        if incremental:
-            assert opened.base is not None
-            base = next(disk.stored for disk in opened.base.disks if disk.target == target)
-        source = NbdSource(opened.record.socket, target, f"backup-{target}" if incremental else None)
+        base, witnesses = None, {}
+        if planned.base_point is not None:
+            base = next(disk.stored for disk in opened.bases[planned.base_point].disks if disk.target == target)
+            witnesses = self._repository.sample_blocks(base, _WITNESSES)
         block_bytes = base.block_bytes if base is not None else self._settings.block_bytes
         disk = opened.writer.disk(size_bytes=source.size_bytes, block_bytes=block_bytes, base=base)
-        captured = capture_disk(
-            source,
-            disk,
-            block_bytes=block_bytes,
-            workers=self._settings.workers,
-            stop=self._stop,
-            progress=progress,
-        )
+        try:
+            captured = capture_disk(
+                source,
+                disk,
+                block_bytes=block_bytes,
+                workers=self._settings.workers,
+                stop=opened.exposure.watched(self._stop),
+                progress=progress,
+                witnesses=witnesses,
+            )
+        except BaseMismatch:
+            opened.writer.drop(disk)
+            raise
         stored = disk.finish()
         defined = opened.definition.disk(target)
         assert defined is not None
@@ -373,7 +314,7 @@ class Point:
         """Store the state files that changed; content that is the newest version already is only referred to."""
         refs, new = [], []
         newest = {state.kind: state for state in self._request.states}
-        for captured in opened.instant.states:
+        for captured in opened.exposure.instant.states:
             before = newest.get(captured.kind)
             if before is not None and self._is_stored(before, captured):
                 kind, version_id, generation = before.kind, before.version_id, before.generation
@@ -402,69 +343,25 @@ class Point:
         except IntegrityError:
             return False
 
-    def _explain(self, opened: _Opened, error: TransferError) -> VmkeepError:
-        """Return what really happened when the export broke off."""
-        vm = opened.domain.name
-        try:
-            if opened.domain.state().run not in (RunState.RUNNING, RunState.PAUSED):
-                return JobAborted("the VM was stopped while its point was copied", vm=vm, disk=error.disk)
-            if opened.domain.backup_socket() != opened.record.socket:
-                return JobAborted(
-                    "the backup job was ended while the point was copied; a full scratch disk is the usual cause",
-                    vm=vm,
-                    disk=error.disk,
-                    hint="Free space beside the disk images, or set scratch_dir in vmkeep.toml, and run it again.",
-                )
-        except HypervisorUnavailable:
-            return JobAborted("libvirt went away while the point was copied", vm=vm, disk=error.disk)
-        except VmNotFound:
-            return JobAborted("the VM is gone; it was removed while its point was copied", vm=vm, disk=error.disk)
-        return error
-
     # -- the end -----------------------------------------------------------------------------------------------
 
     def keep_checkpoint(self) -> None:
         """Make the guardian keep the new checkpoint from here on."""
-        self._require_opened().guardian.stage(Stage.KEEP)
+        self._require_opened().exposure.keep()
 
     def close(self) -> PointClosed:
         """End the job and delete the older checkpoints of ours. The point is stored: trouble here is a warning."""
-        opened = self._require_opened()
-        warnings = []
-        try:
-            if opened.domain.backup_socket() == opened.record.socket:
-                end_job(opened.domain)
-        except VmkeepError as error:
-            warnings.append(f"The backup job could not be ended at once; the guardian goes on with it: {error}")
-            opened.guardian.rescue_now()
-        else:
-            warnings += self._delete_older(opened)
-            remove_leavings(opened.record)
-            opened.guardian.done()
+        warnings = self._require_opened().exposure.close()
         self._opened = None
         self._release()
         return PointClosed(tuple(warnings))
-
-    def _delete_older(self, opened: _Opened) -> list[str]:
-        """Each older checkpoint costs every write of the guest a bitmap update, so only the new base is kept."""
-        warnings = []
-        try:
-            older = {name for name in opened.domain.checkpoint_names() if name.startswith(self._prefix)}
-        except VmkeepError as error:
-            return [f"The older checkpoints could not be listed; the next point removes them: {error}"]
-        for name in sorted(older - {self._checkpoint}):
-            try:
-                opened.domain.delete_checkpoint(name)
-            except VmkeepError as error:
-                warnings.append(f"The older checkpoint {name} stays until the next point: {error}")
-        return warnings
 
     def abandon(self) -> None:
         """Undo everything: the VM is as it was before the point."""
         if self._opened is not None:
             opened, self._opened = self._opened, None
             opened.writer.abort()
-            opened.guardian.rescue_now()
+            opened.exposure.abandon()
         self._release()
 
     def _require_opened(self) -> _Opened:
@@ -478,19 +375,28 @@ class Point:
             self._lock = None
 
 
-def _refuse_beside_a_job(domain: Domain) -> None:
-    """Refuse while somebody else's job holds the VM: libvirt would let the suspended guest wait 30 s for it."""
-    if domain.has_job():
-        raise VmBusy(
-            f"libvirt is at another operation on VM {domain.name!r} (a backup, migration, save or dump)",
-            vm=domain.name,
-            hint="Wait for it to end (`virsh domjobinfo` shows it) and run the command again.",
-        )
+def _expected_bytes(opened: _Opened, planned: DiskPlan) -> int:
+    """Return how much of a disk the progress is counted against: what is dirty where that is known, else its size."""
+    dirty = opened.standing.dirty_bytes.get(planned.base_checkpoint or "", {})
+    return dirty.get(planned.target, opened.sizes[planned.target])
 
 
-def _make_socket_directory(directory: Path, owner: tuple[int, int] | None) -> None:
-    """Make the directory in which QEMU, as its own user, creates the socket; others cannot enter it."""
-    directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if owner is not None and os.geteuid() == 0:
-        os.chown(directory, *owner)
+def _is_stopped(domain: Domain) -> bool:
+    """Return whether the VM is off; raises VmBusy while it is neither off nor standing."""
+    run = domain.state().run
+    if run is RunState.OTHER:
+        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+    if run is not RunState.OFF:
+        refuse_beside_a_job(domain)
+    return run is RunState.OFF
+
+
+def _memory_warning(domain: Domain, *, stopped: bool) -> list[str]:
+    if stopped and domain.has_saved_memory():
+        return [
+            (
+                "The VM is saved with its memory (managed save), and the memory is not in the point: a restored VM "
+                "boots as after a power failure."
+            )
+        ]
+    return []

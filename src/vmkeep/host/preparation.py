@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from vmkeep.definition import Definition, SourceKind, TpmBackend, parse_definition
+from vmkeep.config import Settings
+from vmkeep.definition import DefinedDisk, Definition, SourceKind, TpmBackend, parse_definition
 from vmkeep.errors import HypervisorError, VmkeepError, error_classes
-from vmkeep.host.tasks import KnownPoint
-from vmkeep.hypervisor import Domain
-from vmkeep.planning import Base, BaseDisk, PlannableDisk, Refused
+from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.planning import PlannableDisk, Refused
+from vmkeep.transfer.imagefile import ImageLayer
 
 
-def disk_sizes(domain: Domain, live: Definition) -> dict[str, int]:
-    """Return the size in bytes of each disk whose size libvirt can tell."""
-    sizes = {}
-    for disk in live.disks:
+def disk_sizes(domain: Domain, definition: Definition, chains: Mapping[str, Sequence[ImageLayer]]) -> dict[str, int]:
+    """Return the size in bytes of each disk whose size can be told: by libvirt, else from its image."""
+    sizes = {target: chain[0].size_bytes for target, chain in chains.items()}
+    for disk in definition.disks:
         if disk.removable or disk.source_kind is SourceKind.NONE:
             continue
         try:
             sizes[disk.target] = domain.disk_capacity_bytes(disk.target)
         except HypervisorError:
-            continue  # a disk whose file is gone, or of a kind libvirt cannot ask: the plan says what that means
+            continue  # a file that is gone, or a kind that libvirt cannot ask: the plan says what that means
     return sizes
 
 
-def scratch_directory(source: str, configured: Path | None) -> Path:
-    """Return where the scratch of an image goes: where the settings say, else beside the image.
+def with_volumes_found(live: Definition, hypervisor: Hypervisor) -> Definition:
+    """Return the definition with the path of each disk that is a volume of an active storage pool."""
+    disks = tuple(_volume_found(disk, hypervisor) for disk in live.disks)
+    return replace(live, disks=disks)
+
+
+def _volume_found(disk: DefinedDisk, hypervisor: Hypervisor) -> DefinedDisk:
+    if disk.source_kind is not SourceKind.VOLUME or disk.source is None:
+        return disk
+    pool, _, volume = disk.source.partition("/")
+    found = hypervisor.volume_path(pool, volume)
+    if found is None:
+        return disk
+    path, is_block = found
+    return replace(disk, source_kind=SourceKind.BLOCK if is_block else SourceKind.FILE, source=path)
+
+
+def scratch_directory(disk: DefinedDisk, settings: Settings) -> Path:
+    """Return where the scratch of a disk goes: where the settings say, else beside the image.
 
     Beside the image is where libvirt puts it by default, and where stock AppArmor and SELinux policies let QEMU.
+    A device or a network disk has no such place; its scratch goes where images go.
     """
-    return configured or Path(source).parent
+    if settings.scratch_dir is not None:
+        return settings.scratch_dir
+    if disk.source_kind is SourceKind.FILE and disk.source:
+        return Path(disk.source).parent
+    return settings.images_dir
 
 
-def plannable_disks(live: Definition, sizes: dict[str, int], scratch_dir: Path | None) -> tuple[PlannableDisk, ...]:
-    """Return the disks of a VM as the plan sees them."""
+def plannable_disks(
+    live: Definition, sizes: Mapping[str, int], settings: Settings, chains: Mapping[str, Sequence[ImageLayer]]
+) -> tuple[PlannableDisk, ...]:
+    """Return the disks of a VM as the plan sees them. ``chains`` are the images of each disk, the top one first."""
     return tuple(
         PlannableDisk(
             target=disk.target,
             device=disk.device,
             bus=disk.bus,
-            source_kind=str(disk.source_kind),
+            # libvirt's own word for what vmkeep knows no more of than its name (nvme, vhostuser, dir).
+            source_kind=disk.source_type if disk.source_kind is SourceKind.OTHER else str(disk.source_kind),
             source=disk.source,
             format=disk.format,
             readonly=disk.readonly,
@@ -49,28 +77,45 @@ def plannable_disks(live: Definition, sizes: dict[str, int], scratch_dir: Path |
             encrypted=disk.encrypted,
             size_bytes=sizes.get(disk.target),
             error_policy=disk.error_policy,
-            free_scratch_bytes=_free_scratch_bytes(disk.source, scratch_dir),
+            free_scratch_bytes=_free_bytes(scratch_directory(disk, settings)),
+            backing_chain=tuple(layer.path for layer in chains.get(disk.target, ())[1:]),
+            holds_bitmaps=all(layer.holds_bitmaps for layer in chains.get(disk.target, ())[:1]),
         )
         for disk in live.disks
     )
 
 
-def _free_scratch_bytes(source: str | None, scratch_dir: Path | None) -> int | None:
-    if source is None or not source.startswith("/"):
-        return None
+def _free_bytes(directory: Path) -> int | None:
     try:
-        about = os.statvfs(scratch_directory(source, scratch_dir))
+        about = os.statvfs(directory)
     except OSError:
         return None
     return about.f_bavail * about.f_frsize
 
 
-def definition_to_keep(domain: Domain, live: Definition, live_xml: str) -> tuple[str, list[str]]:
+def with_overlays_dropped(live: Definition, chains: Mapping[str, Sequence[ImageLayer]]) -> Definition:
+    """Return the definition of a running VM with each transient disk as it will be when the VM stops.
+
+    While it runs, libvirt names the overlay that QEMU writes to, and drops that overlay at the end.
+    """
+    disks = []
+    for disk in live.disks:
+        below = chains.get(disk.target, ())[1:2]
+        if disk.transient and below:
+            disk = replace(disk, source=below[0].path, format=below[0].format)
+        disks.append(disk)
+    return replace(live, disks=tuple(disks))
+
+
+def definition_to_keep(
+    domain: Domain, live: Definition, live_xml: str, hypervisor: Hypervisor
+) -> tuple[str, list[str]]:
     """Return the definition that a restore makes, and warnings: the persistent one unless its disks are others."""
     if not domain.is_persistent():
         return live_xml, []
     inactive_xml = domain.definition_xml(inactive=True, secure=True)
-    kept = {(disk.target, disk.source) for disk in parse_definition(inactive_xml).disks if not disk.removable}
+    inactive = with_volumes_found(parse_definition(inactive_xml), hypervisor)
+    kept = {(disk.target, disk.source) for disk in inactive.disks if not disk.removable}
     runs = {(disk.target, disk.source) for disk in live.disks if not disk.removable}
     if kept == runs:
         return inactive_xml, []
@@ -97,15 +142,6 @@ def state_warnings(live: Definition) -> list[str]:
             )
         ]
     return []
-
-
-def base_of(point: KnownPoint) -> Base:
-    """Return an earlier point as the plan sees it."""
-    disks = {
-        disk.target: BaseDisk(source=disk.source, size_bytes=disk.size_bytes, format=disk.format)
-        for disk in point.disks
-    }
-    return Base(point_id=point.point_id, checkpoint=point.checkpoint, disks=disks)
 
 
 def refusal(outcome: Refused, vm: str) -> VmkeepError:

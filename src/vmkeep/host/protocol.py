@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vmkeep.errors import VmkeepError
+from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import Task
 
@@ -41,6 +42,14 @@ class Host(Protocol):
 
     def vm(self, name_or_uuid: str) -> SurveyedVm:
         """Return one VM; raises VmNotFound."""
+        ...
+
+    def checkup(self, request: CheckupRequest) -> tuple[Finding, ...]:
+        """Look at the host and its VMs and change nothing; raises VmNotFound for a VM asked for that is not there."""
+        ...
+
+    def mend(self, order: Mend) -> str:
+        """Carry out what a finding says and return a sentence about it; the caller holds the VM's lock."""
         ...
 
     def start(self, operation: str, task: Task) -> None:

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Literal, cast
 
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, DiskPlacement, Remap, TpmBackend, parse_definition, remap
+from vmkeep.definition import (
+    DefinedDisk,
+    Definition,
+    DefinitionError,
+    DiskPlacement,
+    Remap,
+    SourceKind,
+    TpmBackend,
+    parse_definition,
+    remap,
+)
 from vmkeep.errors import (
     ChoiceRequired,
     HostFileMissing,
@@ -40,7 +50,7 @@ from vmkeep.host.tasks import (
     WithdrawItems,
 )
 from vmkeep.hypervisor import Hypervisor
-from vmkeep.repository import PointRecord, Repository, StateRef
+from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
@@ -63,16 +73,16 @@ def prepare_files(repository: Repository, request: PrepareFiles) -> FilesPrepare
         raise TargetExists(f"{output} is not a directory", path=str(output)) from error
     extension = request.image_format
     disks = [
-        _item("disk", disk.target, output / f"{disk.target}.{extension}", request.operation, extension)
+        item_at("disk", disk.target, output / f"{disk.target}.{extension}", request.operation, extension)
         for disk in record.disks
     ]
     states = [
-        _item("nvram", "nvram", output / "nvram.fd", request.operation)
+        item_at("nvram", "nvram", output / "nvram.fd", request.operation)
         if state.kind == "nvram"
-        else _item("tpm", "tpm", output / "tpm", request.operation)
+        else item_at("tpm", "tpm", output / "tpm", request.operation)
         for state in record.states
     ]
-    definition = _item("definition", "definition", output / _DEFINITION_FILE, request.operation)
+    definition = item_at("definition", "definition", output / _DEFINITION_FILE, request.operation)
     items = (*disks, *states, definition)
     _refuse_existing(items, force=request.force)
     return FilesPrepared(items, _absences(record))
@@ -96,21 +106,21 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
     roots = StateRoots.of(hypervisor.uri)
     items = [
-        _item(
+        item_at(
             "disk",
             disk.target,
-            _disk_path(disk.source, disk.target, request, record, settings),
+            _disk_path(disk, request, record, settings),
             request.operation,
-            "qcow2",
+            _image_format(disk),
         )
         for disk in record.disks
     ]
     nvram = _nvram_path(original, request.name, roots)
     for state in record.states:
         if state.kind == "nvram":
-            items.append(_item("nvram", "nvram", nvram, request.operation))
+            items.append(item_at("nvram", "nvram", nvram, request.operation))
         elif state.kind == "tpm" and tpm == "same":
-            items.append(_item("tpm", "tpm", roots.tpm_directory(identity_uuid), request.operation))
+            items.append(item_at("tpm", "tpm", roots.tpm_directory(identity_uuid), request.operation))
     _refuse_shared_paths(items)
     _refuse_existing(items, force=request.force)
     if tpm == "new" and os.path.lexists(roots.tpm_directory(identity_uuid)):
@@ -163,14 +173,22 @@ def _definition_of(
         name=name,
         uuid=vm_uuid,
         new_mac=None if identity == "same" else _mac_addresses(vm_uuid),
-        disks={item.name: DiskPlacement(item.final, "qcow2") for item in items if item.role == "disk"},
-        removed=frozenset(disk.target for disk in record.excluded if original.disk(disk.target) is not None),
+        disks={item.name: DiskPlacement(item.final, item.format) for item in items if item.role == "disk"},
+        removed=frozenset(disk.target for disk in record.excluded if _is_lacking(original.disk(disk.target))),
         nvram=nvram if original.firmware.nvram is not None else None,
     )
     try:
         return remap(record.definition, changes)
     except DefinitionError as error:
         raise InvalidRequest(f"the point's definition cannot be restored as {name!r}: {error}", vm=name) from error
+
+
+def _is_lacking(disk: DefinedDisk | None) -> bool:
+    """Return whether a disk that is not in the point cannot stand in the definition: a medium that is here can."""
+    if disk is None:
+        return False
+    on_this_host = disk.removable and disk.source_kind in (SourceKind.FILE, SourceKind.BLOCK)
+    return not (on_this_host and disk.source is not None and Path(disk.source).exists())
 
 
 def undefine_vm(hypervisor: Hypervisor, request: UndefineVm) -> None:
@@ -267,7 +285,7 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
         return len(content)
     ref = next(state for state in record.states if state.kind == item.role)
     version, content = repository.state(ref.version_id)
-    _check_state(ref, content, record)
+    check_state(ref, content, record)
     if item.role == "tpm":
         stage_tpm(staged, ref.file, content, owner=swtpm_owner(version.owner) if for_hypervisor else None)
     else:
@@ -278,7 +296,8 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
     return len(content)
 
 
-def _check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
+def check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
+    """Raise IntegrityError unless the content is that of the point."""
     if hashlib.sha256(content).hexdigest() != ref.sha256 or len(content) != ref.size_bytes:
         raise IntegrityError(
             f"the {ref.kind} state in the repository is not the one that point {record.id} was taken with",
@@ -286,7 +305,8 @@ def _check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
         )
 
 
-def _item(role: str, name: str, final: Path, operation: str, image_format: str = "") -> DeliveredItem:
+def item_at(role: str, name: str, final: Path, operation: str, image_format: str = "") -> DeliveredItem:
+    """Return the item that ends up at ``final``; its staged name is the operation's own."""
     staged = final.with_name(f".{final.name}.{operation[:12]}.partial")
     kind = cast("Literal['disk', 'nvram', 'tpm', 'definition']", role)
     return DeliveredItem(kind, name, str(staged), str(final), image_format)
@@ -320,7 +340,7 @@ def _absences(record: PointRecord) -> tuple[str, ...]:
     told = [
         f"Disk {disk.target} is not in the point ({disk.reason}), so the restored VM lacks it."
         for disk in record.excluded
-        if disk.reason != "removable-media"
+        if disk.reason == "requested"
     ]
     return (*told, *record.warnings)
 
@@ -346,22 +366,36 @@ def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, *
     )
 
 
-def _disk_path(source: str, target: str, request: PrepareVm, record: PointRecord, settings: Settings) -> Path:
-    """Return where a disk goes: its own path for the original's name, a path of the new name otherwise."""
-    own = Path(source) if source.startswith("/") else settings.images_dir / f"{record.vm_name}-{target}.qcow2"
+def _image_format(disk: PointDisk) -> str:
+    """Return the format of a restored VM's image: raw stays raw, all else becomes qcow2.
+
+    A raw disk may have to stay raw: libvirt lets VMs share no other one.
+    """
+    return "raw" if disk.format == "raw" else "qcow2"
+
+
+def _disk_path(disk: PointDisk, request: PrepareVm, record: PointRecord, settings: Settings) -> Path:
+    """Return where a disk goes: its own path for the original's name, a path of the new name otherwise.
+
+    What was a device or a network disk becomes a file where images go.
+    """
+    extension = _image_format(disk)
+    own = Path(disk.source)
+    if not disk.source.startswith("/") or own.is_relative_to("/dev"):
+        own = settings.images_dir / f"{record.vm_name}-{disk.target}.{extension}"
     directory = Path(request.disks_dir).absolute() if request.disks_dir is not None else own.parent
     if not directory.is_dir():
         raise HostFileMissing(
-            f"the directory {directory} for disk {target} does not exist",
+            f"the directory {directory} for disk {disk.target} does not exist",
             vm=request.name,
-            disk=target,
+            disk=disk.target,
             path=str(directory),
             hint="Make it, or choose another one with --disks-dir DIR.",
         )
     if request.name == record.vm_name:
         return directory / own.name
     # A VM's name may hold a slash nowhere (libvirt refuses it), so it can stand in a file name.
-    return directory / f"{request.name}-{target}.qcow2"
+    return directory / f"{request.name}-{disk.target}.{extension}"
 
 
 def _nvram_path(original: Definition, name: str, roots: StateRoots) -> Path:

@@ -16,9 +16,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmBusy, VmkeepError, VmNotFound
+from vmkeep.errors import (
+    AgentUnavailable,
+    HostFileMissing,
+    HypervisorError,
+    HypervisorUnavailable,
+    VmBusy,
+    VmkeepError,
+    VmNotFound,
+)
 from vmkeep.filesystem import sync_directory
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.transfer.imagefile import ImageBitmap, describe_image, remove_bitmap
 from vmkeep.transfer.nbd import export_names
 
 # A call that was under way when vmkeep died is still carried out by libvirtd (a suspend takes 4 ms, backupBegin
@@ -40,8 +49,21 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class MarkedImage:
+    """An image that is given a new bitmap while its VM is off."""
+
+    target: str
+    path: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
-    """What must be known of a job to undo it. Paths are of this host."""
+    """What must be known of a job to undo it. Paths are of this host.
+
+    Of a VM that is off (``stopped``) there is no job to end: only the new bitmaps in ``images`` are to be removed.
+    ``quiesced``: the guest's file systems may have been frozen.
+    """
 
     operation: str
     uri: str
@@ -52,6 +74,9 @@ class JobRecord:
     was_running: bool
     scratch: tuple[str, ...]
     stage: Stage = Stage.INSTANT
+    stopped: bool = False
+    images: tuple[MarkedImage, ...] = ()
+    quiesced: bool = False
 
     def save(self, directory: Path) -> Path:
         """Write the record durably; the file is named after the operation."""
@@ -71,6 +96,7 @@ class JobRecord:
         value = json.loads(path.read_text(encoding="utf-8"))
         value["scratch"] = tuple(value["scratch"])
         value["stage"] = Stage(value["stage"])
+        value["images"] = tuple(MarkedImage(**image) for image in value.get("images", ()))
         return cls(**value)
 
 
@@ -100,8 +126,8 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
             changed = True
             if time.monotonic() > deadline:
                 raise
-        except (HypervisorError, VmBusy):
-            # A call that died with vmkeep still holds the VM's job lock; it ends by itself.
+        except (HypervisorError, VmBusy, AgentUnavailable):
+            # A call that died with vmkeep still holds the VM's job lock, or the agent's; it ends by itself.
             changed = True
             if time.monotonic() > deadline:
                 raise
@@ -120,9 +146,12 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
 def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
     domain = hypervisor.find(record.uuid)
+    if record.stopped:
+        return _remove_marks(record, domain)
     if domain is None:
         return False
     changed = resume_if_ours(record, domain)
+    changed = _thaw_if_ours(record, domain) or changed
     try:
         if domain.backup_socket() == record.socket:
             if not (begun or _has_begun(record)):
@@ -150,6 +179,47 @@ def _has_begun(record: JobRecord) -> bool:
     """
     names = export_names(record.socket, _EXPORTS_SECONDS)
     return names is not None and len(names) == len(record.scratch)
+
+
+def _thaw_if_ours(record: JobRecord, domain: Domain) -> bool:
+    """Thaw a guest that vmkeep may have frozen; return whether anything was frozen.
+
+    A freeze that was under way when vmkeep died is carried out by libvirtd, and the thaw waits behind it: libvirt
+    lets one call at a time speak to an agent. The agent answered before anything was begun, so one that does not
+    answer now is asked again.
+    """
+    if not record.quiesced or record.stage is not Stage.INSTANT or domain.state().run is not RunState.RUNNING:
+        return False
+    return domain.thaw() > 0
+
+
+def _remove_marks(record: JobRecord, domain: Domain | None) -> bool:
+    """Remove the new bitmaps from the images of a VM that was off; return whether there was one.
+
+    A VM that was started meanwhile has loaded them: then libvirt removes them.
+    """
+    if record.stage is Stage.KEEP:
+        return False
+    changed = False
+    running = domain is not None and domain.state().run in (RunState.RUNNING, RunState.PAUSED)
+    if domain is not None and not running:
+        changed = domain.forget_checkpoint(record.checkpoint)
+    marked: list[str] = []
+    for image in record.images:
+        with suppress(HostFileMissing):
+            if not running:
+                changed = remove_bitmap(image.path, image.format, record.checkpoint) or changed
+            elif record.checkpoint in {bitmap.name for bitmap in bitmaps_of(image.path, image.format)}:
+                marked.append(image.target)
+    if domain is not None and marked:
+        domain.drop_bitmaps(record.checkpoint, marked)
+        changed = True
+    return changed
+
+
+def bitmaps_of(path: str, image_format: str) -> tuple[ImageBitmap, ...]:
+    """Return the bitmaps that stand in an image itself, not in those below it."""
+    return describe_image(path, image_format, chain=False)[0].bitmaps
 
 
 def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
@@ -189,7 +259,7 @@ def end_job(domain: Domain) -> None:
 
 
 def remove_leavings(record: JobRecord) -> None:
-    """Remove the socket's directory and scratch files that QEMU or libvirt did not remove."""
+    """Remove the sockets' directory and scratch files that QEMU or libvirt did not remove."""
     shutil.rmtree(Path(record.socket).parent, ignore_errors=True)
     for scratch in record.scratch:
         with suppress(OSError):

@@ -8,24 +8,26 @@ from typing import Literal, cast
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.errors import StateUnsupported
+from vmkeep.host.bases import image_chains
 from vmkeep.host.instant import state_sources
-from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings
+from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
 from vmkeep.host.survey import SurveyedDisk, SurveyedVm
-from vmkeep.hypervisor import Domain, RunState
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import Exclusion, PointRequest, Refused, plan_point
 from vmkeep.statefiles.location import StateRoots
 
 
-def survey(domain: Domain, settings: Settings) -> SurveyedVm:
+def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> SurveyedVm:
     """Return the VM's disks, firmware and TPM, and whether a point of it would be whole."""
     run = domain.state().run
     try:
-        definition = parse_definition(domain.definition_xml())
+        definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
     except DefinitionError as error:
         return _unreadable(domain, run, error)
     running = run in (RunState.RUNNING, RunState.PAUSED)
-    sizes = disk_sizes(domain, definition)
-    plannable = plannable_disks(definition, sizes, settings.scratch_dir)
+    chains = image_chains(definition)
+    sizes = disk_sizes(domain, definition, chains)
+    plannable = plannable_disks(definition, sizes, settings, chains)
     outcome = plan_point(PointRequest(vm=domain.name, running=running, disks=plannable))
     refusals = outcome.refusals if isinstance(outcome, Refused) else ()
     excluded = _excluded(definition, outcome.excluded if not isinstance(outcome, Refused) else ())

@@ -9,20 +9,20 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class KnownDisk:
-    """A disk as an earlier point recorded it."""
+    """A disk as an earlier point recorded it. ``bitmap``: it was given one then."""
 
     target: str
     source: str
     size_bytes: int
     format: str
+    bitmap: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class KnownPoint:
-    """An earlier point that may serve as base: its checkpoint and its disks."""
+    """An earlier point of the VM, which may serve as base, and its disks."""
 
     point_id: str
-    checkpoint: str
     disks: tuple[KnownDisk, ...]
 
 
@@ -45,20 +45,21 @@ class KnownState:
 class OpenPoint:
     """Plan the point and fix its instant: job, checkpoint, NVRAM and TPM. Answers PointOpened.
 
-    ``bases`` are newest first. The copy that follows reads from the job that this leaves running.
+    ``points`` are all of the VM, newest first. The copy that follows reads from the job that this leaves running.
     """
 
     point_id: str
     vm_uuid: str
     full: bool
     exclude: tuple[str, ...]
-    bases: tuple[KnownPoint, ...]
+    points: tuple[KnownPoint, ...]
     states: tuple[KnownState, ...]
+    quiesce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PointOpened:
-    """``created`` is the instant, ISO 8601 in UTC; ``base`` the point that incremental disks build on."""
+    """``created`` is the instant, ISO 8601 in UTC; ``base`` the newest point that incremental disks build on."""
 
     point_id: str
     vm_uuid: str
@@ -120,7 +121,8 @@ class AbandonPoint:
 class DeliveredItem:
     """One thing that a restore puts somewhere: written at ``staged``, in the same directory as ``final``.
 
-    ``name`` is the disk's target, or the kind of the state file; ``format`` is that of a disk's image.
+    ``name`` is the disk's target, or the kind of the state file; ``format`` is that of a disk's image. ``file`` is
+    the path of a TPM's state below its directory, where it is not the one that the point recorded.
     """
 
     role: Literal["disk", "nvram", "tpm", "definition"]
@@ -128,6 +130,7 @@ class DeliveredItem:
     staged: str
     final: str
     format: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +241,126 @@ class UndefineVm:
     uuid: str
 
 
+# -- a restore in place ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CheckInPlace:
+    """Look whether the point can be restored over its VM, and change nothing. Answers InPlaceChecked.
+
+    ``only`` holds "disks", "state" and targets; empty means all. ``tpm`` is "same" (the point's) or "keep".
+    """
+
+    point_id: str
+    only: tuple[str, ...]
+    tpm: str
+
+
+@dataclass(frozen=True, slots=True)
+class InPlaceChecked:
+    """``missing`` are the targets of the VM's disks that have no image any more; no safety point can hold them."""
+
+    vm_uuid: str
+    vm_name: str
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParkVm:
+    """Keep the VM from starting and write the journal of its restore. Answers VmParked.
+
+    ``safety_id`` is the point that holds the VM as it is now. From here to ReleaseVm or PutBack the operation has
+    the VM's lock.
+    """
+
+    operation: str
+    point_id: str
+    safety_id: str
+    only: tuple[str, ...]
+    tpm: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmParked:
+    """``disks`` (targets) and ``states`` (kinds) will be the point's; ``whole``: all disks of the point are there."""
+
+    vm_uuid: str
+    vm_name: str
+    disks: tuple[str, ...]
+    states: tuple[str, ...]
+    whole: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRestore:
+    """Plan what of the disks is written; write state files and new images beside their places. Answers warnings."""
+
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRestore:
+    """Write the planned ranges over the disks. Answers DisksWritten."""
+
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class DisksWritten:
+    """``bytes_written`` is data; ``bytes_planned`` what might have been written, zeroes included."""
+
+    bytes_written: int
+    bytes_planned: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRestore:
+    """Rename state files and new images into place; what they replace is kept until ReleaseVm."""
+
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class BindRestore:
+    """Give the disks fresh bitmaps and libvirt the checkpoint of the point returned to. Answers warnings."""
+
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseVm:
+    """Let the VM start again, remove what was kept aside, then the journal. Answers warnings."""
+
+    operation: str
+    vm_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """Undo everything since ParkVm: the VM is what it was at its safety point. Raises RestorePending if it cannot."""
+
+    operation: str
+    vm_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettleRestore:
+    """End a restore whose flow is gone: taken back, or only cleaned up. Answers RestoreSettled, or None."""
+
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSettled:
+    """``told`` says what was done, and ``point`` which point the VM's disks descend from now."""
+
+    told: str
+    vm_uuid: str
+    point: str
+
+
 Task = (
     OpenPoint
     | CopyPoint
@@ -252,4 +375,13 @@ Task = (
     | DiscardReplaced
     | DefineVm
     | UndefineVm
+    | CheckInPlace
+    | ParkVm
+    | StageRestore
+    | WriteRestore
+    | PublishRestore
+    | BindRestore
+    | ReleaseVm
+    | PutBack
+    | SettleRestore
 )

@@ -21,7 +21,7 @@ from tests.integration.catalog.examples import WIN11, example_point, number
 from vmkeep.catalog import Catalog
 from vmkeep.cli.main import main
 from vmkeep.config import load_settings
-from vmkeep.errors import Interrupted, VmNotRunning
+from vmkeep.errors import Interrupted, VmBusy
 from vmkeep.flows.requests import FilesRestored, PointTaken, RestoreFiles, RestoreVm, TakePoint, VmRestored
 from vmkeep.host.survey import Progress, SurveyedVm
 
@@ -52,7 +52,7 @@ class StandIn:
         self.asked.append(request)
         watch(Progress("copy", "vda", 1, 2))
         if request.vm == "off":
-            raise VmNotRunning("VM off is not running", vm="off")
+            raise VmBusy("VM off is being started", vm="off")
         if request.vm == "slow":
             os.kill(os.getpid(), signal.SIGTERM)
             assert self.reason is not None
@@ -115,7 +115,7 @@ def test_one_failure_of_several_does_not_stop_the_others(engine: StandIn, capsys
     status, document, said = answer(capsys, "backup", "one", "off", "two")
     assert status == 37
     assert [point["vm"] for point in document["points"]] == ["one", "two"]
-    assert [(each["vm"], each["error"]["code"]) for each in document["failed"]] == [("off", "vm-not-running")]
+    assert [(each["vm"], each["error"]["code"]) for each in document["failed"]] == [("off", "vm-busy")]
     assert said["error"]["code"] == "incomplete"
     assert len(engine.asked) == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,11 +16,15 @@ from vmkeep.catalog.models import metadata
 from vmkeep.cli.main import app
 from vmkeep.config import load_settings
 from vmkeep.errors import InvalidRequest, error_classes
-from vmkeep.planning import Reason
+from vmkeep.host import findings
+from vmkeep.host.findings import FindingCode
+from vmkeep.planning import ExclusionReason, Mode, Reason, WarningCode
 
 PROJECT = Path(__file__).resolve().parents[3]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
 OPERATIONS = (PROJECT / "docs/operations.md").read_text(encoding="utf-8")
+ERRORS = OPERATIONS.partition("\n## Errors\n")[2].partition("\n## ")[0]
+DOCTOR = OPERATIONS.partition("\n## What doctor finds\n")[2].partition("\n## ")[0]
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"^(?:# |\$ )?(vmkeep .*)$", re.MULTILINE)
@@ -60,7 +65,7 @@ def anchors(document: Path) -> set[str]:
 def test_every_error_stands_in_operations_with_its_status_and_a_remedy(code: str) -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in OPERATIONS.splitlines()
+        for line in ERRORS.splitlines()
         if line.startswith(f"| `{code}` |")
     ]
     assert len(rows) == 1, f"{code} has {len(rows)} rows"
@@ -71,14 +76,56 @@ def test_every_error_stands_in_operations_with_its_status_and_a_remedy(code: str
 
 
 def test_no_error_stands_in_operations_that_does_not_exist() -> None:
-    section = OPERATIONS.partition("\n## Errors\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)) == set(error_classes())
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", ERRORS, re.MULTILINE)) == set(error_classes())
 
 
-@pytest.mark.parametrize("reason", sorted(Reason))
-def test_every_reason_for_reading_a_disk_is_explained(reason: Reason) -> None:
+@pytest.mark.parametrize("word", sorted([*Reason, *Mode]))
+def test_every_mode_and_reason_for_reading_a_disk_is_explained(word: str) -> None:
     section = OPERATIONS.partition("\n## Why a disk was read whole\n")[2].partition("\n## ")[0]
+    assert f"`{word}`" in section
+
+
+def test_no_reason_for_reading_a_disk_is_explained_that_does_not_exist() -> None:
+    section = OPERATIONS.partition("\n## Why a disk was read whole\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
+    assert set(re.findall(r"`([a-z-]+)`", " ".join(cells))) == set(Reason)
+
+
+@pytest.mark.parametrize("reason", sorted(ExclusionReason))
+def test_every_reason_for_leaving_a_disk_out_is_explained(reason: ExclusionReason) -> None:
+    section = OPERATIONS.partition("\n## Disks that are not in a point\n")[2].partition("\n## ")[0]
     assert f"`{reason}`" in section
+
+
+@pytest.mark.parametrize("code", sorted(WarningCode))
+def test_every_warning_of_a_plan_is_explained(code: WarningCode) -> None:
+    assert f"`{code}`" in OPERATIONS
+
+
+@pytest.mark.parametrize("code", sorted(FindingCode))
+def test_every_finding_of_doctor_is_explained_with_its_severity(code: FindingCode) -> None:
+    rows = [line.strip("|").split(" | ") for line in DOCTOR.splitlines() if line.startswith(f"| `{code}` |")]
+    assert len(rows) == 1, f"{code} has {len(rows)} rows"
+    _, severity, meaning, *_ = (cell.strip() for cell in rows[0])
+    assert severity == code.severity
+    assert meaning
+
+
+def test_no_finding_of_doctor_is_explained_that_does_not_exist() -> None:
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", DOCTOR, re.MULTILINE)) == set(FindingCode)
+
+
+def test_every_finding_of_doctor_says_in_the_code_what_it_means() -> None:
+    (declared,) = (
+        node
+        for node in ast.parse(Path(findings.__file__).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "FindingCode"
+    )
+    members = [number for number, node in enumerate(declared.body) if isinstance(node, ast.Assign)]
+    assert len(members) == len(FindingCode)
+    for number in members:
+        docstring = declared.body[number + 1]
+        assert isinstance(docstring, ast.Expr), ast.unparse(declared.body[number])
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

@@ -1,0 +1,158 @@
+"""The journal of a restore in place: what must be known to finish it, or to take it back, whoever died meanwhile.
+
+It is written and synced before the VM is touched, again before the first write to a disk, and removed last. What a
+repeated step does is decided by what stands here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from vmkeep.config import Settings
+from vmkeep.errors import RestorePending
+from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.host.tasks import DeliveredItem
+
+
+class RestoreStage(StrEnum):
+    """How far a restore in place is, as far as its end depends on it."""
+
+    PARKED = "parked"
+    """The VM is being kept from starting, and nothing of it was written over."""
+    WRITING = "writing"
+    """The ranges are planned; from here on disks and state files may be of either point."""
+    BACK = "rolling-back"
+    """It failed, and the VM is being made what it was at the safety point."""
+    ROLLED_BACK = "rolled-back"
+    """The VM is what it was at the safety point, and may start."""
+    RELEASED = "released"
+    """All is done and the VM may start; what was kept aside is being removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalDisk:
+    """A disk that is restored: its image on this host.
+
+    ``made``: the image is made anew and renamed into place; else blocks are written over. ``runs`` are the blocks
+    that may be written, (first, count) ascending; None before they are planned. ``exact``: they were proved to be
+    all that differs from the point, so they are written unread. ``broken``: bitmaps of others that were no good
+    already.
+    """
+
+    target: str
+    path: str
+    format: str
+    made: bool
+    runs: tuple[tuple[int, int], ...] | None = None
+    exact: bool = False
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreJournal:
+    """One restore in place. ``items`` are the files that are renamed into place: state files and images made anew.
+
+    ``whole``: all disks of the point go back. ``parked_path`` is empty for a VM without disks, which is not parked.
+    ``parked_element`` puts its first disk right.
+    """
+
+    operation: str
+    uri: str
+    vm: str
+    vm_uuid: str
+    point: str
+    safety: str
+    disks: tuple[JournalDisk, ...]
+    items: tuple[DeliveredItem, ...]
+    parked_path: str
+    parked_target: str
+    parked_element: str
+    whole: bool
+    stage: RestoreStage = RestoreStage.PARKED
+
+    def save(self, directory: Path) -> None:
+        """Write the journal durably; the file is named after the operation and nobody else may read it."""
+        path = journal_path(directory, self.operation)
+        beside = path.with_suffix(".partial")
+        try:
+            if not directory.is_dir():
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sync_directory(directory.parent)
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(dataclasses.asdict(self), stream, separators=(",", ":"))
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(path)
+            sync_directory(directory)
+        except OSError as error:
+            raise file_error(error, path) from error
+
+    @classmethod
+    def load(cls, path: Path) -> RestoreJournal:
+        """Read a journal; raises FileNotFoundError, and ValueError for one that cannot be read."""
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            value["stage"] = RestoreStage(value["stage"])
+            value["items"] = tuple(DeliveredItem(**item) for item in value["items"])
+            value["disks"] = tuple(_disk(disk) for disk in value["disks"])
+            return cls(**value)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the journal of a restore: {error}") from error
+
+    def remove(self, directory: Path) -> None:
+        """Remove the journal, durably; one that is gone is fine."""
+        path = journal_path(directory, self.operation)
+        try:
+            path.with_suffix(".partial").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            sync_directory(directory)
+        except OSError as error:
+            raise file_error(error, path) from error
+
+
+def _disk(value: dict[str, object]) -> JournalDisk:
+    runs, broken = value.pop("runs"), value.pop("broken")
+    assert isinstance(broken, list)
+    planned = None if not isinstance(runs, list) else tuple((int(first), int(count)) for first, count in runs)
+    return JournalDisk(**value, runs=planned, broken=tuple(broken))  # type: ignore[arg-type] # wrong fields: TypeError
+
+
+def journal_path(directory: Path, operation: str) -> Path:
+    """Return where the journal of an operation lies."""
+    return directory / f"{operation}.json"
+
+
+def pending_restore(settings: Settings, vm_uuid: str) -> RestoreJournal | None:
+    """Return the journal of a restore in place of the VM that is not at its end; None when there is none.
+
+    Ask with the VM's lock held, or one that is under way is found.
+
+    Raises RestorePending for a journal that cannot be read, as it may be this VM's.
+    """
+    for path in sorted(settings.restores_dir.glob("*.json")):
+        try:
+            journal = RestoreJournal.load(path)
+        except FileNotFoundError:
+            continue  # finished just now
+        except (ValueError, OSError) as error:
+            raise RestorePending(f"the journal {path} of a restore cannot be read: {error}", path=str(path)) from error
+        if journal.vm_uuid == vm_uuid:
+            return journal
+    return None
+
+
+def refuse_while_pending(settings: Settings, vm: str, vm_uuid: str) -> None:
+    """Raise RestorePending while the VM's disks are not whole, or its definition is not its own."""
+    pending = pending_restore(settings, vm_uuid)
+    if pending is not None:
+        raise RestorePending(
+            f"a restore of VM {vm!r} in place, to point {pending.point}, is not finished",
+            vm=vm,
+            path=str(journal_path(settings.restores_dir, pending.operation)),
+        )

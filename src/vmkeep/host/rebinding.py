@@ -1,0 +1,79 @@
+"""Bitmaps and checkpoint of the point that a stopped VM was returned to, so that its next point is incremental.
+
+A fresh bitmap says "nothing was written since", which is true of a disk that was just made the point's. All earlier
+bitmaps of ours say something of another point and go; those of others stay, and have recorded what was written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from vmkeep.definition import Definition
+from vmkeep.host.instant import checkpoint_xml
+from vmkeep.host.journal import JournalDisk
+from vmkeep.hypervisor import Domain
+from vmkeep.transfer.imagefile import add_bitmap, describe_image, remove_bitmap
+
+_log = structlog.get_logger(__name__)
+_BITMAP_FORMAT = "qcow2"
+# libvirt makes no checkpoints on this bus.
+_BUS_WITHOUT_BITMAPS = "sd"
+
+
+def rebind(
+    domain: Domain, definition: Definition, disks: Sequence[JournalDisk], checkpoint: str, *, prefix: str
+) -> None:
+    """Make ``checkpoint`` the base of these disks and of no others than it was; can be repeated after a crash.
+
+    ``definition`` is the VM's without its parking. Names that do not begin with ``prefix`` are left alone.
+    """
+    fresh = set()
+    for disk in disks:
+        if disk.format != _BITMAP_FORMAT:
+            continue
+        (top,) = describe_image(disk.path, disk.format, chain=False)
+        for bitmap in top.bitmaps:
+            if bitmap.name.startswith(prefix):
+                # Also one of the same name: what it recorded until now is of no use any more.
+                remove_bitmap(disk.path, disk.format, bitmap.name)
+        if _can_record(definition, disk.target):
+            add_bitmap(disk.path, disk.format, checkpoint)
+            fresh.add(disk.target)
+    bound = {disk.target for disk in disks}
+    listed = domain.checkpoint_names()
+    names = {name for name in listed if name.startswith(prefix)} - {checkpoint}
+    _redefine(domain, definition, checkpoint, fresh | (_bitmaps(domain, checkpoint, listed) - bound))
+    for name in sorted(names):
+        _redefine(domain, definition, name, _bitmaps(domain, name, listed) - bound)
+
+
+def broken_bitmaps(disk: JournalDisk, *, prefix: str) -> tuple[str, ...]:
+    """Return the bitmaps of others in an image that nobody has open which cannot be trusted any more."""
+    if disk.format != _BITMAP_FORMAT:
+        return ()
+    (top,) = describe_image(disk.path, disk.format, chain=False)
+    return tuple(bitmap.name for bitmap in top.bitmaps if bitmap.in_use and not bitmap.name.startswith(prefix))
+
+
+def _can_record(definition: Definition, target: str) -> bool:
+    disk = definition.disk(target)
+    return disk is not None and not (
+        disk.readonly or disk.shareable or disk.transient or disk.bus == _BUS_WITHOUT_BITMAPS
+    )
+
+
+def _bitmaps(domain: Domain, name: str, listed: frozenset[str]) -> frozenset[str]:
+    return domain.checkpoint_disks(name) if name in listed else frozenset()
+
+
+def _redefine(domain: Domain, definition: Definition, name: str, targets: Iterable[str]) -> None:
+    """Let libvirt list the checkpoint with bitmaps in these disks, or not at all when there are none."""
+    xml = checkpoint_xml(definition, name, frozenset(targets), creation_time=int(time.time()))
+    if xml is None:
+        domain.forget_checkpoint(name)
+    else:
+        domain.redefine_checkpoint(xml)
+    _log.info("checkpoint bound", vm=domain.name, checkpoint=name, listed=xml is not None)

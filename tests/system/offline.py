@@ -1,0 +1,38 @@
+"""What happens to the images of a VM that is off, by QEMU's own tools."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.rig import Vm
+
+
+def qemu_img(*arguments: str | Path) -> str:
+    """Run qemu-img and return what it printed."""
+    return subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
+
+
+def bitmaps(path: Path) -> list[str]:
+    """Return the names of the bitmaps in an image, also while it is in use."""
+    info = json.loads(qemu_img("info", "-U", "--output=json", path))
+    return [bitmap["name"] for bitmap in info.get("format-specific", {}).get("data", {}).get("bitmaps", ())]
+
+
+def write_offline(vm: Vm, target: str, content: bytes, *, start: int) -> None:
+    """Write bytes to a disk of a VM that is off, as a tool of QEMU's does: bitmaps record it."""
+    with tempfile.NamedTemporaryFile() as stream:
+        stream.write(content)
+        stream.flush()
+        _qemu_io(vm, target, f"write -s {stream.name} {start} {len(content)}")
+
+
+def zero_offline(vm: Vm, target: str, *, start: int, length: int) -> None:
+    _qemu_io(vm, target, f"write -zu {start} {length}")
+
+
+def _qemu_io(vm: Vm, target: str, command: str) -> None:
+    disk = vm.disk(target)
+    subprocess.run(["qemu-io", "-f", disk.format, "-c", command, str(disk.path)], check=True, capture_output=True)
