@@ -26,6 +26,7 @@ check: dev  ## Run the static checks
 	@$(BIN)/lint-imports --no-logo
 
 bench: dev  ## Measure against peers on this machine (docs/performance.md)
+	@scripts/bench-peers
 	@scripts/as-root $(BIN)/python -m bench $(ARGS)
 
 install:  ## Install vmkeep for all users of this machine, outside of the checkout (PREFIX, default /opt/vmkeep)
