@@ -21,8 +21,9 @@ def crash_host() -> Iterator[Host]:
 class _Beds:
     """Keeps one bed for many tests; a test that fails spoils it, and the next one gets another."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, off: bool = False) -> None:
         self._host = host
+        self._off = off
         self._bed: Bed | None = None
 
     def sound(self) -> Bed:
@@ -33,6 +34,8 @@ class _Beds:
             vm.start()
             vm.settle()
             self._bed = Bed.make(self._host, vm)
+            if self._off:
+                vm.destroy()
         self._bed.sound = False
         return self._bed
 
@@ -59,3 +62,17 @@ def beds(crash_host: Host) -> Iterator[_Beds]:
 def bed(beds: _Beds) -> Bed:
     """A running, settled VM with two disks and two points; its start costs seconds, so tests share it."""
     return beds.sound()
+
+
+@pytest.fixture(scope="module")
+def beds_of_stopped_vms() -> Iterator[_Beds]:
+    with Host("crash") as host:
+        beds = _Beds(host, off=True)
+        yield beds
+        beds.clear()
+
+
+@pytest.fixture
+def stopped_bed(beds_of_stopped_vms: _Beds) -> Bed:
+    """A VM like that of ``bed``, which is off."""
+    return beds_of_stopped_vms.sound()

@@ -309,6 +309,8 @@ def test_restore_that_can_neither_go_on_nor_back_stays_parked_until_it_can(pair:
         pair.refuses_to_start()
         refused = pair.zygote.run(["backup", pair.vm.name])
         assert refused.error["code"] == "restore-pending"
+        for needed in (start, pair.other):
+            assert pair.zygote.run(["delete", needed]).error["code"] == "vm-busy"
         again = pair.zygote.run(["restore_in_place", start, pair.vm.name, None])
         assert again.error["code"] == "restore-pending"
         pair.refuses_to_start()

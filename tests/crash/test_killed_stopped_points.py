@@ -6,7 +6,6 @@ As for running VMs, the guardian alone puts things right, and the same command t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -64,15 +63,6 @@ _PLACES = [
     Place("after", "vmkeep.host.bases:remove_bitmap#2", kept=True),
     Place("after", _STOPPED + "remove_leavings", kept=True),
 ]
-
-
-@pytest.fixture
-def stopped_bed(bed: Bed) -> Iterator[Bed]:
-    bed.vm.destroy()
-    yield bed
-    if bed.sound:
-        bed.vm.start()
-        bed.vm.settle()
 
 
 @pytest.mark.parametrize("place", _PLACES, ids=str)

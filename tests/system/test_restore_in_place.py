@@ -75,7 +75,8 @@ def _change(vm: Vm, seed: int, targets: tuple[str, ...] = ("vda", "vdb")) -> Non
 
 
 def test_vm_goes_back_and_forth_between_its_points(host: Host, vmkeep: Vmkeep) -> None:
-    vm = _started_once(host, [Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB + 512)])
+    console = f"<graphics type='vnc' socket='{host.dir / 'jobs' / 'vnc'}' passwd='secret'/>"
+    vm = _started_once(host, [Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB + 512)], device_xml=[console])
     vm.start(paused=True)
     with vm.own_backup_job(["vda"], checkpoint="somebody-else"):
         pass
@@ -87,6 +88,7 @@ def test_vm_goes_back_and_forth_between_its_points(host: Host, vmkeep: Vmkeep) -
         points.append(vmkeep.backup("guest"))
         truths.append(Truth.of(vm))
     definition = _definition(vm)
+    assert "passwd='secret'" in definition
 
     for number in (0, 2, 1):
         restored = _restore(vmkeep, points[number])

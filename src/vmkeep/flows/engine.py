@@ -41,6 +41,7 @@ from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
 from vmkeep.flows.take_point import remove_point, take_point
 from vmkeep.flows.values import FlowSerializer
+from vmkeep.host.journal import refuse_while_needed
 from vmkeep.host.local import LocalHost
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import rescue_abandoned
@@ -152,6 +153,7 @@ class Engine:
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the catalogue and the repository; can be repeated after a crash in between."""
         services = self._services()
+        refuse_while_needed(self._premises.settings, point_id)
         # The object first: a point that is only in the catalogue is told by verify, one that is only in the
         # repository would come back at the next adoption.
         with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue

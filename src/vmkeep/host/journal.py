@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from vmkeep.config import Settings
-from vmkeep.errors import RestorePending
+from vmkeep.errors import RestorePending, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.host.tasks import DeliveredItem
 
@@ -135,16 +136,17 @@ def pending_restore(settings: Settings, vm_uuid: str) -> RestoreJournal | None:
 
     Raises RestorePending for a journal that cannot be read, as it may be this VM's.
     """
+    return next((journal for journal in _journals(settings) if journal.vm_uuid == vm_uuid), None)
+
+
+def _journals(settings: Settings) -> Iterator[RestoreJournal]:
     for path in sorted(settings.restores_dir.glob("*.json")):
         try:
-            journal = RestoreJournal.load(path)
+            yield RestoreJournal.load(path)
         except FileNotFoundError:
             continue  # finished just now
         except (ValueError, OSError) as error:
             raise RestorePending(f"the journal {path} of a restore cannot be read: {error}", path=str(path)) from error
-        if journal.vm_uuid == vm_uuid:
-            return journal
-    return None
 
 
 def refuse_while_pending(settings: Settings, vm: str, vm_uuid: str) -> None:
@@ -156,3 +158,14 @@ def refuse_while_pending(settings: Settings, vm: str, vm_uuid: str) -> None:
             vm=vm,
             path=str(journal_path(settings.restores_dir, pending.operation)),
         )
+
+
+def refuse_while_needed(settings: Settings, point_id: str) -> None:
+    """Raise VmBusy while a restore in place that is not at its end writes the point, or may have to go back to it."""
+    for journal in _journals(settings):
+        if point_id in (journal.point, journal.safety):
+            raise VmBusy(
+                f"a restore of VM {journal.vm!r} in place that is not finished needs point {point_id}",
+                vm=journal.vm,
+                path=str(journal_path(settings.restores_dir, journal.operation)),
+            )

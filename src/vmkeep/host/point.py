@@ -150,6 +150,7 @@ class Point:
             self._watch(Progress("instant"))
             exposure: Exposure
             if stopped:
+                # What is off is at rest: --quiesce has nothing to ask of it.
                 exposure = StoppedExposure.open(subject, self._settings, stop=self._stop)
             else:
                 quiesce = self._request.quiesce

@@ -14,6 +14,11 @@ from lxml import etree
 from vmkeep.errors import AgentUnavailable, HypervisorError, VmkeepError
 from vmkeep.hypervisor.translation import libvirt_errors, translate
 
+# By default libvirt waits for an agent for ever, also for one that is connected and hangs (seen on 9.0). A freeze
+# waits until the guest has written out what it holds. The value is the VM's until it is set again.
+_AGENT_ANSWER_SECONDS = 5
+_AGENT_WORK_SECONDS = 60
+
 
 class RunState(StrEnum):
     """What a VM does, as far as a point cares."""
@@ -108,6 +113,7 @@ class Domain:
     def require_agent(self) -> None:
         """Raise AgentUnavailable unless the guest agent answers. Nothing is changed in the guest."""
         try:
+            self._handle.agentSetResponseTimeout(_AGENT_ANSWER_SECONDS)
             self._handle.fsInfo()
         except libvirt.libvirtError as error:
             raise _agent_error(error, "cannot be asked for the guest's file systems", self.name) from error
@@ -115,6 +121,7 @@ class Domain:
     def freeze(self) -> int:
         """Freeze the guest's file systems through its agent; return how many. Raises AgentUnavailable."""
         try:
+            self._handle.agentSetResponseTimeout(_AGENT_WORK_SECONDS)
             return int(self._handle.fsFreeze())
         except libvirt.libvirtError as error:
             raise _agent_error(error, "could not freeze the guest's file systems", self.name) from error
@@ -122,7 +129,10 @@ class Domain:
     def thaw(self) -> int:
         """Thaw what is frozen; return how many were. Thawing twice is harmless. Raises AgentUnavailable."""
         try:
-            return int(self._handle.fsThaw())
+            self._handle.agentSetResponseTimeout(_AGENT_WORK_SECONDS)
+            thawed = int(self._handle.fsThaw())
+            self._handle.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+            return thawed
         except libvirt.libvirtError as error:
             raise _agent_error(error, "could not thaw the guest's file systems", self.name) from error
 

@@ -106,7 +106,7 @@ def test_backup_of_one_vm_prints_its_point(engine: StandIn, capsys: pytest.Captu
 
 def test_failed_backup_of_one_vm_is_its_own_error(engine: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     status, document, said = answer(capsys, "backup", "off")
-    assert (status, document) == (10, None)
+    assert (status, document) == (11, None)
     assert said["error"]["vm"] == "off"
     assert len(engine.asked) == 1
 

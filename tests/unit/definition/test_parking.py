@@ -26,7 +26,9 @@ def _domain(disk: str, more: str = "") -> str:
 
 
 _DISKS = {
-    "file": "<disk type='file' device='disk'><source file='/a.qcow2' startupPolicy='optional'/><target dev='vda'/></disk>",
+    "file": (
+        "<disk type='file' device='disk'><source file='/a.qcow2' startupPolicy='optional'/><target dev='vda'/></disk>"
+    ),
     "block": "<disk type='block' device='disk'><driver type='raw'/><source dev='/dev/vg/a'/><target dev='vda'/></disk>",
     "lun": (
         "<disk type='block' device='lun' rawio='yes' sgio='unfiltered'><driver type='raw'/>"
@@ -34,8 +36,8 @@ _DISKS = {
     ),
     "network": (
         "<disk type='network' device='disk'><driver name='qemu' type='raw'/><auth username='u'><secret type='ceph' "
-        "uuid='11111111-2222-3333-4444-555555555555'/></auth><source protocol='rbd' name='p/i'><host name='h'/></source>"
-        "<target dev='vda'/></disk>"
+        "uuid='11111111-2222-3333-4444-555555555555'/></auth><source protocol='rbd' name='p/i'><host name='h'/>"
+        "</source><target dev='vda'/></disk>"
     ),
     "volume": "<disk type='volume' device='disk'><source pool='p' volume='v'/><target dev='vda'/></disk>",
     "encrypted": (
