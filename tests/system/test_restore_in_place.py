@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import libvirt
 import pytest
 
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal, random_bytes
-from tests.rig.cli import Failure, Vmkeep
+from tests.rig.cli import Failure, Vmkeep, finished
+from tests.system.held import held
 from tests.system.offline import bitmaps, qemu_img, write_offline, zero_offline
 from tests.system.truth import Truth, checkpoints
 
@@ -119,8 +121,8 @@ def test_vm_goes_back_and_forth_between_its_points(host: Host, vmkeep: Vmkeep) -
     _assert_recorded(vm, "somebody-else", 8 * MiB, truths[1].images["vda"])
     truth = Truth.of(vm)
     vm.destroy()
-    for point, held in [*zip(points, truths, strict=True), (after, truth)]:
-        held.assert_files(vmkeep.restore(point, host.dir / "work" / point["id"]))
+    for point, held_then in [*zip(points, truths, strict=True), (after, truth)]:
+        held_then.assert_files(vmkeep.restore(point, host.dir / "work" / point["id"]))
     assert vm.load_from_tpm(len(_SECRET), index=5) == _SECRET
     assert vmkeep.json("verify", "--all")["ok"] is True
 
@@ -379,4 +381,28 @@ def test_point_with_a_damaged_block_leaves_the_vm_as_it_was(host: Host, vmkeep: 
     assert after["parent"] == safety["id"]
     assert {disk["target"]: disk["bytes_read"] for disk in after["disks"]}["vda"] == 64 * KiB
     Truth.of(vm).assert_files(vmkeep.restore(after, host.dir / "work" / "after"))
+    vm.start(paused=True)
+
+
+def test_ctrl_c_in_the_middle_of_writing_rolls_back(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _started_once(host, [Disk("vda", 96 * MiB)])
+    write_offline(vm, "vda", random_bytes(1, 64 * MiB), start=0)
+    point = vmkeep.backup("guest")
+    write_offline(vm, "vda", random_bytes(2, 64 * MiB), start=1 * MiB)
+    vm.change_nvram()
+    truth, definition = Truth.of(vm), _definition(vm)
+    restores = vmkeep.home / "restores"
+
+    def writes() -> bool:
+        return any('"stage":"writing"' in path.read_text() for path in restores.glob("*.json"))
+
+    with held(vmkeep, ["restore", point["id"], "--in-place", "--yes"], writes) as process:
+        with pytest.raises(libvirt.libvirtError, match="not-finished--run-vmkeep-doctor"):
+            vm.start()
+        os.kill(process.pid, signal.SIGINT)
+    status, document = finished(process)
+    assert (status, document["error"]["code"]) == (130, "interrupted")
+    truth.assert_vm(vm)
+    assert _definition(vm) == definition
+    _assert_nothing_left(vm, vmkeep)
     vm.start(paused=True)

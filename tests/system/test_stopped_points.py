@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ def test_state_that_is_gone_is_told_and_the_point_is_made(host: Host, vmkeep: Vm
     assert before["state"]["tpm"]["present"] is True
     assert point["state"]["tpm"]["present"] is False
     (warning,) = point["warnings"]
-    assert "TPM state of guest are gone" in warning
+    assert "TPM state file of guest is gone" in warning
     assert "--only state" in warning
 
 
@@ -231,6 +233,42 @@ def test_vm_may_be_started_while_its_point_is_copied_and_is_kept_as_it_runs_then
     assert _modes(point) == {"vda": _INCREMENTAL, "vdb": ("scan", "no-bitmaps")}
     Truth.of(vm).assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
     assert checkpoints(vm) == [point["checkpoint"]]
+
+
+def test_disk_left_out_for_once_is_read_against_its_own_base_afterwards(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _used_vm(host)
+    write_offline(vm, "vdb", random_bytes(1, 1 * MiB), start=0)
+    first = vmkeep.backup("guest")
+    vm.start(paused=True)
+    vm.write_random("vdb", start=2 * MiB, length=64 * KiB, seed=2)
+    second = vmkeep.backup("guest", "--exclude", "vdb")
+    vm.destroy()
+    write_offline(vm, "vdb", random_bytes(3, 64 * KiB), start=3 * MiB)
+    third = vmkeep.backup("guest", "--exclude", "vdb")
+    fourth = vmkeep.backup("guest")
+
+    assert set(_modes(second)) == set(_modes(third)) == {"vda"}
+    assert set(_modes(fourth).values()) == {_INCREMENTAL}
+    assert _read(fourth) == [0, 128 * KiB]
+    assert first["id"] not in checkpoints(vm)[0]
+    _assert_one_base(vm, fourth)
+    Truth.of(vm).assert_files(vmkeep.restore(fourth, host.dir / "work" / "out"))
+
+
+def test_image_that_another_program_writes_to_is_named(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _used_vm(host, Disk("vda", 4 * MiB))
+    path = vm.disk_path("vda")
+    with subprocess.Popen(["qemu-nbd", "-f", "qcow2", "-k", str(host.dir / "work" / "other.sock"), str(path)]) as other:
+        try:
+            while not (host.dir / "work" / "other.sock").exists():
+                time.sleep(0.02)
+            failure = vmkeep.fails("backup", "guest")
+        finally:
+            other.terminate()
+
+    assert failure.code == "vm-busy"
+    assert str(path) in failure.error["message"]
+    assert vmkeep.backup("guest")["kind"] == "full"
 
 
 def test_quiesce_asks_nothing_of_a_vm_that_is_off(host: Host, vmkeep: Vmkeep) -> None:

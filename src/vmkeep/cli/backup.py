@@ -133,5 +133,11 @@ def _show(console: Console, point: Mapping[str, Any]) -> None:
     console.show(
         f"point {point['id']} of {point['vm']}: {point['kind']}",
         table(("disk", "mode", "reason", "read", "stored"), rows, right=("read", "stored")),
-        f"state: {', '.join(state) or 'none'}; the guest was paused for {point['pause_ms']:.0f} ms",
+        f"state: {', '.join(state) or 'none'}; {_stood_still(point)}",
     )
+
+
+def _stood_still(point: Mapping[str, Any]) -> str:
+    """A VM that was off or paused did not have to be paused."""
+    pause_ms = point["pause_ms"]
+    return f"the guest was paused for {pause_ms:.0f} ms" if pause_ms else "the guest did not run"

@@ -48,7 +48,7 @@ def log(
                 entry["vm"] or "",
                 _result(entry),
                 "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
-                ", ".join(f"{name}={_plain(value)}" for name, value in entry["request"].items() if _told(value)),
+                ", ".join(f"{name}={_plain(value)}" for name, value in _choices(entry)),
             )
             for entry in shown
         ]
@@ -107,9 +107,10 @@ def _result(entry: dict[str, Any]) -> str:
     return f"{entry['state']}: {error.get('message')}" if error else str(entry["state"])
 
 
-def _told(value: object) -> bool:
-    """Leave out what was not chosen."""
-    return value not in (None, False, "", [], {})
+def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
+    """Leave out what was not chosen, and the VM, which has a column of its own."""
+    request = entry["request"].items()
+    return [(name, value) for name, value in request if name != "vm" and value not in (None, False, "", [], {})]
 
 
 def _plain(value: object) -> str:

@@ -113,7 +113,9 @@ class Engine:
             return self._run(take_point, request, request.vm, watch)
         except VmStarted as error:
             _log.info("started meanwhile", vm=request.vm, error=error.message)
-            return self._run(take_point, request, request.vm, watch)
+            taken = self._run(take_point, request, request.vm, watch)
+            told = f"{taken.point['vm']} was started while its point was copied, so this point is of the running VM."
+            return dataclasses.replace(taken, warnings=(told, *taken.warnings))
 
     def restore_files(self, request: RestoreFiles, watch: Watch) -> FilesRestored:
         """Restore to files."""

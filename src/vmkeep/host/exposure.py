@@ -37,6 +37,7 @@ class Subject:
     states: tuple[StateSource, ...]
     known_states: frozenset[str]  # the kinds of state of which there are earlier versions
     checkpoint: str
+    kept: frozenset[str]  # older checkpoints that are still the base of a disk which is not in this point
     prefix: str
     lock: FileLock
 

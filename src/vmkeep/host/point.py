@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -34,7 +34,7 @@ from vmkeep.host.stopped import StoppedExposure
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import CopyPoint, KnownState, OpenPoint, PointClosed, PointCopied, PointOpened
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
-from vmkeep.planning import Base, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
+from vmkeep.planning import Base, BitmapHealth, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
@@ -142,6 +142,7 @@ class Point:
             states=states,
             known_states=frozenset(state.kind for state in self._request.states),
             checkpoint=self._checkpoint,
+            kept=_kept(standing.bases, plan),
             prefix=self._prefix,
             lock=lock,
         )
@@ -390,6 +391,17 @@ def _is_stopped(domain: Domain) -> bool:
     if run is not RunState.OFF:
         refuse_beside_a_job(domain)
     return run is RunState.OFF
+
+
+def _kept(bases: Sequence[Base], plan: PointPlan) -> frozenset[str]:
+    """Return the checkpoints that disks left out of this point are read against when they are in one again."""
+    kept = set()
+    for gone in plan.excluded:
+        sound = (base for base in bases if base.listed and base.bitmaps.get(gone.target) is BitmapHealth.SOUND)
+        base = next(sound, None)
+        if base is not None:
+            kept.add(base.checkpoint)
+    return frozenset(kept)
 
 
 def _memory_warning(domain: Domain, *, stopped: bool) -> list[str]:

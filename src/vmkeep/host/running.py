@@ -147,13 +147,13 @@ class RunningExposure:
         self._guardian.rescue_now()
 
     def _delete_older(self) -> list[str]:
-        """Each older checkpoint costs every write of the guest a bitmap update, so only the new base is kept."""
+        """Each older checkpoint costs every write of the guest a bitmap update, so only what is a base is kept."""
         subject, warnings = self._subject, []
         try:
             older = {name for name in subject.domain.checkpoint_names() if name.startswith(subject.prefix)}
         except VmkeepError as error:
             return [f"The older checkpoints could not be listed; the next point removes them: {error}"]
-        for name in sorted(older - {subject.checkpoint}):
+        for name in sorted(older - {subject.checkpoint} - subject.kept):
             try:
                 subject.domain.delete_checkpoint(name)
             except VmkeepError as error:

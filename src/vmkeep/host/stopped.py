@@ -76,6 +76,8 @@ class StoppedExposure:
                 for image in record.images:
                     add_bitmap(image.path, image.format, record.checkpoint)
             except VmBusy as error:
+                if subject.domain.state().run is RunState.OFF:
+                    raise  # another program has the image open
                 raise _started(subject) from error
             created = datetime.now(UTC)
             states, warnings = _read_states(subject)
@@ -146,7 +148,7 @@ class StoppedExposure:
         bases = Bases(subject.domain, subject.definition, chains, stopped=stopped, prefix=subject.prefix, points=())
         stored = {bitmap.name for chain in chains.values() for bitmap in chain[0].bitmaps}
         ours = {name for name in stored | subject.domain.checkpoint_names() if name.startswith(subject.prefix)}
-        for name in sorted(ours - {subject.checkpoint}):
+        for name in sorted(ours - {subject.checkpoint} - subject.kept):
             bases.remove_checkpoint(name)
 
     def _require_off(self) -> None:
@@ -220,13 +222,13 @@ def _read_states(subject: Subject) -> tuple[tuple[CapturedState, ...], tuple[str
         try:
             states.append(read_state(source, name))
         except HostFileMissing:
-            what = "TPM state" if source.kind == "tpm" else "UEFI variables"
+            what = "TPM state file" if source.kind == "tpm" else "file of UEFI variables"
             if source.kind in subject.known_states:
                 warnings.append(
-                    f"The {what} of {name} are gone ({source.path}), though earlier points have them. This point is "
-                    "without; starting the VM would make blank ones. `vmkeep restore POINT --in-place --only state` "
-                    "puts those of an earlier point back."
+                    f"The {what} of {name} is gone ({source.path}), though earlier points have it. This point is "
+                    "without; starting the VM would make a blank one. `vmkeep restore POINT --in-place --only state` "
+                    "puts that of an earlier point back."
                 )
             else:
-                warnings.append(f"{name} has no {what} yet: it was never started. A restored VM begins with new ones.")
+                warnings.append(f"{name} has no {what} yet: it was never started. A restored VM begins with a new one.")
     return tuple(states), tuple(warnings)

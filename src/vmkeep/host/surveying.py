@@ -32,7 +32,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     refusals = outcome.refusals if isinstance(outcome, Refused) else ()
     excluded = _excluded(definition, outcome.excluded if not isinstance(outcome, Refused) else ())
     by_target = {refused.target: refused.message for refused in refusals if refused.target is not None}
-    problems = [refused.message for refused in refusals] + _state_problems(definition, domain, settings)
+    problems = [refused.message for refused in refusals] + _state_problems(definition, settings, running=running)
     disks = tuple(
         SurveyedDisk(
             target=disk.target,
@@ -50,7 +50,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
         state=cast("Literal['running', 'paused', 'off', 'other']", str(run)),
         disks=disks,
         firmware="uefi" if definition.firmware.kind == "uefi" else "bios",
-        nvram=definition.firmware.nvram,
+        nvram=_nvram(definition, settings),
         tpm=_tpm(definition),
         complete=not problems,
         problems=tuple(problems),
@@ -62,16 +62,26 @@ def _excluded(definition: Definition, planned: tuple[Exclusion, ...]) -> dict[st
     return {**{exclusion.target: str(exclusion.reason) for exclusion in planned}, **told}
 
 
-def _state_problems(definition: Definition, domain: Domain, settings: Settings) -> list[str]:
+def _state_problems(definition: Definition, settings: Settings, *, running: bool) -> list[str]:
     problems = state_warnings(definition)
     try:
         sources = state_sources(definition, StateRoots.of(settings.uri))
     except StateUnsupported as error:
         return [*problems, error.message]
     for source in sources:
-        if not os.access(source.path, os.R_OK):
-            problems.append(f"the {source.kind} state of {domain.name} is not readable at {source.path}")
+        what = "TPM state" if source.kind == "tpm" else "UEFI variables"
+        if not running and not source.path.exists():
+            problems.append(f"no {what} yet: it was never started")
+        elif not os.access(source.path, os.R_OK):
+            problems.append(f"its {what} cannot be read at {source.path}")
     return problems
+
+
+def _nvram(definition: Definition, settings: Settings) -> str | None:
+    """Return the file of the UEFI variables, which libvirt 9.0 does not name of a VM that is off."""
+    if definition.firmware.kind != "uefi":
+        return None
+    return definition.firmware.nvram or str(StateRoots.of(settings.uri).nvram_file(definition.name))
 
 
 def _tpm(definition: Definition) -> str | None:

@@ -203,7 +203,7 @@ class ImageServer:
             raise TransferError(
                 f"the socket path {name} is longer than {_MAX_SOCKET_BYTES} bytes",
                 path=name,
-                hint="Sockets are made in vmkeep's home directory; set VMKEEP_HOME to a shorter path.",
+                hint="Set run_dir in vmkeep.toml to a shorter directory.",
             )
         if not self._socket.parent.is_dir():
             raise HostFileMissing(

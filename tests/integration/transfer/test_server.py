@@ -285,7 +285,7 @@ def test_socket_path_that_is_too_long_or_in_use_is_refused(tmp_path: Path) -> No
     image = make_raw(tmp_path / "disk.raw").path
     with pytest.raises(TransferError, match="longer than 107 bytes") as caught:
         ImageServer(image, "raw", tmp_path / ("ü" * 60)).__enter__()
-    assert "VMKEEP_HOME" in caught.value.hint
+    assert "run_dir" in caught.value.hint
     with pytest.raises(HostFileMissing) as missing:
         ImageServer(image, "raw", tmp_path / "none" / "s").__enter__()
     assert missing.value.path == str(tmp_path / "none")

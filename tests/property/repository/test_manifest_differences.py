@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.repository.test_manifest_against_a_dictionary import Nodes, ref_of
 from vmkeep.errors import InvalidRequest
-from vmkeep.repository.manifest import Geometry, ManifestBuilder, walk_difference, walk_runs
+from vmkeep.repository.manifest import Geometry, ManifestBuilder, sample_blocks, walk_difference, walk_runs
 from vmkeep.repository.record import BlockRef, StoredDisk
 
 _DOMAIN = "ab" * 16
@@ -42,6 +44,18 @@ def test_difference_is_every_block_that_differs_and_no_other(
         if before.get(block) != after.get(block)
     ]
     assert list(walk_difference(old, new, nodes.read)) == expected
+
+
+@given(contents, st.sampled_from([2, 3, 32]), st.integers(1, 300), st.integers(1, 8), st.randoms(use_true_random=False))
+def test_sample_is_of_blocks_that_are_there(
+    content: dict[int, int], fan_out: int, blocks: int, count: int, random: Random
+) -> None:
+    nodes = Nodes()
+    present = {block: held for block, held in content.items() if block < blocks}
+    drawn = sample_blocks(_build(nodes, present, blocks, fan_out), nodes.read, count, random.choice)
+    assert drawn == {block: ref_of(present[block]) for block in drawn}
+    assert len(drawn) <= count
+    assert bool(drawn) == bool(present)
 
 
 def test_same_content_stored_elsewhere_is_no_difference() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from vmkeep.errors import Interrupted, TransferError
 from vmkeep.repository import BlockRef
-from vmkeep.transfer.capture import READ_BYTES, Captured, capture_disk
+from vmkeep.transfer.capture import READ_BYTES, BaseMismatch, Captured, capture_disk
 from vmkeep.transfer.source import MemorySource, SourceConnection
 
 BLOCK = 64 * 1024
@@ -35,6 +35,9 @@ class Kept:
                 self.sealed[id_] = plain
                 refs.append(BlockRef(id_, bytes(16), 0, 100))
         return refs
+
+    def matches(self, ref: BlockRef, data: bytes | bytearray | memoryview) -> bool:
+        return self.sealed[ref.id] == bytes(data)
 
     def record(self, block: int, ref: BlockRef | None) -> None:
         self.order.append(block)
@@ -92,6 +95,38 @@ def test_short_last_block_is_read_to_the_end_of_the_disk() -> None:
     sink = Kept(bytes(len(content)))
     capture(MemorySource(content), sink)
     assert bytes(sink.image) == content
+
+
+def _with_witnesses(now: bytes, base: bytes, dirty: list[tuple[int, int]], witnesses: list[int]) -> Kept:
+    sink = Kept(base)
+    refs = sink.seal_run(base)
+    capture_disk(
+        MemorySource(now, dirty=dirty),
+        sink,
+        block_bytes=BLOCK,
+        workers=2,
+        stop=lambda: None,
+        progress=lambda _settled: None,
+        witnesses={block: ref for block in witnesses if (ref := refs[block]) is not None},
+    )
+    return sink
+
+
+def test_unchanged_block_with_other_content_than_the_base_ends_the_capture() -> None:
+    base = b"".join(bytes([number + 1]) * BLOCK for number in range(6)) + b"\x77" * 512
+    for changed in (3, 6):  # the last one is the short block
+        now = bytearray(base)
+        now[changed * BLOCK] ^= 0xFF
+        with pytest.raises(BaseMismatch) as mismatch:
+            _with_witnesses(bytes(now), base, [(BLOCK, 512)], [0, 3, 5, 6])
+        assert mismatch.value.block == changed
+
+
+def test_block_that_changed_is_no_witness() -> None:
+    base = b"".join(bytes([number + 1]) * BLOCK for number in range(6))
+    now = base[: 2 * BLOCK] + b"\xee" * (2 * BLOCK) + base[4 * BLOCK :]
+    sink = _with_witnesses(now, base, [(2 * BLOCK, 2 * BLOCK)], [0, 2, 3, 4])
+    assert bytes(sink.image) == now
 
 
 class _Broken(MemorySource):
