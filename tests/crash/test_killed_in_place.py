@@ -257,7 +257,7 @@ def _words(pid: int) -> bytes:
 _BACK = [
     ("after", f"{_SAVE}#3"),
     ("after", _INPLACE + "withdraw_items"),
-    ("after", _INPLACE + "overwrite#2"),
+    ("after", "vmkeep.host.overwriting:overwrite#2"),
     ("after", "vmkeep.host.rebinding:remove_bitmap"),
     ("after", "vmkeep.host.rebinding:add_bitmap"),
     ("after", f"{_DEFINE}#2"),

@@ -47,15 +47,15 @@ def take_point(plan: Plan, request: TakePoint) -> PointTaken:
 def open_point(plan: Plan, request: TakePoint) -> PointOpened:
     """Plan against the VM's earlier points and fix the instant."""
     services = plan.services
-    vm = services.host.vm(request.vm)
-    history = services.catalog.points_of_vm(vm.uuid)
+    uuid = services.host.vm_uuid(request.vm)
+    history = services.catalog.points_of_vm(uuid)
     task = OpenPoint(
         point_id=plan.operation,
-        vm_uuid=vm.uuid,
+        vm_uuid=uuid,
         full=request.full,
         exclude=tuple(request.exclude),
         points=tuple(_known_point(point) for point in history),
-        states=_newest_states(services, vm.uuid, history),
+        states=_newest_states(services, uuid, history),
         quiesce=request.quiesce,
     )
     opened: PointOpened = services.on_host(plan.operation, task)

@@ -95,6 +95,9 @@ class LocalHost:
     def identity(self) -> HostIdentity:
         return HostIdentity(*self._connected().identity())
 
+    def vm_uuid(self, name_or_uuid: str) -> str:
+        return self._connected().domain(name_or_uuid).uuid
+
     def vms(self) -> tuple[SurveyedVm, ...]:
         hypervisor = self._connected()
         return tuple(surveying.survey(domain, hypervisor, self._settings) for domain in hypervisor.domains())

@@ -1,6 +1,7 @@
 """A point of one VM on this host: plan, instant, copy, end. One object lives from OpenPoint to its close.
 
-Nothing of the VM is touched before the repository is open for writing and the guardian watches.
+Nothing of the VM but what is this repository's own is touched before the repository is open for writing and the
+guardian watches.
 """
 
 from __future__ import annotations
@@ -13,31 +14,21 @@ from dataclasses import dataclass, replace
 import structlog
 
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError, VmBusy
-from vmkeep.host.bases import Bases, Standing, checkpoint_prefix, image_chains
+from vmkeep.host.bases import checkpoint_prefix
+from vmkeep.host.examination import Examined, examine
 from vmkeep.host.exposure import Exposure, Subject
-from vmkeep.host.instant import state_sources
 from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.lock import FileLock
-from vmkeep.host.preparation import (
-    definition_to_keep,
-    disk_sizes,
-    plannable_disks,
-    refusal,
-    state_warnings,
-    with_overlays_dropped,
-    with_volumes_found,
-)
-from vmkeep.host.running import RunningExposure, refuse_beside_a_job
+from vmkeep.host.preparation import refusal
+from vmkeep.host.running import RunningExposure
 from vmkeep.host.stopped import StoppedExposure
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import CopyPoint, KnownState, OpenPoint, PointClosed, PointCopied, PointOpened
-from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import Base, BitmapHealth, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
-from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
 
@@ -48,20 +39,28 @@ _WAIT_SECONDS = 0.1
 _WITNESSES = 4
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """The plan, and the points it builds on, by id."""
+
+    plan: PointPlan
+    bases: Mapping[str, PointRecord]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Opened:
     """What exists between the instant and the end of the point."""
 
-    domain: Domain
-    definition: Definition
-    definition_xml: str
-    plan: PointPlan
+    examined: Examined
     bases: Mapping[str, PointRecord]
-    standing: Standing
-    sizes: Mapping[str, int]
     exposure: Exposure
     writer: PointWriter
     warnings: tuple[str, ...]
+
+    @property
+    def plan(self) -> PointPlan:
+        return self.exposure.plan
 
 
 class Point:
@@ -108,71 +107,21 @@ class Point:
     def _open(self, domain: Domain, lock: FileLock) -> PointOpened:
         self._watch(Progress("planning"))
         refuse_while_pending(self._settings, domain.name, domain.uuid)
-        stopped = _is_stopped(domain)
-        live_xml = domain.definition_xml(secure=True)
-        found = with_volumes_found(parse_definition(live_xml), self._hypervisor)
-        chains = image_chains(found)
-        live = found if stopped else with_overlays_dropped(found, chains)
-        definition_xml, warnings = definition_to_keep(domain, live, live_xml, self._hypervisor)
-        warnings += state_warnings(live) + _memory_warning(domain, stopped=stopped)
-        states = state_sources(live, StateRoots.of(self._hypervisor.uri))
-        points = self._request.points
-        standing = Bases(domain, live, chains, stopped=stopped, prefix=self._prefix, points=points).examine()
-        warnings += standing.warnings
-        sizes = disk_sizes(domain, live, chains)
-        request = PointRequest(
-            vm=domain.name,
-            running=not stopped,
-            disks=plannable_disks(found, sizes, self._settings, chains),
-            bases=standing.bases,
-            force_full=self._request.full,
-            exclude=frozenset(self._request.exclude),
-            killed=domain.state().killed,
-        )
-        plan, bases = self._plan(request, warnings)
-        warnings += [warned.message for warned in plan.warnings]
+        examined = examine(domain, self._hypervisor, self._settings, prefix=self._prefix, points=self._request.points)
+        planned = self._plan(examined)
         self._stop()
-        subject = Subject(
-            operation=self._request.point_id,
-            uri=self._hypervisor.uri,
-            domain=domain,
-            definition=live,
-            chains=chains,
-            plan=plan,
-            states=states,
-            known_states=frozenset(state.kind for state in self._request.states),
-            checkpoint=self._checkpoint,
-            kept=_kept(standing.bases, plan),
-            prefix=self._prefix,
-            lock=lock,
-        )
-        writer = self._begin_writing()
-        try:
-            self._watch(Progress("instant"))
-            exposure: Exposure
-            if stopped:
-                # What is off is at rest: --quiesce has nothing to ask of it.
-                exposure = StoppedExposure.open(subject, self._settings, stop=self._stop)
-            else:
-                quiesce = self._request.quiesce
-                exposure = RunningExposure.open(subject, self._settings, quiesce=quiesce, stop=self._stop)
-        except BaseException:
-            writer.abort()
-            raise
-        told = (*warnings, *exposure.warnings)
-        self._opened = _Opened(
-            domain, live, definition_xml, exposure.plan, bases, standing, sizes, exposure, writer, told
-        )
-        used = [disk.base_point for disk in exposure.plan.disks if disk.base_point is not None]
+        opened = self._begin(examined, planned, lock)
+        self._opened = opened
+        used = [disk.base_point for disk in opened.plan.disks if disk.base_point is not None]
         return PointOpened(
             point_id=self._request.point_id,
             vm_uuid=domain.uuid,
             vm_name=domain.name,
-            created=exposure.instant.created,
+            created=opened.exposure.instant.created,
             checkpoint=self._checkpoint,
-            base=next((point.point_id for point in points if point.point_id in used), None),
-            pause_ms=exposure.instant.pause_ms,
-            warnings=told,
+            base=next((point.point_id for point in self._request.points if point.point_id in used), None),
+            pause_ms=opened.exposure.instant.pause_ms,
+            warnings=opened.warnings,
         )
 
     def _lock_vm(self, domain: Domain) -> FileLock:
@@ -188,11 +137,20 @@ class Point:
             raise VmBusy(f"{holder} works on VM {domain.name!r}", vm=domain.name)
         return lock
 
-    def _plan(self, request: PointRequest, warnings: list[str]) -> tuple[PointPlan, dict[str, PointRecord]]:
-        """Return the plan, with the records of the points it builds on; those that cannot be read are done without."""
-        usable: tuple[Base, ...] = request.bases
+    def _plan(self, examined: Examined) -> _Planned:
+        """Plan each disk, with the points it builds on; those that cannot be read are done without."""
+        request = PointRequest(
+            vm=examined.domain.name,
+            running=not examined.stopped,
+            disks=examined.disks,
+            bases=examined.standing.bases,
+            force_full=self._request.full,
+            exclude=frozenset(self._request.exclude),
+            killed=examined.killed,
+        )
+        warnings: list[str] = []
         while True:
-            outcome = plan_point(replace(request, bases=usable))
+            outcome = plan_point(request)
             if isinstance(outcome, Refused):
                 raise refusal(outcome, request.vm)
             records: dict[str, PointRecord] = {}
@@ -201,10 +159,45 @@ class Point:
                     records[point_id] = self._repository.point(point_id)
                 except (IntegrityError, PointNotFound) as error:
                     warnings.append(f"The point {point_id} cannot be built on: {error}")
-                    usable = tuple(base for base in usable if base.point_id != point_id)
+                    usable = tuple(base for base in request.bases if base.point_id != point_id)
+                    request = replace(request, bases=usable)
                     break
             else:
-                return outcome, records
+                warnings += [warned.message for warned in outcome.warnings]
+                return _Planned(outcome, records, tuple(warnings))
+
+    def _begin(self, examined: Examined, planned: _Planned, lock: FileLock) -> _Opened:
+        """Open the repository for writing, then fix the instant; on failure nothing of either is left."""
+        subject = Subject(
+            operation=self._request.point_id,
+            uri=self._hypervisor.uri,
+            domain=examined.domain,
+            definition=examined.definition,
+            chains=examined.chains,
+            plan=planned.plan,
+            states=examined.states,
+            known_states=frozenset(state.kind for state in self._request.states),
+            checkpoint=self._checkpoint,
+            kept=_kept(examined.standing.bases, planned.plan),
+            prefix=self._prefix,
+            lock=lock,
+        )
+        writer = self._begin_writing()
+        try:
+            self._watch(Progress("instant"))
+            exposure = self._expose(subject, stopped=examined.stopped)
+        except BaseException:
+            writer.abort()
+            raise
+        warnings = (*examined.warnings, *planned.warnings, *exposure.warnings)
+        return _Opened(examined, planned.bases, exposure, writer, warnings)
+
+    def _expose(self, subject: Subject, *, stopped: bool) -> Exposure:
+        if stopped:
+            # What is off is at rest: --quiesce has nothing to ask of it.
+            return StoppedExposure.open(subject, self._settings, stop=self._stop)
+        quiesce = self._request.quiesce
+        return RunningExposure.open(subject, self._settings, quiesce=quiesce, stop=self._stop)
 
     def _begin_writing(self) -> PointWriter:
         return self._repository.begin(
@@ -225,8 +218,8 @@ class Point:
             states, new_states = self._store_states(opened)
             record = PointRecord(
                 id=request.point_id,
-                vm_uuid=opened.domain.uuid,
-                vm_name=opened.domain.name,
+                vm_uuid=opened.examined.domain.uuid,
+                vm_name=opened.examined.domain.name,
                 # Of a VM all of whose disks are scanned, each point is whole in itself.
                 kind="incremental" if any(disk.mode == Mode.INCREMENTAL for disk in disks) else "full",
                 parent=request.parent,
@@ -238,7 +231,7 @@ class Point:
                 disks=disks,
                 excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in opened.plan.excluded),
                 states=tuple(states),
-                definition=opened.definition_xml,
+                definition=opened.examined.definition_xml,
                 warnings=opened.warnings,
             )
             self._stop()
@@ -270,7 +263,7 @@ class Point:
             try:
                 return self._copy_from(opened, planned, source, progress)
             except BaseMismatch as mismatch:
-                _log.warning("base mismatch", vm=opened.domain.name, disk=planned.target, block=mismatch.block)
+                _log.warning("base mismatch", vm=opened.examined.domain.name, disk=planned.target, block=mismatch.block)
         whole = replace(planned, mode=Mode.FULL, reason=Reason.BASE_MISMATCH, base_point=None, base_checkpoint=None)
         with opened.exposure.source(whole) as source:
             return self._copy_from(opened, whole, source, progress)
@@ -299,7 +292,7 @@ class Point:
             opened.writer.drop(disk)
             raise
         stored = disk.finish()
-        defined = opened.definition.disk(target)
+        defined = opened.examined.definition.disk(target)
         assert defined is not None
         return PointDisk(
             target=target,
@@ -324,7 +317,7 @@ class Point:
                 continue
             version = opened.writer.put_state(
                 captured.content,
-                vm_uuid=opened.domain.uuid,
+                vm_uuid=opened.examined.domain.uuid,
                 kind=captured.kind,
                 generation=before.generation + 1 if before is not None else 1,
                 file=captured.file,
@@ -379,18 +372,8 @@ class Point:
 
 def _expected_bytes(opened: _Opened, planned: DiskPlan) -> int:
     """Return how much of a disk the progress is counted against: what is dirty where that is known, else its size."""
-    dirty = opened.standing.dirty_bytes.get(planned.base_checkpoint or "", {})
-    return dirty.get(planned.target, opened.sizes[planned.target])
-
-
-def _is_stopped(domain: Domain) -> bool:
-    """Return whether the VM is off; raises VmBusy while it is neither off nor standing."""
-    run = domain.state().run
-    if run is RunState.OTHER:
-        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
-    if run is not RunState.OFF:
-        refuse_beside_a_job(domain)
-    return run is RunState.OFF
+    dirty = opened.examined.standing.dirty_bytes.get(planned.base_checkpoint or "", {})
+    return dirty.get(planned.target, opened.examined.sizes[planned.target])
 
 
 def _kept(bases: Sequence[Base], plan: PointPlan) -> frozenset[str]:
@@ -402,14 +385,3 @@ def _kept(bases: Sequence[Base], plan: PointPlan) -> frozenset[str]:
         if base is not None:
             kept.add(base.checkpoint)
     return frozenset(kept)
-
-
-def _memory_warning(domain: Domain, *, stopped: bool) -> list[str]:
-    if stopped and domain.has_saved_memory():
-        return [
-            (
-                "The VM is saved with its memory (managed save), and the memory is not in the point: a restored VM "
-                "boots as after a power failure."
-            )
-        ]
-    return []

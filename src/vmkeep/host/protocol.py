@@ -36,6 +36,10 @@ class Host(Protocol):
         """Return which host this is."""
         ...
 
+    def vm_uuid(self, name_or_uuid: str) -> str:
+        """Return the UUID of a VM without looking at the rest of it; raises VmNotFound."""
+        ...
+
     def vms(self) -> tuple[SurveyedVm, ...]:
         """Return the VMs of the host by name."""
         ...

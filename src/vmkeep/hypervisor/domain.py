@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from xml.sax.saxutils import escape, quoteattr
 
 import libvirt
 from lxml import etree
@@ -284,11 +283,13 @@ class Domain:
         libvirt has no call for it. A checkpoint redefined over them and then deleted takes them along, from every
         image of the chain, whatever their condition (tried on 9.0).
         """
-        entries = "".join(f"<disk name={quoteattr(target)} checkpoint='bitmap'/>" for target in targets)
-        self.redefine_checkpoint(
-            f"<domaincheckpoint><name>{escape(name)}</name><creationTime>1</creationTime>"
-            f"<disks>{entries}</disks></domaincheckpoint>"
-        )
+        root = etree.Element("domaincheckpoint")
+        etree.SubElement(root, "name").text = name
+        etree.SubElement(root, "creationTime").text = "1"
+        disks = etree.SubElement(root, "disks")
+        for target in targets:
+            etree.SubElement(disks, "disk", name=target, checkpoint="bitmap")
+        self.redefine_checkpoint(etree.tostring(root, encoding="unicode"))
         self.delete_checkpoint(name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,11 @@ _REFUSED = frozenset(
     )
 )
 
+# Seen on libvirt 11.3 with QEMU 10.0: a VM that is paused from the moment on when its memory was loaded (saved while
+# it was paused, or started with --paused from a managed save) has inactive disks until it first runs, and no job can
+# begin. libvirt 9.0 with QEMU 7.2 makes the job. The text is QEMU's; libvirt passes it on as an internal error.
+_INACTIVE_DISK = re.compile(r"Inactive '[^']*' can't be a backing child of active '")
+
 
 @contextmanager
 def libvirt_errors(doing: str, vm: str | None = None) -> Iterator[None]:
@@ -57,4 +63,11 @@ def translate(error: libvirt.libvirtError, doing: str, vm: str | None) -> Vmkeep
         return VmBusy(f"libvirt could not {doing}, because another job holds the VM: {text}", vm=vm)
     if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC) or error.get_error_domain() == libvirt.VIR_FROM_RPC:
         return HypervisorUnavailable(f"libvirt could not {doing}: {text}", vm=vm)
+    if _INACTIVE_DISK.search(text):
+        return HypervisorError(
+            f"libvirt could not {doing}, because QEMU has not opened the disks yet: {text}",
+            vm=vm,
+            hint="A saved memory was loaded, and the VM has been paused since. Let it run for a moment "
+            f"(`virsh resume {vm or 'VM'}`; it may be suspended again), and run the command again.",
+        )
     return HypervisorError(f"libvirt could not {doing}: {text}", vm=vm)

@@ -94,10 +94,19 @@ def open_blocks(
     return opened
 
 
+Window: TypeAlias = Callable[[], list[tuple[int, bytes]]]
+"""Reads the blocks of one part of a disk, as (start, content); may be called in any thread."""
+
+
+def disk_windows(store: ObjectStore, sealer: Sealer, disk: StoredDisk) -> Iterator[Window]:
+    """Yield what reads each part of at most 4 MiB that is not all zero, ascending."""
+    for group in windows(disk, walk_blocks(disk, node_reader(store, sealer))):
+        yield partial(open_blocks, store, sealer, disk, group)
+
+
 def read_disk(store: ObjectStore, sealer: Sealer, disk: StoredDisk, *, workers: int) -> Iterator[tuple[int, bytes]]:
     """Yield (start, content) of every block that is not zero, ascending; about 8 MiB for each worker are held."""
-    groups = windows(disk, walk_blocks(disk, node_reader(store, sealer)))
-    yield from _ahead((partial(open_blocks, store, sealer, disk, group) for group in groups), workers)
+    yield from _ahead(disk_windows(store, sealer, disk), workers)
 
 
 Piece: TypeAlias = tuple[int, int, bytes | None]

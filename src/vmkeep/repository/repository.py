@@ -238,6 +238,10 @@ class Repository:
         """
         return fetch.read_disk(self._store, self._sealer, disk, workers=workers)
 
+    def disk_windows(self, disk: StoredDisk) -> Iterator[fetch.Window]:
+        """Yield functions that each read a part of the disk, as ``read_disk`` does, for threads of the caller's."""
+        return fetch.disk_windows(self._store, self._sealer, disk)
+
     def blocks(self, disk: StoredDisk) -> Iterator[tuple[int, BlockRef]]:
         """Yield (block, where it is) of every block that is not zero, ascending, reading only the manifest."""
         return walk_blocks(disk, fetch.node_reader(self._store, self._sealer))

@@ -1,15 +1,23 @@
-"""Writing a stored disk into a new image."""
+"""Writing a stored disk into a new image.
+
+    windows of the disk -> threads (read, open, prove, join, write) -> the image's close -> fsync
+
+Each thread writes what it has read, over a connection of its own: the order does not matter, and nobody waits for a
+round trip of another one.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from vmkeep.errors import VmkeepError
 from vmkeep.filesystem import file_error
 from vmkeep.repository import Repository, StoredDisk
-from vmkeep.transfer.images import ImageWriter, Qcow2Image, RawImage
+from vmkeep.transfer.images import ImageWriter, NewImage, Qcow2Image, RawImage
 
 # Each write is a round trip to qemu-nbd, or a system call.
 WRITE_BYTES = 1 << 20
@@ -28,24 +36,62 @@ def deliver_disk(
     """Write ``disk`` into a new image at ``path`` and make it durable; return the bytes of data written.
 
     Every block is checked against its id before it is written. On any failure the file is removed. ``progress``
-    is told the position in the disk; ``stop`` raises when the operation was cancelled.
+    is told the position in the disk; ``stop`` raises when the operation was cancelled. To be called in a thread that
+    lives until it returns (see ``vmkeep.transfer.server``).
     """
-    written = 0
     try:
-        with _new_image(path, image_format, disk.size_bytes) as image:
-            for start, data in joined(repository.read_disk(disk, workers=workers)):
-                stop()
-                image.write(start, data)
-                written += len(data)
-                progress(start + len(data))
+        with _new_image(path, image_format, disk.size_bytes, workers) as image:
+            written = _deliver(repository, disk, image, workers, stop, progress)
             progress(disk.size_bytes)
             image.finish()
     except OSError as error:
         path.unlink(missing_ok=True)
         raise file_error(error, path) from error
-    except VmkeepError:
+    except BaseException:
         path.unlink(missing_ok=True)
         raise
+    return written
+
+
+def _deliver(
+    repository: Repository,
+    disk: StoredDisk,
+    image: NewImage,
+    workers: int,
+    stop: Callable[[], None],
+    progress: Callable[[int], None],
+) -> int:
+    """Let the threads write all windows; a few more than there are threads are in flight."""
+    local = threading.local()
+    waiting: deque[Future[tuple[int, int]]] = deque()
+    written = 0
+
+    def put(window: Callable[[], list[tuple[int, bytes]]]) -> tuple[int, int]:
+        writer: ImageWriter | None = getattr(local, "writer", None)
+        if writer is None:
+            writer = local.writer = image.writer()
+        position = length = 0
+        for start, data in joined(window()):
+            writer.write(start, data)
+            position, length = start + len(data), length + len(data)
+        return position, length
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="vmkeep-deliver")
+    try:
+        for window in repository.disk_windows(disk):
+            stop()
+            waiting.append(pool.submit(put, window))
+            while len(waiting) > workers * 2:
+                position, length = waiting.popleft().result()
+                written += length
+                progress(position)
+        while waiting:
+            stop()
+            position, length = waiting.popleft().result()
+            written += length
+            progress(position)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
     return written
 
 
@@ -65,5 +111,5 @@ def joined(blocks: Iterable[tuple[int, bytes]], limit_bytes: int = WRITE_BYTES) 
         yield begun, b"".join(pieces)
 
 
-def _new_image(path: Path, image_format: Literal["qcow2", "raw"], size_bytes: int) -> ImageWriter:
-    return RawImage(path, size_bytes) if image_format == "raw" else Qcow2Image(path, size_bytes)
+def _new_image(path: Path, image_format: Literal["qcow2", "raw"], size_bytes: int, writers: int) -> NewImage:
+    return RawImage(path, size_bytes) if image_format == "raw" else Qcow2Image(path, size_bytes, writers)

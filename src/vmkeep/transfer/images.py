@@ -1,28 +1,33 @@
-"""Disk images being written: raw by the operating system, qcow2 by qemu-nbd.
-
-qemu-nbd is started by libnbd with a socket of its own (systemd socket activation), so no name of a socket can
-clash and the server ends with the connection, also when vmkeep is killed.
-"""
+"""Disk images being made: raw by the operating system, qcow2 by qemu-nbd."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import nbd
-
-from vmkeep.errors import NoSpace, TransferError
 from vmkeep.filesystem import file_error
-from vmkeep.transfer.tools import find_tool, run_tool
+from vmkeep.transfer.server import ImageServer
+from vmkeep.transfer.tools import run_tool
 
 
 class ImageWriter(Protocol):
-    """A new image in which all that is not written reads as zero. Used by one thread."""
+    """One way into a new image; used by one thread."""
 
-    def write(self, start: int, data: bytes | memoryview) -> None:
+    def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes at ``start``."""
+        ...
+
+
+class NewImage(Protocol):
+    """A new image in which all that is not written reads as zero."""
+
+    def writer(self) -> ImageWriter:
+        """Return one more way in, for one more thread."""
         ...
 
     def finish(self) -> None:
@@ -44,7 +49,11 @@ class RawImage:
         self._open = True
         os.ftruncate(self._descriptor, size_bytes)
 
-    def write(self, start: int, data: bytes | memoryview) -> None:
+    def writer(self) -> RawImage:
+        """Return the image itself: a write at a place needs no state."""
+        return self
+
+    def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         try:
             while view:
@@ -76,67 +85,54 @@ class RawImage:
 
 
 class Qcow2Image:
-    """A qcow2 image of the current version, written through qemu-nbd."""
+    """A qcow2 image of the current version, written through qemu-nbd, which closes it at the end.
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
+    ``writers`` is how many there can be. To be entered and left in one thread, as the server is.
+    """
+
+    def __init__(self, path: Path, size_bytes: int, writers: int) -> None:
         self._path = path
+        self._size_bytes = size_bytes
+        self._writers = writers
+        self._stack = ExitStack()
+        self._connections: list[ImageWriter] = []
+
+    def __enter__(self) -> Self:
+        path = str(self._path)
         run_tool(
             "qemu-img",
             "create",
             "-q",
             "-f",
             "qcow2",
-            str(path),
-            str(size_bytes),
+            path,
+            str(self._size_bytes),
             doing=f"make the image {path}",
-            path=str(path),
+            path=path,
         )
-        path.chmod(0o600)
-        handle = nbd.NBD()
-        # "--image-opts" would parse commas in the path as options; with --format the path is taken as it is.
-        command = [find_tool("qemu-nbd"), "--format", "qcow2", "--cache", "writeback", "--", str(path)]
+        self._path.chmod(0o600)
+        directory = Path(tempfile.mkdtemp(prefix="vmkeep-"))
         try:
-            handle.connect_systemd_socket_activation(command)
-        except nbd.Error as error:
-            raise TransferError(f"qemu-nbd cannot open {path}: {error.string}", path=str(path)) from error
-        self._handle: nbd.NBD | None = handle
+            server = ImageServer(
+                self._path, "qcow2", directory / "nbd", writable=True, new=True, shared=self._writers + 1
+            )
+            self._stack.enter_context(server)
+            self._connections = [server.connect() for _ in range(self._writers)]
+        except BaseException:
+            self._stack.close()
+            raise
+        finally:
+            # Connected, nobody needs the socket's name, and none is left when vmkeep is killed.
+            shutil.rmtree(directory, ignore_errors=True)
+        return self
 
-    def write(self, start: int, data: bytes | memoryview) -> None:
-        assert self._handle is not None, "written after the end"
-        try:
-            self._handle.pwrite(data, start)
-        except nbd.Error as error:
-            raise self._error(error) from error
+    def writer(self) -> ImageWriter:
+        return self._connections.pop()
 
     def finish(self) -> None:
-        assert self._handle is not None, "finished twice"
-        try:
-            self._handle.flush()
-            self._handle.shutdown()
-        except nbd.Error as error:
-            raise self._error(error) from error
-        self._close()
-        # qemu-nbd writes its last metadata when the connection ends; the file is durable only after that.
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _error(self, error: nbd.Error) -> TransferError | NoSpace:
-        if error.errno == "ENOSPC" or "No space left" in error.string:
-            return NoSpace(f"the file system of {self._path} is full", path=str(self._path))
-        return TransferError(f"writing {self._path} failed: {error.string}", path=str(self._path))
-
-    def _close(self) -> None:
-        # libnbd's binding has no close before 1.20 (Debian 12 has 1.14): the handle, and with it qemu-nbd, goes
-        # with its last reference.
-        self._handle = None
-
-    def __enter__(self) -> Self:
-        return self
+        self._stack.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._stack.__exit__(kind, error, trace)

@@ -127,9 +127,11 @@ class ImageServer:
     """qemu-nbd on a unix socket, for as long as the ``with`` block lasts. See the module about threads.
 
     The image is served as the guest sees it, backing files included; ``bitmap`` names a bitmap of the top image
-    that is exported with it. ``shared`` is how many connections it takes at once. Raises what ``describe_image``
-    does, and VmBusy when a writable image is open elsewhere. A socket path that is too long or in use, a bitmap that is
-    not there or cannot be trusted, and a close that lost something are TransferErrors.
+    that is exported with it. ``shared`` is how many connections it takes at once. ``new``: the image counts for
+    nothing until it was closed and synced, so QEMU need not sync it in between (its qcow2 driver would, to keep its
+    tables in order). Raises what ``describe_image`` does, and VmBusy when a writable image is open elsewhere. A socket
+    path that is too long or in use, a bitmap that is not there or cannot be trusted, and a close that lost something
+    are TransferErrors.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class ImageServer:
         *,
         bitmap: str | None = None,
         writable: bool = False,
+        new: bool = False,
         shared: int = 8,
     ) -> None:
         self._path = str(Path(path).absolute())
@@ -147,6 +150,7 @@ class ImageServer:
         self._socket = socket
         self._bitmap = bitmap
         self._writable = writable
+        self._new = new
         self._shared = shared
         self._node = ""
         self._thread = 0
@@ -240,7 +244,8 @@ class ImageServer:
         command = [setpriv, "--pdeathsig", "TERM" if self._writable else "KILL", "--", find_tool("qemu-nbd")]
         command += ["--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
         if self._writable:
-            command += ["--cache=writeback", "--discard=unmap", "--detect-zeroes=off"]
+            cache = "unsafe" if self._new else "writeback"
+            command += [f"--cache={cache}", "--discard=unmap", "--detect-zeroes=off"]
         else:
             command += ["--read-only"]
         if self._bitmap is not None:

@@ -1,0 +1,99 @@
+"""A VM looked at before a point of it is planned. What of it is this repository's own is put right meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vmkeep.config import Settings
+from vmkeep.definition import Definition, parse_definition
+from vmkeep.errors import VmBusy
+from vmkeep.host.bases import Bases, Chains, Standing, image_chains
+from vmkeep.host.instant import StateSource, state_sources
+from vmkeep.host.preparation import (
+    definition_to_keep,
+    disk_sizes,
+    plannable_disks,
+    state_warnings,
+    with_overlays_dropped,
+    with_volumes_found,
+)
+from vmkeep.host.running import refuse_beside_a_job
+from vmkeep.host.tasks import KnownPoint
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.planning import PlannableDisk
+from vmkeep.statefiles.location import StateRoots
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What the plan of a point depends on, and the point is made from.
+
+    ``definition`` is the VM's as it stands, ``definition_xml`` the one that a restore makes. ``killed``: it is off
+    because its QEMU died.
+    """
+
+    domain: Domain
+    stopped: bool
+    definition: Definition
+    definition_xml: str
+    chains: Chains
+    states: tuple[StateSource, ...]
+    standing: Standing
+    sizes: Mapping[str, int]
+    disks: tuple[PlannableDisk, ...]
+    killed: bool
+    warnings: tuple[str, ...]
+
+
+def examine(
+    domain: Domain, hypervisor: Hypervisor, settings: Settings, *, prefix: str, points: Sequence[KnownPoint]
+) -> Examined:
+    """Return what is found. ``points`` are the VM's, newest first; what begins with ``prefix`` is ours.
+
+    Raises VmBusy while the VM is neither off nor standing, or another job runs.
+    """
+    stopped = _is_stopped(domain)
+    live_xml = domain.definition_xml(secure=True)
+    found = with_volumes_found(parse_definition(live_xml), hypervisor)
+    chains = image_chains(found)
+    live = found if stopped else with_overlays_dropped(found, chains)
+    definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)
+    warnings += state_warnings(live) + _memory_warning(domain, stopped=stopped)
+    states = state_sources(live, StateRoots.of(hypervisor.uri))
+    standing = Bases(domain, live, chains, stopped=stopped, prefix=prefix, points=points).examine()
+    sizes = disk_sizes(domain, live, chains)
+    return Examined(
+        domain=domain,
+        stopped=stopped,
+        definition=live,
+        definition_xml=definition_xml,
+        chains=chains,
+        states=states,
+        standing=standing,
+        sizes=sizes,
+        disks=plannable_disks(found, sizes, settings, chains),
+        killed=domain.state().killed,
+        warnings=(*warnings, *standing.warnings),
+    )
+
+
+def _is_stopped(domain: Domain) -> bool:
+    """Return whether the VM is off; raises VmBusy while it is neither off nor standing."""
+    run = domain.state().run
+    if run is RunState.OTHER:
+        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+    if run is not RunState.OFF:
+        refuse_beside_a_job(domain)
+    return run is RunState.OFF
+
+
+def _memory_warning(domain: Domain, *, stopped: bool) -> list[str]:
+    if stopped and domain.has_saved_memory():
+        return [
+            (
+                "The VM is saved with its memory (managed save), and the memory is not in the point: a restored VM "
+                "boots as after a power failure."
+            )
+        ]
+    return []

@@ -1,0 +1,204 @@
+"""A point written over the images of a parked VM: which blocks may be written, and writing them, as often as needed.
+
+What is proved to differ is written unread; where nothing is proved, each block is compared first. An image that was
+changed after the safety point is refused, because the safety point is the only way back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from vmkeep.config import Settings
+from vmkeep.errors import InvalidRequest, VmBusy
+from vmkeep.host.bases import checkpoint_prefix
+from vmkeep.host.journal import JournalDisk
+from vmkeep.host.rebinding import broken_bitmaps
+from vmkeep.host.survey import Progress
+from vmkeep.host.tasks import DisksWritten
+from vmkeep.hypervisor import Domain
+from vmkeep.repository import PointRecord, Repository, StoredDisk
+from vmkeep.transfer.imagefile import describe_image
+from vmkeep.transfer.inplace import overwrite, overwrite_differing
+from vmkeep.transfer.server import ImageServer
+
+_DIRTY = 1
+# After kill -9 of vmkeep its qemu-nbd closes the image in order, which takes as long as the storage needs.
+_CLOSING_SECONDS = 60.0
+_WAIT_SECONDS = 0.1
+# Nothing of ours has an image open before the first write, so nothing is waited for long.
+_BUSY_SECONDS = 1.0
+
+
+class Overwriting:
+    """The images of one restore in place. ``stop`` raises when it was cancelled."""
+
+    def __init__(self, settings: Settings, repository: Repository, operation: str) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._directory = settings.run_dir / operation[:12]
+        self._prefix = checkpoint_prefix(repository.id)
+
+    # -- planning ----------------------------------------------------------------------------------------------
+
+    def plan(
+        self, disk: JournalDisk, record: PointRecord, safety: PointRecord, domain: Domain, stop: Callable[[], None]
+    ) -> JournalDisk:
+        """Return the disk with the blocks that may have to be written to make it the point's.
+
+        Raises VmBusy when the image was changed after the safety point.
+        """
+        want, have = stored_disk(record, disk.target), stored_disk(safety, disk.target)
+        if have is None or want is None:
+            raise InvalidRequest(f"the safety point {safety.id} lacks disk {disk.target}", vm=domain.name)
+        self._refuse_written_image(disk, safety, domain)
+        broken = broken_bitmaps(disk, prefix=self._prefix)
+        if not self._is_safety_point(disk, safety, have, want, domain):
+            return replace(disk, runs=((0, want.blocks),) if want.blocks else (), exact=False, broken=broken)
+        runs: list[tuple[int, int]] = []
+        for block, _ref in self._repository.difference(have, want):
+            if runs and sum(runs[-1]) == block:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                stop()
+                runs.append((block, 1))
+        return replace(disk, runs=tuple(runs), exact=True, broken=broken)
+
+    def _is_safety_point(
+        self, disk: JournalDisk, safety: PointRecord, have: StoredDisk, want: StoredDisk, domain: Domain
+    ) -> bool:
+        """Return whether the disk is proved to hold what the safety point holds: nothing was written since.
+
+        Raises VmBusy when it is proved to hold something else.
+        """
+        if disk.format != "qcow2" or not self._repository.comparable(have, want):
+            return False
+        (top,) = describe_image(disk.path, disk.format, chain=False)
+        bitmap = top.bitmap(self._prefix + safety.id)
+        if bitmap is None or bitmap.in_use or not bitmap.recording:
+            return False
+        with ImageServer(disk.path, disk.format, self._socket(), bitmap=bitmap.name) as server:
+            if any(flags & _DIRTY for _start, _length, flags in server.source().dirty_map()):
+                raise changed_since_safety_point(domain, disk.path)
+        return True
+
+    def _refuse_written_image(self, disk: JournalDisk, safety: PointRecord, domain: Domain) -> None:
+        """Refuse a raw file that was written after the safety point; its time is all that tells."""
+        path = Path(disk.path)
+        if disk.format == "raw" and path.is_file():
+            taken = datetime.fromisoformat(safety.created).timestamp()
+            if path.stat().st_mtime > taken:
+                raise changed_since_safety_point(domain, disk.path)
+
+    def try_open(self, disk: JournalDisk, stop: Callable[[], None]) -> None:
+        """Open the image for writing and close it again; raises VmBusy when something else has it open."""
+        with self._served(disk, stop, patience_seconds=_BUSY_SECONDS):
+            pass
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        disks: Sequence[JournalDisk],
+        record: PointRecord,
+        *,
+        stop: Callable[[], None],
+        watch: Callable[[Progress], None],
+    ) -> DisksWritten:
+        """Write the planned blocks of the point, durably."""
+        planned = {disk.target: _planned_bytes(disk, record) for disk in disks}
+        total, done, written = sum(planned.values()), 0, 0
+        for disk in disks:
+
+            def progress(settled: int, target: str = disk.target) -> None:
+                nonlocal done
+                done += settled
+                watch(Progress("writing", target, done, total))
+
+            if disk.runs:
+                written += self._write_disk(disk, record, stop, progress)
+        return DisksWritten(written, total)
+
+    def _write_disk(
+        self, disk: JournalDisk, record: PointRecord, stop: Callable[[], None], progress: Callable[[int], None]
+    ) -> int:
+        stored = stored_disk(record, disk.target)
+        assert stored is not None
+        assert disk.runs is not None
+        with self._served(disk, stop) as server:
+            zero_map = () if disk.exact else tuple(server.source().zero_map())
+            connection = server.connect()
+            pieces = self._repository.read_runs(stored, disk.runs, workers=self._settings.workers)
+            if disk.exact:
+                written = overwrite(connection, pieces, stop=stop, progress=progress)
+            else:
+                written = overwrite_differing(
+                    connection, pieces, zero_map, block_bytes=stored.block_bytes, stop=stop, progress=progress
+                )
+            connection.flush()
+        return written
+
+    # -- the images' server ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _served(
+        self, disk: JournalDisk, stop: Callable[[], None], *, patience_seconds: float = _CLOSING_SECONDS
+    ) -> Iterator[ImageServer]:
+        """Serve the image for writing; a qemu-nbd of a killed vmkeep that still closes it is waited for."""
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            server = ImageServer(disk.path, disk.format, self._socket(), writable=True)
+            try:
+                server.__enter__()
+                break
+            except VmBusy:
+                if time.monotonic() > deadline:
+                    raise
+                stop()
+                time.sleep(_WAIT_SECONDS)
+        try:
+            yield server
+        except BaseException as error:
+            server.__exit__(type(error), error, error.__traceback__)
+            raise
+        server.__exit__(None, None, None)
+
+    def _socket(self) -> Path:
+        self._directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        return self._directory / "nbd"
+
+    def end(self) -> None:
+        """Remove the directory of the socket."""
+        if self._directory.is_dir():
+            self._directory.rmdir()
+
+
+def changed_since_safety_point(domain: Domain, path: str) -> VmBusy:
+    """Return the error for a file of the VM that is not as the safety point holds it."""
+    return VmBusy(
+        f"VM {domain.name!r} was changed after its safety point was taken; it was started meanwhile, or something else "
+        f"wrote to {path}",
+        vm=domain.name,
+        path=path,
+        hint="Nothing was restored. Run the command again while the VM stays off.",
+    )
+
+
+def stored_disk(record: PointRecord, target: str) -> StoredDisk | None:
+    """Return what the point holds of a disk; None when the disk is not in it."""
+    return next((disk.stored for disk in record.disks if disk.target == target), None)
+
+
+def _planned_bytes(disk: JournalDisk, record: PointRecord) -> int:
+    stored = stored_disk(record, disk.target)
+    if stored is None:
+        return 0
+    return sum(
+        min(count * stored.block_bytes, stored.size_bytes - first * stored.block_bytes)
+        for first, count in disk.runs or ()
+    )
