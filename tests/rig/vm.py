@@ -181,7 +181,8 @@ class Vm:
         """The UEFI variables file as seen from outside; it exists from the first start on.
 
         While the VM is off, libvirt 9.0 does not know the path that it chose itself, only while it runs: the definition
-        then says firmware='efi' and nothing more. The next start takes the file of the VM's name again.
+        then says firmware='efi' and nothing more. The next start takes the file of the VM's name again. 11.3 keeps
+        loader and path in the definition.
         """
         root = etree.fromstring(self.xml())
         inner = root.findtext("os/nvram")

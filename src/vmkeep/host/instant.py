@@ -114,7 +114,7 @@ def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSourc
                 hint="Define the VM with a file as NVRAM; other kinds of storage for it are not supported yet.",
             )
         # libvirt 9.0 leaves the path out of a definition with automatic firmware while the VM is off, and takes
-        # the default again at the next start.
+        # the default again at the next start. 11.3 writes the firmware that it chose into the definition.
         nvram = Path(firmware.nvram) if firmware.nvram else roots.nvram_file(vm)
         sources.append(StateSource("nvram", nvram, NVRAM_NAME))
     if tpm is not None and tpm.backend is TpmBackend.EMULATOR:

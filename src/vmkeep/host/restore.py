@@ -401,8 +401,8 @@ def _disk_path(disk: PointDisk, request: PrepareVm, record: PointRecord, setting
 def _nvram_path(original: Definition, name: str, roots: StateRoots) -> Path:
     """Return the NVRAM file of the restored VM: where the original had it if that was its own choice of place.
 
-    A definition with automatic firmware names no file (libvirt 9.0 leaves it out while the VM is off); libvirt
-    then takes the default, and keeps a file that is there.
+    A definition with automatic firmware names no file (libvirt 9.0 leaves it out while the VM is off; 11.3 keeps it
+    from the first start on); libvirt then takes the default, and keeps a file that is there.
     """
     nvram = original.firmware.nvram
     own = Path(nvram) if nvram is not None else None

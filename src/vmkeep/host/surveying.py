@@ -78,7 +78,7 @@ def _state_problems(definition: Definition, settings: Settings, *, running: bool
 
 
 def _nvram(definition: Definition, settings: Settings) -> str | None:
-    """Return the file of the UEFI variables, which libvirt 9.0 does not name of a VM that is off."""
+    """Return the file of the UEFI variables, which libvirt 9.0 does not name of a VM that is off (11.3 does)."""
     if definition.firmware.kind != "uefi":
         return None
     return definition.firmware.nvram or str(StateRoots.of(settings.uri).nvram_file(definition.name))

@@ -140,7 +140,7 @@ class Domain:
     def has_job(self) -> bool:
         """Return whether libvirt is at a long operation on the VM: a backup, migration, save or dump, ours or not.
 
-        To begin a backup then fails only after 30 s ("cannot acquire state change lock", libvirt 9.0).
+        To begin a backup then fails only after 30 s ("cannot acquire state change lock", libvirt 9.0 and 11.3).
         """
         try:
             return self._handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
@@ -218,7 +218,7 @@ class Domain:
     def delete_checkpoint(self, name: str) -> bool:
         """Delete the checkpoint with all its bitmaps; return False when there was none of that name.
 
-        libvirt 9.0 refuses to delete a checkpoint one of whose bitmaps is gone already ("bitmap … not found in
+        libvirt (9.0, 11.3) refuses to delete a checkpoint one of whose bitmaps is gone already ("bitmap … not found in
         backing chain of 'vdb'"), and the checkpoint would stay for ever. That disk is then taken out of the
         checkpoint by redefining it, so that the bitmaps of the other disks still go with it.
         """
@@ -281,7 +281,7 @@ class Domain:
         """Remove the bitmaps of that name from disks of a running VM that no checkpoint names any more.
 
         libvirt has no call for it. A checkpoint redefined over them and then deleted takes them along, from every
-        image of the chain, whatever their condition (tried on 9.0).
+        image of the chain, whatever their condition (tried on 9.0 and 11.3).
         """
         root = etree.Element("domaincheckpoint")
         etree.SubElement(root, "name").text = name

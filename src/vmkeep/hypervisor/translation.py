@@ -58,7 +58,7 @@ def translate(error: libvirt.libvirtError, doing: str, vm: str | None) -> Vmkeep
     if code in _REFUSED:
         return PermissionRefused(f"libvirt refused to {doing}: {text}", vm=vm)
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
-        # Seen on 9.0: while another backup job or a snapshot runs, calls end after 30 s with "cannot acquire
+        # Seen on 9.0 and 11.3: while another backup job or a snapshot runs, calls end after 30 s with "cannot acquire
         # state change lock" instead of a clear refusal.
         return VmBusy(f"libvirt could not {doing}, because another job holds the VM: {text}", vm=vm)
     if code in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC) or error.get_error_domain() == libvirt.VIR_FROM_RPC:

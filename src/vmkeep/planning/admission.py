@@ -2,9 +2,9 @@
 
 A disk that cannot be read right is refused by name, never left out. Sources of the limits, for running VMs:
 libvirt begins no block job on a disk that is transient or on the bus sd (``qemuDomainDiskBlockJobIsSupported``;
-tried on 9.0). QEMU's scsi-block, which a LUN is, does all input and output with SG_IO, and the filter that a backup
-job puts in front of the disk (``copy-before-write``) passes no such request on, so the guest would see errors for
-as long as the job lives.
+tried on 9.0 and 11.3). QEMU's scsi-block, which a LUN is, does all input and output with SG_IO, and the filter that a
+backup job puts in front of the disk (``copy-before-write``) passes no such request on, so the guest would see errors
+for as long as the job lives.
 """
 
 from __future__ import annotations

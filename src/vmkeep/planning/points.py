@@ -4,7 +4,7 @@ The first question to each disk is whether it is in the point (``admission``). T
 at all; one that does not is read whole each time, and blocks that are known are not stored again. The third is which
 base it is read against (``bases``); where none fits, that disk is read whole by itself and the others stay
 incremental. Sources of the limits: libvirt's QEMU driver makes bitmaps in writable qcow2 disks only, and none on
-the bus sd or in transient disks (probed on 9.0); QEMU keeps none in qcow2 of version 2.
+the bus sd or in transient disks (probed on 9.0 and 11.3); QEMU keeps none in qcow2 of version 2.
 """
 
 from __future__ import annotations
