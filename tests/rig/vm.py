@@ -105,7 +105,16 @@ class Vm:
 
     def start(self, *, paused: bool = False) -> None:
         """Start it, about 1 s. ``paused``: the firmware does not run, so NVRAM and TPM keep still."""
-        self.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        for last in (False, False, True):
+            try:
+                self.domain.createWithFlags(flags)
+                return
+            except libvirt.libvirtError as error:
+                # libvirt connects to swtpm before that listens, when the machine is busy (seen once on 9.0).
+                said = error.get_error_message()
+                if last or "swtpm.sock" not in said or "Connection refused" not in said:
+                    raise
 
     def destroy(self) -> None:
         """Pull the plug; nothing happens when it is off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from typing import Any
@@ -295,3 +296,21 @@ def test_images_that_changed_places_are_not_read_against_the_base_of_the_other(h
 
     assert set(_modes(point).values()) == {("full", "base-mismatch")}
     _assert_healed(host, vmkeep, vm, point)
+
+
+def test_point_of_another_installation_of_the_repository_is_built_on(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _two_disks(host)
+    vmkeep.backup("guest")
+    other = Vmkeep(host, home=host.dir / "work" / "other-home")
+    shutil.copytree(vmkeep.home / "keys", other.home / "keys")
+    other.json("init", "--adopt", "--repository", vmkeep.home / "repository")
+    _dirty(vm, seed=3)
+    second = vmkeep.backup("guest")  # the other one does not know it
+    vm.write_random("vda", start=3 * MiB, length=64 * KiB, seed=4)
+    third = other.backup("guest")
+
+    assert set(_modes(third).values()) == {_INCREMENTAL}
+    assert [disk["bytes_read"] for disk in third["disks"]] == [64 * KiB, 0]
+    assert third["parent"] == second["id"]
+    assert checkpoints(vm) == [third["checkpoint"]]
+    Truth.of(vm, tpm=False).assert_files(other.restore(third, host.dir / "work" / "out"))

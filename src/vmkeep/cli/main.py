@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -91,7 +94,14 @@ def run() -> NoReturn:
     """The entry point of the installed command."""
     # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay.
     gc.set_threshold(50_000)
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    # All that was opened is closed by now. Taking the modules apart, as the interpreter does at its end, would take
+    # 0.14 s, a sixth of a short command.
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _translated(raised: BaseException) -> VmkeepError:

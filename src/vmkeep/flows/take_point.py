@@ -99,12 +99,17 @@ def remove_point(services: Services, point_id: str) -> None:
 
 
 def _parent(services: Services, opened: PointOpened) -> str | None:
-    """Return the point that the VM's state descends from: where it is now, else the last one taken of it."""
-    history = services.catalog.points_of_vm(opened.vm_uuid)
+    """Return the point that the VM's state descends from: where it is now, else the last one taken of it.
+
+    A base that this catalogue does not know was made by another installation, to which the VM had gone meanwhile.
+    """
+    known = [point.id for point in services.catalog.points_of_vm(opened.vm_uuid)]
+    if opened.base is not None and opened.base not in known:
+        return opened.base
     vm = services.catalog.vm(opened.vm_uuid)
-    if vm is not None and any(point.id == vm.current_point for point in history):
+    if vm is not None and vm.current_point in known:
         return vm.current_point
-    return history[0].id if history else None
+    return known[0] if known else None
 
 
 def _known_point(point: CatalogPoint) -> KnownPoint:

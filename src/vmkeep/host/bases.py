@@ -69,18 +69,24 @@ class Bases:
         stopped: bool,
         prefix: str,
         points: Sequence[KnownPoint],
+        find_point: Callable[[str], KnownPoint | None] = lambda _point_id: None,
     ) -> None:
-        """``points`` are the VM's, newest first."""
+        """``points`` are the VM's, newest first. ``find_point`` is asked for one of an id that is not among them.
+
+        Another installation may keep the same VM in the same repository: before a migration, or on the other host.
+        """
         self._domain = domain
         self._definition = definition
         self._chains = {target: chain for target, chain in chains.items() if self._can_hold_bitmaps(target)}
         self._stopped = stopped
         self._prefix = prefix
         self._points = {prefix + point.point_id: point for point in points}
+        self._find_point = find_point
         self._warnings: list[str] = []
 
     def examine(self) -> Standing:
         """Remove left-overs, list lost checkpoints again, and judge every bitmap that may serve as a base."""
+        self._find_points()
         self._remove_left_overs()
         listed = self._domain.checkpoint_names()
         wanted = [name for name in self._points if name in listed or name in self._stored_names()]
@@ -93,6 +99,12 @@ class Bases:
         }
         bases = tuple(self._base(name, name in listed, dirty_bytes.get(name, {})) for name in wanted)
         return Standing(bases, dirty_bytes, tuple(self._warnings))
+
+    def _find_points(self) -> None:
+        for name in sorted(self._ours(self._domain.checkpoint_names() | self._stored_names()) - self._points.keys()):
+            point = self._find_point(name.removeprefix(self._prefix))
+            if point is not None:
+                self._points[name] = point
 
     # -- left-overs --------------------------------------------------------------------------------------------
 

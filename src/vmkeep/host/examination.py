@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmkeep.config import Settings
@@ -47,9 +47,17 @@ class Examined:
 
 
 def examine(
-    domain: Domain, hypervisor: Hypervisor, settings: Settings, *, prefix: str, points: Sequence[KnownPoint]
+    domain: Domain,
+    hypervisor: Hypervisor,
+    settings: Settings,
+    *,
+    prefix: str,
+    points: Sequence[KnownPoint],
+    find_point: Callable[[str], KnownPoint | None],
 ) -> Examined:
     """Return what is found. ``points`` are the VM's, newest first; what begins with ``prefix`` is ours.
+
+    ``find_point`` returns a point of the VM by its id, also one that is not among ``points``.
 
     Raises VmBusy while the VM is neither off nor standing, or another job runs.
     """
@@ -61,7 +69,8 @@ def examine(
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)
     warnings += state_warnings(live) + _memory_warning(domain, stopped=stopped)
     states = state_sources(live, StateRoots.of(hypervisor.uri))
-    standing = Bases(domain, live, chains, stopped=stopped, prefix=prefix, points=points).examine()
+    bases = Bases(domain, live, chains, stopped=stopped, prefix=prefix, points=points, find_point=find_point)
+    standing = bases.examine()
     sizes = disk_sizes(domain, live, chains)
     return Examined(
         domain=domain,

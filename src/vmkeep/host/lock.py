@@ -6,14 +6,19 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vmkeep.errors import VmBusy
+
 _PROCESS = re.compile(r"\(process (\d+)\)")
 # Between making its file and locking it a taker is undisturbed by those who only look.
 _TAKING_SECONDS = 2.0
+_INHERITED_SECONDS = 10.0
+_WAIT_SECONDS = 0.1
 
 
 class FileLock:
@@ -102,3 +107,23 @@ class FileLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def lock_vm(
+    directory: Path, vm_uuid: str, vm_name: str, doing: str, stop: Callable[[], None], *, wait: bool = True
+) -> FileLock:
+    """Take the lock under which one operation at a time works on a VM.
+
+    The guardian or the qemu-nbd of a killed process, which hold its lock on, are about to be done and are waited for
+    (not without ``wait``). ``doing`` names the operation for others. Raises VmBusy with what holds the VM.
+    """
+    path = directory / f"{vm_uuid}.lock"
+    deadline = time.monotonic() + _INHERITED_SECONDS
+    while (lock := FileLock.try_acquire(path, note=f"{doing} (process {os.getpid()})")) is None:
+        stop()
+        if wait and FileLock.is_inherited(path) and time.monotonic() < deadline:
+            time.sleep(_WAIT_SECONDS)
+            continue
+        holder = FileLock.holder(path) or "another operation"
+        raise VmBusy(f"{holder} works on VM {vm_name!r}", vm=vm_name)
+    return lock

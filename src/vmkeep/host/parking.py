@@ -6,22 +6,17 @@ keeps both over the death of a process. A step goes on only when all three are a
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.definition.parking import is_parked, park, unpark
-from vmkeep.errors import Interrupted, InvalidRequest, RestorePending, VmBusy, VmNotFound, VmRunning
+from vmkeep.errors import Interrupted, InvalidRequest, RestorePending, VmNotFound, VmRunning
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path
-from vmkeep.host.lock import FileLock
+from vmkeep.host.lock import FileLock, lock_vm
 from vmkeep.host.selection import Selection
 from vmkeep.host.tasks import DeliveredItem, ParkVm
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
-
-_LOCK_SECONDS = 10.0
-_WAIT_SECONDS = 0.1
 
 
 class Parking:
@@ -119,19 +114,9 @@ class Parking:
 
     def lock(self, domain: Domain, stop: Callable[[], None], *, wait: bool = True) -> None:
         """Take the VM's lock if it is not held already; the children of a killed process are waited for."""
-        if self._lock is not None:
-            return
-        path = self._settings.locks_dir / f"{domain.uuid}.lock"
-        note = f"restore {self._operation} (process {os.getpid()})"
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while (lock := FileLock.try_acquire(path, note=note)) is None:
-            if wait and FileLock.is_inherited(path) and time.monotonic() < deadline:
-                stop()
-                time.sleep(_WAIT_SECONDS)
-                continue
-            holder = FileLock.holder(path) or "another operation"
-            raise VmBusy(f"{holder} works on VM {domain.name!r}", vm=domain.name)
-        self._lock = lock
+        if self._lock is None:
+            doing = f"restore {self._operation}"
+            self._lock = lock_vm(self._settings.locks_dir, domain.uuid, domain.name, doing, stop, wait=wait)
 
     def unlock(self) -> None:
         """Let go of the lock if it is held."""

@@ -6,25 +6,32 @@ guardian watches.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
 from vmkeep.config import Settings
-from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError, VmBusy
+from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.examination import Examined, examine
 from vmkeep.host.exposure import Exposure, Subject
 from vmkeep.host.journal import refuse_while_pending
-from vmkeep.host.lock import FileLock
+from vmkeep.host.lock import FileLock, lock_vm
 from vmkeep.host.preparation import refusal
 from vmkeep.host.running import RunningExposure
 from vmkeep.host.stopped import StoppedExposure
 from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import CopyPoint, KnownState, OpenPoint, PointClosed, PointCopied, PointOpened
+from vmkeep.host.tasks import (
+    CopyPoint,
+    KnownDisk,
+    KnownPoint,
+    KnownState,
+    OpenPoint,
+    PointClosed,
+    PointCopied,
+    PointOpened,
+)
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import Base, BitmapHealth, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository, StateRef, StateVersion
@@ -33,8 +40,6 @@ from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
 
 _log = structlog.get_logger(__name__)
-_GUARDIAN_SECONDS = 10.0
-_WAIT_SECONDS = 0.1
 # Blocks of each base that are read again to prove it; 256 KiB in all.
 _WITNESSES = 4
 
@@ -97,7 +102,8 @@ class Point:
     def open(self) -> PointOpened:
         """Plan and fix the instant; on failure nothing of it is left."""
         domain = self._hypervisor.domain(self._request.vm_uuid)
-        self._lock = self._lock_vm(domain)
+        doing = f"point {self._request.point_id}"
+        self._lock = lock_vm(self._settings.locks_dir, domain.uuid, domain.name, doing, self._stop)
         try:
             return self._open(domain, self._lock)
         except BaseException:
@@ -107,7 +113,14 @@ class Point:
     def _open(self, domain: Domain, lock: FileLock) -> PointOpened:
         self._watch(Progress("planning"))
         refuse_while_pending(self._settings, domain.name, domain.uuid)
-        examined = examine(domain, self._hypervisor, self._settings, prefix=self._prefix, points=self._request.points)
+        examined = examine(
+            domain,
+            self._hypervisor,
+            self._settings,
+            prefix=self._prefix,
+            points=self._request.points,
+            find_point=lambda point_id: self._point_of_repository(point_id, domain.uuid),
+        )
         planned = self._plan(examined)
         self._stop()
         opened = self._begin(examined, planned, lock)
@@ -119,23 +132,24 @@ class Point:
             vm_name=domain.name,
             created=opened.exposure.instant.created,
             checkpoint=self._checkpoint,
-            base=next((point.point_id for point in self._request.points if point.point_id in used), None),
+            base=next((base.point_id for base in examined.standing.bases if base.point_id in used), None),
             pause_ms=opened.exposure.instant.pause_ms,
             warnings=opened.warnings,
         )
 
-    def _lock_vm(self, domain: Domain) -> FileLock:
-        path = self._settings.locks_dir / f"{domain.uuid}.lock"
-        deadline = time.monotonic() + _GUARDIAN_SECONDS
-        note = f"point {self._request.point_id} (process {os.getpid()})"
-        while (lock := FileLock.try_acquire(path, note=note)) is None:
-            self._stop()
-            if FileLock.is_inherited(path) and time.monotonic() < deadline:
-                time.sleep(_WAIT_SECONDS)  # the guardian of a killed point is about to be done
-                continue
-            holder = FileLock.holder(path) or "another operation"
-            raise VmBusy(f"{holder} works on VM {domain.name!r}", vm=domain.name)
-        return lock
+    def _point_of_repository(self, point_id: str, vm_uuid: str) -> KnownPoint | None:
+        """Return a point of the VM that is in the repository, whoever made it."""
+        try:
+            record = self._repository.point(point_id)
+        except (IntegrityError, PointNotFound):
+            return None
+        if record.vm_uuid != vm_uuid:
+            return None
+        disks = tuple(
+            KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != Mode.SCAN)
+            for disk in record.disks
+        )
+        return KnownPoint(point_id, disks)
 
     def _plan(self, examined: Examined) -> _Planned:
         """Plan each disk, with the points it builds on; those that cannot be read are done without."""
