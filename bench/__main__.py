@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from bench import full, incremental, peers, restore, scan, stopped
 from bench.measuring import Figures
@@ -35,32 +35,32 @@ def main() -> int:
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
     if missing := peers.missing_commands():
         parser.error(f"this machine lacks {', '.join(missing)}; run scripts/bench-peers")
-    figures = measure(arguments.sections or list(SECTIONS), arguments.runs)
-    if arguments.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        show(figures)
+    figures: dict[str, Figures] = {}
+    try:
+        for section, values in measure(arguments.sections or list(SECTIONS), arguments.runs):
+            figures[section] = values
+            if not arguments.json:
+                show(section, values)
+    finally:  # a section that fails does not take with it what was measured before
+        if arguments.json:
+            print(json.dumps(figures, indent=2))
     return 0
 
 
-def measure(sections: list[str], runs: int) -> dict[str, Figures]:
-    """Return the figures of each section, and those of the machine: the load average before each section, too."""
-    machine: Figures = {"cores": os.cpu_count() or 0, "runs": runs}
-    figures = {"machine": machine}
+def measure(sections: list[str], runs: int) -> Iterator[tuple[str, Figures]]:
+    """Yield each section with its figures, among them what else the machine did when it began."""
     with Host("bench") as host:
         for section in sections:
-            machine[f"load_before_{section}"] = os.getloadavg()[0]
-            figures[section] = SECTIONS[section](host, runs)
+            machine: Figures = {"cores": os.cpu_count() or 0, "load_before": os.getloadavg()[0], "runs": runs}
+            yield section, {**SECTIONS[section](host, runs), **machine}
             host.clear()
-    return figures
 
 
-def show(figures: dict[str, Figures]) -> None:
-    """Print the figures, one a line, ratios first."""
-    for section, values in figures.items():
-        print(section)
-        for name, value in sorted(values.items(), key=lambda item: "_over_" not in item[0]):
-            print(f"  {name:48} {value:.3f}" if isinstance(value, float) else f"  {name:48} {value}")
+def show(section: str, figures: Figures) -> None:
+    """Print the figures of a section, one a line, ratios first."""
+    print(section)
+    for name, value in sorted(figures.items(), key=lambda item: "_over_" not in item[0]):
+        print(f"  {name:48} {value:.3f}" if isinstance(value, float) else f"  {name:48} {value}", flush=True)
 
 
 if __name__ == "__main__":

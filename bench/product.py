@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
+
+import libvirt
 
 from bench.disks import SIZE_BYTES
 from bench.measuring import Run, measured, warm_memory
@@ -24,7 +27,12 @@ def new_repository(host: Host, vm: Vm) -> None:
     shutil.rmtree(host.dir / "home")
     (host.dir / "home").mkdir(mode=0o700)
     for checkpoint in vm.domain.listAllCheckpoints():
-        checkpoint.delete()
+        if vm.domain.isActive():
+            checkpoint.delete()
+        else:  # libvirt then forgets a checkpoint but cannot remove its bitmap
+            checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+            image = str(vm.disk_path("vda"))
+            subprocess.run(["qemu-img", "bitmap", "--remove", image, checkpoint.getName()], check=True)
     command(host, "init")
 
 
