@@ -233,3 +233,26 @@ def test_vm_restored_on_another_host_is_the_same_machine(host: Host, vmkeep: Vmk
     Truth.of(back).assert_files(there.restore(moved, second_host.dir / "work" / "moved"))
     assert vmkeep.json("verify", "--all")["ok"] is True
     truth.assert_files(vmkeep.restore(vmkeep.json("points")["points"][0], host.dir / "work" / "first"))
+
+
+def test_medium_stays_in_its_drive_if_it_is_still_there(host: Host, vmkeep: Vmkeep) -> None:
+    media = [host.dir / "work" / name for name in ("there.iso", "gone.iso")]
+    for path in media:
+        path.write_bytes(b"\x11" * MiB)
+    drives = [
+        Disk(target, bus="sata", device="cdrom", format="raw", readonly=True, path=path)
+        for target, path in zip(("sda", "sdb"), media, strict=True)
+    ]
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB), *drives], tpm=False)
+    vm.start(paused=True)
+    point = vmkeep.backup("guest")
+    vm.destroy()
+    vm.undefine()
+    vm_disk = host.dir / "disks" / "guest-vda.qcow2"
+    vm_disk.unlink()
+    media[1].unlink()
+    vmkeep.json("restore", point["id"], "--as", "guest")
+
+    found = {disk.target: disk.path for disk in host.vm("guest").disks()}
+    assert found == {"vda": vm_disk, "sda": media[0], "sdb": None}
+    host.vm("guest").start(paused=True)
