@@ -7,13 +7,13 @@ that do not begin with this repository's own prefix belong to somebody else and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from vmkeep.definition import DefinedDisk, Definition, SourceKind
+from vmkeep.definition import Definition, SourceKind
 from vmkeep.errors import VmkeepError
 from vmkeep.host.instant import checkpoint_xml
 from vmkeep.host.tasks import KnownPoint
@@ -82,14 +82,15 @@ class Bases:
         self._prefix = prefix
         self._points = {prefix + point.point_id: point for point in points}
         self._find_point = find_point
+        self._stored = frozenset(bitmap.name for chain in self._chains.values() for bitmap in chain[0].bitmaps)
         self._warnings: list[str] = []
 
     def examine(self) -> Standing:
         """Remove left-overs, list lost checkpoints again, and judge every bitmap that may serve as a base."""
-        self._find_points()
-        self._remove_left_overs()
         listed = self._domain.checkpoint_names()
-        wanted = [name for name in self._points if name in listed or name in self._stored_names()]
+        self._find_points(listed)
+        self._remove_left_overs(listed)
+        wanted = [name for name in self._points if name in listed or name in self._stored]
         newest = next(iter(self._points), None)
         if newest is not None and newest not in wanted:
             wanted.insert(0, newest)  # its bitmaps may be in the memory of QEMU alone
@@ -100,19 +101,36 @@ class Bases:
         bases = tuple(self._base(name, name in listed, dirty_bytes.get(name, {})) for name in wanted)
         return Standing(bases, dirty_bytes, tuple(self._warnings))
 
-    def _find_points(self) -> None:
-        for name in sorted(self._ours(self._domain.checkpoint_names() | self._stored_names()) - self._points.keys()):
+    def _find_points(self, listed: frozenset[str]) -> None:
+        for name in sorted(self._ours(listed | self._stored) - self._points.keys()):
             point = self._find_point(name.removeprefix(self._prefix))
             if point is not None:
                 self._points[name] = point
 
     # -- left-overs --------------------------------------------------------------------------------------------
 
-    def _remove_left_overs(self) -> None:
+    def remove_older(self, keep: Collection[str]) -> list[str]:
+        """Remove all of ours but ``keep``; return a sentence for each that stays.
+
+        Each older checkpoint costs every write of the guest a bitmap update, so only what is a base is kept.
+        """
+        try:
+            ours = self._ours(self._domain.checkpoint_names() | self._stored)
+        except VmkeepError as error:
+            return [f"The older checkpoints could not be listed; the next point removes them: {error}"]
+        warnings = []
+        for name in sorted(ours.difference(keep)):
+            try:
+                self.remove_checkpoint(name)
+            except VmkeepError as error:
+                warnings.append(f"The older checkpoint {name} stays until the next point: {error}")
+        return warnings
+
+    def _remove_left_overs(self, listed: frozenset[str]) -> None:
         """Remove checkpoints and bitmaps of ours that belong to no point. What cannot be removed is only told."""
-        for name in sorted(self._ours(self._domain.checkpoint_names()) - self._points.keys()):
+        for name in sorted(self._ours(listed) - self._points.keys()):
             self._attempt(f"checkpoint {name}", partial(self.remove_checkpoint, name))
-        for name in sorted(self._ours(self._stored_names()) - self._points.keys()):
+        for name in sorted(self._ours(self._stored) - self._points.keys()):
             self._attempt(f"bitmap {name}", partial(self.remove_bitmaps, name))
 
     def remove_checkpoint(self, name: str) -> None:
@@ -143,9 +161,6 @@ class Bases:
 
     def _ours(self, names: frozenset[str]) -> frozenset[str]:
         return frozenset(name for name in names if name.startswith(self._prefix))
-
-    def _stored_names(self) -> frozenset[str]:
-        return frozenset(bitmap.name for chain in self._chains.values() for bitmap in chain[0].bitmaps)
 
     # -- lost checkpoints --------------------------------------------------------------------------------------
 
@@ -195,7 +210,9 @@ class Bases:
         """
         chain = self._chains.get(target)
         if chain is None:
-            return BitmapHealth.UNKNOWN if target in self._known_targets() else BitmapHealth.MISSING
+            disk = self._definition.disk(target)
+            unread = disk is not None and disk.format == _BITMAP_FORMAT
+            return BitmapHealth.UNKNOWN if unread else BitmapHealth.MISSING
         stored = chain[0].bitmap(name)
         below = any(layer.bitmap(name) is not None for layer in chain[1:])
         if stored is None:
@@ -207,9 +224,6 @@ class Bases:
         # What was written before an overlay was put on top stands in the bitmap of the image below.
         return BitmapHealth.GAP if below else BitmapHealth.SOUND
 
-    def _known_targets(self) -> frozenset[str]:
-        return frozenset(disk.target for disk in self._definition.disks if disk.format == _BITMAP_FORMAT)
-
     def _can_hold_bitmaps(self, target: str) -> bool:
-        disk: DefinedDisk | None = self._definition.disk(target)
+        disk = self._definition.disk(target)
         return disk is not None and disk.format == _BITMAP_FORMAT and not disk.readonly and not disk.transient

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +94,10 @@ class Exposure(Protocol):
         ...
 
 
-def guarded(subject: Subject, settings: Settings, record: JobRecord, others: Collection[int] = ()) -> Guardian:
+def guarded(subject: Subject, settings: Settings, record: JobRecord) -> Guardian:
     """Start the guardian of a job, then make the directory of its sockets, which the guardian removes."""
     settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    guardian = Guardian(record, settings.guards_dir, hold=(subject.lock.descriptor, *others))
+    guardian = Guardian(record, settings.guards_dir, hold=(subject.lock.descriptor,))
     guardian.wait_ready()
     try:
         _make_socket_directory(subject.directory(settings), subject.definition.dac_owner)

@@ -17,6 +17,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
+from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
@@ -138,27 +139,15 @@ class RunningExposure:
         except VmkeepError as error:
             self._guardian.rescue_now()
             return [f"The backup job could not be ended at once; the guardian goes on with it: {error}"]
-        warnings = self._delete_older()
+        subject = self._subject
+        bases = Bases(domain, subject.definition, {}, stopped=False, prefix=subject.prefix, points=())
+        warnings = bases.remove_older({subject.checkpoint, *subject.kept})
         remove_leavings(self._record)
         self._guardian.done()
         return warnings
 
     def abandon(self) -> None:
         self._guardian.rescue_now()
-
-    def _delete_older(self) -> list[str]:
-        """Each older checkpoint costs every write of the guest a bitmap update, so only what is a base is kept."""
-        subject, warnings = self._subject, []
-        try:
-            older = {name for name in subject.domain.checkpoint_names() if name.startswith(subject.prefix)}
-        except VmkeepError as error:
-            return [f"The older checkpoints could not be listed; the next point removes them: {error}"]
-        for name in sorted(older - {subject.checkpoint} - subject.kept):
-            try:
-                subject.domain.delete_checkpoint(name)
-            except VmkeepError as error:
-                warnings.append(f"The older checkpoint {name} stays until the next point: {error}")
-        return warnings
 
 
 def refuse_beside_a_job(domain: Domain) -> None:

@@ -27,7 +27,7 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import sync_directory
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
-from vmkeep.transfer.imagefile import ImageBitmap, describe_image, remove_bitmap
+from vmkeep.transfer.imagefile import describe_image, remove_bitmap
 from vmkeep.transfer.nbd import export_names
 
 # A call that was under way when vmkeep died is still carried out by libvirtd (a suspend takes 4 ms, backupBegin
@@ -209,17 +209,12 @@ def _remove_marks(record: JobRecord, domain: Domain | None) -> bool:
         with suppress(HostFileMissing):
             if not running:
                 changed = remove_bitmap(image.path, image.format, record.checkpoint) or changed
-            elif record.checkpoint in {bitmap.name for bitmap in bitmaps_of(image.path, image.format)}:
+            elif describe_image(image.path, image.format, chain=False)[0].bitmap(record.checkpoint) is not None:
                 marked.append(image.target)
     if domain is not None and marked:
         domain.drop_bitmaps(record.checkpoint, marked)
         changed = True
     return changed
-
-
-def bitmaps_of(path: str, image_format: str) -> tuple[ImageBitmap, ...]:
-    """Return the bitmaps that stand in an image itself, not in those below it."""
-    return describe_image(path, image_format, chain=False)[0].bitmaps
 
 
 def resume_if_ours(record: JobRecord, domain: Domain) -> bool:

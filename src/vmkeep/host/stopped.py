@@ -132,7 +132,7 @@ class StoppedExposure:
             xml = checkpoint_xml(subject.definition, subject.checkpoint, subject.marked, creation_time=int(time.time()))
             if xml is not None:
                 subject.domain.redefine_checkpoint(xml)
-            self._remove_older(stopped=stopped)
+            warnings += self._remove_older(stopped=stopped)
         except VmkeepError as error:
             warnings.append(f"The older checkpoints stay until the next point: {error}")
         remove_leavings(self._record)
@@ -142,14 +142,14 @@ class StoppedExposure:
     def abandon(self) -> None:
         self._guardian.rescue_now()
 
-    def _remove_older(self, *, stopped: bool) -> None:
+    def _remove_older(self, *, stopped: bool) -> list[str]:
         subject = self._subject
-        chains = {target: describe_image(chain[0].path, chain[0].format) for target, chain in subject.chains.items()}
+        chains = {
+            target: describe_image(chain[0].path, chain[0].format, chain=False)
+            for target, chain in subject.chains.items()
+        }
         bases = Bases(subject.domain, subject.definition, chains, stopped=stopped, prefix=subject.prefix, points=())
-        stored = {bitmap.name for chain in chains.values() for bitmap in chain[0].bitmaps}
-        ours = {name for name in stored | subject.domain.checkpoint_names() if name.startswith(subject.prefix)}
-        for name in sorted(ours - {subject.checkpoint} - subject.kept):
-            bases.remove_checkpoint(name)
+        return bases.remove_older({subject.checkpoint, *subject.kept})
 
     def _require_off(self) -> None:
         if self._subject.domain.state().run is not RunState.OFF:

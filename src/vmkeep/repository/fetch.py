@@ -106,7 +106,7 @@ def disk_windows(store: ObjectStore, sealer: Sealer, disk: StoredDisk) -> Iterat
 
 def read_disk(store: ObjectStore, sealer: Sealer, disk: StoredDisk, *, workers: int) -> Iterator[tuple[int, bytes]]:
     """Yield (start, content) of every block that is not zero, ascending; about 8 MiB for each worker are held."""
-    yield from _ahead(disk_windows(store, sealer, disk), workers)
+    yield from ahead(disk_windows(store, sealer, disk), workers)
 
 
 Piece: TypeAlias = tuple[int, int, bytes | None]
@@ -116,7 +116,7 @@ Piece: TypeAlias = tuple[int, int, bytes | None]
 def read_runs(store: ObjectStore, sealer: Sealer, disk: StoredDisk, runs: Runs, *, workers: int) -> Iterator[Piece]:
     """Yield what runs of blocks hold, ascending and without a gap; about 8 MiB for each worker are held."""
     items = walk_runs(disk, runs, node_reader(store, sealer))
-    yield from _ahead((partial(_open_items, store, sealer, disk, group) for group in _groups(disk, items)), workers)
+    yield from ahead((partial(_open_items, store, sealer, disk, group) for group in _groups(disk, items)), workers)
 
 
 def _groups(
@@ -151,7 +151,7 @@ def _open_items(
     return pieces
 
 
-def _ahead(calls: Iterable[Callable[[], list[T]]], workers: int) -> Iterator[T]:
+def ahead(calls: Iterable[Callable[[], list[T]]], workers: int) -> Iterator[T]:
     """Make the calls in threads, some ahead of what was taken, and yield their results in order."""
     waiting: deque[Future[list[T]]] = deque()
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="vmkeep-read")

@@ -9,14 +9,14 @@ round trip of another one.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from vmkeep.filesystem import file_error
 from vmkeep.repository import Repository, StoredDisk
+from vmkeep.repository.fetch import Window, ahead
 from vmkeep.transfer.images import ImageWriter, NewImage, Qcow2Image, RawImage
 
 # Each write is a round trip to qemu-nbd, or a system call.
@@ -61,12 +61,10 @@ def _deliver(
     stop: Callable[[], None],
     progress: Callable[[int], None],
 ) -> int:
-    """Let the threads write all windows; a few more than there are threads are in flight."""
+    """Let the threads write all windows; one more than there are threads is in flight."""
     local = threading.local()
-    waiting: deque[Future[tuple[int, int]]] = deque()
-    written = 0
 
-    def put(window: Callable[[], list[tuple[int, bytes]]]) -> tuple[int, int]:
+    def put(window: Window) -> list[tuple[int, int]]:
         writer: ImageWriter | None = getattr(local, "writer", None)
         if writer is None:
             writer = local.writer = image.writer()
@@ -74,24 +72,14 @@ def _deliver(
         for start, data in joined(window()):
             writer.write(start, data)
             position, length = start + len(data), length + len(data)
-        return position, length
+        return [(position, length)]
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="vmkeep-deliver")
-    try:
-        for window in repository.disk_windows(disk):
-            stop()
-            waiting.append(pool.submit(put, window))
-            while len(waiting) > workers * 2:
-                position, length = waiting.popleft().result()
-                written += length
-                progress(position)
-        while waiting:
-            stop()
-            position, length = waiting.popleft().result()
-            written += length
-            progress(position)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    written = 0
+    stop()
+    for position, length in ahead((partial(put, window) for window in repository.disk_windows(disk)), workers):
+        stop()
+        written += length
+        progress(position)
     return written
 
 
