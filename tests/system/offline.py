@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.rig import Vm
 
@@ -19,6 +23,20 @@ def bitmaps(path: Path) -> list[str]:
     """Return the names of the bitmaps in an image, also while it is in use."""
     info = json.loads(qemu_img("info", "-U", "--output=json", path))
     return [bitmap["name"] for bitmap in info.get("format-specific", {}).get("data", {}).get("bitmaps", ())]
+
+
+@contextlib.contextmanager
+def loop_device(path: Path, content: bytes) -> Iterator[Path]:
+    """A block device for QEMU, whose content lies in a new file at ``path``."""
+    path.write_bytes(content)
+    made = subprocess.run(["losetup", "-f", "--show", str(path)], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no loop device to be had: {made.stderr}")
+    device = Path(made.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", str(device)], check=True)
 
 
 def write_offline(vm: Vm, target: str, content: bytes, *, start: int) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -16,7 +13,7 @@ import pytest
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal, random_bytes
 from tests.rig.cli import Failure, Vmkeep, finished
 from tests.system.held import held
-from tests.system.offline import bitmaps, qemu_img, write_offline, zero_offline
+from tests.system.offline import bitmaps, loop_device, qemu_img, write_offline, zero_offline
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = pytest.mark.system
@@ -154,19 +151,6 @@ def test_guest_that_wrote_between_points_is_the_point_again(host: Host, vmkeep: 
     assert vm.read_image("vda") == truth.images["vda"]
 
 
-@contextlib.contextmanager
-def _loop_device(path: Path, size_bytes: int) -> Iterator[Path]:
-    path.write_bytes(bytes(size_bytes))
-    made = subprocess.run(["losetup", "-f", "--show", str(path)], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no loop device to be had: {made.stderr}")
-    device = Path(made.stdout.strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "-d", str(device)], check=True)
-
-
 def test_disks_of_every_kind_go_back(host: Host, vmkeep: Vmkeep) -> None:
     base = host.dir / "disks" / "base.qcow2"
     overlay = host.dir / "disks" / "over lay,1.qcow2"
@@ -174,7 +158,7 @@ def test_disks_of_every_kind_go_back(host: Host, vmkeep: Vmkeep) -> None:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 2M", str(base)], check=True, capture_output=True)
     qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, overlay)
     grown, lost = host.dir / "disks" / "guest-vdc.qcow2", host.dir / "disks" / "guest-vdd.raw"
-    with _loop_device(host.dir / "work" / "loop.img", 3 * MiB) as device:
+    with loop_device(host.dir / "work" / "loop.img", bytes(3 * MiB)) as device:
         devices = [
             (
                 f"<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='{device}'/>"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal, random_bytes, read_offline_image
 from tests.rig.cli import Vmkeep
+from tests.system.offline import loop_device
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = pytest.mark.system
@@ -24,21 +23,6 @@ def _modes(point: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 def _stored(point: dict[str, Any]) -> dict[str, int]:
     return {disk["target"]: disk["bytes_stored"] for disk in point["disks"]}
-
-
-@contextlib.contextmanager
-def loop_device(host: Host, content: bytes) -> Iterator[Path]:
-    """A block device for QEMU."""
-    path = host.dir / "work" / "loop.img"
-    path.write_bytes(content)
-    made = subprocess.run(["losetup", "-f", "--show", str(path)], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no loop device to be had: {made.stderr}")
-    device = Path(made.stdout.strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "-d", str(device)], check=True)
 
 
 def _use_scratch_dir(host: Host, vmkeep: Vmkeep) -> None:
@@ -64,7 +48,7 @@ def test_disks_without_bitmaps_are_kept_beside_one_that_has_them(host: Host, vmk
         Disk("vdd", 4 * MiB, format="raw", shareable=True),
     ]
     _use_scratch_dir(host, vmkeep)
-    with loop_device(host, random_bytes(6, 3 * MiB)) as device:
+    with loop_device(host.dir / "work" / "loop.img", random_bytes(6, 3 * MiB)) as device:
         vm = host.define("guest", disks=disks, tpm=False, device_xml=[_block_disk("vde", device)])
         vm.start(paused=True)
         for seed, target in enumerate(("vda", "vdb", "vdd"), 1):
