@@ -121,7 +121,7 @@ def test_disk_moved_by_a_block_copy_costs_only_that_disk(host: Host, vmkeep: Vmk
     vm = _running(host)
     history = _History(vm)
     history.keep(vmkeep)
-    place = host.dir / "disks" / "moved.qcow2"
+    place = str(host.dir / "disks" / "moved.qcow2")
     copy = ["virsh", "blockcopy", "guest", "vda", "--dest", place, "--format", "qcow2", "--transient-job"]
     host.run([*copy, "--wait", "--pivot"], check=True)
     modes = history.keep(vmkeep)
