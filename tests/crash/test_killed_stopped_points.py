@@ -37,7 +37,7 @@ class Place:
 
 
 _PLACES = [
-    Place("before", _GUARDIAN + "subprocess.Popen", record=True),
+    Place("before", "vmkeep.host.standby:subprocess.Popen", record=True),
     Place("after", _GUARDIAN + "Guardian.wait_ready"),
     Place("after", "vmkeep.transfer.server:ImageServer._wait_until_ready"),
     Place("before", _STOPPED + "add_bitmap"),

@@ -59,6 +59,7 @@ def backup(
         else:
             found = [(name, name) for name in names]
         requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels, quiesce)) for name, vm in found]
+        running.expect_job()
         with running.engine(first_use=True) as engine:
             if len(requests) == 1 and not every:
                 _one(running, engine, requests[0][1])

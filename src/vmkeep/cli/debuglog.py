@@ -14,6 +14,7 @@ import structlog
 
 from vmkeep import __version__
 from vmkeep.config import Settings
+from vmkeep.logs import begin_logging
 
 _SECRET_WORDS = ("passphrase", "password", "secret", "token", "private")
 _HIDDEN = "(not logged)"
@@ -46,6 +47,7 @@ def start_log(directory: Path) -> Path:
     logging.getLogger().setLevel(logging.DEBUG)
     # Its statements come with their parameters: whole domain definitions.
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
+    begin_logging()
     return path
 
 
@@ -59,15 +61,6 @@ def log_beginning(arguments: Sequence[str], settings: Settings) -> None:
         system=platform.platform(),
         user=os.geteuid(),
         **{name: str(getattr(settings, name)) for name in settings.__slots__},
-    )
-
-
-def silence_log() -> None:
-    """Drop what is logged: structlog's own default is standard output, where the result belongs."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
-        logger_factory=structlog.ReturnLoggerFactory(),
-        cache_logger_on_first_use=False,
     )
 
 

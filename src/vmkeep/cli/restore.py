@@ -127,6 +127,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
         yes=yes,
     )
+    running.expect_job()
     with running.engine() as engine:
         with running.console.progress() as watch:
             taken = engine.take_safety_point(request, watch)

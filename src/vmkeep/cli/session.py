@@ -60,7 +60,6 @@ class Session:
     @contextlib.contextmanager
     def host(self) -> Iterator[LocalHost]:
         """The host that the URI names, to look at."""
-        self._quiet()
         from vmkeep.host.local import LocalHost
 
         with contextlib.closing(LocalHost(self.settings)) as host:
@@ -72,7 +71,6 @@ class Session:
 
         ``first_use``: initialise the installation if that was never done, and say where the key is.
         """
-        self._quiet()
         from vmkeep.flows.engine import Engine
 
         if first_use:
@@ -85,6 +83,12 @@ class Session:
             with self.interruption.handed_to(engine.cancel):
                 # A signal that came while the engine started was raised there; one that comes now is handed on.
                 yield engine
+
+    def expect_job(self) -> None:
+        """Start what a job needs before it begins; called early, it costs no time."""
+        from vmkeep.host.standby import stand_by
+
+        stand_by(self.settings.guards_dir)
 
     def start_debug_log(self) -> None:
         from vmkeep.cli.debuglog import log_beginning, start_log
@@ -100,12 +104,6 @@ class Session:
         opened = self.__dict__.get("premises")
         if opened is not None:
             opened.close()
-
-    def _quiet(self) -> None:
-        if not self._invocation.logging:
-            from vmkeep.cli.debuglog import silence_log
-
-            silence_log()
 
 
 @contextlib.contextmanager

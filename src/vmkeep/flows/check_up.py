@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
-
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState
 from vmkeep.config import Settings
 from vmkeep.errors import (
@@ -46,8 +44,9 @@ from vmkeep.host.findings import (
 )
 from vmkeep.host.lock import FileLock
 from vmkeep.host.protocol import Host
+from vmkeep.logs import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 _POINT_PURPOSE = "point "  # as vmkeep.host begins a writer
 _ENDED = {OperationState.DONE, OperationState.FAILED}
 _SEVERITIES = tuple(Severity)

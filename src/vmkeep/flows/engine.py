@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import DatabaseError
 
@@ -47,8 +46,9 @@ from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import rescue_abandoned
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import CheckInPlace, InPlaceChecked, RestoreSettled, SettleRestore
+from vmkeep.logs import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 SAFETY_LABEL = "vmkeep.safety"
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
 R = TypeVar("R")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
-import structlog
 from dbos import DBOS
 
 from vmkeep.errors import RestorePending
 from vmkeep.flows.services import Services
+from vmkeep.logs import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 Q = TypeVar("Q")

@@ -14,7 +14,7 @@ from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import Task
 from vmkeep.repository import Repository
 
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
 _PROGRESS_SECONDS = 1.0
 
 
@@ -39,7 +39,7 @@ class Services:
         recorded = time.monotonic()
         cancelled = False
         while True:
-            state: TaskState = self.host.poll(operation)
+            state: TaskState = self.host.poll(operation, _POLL_SECONDS)
             if state.progress is not None and state.progress != told:
                 told = state.progress
                 self.watch(told)
@@ -56,4 +56,3 @@ class Services:
                 except VmkeepError as reason:
                     cancelled = True
                     self.host.cancel(operation, reason)
-            time.sleep(_POLL_SECONDS)

@@ -11,17 +11,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import structlog
-
 from vmkeep.definition import Definition, SourceKind
 from vmkeep.errors import VmkeepError
 from vmkeep.host.instant import checkpoint_xml
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain
+from vmkeep.logs import get_logger
 from vmkeep.planning import Base, BaseDisk, BitmapHealth
 from vmkeep.transfer.imagefile import ImageLayer, describe_image, remove_bitmap
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 _BITMAP_FORMAT = "qcow2"
 Chains = Mapping[str, tuple[ImageLayer, ...]]
 

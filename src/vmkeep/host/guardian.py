@@ -1,12 +1,13 @@
 """The guardian: a small process that makes the guest safe when vmkeep dies in the middle of a job.
 
 It is a session leader of its own, so a signal to vmkeep's process group does not reach it, and it holds the lock
-of the VM together with vmkeep, so nothing else begins before it is done. vmkeep talks to it over a pipe, one
-word a line: ``copy`` and ``keep`` are stages, ``done`` means that nothing is left to do. The end of the pipe
-without ``done`` means that vmkeep is dead. While the job runs it also watches for a VM that stopped on a full
-scratch disk: it ends the job and resumes the VM, and QEMU repeats the write that failed.
+of the VM together with vmkeep, so nothing else begins before it is done. vmkeep talks to it over a socket: first
+come the record's path and the locks (``vmkeep.host.standby``), then one word a line: ``copy`` and ``keep`` are
+stages, ``done`` means that nothing is left to do. The end of the socket without ``done`` means that vmkeep is dead.
+While the job runs it also watches for a VM that stopped on a full scratch disk: it ends the job and resumes the VM,
+and QEMU repeats the write that failed.
 
-    python -m vmkeep.host.guardian RECORD       (started by vmkeep, never by hand)
+    python -m vmkeep.host.guardian RECORDS       (started by vmkeep, never by hand)
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ import dataclasses
 import os
 import select
 import signal
-import subprocess
-import sys
+import socket
 from contextlib import suppress
 from pathlib import Path
 
 from vmkeep.errors import JobAborted, VmkeepError
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import JobRecord, Stage, record_path, rescue, resume_if_ours
+from vmkeep.host.standby import standing
 from vmkeep.hypervisor import Hypervisor
 
 _WATCH_SECONDS = 0.5
 _READY = b"ready\n"
 _DONE = "done"
+_MOST_LOCKS = 8
+_LONGEST_PATH = 4097
 
 
 class Guardian:
-    """vmkeep's end of the pipe. Made before the guest is touched; ``done`` or ``rescue_now`` ends it."""
+    """vmkeep's end of the socket. Made before the guest is touched; ``done`` or ``rescue_now`` ends it."""
 
     def __init__(self, record: JobRecord, records: Path, hold: tuple[int, ...]) -> None:
         """Write the record and start the process. ``hold`` are descriptors of locks that it shall keep held.
@@ -47,24 +50,20 @@ class Guardian:
         self._lock = lock
         try:
             record.save(records)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "vmkeep.host.guardian", str(self._path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=(*hold, lock.descriptor),
-                cwd="/",
-            )
+            guardian = standing(records)
         except BaseException:
             self._path.unlink(missing_ok=True)
             lock.release()
             raise
+        self._process = guardian.process
+        self._socket = guardian.socket
+        self._answers = guardian.socket.makefile("rb")
+        guardian.hand_over(self._path, (*hold, lock.descriptor))
 
     def wait_ready(self) -> None:
         """Wait until it watches; raises JobAborted when it could not."""
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != _READY:
+        if self._answer() != _READY:
+            self._close()
             self._process.wait()
             self._path.unlink(missing_ok=True)
             self._lock.release()
@@ -81,6 +80,7 @@ class Guardian:
         """Nothing of the job is left: remove the record and end."""
         with suppress(JobAborted):  # killed meanwhile: then there was nothing more to guard
             self._say(_DONE)
+        self._close()
         self._process.wait()
         self._path.unlink(missing_ok=True)
         self._lock.release()
@@ -90,9 +90,7 @@ class Guardian:
 
         A record that cannot be carried out, because libvirt does not answer, stays for the next command.
         """
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self._close()
         self._process.wait()
         with suppress(VmkeepError, FileNotFoundError):
             rescue(JobRecord.load(self._path))
@@ -100,16 +98,24 @@ class Guardian:
         self._lock.release()
 
     def _say(self, word: str) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(word.encode() + b"\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
+            self._socket.sendall(word.encode() + b"\n")
+            answer = self._answer()
+        except (BrokenPipeError, ConnectionResetError):
             answer = b""
         if answer != _READY:
             raise JobAborted("the guardian of the backup job has ended, or ended the job to save the guest")
+
+    def _answer(self) -> bytes:
+        try:
+            return self._answers.readline()
+        except ConnectionResetError:
+            return b""
+
+    def _close(self) -> None:
+        """End the conversation: what was not called ``done`` is undone."""
+        self._answers.close()
+        self._socket.close()
 
 
 def main() -> int:
@@ -117,12 +123,16 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         # A shutdown of the host sends TERM to all: the job must still be undone, and a rescue is short.
         signal.signal(number, signal.SIG_IGN)
-    answers = _kept_apart()
-    path = Path(sys.argv[1])
+    vmkeep = _conversation()
+    # The descriptors of the locks stay open until this process ends.
+    words, _, _, _ = socket.recv_fds(vmkeep, _LONGEST_PATH, _MOST_LOCKS)
+    if not words:
+        return 0  # there was no job
+    path = Path(words.decode().rstrip("\n"))
     record = JobRecord.load(path)
     hypervisor = Hypervisor.connect(record.uri)
-    _answer(answers)
-    record, finished = _watch(path, record, hypervisor, answers)
+    _answer(vmkeep)
+    record, finished = _watch(path, record, hypervisor, vmkeep)
     if not finished:
         rescue(record, hypervisor)
     path.unlink(missing_ok=True)
@@ -130,24 +140,24 @@ def main() -> int:
     return 0
 
 
-def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, answers: int) -> tuple[JobRecord, bool]:
+def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket.socket) -> tuple[JobRecord, bool]:
     """Follow the job until vmkeep says ``done`` (True) or is gone (False)."""
     pending = b""
     while True:
-        readable, _, _ = select.select([0], [], [], _WATCH_SECONDS)
+        readable, _, _ = select.select([vmkeep], [], [], _WATCH_SECONDS)
         if not readable:
             if _saved_from_full_scratch(record, hypervisor):
                 # vmkeep finds the job gone and reports it; its next word gets no answer.
                 return record, False
             continue
-        received = os.read(0, 4096)
+        received = _received(vmkeep)
         if not received:
             return record, False
         *lines, pending = (pending + received).split(b"\n")
         for line in lines:
             word = line.decode()
             if word == _DONE:
-                _answer(answers)
+                _answer(vmkeep)
                 return record, True
             reached = dataclasses.replace(record, stage=Stage(word))
             try:
@@ -155,25 +165,30 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, answers: int) 
             except OSError:
                 return record, False  # a full disk: without an answer vmkeep gives the point up
             record = reached
-            _answer(answers)
+            _answer(vmkeep)
 
 
-def _kept_apart() -> int:
-    """Return the descriptor of the pipe to vmkeep, and let nothing but answers go there.
-
-    What anything else prints, as a log line, would be taken for an answer, and end the guardian once vmkeep is dead.
-    """
-    answers = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+def _conversation() -> socket.socket:
+    """Return the socket to vmkeep, which came as standard input; programs that a rescue runs do not get it."""
+    vmkeep = socket.socket(fileno=os.dup(0))
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
     os.close(nowhere)
-    return answers
+    return vmkeep
 
 
-def _answer(answers: int) -> None:
+def _received(vmkeep: socket.socket) -> bytes:
+    """Return what vmkeep says; nothing when it is dead, also when it died without reading an answer."""
+    try:
+        return vmkeep.recv(4096)
+    except ConnectionResetError:
+        return b""
+
+
+def _answer(vmkeep: socket.socket) -> None:
     """Tell vmkeep to go on. One that died since it asked is found dead by the next read."""
-    with suppress(BrokenPipeError):
-        os.write(answers, _READY)
+    with suppress(BrokenPipeError, ConnectionResetError):
+        vmkeep.sendall(_READY)
 
 
 def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
@@ -188,4 +203,5 @@ def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Taking the modules apart, as the interpreter does at its end, takes 20 ms for which vmkeep would wait.
+    os._exit(main())

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import structlog
-
 from vmkeep.config import Settings
 from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.host import restore, surveying
@@ -45,9 +43,10 @@ from vmkeep.host.tasks import (
     WriteRestore,
 )
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.logs import get_logger
 from vmkeep.repository import Repository
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -130,9 +129,9 @@ class LocalHost:
         )
         current.thread.start()
 
-    def poll(self, operation: str) -> TaskState:
+    def poll(self, operation: str, wait_seconds: float = 0.0) -> TaskState:
         current = self._operations[operation]
-        ended = current.ended.is_set()
+        ended = current.ended.wait(wait_seconds)
         return TaskState(ended, current.result if ended else None, current.error if ended else None, current.progress)
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:

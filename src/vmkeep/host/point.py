@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import structlog
-
 from vmkeep.config import Settings
 from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError
 from vmkeep.host.bases import checkpoint_prefix
@@ -33,13 +31,14 @@ from vmkeep.host.tasks import (
     PointOpened,
 )
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.logs import get_logger
 from vmkeep.planning import Base, BitmapHealth, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 # Blocks of each base that are read again to prove it; 256 KiB in all.
 _WITNESSES = 4
 

@@ -60,8 +60,8 @@ class Host(Protocol):
         """Begin a task; the same task of the same operation is begun only once."""
         ...
 
-    def poll(self, operation: str) -> TaskState:
-        """Return how the operation's latest task stands."""
+    def poll(self, operation: str, wait_seconds: float = 0.0) -> TaskState:
+        """Return how the operation's latest task stands: when it ends, or else after ``wait_seconds``."""
         ...
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-import structlog
-
 from vmkeep.definition import Definition
 from vmkeep.host.instant import checkpoint_xml
 from vmkeep.host.journal import JournalDisk
 from vmkeep.hypervisor import Domain
+from vmkeep.logs import get_logger
 from vmkeep.transfer.imagefile import add_bitmap, describe_image, remove_bitmap
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 _BITMAP_FORMAT = "qcow2"
 # libvirt makes no checkpoints on this bus.
 _BUS_WITHOUT_BITMAPS = "sd"

@@ -25,15 +25,15 @@ from types import TracebackType
 from typing import IO, Self
 
 import nbd
-import structlog
 
 from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
 from vmkeep.filesystem import file_error
+from vmkeep.logs import get_logger
 from vmkeep.transfer.imagefile import describe_image, image_error, image_node
 from vmkeep.transfer.nbd import NbdSource, export_names
 from vmkeep.transfer.tools import find_tool
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 # sun_path has 108 bytes on Linux, with the final zero.
 _MAX_SOCKET_BYTES = 107

@@ -6,11 +6,10 @@ import shlex
 import shutil
 import subprocess
 
-import structlog
-
 from vmkeep.errors import HostFileMissing, NoSpace, TransferError
+from vmkeep.logs import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def find_tool(name: str) -> str:
