@@ -22,6 +22,8 @@ from vmkeep.errors import InvalidRequest, NoSpace, PermissionRefused, StoreError
 SETTINGS_FILE = "vmkeep.toml"
 DEFAULT_URI = "qemu:///system"
 DEFAULT_BLOCK_BYTES = 65536
+ADAPTIVE, ALWAYS = "adaptive", "always"
+"""How hard blocks are compressed: as the machine has time for it, or as well as it goes."""
 MAX_WORKERS = 64
 
 _TYPES: Mapping[str, type[str | int]] = {
@@ -32,6 +34,7 @@ _TYPES: Mapping[str, type[str | int]] = {
     "images_dir": str,
     "workers": int,
     "block_bytes": int,
+    "compression": str,
 }
 _DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
 
@@ -52,6 +55,7 @@ class Settings:
     workers: int
     scratch_dir: Path | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
+    compression: str = ADAPTIVE
 
     @property
     def settings_path(self) -> Path:
@@ -114,6 +118,7 @@ def load_settings(
         images_dir=Path("/var/lib/libvirt/images"),
         # One more than there are processors, because one of them waits for QEMU most of the time.
         workers=min(8, (os.cpu_count() or 2) + 1),
+        compression=str(found.get("compression", ADAPTIVE)),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
     numbers = {key: int(found[key]) for key in ("workers", "block_bytes") if key in found}
@@ -217,6 +222,10 @@ def _check(path: Path, key: str, value: object) -> None:
     directory = key in _DIRECTORIES or (key == "repository" and "://" not in str(value))
     if directory and not str(value).startswith("/"):
         raise _wrong(path, f'{path}: setting "{key}" must be an absolute directory', f"Correct {key} in {path}.")
+    if key == "compression" and value not in (ADAPTIVE, ALWAYS):
+        raise _wrong(
+            path, f'{path}: setting "compression" must be "{ADAPTIVE}" or "{ALWAYS}"', f"Correct compression in {path}."
+        )
     number = value if isinstance(value, int) else 0
     if key == "workers" and not 1 <= number <= MAX_WORKERS:
         raise _wrong(path, f'{path}: setting "workers" must be 1 to {MAX_WORKERS}', f"Correct workers in {path}.")

@@ -18,6 +18,15 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def passes_cache(path: Path) -> bool:
+    """Return whether a file that is there can be written with O_DIRECT: not on older tmpfs, nor on some FUSE."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def file_error(error: OSError, path: Path) -> VmkeepError:
     """Return our error for the operating system's about writing a file on this host."""
     where = str(path)

@@ -61,11 +61,11 @@ def before_command(
         raise typer.Exit(InvalidRequest.exit_status)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status."""
+def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
+    """Run one command line and return its exit status. ``ends_process``: the caller ends the process with it."""
     console = Console(json_wanted=_json_wanted(arguments))
     interruption = Interruption(console.notice)
-    invocation = Invocation(console, interruption, arguments=arguments)
+    invocation = Invocation(console, interruption, arguments=arguments, ends_process=ends_process)
     try:
         with interruption.installed():
             command = typer.main.get_command(app)
@@ -94,7 +94,7 @@ def run() -> NoReturn:
     """The entry point of the installed command."""
     # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay.
     gc.set_threshold(50_000)
-    status = main(sys.argv[1:])
+    status = main(sys.argv[1:], ends_process=True)
     # All that was opened is closed by now. Taking the modules apart, as the interpreter does at its end, would take
     # 0.14 s, a sixth of a short command.
     logging.shutdown()

@@ -37,6 +37,7 @@ class Invocation:
     debug: bool = False
     logging: bool = False
     arguments: Sequence[str] = ()
+    ends_process: bool = False
 
 
 class Session:
@@ -77,7 +78,7 @@ class Session:
             report = self.premises.ensure()
             if report is not None:
                 tell_first_use(self.console, report)
-        with Engine(self.premises) as engine:
+        with Engine(self.premises, last=self._invocation.ends_process) as engine:
             for sentence in engine.recovered:
                 self.console.notice(sentence)
             with self.interruption.handed_to(engine.cancel):

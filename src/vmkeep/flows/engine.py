@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sqlite3
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -61,10 +62,15 @@ _APPLICATION_VERSION = "1"
 
 
 class Engine:
-    """Runs flows. One a process; use it with ``with``. ``recovered`` tells what was undone or finished at start."""
+    """Runs flows. One a process; use it with ``with``. ``recovered`` tells what was undone or finished at start.
 
-    def __init__(self, premises: Premises) -> None:
+    ``last``: the process ends right after the engine, so DBOS's threads need not be stopped. They look for flows of
+    other processes, and their end is waited for 0.07 s, which a short command would feel.
+    """
+
+    def __init__(self, premises: Premises, *, last: bool = False) -> None:
         self._premises = premises
+        self._last = last
         self._host = LocalHost(premises.settings, lambda: premises.repository)
         self._cancelled: VmkeepError | None = None
         self._watch: Watch = _unwatched
@@ -94,7 +100,8 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        DBOS.destroy(destroy_registry=True)
+        if not self._last:
+            DBOS.destroy(destroy_registry=True)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -171,6 +178,7 @@ class Engine:
     def _launch(self, path: Path) -> None:
         # DBOS logs to the console, and every failed step with a traceback; errors reach the user another way.
         logging.getLogger("dbos").setLevel(logging.CRITICAL + 1)
+        _use_write_ahead_log(path)
         config: DBOSConfig = {
             "name": "vmkeep",
             "system_database_url": f"sqlite:///{path}",
@@ -345,6 +353,15 @@ class Engine:
                 self._end(operation.id, OperationState.DONE, None)
             else:
                 self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
+
+
+def _use_write_ahead_log(path: Path) -> None:
+    """Let SQLite write each step once and sync once; DBOS leaves the file with a rollback journal: three syncs a step.
+
+    The mode is kept in the file. While another process has it open in the old mode it stays, until the next start.
+    """
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
 
 
 def _unwatched(_progress: Progress) -> None:

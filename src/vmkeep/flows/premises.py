@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState
-from vmkeep.config import Settings, prepare_home, resolve_location, save_repository_location
+from vmkeep.config import ALWAYS, Settings, prepare_home, resolve_location, save_repository_location
 from vmkeep.errors import (
     IntegrityError,
     InvalidRequest,
@@ -29,6 +29,7 @@ from vmkeep.host.lock import FileLock
 if TYPE_CHECKING:
     from vmkeep.keys import KeyFile, KeyMaterial
     from vmkeep.repository import PointRecord, Repository
+    from vmkeep.repository.seal import Compress
 
 _WAIT_SECONDS = 0.05
 
@@ -179,7 +180,7 @@ class Premises:
             )
         key = KeyFile.generate(self.settings.keys_dir)
         try:
-            repository = Repository.create(location, key)
+            repository = Repository.create(location, key, compress=self._compress())
         except BaseException:
             # The key opens nothing; it must not be taken for the one that matters.
             if key.path is not None:
@@ -244,7 +245,12 @@ class Premises:
     def _open(self, location: str) -> Repository:
         from vmkeep.repository import Repository
 
-        return Repository.open(location, self._find_key)
+        return Repository.open(location, self._find_key, compress=self._compress())
+
+    def _compress(self) -> Compress:
+        from vmkeep.repository.compression import zstd, zstd_well
+
+        return zstd_well if self.settings.compression == ALWAYS else zstd
 
     def _find_key(self, recipients: Sequence[str]) -> KeyMaterial:
         from vmkeep.keys import KeyFile

@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from mmap import mmap
 from typing import NamedTuple, TypeAlias
 
 from vmkeep.errors import StoreError, VmkeepError
+from vmkeep.repository.directory import aligned_buffer
 from vmkeep.repository.layout import (
     FRAME_OVERHEAD_BYTES,
     NAME_BYTES,
@@ -77,7 +79,7 @@ class _Filling:
 
     __slots__ = ("buffer", "closed", "counter", "entries", "header", "key", "offset", "pending")
 
-    def __init__(self, header: PackHeader, key: SealingKey, buffer: bytearray) -> None:
+    def __init__(self, header: PackHeader, key: SealingKey, buffer: mmap) -> None:
         self.header = header
         self.key = key
         self.buffer = buffer
@@ -87,6 +89,12 @@ class _Filling:
         self.pending = 0
         self.closed = False
         buffer[:PACK_HEADER_BYTES] = header.pack_bytes()
+
+    def grow(self, size_bytes: int) -> None:
+        """Make room for a first frame that is larger than a pack."""
+        larger = aligned_buffer(size_bytes)
+        larger[:PACK_HEADER_BYTES] = self.buffer[:PACK_HEADER_BYTES]
+        self.buffer = larger
 
 
 class Packer:
@@ -111,7 +119,7 @@ class Packer:
         self._pack_bytes = pack_bytes
         self._told = stored
         self._changed = threading.Condition()
-        self._free: list[bytearray | None] = [None] * buffers
+        self._free: list[mmap | None] = [None] * buffers
         self._buffers = buffers
         self._current: _Filling | None = None
         self._full: deque[_Filling] = deque()
@@ -185,7 +193,7 @@ class Packer:
                 filling.counter += 1
                 filling.offset += block.sealed_bytes
                 if filling.offset > len(filling.buffer):  # a frame larger than a pack, alone in its own
-                    filling.buffer.extend(bytes(filling.offset - len(filling.buffer)))
+                    filling.grow(filling.offset)
                 filling.pending += 1
         return places
 
@@ -224,10 +232,10 @@ class Packer:
                 if filling.closed and filling.pending == 0:
                     self._hand_over(filling)
 
-    def _open(self, buffer: bytearray | None) -> _Filling:
+    def _open(self, buffer: mmap | None) -> _Filling:
         key = self._sealer.new_key()
         header = PackHeader(self._kind, key.key_id, self._sealer.domain.id, self._sealer.random(NAME_BYTES))
-        return _Filling(header, key, buffer if buffer is not None else bytearray(self._pack_bytes))
+        return _Filling(header, key, buffer if buffer is not None else aligned_buffer(self._pack_bytes))
 
     def _close(self, filling: _Filling) -> None:
         filling.closed = True
@@ -279,7 +287,7 @@ class Packer:
         tail = sealed + pack_trailer(filling.offset, len(sealed))
         name = pack_name(filling.header.pack)
         # Sliced and not released early, as the store may still hold it when it fails.
-        self._store.put(name, [memoryview(filling.buffer)[: filling.offset], tail], durable=False)
+        self._store.put_pack(name, [memoryview(filling.buffer)[: filling.offset], tail])
         with self._changed:
             self._written.append(_Written(filling.header.pack, filling.entries, filling.offset + len(tail)))
             self._free.append(filling.buffer if len(filling.buffer) == self._pack_bytes else None)

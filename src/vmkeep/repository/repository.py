@@ -19,6 +19,7 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyMaterial
 from vmkeep.repository import fetch, intents, states
+from vmkeep.repository.compression import zstd
 from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
@@ -35,7 +36,7 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.manifest import Runs, comparable, sample_blocks, walk_blocks, walk_difference
 from vmkeep.repository.packs import read_index
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
-from vmkeep.repository.seal import Compress, Random, Sealer, zstd
+from vmkeep.repository.seal import Compress, Random, Sealer
 from vmkeep.repository.store import ObjectStore, create_store, open_store
 from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
@@ -90,7 +91,9 @@ class Repository:
         return cls(store, format_bytes, keyring, key, random=random, compress=compress)
 
     @classmethod
-    def open(cls, location: str, keys: Callable[[Sequence[str]], KeyMaterial]) -> Repository:
+    def open(
+        cls, location: str, keys: Callable[[Sequence[str]], KeyMaterial], *, compress: Compress = zstd
+    ) -> Repository:
         """Open a repository with the key that ``keys`` finds for one of the recipients' key ids.
 
         Raises RepositoryNotFound, RepositoryForeign, ObjectMissing or ObjectDamaged (keyring), WrongKey, and what
@@ -113,7 +116,7 @@ class Repository:
             return found[0]
 
         keyring = open_keyring(store, highest_generation(store), format_bytes, remembered)
-        return cls(store, format_bytes, keyring, found[0])
+        return cls(store, format_bytes, keyring, found[0], compress=compress)
 
     def add_data_key(self) -> None:
         """Seal what is written from now on with a new data key; what is stored stays readable, with its own."""

@@ -33,6 +33,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.filesystem import sync_directory
+from vmkeep.repository.directory import LARGE_BYTES, put_large
 from vmkeep.repository.layout import Buffer
 
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -56,6 +57,7 @@ class ObjectStore:
         self.directory = directory
         self._made: set[Path] = set()
         self._making = threading.Lock()
+        self._past_cache = True
 
     def put(
         self, name: str, content: Buffer | Sequence[Buffer], *, replace: bool = False, durable: bool = True
@@ -70,11 +72,21 @@ class ObjectStore:
                 self._make_parent(self.directory / name)
             pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
             obstore.put(self._store, name, pieces, mode=mode, use_multipart=False)
-            if self.directory is not None:
-                if durable:
-                    self._sync_file(self.directory / name)
-                else:
-                    _begin_writing(self.directory / name)
+            if self.directory is not None and durable:
+                self._sync_file(self.directory / name)
+
+    def put_pack(self, name: str, pieces: Sequence[Buffer]) -> None:
+        """Store a pack, whose first piece begins an ``aligned_buffer``; ``make_durable`` is owed for it.
+
+        Raises what ``put`` does.
+        """
+        if self.directory is not None and self._past_cache and len(pieces[0]) >= LARGE_BYTES:
+            with _translated(self.location, name):
+                self._make_parent(self.directory / name)
+                if put_large(self.directory / name, pieces):
+                    return
+            self._past_cache = False
+        self.put(name, pieces, durable=False)
 
     def make_durable(self, name: str) -> None:
         """Return when an object that was put without ``durable`` is on the disk."""
@@ -166,19 +178,6 @@ class ObjectStore:
         finally:
             os.close(handle)
         sync_directory(path.parent)
-
-
-def _begin_writing(path: Path) -> None:
-    """Let the kernel begin to write a file back, without waiting: the fsync that follows later then finds little to do.
-
-    Linux starts write-back of dirty pages on POSIX_FADV_DONTNEED (mm/fadvise.c), and drops those that are clean.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fchmod(handle, 0o600)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
 
 
 def open_store(location: str) -> ObjectStore:

@@ -20,7 +20,7 @@ from vmkeep.repository.fetch import Window, ahead
 from vmkeep.transfer.images import ImageWriter, NewImage, Qcow2Image, RawImage
 
 # Each write is a round trip to qemu-nbd, or a system call.
-WRITE_BYTES = 1 << 20
+WRITE_BYTES = 512 << 10
 
 
 def deliver_disk(

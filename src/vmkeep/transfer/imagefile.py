@@ -107,10 +107,11 @@ def remove_bitmap(path: str | Path, image_format: str, name: str) -> bool:
     return True
 
 
-def image_node(layer: ImageLayer, *, read_only: bool) -> str:
+def image_node(layer: ImageLayer, *, read_only: bool, past_cache: bool = False) -> str:
     """Return the name by which QEMU's tools open a layer, a local file or device, with all that is below it.
 
-    Read-only also takes no locks, so that it hinders no VM that is started meanwhile.
+    Read-only also takes no locks, so that it hinders no VM that is started meanwhile. ``past_cache`` asks for
+    O_DIRECT, which not every file system has.
     """
     node: dict[str, object] = {"driver": layer.format, "file": _file_node(layer.path)}
     if layer.data_file is not None and _is_local(layer.data_file):
@@ -118,6 +119,8 @@ def image_node(layer: ImageLayer, *, read_only: bool) -> str:
         node["data-file"] = _file_node(layer.data_file)
     if read_only:
         node |= {"read-only": True, "force-share": True}
+    if past_cache:
+        node["cache"] = {"direct": True, "no-flush": True}
     return "json:" + json.dumps(node)
 
 

@@ -27,7 +27,7 @@ from typing import IO, Self
 import nbd
 
 from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
-from vmkeep.filesystem import file_error
+from vmkeep.filesystem import file_error, passes_cache
 from vmkeep.logs import get_logger
 from vmkeep.transfer.imagefile import describe_image, image_error, image_node
 from vmkeep.transfer.nbd import NbdSource, export_names
@@ -233,7 +233,9 @@ class ImageServer:
                     f"the bitmap {self._bitmap} of {self._path} is in use, or was when its VM was killed",
                     path=self._path,
                 )
-        return image_node(top, read_only=not self._writable)
+        # A new image is written once and whole: through the page cache each byte would be copied once more, and push
+        # out what the guests of the host have there.
+        return image_node(top, read_only=not self._writable, past_cache=self._new and passes_cache(Path(self._path)))
 
     def _command(self) -> list[str]:
         setpriv = shutil.which("setpriv")

@@ -120,7 +120,7 @@ def write_pattern(image: Path, pattern: int, start: int, length: int) -> None:
 def read_whole(source: NbdSource) -> bytes:
     connection = source.connect()
     step = 1 << 20
-    parts = [connection.read(at, min(step, source.size_bytes - at)) for at in range(0, source.size_bytes, step)]
+    parts = [bytes(connection.read(at, min(step, source.size_bytes - at))) for at in range(0, source.size_bytes, step)]
     connection.close()
     return b"".join(parts)
 
