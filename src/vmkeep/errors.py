@@ -342,12 +342,30 @@ class KeyMissing(VmkeepError):
 
 
 class WrongKey(VmkeepError):
-    """A key that does not open this repository, or a passphrase that does not open the key."""
+    """A key that does not open this repository, or a passphrase that does not open the key or a disk image."""
 
     code = "wrong-key"
     exit_status = 41
     http_status = 403
     default_hint = "Check the passphrase and that the key belongs to this repository."
+
+
+class SecretMissing(VmkeepError):
+    """libvirt does not have the secret that a disk image is encrypted with, or no value for it."""
+
+    code = "secret-missing"
+    exit_status = 42
+    http_status = 409
+    default_hint = "`virsh secret-define` and `virsh secret-set-value` give libvirt the secret."
+
+
+class SecretPrivate(VmkeepError):
+    """libvirt keeps the value of the secret to itself, so only QEMU can open the disk image."""
+
+    code = "secret-private"
+    exit_status = 43
+    http_status = 409
+    default_hint = "Start the VM for a backup; for a restore, define the secret anew with private='no'."
 
 
 # -- ended from outside ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ a disk, a vTPM or UEFI variables is a second opinion.
         result = host.run(["vmkeep", "backup", "win11"])
 """
 
-from tests.rig.domain_xml import DirectBoot
+from tests.rig.domain_xml import DirectBoot, Secret
 from tests.rig.errors import RigError
 from tests.rig.host import Host, missing_requirements
 from tests.rig.images import assert_images_equal, random_bytes, read_offline_image, sha256
@@ -30,6 +30,7 @@ __all__ = [
     "MiB",
     "NvIndexMissingError",
     "RigError",
+    "Secret",
     "SoftwareTpm",
     "Vm",
     "VmState",

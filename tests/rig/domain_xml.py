@@ -11,6 +11,14 @@ from lxml.builder import E
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret of libvirt's, and its value."""
+
+    uuid: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
     """A disk of a guest. It is made when the VM is defined, unless ``path`` names a file that is there already."""
 
@@ -26,6 +34,7 @@ class Disk:
     error_policy: str | None = None  # "stop", "report", "ignore" or "enospace", as libvirt's error_policy
     create_options: tuple[str, ...] = ()  # for qemu-img create -o, "cluster_size=4k"
     extra_xml: tuple[str, ...] = ()  # further elements of <disk>
+    secret: Secret | None = None  # makes the image LUKS: qcow2 with LUKS in it, or raw with nothing but LUKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,7 @@ class DiskInUse:
     bus: str
     format: str
     path: Path | None
+    secret_uuid: str | None = None  # of an encrypted disk
 
 
 def disks_of(xml: str) -> list[DiskInUse]:
@@ -57,6 +67,7 @@ def disks_of(xml: str) -> list[DiskInUse]:
             bus=str(element.xpath("string(target/@bus)")),
             format=str(element.xpath("string(driver/@type)")),
             path=Path(str(element.xpath("string(source/@file)"))) if element.find("source") is not None else None,
+            secret_uuid=str(element.xpath("string(source/encryption/secret/@uuid)")) or None,
         )
         for element in etree.fromstring(xml).iterfind("devices/disk")
     ]
@@ -68,7 +79,10 @@ def disk_element(disk: Disk, path: Path | None) -> etree._Element:
         driver.set("error_policy", disk.error_policy)
     element = E.disk(driver, type="file", device=disk.device)
     if path is not None:
-        element.append(E.source(file=str(path)))
+        source = E.source(file=str(path))
+        if disk.secret is not None:
+            source.append(E.encryption(E.secret(type="passphrase", uuid=disk.secret.uuid), format="luks"))
+        element.append(source)
     element.append(E.target(dev=disk.target, bus=disk.bus))
     if disk.readonly:
         element.append(E.readonly())

@@ -25,7 +25,7 @@ from typing import Self
 import libvirt
 
 from tests.rig import namespaces
-from tests.rig.domain_xml import DirectBoot
+from tests.rig.domain_xml import DirectBoot, Secret
 from tests.rig.errors import RigError
 from tests.rig.host_init import PRIVATE_DIRECTORIES, SWTPM_CA_CONFIG
 from tests.rig.vm import Disk, Vm
@@ -90,6 +90,7 @@ class Host:
         self._process: subprocess.Popen[str] | None = None
         self._lock_descriptor = -1
         self._init_pid = 0
+        self._passphrases: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self.start()
@@ -283,14 +284,34 @@ class Host:
             boot=boot,
         )
 
+    def secret(self, value: str = "open sesame", *, private: bool = False, secret_uuid: str | None = None) -> Secret:
+        """Give libvirt a secret for disks. A private one is told to QEMU alone."""
+        name = secret_uuid or str(uuid.uuid4())
+        private_word = "yes" if private else "no"
+        xml = f"<secret ephemeral='yes' private='{private_word}'><uuid>{name}</uuid></secret>"
+        self.connection.secretDefineXML(xml).setValue(value.encode())
+        self._passphrases[name] = value
+        return Secret(name, value)
+
+    def passphrase(self, secret_uuid: str) -> str:
+        """Return the value of a secret that a test made."""
+        return self._passphrases[secret_uuid]
+
+    def secrets(self) -> set[str]:
+        """Return the UUIDs of all secrets that libvirt has now."""
+        return {secret.UUIDString() for secret in self.connection.listAllSecrets()}
+
     def vm(self, name: str) -> Vm:
         """Return a VM that something else defined, a restore for instance."""
         return Vm(self, self.connection.lookupByName(name).UUIDString(), name)
 
     def clear(self) -> None:
-        """Remove every VM, whoever defined it, and all files in ``disks``, ``home``, ``work`` and ``jobs``."""
+        """Remove every VM, whoever defined it, all secrets, and all in ``disks``, ``home``, ``work`` and ``jobs``."""
         for domain in self.connection.listAllDomains():
             Vm(self, domain.UUIDString(), domain.name()).delete()
+        for secret in self.connection.listAllSecrets():
+            secret.undefine()
+        self._passphrases.clear()
         for name in ("disks", "home", "work", "jobs"):
             for entry in (self.dir / name).iterdir():
                 if entry.is_dir() and not entry.is_symlink():

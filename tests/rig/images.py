@@ -6,6 +6,7 @@ import hashlib
 import random
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.rig.errors import RigError
@@ -22,20 +23,55 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def convert_to_raw(source: Path, raw: Path, image_format: str | None = None) -> None:
-    """Write what a guest would see in an image that no VM uses as a raw file."""
-    known_format = [] if image_format is None else ["-f", image_format]
-    command = ["qemu-img", "convert", *known_format, "-O", "raw", str(source), str(raw)]
+def convert_to_raw(source: Path, raw: Path, image_format: str | None = None, passphrase: str | None = None) -> None:
+    """Write what a guest would see in an image that no VM uses as a raw file. A passphrase opens an encrypted one."""
+    if passphrase is not None:
+        opened = ["--object", luks_object(passphrase), "--image-opts", luks_options(source, image_format or "qcow2")]
+    else:
+        opened = [*([] if image_format is None else ["-f", image_format]), str(source)]
+    command = ["qemu-img", "convert", "-O", "raw", *opened, str(raw)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RigError(f"qemu-img cannot read {source}: {result.stderr.strip()}")
 
 
-def read_offline_image(source: Path, image_format: str | None = None) -> bytes:
+def luks_object(passphrase: str) -> str:
+    """Return what gives QEMU's tools the passphrase, as ``key``."""
+    return f"secret,id=key,data={passphrase}"
+
+
+def luks_options(path: Path, image_format: str) -> str:
+    """Return the ``--image-opts`` of an encrypted image: qcow2 with LUKS in it, or what libvirt calls raw."""
+    if image_format == "qcow2":
+        return f"driver=qcow2,encrypt.format=luks,encrypt.key-secret=key,file.filename={path}"
+    return f"driver=luks,key-secret=key,file.filename={path}"
+
+
+_templates: dict[tuple[str, int, str, tuple[str, ...]], bytes] = {}
+
+
+def make_luks(path: Path, image_format: str, size_bytes: int, passphrase: str, options: Sequence[str] = ()) -> None:
+    """Make an empty encrypted image. The second of its kind is a copy, because each takes qemu-img 2 s."""
+    kind = (image_format, size_bytes, passphrase, tuple(options))
+    if kind not in _templates:
+        prefix = "encrypt." if image_format == "qcow2" else ""
+        words = [f"{prefix}key-secret=key", f"{prefix}iter-time=10", *options]
+        words += ["encrypt.format=luks"] if prefix else []
+        command = ["qemu-img", "create", "-q", "--object", luks_object(passphrase)]
+        command += ["-f", "qcow2" if prefix else "luks", "-o", ",".join(words), str(path), str(size_bytes)]
+        # It times the key derivation, and gives up when the clock of its thread did not move meanwhile.
+        attempts = (subprocess.run(command, check=False, capture_output=True).returncode == 0 for _ in range(40))
+        if not any(attempts):
+            raise RigError(f"qemu-img cannot make the encrypted image {path}")
+        _templates[kind] = path.read_bytes()
+    path.write_bytes(_templates[kind])
+
+
+def read_offline_image(source: Path, image_format: str | None = None, passphrase: str | None = None) -> bytes:
     """Return what a guest would see in an image that no VM uses, whole. The format is probed unless given."""
     with tempfile.TemporaryDirectory(prefix="vmkeep-rig-image-") as directory:
         raw = Path(directory) / "image.raw"
-        convert_to_raw(source, raw, image_format)
+        convert_to_raw(source, raw, image_format, passphrase)
         return raw.read_bytes()
 
 

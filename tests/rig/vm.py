@@ -88,7 +88,9 @@ class Vm:
         placed: list[tuple[Disk, Path | None]] = []
         for disk in disks:
             path = disk.path or host.dir / "disks" / f"{name}-{disk.target}.{disk.format}"
-            if disk.media and not path.exists():
+            if disk.media and disk.secret is not None and not path.exists():
+                images.make_luks(path, disk.format, disk.size_bytes, disk.secret.value, disk.create_options)
+            elif disk.media and not path.exists():
                 options = ["-o", ",".join(disk.create_options)] if disk.create_options else []
                 _qemu_img("create", "-q", "-f", disk.format, *options, str(path), str(disk.size_bytes))
             placed.append((disk, path if disk.media else None))
@@ -199,6 +201,11 @@ class Vm:
             raise RigError(f"{self.name} has no NVRAM: it has no UEFI firmware")
         return self.host.path(inner or f"/var/lib/libvirt/qemu/nvram/{self.name}_VARS.fd")
 
+    def passphrase(self, target: str) -> str | None:
+        """Return what opens an encrypted disk, whoever made its secret; None for a plain one."""
+        uuid = self.disk(target).secret_uuid
+        return None if uuid is None else self.host.passphrase(uuid)
+
     # -- writes ----------------------------------------------------------------------------------------------
 
     def monitor(self, command: str) -> str:
@@ -257,7 +264,7 @@ class Vm:
     def read_image_to(self, target: str, raw: Path) -> None:
         """Write what ``read_image`` returns to a raw file, sparse where the disk is."""
         if self.state() is VmState.OFF:
-            images.convert_to_raw(self.disk_path(target), raw, self.disk(target).format)
+            images.convert_to_raw(self.disk_path(target), raw, self.disk(target).format, self.passphrase(target))
             return
         raw.unlink(missing_ok=True)
         with self.own_backup_job([target]) as socket:

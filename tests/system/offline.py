@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig import Vm
+from tests.rig.images import luks_object, luks_options
 
 
 def qemu_img(*arguments: str | Path) -> str:
@@ -52,5 +53,9 @@ def zero_offline(vm: Vm, target: str, *, start: int, length: int) -> None:
 
 
 def _qemu_io(vm: Vm, target: str, command: str) -> None:
-    disk = vm.disk(target)
-    subprocess.run(["qemu-io", "-f", disk.format, "-c", command, str(disk.path)], check=True, capture_output=True)
+    disk, passphrase = vm.disk(target), vm.passphrase(target)
+    assert disk.path is not None
+    opened = ["-f", disk.format, str(disk.path)]
+    if passphrase is not None:
+        opened = ["--object", luks_object(passphrase), "--image-opts", luks_options(disk.path, disk.format)]
+    subprocess.run(["qemu-io", "-c", command, *opened], check=True, capture_output=True)

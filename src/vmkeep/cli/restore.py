@@ -48,6 +48,10 @@ def restore(
         ImageFormat | None,
         typer.Option("--format", help="Format of the images; with --output. [default: qcow2]", show_default=False),
     ] = None,
+    decrypt: Annotated[
+        bool,
+        typer.Option("--decrypt", help="Write plain images of disks that were encrypted; with --output."),
+    ] = False,
     tpm: Annotated[
         TpmChoice | None,
         typer.Option(
@@ -72,16 +76,18 @@ def restore(
         if not in_place:
             _refuse(("--only", only), ("--yes", yes or None), needs="--in-place")
         if in_place:
-            _refuse(("--format", image_format), needs="--output")
+            _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
             _refuse(("--disks-dir", disks_dir), needs="--as")
             _refuse(("--force", force or None), needs="--output and --as")
             _in_place(running, point, tuple(dict.fromkeys(only or ())), tpm, yes=yes)
             return
         if output is not None:
             _refuse(("--tpm", tpm), ("--disks-dir", disks_dir), needs="--as")
-            restored: FilesRestored | VmRestored = _as_files(running, point, output, image_format, force=force)
+            restored: FilesRestored | VmRestored = _as_files(
+                running, point, output, image_format, force=force, decrypt=decrypt
+            )
         else:
-            _refuse(("--format", image_format), needs="--output")
+            _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
             if tpm is TpmChoice.KEEP:
                 raise InvalidRequest("--tpm keep goes with --in-place only: a VM that is made has no TPM yet")
             restored = _as_vm(running, point, name or "", tpm, disks_dir, force=force)
@@ -89,12 +95,12 @@ def restore(
 
 
 def _as_files(
-    running: Session, point: str, output: Path, image_format: ImageFormat | None, *, force: bool
+    running: Session, point: str, output: Path, image_format: ImageFormat | None, *, force: bool, decrypt: bool
 ) -> FilesRestored:
     from vmkeep.flows.requests import RestoreFiles
 
     found = running.premises.catalog.find_point(point)
-    request = RestoreFiles(found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force)
+    request = RestoreFiles(found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force, decrypt)
     with running.engine() as engine, running.console.progress() as watch:
         return engine.restore_files(request, watch)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from vmkeep.definition.model import (
+    USAGE,
     DefinedDisk,
     Definition,
     DefinitionError,
+    DiskEncryption,
     Firmware,
     FirmwareKind,
     Interface,
@@ -18,9 +20,11 @@ from vmkeep.definition.reading import parse_definition
 from vmkeep.definition.remapping import DiskPlacement, Remap, remap
 
 __all__ = [
+    "USAGE",
     "DefinedDisk",
     "Definition",
     "DefinitionError",
+    "DiskEncryption",
     "DiskPlacement",
     "Firmware",
     "FirmwareKind",

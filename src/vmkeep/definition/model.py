@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class DefinitionError(ValueError):
@@ -39,6 +40,30 @@ class TpmBackend(StrEnum):
     EXTERNAL = "external"
 
 
+USAGE: Final = "usage:"
+"""What the name of a secret begins with that is known by its use; without it, the name is a UUID."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskEncryption:
+    """How QEMU encrypts an image for its guest. ``format`` is libvirt's word: luks, luks2, qcow, default.
+
+    ``engine`` is who does it: qemu, librbd, or None for libvirt's choice. ``secrets`` are the names of the libvirt
+    secrets that open it, each a UUID, or ``usage:`` and the name of its use.
+    """
+
+    format: str
+    engine: str | None = None
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def secret(self) -> str | None:
+        """The secret of an image that QEMU itself encrypts with LUKS; None for every other kind."""
+        if self.format != "luks" or self.engine not in (None, "qemu") or len(self.secrets) != 1:
+            return None
+        return self.secrets[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefinedDisk:
     """A disk or drive of a domain.
@@ -58,7 +83,7 @@ class DefinedDisk:
     readonly: bool = False
     shareable: bool = False
     transient: bool = False
-    encrypted: bool = False
+    encryption: DiskEncryption | None = None
     error_policy: str | None = None
     rerror_policy: str | None = None
     alias: str | None = None
@@ -70,6 +95,12 @@ class DefinedDisk:
     def removable(self) -> bool:
         """Whether this is a drive for media, which are no part of a VM's state."""
         return self.device in {"cdrom", "floppy"}
+
+    @property
+    def image_format(self) -> str:
+        """What QEMU's own tools call the image: a raw one that is encrypted is of the format luks."""
+        image_format = self.format or "raw"
+        return "luks" if self.encryption is not None and image_format == "raw" else image_format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,11 @@ from uuid import UUID
 from lxml import etree
 
 from vmkeep.definition.model import (
+    USAGE,
     DefinedDisk,
     Definition,
     DefinitionError,
+    DiskEncryption,
     Firmware,
     FirmwareKind,
     Interface,
@@ -128,7 +130,7 @@ def _read_disk(disk: etree._Element) -> DefinedDisk:
         readonly=disk.find("readonly") is not None,
         shareable=disk.find("shareable") is not None,
         transient=disk.find("transient") is not None,
-        encrypted=disk.find("encryption") is not None or disk.find("source/encryption") is not None,
+        encryption=_read_encryption(disk),
         error_policy=_attribute(disk, "driver", "error_policy"),
         rerror_policy=_attribute(disk, "driver", "rerror_policy"),
         alias=_attribute(disk, "alias", "name"),
@@ -136,6 +138,30 @@ def _read_disk(disk: etree._Element) -> DefinedDisk:
         serial=_text(disk, "serial"),
         boot_order=_number(_attribute(disk, "boot", "order"), f"boot order of disk {target}"),
     )
+
+
+def _read_encryption(disk: etree._Element) -> DiskEncryption | None:
+    """Return the encryption, which libvirt takes in <source>, and from older definitions in <disk> itself."""
+    found = [disk.find(path) for path in ("source/encryption", "encryption")]
+    encryption = next((element for element in found if element is not None), None)
+    if encryption is None:
+        return None
+    secrets = (_secret_name(secret) for secret in encryption.findall("secret"))
+    return DiskEncryption(
+        format=encryption.get("format", "default"),
+        engine=encryption.get("engine"),
+        secrets=tuple(name for name in secrets if name is not None),
+    )
+
+
+def _secret_name(secret: etree._Element) -> str | None:
+    uuid, usage = secret.get("uuid"), secret.get("usage")
+    if uuid is None:
+        return None if usage is None else USAGE + usage
+    try:
+        return str(UUID(uuid))
+    except ValueError as error:
+        raise DefinitionError(f"{uuid!r} is not the UUID of a secret") from error
 
 
 def _read_source(disk: etree._Element) -> tuple[SourceKind, str | None]:

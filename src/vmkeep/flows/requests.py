@@ -47,12 +47,16 @@ class PointTaken:
 
 @dataclass(frozen=True, slots=True)
 class RestoreFiles:
-    """Write a point's disks, NVRAM, TPM directory and definition into a directory."""
+    """Write a point's disks, NVRAM, TPM directory and definition into a directory.
+
+    ``decrypt`` writes plain images of disks that were encrypted; without it they are encrypted again.
+    """
 
     point: str
     output: str
     image_format: ImageFormat = ImageFormat.QCOW2
     force: bool = False
+    decrypt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
 from vmkeep.planning import Base, BaseDisk, BitmapHealth
 from vmkeep.transfer.imagefile import ImageLayer, describe_image, remove_bitmap
+from vmkeep.transfer.imagekey import ImageKey
 
 _log = get_logger(__name__)
 _BITMAP_FORMAT = "qcow2"
@@ -49,7 +50,7 @@ def image_chains(definition: Definition) -> dict[str, tuple[ImageLayer, ...]]:
         if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
             continue
         try:
-            chains[disk.target] = describe_image(disk.source, disk.format or "raw")
+            chains[disk.target] = describe_image(disk.source, disk.image_format)
         except VmkeepError as error:
             # The plan refuses the disk when its size is not known either; here it only has no bitmaps.
             _log.info("image not described", disk=disk.target, error=error.message)
@@ -69,8 +70,10 @@ class Bases:
         prefix: str,
         points: Sequence[KnownPoint],
         find_point: Callable[[str], KnownPoint | None] = lambda _point_id: None,
+        key: Callable[[str], ImageKey | None] = lambda _target: None,
     ) -> None:
         """``points`` are the VM's, newest first. ``find_point`` is asked for one of an id that is not among them.
+        ``key`` is asked for what opens a disk of a VM that is off, by target.
 
         Another installation may keep the same VM in the same repository: before a migration, or on the other host.
         """
@@ -81,6 +84,7 @@ class Bases:
         self._prefix = prefix
         self._points = {prefix + point.point_id: point for point in points}
         self._find_point = find_point
+        self._key = key
         self._stored = frozenset(bitmap.name for chain in self._chains.values() for bitmap in chain[0].bitmaps)
         self._warnings: list[str] = []
 
@@ -149,7 +153,7 @@ class Bases:
             return
         for target in targets:
             top = self._chains[target][0]
-            remove_bitmap(top.path, top.format, name)
+            remove_bitmap(top.path, top.format, name, self._key(target))
 
     def _attempt(self, what: str, remove: Callable[[], None]) -> None:
         _log.info("left-over", vm=self._domain.name, what=what)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
 from vmkeep.host.bases import Bases, Chains, Standing, image_chains
 from vmkeep.host.instant import StateSource, state_sources
+from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import (
     definition_to_keep,
     disk_sizes,
@@ -69,7 +71,16 @@ def examine(
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)
     warnings += state_warnings(live) + _memory_warning(domain, stopped=stopped)
     states = state_sources(live, StateRoots.of(hypervisor.uri))
-    bases = Bases(domain, live, chains, stopped=stopped, prefix=prefix, points=points, find_point=find_point)
+    bases = Bases(
+        domain,
+        live,
+        chains,
+        stopped=stopped,
+        prefix=prefix,
+        points=points,
+        find_point=find_point,
+        key=partial(key_of_disk, hypervisor, live),
+    )
     standing = bases.examine()
     sizes = disk_sizes(domain, live, chains)
     return Examined(
@@ -81,7 +92,7 @@ def examine(
         states=states,
         standing=standing,
         sizes=sizes,
-        disks=plannable_disks(found, sizes, settings, chains),
+        disks=plannable_disks(found, sizes, settings, chains, hypervisor, running=not stopped),
         killed=domain.state().killed,
         warnings=(*warnings, *standing.warnings),
     )

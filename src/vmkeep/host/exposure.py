@@ -17,10 +17,12 @@ from vmkeep.errors import TransferError, VmkeepError
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, StateSource
 from vmkeep.host.lock import FileLock
+from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.safety import JobRecord
-from vmkeep.hypervisor import Domain
+from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import DiskPlan, PointPlan
 from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.source import DiskSource
 
 
@@ -29,7 +31,7 @@ class Subject:
     """What a point is made of, as it was found when the point was planned."""
 
     operation: str
-    uri: str
+    hypervisor: Hypervisor
     domain: Domain
     definition: Definition
     chains: Mapping[str, tuple[ImageLayer, ...]]
@@ -40,6 +42,14 @@ class Subject:
     kept: frozenset[str]  # older checkpoints that are still the base of a disk which is not in this point
     prefix: str
     lock: FileLock
+
+    @property
+    def uri(self) -> str:
+        return self.hypervisor.uri
+
+    def key(self, target: str) -> ImageKey | None:
+        """Return what opens the image of a disk; None for one that is plain. Raises SecretMissing, SecretPrivate."""
+        return key_of_disk(self.hypervisor, self.definition, target)
 
     @property
     def marked(self) -> tuple[str, ...]:

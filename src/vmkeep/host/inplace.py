@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
 
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
@@ -22,6 +21,7 @@ from vmkeep.host.instant import StateSource, read_state, state_sources
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
 from vmkeep.host.overwriting import Overwriting, changed_since_safety_point, stored_disk
 from vmkeep.host.parking import Parking, read_definition, require_off
+from vmkeep.host.passphrases import key_of
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.rebinding import broken_bitmaps, rebind
 from vmkeep.host.restore import check_state, discard_replaced, item_at, publish_items, withdraw_items
@@ -44,6 +44,7 @@ from vmkeep.repository import PointRecord, Repository
 from vmkeep.statefiles.installation import stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
+from vmkeep.transfer.imagekey import ImageKey
 
 
 def check_in_place(
@@ -72,10 +73,14 @@ class InPlace:
         self._hypervisor = hypervisor
         self._repository = repository
         self._parking = Parking(settings, hypervisor, operation)
-        self._overwriting = Overwriting(settings, repository, operation)
+        self._overwriting = Overwriting(settings, repository, operation, self._key)
         self._prefix = checkpoint_prefix(repository.id)
         self._stop: Callable[[], None] = lambda: None
         self._watch: Callable[[Progress], None] = lambda _progress: None
+
+    def _key(self, disk: JournalDisk) -> ImageKey | None:
+        journal = self._parking.load()
+        return key_of(self._hypervisor, disk.secret, vm=journal.vm if journal else None, disk=disk.target)
 
     def serve(self, *, stop: Callable[[], None], watch: Callable[[Progress], None]) -> None:
         """Let the next task answer to these."""
@@ -173,7 +178,8 @@ class InPlace:
             self._repository,
             stored,
             staged,
-            cast("Literal['qcow2', 'raw']", item.format),
+            item.format,
+            key=key_of(self._hypervisor, item.secret, vm=record.vm_name, disk=item.name),
             workers=self._settings.workers,
             stop=self._stop,
             progress=progress,
@@ -206,7 +212,7 @@ class InPlace:
         """Make the point the base of its disks."""
         journal, domain = self._parking.resume(self._stop)
         definition = self._parking.definition(domain, journal)
-        rebind(domain, definition, journal.disks, self._prefix + journal.point, prefix=self._prefix)
+        rebind(domain, definition, journal.disks, self._prefix + journal.point, prefix=self._prefix, key=self._key)
         return tuple(
             _harmed_bitmap(name, disk.target)
             for disk in journal.disks
@@ -276,7 +282,7 @@ class InPlace:
         written_over = tuple(disk for disk in journal.disks if not disk.made)
         self._write(written_over, self._repository.point(journal.safety))
         definition = self._parking.definition(domain, journal)
-        rebind(domain, definition, written_over, self._prefix + journal.safety, prefix=self._prefix)
+        rebind(domain, definition, written_over, self._prefix + journal.safety, prefix=self._prefix, key=self._key)
 
     def _end(self, journal: RestoreJournal) -> None:
         self._overwriting.end()
@@ -347,9 +353,14 @@ def _select(
 ) -> tuple[Selection, tuple[DeliveredItem, ...]]:
     """Return what goes back and the files that are renamed for it (their names need the operation)."""
     selection = select(record, definition, look_at_images(definition), _sources(hypervisor, definition), only, tpm)
+    for disk in selection.disks:
+        key_of(hypervisor, disk.secret, vm=definition.name, disk=disk.target)  # that it can be had, before anything
     operation = request.operation if request is not None else ""
     items = [
-        item_at("disk", disk.target, Path(os.path.realpath(disk.image.path)), operation, disk.image.format)
+        replace(
+            item_at("disk", disk.target, Path(os.path.realpath(disk.image.path)), operation, disk.image.format),
+            secret=disk.secret,
+        )
         for disk in selection.disks
         if disk.made
     ]

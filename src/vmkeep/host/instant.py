@@ -28,6 +28,7 @@ from vmkeep.moments import (
     StoreType,
     format_backup,
     format_checkpoint,
+    luks_content,
 )
 from vmkeep.planning import Mode, PointPlan
 from vmkeep.statefiles.capture import CapturedState, capture
@@ -54,8 +55,19 @@ class StateSource:
     file: str
 
 
-def backup_xml(plan: PointPlan, definition: Definition, *, socket: Path, scratch: Mapping[str, Path]) -> str:
+def backup_xml(
+    plan: PointPlan,
+    definition: Definition,
+    *,
+    socket: Path,
+    scratch: Mapping[str, Path],
+    encrypted: Collection[str] = (),
+    secret: str = "",
+) -> str:
     """Return the pull job that exports each disk with scratch, with its bitmap where the disk is incremental.
+
+    ``encrypted`` are the targets whose scratch is encrypted, and ``secret`` the UUID of the libvirt secret that opens
+    it.
 
     Disks that are not in the job are listed as not taking part: libvirt would add the unlisted ones only
     when the list is empty, but a list that names all cannot be read in two ways.
@@ -74,6 +86,7 @@ def backup_xml(plan: PointPlan, definition: Definition, *, socket: Path, scratch
                 store_type=StoreType.FILE,
                 store=str(scratch[disk.target]),
                 store_format="qcow2",
+                store_content=luks_content(secret) if disk.target in encrypted else "",
                 mode=BackupDiskMode.INCREMENTAL if incremental else BackupDiskMode.FULL,
                 incremental=chosen.base_checkpoint if incremental else None,
             )
@@ -138,11 +151,13 @@ def fix_instant(
     *,
     running: bool,
     quiesce: bool,
+    scratch_made: bool = False,
 ) -> Instant:
     """Freeze when asked, suspend, begin the job with its checkpoint, read the state files, resume, thaw.
 
-    ``backup`` is None when no disk is read through a job. A VM that was paused is not resumed. On failure the VM runs
-    as before; the job and the checkpoint, if they came to be, are left to the caller's guardian.
+    ``backup`` is None when no disk is read through a job; ``scratch_made``: its scratch files are there already. A VM
+    that was paused is not resumed. On failure the VM runs as before; the job and the checkpoint, if they came to be,
+    are left to the caller's guardian.
     """
     try:
         if quiesce:
@@ -153,7 +168,7 @@ def fix_instant(
                 domain.suspend()
             created = datetime.now(UTC)
             if backup is not None:
-                domain.begin_backup(backup, checkpoint)
+                domain.begin_backup(backup, checkpoint, scratch_made=scratch_made)
             states = tuple(read_state(source, domain.name) for source in sources)
         finally:
             if running:

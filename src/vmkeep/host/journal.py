@@ -42,7 +42,7 @@ class JournalDisk:
     ``made``: the image is made anew and renamed into place; else blocks are written over. ``runs`` are the blocks
     that may be written, (first, count) ascending; None before they are planned. ``exact``: they were proved to be
     all that differs from the point, so they are written unread. ``broken``: bitmaps of others that were no good
-    already.
+    already. ``secret`` names what opens an encrypted image.
     """
 
     target: str
@@ -52,6 +52,7 @@ class JournalDisk:
     runs: tuple[tuple[int, int], ...] | None = None
     exact: bool = False
     broken: tuple[str, ...] = ()
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)

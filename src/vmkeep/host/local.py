@@ -171,12 +171,17 @@ class LocalHost:
             case AbandonPoint():
                 return operation.point.abandon() if operation.point is not None else None
             case PrepareFiles() as task:
-                return restore.prepare_files(self._repository(), task)
+                return restore.prepare_files(self._connected, self._repository(), task)
             case PrepareVm() as task:
                 return restore.prepare_vm(self._connected(), self._repository(), self._settings, task)
             case DeliverItems() as task:
                 return restore.deliver_items(
-                    self._repository(), self._settings, task, stop=operation.stop, watch=operation.watch
+                    self._connected,
+                    self._repository(),
+                    self._settings,
+                    task,
+                    stop=operation.stop,
+                    watch=operation.watch,
                 )
             case PublishItems() as task:
                 return restore.publish_items(task)

@@ -23,6 +23,8 @@ from vmkeep.host.tasks import DisksWritten
 from vmkeep.hypervisor import Domain
 from vmkeep.repository import PointRecord, Repository, StoredDisk
 from vmkeep.transfer.imagefile import describe_image
+from vmkeep.transfer.imagekey import ImageKey
+from vmkeep.transfer.images import LUKS
 from vmkeep.transfer.inplace import overwrite, overwrite_differing
 from vmkeep.transfer.server import ImageServer
 
@@ -35,13 +37,20 @@ _BUSY_SECONDS = 1.0
 
 
 class Overwriting:
-    """The images of one restore in place. ``stop`` raises when it was cancelled."""
+    """The images of one restore in place. ``stop`` raises when it was cancelled; ``key`` tells what opens a disk."""
 
-    def __init__(self, settings: Settings, repository: Repository, operation: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        operation: str,
+        key: Callable[[JournalDisk], ImageKey | None],
+    ) -> None:
         self._settings = settings
         self._repository = repository
         self._directory = settings.run_dir / operation[:12]
         self._prefix = checkpoint_prefix(repository.id)
+        self._key = key
 
     # -- planning ----------------------------------------------------------------------------------------------
 
@@ -81,7 +90,8 @@ class Overwriting:
         bitmap = top.bitmap(self._prefix + safety.id)
         if bitmap is None or bitmap.in_use or not bitmap.recording:
             return False
-        with ImageServer(disk.path, disk.format, self._socket(), bitmap=bitmap.name) as server:
+        server = ImageServer(disk.path, disk.format, self._socket(), bitmap=bitmap.name, key=self._key(disk))
+        with server:
             if any(flags & _DIRTY for _start, _length, flags in server.source().dirty_map()):
                 raise changed_since_safety_point(domain, disk.path)
         return True
@@ -89,7 +99,7 @@ class Overwriting:
     def _refuse_written_image(self, disk: JournalDisk, safety: PointRecord, domain: Domain) -> None:
         """Refuse a raw file that was written after the safety point; its time is all that tells."""
         path = Path(disk.path)
-        if disk.format == "raw" and path.is_file():
+        if disk.format in ("raw", LUKS) and path.is_file():
             taken = datetime.fromisoformat(safety.created).timestamp()
             if path.stat().st_mtime > taken:
                 raise changed_since_safety_point(domain, disk.path)
@@ -151,7 +161,7 @@ class Overwriting:
         """Serve the image for writing; a qemu-nbd of a killed vmkeep that still closes it is waited for."""
         deadline = time.monotonic() + patience_seconds
         while True:
-            server = ImageServer(disk.path, disk.format, self._socket(), writable=True)
+            server = ImageServer(disk.path, disk.format, self._socket(), writable=True, key=self._key(disk))
             try:
                 server.__enter__()
                 break

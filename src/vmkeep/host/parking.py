@@ -67,7 +67,8 @@ class Parking:
             point=request.point_id,
             safety=request.safety_id,
             disks=tuple(
-                JournalDisk(disk.target, disk.image.path, disk.image.format, disk.made) for disk in selection.disks
+                JournalDisk(disk.target, disk.image.path, disk.image.format, disk.made, secret=disk.secret)
+                for disk in selection.disks
             ),
             items=items,
             parked_path=str(path) if target else "",

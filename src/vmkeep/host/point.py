@@ -183,7 +183,7 @@ class Point:
         """Open the repository for writing, then fix the instant; on failure nothing of either is left."""
         subject = Subject(
             operation=self._request.point_id,
-            uri=self._hypervisor.uri,
+            hypervisor=self._hypervisor,
             domain=examined.domain,
             definition=examined.definition,
             chains=examined.chains,

@@ -10,6 +10,7 @@ from pathlib import Path
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, SourceKind, TpmBackend, parse_definition
 from vmkeep.errors import HypervisorError, VmkeepError, error_classes
+from vmkeep.host.passphrases import key_state, secret_of
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import PlannableDisk, Refused
 from vmkeep.transfer.imagefile import ImageLayer
@@ -59,7 +60,13 @@ def scratch_directory(disk: DefinedDisk, settings: Settings) -> Path:
 
 
 def plannable_disks(
-    live: Definition, sizes: Mapping[str, int], settings: Settings, chains: Mapping[str, Sequence[ImageLayer]]
+    live: Definition,
+    sizes: Mapping[str, int],
+    settings: Settings,
+    chains: Mapping[str, Sequence[ImageLayer]],
+    hypervisor: Hypervisor,
+    *,
+    running: bool,
 ) -> tuple[PlannableDisk, ...]:
     """Return the disks of a VM as the plan sees them. ``chains`` are the images of each disk, the top one first."""
     return tuple(
@@ -74,7 +81,10 @@ def plannable_disks(
             readonly=disk.readonly,
             shareable=disk.shareable,
             transient=disk.transient,
-            encrypted=disk.encrypted,
+            encrypted=disk.encryption is not None,
+            secret=secret_of(disk) or None,
+            key=key_state(hypervisor, disk, running=running),
+            encrypted_below=any(layer.encrypted for layer in chains.get(disk.target, ())[1:]),
             size_bytes=sizes.get(disk.target),
             error_policy=disk.error_policy,
             free_scratch_bytes=_free_bytes(scratch_directory(disk, settings)),
@@ -115,8 +125,8 @@ def definition_to_keep(
         return live_xml, []
     inactive_xml = domain.definition_xml(inactive=True, secure=True)
     inactive = with_volumes_found(parse_definition(inactive_xml), hypervisor)
-    kept = {(disk.target, disk.source) for disk in inactive.disks if not disk.removable}
-    runs = {(disk.target, disk.source) for disk in live.disks if not disk.removable}
+    kept = {(disk.target, disk.source, secret_of(disk)) for disk in inactive.disks if not disk.removable}
+    runs = {(disk.target, disk.source, secret_of(disk)) for disk in live.disks if not disk.removable}
     if kept == runs:
         return inactive_xml, []
     return live_xml, ["The VM runs with other disks than its persistent definition has; the point keeps it as it runs."]

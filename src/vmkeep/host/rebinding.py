@@ -7,7 +7,7 @@ bitmaps of ours say something of another point and go; those of others stay, and
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vmkeep.definition import Definition
 from vmkeep.host.instant import checkpoint_xml
@@ -15,6 +15,7 @@ from vmkeep.host.journal import JournalDisk
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
 from vmkeep.transfer.imagefile import add_bitmap, describe_image, remove_bitmap
+from vmkeep.transfer.imagekey import ImageKey
 
 _log = get_logger(__name__)
 _BITMAP_FORMAT = "qcow2"
@@ -23,11 +24,18 @@ _BUS_WITHOUT_BITMAPS = "sd"
 
 
 def rebind(
-    domain: Domain, definition: Definition, disks: Sequence[JournalDisk], checkpoint: str, *, prefix: str
+    domain: Domain,
+    definition: Definition,
+    disks: Sequence[JournalDisk],
+    checkpoint: str,
+    *,
+    prefix: str,
+    key: Callable[[JournalDisk], ImageKey | None],
 ) -> None:
     """Make ``checkpoint`` the base of these disks and of no others than it was; can be repeated after a crash.
 
-    ``definition`` is the VM's without its parking. Names that do not begin with ``prefix`` are left alone.
+    ``definition`` is the VM's without its parking; ``key`` is asked for what opens a disk's image. Names that do not
+    begin with ``prefix`` are left alone.
     """
     fresh = set()
     for disk in disks:
@@ -37,9 +45,9 @@ def rebind(
         for bitmap in top.bitmaps:
             if bitmap.name.startswith(prefix):
                 # Also one of the same name: what it recorded until now is of no use any more.
-                remove_bitmap(disk.path, disk.format, bitmap.name)
+                remove_bitmap(disk.path, disk.format, bitmap.name, key(disk))
         if _can_record(definition, disk.target):
-            add_bitmap(disk.path, disk.format, checkpoint)
+            add_bitmap(disk.path, disk.format, checkpoint, key(disk))
             fresh.add(disk.target)
     bound = {disk.target for disk in disks}
     listed = domain.checkpoint_names()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -34,6 +35,7 @@ from vmkeep.errors import (
     TargetExists,
 )
 from vmkeep.filesystem import sync_directory
+from vmkeep.host.passphrases import RestoredKeys, encrypted_with
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -54,6 +56,7 @@ from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
+from vmkeep.transfer.images import LUKS
 
 _DEFINITION_FILE = "domain.xml"
 
@@ -61,9 +64,14 @@ _DEFINITION_FILE = "domain.xml"
 # -- to files --------------------------------------------------------------------------------------------------
 
 
-def prepare_files(repository: Repository, request: PrepareFiles) -> FilesPrepared:
-    """Choose the paths below the output directory, which is made when its parent is there."""
+def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, request: PrepareFiles) -> FilesPrepared:
+    """Choose the paths below the output directory, which is made when its parent is there.
+
+    Raises SecretMissing or SecretPrivate for a disk that was encrypted and cannot be encrypted again: what was no
+    plain data on the host does not become so unasked.
+    """
     record = repository.point(request.point_id)
+    secrets = _secrets(record, connect) if not request.decrypt else {}
     output = Path(request.output)
     try:
         output.mkdir(mode=0o700, exist_ok=True)
@@ -71,11 +79,13 @@ def prepare_files(repository: Repository, request: PrepareFiles) -> FilesPrepare
         raise HostFileMissing(f"the directory {output.parent} does not exist", path=str(output)) from error
     except FileExistsError as error:
         raise TargetExists(f"{output} is not a directory", path=str(output)) from error
-    extension = request.image_format
-    disks = [
-        item_at("disk", disk.target, output / f"{disk.target}.{extension}", request.operation, extension)
-        for disk in record.disks
-    ]
+    disks = []
+    for disk in record.disks:
+        secret = secrets.get(disk.target, "")
+        # What is nothing but LUKS is no raw image, although a VM's definition calls it so.
+        extension = LUKS if secret and request.image_format == "raw" else request.image_format
+        place = output / f"{disk.target}.{extension}"
+        disks.append(replace(item_at("disk", disk.target, place, request.operation, extension), secret=secret))
     states = [
         item_at("nvram", "nvram", output / "nvram.fd", request.operation)
         if state.kind == "nvram"
@@ -85,7 +95,7 @@ def prepare_files(repository: Repository, request: PrepareFiles) -> FilesPrepare
     definition = item_at("definition", "definition", output / _DEFINITION_FILE, request.operation)
     items = (*disks, *states, definition)
     _refuse_existing(items, force=request.force)
-    return FilesPrepared(items, _absences(record))
+    return FilesPrepared(items, (*_absences(record), *_told_of_encryption(record, secrets)))
 
 
 # -- as a VM ---------------------------------------------------------------------------------------------------
@@ -101,17 +111,21 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             vm=request.name,
             hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
         )
+    secrets = _secrets(record, lambda: hypervisor)
     same = not request.elsewhere and hypervisor.find(record.vm_uuid) is None
     tpm = _tpm_choice(record, original, request, same=same)
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
     roots = StateRoots.of(hypervisor.uri)
     items = [
-        item_at(
-            "disk",
-            disk.target,
-            _disk_path(disk, request, record, settings),
-            request.operation,
-            _image_format(disk),
+        replace(
+            item_at(
+                "disk",
+                disk.target,
+                _disk_path(disk, request, record, settings),
+                request.operation,
+                _image_format(disk),
+            ),
+            secret=secrets.get(disk.target, ""),
         )
         for disk in record.disks
     ]
@@ -202,6 +216,7 @@ def undefine_vm(hypervisor: Hypervisor, request: UndefineVm) -> None:
 
 
 def deliver_items(
+    connect: Callable[[], Hypervisor],
     repository: Repository,
     settings: Settings,
     request: DeliverItems,
@@ -223,7 +238,8 @@ def deliver_items(
                 def progress(position: int, target: str = item.name, base: int = before) -> None:
                     watch(Progress("writing", target, base + position, total))
 
-                written += _deliver_disk(repository, record, item, settings, stop, progress)
+                keys = RestoredKeys(connect, record.vm_name)
+                written += _deliver_disk(repository, record, item, settings, keys, stop, progress)
                 done += sizes[item.name]
             else:
                 written += _deliver_small(repository, record, item, for_hypervisor=request.for_hypervisor)
@@ -258,6 +274,7 @@ def _deliver_disk(
     record: PointRecord,
     item: DeliveredItem,
     settings: Settings,
+    keys: RestoredKeys,
     stop: Callable[[], None],
     progress: Callable[[int], None],
 ) -> int:
@@ -268,7 +285,8 @@ def _deliver_disk(
         repository,
         disk.stored,
         staged,
-        cast("Literal['qcow2', 'raw']", item.format),
+        item.format,
+        key=keys.key(item.secret, item.name),
         workers=settings.workers,
         stop=stop,
         progress=progress,
@@ -294,6 +312,42 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
             staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         stage_file(staged, content)
     return len(content)
+
+
+def _secrets(record: PointRecord, connect: Callable[[], Hypervisor]) -> dict[str, str]:
+    """Return the names of the secrets of the point's disks that were encrypted, by target; each value can be had."""
+    try:
+        then = parse_definition(record.definition)
+    except DefinitionError as error:
+        raise InvalidRequest(
+            f"the definition in point {record.id} cannot be read, so nobody knows which disks were encrypted: {error}",
+            vm=record.vm_name,
+            hint="`--output DIR --decrypt` writes all disks as plain images.",
+        ) from error
+    keys = RestoredKeys(connect, record.vm_name)
+    secrets = {disk.target: encrypted_with(then, disk.target) for disk in record.disks}
+    for target, secret in secrets.items():
+        keys.key(secret, target)
+    return {target: secret for target, secret in secrets.items() if secret}
+
+
+def _told_of_encryption(record: PointRecord, secrets: Mapping[str, str]) -> tuple[str, ...]:
+    """Say what the images of disks that were encrypted are now."""
+    told = [
+        f"The image of disk {target} is encrypted: the value of the libvirt secret {secret} opens it."
+        for target, secret in secrets.items()
+    ]
+    try:
+        then = parse_definition(record.definition)
+    except DefinitionError:
+        return tuple(told)
+    for disk in record.disks:
+        before = then.disk(disk.target)
+        if before is not None and before.encryption is not None and disk.target not in secrets:
+            told.append(
+                f"Disk {disk.target} was encrypted, and its image here is plain. domain.xml still says <encryption>."
+            )
+    return tuple(told)
 
 
 def check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:

@@ -26,6 +26,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.filesystem import sync_directory
+from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
 from vmkeep.transfer.nbd import export_names
@@ -50,11 +51,12 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MarkedImage:
-    """An image that is given a new bitmap while its VM is off."""
+    """An image that is given a new bitmap while its VM is off. ``secret`` names what opens it if it is encrypted."""
 
     target: str
     path: str
     format: str
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class JobRecord:
     """What must be known of a job to undo it. Paths are of this host.
 
     Of a VM that is off (``stopped``) there is no job to end: only the new bitmaps in ``images`` are to be removed.
-    ``quiesced``: the guest's file systems may have been frozen.
+    ``quiesced``: the guest's file systems may have been frozen. ``secret`` is the UUID of the libvirt secret that the
+    scratch of encrypted disks is encrypted with, empty when there is none.
     """
 
     operation: str
@@ -77,6 +80,7 @@ class JobRecord:
     stopped: bool = False
     images: tuple[MarkedImage, ...] = ()
     quiesced: bool = False
+    secret: str = ""
 
     def save(self, directory: Path) -> Path:
         """Write the record durably; the file is named after the operation."""
@@ -147,10 +151,11 @@ def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool) -> b
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
     domain = hypervisor.find(record.uuid)
     if record.stopped:
-        return _remove_marks(record, domain)
+        return _remove_marks(record, domain, hypervisor)
     if domain is None:
-        return False
+        return forget_secret(record, hypervisor)
     changed = resume_if_ours(record, domain)
+    changed = forget_secret(record, hypervisor) or changed
     changed = _thaw_if_ours(record, domain) or changed
     try:
         if domain.backup_socket() == record.socket:
@@ -193,7 +198,12 @@ def _thaw_if_ours(record: JobRecord, domain: Domain) -> bool:
     return domain.thaw() > 0
 
 
-def _remove_marks(record: JobRecord, domain: Domain | None) -> bool:
+def forget_secret(record: JobRecord, hypervisor: Hypervisor) -> bool:
+    """Remove the secret of the scratch from libvirt; return whether there was one. QEMU has read it, or never will."""
+    return bool(record.secret) and hypervisor.undefine_secret(record.secret)
+
+
+def _remove_marks(record: JobRecord, domain: Domain | None, hypervisor: Hypervisor) -> bool:
     """Remove the new bitmaps from the images of a VM that was off; return whether there was one.
 
     A VM that was started meanwhile has loaded them: then libvirt removes them.
@@ -207,10 +217,13 @@ def _remove_marks(record: JobRecord, domain: Domain | None) -> bool:
     marked: list[str] = []
     for image in record.images:
         with suppress(HostFileMissing):
-            if not running:
-                changed = remove_bitmap(image.path, image.format, record.checkpoint) or changed
-            elif describe_image(image.path, image.format, chain=False)[0].bitmap(record.checkpoint) is not None:
+            if describe_image(image.path, image.format, chain=False)[0].bitmap(record.checkpoint) is None:
+                continue
+            if running:
                 marked.append(image.target)
+                continue
+            key = key_of(hypervisor, image.secret, vm=record.vm, disk=image.target)
+            changed = remove_bitmap(image.path, image.format, record.checkpoint, key) or changed
     if domain is not None and marked:
         domain.drop_bitmaps(record.checkpoint, marked)
         changed = True

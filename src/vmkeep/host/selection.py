@@ -15,34 +15,44 @@ from typing import Final
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, HostFileMissing, InvalidRequest, StateUnsupported
 from vmkeep.host.instant import StateSource
+from vmkeep.host.passphrases import secret_of
 from vmkeep.repository import PointDisk, PointRecord
 from vmkeep.transfer.imagefile import describe_image
+from vmkeep.transfer.images import LUKS
 
 DISKS: Final = "disks"
 STATE: Final = "state"
 KEEP_TPM: Final = "keep"
-_MADE_FORMATS: Final = ("qcow2", "raw")
+_MADE_FORMATS: Final = ("qcow2", "raw", LUKS)
 _NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOnHost:
-    """The image of a disk of the VM as it is now. ``size_bytes`` None: the file is not there."""
+    """The image of a disk of the VM as it is now. ``size_bytes`` None: the file is not there.
+
+    ``encrypted_below``: an image that it stands on is encrypted.
+    """
 
     path: str
     format: str
     size_bytes: int | None
     block: bool
     data_file: bool = False
+    encrypted_below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenDisk:
-    """A disk that goes back; ``made``: its image is made anew, as the one there is missing or of another size."""
+    """A disk that goes back; ``made``: its image is made anew, as the one there is missing or of another size.
+
+    ``secret`` names what opens it when it is encrypted.
+    """
 
     target: str
     image: ImageOnHost
     made: bool
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +89,21 @@ def look_at_images(definition: Definition) -> dict[str, ImageOnHost]:
         if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
             continue
         block = disk.source_kind is SourceKind.BLOCK
-        image_format = disk.format or "raw"
+        image_format = disk.image_format
         try:
-            top = describe_image(disk.source, image_format)[0]
+            top, *below = describe_image(disk.source, image_format)
         except HostFileMissing as error:
             if block or error.path != os.path.normpath(disk.source):
                 raise
             found[disk.target] = ImageOnHost(disk.source, image_format, None, block)
             continue
         found[disk.target] = ImageOnHost(
-            disk.source, image_format, top.size_bytes, block, data_file=top.data_file is not None
+            disk.source,
+            image_format,
+            top.size_bytes,
+            block,
+            data_file=top.data_file is not None,
+            encrypted_below=any(layer.encrypted for layer in below),
         )
     return found
 
@@ -107,6 +122,7 @@ def select(
     DiskUnsupported, StateUnsupported or HostFileMissing for what cannot be done.
     """
     asked = _asked_disks(record, only)
+    were_encrypted = _encrypted_then(record)
     warnings: list[str] = []
     disks = []
     for stored in record.disks:
@@ -123,6 +139,7 @@ def select(
         if present.readonly and stored.target not in only:
             warnings.append(f"Disk {stored.target} is read-only for the VM, so it is left as it is.")
             continue
+        _refuse_encryption(present, images.get(stored.target), definition.name, then=stored.target in were_encrypted)
         disks.append(_choose_disk(stored, present, images.get(stored.target), definition.name))
     states = _choose_states(record, definition, sources, only, tpm, warnings)
     if not disks and not states:
@@ -154,8 +171,6 @@ def _asked_disks(record: PointRecord, only: Sequence[str]) -> set[str]:
 def _choose_disk(stored: PointDisk, present: DefinedDisk, image: ImageOnHost | None, vm: str) -> ChosenDisk:
     target = stored.target
     leave_out = "Name the other disks with --only, or restore the point as another VM with --as NAME."
-    if present.encrypted:
-        raise DiskUnsupported(f"disk {target} is encrypted now, and the point holds plain data", vm=vm, disk=target)
     if image is None:
         raise DiskUnsupported(
             f"disk {target} ({present.source_type}) is neither a file nor a block device of this host",
@@ -164,7 +179,7 @@ def _choose_disk(stored: PointDisk, present: DefinedDisk, image: ImageOnHost | N
             hint=leave_out,
         )
     if image.size_bytes == stored.stored.size_bytes:
-        return ChosenDisk(target, image, made=False)
+        return ChosenDisk(target, image, made=False, secret=secret_of(present))
     if image.block:
         raise DiskUnsupported(
             f"disk {target} ({image.path}) has {image.size_bytes} bytes, and in the point {stored.stored.size_bytes}",
@@ -186,7 +201,44 @@ def _choose_disk(stored: PointDisk, present: DefinedDisk, image: ImageOnHost | N
         raise HostFileMissing(
             f"the directory of disk {target}, {Path(image.path).parent}, is not there", vm=vm, path=image.path
         )
-    return ChosenDisk(target, image, made=True)
+    return ChosenDisk(target, image, made=True, secret=secret_of(present))
+
+
+def _encrypted_then(record: PointRecord) -> set[str]:
+    """Return which disks were encrypted when the point was taken."""
+    try:
+        then = parse_definition(record.definition)
+    except DefinitionError:
+        return set()
+    return {disk.target for disk in then.disks if disk.encryption is not None}
+
+
+def _refuse_encryption(present: DefinedDisk, image: ImageOnHost | None, vm: str, *, then: bool) -> None:
+    """Refuse to write to an image that cannot be opened, or would hold in plain text what was encrypted."""
+    target = present.target
+    if present.encryption is not None and present.encryption.secret is None:
+        raise DiskUnsupported(
+            f"disk {target} is encrypted in another way than by QEMU with LUKS and one passphrase",
+            vm=vm,
+            disk=target,
+            hint="Name the other disks with --only.",
+        )
+    if image is not None and image.encrypted_below:
+        raise DiskUnsupported(
+            f"disk {target} stands on an encrypted image, which vmkeep cannot open while the VM is off",
+            vm=vm,
+            disk=target,
+            path=image.path,
+            hint="Name the other disks with --only, or restore the point as another VM with --as NAME.",
+        )
+    if then and present.encryption is None:
+        raise DiskUnsupported(
+            f"disk {target} was encrypted when the point was taken and is not now: its content would become plain",
+            vm=vm,
+            disk=target,
+            hint="Name the other disks with --only, restore the point as another VM with --as NAME, or write plain "
+            "images with --output DIR --decrypt.",
+        )
 
 
 def _choose_states(

@@ -19,6 +19,7 @@ from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, as_text, checkpoint_xml, read_state
+from vmkeep.host.passphrases import secret_of
 from vmkeep.host.safety import JobRecord, MarkedImage, Stage, remove_leavings
 from vmkeep.hypervisor import RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan, Reason
@@ -74,7 +75,7 @@ class StoppedExposure:
             plan = _with_maps_proved(subject, Path(record.socket))
             try:
                 for image in record.images:
-                    add_bitmap(image.path, image.format, record.checkpoint)
+                    add_bitmap(image.path, image.format, record.checkpoint, subject.key(image.target))
             except VmBusy as error:
                 if subject.domain.state().run is RunState.OFF:
                     raise  # another program has the image open
@@ -148,7 +149,15 @@ class StoppedExposure:
             target: describe_image(chain[0].path, chain[0].format, chain=False)
             for target, chain in subject.chains.items()
         }
-        bases = Bases(subject.domain, subject.definition, chains, stopped=stopped, prefix=subject.prefix, points=())
+        bases = Bases(
+            subject.domain,
+            subject.definition,
+            chains,
+            stopped=stopped,
+            prefix=subject.prefix,
+            points=(),
+            key=subject.key,
+        )
         return bases.remove_older({subject.checkpoint, *subject.kept})
 
     def _require_off(self) -> None:
@@ -179,14 +188,17 @@ def _started(subject: Subject) -> VmStarted:
 
 def _marked_image(subject: Subject, target: str) -> MarkedImage:
     top = subject.chains[target][0]
-    return MarkedImage(target, top.path, top.format)
+    disk = subject.definition.disk(target)
+    assert disk is not None
+    return MarkedImage(target, top.path, top.format, secret_of(disk))
 
 
 def _serve(subject: Subject, planned: DiskPlan, socket: Path) -> ImageServer:
     disk = subject.definition.disk(planned.target)
     assert disk is not None
     assert disk.source is not None
-    return ImageServer(disk.source, disk.format or "raw", socket, bitmap=planned.base_checkpoint)
+    key = subject.key(planned.target)
+    return ImageServer(disk.source, disk.image_format, socket, bitmap=planned.base_checkpoint, key=key)
 
 
 def _with_maps_proved(subject: Subject, socket: Path) -> PointPlan:

@@ -27,7 +27,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     running = run in (RunState.RUNNING, RunState.PAUSED)
     chains = image_chains(definition)
     sizes = disk_sizes(domain, definition, chains)
-    plannable = plannable_disks(definition, sizes, settings, chains)
+    plannable = plannable_disks(definition, sizes, settings, chains, hypervisor, running=running)
     outcome = plan_point(PointRequest(vm=domain.name, running=running, disks=plannable))
     refusals = outcome.refusals if isinstance(outcome, Refused) else ()
     excluded = _excluded(definition, outcome.excluded if not isinstance(outcome, Refused) else ())

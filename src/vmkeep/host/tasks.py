@@ -122,7 +122,8 @@ class DeliveredItem:
     """One thing that a restore puts somewhere: written at ``staged``, in the same directory as ``final``.
 
     ``name`` is the disk's target, or the kind of the state file; ``format`` is that of a disk's image. ``file`` is
-    the path of a TPM's state below its directory, where it is not the one that the point recorded.
+    the path of a TPM's state below its directory, where it is not the one that the point recorded. ``secret`` names
+    the libvirt secret that a disk's image is encrypted with; empty for a plain one.
     """
 
     role: Literal["disk", "nvram", "tpm", "definition"]
@@ -131,13 +132,15 @@ class DeliveredItem:
     final: str
     format: str = ""
     file: str = ""
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareFiles:
     """Choose the paths of a restore to files and check that nothing is in the way. Answers FilesPrepared.
 
-    ``operation`` makes the staged names unique, so that two restores at once keep out of each other's way.
+    ``operation`` makes the staged names unique, so that two restores at once keep out of each other's way. ``decrypt``
+    writes plain images of disks that were encrypted.
     """
 
     operation: str
@@ -145,6 +148,7 @@ class PrepareFiles:
     output: str
     image_format: str
     force: bool
+    decrypt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

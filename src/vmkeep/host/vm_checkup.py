@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from vmkeep.host.findings import (
 from vmkeep.host.instant import state_sources
 from vmkeep.host.judgement import Moments
 from vmkeep.host.lock import FileLock
+from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.safety import end_job
 from vmkeep.host.surveying import survey
@@ -249,7 +251,7 @@ class _Patient:
             if disk.removable or disk.source is None or disk.source_kind not in ("file", "block"):
                 continue
             try:
-                (images[disk.target],) = describe_image(disk.source, disk.format or "raw", chain=False)
+                (images[disk.target],) = describe_image(disk.source, disk.image_format, chain=False)
             except VmkeepError as error:
                 message = f"the image of disk {disk.target} cannot be read: {error}"
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
@@ -338,9 +340,10 @@ def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoin
     chains = {}
     for disk in definition.disks:
         if disk.target in mend.targets and disk.source is not None:
-            chains[disk.target] = describe_image(disk.source, disk.format or "raw", chain=False)
+            chains[disk.target] = describe_image(disk.source, disk.image_format, chain=False)
     stopped = domain.state().run not in (RunState.RUNNING, RunState.PAUSED)
-    bases = Bases(domain, definition, chains, stopped=stopped, prefix="", points=())
+    key = partial(key_of_disk, hypervisor, definition)
+    bases = Bases(domain, definition, chains, stopped=stopped, prefix="", points=(), key=key)
     if isinstance(mend, DropCheckpoint):
         bases.remove_checkpoint(mend.checkpoint)
         return f"deleted the checkpoint {mend.checkpoint} of {domain.name}"

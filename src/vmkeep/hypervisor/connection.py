@@ -8,6 +8,7 @@ import libvirt
 from lxml import etree
 
 from vmkeep.errors import HypervisorUnavailable, PermissionRefused
+from vmkeep.hypervisor import secrets
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.translation import libvirt_errors
 
@@ -62,6 +63,18 @@ class Hypervisor:
             with libvirt_errors("look for a secret"):
                 raise
         return True
+
+    def secret_value(self, name: str) -> bytes:
+        """Return the value of a secret; see ``vmkeep.hypervisor.secrets``. Raises SecretMissing, SecretPrivate."""
+        return secrets.secret_value(self._connection, name)
+
+    def define_passing_secret(self, uuid: str, description: str, value: bytes) -> None:
+        """Keep a value in libvirt's memory under this UUID; libvirt tells it to nobody but its QEMU."""
+        secrets.define_passing_secret(self._connection, uuid, description, value)
+
+    def undefine_secret(self, uuid: str) -> bool:
+        """Remove a secret; return False when there is none."""
+        return secrets.undefine_secret(self._connection, uuid)
 
     def domains(self) -> tuple[Domain, ...]:
         """Return all VMs, running or not, by name."""

@@ -153,10 +153,14 @@ class Domain:
             with libvirt_errors("tell the running job", self.name):
                 raise
 
-    def begin_backup(self, backup_xml: str, checkpoint_xml: str | None) -> None:
-        """Start the pull-mode job and create its checkpoint, if any, in one transaction of QEMU."""
+    def begin_backup(self, backup_xml: str, checkpoint_xml: str | None, *, scratch_made: bool = False) -> None:
+        """Start the pull-mode job and create its checkpoint, if any, in one transaction of QEMU.
+
+        ``scratch_made``: the scratch files are there, of the right format and size; libvirt leaves them at the end.
+        """
+        flags = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL if scratch_made else 0
         with libvirt_errors("begin the backup job", self.name):
-            self._handle.backupBegin(backup_xml, checkpoint_xml)
+            self._handle.backupBegin(backup_xml, checkpoint_xml, flags)
 
     def backup_socket(self) -> str | None:
         """Return the socket of the running backup job ("" for a job without one), or None without a job."""

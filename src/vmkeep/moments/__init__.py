@@ -7,7 +7,7 @@ join the same base class here.
 from __future__ import annotations
 
 from vmkeep.moments.alignment import align_backup, align_checkpoint
-from vmkeep.moments.backups import format_backup, parse_backup
+from vmkeep.moments.backups import format_backup, luks_content, parse_backup
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.disks import DomainDisk, domain_disks
 from vmkeep.moments.errors import LibvirtError, MomentError
@@ -45,6 +45,7 @@ __all__ = [
     "domain_disks",
     "format_backup",
     "format_checkpoint",
+    "luks_content",
     "parse_backup",
     "parse_checkpoint",
 ]

@@ -94,6 +94,12 @@ def format_backup(backup: Backup) -> str:
     return "\n".join([*lines, "</domainbackup>", ""])
 
 
+def luks_content(secret_uuid: str) -> str:
+    """Return what stands inside a target or scratch that QEMU encrypts, for ``BackupDisk.store_content``."""
+    secret = attributes({"type": "passphrase", "uuid": secret_uuid})
+    return f"<encryption format='luks'>\n  <secret{secret}/>\n</encryption>"
+
+
 def _yes_no(value: bool) -> str:
     return "yes" if value else "no"
 

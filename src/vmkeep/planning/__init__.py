@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmkeep.planning.codes import BitmapHealth, ExclusionReason, Mode, Reason, RefusalCode, WarningCode
+from vmkeep.planning.codes import BitmapHealth, ExclusionReason, KeyState, Mode, Reason, RefusalCode, WarningCode
 from vmkeep.planning.model import (
     Base,
     BaseDisk,
@@ -24,6 +24,7 @@ __all__ = [
     "DiskPlan",
     "Exclusion",
     "ExclusionReason",
+    "KeyState",
     "Mode",
     "PlannableDisk",
     "PointPlan",

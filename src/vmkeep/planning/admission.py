@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmkeep.planning.codes import ExclusionReason, RefusalCode
+from vmkeep.planning.codes import ExclusionReason, KeyState, RefusalCode
 from vmkeep.planning.model import Exclusion, PlannableDisk, PointRequest, Refusal
 
 _REMOVABLE: Final = frozenset({"cdrom", "floppy"})
@@ -62,7 +62,7 @@ def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
             message=f"disk {disk.target} {what}",
             hint=f"{remedy}, or leave it out {leave_out}" if remedy else f"Leave it out {leave_out}",
         )
-    return _refuse_scratch(disk) if running else None
+    return _refuse_scratch(disk) if running else _refuse_key(disk)
 
 
 def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str | None] | None:
@@ -86,8 +86,12 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
     """Return what of the disk's use stands against reading it, and a remedy besides leaving it out."""
     if disk.device not in {"disk", "lun"}:
         return f"is a {disk.device}, which cannot be read yet", None
-    if disk.encrypted:
-        return "is encrypted, and its content would stand in plain text outside of its image", None
+    if disk.encrypted and disk.key is KeyState.UNUSABLE:
+        return "is encrypted in another way than by QEMU with LUKS and one passphrase, which cannot be read yet", None
+    if disk.encrypted_below and not running:
+        return "stands on an encrypted image, and such disks can be read only while the VM runs", "Start the VM"
+    if running and disk.transient and (disk.encrypted or disk.encrypted_below):
+        return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
     if running and disk.device == "lun":
         return "is a LUN that the guest speaks SCSI to; a backup job of the running VM would break that", _STOP_IT
     if running and disk.bus == "sd":
@@ -95,6 +99,32 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
     if running and disk.transient and not (disk.source_kind == "file" and disk.backing_chain):
         return "is transient, and the image that it returns to when the VM stops was not found", _STOP_IT
     return None
+
+
+def _refuse_key(disk: PlannableDisk) -> Refusal | None:
+    """Refuse an encrypted disk of a VM that is off whose passphrase libvirt does not tell."""
+    if not disk.encrypted or disk.key is KeyState.KNOWN:
+        return None
+    leave_out = f"or leave the disk out with --exclude {disk.target}."
+    if disk.key is KeyState.PRIVATE:
+        return Refusal(
+            code=RefusalCode.SECRET_PRIVATE,
+            target=disk.target,
+            message=(
+                f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, which is private: "
+                "libvirt tells its value to nobody, so the disk cannot be read while the VM is off"
+            ),
+            hint=f"Start the VM, define the secret anew with private='no', {leave_out}",
+        )
+    return Refusal(
+        code=RefusalCode.SECRET_MISSING,
+        target=disk.target,
+        message=(
+            f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, "
+            "which libvirt does not have, or has no value for"
+        ),
+        hint=f"`virsh secret-define` and `virsh secret-set-value` give libvirt the secret; {leave_out}",
+    )
 
 
 def _refuse_scratch(disk: PlannableDisk) -> Refusal | None:

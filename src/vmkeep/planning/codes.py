@@ -82,6 +82,19 @@ class BitmapHealth(StrEnum):
     """It could not be looked at."""
 
 
+class KeyState(StrEnum):
+    """Whether the image of an encrypted disk can be opened while its VM is off."""
+
+    KNOWN = "known"
+    """libvirt tells the value of its secret, or QEMU has the image open and need not be asked."""
+    MISSING = "missing"
+    """libvirt does not have the secret, or no value for it."""
+    PRIVATE = "private"
+    """libvirt keeps the value to itself."""
+    UNUSABLE = "unusable"
+    """The encryption is not one that QEMU does with LUKS and one passphrase."""
+
+
 class ExclusionReason(StrEnum):
     """Why a disk or drive is not in the point."""
 
@@ -102,6 +115,10 @@ class RefusalCode(StrEnum):
     """The request names a disk that the VM has not."""
     NO_SPACE = "no-space"
     """The guest would see an error if its scratch ran out."""
+    SECRET_MISSING = "secret-missing"  # noqa: S105  a code, not a password
+    """libvirt does not have the secret of an encrypted disk, and the VM is off."""
+    SECRET_PRIVATE = "secret-private"  # noqa: S105  a code, not a password
+    """libvirt does not tell the secret of an encrypted disk, and the VM is off."""
 
 
 class WarningCode(StrEnum):
@@ -111,5 +128,7 @@ class WarningCode(StrEnum):
     """Another VM may write to the disk while it is read."""
     TRANSIENT_DISK = "transient-disk"
     """What the guest wrote to the disk since it was started is not in the point."""
+    ENCRYPTED_DISK = "encrypted-disk"
+    """The point does not hold the secret that the disk is encrypted with on the host."""
     NO_DISKS = "no-disks"
     """The VM has disks and the point holds none of them."""

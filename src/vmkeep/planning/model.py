@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from vmkeep.planning.codes import BitmapHealth, ExclusionReason, Mode, Reason, RefusalCode, WarningCode
+from vmkeep.planning.codes import BitmapHealth, ExclusionReason, KeyState, Mode, Reason, RefusalCode, WarningCode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +16,8 @@ class PlannableDisk:
     ``source_kind`` is file, block, network, volume (one whose pool could not be asked), none (no medium) or
     another word, which is told to the user. ``backing_chain`` lists the images below the top one, nearest first.
     ``holds_bitmaps`` is False for a qcow2 image of version 2 (``compat=0.10``), in which QEMU stores none.
+    ``secret`` names the libvirt secret of an encrypted disk, ``key`` is whether its value can be had, and
+    ``encrypted_below`` whether an image below the top one is encrypted.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured.
     """
@@ -32,6 +34,9 @@ class PlannableDisk:
     shareable: bool = False
     transient: bool = False
     encrypted: bool = False
+    secret: str | None = None
+    key: KeyState = KeyState.KNOWN
+    encrypted_below: bool = False
     size_bytes: int | None = None
     error_policy: str | None = None
     free_scratch_bytes: int | None = None

@@ -115,7 +115,18 @@ def _warn_of(disk: PlannableDisk, request: PointRequest) -> list[Warned]:
             "without what the guest has written to it"
         )
         warnings.append(Warned(code=WarningCode.TRANSIENT_DISK, target=disk.target, message=message))
+    if disk.encrypted:
+        warnings.append(_warn_of_secret(disk))
     return warnings
+
+
+def _warn_of_secret(disk: PlannableDisk) -> Warned:
+    message = (
+        f"disk {disk.target} is encrypted on the host with the libvirt secret {disk.secret}, which is not in the "
+        "point: to restore it, libvirt must have a secret of that name. Its value may be new then, because the image "
+        "is encrypted anew"
+    )
+    return Warned(code=WarningCode.ENCRYPTED_DISK, target=disk.target, message=message)
 
 
 def _warn_of_no_disks(request: PointRequest) -> Warned:

@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from vmkeep.filesystem import file_error
 from vmkeep.repository import Repository, StoredDisk
 from vmkeep.repository.fetch import Window, ahead
-from vmkeep.transfer.images import ImageWriter, NewImage, Qcow2Image, RawImage
+from vmkeep.transfer.imagekey import ImageKey
+from vmkeep.transfer.images import LUKS, ImageWriter, NewImage, RawImage, ServedImage
 
 # Each write is a round trip to qemu-nbd, or a system call.
 WRITE_BYTES = 512 << 10
@@ -27,20 +27,23 @@ def deliver_disk(
     repository: Repository,
     disk: StoredDisk,
     path: Path,
-    image_format: Literal["qcow2", "raw"],
+    image_format: str,
     *,
+    key: ImageKey | None = None,
     workers: int,
     stop: Callable[[], None],
     progress: Callable[[int], None],
 ) -> int:
     """Write ``disk`` into a new image at ``path`` and make it durable; return the bytes of data written.
 
+    ``image_format`` is qcow2, raw or luks. With a ``key`` the image is encrypted, a raw one with LUKS.
+
     Every block is checked against its id before it is written. On any failure the file is removed. ``progress``
     is told the position in the disk; ``stop`` raises when the operation was cancelled. To be called in a thread that
     lives until it returns (see ``vmkeep.transfer.server``).
     """
     try:
-        with _new_image(path, image_format, disk.size_bytes, workers) as image:
+        with _new_image(path, image_format, disk.size_bytes, workers, key) as image:
             written = _deliver(repository, disk, image, workers, stop, progress)
             progress(disk.size_bytes)
             image.finish()
@@ -99,5 +102,8 @@ def joined(blocks: Iterable[tuple[int, bytes]], limit_bytes: int = WRITE_BYTES) 
         yield begun, b"".join(pieces)
 
 
-def _new_image(path: Path, image_format: Literal["qcow2", "raw"], size_bytes: int, writers: int) -> NewImage:
-    return RawImage(path, size_bytes) if image_format == "raw" else Qcow2Image(path, size_bytes, writers)
+def _new_image(path: Path, image_format: str, size_bytes: int, writers: int, key: ImageKey | None) -> NewImage:
+    if image_format == "raw" and key is None:
+        return RawImage(path, size_bytes)
+    assert key is not None or image_format != LUKS, "LUKS without a key"
+    return ServedImage(path, LUKS if image_format == "raw" else image_format, size_bytes, writers, key)

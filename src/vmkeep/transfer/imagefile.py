@@ -24,7 +24,9 @@ from vmkeep.errors import (
     TransferError,
     VmBusy,
     VmkeepError,
+    WrongKey,
 )
+from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.tools import run_tool
 
 # libvirt's limit for a chain of backing files.
@@ -85,17 +87,17 @@ def describe_image(path: str | Path, image_format: str, *, chain: bool = True) -
     return tuple(walk) if chain else (next(walk),)
 
 
-def add_bitmap(path: str | Path, image_format: str, name: str) -> None:
-    """Add an empty bitmap that records from now on to an image that nobody has open.
+def add_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey | None = None) -> None:
+    """Add an empty bitmap that records from now on to an image that nobody has open; ``key`` opens an encrypted one.
 
     The granularity is QEMU's default for the image, which is also what libvirt's checkpoints have: the cluster
     size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is open,
     and otherwise as ``describe_image``.
     """
-    _change_bitmap("--add", path, image_format, name, f"add the bitmap {name} to {path}")
+    _change_bitmap("--add", path, image_format, name, key, f"add the bitmap {name} to {path}")
 
 
-def remove_bitmap(path: str | Path, image_format: str, name: str) -> bool:
+def remove_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey | None = None) -> bool:
     """Remove a bitmap from an image that nobody has open, also one that is ``in_use``; False: there was none.
 
     Raises VmBusy when the image is open, and otherwise as ``describe_image``.
@@ -103,25 +105,41 @@ def remove_bitmap(path: str | Path, image_format: str, name: str) -> bool:
     (top,) = describe_image(path, image_format, chain=False)
     if top.bitmap(name) is None:
         return False
-    _change_bitmap("--remove", path, image_format, name, f"remove the bitmap {name} from {path}")
+    _change_bitmap("--remove", path, image_format, name, key, f"remove the bitmap {name} from {path}")
     return True
 
 
-def image_node(layer: ImageLayer, *, read_only: bool, past_cache: bool = False) -> str:
+def image_node(layer: ImageLayer, *, read_only: bool, encrypted: bool = False, past_cache: bool = False) -> str:
     """Return the name by which QEMU's tools open a layer, a local file or device, with all that is below it.
 
-    Read-only also takes no locks, so that it hinders no VM that is started meanwhile. ``past_cache`` asks for
-    O_DIRECT, which not every file system has.
+    ``encrypted``: the tool is given the passphrase as ``SECRET_ID``. Raises DiskUnsupported for an image that is not
+    encrypted then: what is written to it would be plain. ``past_cache`` asks for O_DIRECT, which not every file system
+    has.
+    Read-only also takes no locks, so that it hinders no VM that is started meanwhile.
     """
     node: dict[str, object] = {"driver": layer.format, "file": _file_node(layer.path)}
     if layer.data_file is not None and _is_local(layer.data_file):
         # QEMU would take a relative name from its own working directory, libvirt takes it from the image's.
         node["data-file"] = _file_node(layer.data_file)
+    if encrypted:
+        node |= _unlocked(layer)
     if read_only:
         node |= {"read-only": True, "force-share": True}
     if past_cache:
         node["cache"] = {"direct": True, "no-flush": True}
     return "json:" + json.dumps(node)
+
+
+def _unlocked(layer: ImageLayer) -> dict[str, object]:
+    if not layer.encrypted:
+        raise DiskUnsupported(
+            f"{layer.path} is not encrypted, and the definition of its VM says that it is",
+            path=layer.path,
+            hint="No VM can be started with it as it is. Take <encryption> out of the definition, or encrypt it.",
+        )
+    if layer.format == "qcow2":
+        return {"encrypt": {"format": "luks", "key-secret": SECRET_ID}}
+    return {"key-secret": SECRET_ID}
 
 
 def image_error(words: str, path: str, node: str | None = None) -> VmkeepError:
@@ -133,6 +151,12 @@ def image_error(words: str, path: str, node: str | None = None) -> VmkeepError:
             f"{path} is in use by another process: {words}",
             path=path,
             hint="Something uses the image now, as a VM that was started does; wait for its end, or stop it.",
+        )
+    if "Invalid password" in words:
+        return WrongKey(
+            f"the value of the libvirt secret does not open {path}: {words}",
+            path=path,
+            hint="Set the secret to the passphrase of the image: `virsh secret-set-value UUID --file FILE --plain`.",
         )
     if "No such file or directory" in words:
         return HostFileMissing(words, path=path)
@@ -212,15 +236,19 @@ def _info(path: str, image_format: str | None, overlay: str | None) -> dict[str,
     return info
 
 
-def _change_bitmap(change: str, path: str | Path, image_format: str, name: str, doing: str) -> None:
+def _change_bitmap(
+    change: str, path: str | Path, image_format: str, name: str, key: ImageKey | None, doing: str
+) -> None:
     (top,) = describe_image(path, image_format, chain=False)
-    node = image_node(top, read_only=False)
-    _qemu_img("bitmap", change, "--", node, name, doing=doing, path=top.path, node=node)
+    node = image_node(top, read_only=False, encrypted=key is not None)
+    with handed(key) as secret:
+        words = ("bitmap", change, *secret.arguments, "--", node, name)
+        _qemu_img(*words, doing=doing, path=top.path, node=node, descriptors=secret.descriptors)
 
 
-def _qemu_img(*arguments: str, doing: str, path: str, node: str) -> str:
+def _qemu_img(*arguments: str, doing: str, path: str, node: str, descriptors: tuple[int, ...] = ()) -> str:
     try:
-        return run_tool("qemu-img", *arguments, doing=doing, path=path)
+        return run_tool("qemu-img", *arguments, doing=doing, path=path, descriptors=descriptors)
     except TransferError as error:
         raise image_error(error.message, path, node) from error
 

@@ -1,4 +1,4 @@
-"""Disk images being made: raw by the operating system, qcow2 by qemu-nbd."""
+"""Disk images being made: raw by the operating system, qcow2 and what is encrypted by QEMU's tools."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
+from vmkeep.errors import TransferError
 from vmkeep.filesystem import file_error
-from vmkeep.transfer.server import ImageServer
+from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
+from vmkeep.transfer.server import ImageConnection, ImageServer
 from vmkeep.transfer.tools import run_tool
+
+LUKS: Final = "luks"
+"""The format of an image that is nothing but LUKS: a raw one that is encrypted."""
+# qemu-img times the key derivation, and gives up when the clock of its thread did not move meanwhile: with 7.2.22
+# about every other attempt on a processor that does 32768 rounds within one tick. It gives up within 10 ms.
+_MISTIMED = "Unable to get accurate CPU usage"
+_TIMING_ATTEMPTS = 40
+_FAST_DERIVATION_MS = 10
 
 
 class ImageWriter(Protocol):
@@ -84,40 +94,37 @@ class RawImage:
         self._close()
 
 
-class Qcow2Image:
-    """A qcow2 image of the current version, written through qemu-nbd, which closes it at the end.
+class ServedImage:
+    """An image of qcow2 or LUKS, written through qemu-nbd, which closes it at the end; with a key it is encrypted.
 
     ``writers`` is how many there can be. To be entered and left in one thread, as the server is.
     """
 
-    def __init__(self, path: Path, size_bytes: int, writers: int) -> None:
+    def __init__(self, path: Path, image_format: str, size_bytes: int, writers: int, key: ImageKey | None) -> None:
         self._path = path
+        self._format = image_format
         self._size_bytes = size_bytes
-        self._writers = writers
+        self._count = writers
+        self._key = key
         self._stack = ExitStack()
-        self._connections: list[ImageWriter] = []
+        self._connections: list[ImageConnection] = []
+        self._writers: list[_RecordingWriter] = []
 
     def __enter__(self) -> Self:
-        path = str(self._path)
-        run_tool(
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            path,
-            str(self._size_bytes),
-            doing=f"make the image {path}",
-            path=path,
-        )
-        self._path.chmod(0o600)
+        create_image(self._path, self._format, self._size_bytes, self._key)
         directory = Path(tempfile.mkdtemp(prefix="vmkeep-"))
         try:
             server = ImageServer(
-                self._path, "qcow2", directory / "nbd", writable=True, new=True, shared=self._writers + 1
+                self._path,
+                self._format,
+                directory / "nbd",
+                writable=True,
+                new=True,
+                shared=self._count + 1,
+                key=self._key,
             )
             self._stack.enter_context(server)
-            self._connections = [server.connect() for _ in range(self._writers)]
+            self._connections = [server.connect() for _ in range(self._count)]
         except BaseException:
             self._stack.close()
             raise
@@ -127,12 +134,72 @@ class Qcow2Image:
         return self
 
     def writer(self) -> ImageWriter:
-        return self._connections.pop()
+        writer = _RecordingWriter(self._connections[len(self._writers)])
+        self._writers.append(writer)
+        return writer
 
     def finish(self) -> None:
+        if self._format == LUKS:
+            self._zero_the_rest()
         self._stack.close()
+
+    def _zero_the_rest(self) -> None:
+        """Write zeroes where nothing was written: a LUKS image has no holes, and decrypts there to chance."""
+        place = 0
+        written = sorted(piece for writer in self._writers for piece in writer.written)
+        for start, end in [*written, (self._size_bytes, self._size_bytes)]:
+            if start > place:
+                self._connections[0].zero(place, start - place)
+            place = max(place, end)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+
+class _RecordingWriter:
+    """A connection that remembers what was written, as (start, end)."""
+
+    def __init__(self, connection: ImageConnection) -> None:
+        self._connection = connection
+        self.written: list[tuple[int, int]] = []
+
+    def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
+        self._connection.write(start, data)
+        end = start + len(data)
+        if self.written and self.written[-1][1] == start:
+            start = self.written.pop()[0]
+        self.written.append((start, end))
+
+
+def create_image(
+    path: Path, image_format: str, size_bytes: int, key: ImageKey | None = None, *, strong: bool = True
+) -> None:
+    """Make an empty image, encrypted if there is a key; nobody but us may read it.
+
+    ``strong``: the derivation from the key takes two seconds, as QEMU has it by default. A key that is random needs
+    no such protection.
+    """
+    arguments = ["create", "-q", "-f", image_format]
+    if key is not None:
+        prefix = "" if image_format == LUKS else "encrypt."
+        options = [f"{prefix}key-secret={SECRET_ID}"]
+        options += [] if image_format == LUKS else ["encrypt.format=luks"]
+        options += [] if strong else [f"{prefix}iter-time={_FAST_DERIVATION_MS}"]
+        arguments += ["-o", ",".join(options)]
+    name = str(path)
+    with handed(key) as secret:
+        arguments += [*secret.arguments, "--", name, str(size_bytes)]
+        doing, descriptors = f"make the image {name}", secret.descriptors
+        for attempt in range(_TIMING_ATTEMPTS):
+            # Before qemu-img does, so that it is never more open than this. A qemu-img that outlived us would make a
+            # file that nobody looks for any more.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            try:
+                run_tool("qemu-img", *arguments, doing=doing, path=name, descriptors=descriptors, dying=True)
+                return
+            except TransferError as error:
+                path.unlink(missing_ok=True)
+                if _MISTIMED not in error.message or attempt + 1 == _TIMING_ATTEMPTS:
+                    raise

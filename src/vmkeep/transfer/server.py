@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import socket as sockets
 import subprocess
 import tempfile
@@ -30,8 +29,9 @@ from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
 from vmkeep.filesystem import file_error, passes_cache
 from vmkeep.logs import get_logger
 from vmkeep.transfer.imagefile import describe_image, image_error, image_node
+from vmkeep.transfer.imagekey import HandedKey, ImageKey, handed
 from vmkeep.transfer.nbd import NbdSource, export_names
-from vmkeep.transfer.tools import find_tool
+from vmkeep.transfer.tools import dying_with_us
 
 _log = get_logger(__name__)
 
@@ -127,11 +127,12 @@ class ImageServer:
     """qemu-nbd on a unix socket, for as long as the ``with`` block lasts. See the module about threads.
 
     The image is served as the guest sees it, backing files included; ``bitmap`` names a bitmap of the top image
-    that is exported with it. ``shared`` is how many connections it takes at once. ``new``: the image counts for
-    nothing until it was closed and synced, so QEMU need not sync it in between (its qcow2 driver would, to keep its
-    tables in order). Raises what ``describe_image`` does, and VmBusy when a writable image is open elsewhere. A socket
-    path that is too long or in use, a bitmap that is not there or cannot be trusted, and a close that lost something
-    are TransferErrors.
+    that is exported with it. ``key`` opens an encrypted image, of which the plain content is served. ``shared`` is how
+    many connections it takes at once. ``new``: the image counts for nothing until it was closed and synced, so QEMU
+    need not sync it in between (its qcow2 driver would, to keep its tables in order). Raises what ``describe_image``
+    does, WrongKey when the key does not open it, and VmBusy when a writable image is open elsewhere. A socket path that
+    is too long or in use, a bitmap that is not there or cannot be trusted, and a close that lost something are
+    TransferErrors.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class ImageServer:
         writable: bool = False,
         new: bool = False,
         shared: int = 8,
+        key: ImageKey | None = None,
     ) -> None:
         self._path = str(Path(path).absolute())
         self._format = image_format
@@ -152,6 +154,7 @@ class ImageServer:
         self._writable = writable
         self._new = new
         self._shared = shared
+        self._key = key
         self._node = ""
         self._thread = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -233,17 +236,17 @@ class ImageServer:
                     f"the bitmap {self._bitmap} of {self._path} is in use, or was when its VM was killed",
                     path=self._path,
                 )
-        # A new image is written once and whole: through the page cache each byte would be copied once more, and push
-        # out what the guests of the host have there.
-        return image_node(top, read_only=not self._writable, past_cache=self._new and passes_cache(Path(self._path)))
+        return image_node(
+            top,
+            read_only=not self._writable,
+            encrypted=self._key is not None,
+            # A new image is written once and whole: through the page cache each byte would be copied once more, and
+            # push out what the guests of the host have there.
+            past_cache=self._new and passes_cache(Path(self._path)),
+        )
 
-    def _command(self) -> list[str]:
-        setpriv = shutil.which("setpriv")
-        if setpriv is None:
-            raise HostFileMissing(
-                "the program setpriv is not installed", path="setpriv", hint="Install the package util-linux."
-            )
-        command = [setpriv, "--pdeathsig", "TERM" if self._writable else "KILL", "--", find_tool("qemu-nbd")]
+    def _command(self, secret: HandedKey) -> list[str]:
+        command = dying_with_us("TERM" if self._writable else "KILL", "qemu-nbd")
         command += ["--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
         if self._writable:
             cache = "unsafe" if self._new else "writeback"
@@ -252,19 +255,21 @@ class ImageServer:
             command += ["--read-only"]
         if self._bitmap is not None:
             command += [f"--bitmap={self._bitmap}"]
-        return [*command, "--", self._node]
+        return [*command, *secret.arguments, "--", self._node]
 
     def _start(self) -> None:
-        command = self._command()
-        _log.debug("running", command=shlex.join(command))
-        # In a session of its own, because Ctrl-C would end it at once, with the image open.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._words,
-            start_new_session=True,
-        )
+        with handed(self._key) as secret:
+            command = self._command(secret)
+            _log.debug("running", command=shlex.join(command))
+            # In a session of its own, because Ctrl-C would end it at once, with the image open.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._words,
+                start_new_session=True,
+                pass_fds=secret.descriptors,
+            )
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None

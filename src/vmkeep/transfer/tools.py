@@ -24,14 +24,33 @@ def find_tool(name: str) -> str:
     return path
 
 
-def run_tool(name: str, *arguments: str, doing: str, path: str | None = None) -> str:
-    """Run a tool to its end and return what it printed.
+def dying_with_us(signal_name: str, tool: str) -> list[str]:
+    """Return the words that start a tool that gets the signal when the thread which started it ends, in any way."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise HostFileMissing(
+            "the program setpriv is not installed", path="setpriv", hint="Install the package util-linux."
+        )
+    return [setpriv, "--pdeathsig", signal_name, "--", find_tool(tool)]
+
+
+def run_tool(
+    name: str,
+    *arguments: str,
+    doing: str,
+    path: str | None = None,
+    descriptors: tuple[int, ...] = (),
+    dying: bool = False,
+) -> str:
+    """Run a tool to its end and return what it printed. It inherits ``descriptors``; ``dying``: it dies with us.
 
     ``doing`` completes "could not …". Raises NoSpace when the tool says so, else TransferError with its words.
     """
-    command = [find_tool(name), *arguments]
+    command = [*(dying_with_us("KILL", name) if dying else [find_tool(name)]), *arguments]
     _log.debug("running", command=shlex.join(command))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, pass_fds=descriptors
+    )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip() or f"{name} ended with status {done.returncode}"
         if "No space left on device" in said:

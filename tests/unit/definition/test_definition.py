@@ -51,7 +51,7 @@ def test_windows_vm_is_read() -> None:
         ("sda", "cdrom", SourceKind.FILE, "/isos/virtio-win.iso", "raw"),
         ("sdb", "cdrom", SourceKind.NONE, None, None),
     ]
-    flags = [(d.target, d.readonly, d.shareable, d.transient, d.encrypted, d.removable) for d in vm.disks]
+    flags = [(d.target, d.readonly, d.shareable, d.transient, d.encryption is not None, d.removable) for d in vm.disks]
     assert flags == [
         ("vda", False, False, False, False, False),
         ("vdb", False, True, False, False, False),

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from vmkeep.definition import DefinedDisk, Definition, Firmware, FirmwareKind, SourceKind, TpmBackend, TpmDevice
+from vmkeep.definition import (
+    DefinedDisk,
+    Definition,
+    DiskEncryption,
+    Firmware,
+    FirmwareKind,
+    SourceKind,
+    TpmBackend,
+    TpmDevice,
+)
 from vmkeep.errors import DiskUnsupported, HostFileMissing, InvalidRequest, StateUnsupported
 from vmkeep.host.instant import StateSource
 from vmkeep.host.selection import ChosenState, ImageOnHost, Selection, select
@@ -120,7 +129,13 @@ def test_missing_image_is_made_anew_also_where_another_disk_was_asked_for() -> N
 @pytest.mark.parametrize(
     ("disk", "image"),
     [
-        (replace(_disk("vda"), encrypted=True), _image()),
+        (
+            replace(
+                _disk("vda"),
+                encryption=DiskEncryption(format="qcow", secrets=("5d6f1a8e-0d0a-4c8b-9b46-0a7b1d2c3e4f",)),
+            ),
+            _image(),
+        ),
         (replace(_disk("vda"), source_kind=SourceKind.NETWORK, source_type="network", source="rbd:p/i"), None),
         (_disk("vda"), _image(block=True, size_bytes=2 * _SIZE)),
         (_disk("vda"), _image(format="vmdk", size_bytes=2 * _SIZE)),

@@ -1,0 +1,66 @@
+"""vmkeep is killed in a point of an encrypted disk: no scratch, no bitmap and no secret of ours is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crash.bed import KILLED, Bed, Content, Trap, Zygote
+from tests.rig import Disk, Host, KiB, MiB, VmState, assert_images_equal, random_bytes
+from tests.rig.cli import Vmkeep
+from tests.system.truth import checkpoints
+
+pytestmark = [pytest.mark.system, pytest.mark.crash]
+
+_RUNNING = [
+    Trap("after", "vmkeep.hypervisor.connection:Hypervisor.define_passing_secret"),
+    Trap("during", "vmkeep.host.running:create_image", delay_ms=500),
+    Trap("after", "vmkeep.hypervisor.domain:Domain.begin_backup"),
+    Trap("before", "vmkeep.host.point:capture_disk"),
+]
+_OFF = [Trap("after", "vmkeep.host.stopped:add_bitmap")]
+
+
+@pytest.fixture(scope="module")
+def bed(crash_host: Host) -> Iterator[Bed]:
+    """A paused VM with an encrypted disk and one point."""
+    secret = crash_host.secret()
+    vm = crash_host.define("locked", disks=[Disk("vda", 4 * MiB, secret=secret)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    home = crash_host.dir / "home"
+    bed = Bed(crash_host, vm, Zygote(crash_host, home), home, Content({"vda": bytearray(4 * MiB)}))
+    bed.zygote.run(["backup", vm.name])
+    yield bed
+    bed.zygote.close()
+    crash_host.clear()
+
+
+@pytest.mark.parametrize("trap", [*_RUNNING, *_OFF], ids=lambda trap: f"{trap.when}-{trap.place.rpartition(':')[2]}")
+def test_killed_point_of_an_encrypted_disk_leaves_no_secret_and_no_scratch(bed: Bed, trap: Trap) -> None:
+    if trap in _OFF:
+        bed.vm.destroy()
+    before, own = checkpoints(bed.vm), bed.host.secrets()
+    assert len(own) == 1
+    outcome = bed.zygote.run(["backup", bed.vm.name], traps=[trap])
+    assert outcome.status == KILLED, f"the place was not reached: {outcome}"
+    killed_at = time.monotonic()
+    state = VmState.OFF if trap in _OFF else VmState.PAUSED
+    bed.assert_safe(before, state=state, killed_at=killed_at)
+    assert bed.host.secrets() == own
+
+
+def test_next_point_after_all_of_them_is_incremental_and_whole(bed: Bed) -> None:
+    if bed.vm.state() is VmState.OFF:
+        bed.vm.start(paused=True)
+    content = random_bytes(1, 64 * KiB)
+    bed.vm.write_bytes("vda", start=1 * MiB, content=content)
+    truth = bed.vm.read_image("vda")
+    assert content in truth
+    (taken,) = bed.zygote.run(["backup", bed.vm.name]).acts
+    assert taken["point"]["kind"] == "incremental"
+    output = Vmkeep(bed.host, home=bed.home).restore(
+        taken["point"], bed.host.dir / "work" / "out", "--decrypt", "--format", "raw"
+    )
+    assert_images_equal((output / "vda.raw").read_bytes(), truth)
