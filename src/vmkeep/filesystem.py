@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
+from typing import Final
 
 from vmkeep.errors import HostFileMissing, NoSpace, PermissionRefused, StoreError, TargetExists, VmkeepError
+
+PAGE_BYTES: Final = mmap.PAGESIZE
+"""O_DIRECT wants memory, places and lengths in logical blocks of the device; these have at most 4 KiB."""
+
+
+def aligned_buffer(size_bytes: int) -> mmap.mmap:
+    """Return zeroed memory that begins a page, as O_DIRECT wants it."""
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def sync_directory(directory: Path) -> None:

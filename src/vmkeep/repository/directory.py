@@ -7,28 +7,21 @@ guests have there. Written with O_DIRECT it costs neither, and what is left for 
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from vmkeep.filesystem import PAGE_BYTES, aligned_buffer
 from vmkeep.repository.layout import Buffer
 
 LARGE_BYTES: Final = 1 << 20
 """From here on an object is worth it; a smaller one is written through the page cache."""
-# O_DIRECT wants memory, offsets and lengths in logical blocks of the device; these have at most 4 KiB.
-_ALIGNMENT: Final = mmap.PAGESIZE
 _BOUNCE_BYTES: Final = 1 << 20
 # What a file system says that has no O_DIRECT (older tmpfs, some FUSE), or wants more alignment.
 _UNABLE: Final = {22, 95}
 _STAGED: Final = "#1"
-
-
-def aligned_buffer(size_bytes: int) -> mmap.mmap:
-    """Return zeroed memory that ``put_large`` writes as it is."""
-    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def put_large(path: Path, pieces: Sequence[Buffer]) -> bool:
@@ -64,7 +57,7 @@ def put_large(path: Path, pieces: Sequence[Buffer]) -> bool:
 def _write(handle: int, pieces: Sequence[Buffer]) -> None:
     """Write whole pages of the first piece from where they lie, and the rest through memory that is aligned."""
     first = memoryview(pieces[0])
-    whole = len(first) // _ALIGNMENT * _ALIGNMENT
+    whole = len(first) // PAGE_BYTES * PAGE_BYTES
     position = 0
     while position < whole:
         position += os.pwrite(handle, first[position:whole], position)
@@ -73,7 +66,7 @@ def _write(handle: int, pieces: Sequence[Buffer]) -> None:
         for at in range(0, len(rest), _BOUNCE_BYTES):
             part = rest[at : at + _BOUNCE_BYTES]
             bounce[: len(part)] = part
-            length = -(-len(part) // _ALIGNMENT) * _ALIGNMENT
+            length = -(-len(part) // PAGE_BYTES) * PAGE_BYTES
             done = 0
             with memoryview(bounce) as view:
                 while done < length:

@@ -14,7 +14,7 @@ from mmap import mmap
 from typing import NamedTuple, TypeAlias
 
 from vmkeep.errors import StoreError, VmkeepError
-from vmkeep.repository.directory import aligned_buffer
+from vmkeep.filesystem import aligned_buffer
 from vmkeep.repository.layout import (
     FRAME_OVERHEAD_BYTES,
     NAME_BYTES,

@@ -1,15 +1,14 @@
 """Writing a stored disk into a new image.
 
-    windows of the disk -> threads (read, open, prove, join, write) -> the image's close -> fsync
+    windows of the disk -> threads (read, open, prove, write) -> the image's close -> fsync
 
-Each thread writes what it has read, over a connection of its own: the order does not matter, and nobody waits for a
-round trip of another one.
+Each thread writes what it has read, on a way of its own: the order does not matter, and nobody waits for another one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from vmkeep.repository import Repository, StoredDisk
 from vmkeep.repository.fetch import Window, ahead
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.images import LUKS, ImageWriter, NewImage, RawImage, ServedImage
-
-# Each write is a round trip to qemu-nbd, or a system call.
-WRITE_BYTES = 512 << 10
+from vmkeep.transfer.qcow2 import CLUSTER_BYTES, Qcow2File
 
 
 def deliver_disk(
@@ -43,7 +40,7 @@ def deliver_disk(
     lives until it returns (see ``vmkeep.transfer.server``).
     """
     try:
-        with _new_image(path, image_format, disk.size_bytes, workers, key) as image:
+        with _new_image(path, image_format, disk, workers, key) as image:
             written = _deliver(repository, disk, image, workers, stop, progress)
             progress(disk.size_bytes)
             image.finish()
@@ -71,11 +68,10 @@ def _deliver(
         writer: ImageWriter | None = getattr(local, "writer", None)
         if writer is None:
             writer = local.writer = image.writer()
-        position = length = 0
-        for start, data in joined(window()):
-            writer.write(start, data)
-            position, length = start + len(data), length + len(data)
-        return [(position, length)]
+        blocks = window()
+        writer.write_blocks(blocks)
+        start, data = blocks[-1]
+        return [(start + len(data), sum(len(data) for _, data in blocks))]
 
     written = 0
     stop()
@@ -86,24 +82,10 @@ def _deliver(
     return written
 
 
-def joined(blocks: Iterable[tuple[int, bytes]], limit_bytes: int = WRITE_BYTES) -> Iterator[tuple[int, bytes]]:
-    """Join neighbouring blocks, (start, content) ascending, into writes of at most about ``limit_bytes``."""
-    begun, length = 0, 0
-    pieces: list[bytes] = []
-    for start, data in blocks:
-        if pieces and (start != begun + length or length >= limit_bytes):
-            yield begun, b"".join(pieces)
-            pieces, length = [], 0
-        if not pieces:
-            begun = start
-        pieces.append(data)
-        length += len(data)
-    if pieces:
-        yield begun, b"".join(pieces)
-
-
-def _new_image(path: Path, image_format: str, size_bytes: int, writers: int, key: ImageKey | None) -> NewImage:
+def _new_image(path: Path, image_format: str, disk: StoredDisk, writers: int, key: ImageKey | None) -> NewImage:
     if image_format == "raw" and key is None:
-        return RawImage(path, size_bytes)
+        return RawImage(path, disk.size_bytes, disk.block_bytes)
+    if image_format == "qcow2" and key is None and disk.block_bytes % CLUSTER_BYTES == 0:
+        return Qcow2File(path, disk.size_bytes)
     assert key is not None or image_format != LUKS, "LUKS without a key"
-    return ServedImage(path, LUKS if image_format == "raw" else image_format, size_bytes, writers, key)
+    return ServedImage(path, LUKS if image_format == "raw" else image_format, disk.size_bytes, writers, key)

@@ -1,18 +1,20 @@
-"""Disk images being made: raw by the operating system, qcow2 and what is encrypted by QEMU's tools."""
+"""Disk images being made: raw and plain qcow2 as files (``vmkeep.transfer.qcow2``), others by QEMU's tools."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from vmkeep.errors import TransferError
-from vmkeep.filesystem import file_error
+from vmkeep.filesystem import PAGE_BYTES
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
+from vmkeep.transfer.newfile import Lane, NewFile
 from vmkeep.transfer.server import ImageConnection, ImageServer
 from vmkeep.transfer.tools import run_tool
 
@@ -23,13 +25,15 @@ LUKS: Final = "luks"
 _MISTIMED = "Unable to get accurate CPU usage"
 _TIMING_ATTEMPTS = 40
 _FAST_DERIVATION_MS = 10
+# Each write is a round trip to qemu-nbd.
+_WRITE_BYTES = 1 << 20
 
 
 class ImageWriter(Protocol):
     """One way into a new image; used by one thread."""
 
-    def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes at ``start``."""
+    def write_blocks(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        """Write blocks of the disk, (start, content) ascending."""
         ...
 
 
@@ -53,37 +57,15 @@ class NewImage(Protocol):
 class RawImage:
     """A raw image, sparse where nothing was written. Made anew; an existing file is an error of the caller."""
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
-        self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._open = True
-        os.ftruncate(self._descriptor, size_bytes)
+    def __init__(self, path: Path, size_bytes: int, block_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._file = NewFile(path, aligned=block_bytes % PAGE_BYTES == 0)
 
-    def writer(self) -> RawImage:
-        """Return the image itself: a write at a place needs no state."""
-        return self
-
-    def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                written = os.pwrite(self._descriptor, view, start)
-                start += written
-                view = view[written:]
-        except OSError as error:
-            raise file_error(error, self._path) from error
+    def writer(self) -> RawWriter:
+        return RawWriter(self._file.lane())
 
     def finish(self) -> None:
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise file_error(error, self._path) from error
-        self._close()
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._descriptor)
+        self._file.finish(self._size_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +73,37 @@ class RawImage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._file.close()
+
+
+class RawWriter:
+    """One thread's way into a raw image."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    def write_blocks(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        for start, pieces in runs(blocks):
+            self._lane.write(start, pieces)
+
+
+def runs(blocks: Iterable[tuple[int, bytes]], limit_bytes: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield (start, contents) of blocks, (start, content) ascending, that lie one behind the other.
+
+    A run ends at the latest when it has ``limit_bytes``.
+    """
+    begun = end = 0
+    pieces: list[bytes] = []
+    for start, data in blocks:
+        if pieces and (start != end or (limit_bytes is not None and end - begun >= limit_bytes)):
+            yield begun, pieces
+            pieces = []
+        if not pieces:
+            begun = start
+        pieces.append(data)
+        end = start + len(data)
+    if pieces:
+        yield begun, pieces
 
 
 class ServedImage:
@@ -165,12 +177,14 @@ class _RecordingWriter:
         self._connection = connection
         self.written: list[tuple[int, int]] = []
 
-    def write(self, start: int, data: bytes | bytearray | memoryview) -> None:
-        self._connection.write(start, data)
-        end = start + len(data)
-        if self.written and self.written[-1][1] == start:
-            start = self.written.pop()[0]
-        self.written.append((start, end))
+    def write_blocks(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        for start, pieces in runs(blocks, _WRITE_BYTES):
+            data = b"".join(pieces)
+            self._connection.write(start, data)
+            if self.written and self.written[-1][1] == start:
+                self.written[-1] = (self.written[-1][0], start + len(data))
+            else:
+                self.written.append((start, start + len(data)))
 
 
 def create_image(

@@ -19,7 +19,8 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.repository.directory import LARGE_BYTES, aligned_buffer
+from vmkeep.filesystem import aligned_buffer
+from vmkeep.repository.directory import LARGE_BYTES
 from vmkeep.repository.store import ObjectStore, _translation, create_store
 
 
