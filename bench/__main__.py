@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import full, incremental, peers, restore, scan, stopped
+from bench import full, guest, history, huge, incremental, inplace, instant, maps, peers, restore, scan, stopped
 from bench.measuring import Figures
 from tests.rig import Host
 
@@ -22,6 +22,12 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "restore": restore.measure,
     "stopped": stopped.measure,
     "scan": scan.measure,
+    "instant": instant.measure,
+    "guest": guest.measure,
+    "inplace": inplace.measure,
+    "history": history.measure,
+    "maps": maps.measure,
+    "huge": huge.measure,
 }
 
 

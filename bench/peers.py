@@ -12,7 +12,7 @@ from bench.disks import SIZE_BYTES
 from bench.measuring import Run, measured, seconds_of, timed, warm_memory
 from tests.rig import Host, MiB, Vm
 
-_REQUIRED_COMMANDS = ("time", "virtnbdbackup", "virtnbdrestore", "nbdcopy", "qemu-img", "qemu-nbd")
+_REQUIRED_COMMANDS = ("time", "virtnbdbackup", "virtnbdrestore", "nbdcopy", "nbdkit", "qemu-img", "qemu-nbd")
 
 
 def missing_commands() -> list[str]:

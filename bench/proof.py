@@ -10,10 +10,10 @@ from tests.rig import Vm, assert_images_equal
 from tests.rig.images import convert_to_raw
 
 
-def prove_point(vm: Vm) -> None:
-    """Restore the last point of a VM that has not changed since, and compare: AssertionError names what differs."""
+def prove_point(vm: Vm, point: str | None = None) -> None:
+    """Restore a point, the last one if None, of a VM that is as it was then: AssertionError names what differs."""
     output = vm.host.dir / "work/proof"
-    product.restore(vm.host, f"{vm.name}@latest", output, "--format", "raw")
+    product.restore(vm.host, point or f"{vm.name}@latest", output, "--format", "raw")
     _compare(output / "vda.raw", vm, "vmkeep")
     shutil.rmtree(output)
 

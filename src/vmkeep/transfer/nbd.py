@@ -83,12 +83,16 @@ class NbdConnection:
                 ) from error
             if not replies:
                 raise TransferError(f"QEMU gave no map of disk {self._label} at {position}", disk=self._label)
+            # No calls in here: a map can have millions of extents.
             for length, flags in zip(replies[::2], replies[1::2], strict=True):
-                # The last extent of a reply may reach past what was asked, and past the end of the export.
-                usable = min(length, self.size_bytes - position)
-                if usable > 0:
-                    yield position, usable, flags
-                position += usable
+                end = position + length
+                if end > self.size_bytes:
+                    # The last extent of a reply may reach past what was asked, and past the end of the export.
+                    end = self.size_bytes
+                    if end <= position:
+                        break
+                yield position, end - position, flags
+                position = end
 
     def close(self) -> None:
         """Say goodbye; a connection that is broken already has nothing to say.
