@@ -6,13 +6,12 @@ alone, so its disk can be read only while the VM runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vmkeep.definition import DefinedDisk, Definition
 from vmkeep.errors import DiskUnsupported, HypervisorUnavailable, SecretMissing, SecretPrivate
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.planning import KeyState
-from vmkeep.transfer.imagefile import ImageLayer
 from vmkeep.transfer.imagekey import ImageKey
 
 _GIVE = (
@@ -78,11 +77,6 @@ def key_state(hypervisor: Hypervisor, disk: DefinedDisk, *, running: bool) -> Ke
     except SecretPrivate:
         return KeyState.PRIVATE
     return KeyState.KNOWN
-
-
-def is_encrypted(disk: DefinedDisk, chain: Sequence[ImageLayer]) -> bool:
-    """Return whether any of what the guest reads from the disk is encrypted where it lies."""
-    return disk.encryption is not None or any(layer.encrypted for layer in chain)
 
 
 def encrypted_with(definition: Definition, target: str) -> str:

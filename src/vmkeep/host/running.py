@@ -24,7 +24,6 @@ from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
-from vmkeep.host.passphrases import is_encrypted
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, Stage, end_job, forget_secret, remove_leavings
 from vmkeep.hypervisor import Domain, RunState
@@ -195,8 +194,7 @@ def _require_agent(domain: Domain, *, running: bool) -> None:
 
 def _is_encrypted(subject: Subject, target: str) -> bool:
     disk = subject.definition.disk(target)
-    assert disk is not None
-    return is_encrypted(disk, subject.chains.get(target, ()))
+    return disk is not None and disk.encryption is not None
 
 
 def _make_scratch(

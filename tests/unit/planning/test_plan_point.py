@@ -434,9 +434,16 @@ def test_encrypted_disk_whose_secret_is_not_told_is_refused_by_name_while_the_vm
     assert planned(replace(request, exclude=frozenset({"vda"}))).warnings == ()
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_plain_overlay_of_an_encrypted_image_is_refused_because_its_restore_would_be_plain(running: bool) -> None:
+    request = with_vda(replace(SOUND, running=running), encrypted_below=True)
+    assert refused(request) == [(RefusalCode.DISK_UNSUPPORTED, "vda")]
+    assert "blockcommit" in the_refusal(request)[1]
+
+
 def test_disk_on_an_encrypted_image_is_read_while_the_vm_runs_and_refused_while_it_is_off() -> None:
-    assert len(planned(with_vda(encrypted_below=True)).disks) == 2
-    request = with_vda(replace(SOUND, running=False), encrypted_below=True)
+    assert len(planned(with_vda(SOUND, encrypted_below=True, **LOCKED)).disks) == 2
+    request = with_vda(replace(SOUND, running=False), encrypted_below=True, **LOCKED)
     assert refused(request) == [(RefusalCode.DISK_UNSUPPORTED, "vda")]
     assert "Start the VM" in the_refusal(request)[1]
 
