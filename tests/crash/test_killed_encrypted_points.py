@@ -10,6 +10,7 @@ import pytest
 from tests.crash.bed import KILLED, Bed, Content, Trap, Zygote
 from tests.rig import Disk, Host, KiB, MiB, VmState, assert_images_equal, random_bytes
 from tests.rig.cli import Vmkeep
+from tests.system.offline import write_offline
 from tests.system.truth import checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
@@ -51,7 +52,7 @@ def test_killed_point_of_an_encrypted_disk_leaves_no_secret_and_no_scratch(bed: 
     assert bed.host.secrets() == own
 
 
-def test_next_point_after_all_of_them_is_incremental_and_whole(bed: Bed) -> None:
+def test_next_point_after_all_of_them_is_incremental_and_whole_and_a_killed_return_to_it_is_finished(bed: Bed) -> None:
     if bed.vm.state() is VmState.OFF:
         bed.vm.start(paused=True)
     content = random_bytes(1, 64 * KiB)
@@ -64,3 +65,12 @@ def test_next_point_after_all_of_them_is_incremental_and_whole(bed: Bed) -> None
         taken["point"], bed.host.dir / "work" / "out", "--decrypt", "--format", "raw"
     )
     assert_images_equal((output / "vda.raw").read_bytes(), truth)
+
+    bed.vm.destroy()
+    write_offline(bed.vm, "vda", bytes([0x33]) * (128 * KiB), start=1 * MiB)
+    place = Trap("after", "vmkeep.host.overwriting:Overwriting._write_disk")
+    restore = ["restore_in_place", taken["point"]["id"], bed.vm.name, None]
+    assert bed.zygote.run(restore, traps=[place]).status == KILLED
+    assert bed.zygote.run(["look"]).recovered
+    assert_images_equal(bed.vm.read_image("vda"), truth)
+    assert len(bed.host.secrets()) == 1
