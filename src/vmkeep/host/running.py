@@ -72,6 +72,7 @@ class RunningExposure:
             scratch=tuple(str(path) for path in scratch.values()),
             quiesced=quiesce,
             secret=str(UUID(subject.operation)) if encrypted else "",
+            stage=Stage.PREPARING if encrypted else Stage.INSTANT,
         )
         guardian = guarded(subject, settings, record)
         try:
@@ -80,6 +81,8 @@ class RunningExposure:
             if encrypted:
                 _make_scratch(subject, record, scratch, encrypted, stop)
                 refuse_beside_a_job(domain)
+                _refuse_changed_state(domain, running=running)
+                guardian.stage(Stage.INSTANT)
             job = backup_xml(
                 subject.plan,
                 subject.definition,
@@ -178,6 +181,16 @@ def refuse_beside_a_job(domain: Domain) -> None:
             f"libvirt is at another operation on VM {domain.name!r} (a backup, migration, save or dump)",
             vm=domain.name,
             hint="Wait for it to end (`virsh domjobinfo` shows it) and run the command again.",
+        )
+
+
+def _refuse_changed_state(domain: Domain, *, running: bool) -> None:
+    """Refuse when somebody paused the VM, or let it run, while the scratch was made: that must stay as it is."""
+    if (domain.state().run is RunState.RUNNING) is not running:
+        raise VmBusy(
+            f"VM {domain.name!r} was paused, resumed or stopped while its point was prepared",
+            vm=domain.name,
+            hint="Run the command again.",
         )
 
 
