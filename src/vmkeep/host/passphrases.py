@@ -48,7 +48,7 @@ def key_of(hypervisor: Hypervisor, secret: str, *, vm: str | None, disk: str) ->
             "nobody",
             vm=vm,
             disk=disk,
-            hint="Define the secret anew with private='no' and the same value.",
+            hint="Undefine it (`virsh secret-undefine`) and define it anew with private='no' and the same value.",
         ) from error
 
 

@@ -117,7 +117,9 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
                 f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, which is private: "
                 "libvirt tells its value to nobody, so the disk cannot be read while the VM is off"
             ),
-            hint=f"Start the VM, define the secret anew with private='no', {leave_out}",
+            hint=(
+                f"Start the VM, define the secret anew with private='no' (after `virsh secret-undefine`), {leave_out}"
+            ),
         )
     return Refusal(
         code=RefusalCode.SECRET_MISSING,
