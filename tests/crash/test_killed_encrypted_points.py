@@ -10,6 +10,7 @@ import pytest
 from tests.crash.bed import KILLED, Bed, Content, Trap, Zygote
 from tests.rig import Disk, Host, KiB, MiB, VmState, assert_images_equal, random_bytes
 from tests.rig.cli import Vmkeep
+from tests.system.offline import write_offline
 from tests.system.truth import checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
@@ -51,9 +52,27 @@ def test_killed_point_of_an_encrypted_disk_leaves_no_secret_and_no_scratch(bed: 
     assert bed.host.secrets() == own
 
 
-def test_next_point_after_all_of_them_is_incremental_and_whole(bed: Bed) -> None:
-    if bed.vm.state() is VmState.OFF:
-        bed.vm.start(paused=True)
+def test_vm_that_is_paused_while_the_scratch_is_made_stays_paused(bed: Bed) -> None:
+    bed.vm.destroy()
+    bed.vm.start()
+    before, own = checkpoints(bed.vm), bed.host.secrets()
+    for goes_on in (True, False):
+        bed.zygote.start(["backup", bed.vm.name], traps=[Trap("after", "vmkeep.host.running:create_image", "hold")])
+        bed.zygote.wait_reached()
+        bed.vm.suspend()
+        if goes_on:
+            bed.zygote.go.touch()
+            assert bed.zygote.finish().error["code"] == "vm-busy"
+        else:
+            bed.zygote.kill()
+            assert bed.zygote.finish().status == KILLED
+        bed.assert_safe(before, state=VmState.PAUSED, killed_at=time.monotonic())
+        assert bed.host.secrets() == own
+        bed.vm.resume()
+
+
+def test_next_point_after_all_of_them_is_incremental_and_whole_and_a_killed_return_to_it_is_finished(bed: Bed) -> None:
+    bed.vm.suspend()
     content = random_bytes(1, 64 * KiB)
     bed.vm.write_bytes("vda", start=1 * MiB, content=content)
     truth = bed.vm.read_image("vda")
@@ -64,3 +83,12 @@ def test_next_point_after_all_of_them_is_incremental_and_whole(bed: Bed) -> None
         taken["point"], bed.host.dir / "work" / "out", "--decrypt", "--format", "raw"
     )
     assert_images_equal((output / "vda.raw").read_bytes(), truth)
+
+    bed.vm.destroy()
+    write_offline(bed.vm, "vda", bytes([0x33]) * (128 * KiB), start=1 * MiB)
+    place = Trap("after", "vmkeep.host.overwriting:Overwriting._write_disk")
+    restore = ["restore_in_place", taken["point"]["id"], bed.vm.name, None]
+    assert bed.zygote.run(restore, traps=[place]).status == KILLED
+    assert bed.zygote.run(["look"]).recovered
+    assert_images_equal(bed.vm.read_image("vda"), truth)
+    assert len(bed.host.secrets()) == 1

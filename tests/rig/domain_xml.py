@@ -12,10 +12,17 @@ from lxml.builder import E
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret of libvirt's, and its value."""
+    """A secret of libvirt's, and its value. With a ``usage`` definitions name it by that."""
 
     uuid: str
     value: str
+    usage: str | None = None
+
+    @property
+    def element(self) -> etree._Element:
+        if self.usage is not None:
+            return E.secret(type="passphrase", usage=self.usage)
+        return E.secret(type="passphrase", uuid=self.uuid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class DiskInUse:
     bus: str
     format: str
     path: Path | None
-    secret_uuid: str | None = None  # of an encrypted disk
+    secret: str | None = None  # of an encrypted disk, its UUID or usage
 
 
 def disks_of(xml: str) -> list[DiskInUse]:
@@ -67,7 +74,7 @@ def disks_of(xml: str) -> list[DiskInUse]:
             bus=str(element.xpath("string(target/@bus)")),
             format=str(element.xpath("string(driver/@type)")),
             path=Path(str(element.xpath("string(source/@file)"))) if element.find("source") is not None else None,
-            secret_uuid=str(element.xpath("string(source/encryption/secret/@uuid)")) or None,
+            secret=str(element.xpath("string(source/encryption/secret/@*[name()!='type'])")) or None,
         )
         for element in etree.fromstring(xml).iterfind("devices/disk")
     ]
@@ -81,7 +88,7 @@ def disk_element(disk: Disk, path: Path | None) -> etree._Element:
     if path is not None:
         source = E.source(file=str(path))
         if disk.secret is not None:
-            source.append(E.encryption(E.secret(type="passphrase", uuid=disk.secret.uuid), format="luks"))
+            source.append(E.encryption(disk.secret.element, format="luks"))
         element.append(source)
     element.append(E.target(dev=disk.target, bus=disk.bus))
     if disk.readonly:

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Self
 
 import libvirt
+from lxml import etree
+from lxml.builder import E
 
 from tests.rig import namespaces
 from tests.rig.domain_xml import DirectBoot, Secret
@@ -284,18 +286,26 @@ class Host:
             boot=boot,
         )
 
-    def secret(self, value: str = "open sesame", *, private: bool = False, secret_uuid: str | None = None) -> Secret:
-        """Give libvirt a secret for disks. A private one is told to QEMU alone."""
-        name = secret_uuid or str(uuid.uuid4())
-        private_word = "yes" if private else "no"
-        xml = f"<secret ephemeral='yes' private='{private_word}'><uuid>{name}</uuid></secret>"
-        self.connection.secretDefineXML(xml).setValue(value.encode())
-        self._passphrases[name] = value
-        return Secret(name, value)
+    def secret(
+        self,
+        value: str = "open sesame",
+        *,
+        private: bool = False,
+        secret_uuid: str | None = None,
+        usage: str | None = None,
+    ) -> Secret:
+        """Give libvirt a secret for disks. A private one is told to QEMU alone; one with a usage is named by that."""
+        secret = Secret(secret_uuid or str(uuid.uuid4()), value, usage)
+        element = E.secret(E.uuid(secret.uuid), ephemeral="yes", private="yes" if private else "no")
+        if usage is not None:
+            element.append(E.usage(E.volume(usage), type="volume"))
+        self.connection.secretDefineXML(etree.tostring(element, encoding="unicode")).setValue(value.encode())
+        self._passphrases[usage or secret.uuid] = value
+        return secret
 
-    def passphrase(self, secret_uuid: str) -> str:
-        """Return the value of a secret that a test made."""
-        return self._passphrases[secret_uuid]
+    def passphrase(self, secret: str) -> str:
+        """Return the value of a secret that a test made, by its UUID or usage."""
+        return self._passphrases[secret]
 
     def secrets(self) -> set[str]:
         """Return the UUIDs of all secrets that libvirt has now."""

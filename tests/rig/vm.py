@@ -203,8 +203,8 @@ class Vm:
 
     def passphrase(self, target: str) -> str | None:
         """Return what opens an encrypted disk, whoever made its secret; None for a plain one."""
-        uuid = self.disk(target).secret_uuid
-        return None if uuid is None else self.host.passphrase(uuid)
+        secret = self.disk(target).secret
+        return None if secret is None else self.host.passphrase(secret)
 
     # -- writes ----------------------------------------------------------------------------------------------
 

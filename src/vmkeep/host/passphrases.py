@@ -6,13 +6,13 @@ alone, so its disk can be read only while the VM runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
-from vmkeep.definition import DefinedDisk, Definition
-from vmkeep.errors import DiskUnsupported, HypervisorUnavailable, SecretMissing, SecretPrivate
+from vmkeep.definition import DefinedDisk, Definition, DefinitionError, parse_definition
+from vmkeep.errors import DiskUnsupported, HypervisorUnavailable, InvalidRequest, SecretMissing, SecretPrivate
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.planning import KeyState
-from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.repository import PointRecord
 from vmkeep.transfer.imagekey import ImageKey
 
 _GIVE = (
@@ -48,7 +48,7 @@ def key_of(hypervisor: Hypervisor, secret: str, *, vm: str | None, disk: str) ->
             "nobody",
             vm=vm,
             disk=disk,
-            hint="Define the secret anew with private='no' and the same value.",
+            hint="Undefine it (`virsh secret-undefine`) and define it anew with private='no' and the same value.",
         ) from error
 
 
@@ -80,12 +80,7 @@ def key_state(hypervisor: Hypervisor, disk: DefinedDisk, *, running: bool) -> Ke
     return KeyState.KNOWN
 
 
-def is_encrypted(disk: DefinedDisk, chain: Sequence[ImageLayer]) -> bool:
-    """Return whether any of what the guest reads from the disk is encrypted where it lies."""
-    return disk.encryption is not None or any(layer.encrypted for layer in chain)
-
-
-def encrypted_with(definition: Definition, target: str) -> str:
+def _encrypted_with(definition: Definition, target: str) -> str:
     """Return the name of the secret of a disk of a point; empty for one that was plain.
 
     Raises DiskUnsupported for one that was encrypted in a way that vmkeep cannot make again.
@@ -129,3 +124,39 @@ class RestoredKeys:
         except (SecretMissing, SecretPrivate) as error:
             error.hint = f"{error.hint} {plain}"
             raise
+
+
+def secrets_of_point(record: PointRecord, connect: Callable[[], Hypervisor]) -> dict[str, str]:
+    """Return the names of the secrets of the point's disks that were encrypted, by target; each value can be had."""
+    try:
+        then = parse_definition(record.definition)
+    except DefinitionError as error:
+        raise InvalidRequest(
+            f"the definition in point {record.id} cannot be read, so nobody knows which disks were encrypted: {error}",
+            vm=record.vm_name,
+            hint="`--output DIR --decrypt` writes all disks as plain images.",
+        ) from error
+    keys = RestoredKeys(connect, record.vm_name)
+    secrets = {disk.target: _encrypted_with(then, disk.target) for disk in record.disks}
+    for target, secret in secrets.items():
+        keys.key(secret, target)
+    return {target: secret for target, secret in secrets.items() if secret}
+
+
+def told_of_encryption(record: PointRecord, secrets: Mapping[str, str]) -> tuple[str, ...]:
+    """Say what the images of disks that were encrypted are now."""
+    told = [
+        f"The image of disk {target} is encrypted: the value of the libvirt secret {secret} opens it."
+        for target, secret in secrets.items()
+    ]
+    try:
+        then = parse_definition(record.definition)
+    except DefinitionError:
+        return tuple(told)
+    for disk in record.disks:
+        before = then.disk(disk.target)
+        if before is not None and before.encryption is not None and disk.target not in secrets:
+            told.append(
+                f"Disk {disk.target} was encrypted, and its image here is plain. domain.xml still says <encryption>."
+            )
+    return tuple(told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -35,7 +35,7 @@ from vmkeep.errors import (
     TargetExists,
 )
 from vmkeep.filesystem import sync_directory
-from vmkeep.host.passphrases import RestoredKeys, encrypted_with
+from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -71,7 +71,7 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
     plain data on the host does not become so unasked.
     """
     record = repository.point(request.point_id)
-    secrets = _secrets(record, connect) if not request.decrypt else {}
+    secrets = secrets_of_point(record, connect) if not request.decrypt else {}
     output = Path(request.output)
     try:
         output.mkdir(mode=0o700, exist_ok=True)
@@ -95,7 +95,7 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
     definition = item_at("definition", "definition", output / _DEFINITION_FILE, request.operation)
     items = (*disks, *states, definition)
     _refuse_existing(items, force=request.force)
-    return FilesPrepared(items, (*_absences(record), *_told_of_encryption(record, secrets)))
+    return FilesPrepared(items, (*_absences(record), *told_of_encryption(record, secrets)))
 
 
 # -- as a VM ---------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             vm=request.name,
             hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
         )
-    secrets = _secrets(record, lambda: hypervisor)
+    secrets = secrets_of_point(record, lambda: hypervisor)
     same = not request.elsewhere and hypervisor.find(record.vm_uuid) is None
     tpm = _tpm_choice(record, original, request, same=same)
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
@@ -312,42 +312,6 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
             staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         stage_file(staged, content)
     return len(content)
-
-
-def _secrets(record: PointRecord, connect: Callable[[], Hypervisor]) -> dict[str, str]:
-    """Return the names of the secrets of the point's disks that were encrypted, by target; each value can be had."""
-    try:
-        then = parse_definition(record.definition)
-    except DefinitionError as error:
-        raise InvalidRequest(
-            f"the definition in point {record.id} cannot be read, so nobody knows which disks were encrypted: {error}",
-            vm=record.vm_name,
-            hint="`--output DIR --decrypt` writes all disks as plain images.",
-        ) from error
-    keys = RestoredKeys(connect, record.vm_name)
-    secrets = {disk.target: encrypted_with(then, disk.target) for disk in record.disks}
-    for target, secret in secrets.items():
-        keys.key(secret, target)
-    return {target: secret for target, secret in secrets.items() if secret}
-
-
-def _told_of_encryption(record: PointRecord, secrets: Mapping[str, str]) -> tuple[str, ...]:
-    """Say what the images of disks that were encrypted are now."""
-    told = [
-        f"The image of disk {target} is encrypted: the value of the libvirt secret {secret} opens it."
-        for target, secret in secrets.items()
-    ]
-    try:
-        then = parse_definition(record.definition)
-    except DefinitionError:
-        return tuple(told)
-    for disk in record.disks:
-        before = then.disk(disk.target)
-        if before is not None and before.encryption is not None and disk.target not in secrets:
-            told.append(
-                f"Disk {disk.target} was encrypted, and its image here is plain. domain.xml still says <encryption>."
-            )
-    return tuple(told)
 
 
 def check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:

@@ -24,7 +24,6 @@ from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
-from vmkeep.host.passphrases import is_encrypted
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, Stage, end_job, forget_secret, remove_leavings
 from vmkeep.hypervisor import Domain, RunState
@@ -73,6 +72,7 @@ class RunningExposure:
             scratch=tuple(str(path) for path in scratch.values()),
             quiesced=quiesce,
             secret=str(UUID(subject.operation)) if encrypted else "",
+            stage=Stage.PREPARING if encrypted else Stage.INSTANT,
         )
         guardian = guarded(subject, settings, record)
         try:
@@ -81,6 +81,8 @@ class RunningExposure:
             if encrypted:
                 _make_scratch(subject, record, scratch, encrypted, stop)
                 refuse_beside_a_job(domain)
+                _refuse_changed_state(domain, running=running)
+                guardian.stage(Stage.INSTANT)
             job = backup_xml(
                 subject.plan,
                 subject.definition,
@@ -182,6 +184,16 @@ def refuse_beside_a_job(domain: Domain) -> None:
         )
 
 
+def _refuse_changed_state(domain: Domain, *, running: bool) -> None:
+    """Refuse when somebody paused the VM, or let it run, while the scratch was made: that must stay as it is."""
+    if (domain.state().run is RunState.RUNNING) is not running:
+        raise VmBusy(
+            f"VM {domain.name!r} was paused, resumed or stopped while its point was prepared",
+            vm=domain.name,
+            hint="Run the command again.",
+        )
+
+
 def _require_agent(domain: Domain, *, running: bool) -> None:
     """Ask the agent before anything is begun: afterwards its silence means that a frozen guest must be waited for."""
     if not running:
@@ -195,8 +207,7 @@ def _require_agent(domain: Domain, *, running: bool) -> None:
 
 def _is_encrypted(subject: Subject, target: str) -> bool:
     disk = subject.definition.disk(target)
-    assert disk is not None
-    return is_encrypted(disk, subject.chains.get(target, ()))
+    return disk is not None and disk.encryption is not None
 
 
 def _make_scratch(

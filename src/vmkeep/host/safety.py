@@ -44,6 +44,7 @@ _RESUME_SECONDS = 5.0
 class Stage(StrEnum):
     """How far the job was, as far as the guest's safety depends on it."""
 
+    PREPARING = "preparing"  # files for the job are being made; a pause is somebody else's
     INSTANT = "instant"  # vmkeep may have suspended the VM
     COPY = "copy"  # the VM runs again; a pause now is somebody else's
     KEEP = "keep"  # the point is stored: the new checkpoint is its base from here on
@@ -140,7 +141,7 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
             quiet_since = None
         elif quiet_since is None:
             quiet_since = now
-        settled = record.stage is not Stage.INSTANT
+        settled = record.stage in (Stage.COPY, Stage.KEEP)
         if quiet_since is not None and (settled or now - quiet_since >= _QUIET_SECONDS):
             break
         time.sleep(_STEP_SECONDS)

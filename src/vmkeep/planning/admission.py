@@ -88,9 +88,12 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
         return f"is a {disk.device}, which cannot be read yet", None
     if disk.encrypted and disk.key is KeyState.UNUSABLE:
         return "is encrypted in another way than by QEMU with LUKS and one passphrase, which cannot be read yet", None
+    if disk.encrypted_below and not disk.encrypted:
+        what = "is not encrypted and stands on an encrypted image, so a restore of it would make all of it plain"
+        return what, "Merge it into that image (`virsh blockcommit`)"
     if disk.encrypted_below and not running:
         return "stands on an encrypted image, and such disks can be read only while the VM runs", "Start the VM"
-    if running and disk.transient and (disk.encrypted or disk.encrypted_below):
+    if running and disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
     if running and disk.device == "lun":
         return "is a LUN that the guest speaks SCSI to; a backup job of the running VM would break that", _STOP_IT
@@ -114,7 +117,9 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
                 f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, which is private: "
                 "libvirt tells its value to nobody, so the disk cannot be read while the VM is off"
             ),
-            hint=f"Start the VM, define the secret anew with private='no', {leave_out}",
+            hint=(
+                f"Start the VM, define the secret anew with private='no' (after `virsh secret-undefine`), {leave_out}"
+            ),
         )
     return Refusal(
         code=RefusalCode.SECRET_MISSING,

@@ -209,7 +209,10 @@ def create_image(
         for attempt in range(_TIMING_ATTEMPTS):
             # Before qemu-img does, so that it is never more open than this. A qemu-img that outlived us would make a
             # file that nobody looks for any more.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                raise file_error(error, path) from error
             try:
                 run_tool("qemu-img", *arguments, doing=doing, path=name, descriptors=descriptors, dying=True)
                 return

@@ -17,8 +17,11 @@ from vmkeep.moments import (
     BackupMode,
     BackupServer,
     ServerTransport,
+    StoreType,
     align_backup,
     format_backup,
+    luks_content,
+    parse_backup,
 )
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domainbackup.rng")
@@ -43,6 +46,19 @@ def test_aligned_backup_is_valid(schema: etree.RelaxNG) -> None:
     )
     text = format_backup(align_backup(backup, cases.DISKS, suffix="c1"))
     schema.assertValid(etree.fromstring(text))
+
+
+def test_backup_with_encrypted_scratch_is_valid_and_read_as_it_was_written(schema: etree.RelaxNG) -> None:
+    uuid = "5d6f1a8e-0d0a-4c8b-9b46-0a7b1d2c3e4f"
+    disk = BackupDisk(
+        name="vda", store_type=StoreType.FILE, store="/s", store_format="qcow2", store_content=luks_content(uuid)
+    )
+    server = BackupServer(transport=ServerTransport.UNIX, socket="/run/s")
+    backup = Backup(mode=BackupMode.PULL, server=server, disks=(disk,))
+    text = format_backup(backup)
+    schema.assertValid(etree.fromstring(text))
+    assert parse_backup(text) == backup
+    assert uuid in text
 
 
 @given(backups)

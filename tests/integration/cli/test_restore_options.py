@@ -18,6 +18,8 @@ from tests.integration.cli.command_line import vmkeep
         ("--in-place", "--force"),
         ("--in-place", "--format", "raw"),
         ("--in-place", "--disks-dir", "images"),
+        ("--in-place", "--decrypt"),
+        ("--as", "copy", "--decrypt"),
         ("--in-place", "--tpm", "new"),
         ("--as", "copy", "--tpm", "keep"),
         ("--as", "copy", "--only", "vda"),

@@ -17,6 +17,7 @@ from tests.integration.transfer.images import (
     SIZE_BYTES,
     Image,
     block_device,
+    content_of,
     dirty_ranges,
     is_alive,
     make_chain,
@@ -31,8 +32,10 @@ from tests.integration.transfer.images import (
     wait_for_end,
     write_pattern,
 )
-from vmkeep.errors import HostFileMissing, TransferError, VmBusy
+from vmkeep.errors import DiskUnsupported, HostFileMissing, TransferError, VmBusy, WrongKey
 from vmkeep.transfer.imagefile import add_bitmap, describe_image, remove_bitmap
+from vmkeep.transfer.imagekey import ImageKey
+from vmkeep.transfer.images import create_image
 from vmkeep.transfer.server import ImageServer
 
 _KINDS = ["qcow2", "chain", "data-file", "raw data-file", "raw", "block raw", "block qcow2"]
@@ -270,6 +273,40 @@ def test_missing_files_are_named_before_anything_is_started(tmp_path: Path) -> N
         with pytest.raises(HostFileMissing) as caught:
             ImageServer(top, "qcow2", tmp_path / "s", writable=writable).__enter__()
         assert caught.value.path == str(tmp_path / "base.raw")
+
+
+@pytest.mark.parametrize("image_format", ["qcow2", "luks"])
+def test_encrypted_image_is_served_plain_to_who_has_its_key_and_holds_nothing_plain(
+    tmp_path: Path, image_format: str
+) -> None:
+    image, key = tmp_path / "disk", ImageKey("öpen, sesame\n".encode())  # as libvirt has it, with the line break
+    create_image(image, image_format, 1 << 20, key, strong=False)
+    assert image.stat().st_mode & 0o777 == 0o600
+    content = content_of(1 << 16, 1)
+    with ImageServer(image, image_format, tmp_path / "s", writable=True, key=key) as server:
+        server.connect().write(4096, content)
+        arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        assert b"qemu-nbd" in arguments
+        assert b"sesame" not in arguments
+    assert content[:512] not in image.read_bytes()
+    if image_format == "qcow2":
+        add_bitmap(image, "qcow2", "b", key)
+        assert describe_image(image, "qcow2")[0].bitmap("b") is not None
+        assert remove_bitmap(image, "qcow2", "b", key)
+    with ImageServer(image, image_format, tmp_path / "s", key=key) as server:
+        assert server.source().connect().read(4096, len(content)) == content
+    with pytest.raises(WrongKey, match="does not open") as caught:
+        ImageServer(image, image_format, tmp_path / "s", key=ImageKey(b"wrong")).__enter__()
+    assert caught.value.path == str(image)
+
+
+def test_plain_image_is_not_taken_for_an_encrypted_one(tmp_path: Path) -> None:
+    image = make_qcow2(tmp_path / "disk.qcow2").path
+    for writable in (False, True):
+        with pytest.raises(DiskUnsupported, match="is not encrypted"):
+            ImageServer(image, "qcow2", tmp_path / "s", writable=writable, key=ImageKey(b"k")).__enter__()
+    with pytest.raises(DiskUnsupported, match="is not encrypted"):
+        add_bitmap(image, "qcow2", "b", ImageKey(b"k"))
 
 
 def test_what_qemu_nbd_refuses_is_told_in_its_words(tmp_path: Path) -> None:

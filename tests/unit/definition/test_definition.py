@@ -67,6 +67,38 @@ def test_windows_vm_is_read() -> None:
     assert vm.disk("vdz") is None
 
 
+_UUID = "5D6F1A8E-0D0A-4C8B-9B46-0A7B1D2C3E4F"
+
+
+@pytest.mark.parametrize(
+    ("encryption", "secret"),
+    [
+        (f"<encryption format='luks'><secret type='passphrase' uuid='{_UUID}'/></encryption>", _UUID.lower()),
+        (
+            f"<encryption format='luks' engine='qemu'><secret type='passphrase' uuid='{_UUID}'/></encryption>",
+            _UUID.lower(),
+        ),
+        ("<encryption format='luks'><secret type='passphrase' usage='of vda'/></encryption>", "usage:of vda"),
+        (f"<encryption format='luks' engine='librbd'><secret type='passphrase' uuid='{_UUID}'/></encryption>", None),
+        (f"<encryption format='luks2'><secret type='passphrase' uuid='{_UUID}'/></encryption>", None),
+        (f"<encryption format='qcow'><secret type='passphrase' uuid='{_UUID}'/></encryption>", None),
+        ("<encryption format='luks'/>", None),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_secret_of_an_encrypted_disk_is_read_where_qemu_alone_opens_it(
+    encryption: str, secret: str | None, inside: bool
+) -> None:
+    source = f"<source file='/a'>{encryption}</source>" if inside else f"{encryption}<source file='/a'/>"
+    xml = "<domain type='kvm'><name>vm</name><devices><disk type='file'><driver name='qemu' type='{}'/>{}{}</disk>"
+    for image_format, tool_format in (("raw", "luks"), ("qcow2", "qcow2")):
+        text = xml.format(image_format, source, "<target dev='vda'/>") + "</devices></domain>"
+        disk = parse_definition(text).disk("vda")
+        assert disk is not None
+        assert disk.encryption is not None
+        assert (disk.encryption.secret, disk.image_format) == (secret, tool_format)
+
+
 def test_firmware_tpm_and_interfaces_are_read() -> None:
     vm = parse_definition(source("windows"))
     assert (vm.firmware.kind, vm.firmware.nvram_format, vm.firmware.secure_boot) == (FirmwareKind.UEFI, "raw", True)

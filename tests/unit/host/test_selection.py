@@ -152,6 +152,32 @@ def test_disk_that_cannot_go_back_is_refused_by_name(disk: DefinedDisk, image: I
     assert _select(_record("vda"), _vm(disk), images, only=("state",)).disks == ()
 
 
+_ENCRYPTED = DiskEncryption(format="luks", secrets=("5d6f1a8e-0d0a-4c8b-9b46-0a7b1d2c3e4f",))
+_ENCRYPTED_XML = _XML.format(
+    "<devices><disk type='file'><source file='/vda'><encryption format='luks'>"
+    "<secret type='passphrase' uuid='5d6f1a8e-0d0a-4c8b-9b46-0a7b1d2c3e4f'/></encryption></source>"
+    "<target dev='vda'/></disk></devices>"
+)
+
+
+def test_encrypted_disk_goes_back_with_the_name_of_its_secret() -> None:
+    vm = _vm(replace(_disk("vda"), encryption=_ENCRYPTED))
+    for record in (_record("vda"), _record("vda", definition=_ENCRYPTED_XML)):
+        assert [disk.secret for disk in _select(record, vm).disks] == [_ENCRYPTED.secret]
+
+
+def test_what_was_encrypted_is_not_written_to_an_image_that_is_plain_now() -> None:
+    record = _record("vda", definition=_ENCRYPTED_XML)
+    with pytest.raises(DiskUnsupported, match="would become plain") as raised:
+        _select(record, _vm(_disk("vda")))
+    assert raised.value.disk == "vda"
+
+
+def test_image_on_an_encrypted_one_is_not_written() -> None:
+    with pytest.raises(DiskUnsupported, match="encrypted image"):
+        _select(_record("vda"), _vm(_disk("vda")), {"vda": _image(encrypted_below=True)})
+
+
 def test_disk_that_the_vm_has_not_is_refused_unless_others_are_named() -> None:
     record, vm = _record("vda", "vdb"), _vm(_disk("vda"))
     with pytest.raises(InvalidRequest) as raised:

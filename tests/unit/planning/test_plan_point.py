@@ -15,6 +15,7 @@ from vmkeep.planning import (
     BitmapHealth,
     DiskPlan,
     ExclusionReason,
+    KeyState,
     Mode,
     PlannableDisk,
     PointPlan,
@@ -369,8 +370,8 @@ def test_vm_that_has_no_disks_gets_a_point_without_a_warning(disks: tuple[Planna
         ({"source_kind": "dir"}, "dir"),
         ({"source": None}, "no path"),
         ({"device": "tape"}, "tape"),
-        ({"encrypted": True}, "encrypted"),
-        ({"encrypted": True, "format": "raw"}, "encrypted"),
+        ({"encrypted": True, "key": KeyState.UNUSABLE}, "encrypted"),
+        ({"encrypted": True, "key": KeyState.UNUSABLE, "format": "raw"}, "encrypted"),
         ({"size_bytes": None}, "is the file there?"),
     ],
 )
@@ -390,13 +391,67 @@ def test_disk_that_cannot_be_read_right_is_refused_by_name_until_it_is_excluded(
 
 def test_every_reason_for_refusal_is_told_at_once() -> None:
     request = replace(
-        SOUND, disks=(disk("vda", encrypted=True), disk("vdb", source_kind="nvme")), exclude=frozenset({"xyz"})
+        SOUND, disks=(disk("vda", device="tape"), disk("vdb", source_kind="nvme")), exclude=frozenset({"xyz"})
     )
     assert refused(request) == [
         ("invalid-request", "xyz"),
         ("disk-unsupported", "vda"),
         ("disk-unsupported", "vdb"),
     ]
+
+
+SECRET = "5d6f1a8e-0d0a-4c8b-9b46-0a7b1d2c3e4f"  # noqa: S105  its name
+LOCKED: dict[str, object] = {"encrypted": True, "secret": SECRET}
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_encrypted_disk_is_read_like_another_and_the_secret_is_told(running: bool) -> None:
+    plan = planned(with_vda(replace(SOUND, running=running), **LOCKED))
+    assert [(d.target, d.mode, d.bitmap) for d in plan.disks] == [
+        ("vda", Mode.INCREMENTAL, True),
+        ("vdb", Mode.INCREMENTAL, True),
+    ]
+    assert [(w.code, w.target) for w in plan.warnings] == [(WarningCode.ENCRYPTED_DISK, "vda")]
+    assert SECRET in plan.warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "hint"),
+    [
+        (KeyState.PRIVATE, RefusalCode.SECRET_PRIVATE, "Start the VM"),
+        (KeyState.MISSING, RefusalCode.SECRET_MISSING, "virsh secret-define"),
+    ],
+)
+def test_encrypted_disk_whose_secret_is_not_told_is_refused_by_name_while_the_vm_is_off(
+    key: KeyState, code: RefusalCode, hint: str
+) -> None:
+    request = with_vda(replace(SOUND, running=False), key=key, **LOCKED)
+    message, remedy = the_refusal(request)
+    assert refused(request) == [(code, "vda")]
+    assert SECRET in message
+    assert hint in remedy
+    assert "--exclude vda" in remedy
+    assert planned(replace(request, exclude=frozenset({"vda"}))).warnings == ()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_plain_overlay_of_an_encrypted_image_is_refused_because_its_restore_would_be_plain(running: bool) -> None:
+    request = with_vda(replace(SOUND, running=running), encrypted_below=True)
+    assert refused(request) == [(RefusalCode.DISK_UNSUPPORTED, "vda")]
+    assert "blockcommit" in the_refusal(request)[1]
+
+
+def test_disk_on_an_encrypted_image_is_read_while_the_vm_runs_and_refused_while_it_is_off() -> None:
+    assert len(planned(with_vda(SOUND, encrypted_below=True, **LOCKED)).disks) == 2
+    request = with_vda(replace(SOUND, running=False), encrypted_below=True, **LOCKED)
+    assert refused(request) == [(RefusalCode.DISK_UNSUPPORTED, "vda")]
+    assert "Start the VM" in the_refusal(request)[1]
+
+
+def test_transient_encrypted_disk_is_read_only_while_the_vm_is_off() -> None:
+    changes = {"transient": True, "backing_chain": ("/images/below.qcow2",), **LOCKED}
+    assert refused(with_vda(SOUND, **changes)) == [(RefusalCode.DISK_UNSUPPORTED, "vda")]
+    assert planned(with_vda(replace(SOUND, running=False), **changes)).disks[0].mode is Mode.SCAN
 
 
 @pytest.mark.parametrize(("free", "accepted"), [(None, False), (GIB - 1, False), (GIB, True)])
