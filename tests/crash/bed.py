@@ -355,6 +355,7 @@ class Bed:
             self.effects = self.zygote.effects
         state = self.vm.state()
         for death in deaths(self.effects, 8)[share::SHARES]:
+            self.sound = False
             self.change()
             before, killed, stored = checkpoints(self.vm), self.content.copy(), self._stored()
             outcome = self.zygote.walk(["backup", self.vm.name], death=death)

@@ -14,7 +14,7 @@ from tests.crash.bed import (
     assert_no_leavings,
     remove_tree,
 )
-from tests.crash.walk import deaths, need_effects
+from tests.crash.walk import SHARES, deaths, need_effects
 from tests.rig import assert_images_equal, read_offline_image
 from tests.system.truth import checkpoints
 
@@ -116,7 +116,8 @@ def test_killed_restore_as_vm_is_finished_by_the_next_start(bed: Bed, place: tup
     bed.sound = True
 
 
-def test_restore_to_files_killed_at_any_effect_is_finished_or_never_began(bed: Bed) -> None:
+@pytest.mark.parametrize("share", range(SHARES))
+def test_restore_to_files_killed_at_any_effect_is_finished_or_never_began(bed: Bed, share: int) -> None:
     need_effects()
     point, truth = next(iter(bed.truths.items()))
     command = ["restore", point, str(bed.host.dir / "work" / "output"), "force"]
@@ -124,7 +125,7 @@ def test_restore_to_files_killed_at_any_effect_is_finished_or_never_began(bed: B
     before = sorted(path.name for path in output.rglob("*"))
     bed.zygote.walk(command).acts  # noqa: B018  raises when it failed
     effects = bed.zygote.effects
-    for death in deaths(effects, 8):
+    for death in deaths(effects, 6)[share::SHARES]:
         remove_tree(output)
         _output_with_older_files(bed)
         bed.zygote.walk(command, death=death)
@@ -142,14 +143,15 @@ def test_restore_to_files_killed_at_any_effect_is_finished_or_never_began(bed: B
     bed.sound = True
 
 
-def test_restore_as_vm_killed_at_any_effect_is_finished_or_never_began(bed: Bed) -> None:
+@pytest.mark.parametrize("share", range(SHARES))
+def test_restore_as_vm_killed_at_any_effect_is_finished_or_never_began(bed: Bed, share: int) -> None:
     need_effects()
     point, truth = next(iter(bed.truths.items()))
     command = ["restore_vm", point, "copy", "same"]
     assert bed.zygote.walk(command).status == 0
     effects = bed.zygote.effects
     bed.host.vm("copy").delete()
-    for death in deaths(effects, 8):
+    for death in deaths(effects, 6)[share::SHARES]:
         bed.zygote.walk(command, death=death)
         bed.zygote.run(["look"]).acts  # noqa: B018  raises when it failed
         try:
