@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -250,16 +249,18 @@ def _replace_file(path: Path, text: str) -> None:
     except UnicodeEncodeError as error:
         raise InvalidRequest("The location is not valid UTF-8 and cannot be written to a settings file") from error
     try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # One name, so that what a killed process left is written over; the lock of `vmkeep init` keeps others away.
+        beside = path.with_name(f".{path.name}.partial")
         try:
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(beside).replace(path)
+            beside.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                Path(beside).unlink()
+                beside.unlink()
             raise
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

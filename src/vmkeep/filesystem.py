@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,44 @@ def passes_cache(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def write_new_file(path: Path, content: bytes) -> None:
+    """Write a file (0600) that is there whole or not at all, durably, and never over another one.
+
+    It has no name while it is written (``O_TMPFILE``), so that a death leaves nothing behind, least of all a secret
+    beside its place. File systems that cannot do so (NFS) get a name beside it. Raises OSError.
+    """
+    directory = path.parent
+    beside: Path | None = None
+    try:
+        descriptor = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        beside = directory / f".{path.name}.{secrets.token_hex(4)}"
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            # A rename would replace what is there; a link refuses. Naming a directory makes it linkat, which follows.
+            folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.link(beside or f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=folder, follow_symlinks=True)
+            finally:
+                os.close(folder)
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+    sync_directory(directory)
+
+
+def make_private_file(path: Path) -> None:
+    """Make an empty file that only its owner may read, if there is none: for programs that know no modes. OSError."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def file_error(error: OSError, path: Path) -> VmkeepError:

@@ -9,12 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from tests.crash.walk import NO_DEATH, SHARES, Death, deaths
 from tests.rig import Host, KiB, MiB, Vm, VmState, assert_images_equal
 from tests.system.offline import bitmaps, write_offline, zero_offline
 from tests.system.truth import PERMALL, checkpoints, has_backup_job
@@ -53,6 +55,24 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Printed:
+    """How a command line ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    def document(self) -> dict[str, Any]:
+        assert self.status == 0, f"{self.status}: {self.err}"
+        document = json.loads(self.out)
+        assert isinstance(document, dict)
+        return document
+
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
 class Trap:
     """What happens at a place of vmkeep's code; see driver.py."""
 
@@ -62,10 +82,23 @@ class Trap:
     delay_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Here:
+    """This machine itself, for commands that need no libvirt; ``dir`` is like that of a host."""
+
+    dir: Path
+
+    def popen(self, command: Sequence[str | Path], *, stdin: int, stderr: int | None) -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+    def run(self, command: Sequence[str | Path], *, check: bool) -> object:
+        return subprocess.run(command, check=check)
+
+
 class Zygote:
     """A process inside the host that has imported vmkeep and forks for each run."""
 
-    def __init__(self, host: Host, home: Path) -> None:
+    def __init__(self, host: Host | Here, home: Path) -> None:
         self._host = host
         self._home = home
         self._number = 0
@@ -84,6 +117,35 @@ class Zygote:
 
     def start(self, *acts: Sequence[Any], traps: Sequence[Trap] = ()) -> None:
         """Begin a run; ``finish`` waits for its end."""
+        self._begin({"acts": acts}, traps=traps)
+
+    def walk(self, *acts: Sequence[Any], death: Death = NO_DEATH) -> Outcome:
+        """Run acts with all their effects counted, and let the run die at one of them; see ``effects``."""
+        self._begin({"acts": acts}, death=death)
+        return self.finish()
+
+    def command(self, *words: str | Path, death: Death | None = None, env: Mapping[str, str] | None = None) -> Printed:
+        """Run a command line; with ``death`` its effects are counted."""
+        self._begin({"command": [str(word) for word in words]}, death=death, env=env or {})
+        status = int(self._answer()["status"])
+        texts = [Path(f"{self._result_file}.{stream}") for stream in ("out", "err")]
+        return Printed(status, *(text.read_text() if text.exists() else "" for text in texts))
+
+    @property
+    def effects(self) -> list[str]:
+        """Return what the last run did whose effects were counted, in order."""
+        effects = json.loads(self._result_file.with_suffix(".effects").read_text())
+        assert isinstance(effects, list)
+        return effects
+
+    def _begin(
+        self,
+        asked: dict[str, Any],
+        *,
+        traps: Sequence[Trap] = (),
+        death: Death | None = None,
+        env: Mapping[str, str] = EMPTY,
+    ) -> None:
         self._number += 1
         work = self._host.dir / "work"
         self._result_file = work / f"run-{self._number}.json"
@@ -100,12 +162,18 @@ class Zygote:
             for trap in traps
         ]
         request = {
-            "acts": acts,
+            **asked,
             "traps": told,
-            "env": {"VMKEEP_HOME": str(self._home)},
+            "env": {"VMKEEP_HOME": str(self._home), **env},
             "result_file": str(self._result_file),
             "pid_file": str(self._pid_file),
         }
+        if death is not None:
+            request |= {
+                "effect": death.effect,
+                "delay_ms": death.delay_ms,
+                "effects_file": str(self._result_file.with_suffix(".effects")),
+            }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -168,6 +236,7 @@ class Bed:
     content: Content
     truths: dict[str, Content] = field(default_factory=dict)
     sound: bool = True  # set again by what proves that all is in order
+    effects: list[str] = field(default_factory=list)  # of an undisturbed point
     _seed: int = 0
 
     @classmethod
@@ -277,6 +346,42 @@ class Bed:
         for pid in self.guardians():
             os.kill(pid, signal.SIGKILL)
 
+    def walk_points(self, share: int) -> None:
+        """Kill points at a share of their effects, and prove each time that guest, points and base are whole."""
+        if not self.effects:
+            self.change()
+            point = self.zygote.walk(["backup", self.vm.name]).acts[0]["point"]
+            self.truths[point["id"]] = self.content.copy()
+            self.effects = self.zygote.effects
+        state = self.vm.state()
+        for death in deaths(self.effects, 8)[share::SHARES]:
+            self.sound = False
+            self.change()
+            before, killed, stored = checkpoints(self.vm), self.content.copy(), self._stored()
+            outcome = self.zygote.walk(["backup", self.vm.name], death=death)
+            killed_at = time.monotonic()
+            try:
+                if outcome.status != KILLED:  # it had fewer effects this time
+                    self.truths[outcome.acts[0]["point"]["id"]] = killed
+                kept = self._stored() != stored
+                self.assert_safe(
+                    before,
+                    state=state,
+                    killed_at=killed_at,
+                    new_allowed=kept,
+                    old_gone_allowed=kept,
+                    # The sockets' directory is made when the guardian watches.
+                    record_allowed=not any("/run/vmkeep/" in effect for effect in self.zygote.effects),
+                )
+                self.next_backup_and_prove_all(killed=killed)
+            except AssertionError as error:
+                error.add_note(f"killed at {death}: {self.effects[death.effect - 1 if death.effect else 0]}")
+                raise
+        self.sound = True
+
+    def _stored(self) -> set[str]:
+        return {path.name for path in (self.home / "repository" / "points").iterdir() if "#" not in path.name}
+
     def next_backup_and_prove_all(self, *, killed: Content, incremental: bool = True) -> list[str]:
         """Take the next point by the same command, restore every point byte for byte; return what was recovered.
 
@@ -311,6 +416,8 @@ class Bed:
     def assert_nothing_stale(self, checkpoint: str) -> None:
         assert checkpoints(self.vm) == [checkpoint]
         assert not has_backup_job(self.vm)
+        left = [path for path in (self.host.dir / "disks").iterdir() if path.name.startswith(".")]
+        assert left == []
         if self.vm.state() is VmState.OFF:
             assert self.bitmaps() == {checkpoint}
         for name in ("owners", "guards", "locks"):

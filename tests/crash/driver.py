@@ -7,6 +7,9 @@ A place is ``[before|after|during] module:Name.attribute[#number]``: the number-
 ``during`` the action comes ``delay_ms`` after the call began, from another thread. The action is ``kill`` (SIGKILL
 to the own process: nothing of vmkeep gets to run any more), ``hold`` (make the file ``reached`` and wait for the
 file ``go``), or ``count`` (nothing; calls are counted). Forked children get standard input and output of their own.
+
+A request may also watch its run: all effects are counted at the system calls, and it dies at the n-th (effects.py). A
+request with ``command`` runs a command line in place of acts.
 """
 
 from __future__ import annotations
@@ -23,8 +26,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+# Run as a script, the driver finds its neighbour only so.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.crash import effects
 
 _calls: Counter[str] = Counter()
 _counting = threading.Lock()
@@ -34,27 +42,68 @@ def main() -> None:
     import dbos  # noqa: F401  imported before the forks, for their speed
     import obstore  # noqa: F401
 
+    import vmkeep.cli.main
+    import vmkeep.flows.check_up
     import vmkeep.flows.engine
     import vmkeep.host.point
     import vmkeep.repository  # noqa: F401
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            os._exit(_child(json.loads(line)))
-        _, status = os.waitpid(child, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+        request = json.loads(line)
+        status = _watched(request) if "effects_file" in request else _plain(request)
+        print(json.dumps({"status": status}), flush=True)
 
 
-def _child(request: dict[str, Any]) -> int:
+def _plain(request: dict[str, Any]) -> int:
+    child = os.fork()
+    if child == 0:
+        _leave_the_streams(request)
+        os._exit(_child(request))
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _watched(request: dict[str, Any]) -> int:
+    """Run a request whose effects are counted; the process between stays as long as what the run has left behind."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(reading)
+        try:
+            _leave_the_streams(request)
+            death = effects.Death(request["effect"], request["delay_ms"])
+            effects.run_watched(
+                lambda: _child(request),
+                Path(request["effects_file"]),
+                death,
+                lambda status: os.close(writing) if os.write(writing, str(status).encode()) else None,
+            )
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        status = int(answer.read())
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    return status
+
+
+def _leave_the_streams(request: dict[str, Any]) -> None:
     os.setpgid(0, 0)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.environ.update(request.get("env", {}))
+
+
+def _child(request: dict[str, Any]) -> int:
     Path(request["pid_file"]).write_text(str(os.getpid()))
     result: dict[str, Any] = {}
+    if "command" in request:
+        return _command(request)
     try:
         for trap in request.get("traps", ()):
             _set_trap(trap)
@@ -67,6 +116,21 @@ def _child(request: dict[str, Any]) -> int:
         status = 1
     result["calls"] = dict(_calls)
     Path(request["result_file"]).write_text(json.dumps(result))
+    return status
+
+
+def _command(request: dict[str, Any]) -> int:
+    """Run a command line, with what it prints in two files."""
+    from vmkeep.cli.main import main as run_command
+
+    for stream, name in ((1, "out"), (2, "err")):
+        made = os.open(f"{request['result_file']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(made, stream)
+        os.close(made)
+    sys.argv = ["vmkeep", *request["command"]]
+    status = run_command(request["command"])
+    sys.stdout.flush()
+    sys.stderr.flush()
     return status
 
 

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import libvirt
 import pytest
 
 from tests.crash.bed import KILLED, Outcome, Trap, Zygote
+from tests.crash.walk import SHARES, Death, deaths, need_effects
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes
 from tests.system.offline import bitmaps, qemu_img, write_offline, zero_offline
 from tests.system.truth import Truth, checkpoints
@@ -79,6 +80,7 @@ class Pair:
     definition: str
     packs: dict[str, Path]  # where the blocks lie that only this point has
     sound: bool = True
+    effects: list[str] = field(default_factory=list)  # of an undisturbed restore
 
     @property
     def other(self) -> str:
@@ -94,6 +96,11 @@ class Pair:
         os.utime(self.vm.disk_path("vdb"), (0, 0))
         self.zygote.start(["restore_in_place", self.other, self.vm.name, self.at], traps=traps)
 
+    def walk(self, death: Death) -> Outcome:
+        """Restore like ``restore``, with the effects counted."""
+        os.utime(self.vm.disk_path("vdb"), (0, 0))
+        return self.zygote.walk(["restore_in_place", self.other, self.vm.name, self.at], death=death)
+
     def look(self, *traps: Trap) -> Outcome:
         return self.zygote.run(["look"], traps=traps)
 
@@ -102,6 +109,14 @@ class Pair:
             self.vm.start()
         assert self.vm.state() is VmState.OFF
         return str(raised.value)
+
+    def assert_cannot_start_unless_whole(self) -> None:
+        """Fail unless the VM is kept from starting, or is wholly at one of the two points and may start."""
+        if _definition(self.vm) != self.definition:
+            assert "restore-of-guest-not-finished--run-vmkeep-doctor" in self.refuses_to_start()
+            return
+        now = Truth.of(self.vm)
+        assert now in self.truths.values(), "the VM may start, and is at neither point"
 
     def assert_at(self, point: str) -> None:
         """Fail unless the VM is wholly at the point, is ready to start, and its next point builds on that one."""
@@ -190,6 +205,31 @@ def test_killed_restore_keeps_the_vm_off_and_is_finished_by_the_next_start(pair:
     assert [told for told in recovered if "was finished" in told] == recovered
     assert len(recovered) == 1
     pair.assert_at(aim)
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_restore_killed_at_any_effect_is_finished_or_never_began(pair: Pair, share: int) -> None:
+    need_effects()
+    if not pair.effects:
+        aim = pair.other
+        assert pair.walk(Death(None)).status == 0
+        pair.effects = pair.zygote.effects
+        pair.assert_at(aim)
+    for death in deaths(pair.effects, 10)[share::SHARES]:
+        aim, start = pair.other, pair.at
+        pair.sound = False
+        outcome = pair.walk(death)
+        try:
+            pair.assert_cannot_start_unless_whole()
+            recovered = pair.look().recovered
+            if outcome.status == KILLED and recovered == [] and Truth.of(pair.vm) == pair.truths[start]:
+                pair.assert_at(start)
+                assert pair.restore().status == 0
+            pair.assert_at(aim)
+        except AssertionError as error:
+            error.add_note(f"killed at {death}: {pair.effects[(death.effect or 1) - 1]}")
+            raise
+    pair.sound = True
 
 
 @pytest.mark.parametrize("place", _RELEASED, ids=_name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.crash.bed import KILLED, Bed, Trap
+from tests.crash.walk import SHARES, need_effects
 from tests.rig import VmState
 from tests.system.truth import checkpoints
 
@@ -169,3 +170,9 @@ def _kill_and_prove(bed: Bed, place: Place, state: VmState) -> None:
     )
     bed.next_backup_and_prove_all(killed=killed_content)
     assert bed.vm.state() is state
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_point_killed_at_any_effect_leaves_a_running_guest_and_all_points(bed: Bed, share: int) -> None:
+    need_effects()
+    bed.walk_points(share)

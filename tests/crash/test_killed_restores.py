@@ -14,6 +14,7 @@ from tests.crash.bed import (
     assert_no_leavings,
     remove_tree,
 )
+from tests.crash.walk import SHARES, deaths, need_effects
 from tests.rig import assert_images_equal, read_offline_image
 from tests.system.truth import checkpoints
 
@@ -112,6 +113,61 @@ def test_killed_restore_as_vm_is_finished_by_the_next_start(bed: Bed, place: tup
     for directory in (bed.host.dir / "disks", copy.tpm_directory.parent, copy.nvram_path.parent):
         assert_no_leavings(directory)
     copy.delete()
+    bed.sound = True
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_restore_to_files_killed_at_any_effect_is_finished_or_never_began(bed: Bed, share: int) -> None:
+    need_effects()
+    point, truth = next(iter(bed.truths.items()))
+    command = ["restore", point, str(bed.host.dir / "work" / "output"), "force"]
+    output = _output_with_older_files(bed)
+    before = sorted(path.name for path in output.rglob("*"))
+    bed.zygote.walk(command).acts  # noqa: B018  raises when it failed
+    effects = bed.zygote.effects
+    for death in deaths(effects, 6)[share::SHARES]:
+        remove_tree(output)
+        _output_with_older_files(bed)
+        bed.zygote.walk(command, death=death)
+        recovered = bed.zygote.run(["look"]).recovered
+        try:
+            assert_no_leavings(output)
+            if recovered == [] and sorted(path.name for path in output.rglob("*")) == before:
+                bed.zygote.run(command).acts  # noqa: B018  raises when it failed
+            assert_files_hold(output, truth)
+            bed.assert_nothing_stale(*checkpoints(bed.vm))
+        except AssertionError as error:
+            error.add_note(f"killed at {death}: {effects[(death.effect or 1) - 1]}")
+            raise
+    remove_tree(output)
+    bed.sound = True
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_restore_as_vm_killed_at_any_effect_is_finished_or_never_began(bed: Bed, share: int) -> None:
+    need_effects()
+    point, truth = next(iter(bed.truths.items()))
+    command = ["restore_vm", point, "copy", "same"]
+    assert bed.zygote.walk(command).status == 0
+    effects = bed.zygote.effects
+    bed.host.vm("copy").delete()
+    for death in deaths(effects, 6)[share::SHARES]:
+        bed.zygote.walk(command, death=death)
+        bed.zygote.run(["look"]).acts  # noqa: B018  raises when it failed
+        try:
+            if "copy" not in [domain.name() for domain in bed.host.connection.listAllDomains()]:
+                bed.zygote.run(command).acts  # noqa: B018  raises when it failed
+            copy = bed.host.vm("copy")
+            for target, image in truth.disks.items():
+                assert_images_equal(read_offline_image(copy.disk_path(target)), bytes(image), target)
+            assert (copy.tpm_state(), copy.nvram()) == (truth.tpm, truth.nvram)
+            for directory in (bed.host.dir / "disks", copy.tpm_directory.parent, copy.nvram_path.parent):
+                assert_no_leavings(directory)
+            bed.assert_nothing_stale(*checkpoints(bed.vm))
+        except AssertionError as error:
+            error.add_note(f"killed at {death}: {effects[(death.effect or 1) - 1]}")
+            raise
+        copy.delete()
     bed.sound = True
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.crash.bed import KILLED, Bed, Content, Trap
+from tests.crash.walk import SHARES, need_effects
 from tests.rig import VmState
 from tests.system.truth import checkpoints
 
@@ -71,6 +72,12 @@ def test_killed_point_of_a_vm_that_is_off_leaves_nothing_and_loses_nothing(stopp
     killed = _kill(bed, place)
     bed.next_backup_and_prove_all(killed=killed)
     assert bed.vm.state() is VmState.OFF
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_point_of_a_vm_that_is_off_killed_at_any_effect_leaves_nothing(stopped_bed: Bed, share: int) -> None:
+    need_effects()
+    stopped_bed.walk_points(share)
 
 
 def test_vm_that_is_started_right_after_the_kill_is_freed_of_the_bitmaps_by_the_guardian(stopped_bed: Bed) -> None:

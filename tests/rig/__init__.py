@@ -13,7 +13,7 @@ a disk, a vTPM or UEFI variables is a second opinion.
 from tests.rig.domain_xml import DirectBoot, Secret
 from tests.rig.errors import RigError
 from tests.rig.host import Host, missing_requirements
-from tests.rig.images import assert_images_equal, random_bytes, read_offline_image, sha256
+from tests.rig.images import assert_images_equal, assert_sparse_files_equal, random_bytes, read_offline_image, sha256
 from tests.rig.tpm import NvIndexMissingError, SoftwareTpm
 from tests.rig.vm import Disk, Vm, VmState
 
@@ -35,6 +35,7 @@ __all__ = [
     "Vm",
     "VmState",
     "assert_images_equal",
+    "assert_sparse_files_equal",
     "missing_requirements",
     "random_bytes",
     "read_offline_image",

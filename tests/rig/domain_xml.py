@@ -113,7 +113,8 @@ def domain_xml(
     devices.extend([disk_element(disk, path) for disk, path in disks])
     if tpm:
         devices.append(E.tpm(E.backend(type="emulator", version="2.0"), model="tpm-crb"))
-    devices.append(E.controller(type="usb", model="none"))
+    if not any(disk.bus == "usb" for disk, _ in disks):
+        devices.append(E.controller(type="usb", model="none"))
     devices.append(E.memballoon(model="none"))
     devices.extend([etree.fromstring(text) for text in device_xml])
     system = E.os(E.type("hvm", arch="x86_64", machine="q35"))

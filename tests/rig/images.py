@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import subprocess
 import tempfile
@@ -90,6 +92,31 @@ def assert_images_equal(actual: bytes | Path, expected: bytes | Path, what: str 
             first = start if first is None else first
     if first is not None:
         raise AssertionError(f"{what}: {_describe(actual, expected, first)}; {different} pieces of 1 MiB differ")
+
+
+def assert_sparse_files_equal(actual: Path, expected: Path, what: str = "image") -> None:
+    """Fail unless two raw files are the same bytes, reading only where one of them has data."""
+    size = expected.stat().st_size
+    assert actual.stat().st_size == size, f"{what}: {actual.stat().st_size} bytes, expected {size}"
+    for start, length in {*_data(actual), *_data(expected)}:
+        for piece in range(start, start + length, _CHUNK_BYTES):
+            same = _piece(actual, piece) == _piece(expected, piece)
+            assert same, f"{what}: {_describe(actual, expected, piece)}"
+
+
+def _data(path: Path) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    end = 0
+    with path.open("rb") as file:
+        while True:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return found
+                raise
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            found.append((start, end - start))
 
 
 def _size(image: bytes | Path) -> int:

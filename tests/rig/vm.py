@@ -245,9 +245,9 @@ class Vm:
         disk = self.disk(target)
         if disk.alias is None:
             raise RigError(f"{self.name} is off: nothing can write to {target}")
-        # virtio-blk hides its back end behind the transport; other devices own theirs.
-        device = f"/machine/peripheral/{disk.alias}"
-        self._qemu_io_on(f"{device}/virtio-backend" if disk.bus == "virtio" else device, commands)
+        # virtio-blk hides its back end behind the transport, USB storage behind a SCSI disk; other devices own theirs.
+        behind = {"virtio": "/virtio-backend", "usb": f"/{disk.alias}.0/legacy[0]"}
+        self._qemu_io_on(f"/machine/peripheral/{disk.alias}{behind.get(disk.bus, '')}", commands)
 
     def _qemu_io_on(self, device: str, commands: Sequence[str]) -> None:
         log = self.host.path(f"/var/log/libvirt/qemu/{self.name}.log")

@@ -27,10 +27,10 @@ def bitmaps(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def loop_device(path: Path, content: bytes) -> Iterator[Path]:
+def loop_device(path: Path, content: bytes, *options: str) -> Iterator[Path]:
     """A block device for QEMU, whose content lies in a new file at ``path``."""
     path.write_bytes(content)
-    made = subprocess.run(["losetup", "-f", "--show", str(path)], capture_output=True, text=True, check=False)
+    made = subprocess.run(["losetup", *options, "-f", "--show", str(path)], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         pytest.skip(f"no loop device to be had: {made.stderr}")
     device = Path(made.stdout.strip())

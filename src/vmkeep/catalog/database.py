@@ -19,6 +19,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 
 from vmkeep.errors import CatalogError, NoSpace, PermissionRefused, VmkeepError
+from vmkeep.filesystem import make_private_file
 
 HEAD_REVISION = "0001"
 BUSY_TIMEOUT_MS = 30_000
@@ -99,10 +100,12 @@ class Database:
                 path=str(self.path),
                 hint="Use that version of vmkeep; nothing was changed.",
             )
+        with self._translated():
+            make_private_file(self.path)
         with self.writing() as connection:
             upgrade(connection)
         with self._translated():
-            self.path.chmod(0o600)
+            self.path.chmod(0o600)  # one that somebody else has made
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.errors import HostFileMissing, InvalidRequest, NoSpace, PermissionRefused, TargetExists, VmkeepError
+from vmkeep.filesystem import write_new_file
 
 app = typer.Typer(
     help="The repository's key: as printable text, protected by a passphrase.",
@@ -104,15 +104,7 @@ def _read(path: Path) -> str:
 
 def _write_new(path: Path, text: str) -> None:
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        write_new_file(path, text.encode())
     except OSError as error:
         raise _translated(error, path) from error
 

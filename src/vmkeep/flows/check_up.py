@@ -14,6 +14,7 @@ import shlex
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState
@@ -40,6 +41,7 @@ from vmkeep.host.findings import (
     RememberedPoint,
     RememberedVm,
     RemoveIntent,
+    RemoveStaged,
     Severity,
 )
 from vmkeep.host.lock import FileLock
@@ -135,6 +137,9 @@ class CheckUp:
             if isinstance(finding.mend, RemoveIntent):
                 self._premises.repository.forget_writer(finding.mend.writer)
                 told = f"removed the intent {finding.mend.writer} from the repository"
+            elif isinstance(finding.mend, RemoveStaged):
+                self._premises.repository.remove_staged(Path(finding.mend.path))
+                told = f"removed {finding.mend.path}"
             else:
                 told = self._host.mend(finding.mend)
         except VmkeepError as error:
@@ -257,6 +262,7 @@ class CheckUp:
             repository = self._premises.repository
             stored = set(repository.point_ids())
             writers = repository.writers()
+            staged = repository.staged()
         except VmkeepError as error:
             code = next((code for kind, code in _REPOSITORY_ERRORS if isinstance(error, kind)), None)
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
@@ -278,6 +284,9 @@ class CheckUp:
             yield Finding(
                 FindingCode.POINT_NOT_KNOWN, message, remedy="vmkeep init --adopt", path=f"{path}/points/{point_id}"
             )
+        for left in staged:
+            message = "a half-written object, of a process that was killed"
+            yield Finding(FindingCode.LEFT_FILE, message, path=str(left), mend=RemoveStaged(str(left)))
         operations = Operations.of(request.operations or ())
         for writer in writers:
             point_id = writer.purpose.removeprefix(_POINT_PURPOSE)

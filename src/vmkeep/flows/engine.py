@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,9 @@ from typing import Any, Self, TypeVar
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import DatabaseError
 
-from vmkeep.catalog import OperationState
+from vmkeep.catalog import Operation, OperationState
 from vmkeep.errors import CatalogError, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
+from vmkeep.filesystem import file_error, make_private_file
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
@@ -59,6 +60,8 @@ _FLOWS: tuple[Flow[Any, Any], ...] = (take_point, restore_files, restore_vm, res
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
+_DELETE_POINT = "point.delete"
+"""The kind of an operation that is no flow: both of its steps can be repeated."""
 
 
 class Engine:
@@ -160,14 +163,27 @@ class Engine:
         return self._run(restore_in_place, request, request.vm, watch)
 
     def delete_point(self, point_id: str) -> None:
-        """Delete a point from the catalogue and the repository; can be repeated after a crash in between."""
-        services = self._services()
+        """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""
         refuse_while_needed(self._premises.settings, point_id)
+        catalog = self._premises.catalog
+        operation = uuid.uuid4().hex
+        vm = None
+        with suppress(PointNotFound):
+            vm = catalog.find_point(point_id).vm_name
+        catalog.begin_operation(operation, _DELETE_POINT, vm, self._executor, {"point": point_id})
+        try:
+            self._remove_deleted(point_id)
+        except VmkeepError as error:
+            self._end(operation, OperationState.FAILED, error)
+            raise
+        self._end(operation, OperationState.DONE, None)
+
+    def _remove_deleted(self, point_id: str) -> None:
         # The object first: a point that is only in the catalogue is told by verify, one that is only in the
         # repository would come back at the next adoption.
         with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue
-            services.repository().delete_point(point_id)
-        services.catalog.forget_point(point_id)
+            self._premises.repository.delete_point(point_id)
+        self._premises.catalog.forget_point(point_id)
 
     def cancel(self, reason: Interrupted) -> None:
         """End the running operation with ``reason``, cleaned up as after any failure. For signal handlers."""
@@ -176,6 +192,10 @@ class Engine:
     # -- DBOS --------------------------------------------------------------------------------------------------
 
     def _launch(self, path: Path) -> None:
+        try:
+            make_private_file(path)
+        except OSError as error:
+            raise file_error(error, path) from error
         # DBOS logs to the console, and every failed step with a traceback; errors reach the user another way.
         logging.getLogger("dbos").setLevel(logging.CRITICAL + 1)
         _use_write_ahead_log(path)
@@ -195,7 +215,6 @@ class Engine:
             for declared in _FLOWS
         }
         DBOS.launch()
-        path.chmod(0o600)
 
     def _services(self) -> Services:
         return Services(
@@ -274,7 +293,7 @@ class Engine:
                 continue
             with lock:
                 told.extend(self._recover_one(status) for status in flows.get(owner, ()))
-                self._settle_operations(owner)
+                told.extend(self._settle_operations(owner))
         return tuple(told)
 
     def _recover_one(self, status: WorkflowStatus) -> str:
@@ -340,8 +359,11 @@ class Engine:
                 told.append(settled.told)
         return tuple(told)
 
-    def _settle_operations(self, owner: str) -> None:
-        """End the records of a dead owner whose flow ended, or never began, while the record could not be written."""
+    def _settle_operations(self, owner: str) -> Iterator[str]:
+        """End the records of a dead owner whose flow ended, or never began, while the record could not be written.
+
+        A point that was being deleted is deleted: what is left of it may be in the catalogue only.
+        """
         catalog = self._premises.catalog
         for operation in catalog.unfinished_operations():
             status = DBOS.get_workflow_status(operation.id)
@@ -349,10 +371,23 @@ class Engine:
                 continue
             if not catalog.take_over_operation(operation.id, owner, self._executor):
                 continue
-            if status is not None and status.status == "SUCCESS":
+            if operation.kind == _DELETE_POINT:
+                yield self._finish_deletion(operation)
+            elif status is not None and status.status == "SUCCESS":
                 self._end(operation.id, OperationState.DONE, None)
             else:
                 self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
+
+    def _finish_deletion(self, operation: Operation) -> str:
+        point_id = str(operation.request.get("point"))
+        try:
+            refuse_while_needed(self._premises.settings, point_id)
+            self._remove_deleted(point_id)
+        except VmkeepError as error:
+            self._end(operation.id, OperationState.FAILED, error)
+            return f"the interrupted deletion of point {point_id} could not be finished: {error}"
+        self._end(operation.id, OperationState.DONE, None)
+        return f"the interrupted deletion of point {point_id} was finished"
 
 
 def _use_write_ahead_log(path: Path) -> None:

@@ -24,6 +24,7 @@ from vmkeep.errors import (
     RepositoryNotFound,
     TargetExists,
 )
+from vmkeep.filesystem import file_error, make_private_file
 from vmkeep.host.lock import FileLock
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vmkeep.repository.seal import Compress
 
 _WAIT_SECONDS = 0.05
+_UNUSED = ".unused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,6 @@ class Premises:
         return ImportedKey(stored.key_id, str(stored.path), new=True)
 
     def _create(self, location: str) -> InitReport:
-        from vmkeep.keys import KeyFile
         from vmkeep.repository import Repository
 
         known = self.catalog.repository()
@@ -178,16 +179,44 @@ class Premises:
                 path=location,
                 hint="Mount or put back the repository there; for another one, set another VMKEEP_HOME.",
             )
-        key = KeyFile.generate(self.settings.keys_dir)
+        found = self._unused_key()
+        key = found or self._new_key()
         try:
             repository = Repository.create(location, key, compress=self._compress())
         except BaseException:
             # The key opens nothing; it must not be taken for the one that matters.
-            if key.path is not None:
+            if found is None and key.path is not None:
                 key.path.unlink(missing_ok=True)
+                self._mark(key).unlink(missing_ok=True)
             raise
         self._key = key
         return self._take(repository, created=True)
+
+    def _new_key(self) -> KeyFile:
+        from vmkeep.keys import KeyFile
+
+        key = KeyFile.draw()
+        try:
+            self.settings.keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_file(self._mark(key))
+        except OSError as error:
+            raise file_error(error, self._mark(key)) from error
+        return key.save(self.settings.keys_dir)
+
+    def _unused_key(self) -> KeyFile | None:
+        """Return the key of an initialisation that was killed before it was done: this one goes on with it."""
+        from vmkeep.keys import KeyFile
+
+        for mark in sorted(self.settings.keys_dir.glob("*" + _UNUSED)):
+            try:
+                return KeyFile.find(self.settings.keys_dir, mark.name.removesuffix(_UNUSED))
+            except KeyMissing:
+                mark.unlink(missing_ok=True)
+        return None
+
+    def _mark(self, key: KeyFile) -> Path:
+        """Return the mark of a key whose repository is being made. An imported key has none, and is never taken."""
+        return self.settings.keys_dir / f"{key.key_id}{_UNUSED}"
 
     def _use_existing(self, repository: Repository) -> InitReport:
         known = self.catalog.repository()
@@ -234,6 +263,7 @@ class Premises:
         self.catalog.use_repository(repository.id, repository.location)
         self.__dict__["repository"] = repository
         assert self._key is not None
+        self._mark(self._key).unlink(missing_ok=True)
         return InitReport(
             repository=repository.id,
             location=repository.location,

@@ -243,6 +243,13 @@ class RemoveIntent:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveStaged:
+    """Remove the file of a put into the repository that was never ended."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndJob:
     """End the backup job with this socket."""
 
@@ -269,7 +276,7 @@ class DropBitmaps:
 
 
 VmMend = EndJob | DropCheckpoint | DropBitmaps
-Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | VmMend
+Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | RemoveStaged | VmMend
 
 
 @dataclass(frozen=True, slots=True)

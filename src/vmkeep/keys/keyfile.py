@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vmkeep.errors import InvalidRequest, KeyMissing, NoSpace, PermissionRefused, TargetExists, VmkeepError, WrongKey
+from vmkeep.filesystem import write_new_file
 
 SECRET_BYTES = 32
 SALT_BYTES = 32
@@ -55,8 +56,13 @@ class KeyFile:
     @classmethod
     def generate(cls, directory: Path, *, random: Callable[[int], bytes] = secrets.token_bytes) -> KeyFile:
         """Make a new key and store it in the directory; raises as ``save`` does."""
+        return cls.draw(random=random).save(directory)
+
+    @classmethod
+    def draw(cls, *, random: Callable[[int], bytes] = secrets.token_bytes) -> KeyFile:
+        """Make a new key that is stored nowhere yet."""
         secret = random(SECRET_BYTES)
-        return cls(key_id_of(secret), secret).save(directory)
+        return cls(key_id_of(secret), secret)
 
     @classmethod
     def load(cls, path: Path) -> KeyFile:
@@ -101,26 +107,10 @@ class KeyFile:
         path = directory / f"{self.key_id}.key"
         fields = {"format": "vmkeep key", "key_id": self.key_id, "secret": self.secret.hex(), "version": 1}
         content = json.dumps(fields, sort_keys=True).encode() + b"\n"
-        beside = directory / f".{self.key_id}.{secrets.token_hex(4)}"
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             directory.chmod(0o700)
-            try:
-                handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                with os.fdopen(handle, "wb") as file:
-                    os.fchmod(file.fileno(), 0o600)
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                # A rename would replace a key that is already there; a link refuses.
-                os.link(beside, path)
-            finally:
-                beside.unlink(missing_ok=True)
-            folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            write_new_file(path, content)
         except FileExistsError as error:
             raise TargetExists(
                 f"there is a key file {path} already", path=str(path), hint="Nothing was changed; the key is kept."

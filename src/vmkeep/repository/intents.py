@@ -7,12 +7,12 @@ that is gone or has lapsed, looks again, and only then deletes. Time is the stor
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from vmkeep.errors import ObjectMissing, VmkeepError
+from vmkeep.errors import ObjectDamaged, ObjectMissing, VmkeepError
 from vmkeep.repository.layout import (
     CONDEMNED,
     INTENTS,
@@ -127,6 +127,27 @@ def forget_writer(store: ObjectStore, writer: str) -> None:
     """Delete the intent of a writer that is known to be gone; one that is gone already is fine."""
     with suppress(ObjectMissing):
         store.delete(INTENTS + writer)
+
+
+def damaged_notes(store: ObjectStore) -> Iterator[ObjectDamaged]:
+    """Yield the damage, with the object's name as ``path``, of each intent and condemned pack that is not as put."""
+    for prefix, field, others in (
+        (INTENTS, "writer", ("host", "purpose", "started")),
+        (CONDEMNED, "pack", ("reason",)),
+    ):
+        for item in store.list(prefix):
+            name = item.name.removeprefix(prefix)
+            try:
+                content = parse_canonical(store.get(item.name), item.name)
+            except ObjectMissing:
+                continue  # its writer ended just now
+            except ObjectDamaged as error:
+                yield ObjectDamaged(error.message, path=item.name)
+                continue
+            if not is_name(name):
+                yield ObjectDamaged("this is not an object of a repository", path=item.name)
+            elif content.get(field) != name or not all(isinstance(content.get(other), str) for other in others):
+                yield ObjectDamaged(f"{item.name} was changed, or is another one", path=item.name)
 
 
 def condemned_packs(store: ObjectStore) -> set[bytes]:

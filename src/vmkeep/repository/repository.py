@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vmkeep.errors import (
@@ -71,6 +72,8 @@ class Repository:
     ) -> Repository:
         """Make a repository in a directory that is absent or empty, with ``key`` as the keyring's one recipient.
 
+        One that was begun with the same key and is not finished counts as empty.
+
         Raises TargetExists when a repository is there, RepositoryForeign when anything else is.
         """
         store = create_store(location)
@@ -81,7 +84,11 @@ class Repository:
                 raise TargetExists(
                     f"{location} is a vmkeep repository already", path=location, hint="Nothing was changed in it."
                 )
-            raise RepositoryForeign(f"{location} is not empty", path=location)
+            if not store.unfinished() or not _is_only_recipient(store, key.key_id):
+                raise RepositoryForeign(f"{location} is not empty", path=location)
+            # Made by a process that was killed before it was done. Nothing refers to it; it is made anew.
+            with suppress(ObjectMissing):
+                store.delete(keyring_name(1))
         store.protect()
         format_bytes = format_object(random(NAME_BYTES).hex())
         keyring = new_keyring(format_bytes, key, random=random)
@@ -103,7 +110,7 @@ class Repository:
         try:
             format_bytes = store.get(FORMAT_OBJECT)
         except ObjectMissing as error:
-            if store.names():
+            if store.names() and not store.unfinished():
                 raise RepositoryForeign(
                     f"{location} holds something that is not a vmkeep repository", path=location
                 ) from error
@@ -284,6 +291,14 @@ class Repository:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""
         intents.condemn(self._store, packs, reason=reason)
 
+    def staged(self) -> Sequence[Path]:
+        """Return the files that puts of killed processes left: older than an hour, which no put takes."""
+        return self._store.left_staged()
+
+    def remove_staged(self, path: Path) -> None:
+        """Remove such a file; raises StoreError for any other."""
+        self._store.remove_staged(path)
+
     def _verification(self, sample: float, progress: Progress | None) -> Verification:
         return Verification(self._store, self._sealer, self.point, sample=sample, progress=progress)
 
@@ -293,3 +308,15 @@ class Repository:
         except VmkeepError:
             # Damaged, or swept meanwhile: its blocks count as unknown and are stored again.
             return None
+
+
+def _is_only_recipient(store: ObjectStore, key_id: str) -> bool:
+    """Return whether the keyring of a repository that is not finished is for this key, or not there yet."""
+    try:
+        value = parse_canonical(store.get(keyring_name(1)), keyring_name(1))
+    except ObjectMissing:
+        return True
+    except ObjectDamaged:
+        return False
+    recipients = value.get("recipients")
+    return isinstance(recipients, list) and [each.get("key_id") for each in recipients] == [key_id]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ from vmkeep.repository.layout import Buffer
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 _FULL = {28, 122}
+# obstore's directory store writes NAME#1 first, and gives it its name when it is whole.
+_STAGED = re.compile(r"#[0-9]+$")
+_LEFT_SECONDS = 3600.0
 _REFUSED = {1, 13, 30}
 
 
@@ -148,6 +152,30 @@ class ObjectStore:
         with _translated(self.location, ""):
             return {path.name for path in Path(self.location).iterdir()} - {"lost+found"}
 
+    def unfinished(self) -> bool:
+        """Return whether a directory store has at most what a repository begins with: a keyring, and no format."""
+        with _translated(self.location, ""):
+            found = {str(path.relative_to(self.location)) for path in Path(self.location).rglob("*")}
+        beginnings = {"keyring", "keyring/0000000001", "lost+found"}
+        return all(_STAGED.sub("", name) in beginnings | {"format"} and name != "format" for name in found)
+
+    def left_staged(self) -> Sequence[Path]:
+        """Return the files of puts that were never ended, and whose process cannot live any more."""
+        if self.directory is None:
+            return []
+        with _translated(self.location, ""):
+            return sorted(path for path in self.directory.rglob("*#*") if _is_left(path))
+
+    def remove_staged(self, path: Path) -> None:
+        """Remove what ``left_staged`` has told of; raises StoreError for anything else."""
+        with _translated(self.location, path.name):
+            if not path.exists():
+                return
+            if self.directory is None or not path.is_relative_to(self.directory) or not _is_left(path):
+                raise StoreError(f"{path} was left by no put", path=str(path))
+            path.unlink()
+            sync_directory(path.parent)
+
     def protect(self) -> None:
         """Let only the owner into a directory store; for one that was made here or was empty."""
         if self.directory is not None:
@@ -178,6 +206,11 @@ class ObjectStore:
         finally:
             os.close(handle)
         sync_directory(path.parent)
+
+
+def _is_left(path: Path) -> bool:
+    about = path.stat()
+    return bool(_STAGED.search(path.name)) and path.is_file() and time.time() - about.st_mtime > _LEFT_SECONDS
 
 
 def open_store(location: str) -> ObjectStore:

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from vmkeep.errors import ObjectDamaged, ObjectMissing, PointNotFound, VmkeepError
 from vmkeep.keys import KeyMaterial
 from vmkeep.repository.fetch import describe, fetch_frames
-from vmkeep.repository.intents import stored_packs
+from vmkeep.repository.intents import damaged_notes, stored_packs
 from vmkeep.repository.keyring import generation_of_name, highest_generation, keyring_name, open_keyring
 from vmkeep.repository.layout import (
     FORMAT_OBJECT,
@@ -130,7 +130,7 @@ class Verification:
         return PointReport(point_id, self._findings(), self._blocks, self._read_bytes)
 
     def everything(self, format_bytes: bytes, key: KeyMaterial) -> RepositoryReport:
-        """Prove every object: format, keyring, packs with their unreferenced frames, state versions, points."""
+        """Prove every object: format, keyring, packs with their unreferenced frames, state versions, points, notes."""
         points = []
         for item in self._store.list(POINTS):
             if is_name(item.name.removeprefix(POINTS)):
@@ -152,9 +152,15 @@ class Verification:
                 self._check_point(point_id)
             except PointNotFound:
                 continue  # removed since the points were listed
+        self._check_notes()
         findings = self._findings()
         damaged = sorted({pack for item in findings if (pack := pack_of_name(item.object)) in sizes})
         return RepositoryReport(findings, tuple(points), len(sizes), self._read_bytes, tuple(damaged))
+
+    def _check_notes(self) -> None:
+        """Look at what writers and prunes tell each other; it harms no point, but a prune must be able to trust it."""
+        for damage in damaged_notes(self._store):
+            self._find(damage.path or "", damage.message)
 
     # -- points ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from vmkeep.errors import TransferError
-from vmkeep.filesystem import PAGE_BYTES
+from vmkeep.filesystem import PAGE_BYTES, file_error
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.newfile import Lane, NewFile
 from vmkeep.transfer.server import ImageConnection, ImageServer

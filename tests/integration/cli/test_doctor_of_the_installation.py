@@ -358,3 +358,15 @@ def test_what_one_part_of_a_vm_says_stands_when_another_cannot_be_looked_at(home
 def test_libvirt_of_another_machine_is_refused(home: Path) -> None:
     answer = vmkeep(home, "doctor", "--json", "-c", "qemu+ssh://elsewhere/system")
     assert (answer.status, answer.error()["code"]) == (2, "invalid-request")
+
+
+def test_half_written_object_is_removed_when_it_is_older_than_any_write(home: Path, tmp_path: Path) -> None:
+    old, new = (tmp_path / "repository" / "points" / f"{'ab' * 16}#{number}" for number in (1, 2))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 3700, time.time() - 3700))
+    assert findings(home)["left-file"]["path"] == str(old)
+    fixed = doctor(home, "--fix")
+    assert "left-file" in fixed.out
+    assert (old.exists(), new.exists()) == (False, True)
+    assert "left-file" not in findings(home)

@@ -252,3 +252,42 @@ def test_point_that_vanished_from_the_repository_is_found_by_verify(first: Path,
         answer = vmkeep(first, "verify", what, "--json")
         assert answer.status == 20
         assert [point["point"] for point in answer.document()["verified"] if not point["ok"]] == [gone.name]
+
+
+def test_imported_key_is_not_taken_for_a_new_repository(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    passphrase, exported = tmp_path / "passphrase", tmp_path / "key.txt"
+    passphrase.write_text("words\n")
+    for home, words in (
+        (first, ("init",)),
+        (first, ("key", "export", "-o", str(exported), "--passphrase-file", str(passphrase))),
+        (second, ("key", "import", str(exported), "--passphrase-file", str(passphrase))),
+        (second, ("init",)),
+    ):
+        assert vmkeep(home, *words).status == 0
+    (imported,) = (path.name for path in (first / "keys").iterdir())
+    assert len(list((second / "keys").iterdir())) == 2
+    with premises(second) as place:
+        assert place.key_path != str(second / "keys" / imported)
+
+
+@pytest.mark.parametrize("lost", ["format", "format, of one with points"])
+def test_repository_that_lost_its_format_is_not_made_anew(tmp_path: Path, lost: str) -> None:
+    """It looks like one that was never finished, but its key is not one that an initialisation was killed with."""
+    first, second, location = tmp_path / "first", tmp_path / "second", tmp_path / "repository"
+    assert vmkeep(first, "init", "--repository", str(location)).status == 0
+    if lost != "format":
+        with premises(first) as place:
+            take(place, generation=1)
+    (location / "format").unlink()
+    before = files(location)
+    for home in (first, second):
+        answer = vmkeep(home, "init", "--repository", str(location), "--json")
+        assert answer.error()["code"] in ("repository-foreign", "invalid-request")
+        assert files(location) == before
+    assert len(list((first / "keys").iterdir())) == 1
+    assert not (second / "keys").exists() or list((second / "keys").iterdir()) == []
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
