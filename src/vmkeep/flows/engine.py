@@ -20,7 +20,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import OperationState
-from vmkeep.errors import CatalogError, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
+from vmkeep.errors import CatalogError, GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
@@ -159,7 +159,7 @@ class Engine:
         # The object first: a point that is only in the catalogue is told by verify, one that is only in the
         # repository would come back at the next adoption.
         with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue
-            services.repository().delete_point(point_id)
+            services.with_repository(lambda repository: repository.delete_point(point_id))
         services.catalog.forget_point(point_id)
 
     def cancel(self, reason: Interrupted) -> None:
@@ -196,6 +196,7 @@ class Engine:
             repository=lambda: self._premises.repository,
             stop=self._stop,
             watch=self._tell,
+            stalled_after_seconds=self._premises.settings.stalled_after_seconds,
         )
 
     def _stop(self) -> None:
@@ -216,6 +217,10 @@ class Engine:
                 result: R = self._workflows[declared.name](request)
         except VmkeepError as error:
             self._end(operation, OperationState.FAILED, error)
+            raise
+        except GivenUp as given:
+            given.error.vm = given.error.vm or vm
+            self._end(operation, OperationState.FAILED, given.error)
             raise
         except Exception as error:
             fault = self._fault(error)

@@ -22,7 +22,7 @@ from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
 from vmkeep.host.preparation import scratch_directory
-from vmkeep.host.safety import JobRecord, Stage, end_job, remove_leavings
+from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, remove_leavings
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan
 from vmkeep.transfer.nbd import NbdSource
@@ -64,6 +64,11 @@ class RunningExposure:
             was_running=running,
             scratch=tuple(str(path) for path in scratch.values()),
             quiesced=quiesce,
+            proven=tuple(
+                ProvenScratch(str(scratch[disk.target]), disk.scratch_bytes)
+                for disk in subject.plan.disks
+                if disk.scratch_bytes is not None and disk.target in scratch
+            ),
         )
         guardian = guarded(subject, settings, record)
         try:

@@ -17,7 +17,7 @@ class PlannableDisk:
     another word, which is told to the user. ``backing_chain`` lists the images below the top one, nearest first.
     ``holds_bitmaps`` is False for a qcow2 image of version 2 (``compat=0.10``), in which QEMU stores none.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
-    scratch can have, None where that was not measured.
+    scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
     """
 
     target: str
@@ -35,6 +35,7 @@ class PlannableDisk:
     size_bytes: int | None = None
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
+    scratch_device: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,8 @@ class DiskPlan:
     whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
     VM, and the transient ones of a running VM, on which libvirt begins no job. The image of those is the one below
     the overlay that the VM has open. ``base_point`` and ``base_checkpoint`` are set when, and only when, the mode
-    is incremental.
+    is incremental. ``scratch_bytes`` is what its scratch must be able to grow to at any time, because QEMU would not
+    stop the guest when there is no room left; None where it would.
     """
 
     target: str
@@ -99,6 +101,7 @@ class DiskPlan:
     from_image: bool
     base_point: str | None = None
     base_checkpoint: str | None = None
+    scratch_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
