@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -15,7 +14,7 @@ from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes
 from tests.rig.cli import Vmkeep, finished
 from tests.system.held import held_in_its_copy
-from tests.system.history import INCREMENTAL, History, modes
+from tests.system.history import INCREMENTAL, History, assert_all_kept, modes
 from tests.system.offline import write_offline
 from tests.system.truth import Truth, assert_left_alone, checkpoints, has_backup_job
 
@@ -86,7 +85,7 @@ def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, 
     for history, (_, document) in zip(histories, results, strict=True):
         history.add(document["point"], history.now())
     assert 1 <= load.most_points <= 2
-    # A process that waits for its turn takes about 75 MiB, one that copies 150 MiB and more.
+    # 1,090 MiB were measured: a process that waits takes about 85 MiB with its guardian, one that copies 150 MiB and more.
     assert load.most_memory_bytes < 1400 * MiB
 
     for vm in vms[:5]:  # the others are off
@@ -98,15 +97,13 @@ def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, 
         history.add(points[vm.name], history.now())
     assert load.most_points == 1
     assert load.most_memory_bytes < 400 * MiB
-    for history in histories:
-        history.assert_kept()
-        shutil.rmtree(host.dir / "work" / "points")
+    assert_all_kept(vmkeep, histories)
 
 
 def test_point_that_waits_for_its_turn_can_be_ended_and_has_touched_no_guest(host: Host, vmkeep: Vmkeep) -> None:
     first, second = _small_vm(host, 0), _small_vm(host, 1)
     vmkeep.json("init")
-    (vmkeep.home / "vmkeep.toml").open("a").write("points_at_once = 1\n")
+    (vmkeep.home / "vmkeep.toml").write_text("points_at_once = 1\n")
     with held_in_its_copy(first, vmkeep) as holder:
         waiting = vmkeep.start("backup", second.name)
         locks = vmkeep.home / "locks"
