@@ -22,13 +22,13 @@ def test_disks_and_uefi_variables_written_during_the_backup_are_those_of_the_ins
     host: Host, vmkeep: Vmkeep
 ) -> None:
     """A counter is written to four places in turn; at any instant they hold n, n, n, n or the later ones n - 1."""
-    size = 32 * MiB
+    size = 16 * MiB
     places = [("vda", 0), ("vda", size - _COUNTER_BYTES), ("vdb", size - _COUNTER_BYTES)]
     vm = host.define("guest", disks=[Disk("vda", size), Disk("vdb", size)])
     vm.start()
     vm.settle()  # so that nobody else writes UEFI variables
-    vm.write_random("vda", start=1 * MiB, length=16 * MiB, seed=1)
-    vm.write_random("vdb", start=1 * MiB, length=16 * MiB, seed=2)
+    vm.write_random("vda", start=1 * MiB, length=8 * MiB, seed=1)
+    vm.write_random("vdb", start=1 * MiB, length=8 * MiB, seed=2)
     base = {target: vm.read_image(target) for target in ("vda", "vdb")}
     nvram, first = vm.nvram(), vm.nvram()[-_NVRAM_BYTES]
     stop, written = threading.Event(), [0]

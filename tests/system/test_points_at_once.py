@@ -85,7 +85,7 @@ def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, 
     for history, (_, document) in zip(histories, results, strict=True):
         history.add(document["point"], history.now())
     assert 1 <= load.most_points <= 2
-    # 1,090 MiB were measured: a process that waits takes about 85 MiB with its guardian, one that copies 150 MiB and more.
+    # 1,090 MiB were measured: a process that waits takes about 85 MiB with its guardian, one that copies 150 and more.
     assert load.most_memory_bytes < 1400 * MiB
 
     for vm in vms[:5]:  # the others are off

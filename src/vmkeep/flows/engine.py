@@ -21,6 +21,7 @@ from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import OperationState
 from vmkeep.errors import CatalogError, GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
+from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
@@ -309,7 +310,13 @@ class Engine:
         self._take_over(operation)
         handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
         try:
-            result = handle.get_result(polling_interval_sec=0.05)
+            # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
+            result = patiently(
+                lambda: handle.get_result(polling_interval_sec=0.05),
+                self._premises.settings.stalled_after_seconds,
+                watch=self._tell,
+                stop=self._stop,
+            )
         except RestorePending as error:
             self._end(operation, OperationState.FAILED, error)
             return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"
