@@ -24,6 +24,9 @@ DEFAULT_BLOCK_BYTES = 65536
 ADAPTIVE, ALWAYS = "adaptive", "always"
 """How hard blocks are compressed: as the machine has time for it, or as well as it goes."""
 MAX_WORKERS = 64
+MAX_POINTS_AT_ONCE = 64
+DEFAULT_POINTS_AT_ONCE = 2
+DEFAULT_STALLED_AFTER_SECONDS = 900
 
 _TYPES: Mapping[str, type[str | int]] = {
     "uri": str,
@@ -34,6 +37,8 @@ _TYPES: Mapping[str, type[str | int]] = {
     "workers": int,
     "block_bytes": int,
     "compression": str,
+    "points_at_once": int,
+    "stalled_after_seconds": int,
 }
 _DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
 
@@ -44,6 +49,8 @@ class Settings:
 
     ``repository`` is a location: an absolute directory, or a URL of a store. ``scratch_dir`` None lets vmkeep
     put scratch beside each image. ``run_dir`` holds sockets and must be short (a socket's path ends at 107 bytes).
+    ``points_at_once`` is how many points this installation copies at one time, in however many processes.
+    ``stalled_after_seconds`` is how long one call to the repository's storage may take.
     """
 
     home: Path
@@ -55,6 +62,8 @@ class Settings:
     scratch_dir: Path | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
     compression: str = ADAPTIVE
+    points_at_once: int = DEFAULT_POINTS_AT_ONCE
+    stalled_after_seconds: int = DEFAULT_STALLED_AFTER_SECONDS
 
     @property
     def settings_path(self) -> Path:
@@ -120,7 +129,7 @@ def load_settings(
         compression=str(found.get("compression", ADAPTIVE)),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
-    numbers = {key: int(found[key]) for key in ("workers", "block_bytes") if key in found}
+    numbers = {key: int(found[key]) for key, kind in _TYPES.items() if kind is int and key in found}
     return replace(settings, **directories, **numbers)  # type: ignore[arg-type] # mypy joins the two kinds of value
 
 
@@ -228,6 +237,18 @@ def _check(path: Path, key: str, value: object) -> None:
     number = value if isinstance(value, int) else 0
     if key == "workers" and not 1 <= number <= MAX_WORKERS:
         raise _wrong(path, f'{path}: setting "workers" must be 1 to {MAX_WORKERS}', f"Correct workers in {path}.")
+    if key == "points_at_once" and not 1 <= number <= MAX_POINTS_AT_ONCE:
+        raise _wrong(
+            path,
+            f'{path}: setting "points_at_once" must be 1 to {MAX_POINTS_AT_ONCE}',
+            f"Correct points_at_once in {path}.",
+        )
+    if key == "stalled_after_seconds" and number < 1:
+        raise _wrong(
+            path,
+            f'{path}: setting "stalled_after_seconds" must be 1 or more',
+            f"Correct stalled_after_seconds in {path}.",
+        )
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
         raise _wrong(
             path, f'{path}: setting "block_bytes" must be a power of two from 4096', f"Correct block_bytes in {path}."

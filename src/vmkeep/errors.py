@@ -64,6 +64,18 @@ class VmkeepError(Exception):
         )
 
 
+class GivenUp(BaseException):
+    """The command ends as if it was killed, because a thread of it hangs in a call that nothing can end.
+
+    ``error`` is what the user is told. It is no Exception, so that nothing on its way tries to undo what would hang as
+    well: the guest is free, and the next command puts the rest right, as after a crash.
+    """
+
+    def __init__(self, error: VmkeepError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 def error_classes() -> dict[str, type[VmkeepError]]:
     """Return every class of the tree by its code."""
     found: dict[str, type[VmkeepError]] = {}
@@ -319,6 +331,19 @@ class CatalogError(VmkeepError):
     code = "catalog-error"
     exit_status = 36
     default_hint = "If the file is damaged, move it aside and rebuild it from the repository: `vmkeep init --adopt`."
+
+
+class Stalled(VmkeepError):
+    """The repository's storage does not answer, and gives no error either."""
+
+    code = "stalled"
+    exit_status = 38
+    http_status = 504
+    default_hint = (
+        "The VM was let go on and no point was made; the earlier ones are whole. Look at the storage (`dmesg`, is it "
+        "still connected?). When it answers again, run the command again. stalled_after_seconds in vmkeep.toml is how "
+        "long vmkeep waits."
+    )
 
 
 class OperationFailed(VmkeepError):

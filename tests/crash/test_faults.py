@@ -1,4 +1,4 @@
-"""What dies or fills up around vmkeep during a point: its guardian, libvirtd, QEMU, scratch; and signals."""
+"""What dies around vmkeep during a point: its guardian, libvirtd, QEMU; and signals."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.crash.bed import KILLED, Bed, Trap, Zygote, wait_until
-from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
+from tests.crash.bed import KILLED, Bed, Trap, wait_until
+from tests.rig import Disk, Host, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep, finished
 from tests.system.truth import Truth, assert_left_alone, checkpoints, has_backup_job
 
@@ -146,93 +145,3 @@ def test_signal_ends_a_backup_as_a_failure_does(
     output = vmkeep.host.dir / "work" / f"after-{status}"
     truth.assert_files(vmkeep.restore(point, output))
     shutil.rmtree(output)
-
-
-# -- scratch -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_scratch(crash_host: Host) -> Iterator[Path]:
-    """A file system of 1 MiB inside the host, too small for what a guest may overwrite during a point."""
-    directory = crash_host.dir / "scratch"
-    directory.mkdir()
-    crash_host.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=1777", "tmpfs", directory], check=True)
-    yield directory
-    crash_host.run(["umount", "--lazy", directory], check=True)
-    directory.rmdir()
-
-
-@pytest.fixture
-def writing_vm(crash_host: Host) -> Iterator[Vm]:
-    """A VM whose guest is a boot sector that writes 32 KiB at each clock tick through the device, round 2 MiB for ever.
-
-    The first round is over when this returns: only what overwrites data goes into the scratch.
-
-    The rig's own writes do not go through the device, so no error policy applies to them and nothing would stop.
-    """
-    vm = crash_host.define("writer", disks=[Disk("vda", 16 * MiB)], firmware="bios", tpm=False)
-    vm.start(paused=True)
-    vm.write_bytes("vda", start=0, content=_boot_sector(first=2048, end=2048 + 2 * MiB // 512))
-    vm.resume()
-    wait_until(lambda: _written_bytes(vm) > 2 * MiB + 256 * KiB, "the guest does not write", 60)
-    yield vm
-    vm.delete()
-
-
-def test_guest_that_fills_the_scratch_runs_on_and_sees_no_error(
-    crash_host: Host, writing_vm: Vm, small_scratch: Path
-) -> None:
-    home = crash_host.dir / "writer-home"
-    home.mkdir()
-    settings = home / "vmkeep.toml"
-    settings.write_text(f'scratch_dir = "{small_scratch}"\n')
-    zygote = Zygote(crash_host, home)
-    try:
-        zygote.start(["backup", "writer"], traps=[Trap("before", "vmkeep.host.point:capture_disk", "hold")])
-        zygote.wait_reached()
-        assert has_backup_job(writing_vm)
-        wait_until(lambda: not has_backup_job(writing_vm), "the guardian does not end the job", 20)
-        wait_until(lambda: writing_vm.state() is VmState.RUNNING, "the guardian does not resume the VM", 3)
-        zygote.go.touch()
-        error = zygote.finish().error
-
-        assert error["code"] == "job-aborted", error
-        assert "scratch" in error["message"]
-        assert crash_host.run(["ls", "-A", small_scratch]).stdout == ""
-        assert_left_alone(writing_vm)
-        before = _written_bytes(writing_vm)  # at an error the guest would have halted
-        wait_until(lambda: _written_bytes(writing_vm) > before + 64 * KiB, "the guest does not write any more")
-
-        settings.unlink()
-        writing_vm.suspend()
-        vmkeep = Vmkeep(crash_host, home=home)
-        point = vmkeep.backup("writer")
-        output = crash_host.dir / "work" / "writer"
-        Truth.of(writing_vm, uefi=False, tpm=False).assert_files(vmkeep.restore(point, output))
-        shutil.rmtree(output)
-    finally:
-        zygote.close()
-        shutil.rmtree(home)
-
-
-def _boot_sector(*, first: int, end: int) -> bytes:
-    """Return a program for the BIOS that writes 64 sectors at each tick, from ``first`` to ``end`` and again.
-
-    After a write that failed it halts for ever.
-    """
-    code = bytes.fromhex(
-        "fa 31c0 8ed8 8ec0 8ed0 bc007c fb"  # no segments, stack below the code
-        "8816417c"  # keep the drive number
-        "b443 b000 8a16417c be447c cd13"  # loop: extended write of the packet
-        "721d"  # to the end when it failed
-        "6683064c7c40"  # 64 sectors on
-    )
-    code += bytes.fromhex("66813e4c7c") + end.to_bytes(4, "little") + bytes.fromhex("7209")
-    code += bytes.fromhex("66c7064c7c") + first.to_bytes(4, "little")
-    code += bytes.fromhex("f4 ebd4 fa f4 ebfd 00 0000")  # wait for the tick, loop; halt; drive number, padding
-    code += bytes.fromhex("1000 4000 0080 0000") + first.to_bytes(8, "little")  # the packet: 64 sectors from 0:8000
-    return code.ljust(510, b"\0") + b"\x55\xaa"
-
-
-def _written_bytes(vm: Vm) -> int:
-    return int(vm.domain.blockStats("vda")[3])

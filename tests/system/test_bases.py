@@ -11,9 +11,17 @@ import pytest
 
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep
+from tests.system.history import Remembering
+from tests.system.offline import bitmaps
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def vmkeep(host: Host) -> Remembering:
+    return Remembering(host)
+
 
 _SCSI = "<controller type='scsi' index='0' model='virtio-scsi'/>"
 
@@ -40,23 +48,22 @@ def _modes(point: dict[str, Any]) -> dict[str, tuple[str, str]]:
 _INCREMENTAL = ("incremental", "incremental")
 
 
-def _assert_kept(host: Host, vmkeep: Vmkeep, vm: Vm, point: dict[str, Any]) -> None:
-    """The point is right, and its checkpoint is the only one of ours."""
+def _assert_kept(vmkeep: Remembering, vm: Vm, point: dict[str, Any]) -> None:
+    """Its checkpoint is the only one of ours, and every point is right, this one and the earlier ones."""
     ours = [name for name in checkpoints(vm) if name.startswith("vmkeep-")]
     assert ours == [point["checkpoint"]]
-    Truth.of(vm, tpm=False).assert_files(vmkeep.restore(point, host.dir / "work" / "point"))
+    vmkeep.assert_all_kept()
 
 
-def _assert_healed(host: Host, vmkeep: Vmkeep, vm: Vm, point: dict[str, Any]) -> None:
-    """As ``_assert_kept``, and the point that follows is incremental everywhere, and right."""
-    _assert_kept(host, vmkeep, vm, point)
+def _assert_healed(vmkeep: Remembering, vm: Vm) -> None:
+    """The point that follows is incremental everywhere, and all are right."""
     vm.write_random("vda", start=3 * MiB, length=64 * KiB, seed=99)
     following = vmkeep.backup(vm.name)
     assert set(_modes(following).values()) == {_INCREMENTAL}
-    Truth.of(vm, tpm=False).assert_files(vmkeep.restore(following, host.dir / "work" / "following"))
+    _assert_kept(vmkeep, vm, following)
 
 
-def test_disk_added_between_points_is_read_whole_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+def test_disk_added_between_points_is_read_whole_by_itself(host: Host, vmkeep: Remembering) -> None:
     vm = host.define("guest", disks=[Disk("vda", 8 * MiB)], tpm=False, device_xml=[_SCSI])
     vm.start(paused=True)
     vm.write_random("vda", start=0, length=2 * MiB, seed=1)
@@ -76,10 +83,10 @@ def test_disk_added_between_points_is_read_whole_by_itself(host: Host, vmkeep: V
 
     assert point["kind"] == "incremental"
     assert _modes(point) == {"vda": _INCREMENTAL, "sda": ("full", "new-disk")}
-    _assert_healed(host, vmkeep, vm, point)
+    _assert_healed(vmkeep, vm)
 
 
-def test_disk_grown_between_points_is_read_whole_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+def test_disk_grown_between_points_is_read_whole_by_itself(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     host.run(["virsh", "blockresize", "guest", "vdb", f"{12 * MiB}B"], check=True)
@@ -89,10 +96,10 @@ def test_disk_grown_between_points_is_read_whole_by_itself(host: Host, vmkeep: V
 
     assert _modes(point) == {"vda": _INCREMENTAL, "vdb": ("full", "size-changed")}
     assert point["disks"][1]["size_bytes"] == 12 * MiB
-    _assert_healed(host, vmkeep, vm, point)
+    _assert_healed(vmkeep, vm)
 
 
-def test_disk_unplugged_and_replaced_by_another_file_is_read_whole_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+def test_disk_unplugged_and_replaced_by_another_file_is_read_whole_by_itself(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     vm.destroy()
@@ -105,10 +112,41 @@ def test_disk_unplugged_and_replaced_by_another_file_is_read_whole_by_itself(hos
     point = vmkeep.backup("guest")
 
     assert _modes(point) == {"vda": _INCREMENTAL, "vdb": ("full", "source-changed")}
-    _assert_kept(host, vmkeep, vm, point)
+    _assert_kept(vmkeep, vm, point)
 
 
-def test_bitmaps_left_in_use_by_a_killed_qemu_are_not_trusted(host: Host, vmkeep: Vmkeep) -> None:
+def test_disk_unplugged_and_plugged_in_again_is_read_against_its_own_base(host: Host, vmkeep: Remembering) -> None:
+    disks = [Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB), Disk("sda", 4 * MiB, bus="scsi")]
+    vm = host.define("guest", disks=disks, tpm=False, device_xml=[_SCSI])
+    vm.start(paused=True)
+    for seed, disk in enumerate(disks, 1):
+        vm.write_random(disk.target, start=0, length=1 * MiB, seed=seed)
+    vmkeep.backup("guest")
+    vm.destroy()
+    definition = vm.domain.XMLDesc(2)
+    path = str(vm.disk_path("sda"))
+    disk_xml = f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{path}'/>"
+    file = host.dir / "work" / "disk.xml"
+    file.write_text(f"{disk_xml}<target dev='sda' bus='scsi'/></disk>")
+    host.run(["virsh", "detach-device", "guest", file, "--config"], check=True)
+    vm.start(paused=True)
+    _dirty(vm, seed=5)
+    without = vmkeep.backup("guest")
+    vm.destroy()
+    host.connection.defineXML(definition)
+    vm.start(paused=True)
+    vm.write_random("sda", start=2 * MiB, length=64 * KiB, seed=6)
+    point = vmkeep.backup("guest")
+
+    assert _modes(without) == {"vda": _INCREMENTAL, "vdb": _INCREMENTAL}
+    assert _modes(point) == {"vda": _INCREMENTAL, "vdb": _INCREMENTAL, "sda": _INCREMENTAL}
+    assert [disk["bytes_read"] for disk in point["disks"]] == [0, 0, 64 * KiB]  # its bitmap came back with it
+    _assert_healed(vmkeep, vm)
+    vm.destroy()
+    assert bitmaps(vm.disk_path("sda")) == checkpoints(vm)  # and was removed at last
+
+
+def test_bitmaps_left_in_use_by_a_killed_qemu_are_not_trusted(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     _dirty(vm, seed=3)
@@ -124,10 +162,10 @@ def test_bitmaps_left_in_use_by_a_killed_qemu_are_not_trusted(host: Host, vmkeep
     assert point["kind"] == "full"
     # Made while this QEMU ran, the bitmaps never came to be written to the images.
     assert _modes(point) == {"vda": ("full", "bitmap-missing"), "vdb": ("full", "bitmap-missing")}
-    _assert_healed(host, vmkeep, vm, point)
+    _assert_healed(vmkeep, vm)
 
 
-def test_bitmap_removed_from_one_image_costs_only_that_disk(host: Host, vmkeep: Vmkeep) -> None:
+def test_bitmap_removed_from_one_image_costs_only_that_disk(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     checkpoint = vmkeep.backup("guest")["checkpoint"]
     _dirty(vm, seed=3)
@@ -138,10 +176,10 @@ def test_bitmap_removed_from_one_image_costs_only_that_disk(host: Host, vmkeep: 
     point = vmkeep.backup("guest")
 
     assert _modes(point) == {"vda": _INCREMENTAL, "vdb": ("full", "bitmap-missing")}
-    _assert_healed(host, vmkeep, vm, point)
+    _assert_healed(vmkeep, vm)
 
 
-def test_vm_stopped_and_started_in_between_stays_incremental(host: Host, vmkeep: Vmkeep) -> None:
+def test_vm_stopped_and_started_in_between_stays_incremental(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     _dirty(vm, seed=3)
@@ -152,10 +190,10 @@ def test_vm_stopped_and_started_in_between_stays_incremental(host: Host, vmkeep:
 
     assert set(_modes(point).values()) == {_INCREMENTAL}
     assert [disk["bytes_read"] for disk in point["disks"]] == [64 * KiB, 64 * KiB]  # zeroes are not read
-    _assert_kept(host, vmkeep, vm, point)
+    _assert_kept(vmkeep, vm, point)
 
 
-def test_lost_checkpoint_metadata_does_not_stop_the_next_point(host: Host, vmkeep: Vmkeep) -> None:
+def test_lost_checkpoint_metadata_does_not_stop_the_next_point(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     checkpoint = vmkeep.backup("guest")["checkpoint"]
     _dirty(vm, seed=3)
@@ -164,10 +202,10 @@ def test_lost_checkpoint_metadata_does_not_stop_the_next_point(host: Host, vmkee
 
     assert set(_modes(point).values()) == {_INCREMENTAL}
     assert [disk["bytes_read"] for disk in point["disks"]] == [64 * KiB, 64 * KiB]
-    _assert_healed(host, vmkeep, vm, point)
+    _assert_healed(vmkeep, vm)
 
 
-def test_checkpoints_of_others_are_left_as_they_are(host: Host, vmkeep: Vmkeep) -> None:
+def test_checkpoints_of_others_are_left_as_they_are(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     host.run(["virsh", "checkpoint-create-as", "guest", "theirs-before"], check=True)
     vm.write_random("vda", start=4 * MiB, length=64 * KiB, seed=3)
@@ -182,11 +220,11 @@ def test_checkpoints_of_others_are_left_as_they_are(host: Host, vmkeep: Vmkeep) 
     changed = [(512 * KiB, 64 * KiB), (1 * MiB, 64 * KiB)]
     assert vm.dirty_ranges("vda", "theirs-between") == changed
     assert vm.dirty_ranges("vda", "theirs-before") == [*changed, (4 * MiB, 64 * KiB)]
-    _assert_kept(host, vmkeep, vm, point)
+    _assert_kept(vmkeep, vm, point)
     assert {"theirs-before", "theirs-between"} < set(checkpoints(vm))
 
 
-def test_left_over_checkpoint_of_ours_is_removed_by_the_next_point(host: Host, vmkeep: Vmkeep) -> None:
+def test_left_over_checkpoint_of_ours_is_removed_by_the_next_point(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     checkpoint = vmkeep.backup("guest")["checkpoint"]
     prefix = checkpoint.rsplit("-", 1)[0]
@@ -198,25 +236,24 @@ def test_left_over_checkpoint_of_ours_is_removed_by_the_next_point(host: Host, v
     # One of another repository is somebody else's.
     assert checkpoints(vm) == sorted([point["checkpoint"], f"vmkeep-00000000-{'0' * 32}"])
     assert set(_modes(point).values()) == {_INCREMENTAL}
-    Truth.of(vm, tpm=False).assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
+    vmkeep.assert_all_kept()
 
 
-def test_deleted_newest_point_does_not_become_the_base_of_the_next(host: Host, vmkeep: Vmkeep) -> None:
+def test_deleted_newest_point_does_not_become_the_base_of_the_next(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
-    first, before = vmkeep.backup("guest"), Truth.of(vm, tpm=False)
+    first = vmkeep.backup("guest")
     _dirty(vm, seed=3)
     second = vmkeep.backup("guest")
-    assert vmkeep.json("point", "delete", second["id"], "--yes")["deleted"]["point"] == second["id"]
+    vmkeep.delete(second)
     _dirty(vm, seed=4)
     third = vmkeep.backup("guest")
 
     assert third["kind"] == "full"
     assert [point["id"] for point in vmkeep.json("points")["points"]] == [first["id"], third["id"]]
-    before.assert_files(vmkeep.restore(first, host.dir / "work" / "first"))
-    _assert_kept(host, vmkeep, vm, third)
+    _assert_kept(vmkeep, vm, third)
 
 
-def test_point_after_libvirtd_was_restarted_is_incremental(host: Host, vmkeep: Vmkeep) -> None:
+def test_point_after_libvirtd_was_restarted_is_incremental(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     _dirty(vm, seed=3)
@@ -224,10 +261,10 @@ def test_point_after_libvirtd_was_restarted_is_incremental(host: Host, vmkeep: V
     point = vmkeep.backup("guest")
 
     assert set(_modes(point).values()) == {_INCREMENTAL}
-    _assert_kept(host, vmkeep, vm, point)
+    _assert_kept(vmkeep, vm, point)
 
 
-def test_external_snapshot_taken_and_committed_between_points_loses_nothing(host: Host, vmkeep: Vmkeep) -> None:
+def test_external_snapshot_taken_and_committed_between_points_loses_nothing(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     vm.write_random("vda", start=2 * MiB, length=64 * KiB, seed=3)
@@ -235,7 +272,7 @@ def test_external_snapshot_taken_and_committed_between_points_loses_nothing(host
     overlay = host.dir / "disks" / "overlay.qcow2"
     host.run([*snapshot, "--diskspec", f"vda,file={overlay}", "--diskspec", "vdb,snapshot=no"], check=True)
     _dirty(vm, seed=4)
-    during, truth_during = vmkeep.backup("guest"), Truth.of(vm, tpm=False)
+    during = vmkeep.backup("guest")
     vm.write_random("vda", start=4 * MiB, length=64 * KiB, seed=5)
     host.run(["virsh", "blockcommit", "guest", "vda", "--active", "--pivot", "--wait"], check=True)
     vm.write_random("vda", start=6 * MiB, length=64 * KiB, seed=6)
@@ -243,11 +280,12 @@ def test_external_snapshot_taken_and_committed_between_points_loses_nothing(host
 
     assert _modes(during) == {"vda": ("full", "external-snapshot"), "vdb": _INCREMENTAL}
     assert _modes(point)["vdb"] == _INCREMENTAL
-    truth_during.assert_files(vmkeep.restore(during, host.dir / "work" / "during"))
-    _assert_healed(host, vmkeep, vm, point)
+    _assert_healed(vmkeep, vm)
 
 
-def test_image_put_back_from_an_older_copy_is_read_against_the_point_of_its_bitmap(host: Host, vmkeep: Vmkeep) -> None:
+def test_image_put_back_from_an_older_copy_is_read_against_the_point_of_its_bitmap(
+    host: Host, vmkeep: Remembering
+) -> None:
     vm = _two_disks(host)
     first = vmkeep.backup("guest")
     vm.destroy()
@@ -263,12 +301,12 @@ def test_image_put_back_from_an_older_copy_is_read_against_the_point_of_its_bitm
 
     assert set(_modes(point).values()) == {_INCREMENTAL}
     assert [disk["bytes_read"] for disk in point["disks"]] == [64 * KiB, 0]
-    _assert_kept(host, vmkeep, vm, point)
-    vmkeep.json("point", "delete", first["id"], "--yes")
-    Truth.of(vm, tpm=False).assert_files(vmkeep.restore(point, host.dir / "work" / "again"))
+    _assert_kept(vmkeep, vm, point)
+    vmkeep.delete(first)
+    vmkeep.assert_all_kept()
 
 
-def test_image_put_back_from_a_copy_older_than_all_points_is_read_whole(host: Host, vmkeep: Vmkeep) -> None:
+def test_image_put_back_from_a_copy_older_than_all_points_is_read_whole(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vm.destroy()
     older = vm.disk_path("vda").read_bytes()
@@ -279,10 +317,10 @@ def test_image_put_back_from_a_copy_older_than_all_points_is_read_whole(host: Ho
     point = vmkeep.backup("guest")
 
     assert _modes(point) == {"vda": ("full", "bitmap-missing"), "vdb": _INCREMENTAL}
-    _assert_kept(host, vmkeep, vm, point)
+    _assert_kept(vmkeep, vm, point)
 
 
-def test_images_that_changed_places_are_not_read_against_the_base_of_the_other(host: Host, vmkeep: Vmkeep) -> None:
+def test_images_that_changed_places_are_not_read_against_the_base_of_the_other(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     vm.destroy()
@@ -295,10 +333,10 @@ def test_images_that_changed_places_are_not_read_against_the_base_of_the_other(h
     point = vmkeep.backup("guest")
 
     assert set(_modes(point).values()) == {("full", "base-mismatch")}
-    _assert_healed(host, vmkeep, vm, point)
+    _assert_healed(vmkeep, vm)
 
 
-def test_point_of_another_installation_of_the_repository_is_built_on(host: Host, vmkeep: Vmkeep) -> None:
+def test_point_of_another_installation_of_the_repository_is_built_on(host: Host, vmkeep: Remembering) -> None:
     vm = _two_disks(host)
     vmkeep.backup("guest")
     other = Vmkeep(host, home=host.dir / "work" / "other-home")
@@ -313,4 +351,5 @@ def test_point_of_another_installation_of_the_repository_is_built_on(host: Host,
     assert [disk["bytes_read"] for disk in third["disks"]] == [64 * KiB, 0]
     assert third["parent"] == second["id"]
     assert checkpoints(vm) == [third["checkpoint"]]
+    vmkeep.assert_all_kept()  # the two that this installation knows
     Truth.of(vm, tpm=False).assert_files(other.restore(third, host.dir / "work" / "out"))

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import threading
+from typing import Self
 
 import pytest
 
-from tests.rig import Disk, Host, KiB, MiB, VmState, read_offline_image
+from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal, read_offline_image
 from tests.rig.cli import Vmkeep
 from tests.rig.tpm import SoftwareTpm
+from tests.system.busy_guest import TARGETS, WritingGuest
 
 pytestmark = pytest.mark.system
 
 _COUNTER_BYTES = 64 * KiB
+_NVRAM_BYTES = 512  # what the rig changes of the UEFI variables, at the end
 
 
-def test_disks_written_during_the_backup_are_those_of_the_instant(host: Host, vmkeep: Vmkeep) -> None:
-    """A counter is written to three places in turn; at any instant they hold n, n, n or the later ones n - 1."""
-    size = 48 * MiB
+def test_disks_and_uefi_variables_written_during_the_backup_are_those_of_the_instant(
+    host: Host, vmkeep: Vmkeep
+) -> None:
+    """A counter is written to four places in turn; at any instant they hold n, n, n, n or the later ones n - 1."""
+    size = 16 * MiB
     places = [("vda", 0), ("vda", size - _COUNTER_BYTES), ("vdb", size - _COUNTER_BYTES)]
     vm = host.define("guest", disks=[Disk("vda", size), Disk("vdb", size)])
-    vm.start(paused=True)
-    vm.write_random("vda", start=1 * MiB, length=24 * MiB, seed=1)
-    vm.write_random("vdb", start=1 * MiB, length=24 * MiB, seed=2)
-    vm.resume()
+    vm.start()
+    vm.settle()  # so that nobody else writes UEFI variables
+    vm.write_random("vda", start=1 * MiB, length=8 * MiB, seed=1)
+    vm.write_random("vdb", start=1 * MiB, length=8 * MiB, seed=2)
+    base = {target: vm.read_image(target) for target in ("vda", "vdb")}
+    nvram, first = vm.nvram(), vm.nvram()[-_NVRAM_BYTES]
     stop, written = threading.Event(), [0]
 
     def count() -> None:
         while not stop.is_set():
             number = written[0] + 1
             for target, start in places:
-                vm.write(target, start=start, length=_COUNTER_BYTES, pattern=number % 251)
+                vm.write(target, start=start, length=_COUNTER_BYTES, pattern=number % 256)
+            vm.change_nvram()  # one more than before
             written[0] = number
 
     writer = threading.Thread(target=count)
     writer.start()
     try:
         points, seen = [], []
-        for _ in range(3):
+        for _ in range(2):
             points.append(vmkeep.backup("guest"))
             seen.append(written[0])
     finally:
@@ -45,15 +53,21 @@ def test_disks_written_during_the_backup_are_those_of_the_instant(host: Host, vm
         writer.join()
 
     assert vm.state() is VmState.RUNNING
-    assert [point["kind"] for point in points] == ["full", "incremental", "incremental"]
+    assert [point["kind"] for point in points] == ["full", "incremental"]
     for number, output in enumerate(vmkeep.restore_all(points, host.dir / "work")):
         images = {target: read_offline_image(output / f"{target}.qcow2", "qcow2") for target in ("vda", "vdb")}
-        blocks = [images[target][start : start + _COUNTER_BYTES] for target, start in places]
-        assert all(block == block[:1] * _COUNTER_BYTES for block in blocks)  # none is half written
-        counters = [block[0] for block in blocks]
-        steps = [(counters[0] - counter) % 251 for counter in counters]
-        assert steps in ([0, 0, 0], [0, 0, 1], [0, 1, 1]), counters
-        assert (seen[number] - counters[0]) % 251 > 1  # the guest did write while the point was copied
+        counters = [images[target][start] for target, start in places]
+        kept = (output / "nvram.fd").read_bytes()
+        counters.append((kept[-_NVRAM_BYTES] - first) % 256)
+        steps = [(counters[0] - counter) % 256 for counter in counters]
+        assert steps in ([0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]), counters
+        assert (seen[number] - counters[0]) % 256 > 1  # the guest did write while the point was copied
+        expected = {target: bytearray(image) for target, image in base.items()}
+        for (target, start), counter in zip(places, counters[:3], strict=True):
+            expected[target][start : start + _COUNTER_BYTES] = bytes([counter]) * _COUNTER_BYTES
+        for target, image in images.items():
+            assert_images_equal(image, bytes(expected[target]), target)
+        assert kept == nvram[:-_NVRAM_BYTES] + bytes([(first + counters[3]) % 256]) * _NVRAM_BYTES
 
 
 def test_tpm_state_taken_while_the_firmware_writes_it_is_whole(host: Host, vmkeep: Vmkeep) -> None:
@@ -62,11 +76,64 @@ def test_tpm_state_taken_while_the_firmware_writes_it_is_whole(host: Host, vmkee
     vm.destroy()
     vm.store_in_tpm(b"the secret")
     vm.start()
-    for number in range(2):
-        vm.reset()
-        point = vmkeep.backup("guest")
-        output = vmkeep.restore(point, host.dir / "work" / str(number))
+    with _Versions(vm) as versions:
+        points = []
+        for _ in range(2):
+            vm.reset()
+            points.append(vmkeep.backup("guest"))
+    assert len(versions.seen) > 2  # it did change
+    for output in vmkeep.restore_all(points, host.dir / "work"):
         assert len((output / "nvram.fd").read_bytes()) == len(vm.nvram())
+        assert (output / "tpm" / "tpm2" / "tpm2-00.permall").read_bytes() in versions.seen
         with SoftwareTpm(output / "tpm" / "tpm2") as tpm:
             assert tpm.load(10) == b"the secret"
     assert vm.state() is VmState.RUNNING
+
+
+def test_point_of_a_guest_that_writes_hard_is_both_whole_disks_of_one_instant(host: Host, vmkeep: Vmkeep) -> None:
+    """The guest itself writes to all its disks all through the copy, and each write is known by its number."""
+    guest = WritingGuest(host, "writer", size=24 * MiB)
+    points, bases, before, after = [], [], [], []
+    for number in range(2):
+        guest.change(start=8 * MiB, length=12 * MiB, seed=number * 10)
+        before.append(guest.written_bytes())
+        points.append(vmkeep.backup("writer"))
+        after.append(guest.written_bytes())
+        bases.append(guest.base())
+
+    assert [point["kind"] for point in points] == ["full", "incremental"]
+    assert all(later - earlier > MiB for earlier, later in zip(before, after, strict=True))  # it wrote meanwhile
+    came = 0
+    for point, base in zip(vmkeep.restore_all(points, host.dir / "work"), bases, strict=True):
+        images = {target: read_offline_image(point / f"{target}.qcow2", "qcow2") for target in TARGETS}
+        writes = guest.assert_of_one_instant(images, base)
+        assert writes > came
+        came = writes
+    guest.wait_written(64 * KiB)
+
+
+class _Versions:
+    """Every content that the TPM state of a VM has, one after the other: swtpm replaces the file as a whole."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._path = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.seen: set[bytes] = set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        inode = 0
+        while not self._ending.wait(0.0005):
+            about = self._path.stat()
+            if about.st_ino != inode:
+                inode = about.st_ino
+                self.seen.add(self._path.read_bytes())

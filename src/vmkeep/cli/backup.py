@@ -10,11 +10,11 @@ import typer
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import Console, size_text, table
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
-from vmkeep.errors import Interrupted, InvalidRequest, OperationFailed, VmkeepError
+from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, VmkeepError
 
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
-    from vmkeep.flows.requests import TakePoint
+    from vmkeep.flows.requests import PointTaken, TakePoint
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +52,7 @@ def backup(
         if every == bool(names):
             raise InvalidRequest("Name the VMs to back up, or give --all for every VM: one of the two")
         labels = _labels(label or ())
+        running.stand_apart()
         if every:
             # By UUID: two names may look alike, and a VM may be renamed meanwhile.
             with running.host() as host:
@@ -79,19 +80,23 @@ def _one(running: Session, engine: Engine, request: TakePoint) -> None:
 
 
 def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, TakePoint]]) -> None:
-    """Take them one after the other; a failure does not stop the others, a signal does."""
+    """Take them one after the other; a failure does not stop the others, a signal or stalled storage does."""
     points: list[Mapping[str, Any]] = []
     failed: list[dict[str, Any]] = []
     console = running.console
+    given_up: GivenUp | None = None
     for name, request in requests:
         try:
             running.interruption.check()
-            with console.progress() as watch:
-                taken = engine.take_point(request, watch)
+            taken = _take(console, engine, request, given_up)
         except VmkeepError as error:
             failed.append({"vm": name, "error": error.as_dict()})
             if not console.json and not isinstance(error, Interrupted):
                 console.notice(f"{name}: {error.message} ({error.hint})")
+            continue
+        except GivenUp as given:
+            given_up = given
+            failed.append({"vm": name, "error": given.error.as_dict()})
             continue
         points.append(taken.point)
         for warning in taken.warnings:
@@ -100,11 +105,25 @@ def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, Tak
             _show(console, taken.point)
     if console.json:
         console.document({"points": points, "failed": failed})
-    running.interruption.check()
+    _raise_end(running, given_up)
     if failed:
         raise OperationFailed(
             f"{len(failed)} of {len(requests)} VMs were not backed up: {', '.join(each['vm'] for each in failed)}"
         )
+
+
+def _raise_end(running: Session, given_up: GivenUp | None) -> None:
+    """Raise what ended all of them: stalled storage, or a signal."""
+    if given_up is not None:
+        raise given_up
+    running.interruption.check()
+
+
+def _take(console: Console, engine: Engine, request: TakePoint, given_up: GivenUp | None) -> PointTaken:
+    if given_up is not None:
+        raise given_up.error  # the storage that one point waited for is that of the next as well
+    with console.progress() as watch:
+        return engine.take_point(request, watch)
 
 
 def _labels(texts: Sequence[str]) -> dict[str, str]:

@@ -95,14 +95,23 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:
-        """Show how an operation comes on, with rate and time left; silent unless standard error is a terminal."""
+        """Show how an operation comes on, with rate and time left; no more than notes where there is no terminal."""
         if self.json or not sys.stderr.isatty():
-            yield lambda _progress: None
+            yield self._note
             return
         from vmkeep.cli.progress import progress_bar
 
         with progress_bar(_rich(sys.stderr)) as watch:
-            yield watch
+
+            def watch_and_note(report: Progress) -> None:
+                self._note(report)
+                watch(report)
+
+            yield watch_and_note
+
+    def _note(self, report: Progress) -> None:
+        if report.note is not None:
+            self.notice(report.note)
 
     def _say_json(self, value: dict[str, Any]) -> None:
         if self._notices:

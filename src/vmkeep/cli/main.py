@@ -17,7 +17,8 @@ from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, 
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
-from vmkeep.errors import Interrupted, InvalidRequest, VmkeepError
+from vmkeep.cli.supervision import tell_status
+from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
 
 EXAMPLE = "Example: vmkeep backup win11"
 
@@ -101,12 +102,15 @@ def run() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    tell_status(status)
     os._exit(status)
 
 
 def _translated(raised: BaseException) -> VmkeepError:
     if isinstance(raised, VmkeepError):
         return raised
+    if isinstance(raised, GivenUp):
+        return raised.error
     if isinstance(raised, typer.TyperException):
         return InvalidRequest(raised.format_message().rstrip(".\n"), hint=_usage_hint(raised))
     if isinstance(raised, typer.Abort | KeyboardInterrupt):

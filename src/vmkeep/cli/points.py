@@ -92,6 +92,7 @@ def delete(
 ) -> None:
     """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
     with session(context, json=json, connect=connect, debug=debug) as running:
+        running.stand_apart()
         found = running.premises.catalog.find_point(point)
         running.console.confirm(
             f'Delete point {found.id} of VM "{found.vm_name}", taken {time_text(found.created)}, for ever?', yes=yes

@@ -73,6 +73,7 @@ def restore(
     with session(context, json=json, connect=connect, debug=debug) as running:
         if [output is not None, name is not None, in_place].count(True) != 1:
             raise InvalidRequest("Give exactly one of --output DIR, --as NAME and --in-place")
+        running.stand_apart()
         if not in_place:
             _refuse(("--only", only), ("--yes", yes or None), needs="--in-place")
         if in_place:

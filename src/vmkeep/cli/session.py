@@ -85,6 +85,12 @@ class Session:
                 # A signal that came while the engine started was raised there; one that comes now is handed on.
                 yield engine
 
+    def stand_apart(self) -> None:
+        """Do the work in a process that may hang in the repository's storage; before anything else of a flow."""
+        from vmkeep.cli.supervision import supervise
+
+        supervise(self.settings.home, self.settings.repository)
+
     def expect_job(self) -> None:
         """Start what a job needs before it begins; called early, it costs no time."""
         from vmkeep.host.standby import stand_by

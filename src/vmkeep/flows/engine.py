@@ -21,8 +21,9 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import Operation, OperationState
-from vmkeep.errors import CatalogError, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
+from vmkeep.errors import CatalogError, GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
 from vmkeep.filesystem import file_error, make_private_file
+from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
@@ -182,7 +183,7 @@ class Engine:
         # The object first: a point that is only in the catalogue is told by verify, one that is only in the
         # repository would come back at the next adoption.
         with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue
-            self._premises.repository.delete_point(point_id)
+            self._services().with_repository(lambda repository: repository.delete_point(point_id))
         self._premises.catalog.forget_point(point_id)
 
     def cancel(self, reason: Interrupted) -> None:
@@ -223,6 +224,7 @@ class Engine:
             repository=lambda: self._premises.repository,
             stop=self._stop,
             watch=self._tell,
+            stalled_after_seconds=self._premises.settings.stalled_after_seconds,
         )
 
     def _stop(self) -> None:
@@ -243,6 +245,10 @@ class Engine:
                 result: R = self._workflows[declared.name](request)
         except VmkeepError as error:
             self._end(operation, OperationState.FAILED, error)
+            raise
+        except GivenUp as given:
+            given.error.vm = given.error.vm or vm
+            self._end(operation, OperationState.FAILED, given.error)
             raise
         except Exception as error:
             fault = self._fault(error)
@@ -331,7 +337,13 @@ class Engine:
         self._take_over(operation)
         handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
         try:
-            result = handle.get_result(polling_interval_sec=0.05)
+            # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
+            result = patiently(
+                lambda: handle.get_result(polling_interval_sec=0.05),
+                self._premises.settings.stalled_after_seconds,
+                watch=self._tell,
+                stop=self._stop,
+            )
         except RestorePending as error:
             self._end(operation, OperationState.FAILED, error)
             return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vmkeep.catalog import Catalog
 from vmkeep.errors import VmkeepError
+from vmkeep.flows.patience import Patience, patiently
 from vmkeep.host.protocol import Host, TaskState
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import Task
 from vmkeep.repository import Repository
 
+T = TypeVar("T")
 _POLL_SECONDS = 0.05
 _PROGRESS_SECONDS = 1.0
 
@@ -27,17 +29,21 @@ class Services:
     repository: Callable[[], Repository]
     stop: Callable[[], None]
     watch: Callable[[Progress], None]
+    stalled_after_seconds: float
 
     def on_host(self, operation: str, task: Task) -> Any:
         """Run a task on the host to its end and return its result, or raise its error.
 
         Starting the same operation's task twice is harmless, so this is a step's body. Cancelling reaches the
-        task at its next look; its own clean-up is waited for.
+        task at its next look; its own clean-up is waited for, but not for storage that does not answer (GivenUp).
         """
         self.host.start(operation, task)
         told: Progress | None = None
         recorded = time.monotonic()
         cancelled = False
+        patience = Patience(
+            self.stalled_after_seconds, watch=self.watch, let_go=lambda: self.host.let_guest_go(operation)
+        )
         while True:
             state: TaskState = self.host.poll(operation, _POLL_SECONDS)
             if state.progress is not None and state.progress != told:
@@ -55,4 +61,10 @@ class Services:
                     self.stop()
                 except VmkeepError as reason:
                     cancelled = True
+                    patience.cancel(reason)
                     self.host.cancel(operation, reason)
+            patience.look(state.unanswered)
+
+    def with_repository(self, call: Callable[[Repository], T]) -> T:
+        """Call something of the repository from a flow itself. Raises GivenUp when its storage does not answer."""
+        return patiently(lambda: call(self.repository()), self.stalled_after_seconds, watch=self.watch, stop=self.stop)

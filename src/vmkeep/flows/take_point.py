@@ -95,7 +95,7 @@ def remove_point(services: Services, point_id: str) -> None:
     """Undo ``copy_point``: the object goes, blocks that no point needs are found by a later prune."""
     services.catalog.forget_point(point_id)
     with suppress(PointNotFound):
-        services.repository().delete_point(point_id)
+        services.with_repository(lambda repository: repository.delete_point(point_id))
 
 
 def _parent(services: Services, opened: PointOpened) -> str | None:

@@ -5,7 +5,7 @@ of the VM together with vmkeep, so nothing else begins before it is done. vmkeep
 come the record's path and the locks (``vmkeep.host.standby``), then one word a line: ``copy`` and ``keep`` are
 stages, ``done`` means that nothing is left to do. The end of the socket without ``done`` means that vmkeep is dead.
 While the job runs it also watches for a VM that stopped on a full scratch disk: it ends the job and resumes the VM,
-and QEMU repeats the write that failed.
+and QEMU repeats the write that failed. Of a VM that QEMU would not stop, it ends the job before the scratch is full.
 
     python -m vmkeep.host.guardian RECORDS       (started by vmkeep, never by hand)
 """
@@ -17,12 +17,20 @@ import os
 import select
 import signal
 import socket
+import struct
 from contextlib import suppress
 from pathlib import Path
 
 from vmkeep.errors import JobAborted, VmkeepError
 from vmkeep.host.lock import FileLock
-from vmkeep.host.safety import JobRecord, Stage, record_path, rescue, resume_if_ours
+from vmkeep.host.safety import (
+    JobRecord,
+    Stage,
+    proven_scratch_falls_short,
+    record_path,
+    rescue,
+    resume_if_ours,
+)
 from vmkeep.host.standby import standing
 from vmkeep.hypervisor import Hypervisor
 
@@ -146,6 +154,8 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket
     while True:
         readable, _, _ = select.select([vmkeep], [], [], _WATCH_SECONDS)
         if not readable:
+            if _hangs_dead(vmkeep):
+                return record, False
             if _saved_from_full_scratch(record, hypervisor):
                 # vmkeep finds the job gone and reports it; its next word gets no answer.
                 return record, False
@@ -166,6 +176,19 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket
                 return record, False  # a full disk: without an answer vmkeep gives the point up
             record = reached
             _answer(vmkeep)
+
+
+def _hangs_dead(vmkeep: socket.socket) -> bool:
+    """Return whether vmkeep was killed and cannot end, because a thread of it hangs in the kernel.
+
+    Such a thread, in a call to storage that stalls, keeps the socket open. The process is a zombie by then.
+    """
+    pid, _, _ = struct.unpack("3i", vmkeep.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:
+        return False  # gone, and the socket says so
+    return after_name.split()[0] in ("Z", "X")
 
 
 def _conversation() -> socket.socket:
@@ -192,9 +215,15 @@ def _answer(vmkeep: socket.socket) -> None:
 
 
 def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
-    """Resume a VM that stopped on an I/O error during our job; libvirt being away is no reason to end."""
+    """Resume a VM that stopped on an I/O error during our job; libvirt being away is no reason to end.
+
+    A job whose scratch must not run out is ended (by the caller) as soon as it might.
+    """
     if record.stopped or record.stage is Stage.INSTANT:
         return False
+    with suppress(OSError):
+        if proven_scratch_falls_short(record):
+            return True
     try:
         domain = hypervisor.find(record.uuid)
         return domain is not None and domain.state().io_error and resume_if_ours(record, domain)

@@ -44,7 +44,7 @@ from vmkeep.host.tasks import (
 )
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.logs import get_logger
-from vmkeep.repository import Repository
+from vmkeep.repository import Repository, unanswered
 
 _log = get_logger(__name__)
 
@@ -84,7 +84,13 @@ class LocalHost:
         self._operations: dict[str, _Operation] = {}
 
     def close(self) -> None:
-        """Close the connection to libvirt; what was begun on the host is not ended by this."""
+        """Close the connection to libvirt; what was begun on the host is not ended by this.
+
+        Locks are let go of, because a thread that hangs keeps this process, and what it has open, until it comes back.
+        """
+        for operation in self._operations.values():
+            if operation.point is not None:
+                operation.point.release()
         if self._hypervisor is not None:
             self._hypervisor.close()
             self._hypervisor = None
@@ -132,10 +138,17 @@ class LocalHost:
     def poll(self, operation: str, wait_seconds: float = 0.0) -> TaskState:
         current = self._operations[operation]
         ended = current.ended.wait(wait_seconds)
-        return TaskState(ended, current.result if ended else None, current.error if ended else None, current.progress)
+        if ended:
+            return TaskState(ended, current.result, current.error, current.progress)
+        return TaskState(ended, progress=current.progress, unanswered=unanswered())
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:
         self._operations[operation].cancelled = reason
+
+    def let_guest_go(self, operation: str) -> None:
+        point = self._operations[operation].point
+        if point is not None:
+            point.let_guest_go()
 
     def _run(self, operation: _Operation) -> None:
         try:

@@ -109,6 +109,26 @@ class FileLock:
         self.release()
 
 
+def take_turn(
+    directory: Path, at_once: int, doing: str, stop: Callable[[], None], waiting: Callable[[], None]
+) -> FileLock:
+    """Wait until fewer than ``at_once`` operations have a turn, and take one; it ends with its process.
+
+    ``waiting`` is called when it is not free at once.
+    """
+    told = False
+    while True:
+        for number in range(at_once):
+            lock = FileLock.try_acquire(directory / f"turn-{number}.lock", note=f"{doing} (process {os.getpid()})")
+            if lock is not None:
+                return lock
+        if not told:
+            told = True
+            waiting()
+        stop()
+        time.sleep(_WAIT_SECONDS)
+
+
 def lock_vm(
     directory: Path, vm_uuid: str, vm_name: str, doing: str, stop: Callable[[], None], *, wait: bool = True
 ) -> FileLock:

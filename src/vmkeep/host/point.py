@@ -6,6 +6,7 @@ guardian watches.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.examination import Examined, examine
 from vmkeep.host.exposure import Exposure, Subject
 from vmkeep.host.journal import refuse_while_pending
-from vmkeep.host.lock import FileLock, lock_vm
+from vmkeep.host.lock import FileLock, lock_vm, take_turn
 from vmkeep.host.preparation import refusal
 from vmkeep.host.running import RunningExposure
 from vmkeep.host.stopped import StoppedExposure
@@ -87,7 +88,10 @@ class Point:
         self._stop = stop
         self._watch = watch
         self._lock: FileLock | None = None
+        self._turn: FileLock | None = None
         self._opened: _Opened | None = None
+        self._guest_is_free = False
+        self._letting_go = threading.Lock()
         self._prefix = checkpoint_prefix(repository.id)
         self._checkpoint = self._prefix + request.point_id
 
@@ -106,10 +110,18 @@ class Point:
         try:
             return self._open(domain, self._lock)
         except BaseException:
-            self._release()
+            self.release()
             raise
 
     def _open(self, domain: Domain, lock: FileLock) -> PointOpened:
+        # Before anything is read of the VM: a wait must not make the plan older, or hold a guest.
+        self._turn = take_turn(
+            self._settings.locks_dir,
+            self._settings.points_at_once,
+            f"point {self._request.point_id} of {domain.name}",
+            self._stop,
+            lambda: self._watch(Progress("waiting for other points")),
+        )
         self._watch(Progress("planning"))
         refuse_while_pending(self._settings, domain.name, domain.uuid)
         examined = examine(
@@ -361,26 +373,36 @@ class Point:
         """End the job and delete the older checkpoints of ours. The point is stored: trouble here is a warning."""
         warnings = self._require_opened().exposure.close()
         self._opened = None
-        self._release()
+        self.release()
         return PointClosed(tuple(warnings))
 
     def abandon(self) -> None:
         """Undo everything: the VM is as it was before the point."""
         if self._opened is not None:
+            # The guest first: the writer waits for what is on its way to the repository, for as long as that takes.
+            self.let_guest_go()
             opened, self._opened = self._opened, None
             opened.writer.abort()
-            opened.exposure.abandon()
-        self._release()
+        self.release()
+
+    def let_guest_go(self) -> None:
+        """End the job and its checkpoint; for a point that cannot be finished any more. Any thread may ask for it."""
+        with self._letting_go:
+            if self._opened is not None and not self._guest_is_free:
+                self._opened.exposure.abandon()
+                self._guest_is_free = True
 
     def _require_opened(self) -> _Opened:
         if self._opened is None:
             raise JobAborted("the backup job is not open any more")
         return self._opened
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+    def release(self) -> None:
+        """Let go of the VM's lock, and of the turn."""
+        for lock in (self._turn, self._lock):
+            if lock is not None:
+                lock.release()
+        self._turn = self._lock = None
 
 
 def _expected_bytes(opened: _Opened, planned: DiskPlan) -> int:

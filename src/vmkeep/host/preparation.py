@@ -88,6 +88,7 @@ def plannable_disks(
             size_bytes=sizes.get(disk.target),
             error_policy=disk.error_policy,
             free_scratch_bytes=_free_bytes(scratch_directory(disk, settings)),
+            scratch_device=_device(scratch_directory(disk, settings)),
             backing_chain=tuple(layer.path for layer in chains.get(disk.target, ())[1:]),
             holds_bitmaps=all(layer.holds_bitmaps for layer in chains.get(disk.target, ())[:1]),
         )
@@ -101,6 +102,13 @@ def _free_bytes(directory: Path) -> int | None:
     except OSError:
         return None
     return about.f_bavail * about.f_frsize
+
+
+def _device(directory: Path) -> int | None:
+    try:
+        return directory.stat().st_dev
+    except OSError:
+        return None
 
 
 def with_overlays_dropped(live: Definition, chains: Mapping[str, Sequence[ImageLayer]]) -> Definition:

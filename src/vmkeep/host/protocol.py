@@ -9,16 +9,21 @@ from vmkeep.errors import VmkeepError
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import Task
+from vmkeep.repository import Unanswered
 
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """How a task stands. ``result`` and ``error`` are set when it has ended, one of them."""
+    """How a task stands. ``result`` and ``error`` are set when it has ended, one of them.
+
+    ``unanswered`` is the oldest call to the repository's storage that has not come back.
+    """
 
     ended: bool
     result: Any = None
     error: VmkeepError | None = None
     progress: Progress | None = None
+    unanswered: Unanswered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +71,8 @@ class Host(Protocol):
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:
         """Ask the running task to end with ``reason`` as its error, after cleaning up."""
+        ...
+
+    def let_guest_go(self, operation: str) -> None:
+        """Undo what an operation does to its guest, although its task hangs and cannot do so itself."""
         ...

@@ -25,7 +25,7 @@ from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
 from vmkeep.host.preparation import scratch_directory
-from vmkeep.host.safety import JobRecord, Stage, end_job, forget_secret, remove_leavings
+from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan
 from vmkeep.transfer.imagekey import ImageKey
@@ -73,6 +73,11 @@ class RunningExposure:
             quiesced=quiesce,
             secret=str(UUID(subject.operation)) if encrypted else "",
             stage=Stage.PREPARING if encrypted else Stage.INSTANT,
+            proven=tuple(
+                ProvenScratch(str(scratch[disk.target]), disk.scratch_bytes)
+                for disk in subject.plan.disks
+                if disk.scratch_bytes is not None and disk.target in scratch
+            ),
         )
         guardian = guarded(subject, settings, record)
         try:

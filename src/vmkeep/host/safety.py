@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -61,12 +62,21 @@ class MarkedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class ProvenScratch:
+    """A scratch file for which room was proven: at no time may there be less than what it can still grow to."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
     """What must be known of a job to undo it. Paths are of this host.
 
     Of a VM that is off (``stopped``) there is no job to end: only the new bitmaps in ``images`` are to be removed.
     ``quiesced``: the guest's file systems may have been frozen. ``secret`` is the UUID of the libvirt secret that the
-    scratch of encrypted disks is encrypted with, empty when there is none.
+    scratch of encrypted disks is encrypted with, empty when there is none. ``proven``: scratch that must not run out,
+    because QEMU would not stop the guest then.
     """
 
     operation: str
@@ -82,6 +92,7 @@ class JobRecord:
     images: tuple[MarkedImage, ...] = ()
     quiesced: bool = False
     secret: str = ""
+    proven: tuple[ProvenScratch, ...] = ()
 
     def save(self, directory: Path) -> Path:
         """Write the record durably; the file is named after the operation."""
@@ -102,6 +113,7 @@ class JobRecord:
         value["scratch"] = tuple(value["scratch"])
         value["stage"] = Stage(value["stage"])
         value["images"] = tuple(MarkedImage(**image) for image in value.get("images", ()))
+        value["proven"] = tuple(ProvenScratch(**scratch) for scratch in value.get("proven", ()))
         return cls(**value)
 
 
@@ -248,6 +260,28 @@ def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
         domain.resume()
         return True
     return False
+
+
+def proven_scratch_falls_short(record: JobRecord) -> bool:
+    """Return whether others have taken room that the scratch was proven to have."""
+    places: dict[int, list[ProvenScratch]] = {}
+    for scratch in record.proven:
+        with suppress(OSError):
+            places.setdefault(Path(scratch.path).parent.stat().st_dev, []).append(scratch)
+    return any(_falls_short(scratches) for scratches in places.values())
+
+
+def _falls_short(scratches: Sequence[ProvenScratch]) -> bool:
+    # The free space first: what the scratch takes in between then counts for it, not against it.
+    about = os.statvfs(Path(scratches[0].path).parent)
+    missing = 0
+    for scratch in scratches:
+        try:
+            taken = Path(scratch.path).stat().st_blocks * 512
+        except FileNotFoundError:
+            return False  # the job is over
+        missing += max(0, scratch.size_bytes - taken)
+    return about.f_bavail * about.f_frsize < missing
 
 
 def end_job(domain: Domain) -> None:

@@ -38,9 +38,10 @@ class SurveyedVm:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where an operation stands. ``total_bytes`` is 0 until it is known."""
+    """Where an operation stands. ``total_bytes`` is 0 until it is known. ``note`` is to be said once, in any case."""
 
     stage: str
     disk: str | None = None
     done_bytes: int = 0
     total_bytes: int = 0
+    note: str | None = None

@@ -62,7 +62,7 @@ def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
             message=f"disk {disk.target} {what}",
             hint=f"{remedy}, or leave it out {leave_out}" if remedy else f"Leave it out {leave_out}",
         )
-    return _refuse_scratch(disk) if running else _refuse_key(disk)
+    return None if running else _refuse_key(disk)
 
 
 def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str | None] | None:
@@ -129,30 +129,4 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
             "which libvirt does not have, or has no value for"
         ),
         hint=f"`virsh secret-define` and `virsh secret-set-value` give libvirt the secret; {leave_out}",
-    )
-
-
-def _refuse_scratch(disk: PlannableDisk) -> Refusal | None:
-    """Refuse a disk whose guest would see an error when the scratch runs full.
-
-    With the default policies QEMU stops the guest, and it goes on after the job was ended. With ``report`` the
-    guest itself gets the error, so the scratch must be able to hold the whole disk. What the guest cannot write to,
-    and what no job reads, needs no scratch.
-    """
-    if disk.error_policy != "report" or disk.size_bytes is None or disk.readonly or disk.transient:
-        return None
-    if disk.free_scratch_bytes is not None and disk.free_scratch_bytes >= disk.size_bytes:
-        return None
-    free = "is not known" if disk.free_scratch_bytes is None else f"is {disk.free_scratch_bytes} bytes"
-    return Refusal(
-        code=RefusalCode.NO_SPACE,
-        target=disk.target,
-        message=(
-            f"disk {disk.target} has the error policy 'report' and {disk.size_bytes} bytes; "
-            f"the free space for its scratch {free}, and the guest would see an error if it ran out"
-        ),
-        hint=(
-            "Make room for the scratch, set another error_policy, make the point while the VM is off, "
-            f"or leave it out with --exclude {disk.target}."
-        ),
     )

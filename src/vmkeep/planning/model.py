@@ -19,7 +19,7 @@ class PlannableDisk:
     ``secret`` names the libvirt secret of an encrypted disk, ``key`` is whether its value can be had, and
     ``encrypted_below`` whether an image below the top one is encrypted.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
-    scratch can have, None where that was not measured.
+    scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
     """
 
     target: str
@@ -40,6 +40,7 @@ class PlannableDisk:
     size_bytes: int | None = None
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
+    scratch_device: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,8 @@ class DiskPlan:
     whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
     VM, and the transient ones of a running VM, on which libvirt begins no job. The image of those is the one below
     the overlay that the VM has open. ``base_point`` and ``base_checkpoint`` are set when, and only when, the mode
-    is incremental.
+    is incremental. ``scratch_bytes`` is what its scratch must be able to grow to at any time, because QEMU would not
+    stop the guest when there is no room left; None where it would.
     """
 
     target: str
@@ -104,6 +106,7 @@ class DiskPlan:
     from_image: bool
     base_point: str | None = None
     base_checkpoint: str | None = None
+    scratch_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

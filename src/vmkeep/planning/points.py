@@ -9,6 +9,8 @@ the bus sd or in transient disks (probed on 9.0 and 11.3); QEMU keeps none in qc
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vmkeep.planning.admission import exclude, is_removable, refuse_disk, refuse_request
 from vmkeep.planning.bases import find_base
 from vmkeep.planning.codes import Mode, Reason, WarningCode
@@ -22,6 +24,7 @@ from vmkeep.planning.model import (
     Refused,
     Warned,
 )
+from vmkeep.planning.scratch import refuse_scratch, scratch_to_prove
 
 
 def plan_point(request: PointRequest) -> PointPlan | Refused:
@@ -32,7 +35,7 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
     without any disk to read has a point all the same: of its definition and state files.
     """
     refusals = refuse_request(request)
-    plans: list[DiskPlan] = []
+    planned: list[PlannableDisk] = []
     excluded: list[Exclusion] = []
     warnings: list[Warned] = []
     for disk in request.disks:
@@ -44,10 +47,13 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
         if refusal is not None:
             refusals.append(refusal)
             continue
-        plans.append(_plan_disk(disk, request))
+        planned.append(disk)
         warnings.extend(_warn_of(disk, request))
+    refusals += refuse_scratch(planned) if request.running else []
     if refusals:
         return Refused(refusals=tuple(refusals))
+    proven = scratch_to_prove(planned) if request.running else {}
+    plans = [replace(_plan_disk(disk, request), scratch_bytes=proven.get(disk.target)) for disk in planned]
     if not plans and not all(is_removable(disk) for disk in request.disks):
         warnings.append(_warn_of_no_disks(request))
     return PointPlan(disks=tuple(plans), excluded=tuple(excluded), warnings=tuple(warnings))

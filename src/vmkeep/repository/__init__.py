@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmkeep.repository.answers import Unanswered, unanswered
 from vmkeep.repository.record import (
     BLOCK_BYTES,
     BlockRef,
@@ -31,4 +32,6 @@ __all__ = [
     "StateRef",
     "StateVersion",
     "StoredDisk",
+    "Unanswered",
+    "unanswered",
 ]

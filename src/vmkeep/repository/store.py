@@ -34,6 +34,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.filesystem import sync_directory
+from vmkeep.repository.answers import under_way
 from vmkeep.repository.directory import LARGE_BYTES, put_large
 from vmkeep.repository.layout import Buffer
 
@@ -136,9 +137,15 @@ class ObjectStore:
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         """Yield the objects below a prefix that ends with a slash, in no order."""
         with _translated(self.location, prefix):
-            for batch in obstore.list(self._store, prefix=prefix.rstrip("/"), chunk_size=1000):
-                for meta in batch:
-                    yield ObjectStat(meta["path"], meta["size"], meta["last_modified"])
+            batches = iter(obstore.list(self._store, prefix=prefix.rstrip("/"), chunk_size=1000))
+        while True:
+            # What the caller does in between is no part of the call.
+            with _translated(self.location, prefix):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            for meta in batch:
+                yield ObjectStat(meta["path"], meta["size"], meta["last_modified"])
 
     def delete(self, name: str) -> None:
         """Raises ObjectMissing (not every store can tell), PermissionRefused or StoreError."""
@@ -216,7 +223,9 @@ def _is_left(path: Path) -> bool:
 def open_store(location: str) -> ObjectStore:
     """Return the store at a directory; raises RepositoryNotFound when there is none, InvalidRequest for an address."""
     directory = _directory(location)
-    if not directory.is_dir():
+    with _translated(str(directory), ""):
+        present = directory.is_dir()
+    if not present:
         raise RepositoryNotFound(f"{directory} is not a directory", path=str(directory))
     return _local(directory)
 
@@ -247,8 +256,10 @@ def _local(directory: Path) -> ObjectStore:
 
 @contextmanager
 def _translated(location: str, name: str) -> Iterator[None]:
+    """Translate the errors of one call to the store, and note that it is under way."""
     try:
-        yield
+        with under_way(f"{location}/{name}".rstrip("/")):
+            yield
     except (BaseError, OSError) as error:
         raise _translation(error, location, name) from error
 

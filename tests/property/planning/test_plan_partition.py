@@ -51,8 +51,9 @@ disks = st.builds(
     key=mostly(KeyState.KNOWN, *KeyState),
     encrypted_below=mostly(False, True),
     size_bytes=st.one_of(sizes, sizes, sizes, st.none()),
-    error_policy=mostly(None, "stop", "enospace", "report"),
-    free_scratch_bytes=st.one_of(st.none(), sizes),
+    error_policy=mostly(None, "stop", "enospace", "report", "ignore"),
+    free_scratch_bytes=st.one_of(st.none(), sizes, st.just(1 << 33)),
+    scratch_device=st.sampled_from([None, 1, 1, 2]),
 )
 base_disks = st.builds(
     BaseDisk, source=paths, size_bytes=sizes, format=mostly("qcow2", "raw"), bitmap=mostly(True, False)

@@ -200,3 +200,15 @@ def test_the_example_of_settings_is_accepted(tmp_path: Path) -> None:
 def test_every_table_of_the_catalogue_is_described() -> None:
     text = (PROJECT / "docs/internals/catalogue.md").read_text(encoding="utf-8")
     assert set(metadata.tables) <= set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
+
+
+def test_each_fault_names_a_test_that_exists() -> None:
+    text = (PROJECT / "docs/internals/faults.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "::" in row]
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len(named) == len(rows) > 30
+    for file, test in named:
+        parsed = ast.parse((PROJECT / "tests" / file).read_text(encoding="utf-8"))
+        assert test in {node.name for node in parsed.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"
+    for file in re.findall(r"`(crash/\w+\.py)`", text):
+        assert (PROJECT / "tests" / file).exists(), file

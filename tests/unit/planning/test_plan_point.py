@@ -454,11 +454,36 @@ def test_transient_encrypted_disk_is_read_only_while_the_vm_is_off() -> None:
     assert planned(with_vda(replace(SOUND, running=False), **changes)).disks[0].mode is Mode.SCAN
 
 
-@pytest.mark.parametrize(("free", "accepted"), [(None, False), (GIB - 1, False), (GIB, True)])
-def test_disk_that_reports_errors_to_the_guest_needs_scratch_for_all_of_it(free: int | None, accepted: bool) -> None:
-    request = with_vda(error_policy="report", free_scratch_bytes=free)
+SCRATCH = GIB + GIB // 4096 + (1 << 20)  # the disk, and the tables of its scratch
+
+
+@pytest.mark.parametrize("policy", ["report", "ignore"])
+@pytest.mark.parametrize(("free", "accepted"), [(None, False), (SCRATCH - 1, False), (SCRATCH, True)])
+def test_disk_whose_guest_is_not_stopped_by_full_scratch_needs_scratch_for_all_of_it(
+    free: int | None, accepted: bool, policy: str
+) -> None:
+    request = with_vda(error_policy=policy, free_scratch_bytes=free)
     if accepted:
         assert planned(request).disks[0].mode is Mode.INCREMENTAL
+        assert [plan.scratch_bytes for plan in planned(request).disks] == [SCRATCH, None]
+    else:
+        assert refused(request) == [(RefusalCode.NO_SPACE, "vda")]
+
+
+@pytest.mark.parametrize("policy", [None, "stop", "enospace"])
+def test_disk_whose_guest_is_stopped_by_full_scratch_needs_none_to_be_proven(policy: str | None) -> None:
+    plan = planned(with_vda(error_policy=policy, free_scratch_bytes=0))
+    assert [disk.scratch_bytes for disk in plan.disks] == [None, None]
+
+
+@pytest.mark.parametrize(("free", "accepted"), [(2 * SCRATCH - 1, False), (2 * SCRATCH, True)])
+def test_scratch_of_all_disks_on_one_file_system_is_counted_together(free: int, accepted: bool) -> None:
+    one = disk("vda", error_policy="report", free_scratch_bytes=free, scratch_device=7)
+    other = disk("vdb", free_scratch_bytes=free, scratch_device=7)
+    elsewhere = disk("vdc", free_scratch_bytes=0, scratch_device=8)
+    request = replace(SOUND, disks=(one, other, elsewhere))
+    if accepted:
+        assert [plan.scratch_bytes for plan in planned(request).disks] == [SCRATCH, SCRATCH, None]
     else:
         assert refused(request) == [(RefusalCode.NO_SPACE, "vda")]
 

@@ -1,0 +1,109 @@
+"""A command that ends although a thread of it cannot.
+
+A thread that writes to storage which stalls may sleep uninterruptibly in the kernel. Its process can then end by no
+means, and whoever waits for it (a shell, a timer, a script) waits as long. So a command whose repository is on a file
+system of its own does its work in a child process. What was started waits for the child's word: the exit status, said
+as the last thing. A child that cannot end after that is left to the kernel; it holds no lock and no guest any more.
+
+A repository beside vmkeep's own files needs none of this: when their file system stalls, the catalogue does too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+_ENDING_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+_word: int | None = None
+
+
+def supervise(home: Path, repository: str) -> None:
+    """Go on in a child process when the repository is on another file system than ``home``.
+
+    To be called before there are threads. Returns in the process that shall do the work.
+    """
+    global _word
+    if _word is not None or not _apart(home, Path(repository)):
+        return
+    heard, told = os.pipe()
+    parent = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    child = os.fork()
+    if child != 0:
+        os.close(told)
+        _wait(child, heard)
+    os.close(heard)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    import ctypes
+
+    # Killed with kill -9, the command must not go on behind the back of whoever killed it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    _word = told
+
+
+def tell_status(status: int) -> None:
+    """Say the exit status: the last thing that a command does. Its outputs are closed, for whoever reads them."""
+    if _word is None:
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    with suppress(OSError):
+        os.write(_word, bytes([status]))
+
+
+def mount_point(path: Path, mounts: Iterable[str]) -> str:
+    """Return which of the mount points a path is below, by name alone: to ask a dead server would not come back."""
+    parents = {str(parent) for parent in (path, *path.parents)}
+    return max((mount for mount in mounts if mount in parents), key=len, default="/")
+
+
+def _apart(home: Path, repository: Path) -> bool:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    # Space, tab, line end and backslash are written as octal numbers (proc(5)).
+    mounts = [_ESCAPED.sub(lambda found: chr(int(found[1], 8)), line.split()[4]) for line in lines]
+    return mount_point(home, mounts) != mount_point(repository, mounts)
+
+
+def _wait(child: int, heard: int) -> NoReturn:
+    os.set_blocking(heard, False)
+    said, said_at = b"", 0.0
+    while True:
+        came = signal.sigtimedwait(_WATCHED, _LOOK_SECONDS)
+        # What comes from the terminal goes to the whole process group, to the child as well.
+        if came is not None and came.si_signo != signal.SIGCHLD and came.si_code <= 0:
+            os.kill(child, came.si_signo)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            _end_like(os.waitstatus_to_exitcode(status))
+        if not said:
+            with suppress(BlockingIOError):
+                said = os.read(heard, 1)
+            said_at = time.monotonic()
+        elif time.monotonic() - said_at > _ENDING_SECONDS:
+            os._exit(said[0])
+
+
+def _end_like(code: int) -> NoReturn:
+    if code < 0:
+        # Killed: so was the command, for whoever looks.
+        with suppress(OSError):
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 128 - code)
