@@ -6,6 +6,7 @@ by hand from the TPM 2.0 Library, part 3 (commands) and part 2 (structures); all
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
@@ -36,8 +37,10 @@ class NvIndexMissingError(RigError):
 class SoftwareTpm:
     """swtpm running on a copy-free state directory (the one that holds ``tpm2-00.permall``); a context manager."""
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(self, state_directory: Path, *, secret: bytes | None = None) -> None:
+        """``secret`` is what libvirt gave swtpm to encrypt the state with."""
         self.state_directory = state_directory
+        self._secret = secret
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -45,15 +48,24 @@ class SoftwareTpm:
         ours, theirs = socket.socketpair()
         command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state_directory}"]
         command += ["--fd", str(theirs.fileno()), "--flags", "startup-clear"]
+        passed = [theirs.fileno()]
+        if self._secret is not None:
+            reader, writer = os.pipe()
+            os.write(writer, self._secret)
+            os.close(writer)
+            passed.append(reader)
+            command += ["--key", f"pwdfd={reader},mode=aes-256-cbc"]  # as libvirt 9.0 and 11.3 do
         self._process = subprocess.Popen(
             command,
-            pass_fds=[theirs.fileno()],
+            pass_fds=passed,
             user=owner.st_uid,
             group=owner.st_gid,
             extra_groups=[],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
+        for descriptor in passed[1:]:
+            os.close(descriptor)
         theirs.close()
         ours.settimeout(10)
         self._socket = ours

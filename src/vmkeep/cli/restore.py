@@ -48,6 +48,12 @@ def restore(
         ImageFormat | None,
         typer.Option("--format", help="Format of the images; with --output. [default: qcow2]", show_default=False),
     ] = None,
+    secrets: Annotated[
+        bool,
+        typer.Option(
+            "--secrets", help="Write libvirt's secrets that the point holds in plain text as well; with --output."
+        ),
+    ] = False,
     tpm: Annotated[
         TpmChoice | None,
         typer.Option(
@@ -71,6 +77,8 @@ def restore(
             raise InvalidRequest("Give exactly one of --output DIR, --as NAME and --in-place")
         if not in_place:
             _refuse(("--only", only), ("--yes", yes or None), needs="--in-place")
+        if output is None:
+            _refuse(("--secrets", secrets or None), needs="--output")
         if in_place:
             _refuse(("--format", image_format), needs="--output")
             _refuse(("--disks-dir", disks_dir), needs="--as")
@@ -79,7 +87,9 @@ def restore(
             return
         if output is not None:
             _refuse(("--tpm", tpm), ("--disks-dir", disks_dir), needs="--as")
-            restored: FilesRestored | VmRestored = _as_files(running, point, output, image_format, force=force)
+            restored: FilesRestored | VmRestored = _as_files(
+                running, point, output, image_format, force=force, secrets=secrets
+            )
         else:
             _refuse(("--format", image_format), needs="--output")
             if tpm is TpmChoice.KEEP:
@@ -89,12 +99,12 @@ def restore(
 
 
 def _as_files(
-    running: Session, point: str, output: Path, image_format: ImageFormat | None, *, force: bool
+    running: Session, point: str, output: Path, image_format: ImageFormat | None, *, force: bool, secrets: bool
 ) -> FilesRestored:
     from vmkeep.flows.requests import RestoreFiles
 
     found = running.premises.catalog.find_point(point)
-    request = RestoreFiles(found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force)
+    request = RestoreFiles(found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force, secrets)
     with running.engine() as engine, running.console.progress() as watch:
         return engine.restore_files(request, watch)
 

@@ -29,9 +29,6 @@ from vmkeep.errors import (
 from vmkeep.flows.premises import Premises
 from vmkeep.host.findings import (
     CheckupRequest,
-    DropBitmaps,
-    DropCheckpoint,
-    EndJob,
     Finding,
     FindingCode,
     KnownOperation,
@@ -41,6 +38,7 @@ from vmkeep.host.findings import (
     RememberedVm,
     RemoveIntent,
     Severity,
+    VmMend,
 )
 from vmkeep.host.lock import FileLock
 from vmkeep.host.protocol import Host
@@ -116,7 +114,7 @@ class CheckUp:
                 failed = Finding(FindingCode.RECOVERY_FAILED, message, remedy=error.hint)
         vms: dict[str, None] = {}
         for finding in self.look().findings:
-            if isinstance(finding.mend, EndJob | DropCheckpoint | DropBitmaps):
+            if isinstance(finding.mend, VmMend):
                 vms[finding.mend.vm_uuid] = None
             elif finding.mend is not None:
                 mended.append(self._mend(finding))
@@ -331,6 +329,7 @@ def _remembered_point(point: CatalogPoint, current: str | None) -> RememberedPoi
         checkpoint=point.checkpoint,
         states={str(state["kind"]): str(state["sha256"]) for state in states},
         current=point.id == current,
+        secrets=tuple(str(secret["uuid"]) for secret in point.document.get("secrets", ())),
     )
 
 

@@ -47,12 +47,13 @@ class PointTaken:
 
 @dataclass(frozen=True, slots=True)
 class RestoreFiles:
-    """Write a point's disks, NVRAM, TPM directory and definition into a directory."""
+    """Write a point's disks, NVRAM, TPM directory and definition into a directory, and its ``secrets`` when asked."""
 
     point: str
     output: str
     image_format: ImageFormat = ImageFormat.QCOW2
     force: bool = False
+    secrets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,14 @@ def restore_files(plan: Plan, request: RestoreFiles) -> FilesRestored:
 
 def prepare(plan: Plan, request: RestoreFiles) -> FilesPrepared:
     """Choose the paths; nothing is written when one of them is taken."""
-    task = PrepareFiles(plan.operation, request.point, request.output, str(request.image_format), request.force)
+    task = PrepareFiles(
+        operation=plan.operation,
+        point_id=request.point,
+        output=request.output,
+        image_format=str(request.image_format),
+        force=request.force,
+        secrets=request.secrets,
+    )
     prepared: FilesPrepared = plan.services.on_host(plan.operation, task)
     return prepared
 

@@ -19,6 +19,7 @@ from vmkeep.errors import InvalidRequest, PermissionRefused, VmkeepError
 from vmkeep.host import leftovers
 from vmkeep.host.findings import (
     CheckupRequest,
+    DefineSecret,
     DropBitmaps,
     DropCheckpoint,
     EndJob,
@@ -31,8 +32,10 @@ from vmkeep.host.findings import (
     RemoveLeft,
     RemoveLock,
 )
+from vmkeep.host.secret import put_secret_back
 from vmkeep.host.vm_checkup import check_vm, mend_vm
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.repository import Repository
 from vmkeep.statefiles.location import StateRoots
 
 # The backup API with checkpoints: docs of virDomainBackupBegin, and the incremental backup of QEMU that it needs.
@@ -79,7 +82,7 @@ def check_host(settings: Settings, connect: Callable[[], Hypervisor], request: C
     return tuple(findings)
 
 
-def mend(connect: Callable[[], Hypervisor], order: Mend) -> str:
+def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository], order: Mend) -> str:
     """Do what a finding says and return a sentence about it. Raises what stood in the way."""
     match order:
         case RemoveLeft():
@@ -93,6 +96,8 @@ def mend(connect: Callable[[], Hypervisor], order: Mend) -> str:
         case EndJob() | DropCheckpoint() | DropBitmaps():
             hypervisor = connect()
             return mend_vm(hypervisor.domain(order.vm_uuid), hypervisor, order)
+        case DefineSecret():
+            return put_secret_back(connect(), repository(), order.point, order.secret)
         case _:
             raise AssertionError(f"a host cannot mend {order}")
 

@@ -19,9 +19,11 @@ from vmkeep.host.preparation import (
     with_volumes_found,
 )
 from vmkeep.host.running import refuse_beside_a_job
+from vmkeep.host.secret import needed_secrets, read_secrets
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import PlannableDisk
+from vmkeep.repository import PointSecret
 from vmkeep.statefiles.location import StateRoots
 
 
@@ -39,6 +41,7 @@ class Examined:
     definition_xml: str
     chains: Chains
     states: tuple[StateSource, ...]
+    secrets: tuple[PointSecret, ...]
     standing: Standing
     sizes: Mapping[str, int]
     disks: tuple[PlannableDisk, ...]
@@ -67,7 +70,9 @@ def examine(
     chains = image_chains(found)
     live = found if stopped else with_overlays_dropped(found, chains)
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)
-    warnings += state_warnings(live) + _memory_warning(domain, stopped=stopped)
+    # What is read is encrypted for the VM as it stands; what is restored may name another secret.
+    secrets, withheld = read_secrets(hypervisor, needed_secrets(live, parse_definition(definition_xml)))
+    warnings += state_warnings(live) + withheld + _memory_warning(domain, stopped=stopped)
     states = state_sources(live, StateRoots.of(hypervisor.uri))
     bases = Bases(domain, live, chains, stopped=stopped, prefix=prefix, points=points, find_point=find_point)
     standing = bases.examine()
@@ -79,6 +84,7 @@ def examine(
         definition_xml=definition_xml,
         chains=chains,
         states=states,
+        secrets=secrets,
         standing=standing,
         sizes=sizes,
         disks=plannable_disks(found, sizes, settings, chains),

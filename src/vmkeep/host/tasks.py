@@ -121,11 +121,12 @@ class AbandonPoint:
 class DeliveredItem:
     """One thing that a restore puts somewhere: written at ``staged``, in the same directory as ``final``.
 
-    ``name`` is the disk's target, or the kind of the state file; ``format`` is that of a disk's image. ``file`` is
-    the path of a TPM's state below its directory, where it is not the one that the point recorded.
+    ``name`` is the disk's target, the kind of the state file, or the UUID of a secret; ``format`` is that of a disk's
+    image, or of a secret's file ("xml", "base64"). ``file`` is the path of a TPM's state below its directory, where it
+    is not the one that the point recorded.
     """
 
-    role: Literal["disk", "nvram", "tpm", "definition"]
+    role: Literal["disk", "nvram", "tpm", "definition", "secret"]
     name: str
     staged: str
     final: str
@@ -137,7 +138,8 @@ class DeliveredItem:
 class PrepareFiles:
     """Choose the paths of a restore to files and check that nothing is in the way. Answers FilesPrepared.
 
-    ``operation`` makes the staged names unique, so that two restores at once keep out of each other's way.
+    ``operation`` makes the staged names unique, so that two restores at once keep out of each other's way. With
+    ``secrets`` those of the point are among the files.
     """
 
     operation: str
@@ -145,6 +147,7 @@ class PrepareFiles:
     output: str
     image_format: str
     force: bool
+    secrets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,8 @@ class PrepareVm:
 class VmPrepared:
     """``tpm`` says whose TPM the VM gets: "same", "new" or "none".
 
-    The definition is not here, as flows are stored and it may hold passwords: DefineVm makes it again.
+    The definition is not here, as flows are stored and it may hold passwords: DefineVm makes it again. ``secrets`` are
+    the UUIDs of those that libvirt lacks and gets with the VM; their values are never here either.
     """
 
     name: str
@@ -182,6 +186,7 @@ class VmPrepared:
     tpm: str
     items: tuple[DeliveredItem, ...]
     warnings: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +230,14 @@ class DiscardReplaced:
 
 @dataclass(frozen=True, slots=True)
 class DefineVm:
-    """Define the VM with the identity and the paths that PrepareVm chose. Nothing is started."""
+    """Define the VM with the identity and the paths that PrepareVm chose, after its secrets. Nothing is started."""
 
     point_id: str
     name: str
     uuid: str
     identity: str
     items: tuple[DeliveredItem, ...]
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +245,8 @@ class UndefineVm:
     """Undo DefineVm; disks, NVRAM and TPM are left to WithdrawItems."""
 
     uuid: str
+    point_id: str = ""
+    secrets: tuple[str, ...] = ()
 
 
 # -- a restore in place ----------------------------------------------------------------------------------------
@@ -317,7 +325,10 @@ class DisksWritten:
 
 @dataclass(frozen=True, slots=True)
 class PublishRestore:
-    """Rename state files and new images into place; what they replace is kept until ReleaseVm."""
+    """Give libvirt the secrets that it lacks, then rename state files and new images into place.
+
+    What they replace is kept until ReleaseVm.
+    """
 
     operation: str
 
