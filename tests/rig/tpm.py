@@ -27,6 +27,9 @@ _RC_HANDLE = 0x8B
 _ATTRIBUTES = 0x00060006  # OWNERREAD, AUTHREAD, OWNERWRITE, AUTHWRITE
 _FIRST_INDEX = 0x01800000
 # The password session with an empty password.
+# TPM 1.2: TPM Main, part 3.
+_COMMAND_12 = 0x00C1
+_ORD_READ_PUBEK = 0x7C
 _EMPTY_PASSWORD = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
 
 
@@ -35,7 +38,10 @@ class NvIndexMissingError(RigError):
 
 
 class SoftwareTpm:
-    """swtpm running on a copy-free state directory (the one that holds ``tpm2-00.permall``); a context manager."""
+    """swtpm running on a copy-free state directory (the one that holds the permall file); a context manager.
+
+    A TPM 1.2, told by the name of its file, can only say who it is.
+    """
 
     def __init__(self, state_directory: Path, *, secret: bytes | None = None) -> None:
         """``secret`` is what libvirt gave swtpm to encrypt the state with."""
@@ -44,9 +50,10 @@ class SoftwareTpm:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        owner = (self.state_directory / "tpm2-00.permall").stat()
+        older = (self.state_directory / "tpm-00.permall").exists()
+        owner = (self.state_directory / ("tpm-00.permall" if older else "tpm2-00.permall")).stat()
         ours, theirs = socket.socketpair()
-        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state_directory}"]
+        command = ["swtpm", "socket", *([] if older else ["--tpm2"]), "--tpmstate", f"dir={self.state_directory}"]
         command += ["--fd", str(theirs.fileno()), "--flags", "startup-clear"]
         passed = [theirs.fileno()]
         if self._secret is not None:
@@ -97,6 +104,16 @@ class SoftwareTpm:
         answer = self._authorised("NV_Read", _CC_NV_READ, [_RH_OWNER, handle], struct.pack(">HH", length, 0))
         (size,) = struct.unpack_from(">H", answer, 4)
         return answer[6 : 6 + size]
+
+    def endorsement_key_12(self) -> bytes:
+        """Return the public endorsement key of a TPM 1.2: no other TPM has it."""
+        self._socket.sendall(struct.pack(">HII", _COMMAND_12, 30, _ORD_READ_PUBEK) + bytes(20))
+        answer = self._receive(10)
+        _, size, result = struct.unpack(">HII", answer)
+        rest = self._receive(size - 10)
+        if result != 0:
+            raise RigError(f"ReadPubek: the TPM in {self.state_directory} answered {result:#x}")
+        return rest[:-20]
 
     def _authorised(self, name: str, code: int, handles: list[int], body: bytes) -> bytes:
         payload = struct.pack(f">{len(handles)}I", *handles) + _EMPTY_PASSWORD + body

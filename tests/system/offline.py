@@ -14,7 +14,7 @@ import pytest
 from tests.rig import Vm
 
 
-def qemu_img(*arguments: str | Path) -> str:
+def qemu_img(*arguments: str | Path | int) -> str:
     """Run qemu-img and return what it printed."""
     return subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from vmkeep.definition import Definition, FirmwareKind, TpmBackend
 from vmkeep.errors import HypervisorError, StateUnsupported, VmkeepError
@@ -47,11 +48,12 @@ class Instant:
 
 @dataclass(frozen=True, slots=True)
 class StateSource:
-    """A state file to be read: its kind, where it is on the host, and its name in the point."""
+    """A state file to be read: its kind, where it is on the host, its name in the point, and its format."""
 
     kind: str
     path: Path
     file: str
+    format: str = "raw"
 
 
 def backup_xml(plan: PointPlan, definition: Definition, *, socket: Path, scratch: Mapping[str, Path]) -> str:
@@ -116,13 +118,14 @@ def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSourc
         # libvirt 9.0 leaves the path out of a definition with automatic firmware while the VM is off, and takes
         # the default again at the next start. 11.3 writes the firmware that it chose into the definition.
         nvram = Path(firmware.nvram) if firmware.nvram else roots.nvram_file(vm)
-        sources.append(StateSource("nvram", nvram, NVRAM_NAME))
+        sources.append(StateSource("nvram", nvram, NVRAM_NAME, firmware.nvram_format))
     if tpm is not None and tpm.backend is TpmBackend.EMULATOR:
         if tpm.source is not None and tpm.source_type != "dir":
             raise StateUnsupported(
                 f"the TPM state of the VM is kept in a {tpm.source_type or 'place'} of its own ({tpm.source})",
                 vm=vm,
-                hint="Only swtpm's directory layout, which libvirt uses by default, is supported yet.",
+                hint="swtpm writes such a file in place, so what is read of it may be torn. Define the TPM without "
+                "<source>, or with <source type='dir'>; a TPM that is moved must be moved while the VM is off.",
             )
         directory = Path(tpm.source) if tpm.source else roots.tpm_directory(definition.uuid or "")
         name = tpm_file(tpm.version or "2.0")
@@ -169,7 +172,8 @@ def fix_instant(
 
 def read_state(source: StateSource, vm: str) -> CapturedState:
     """Read one state file of a VM that stands still."""
-    return capture("tpm" if source.kind == "tpm" else "nvram", source.path, file=source.file, vm=vm)
+    kind: Literal["tpm", "nvram"] = "tpm" if source.kind == "tpm" else "nvram"
+    return capture(kind, source.path, file=source.file, vm=vm, qcow2=source.format == "qcow2")
 
 
 def as_text(moment: datetime) -> str:

@@ -52,7 +52,7 @@ from vmkeep.host.tasks import (
     VmPrepared,
     WithdrawItems,
 )
-from vmkeep.hypervisor import Hypervisor
+from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
@@ -182,13 +182,34 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
         plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
         try:
             define_secrets(hypervisor, repository, record, plan)
-            hypervisor.define(definition, request.name)
+            defined = hypervisor.define(definition, request.name)
+            try:
+                _refuse_what_was_dropped(original, defined)
+            except BaseException:
+                defined.undefine()
+                raise
         except BaseException:
             with contextlib.suppress(VmkeepError):  # what went wrong first is what counts
                 forget_secrets(hypervisor, repository, record, request.secrets)
             raise
     elif existing.name != request.name:
         raise TargetExists(f"a VM with the UUID {request.uuid} appeared meanwhile: {existing.name!r}", vm=existing.name)
+
+
+def _refuse_what_was_dropped(original: Definition, defined: Domain) -> None:
+    """Raise StateUnsupported when libvirt left out of the definition how the UEFI variables are stored.
+
+    libvirt 9.0 accepts format='qcow2' and drops it (tried); the firmware would then find a qcow2 header where its
+    variables should be. 9.2 knows it.
+    """
+    wanted = original.firmware.nvram_format
+    if parse_definition(defined.definition_xml(inactive=True)).firmware.nvram_format != wanted:
+        raise StateUnsupported(
+            f"the UEFI variables of the point are in the format {wanted}, which the libvirt of this host does not know",
+            vm=defined.name,
+            hint="libvirt 9.2 and later know qcow2. On this host: restore with --output, make nvram.fd raw "
+            "(qemu-img convert -O raw), and define domain.xml without the format.",
+        )
 
 
 def _definition_of(
@@ -209,6 +230,7 @@ def _definition_of(
         disks={item.name: DiskPlacement(item.final, item.format) for item in items if item.role == "disk"},
         removed=frozenset(disk.target for disk in record.excluded if _is_lacking(original.disk(disk.target))),
         nvram=nvram if original.firmware.nvram is not None else None,
+        default_tpm_place=True,
     )
     try:
         return remap(record.definition, changes)

@@ -12,6 +12,7 @@ from vmkeep.errors import (
     HostFileMissing,
     HypervisorUnavailable,
     JobAborted,
+    StateUnsupported,
     TransferError,
     VmBusy,
     VmkeepError,
@@ -50,7 +51,10 @@ class RunningExposure:
     def open(cls, subject: Subject, settings: Settings, *, quiesce: bool, stop: Callable[[], None]) -> RunningExposure:
         """Fix the instant; on failure nothing of it is left."""
         domain = subject.domain
-        running = domain.state().run is RunState.RUNNING
+        state = domain.state()
+        running = state.run is RunState.RUNNING
+        if state.asleep:
+            _refuse_unwritten_variables(subject)
         if quiesce:
             _require_agent(domain, running=running)
         scratch = _scratch(subject, settings)
@@ -148,6 +152,22 @@ class RunningExposure:
 
     def abandon(self) -> None:
         self._guardian.rescue_now()
+
+
+def _refuse_unwritten_variables(subject: Subject) -> None:
+    """Raise StateUnsupported for UEFI variables in qcow2 of a VM whose guest suspended it.
+
+    QEMU keeps the tables of a qcow2 image in memory until it flushes it. It does so when it is told to stop the
+    virtual processors, and not when the guest does that; and libvirt does not suspend a VM that is suspended.
+    """
+    for source in subject.states:
+        if source.format == "qcow2":
+            raise StateUnsupported(
+                "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
+                vm=subject.domain.name,
+                path=str(source.path),
+                hint=f"Wake it (`virsh dompmwakeup {subject.domain.name}`) or shut it down, and run the command again.",
+            )
 
 
 def refuse_beside_a_job(domain: Domain) -> None:

@@ -6,7 +6,7 @@ import os
 from typing import Literal, cast
 
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, parse_definition
+from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
 from vmkeep.host.bases import image_chains
 from vmkeep.host.instant import state_sources
@@ -90,7 +90,9 @@ def _nvram(definition: Definition, settings: Settings) -> str | None:
 
 def _tpm(definition: Definition) -> str | None:
     tpm = definition.tpm
-    return None if tpm is None else f"{tpm.backend} {tpm.version or '2.0'}".strip()
+    if tpm is None or tpm.backend is not TpmBackend.EMULATOR:
+        return None if tpm is None else str(tpm.backend)  # what version it is only its owner knows
+    return f"{tpm.backend} {tpm.version or '2.0'}"
 
 
 def _unreadable(domain: Domain, run: RunState, error: DefinitionError) -> SurveyedVm:
