@@ -18,6 +18,7 @@ from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, StateSource
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import JobRecord
+from vmkeep.host.socket import socket_directory
 from vmkeep.hypervisor import Domain
 from vmkeep.planning import DiskPlan, PointPlan
 from vmkeep.transfer.imagefile import ImageLayer
@@ -48,7 +49,7 @@ class Subject:
 
     def directory(self, settings: Settings) -> Path:
         """Return the directory of the point's sockets; a socket's whole path must be short."""
-        return settings.run_dir / self.operation[:12]
+        return socket_directory(settings, self.operation)
 
 
 class Exposure(Protocol):

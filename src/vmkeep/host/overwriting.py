@@ -18,6 +18,7 @@ from vmkeep.errors import InvalidRequest, VmBusy
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import JournalDisk
 from vmkeep.host.rebinding import broken_bitmaps
+from vmkeep.host.socket import socket_directory
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import DisksWritten
 from vmkeep.hypervisor import Domain
@@ -40,7 +41,7 @@ class Overwriting:
     def __init__(self, settings: Settings, repository: Repository, operation: str) -> None:
         self._settings = settings
         self._repository = repository
-        self._directory = settings.run_dir / operation[:12]
+        self._directory = socket_directory(settings, operation)
         self._prefix = checkpoint_prefix(repository.id)
 
     # -- planning ----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, Stage, end_job, remove_leavings
+from vmkeep.host.socket import job_socket
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan
 from vmkeep.transfer.nbd import NbdSource
@@ -64,7 +65,8 @@ class RunningExposure:
             vm=domain.name,
             uuid=domain.uuid,
             checkpoint=subject.checkpoint,
-            socket=str(subject.directory(settings) / "nbd"),
+            socket=str(job_socket(domain, subject.uri, settings, subject.operation)),
+            directory=str(subject.directory(settings)),
             was_running=running,
             scratch=tuple(str(path) for path in scratch.values()),
             quiesced=quiesce,

@@ -62,7 +62,8 @@ class JobRecord:
     """What must be known of a job to undo it. Paths are of this host.
 
     Of a VM that is off (``stopped``) there is no job to end: only the new bitmaps in ``images`` are to be removed.
-    ``quiesced``: the guest's file systems may have been frozen.
+    ``quiesced``: the guest's file systems may have been frozen. ``directory`` is the operation's own directory of
+    sockets, which need not be that of ``socket``: libvirt's directory of the VM is not ours to remove.
     """
 
     operation: str
@@ -77,6 +78,7 @@ class JobRecord:
     stopped: bool = False
     images: tuple[MarkedImage, ...] = ()
     quiesced: bool = False
+    directory: str = ""
 
     def save(self, directory: Path) -> Path:
         """Write the record durably; the file is named after the operation."""
@@ -254,8 +256,13 @@ def end_job(domain: Domain) -> None:
 
 
 def remove_leavings(record: JobRecord) -> None:
-    """Remove the sockets' directory and scratch files that QEMU or libvirt did not remove."""
-    shutil.rmtree(Path(record.socket).parent, ignore_errors=True)
+    """Remove the sockets and scratch files that QEMU or libvirt did not remove."""
+    # An older record has no directory: its socket was in the operation's own.
+    directory = Path(record.directory) if record.directory else Path(record.socket).parent
+    if directory.name == record.operation[:12]:
+        shutil.rmtree(directory, ignore_errors=True)
+    with suppress(OSError):
+        Path(record.socket).unlink(missing_ok=True)
     for scratch in record.scratch:
         with suppress(OSError):
             Path(scratch).unlink(missing_ok=True)

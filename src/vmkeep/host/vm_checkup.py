@@ -31,6 +31,7 @@ from vmkeep.host.judgement import Moments
 from vmkeep.host.lock import FileLock
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.safety import end_job
+from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
 from vmkeep.hypervisor import Domain, Hypervisor, RunState, Withheld
 from vmkeep.statefiles.capture import LIMIT_BYTES
@@ -248,12 +249,12 @@ class _Patient:
         socket = self.domain.backup_socket()
         if socket is None:
             return
-        directory = Path(socket).parent
-        ended = self.operations.ended(directory.name)
-        if directory.parent == self.settings.run_dir and ended is not None:
+        operation = operation_of(socket, self.settings)
+        ended = self.operations.ended(operation) if operation is not None else None
+        if ended is not None:
             message = f"a backup job of the operation {ended.id}, which has ended, still runs and fills its scratch"
             yield self._finding(FindingCode.LEFT_JOB, message, mend=EndJob(self.domain.uuid, socket))
-        elif directory.parent != self.settings.run_dir or self.operations.find(directory.name) is None:
+        elif operation is None or self.operations.find(operation) is None:
             message = "a backup job that is not this installation's runs; backups are refused until it ends"
             remedy = f"virsh domjobinfo {self.domain.name}"
             yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)

@@ -78,6 +78,12 @@ class Domain:
         with libvirt_errors("give the definition", self.name):
             return self._handle.XMLDesc(flags)
 
+    def run_number(self) -> int | None:
+        """Return the number that libvirt gave this run of the VM; None while it is off."""
+        with libvirt_errors("tell the number of the VM", self.name):
+            number = self._handle.ID()
+        return number if number >= 0 else None
+
     def is_persistent(self) -> bool:
         """Return whether the VM stays defined when it stops."""
         with libvirt_errors("tell whether the VM is persistent", self.name):
