@@ -7,6 +7,7 @@ what was stored there.
 from __future__ import annotations
 
 import base64
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
-from tests.rig import Disk, Host, KiB, MiB, RigError, Vm
+from tests.rig import Disk, Host, KiB, MiB, NvIndexMissingError, Vm
 from tests.rig.cli import Vmkeep
 from tests.system.truth import Truth
 
@@ -32,27 +34,64 @@ def backend(secret: str) -> str:
     return f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kept:
-    """A VM with an encrypted TPM in which something is stored, off, and its point."""
+    """A VM with an encrypted TPM in which something is stored, and its point; one for all tests of this module."""
 
-    vm: Vm
+    host: Host
+    vmkeep: Vmkeep
     secret: str
     point: dict[str, Any]
     truth: Truth
+    restored: dict[str, Any]
+    seen: set[bytes]  # arguments and environments of all processes while the point was taken and restored
+
+    @property
+    def vm(self) -> Vm:
+        return self.host.vm("guest")
+
+    def lose(self) -> None:
+        """Remove the VM and its secret."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self.vm.delete()
+        self.lose_secret()
+
+    def lose_secret(self) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            self.host.connection.secretLookupByUUIDString(self.secret).undefine()
+
+    def as_it_was(self) -> Vm:
+        """Return the VM, off and as the point has it, with its secret."""
+        self.lose()
+        self.vmkeep.json("restore", str(self.point["id"]), "--as", "guest")
+        return self.vm
 
 
-def keep(host: Host, vmkeep: Vmkeep, value: bytes = _VALUE, *, private: bool = False) -> Kept:
-    secret = host.define_secret(value, private=private)
-    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], tpm_backend=backend(secret))
+def encrypted_vm(host: Host, name: str, secret: str) -> Vm:
+    vm = host.define(name, disks=[Disk("vda", 4 * MiB)], tpm_backend=backend(secret))
     vm.start(paused=True)
     vm.destroy()
-    vm.store_in_tpm(_STORED, key=value)
+    return vm
+
+
+@pytest.fixture(scope="module")
+def kept(session_host: Host) -> Iterator[Kept]:
+    session_host.clear()
+    vmkeep = Vmkeep(session_host)
+    secret = session_host.define_secret(_VALUE)
+    vm = encrypted_vm(session_host, "guest", secret)
+    vm.store_in_tpm(_STORED, key=_VALUE)
     vm.start(paused=True)
     vm.write_random("vda", start=0, length=256 * KiB, seed=1)
-    point = vmkeep.backup("guest", "--debug")
-    vm.destroy()
-    return Kept(vm, secret, point, Truth.of(vm))
+    with watched_processes() as seen:
+        point = vmkeep.backup("guest", "--debug")
+        vm.destroy()
+        truth = Truth.of(vm)
+        kept = Kept(session_host, vmkeep, secret, point, truth, {}, seen)
+        kept.lose()
+        kept.restored = vmkeep.json("--debug", "restore", point["id"], "--as", "guest")["restored"]
+    yield kept
+    session_host.clear()
 
 
 def assert_opens(vm: Vm, secrets: dict[str, bytes], secret: str) -> None:
@@ -63,10 +102,6 @@ def assert_opens(vm: Vm, secrets: dict[str, bytes], secret: str) -> None:
     assert vm.load_from_tpm(len(_STORED), key=secrets[secret]) == _STORED
 
 
-def undefine_secret(host: Host, secret: str) -> None:
-    host.connection.secretLookupByUUIDString(secret).undefine()
-
-
 @contextmanager
 def watched_processes() -> Iterator[set[bytes]]:
     """Collect the arguments and environments of every process that runs meanwhile."""
@@ -74,7 +109,7 @@ def watched_processes() -> Iterator[set[bytes]]:
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(0.01):
+        while not over.wait(0.02):
             for process in Path("/proc").glob("[0-9]*"):
                 for name in ("cmdline", "environ"):
                     try:
@@ -100,41 +135,37 @@ def places_of_value(*directories: Path) -> list[Path]:
     ]
 
 
-def test_secret_comes_back_with_the_vm_and_is_nowhere_in_plain_text(host: Host, vmkeep: Vmkeep) -> None:
-    with watched_processes() as seen:
-        kept = keep(host, vmkeep)
-        assert kept.point["secrets"] == [{"usage": "vtpm", "uuid": kept.secret}]
-        assert kept.point["warnings"] == []
-        assert vmkeep.json("vm", "show", "guest")["vm"]["complete"] is True
-        kept.vm.delete()
-        undefine_secret(host, kept.secret)
-        output = vmkeep.json("--debug", "restore", kept.point["id"], "--as", "guest")["restored"]
-
-    assert (output["warnings"], output["identity"], output["tpm"]) == ([], "same", "same")
-    back = host.vm("guest")
-    kept.truth.assert_vm(back)
-    assert_opens(back, host.secrets(), kept.secret)
-    xml = host.connection.secretLookupByUUIDString(kept.secret).XMLDesc()
+def test_secret_comes_back_with_the_vm(kept: Kept) -> None:
+    assert kept.point["secrets"] == [{"usage": "vtpm", "uuid": kept.secret}]
+    assert kept.point["warnings"] == []
+    assert (kept.restored["warnings"], kept.restored["identity"], kept.restored["tpm"]) == ([], "same", "same")
+    kept.truth.assert_vm(kept.vm)
+    assert_opens(kept.vm, kept.host.secrets(), kept.secret)
+    xml = kept.host.connection.secretLookupByUUIDString(kept.secret).XMLDesc()
     assert "<secret ephemeral='no' private='no'>" in xml
     assert "<usage type='vtpm'>\n    <name>tpm</name>" in xml
-    assert vmkeep.json("verify", "--all")["ok"] is True
-    # Catalogue, flows, logs, repository; arguments and environments; and the test would see it if it were there.
-    assert list((vmkeep.home / "logs").iterdir()) != []
-    assert places_of_value(vmkeep.home, host.path("/var/log")) == []
-    assert not any(form in words for words in seen for form in _FORMS)
-    assert places_of_value(host.path("/etc/libvirt")) != []
-    with closing(sqlite3.connect(vmkeep.home / "flows.sqlite")) as flows:
+    assert kept.vmkeep.json("vm", "show", "guest")["vm"]["complete"] is True
+
+
+def test_secret_is_nowhere_in_plain_text(kept: Kept) -> None:
+    """Catalogue, flows, logs, repository; arguments and environments; and the test would see it if it were there."""
+    assert len(list((kept.vmkeep.home / "logs").iterdir())) == 2
+    assert places_of_value(kept.vmkeep.home, kept.host.path("/var/log")) == []
+    assert not any(form in words for words in kept.seen for form in _FORMS)
+    assert any(b"restore" in words for words in kept.seen)
+    assert places_of_value(kept.host.path("/etc/libvirt")) != []
+    with closing(sqlite3.connect(kept.vmkeep.home / "flows.sqlite")) as flows:
         assert kept.secret in "".join(flows.iterdump())  # what flows do hold: its UUID
+    assert kept.vmkeep.json("verify", "--all")["ok"] is True
 
 
-def test_secret_opens_the_tpm_on_another_host(host: Host, vmkeep: Vmkeep, second_host: Host) -> None:
-    kept = keep(host, vmkeep)
-    passphrase, exported = host.dir / "work" / "passphrase", host.dir / "work" / "key.txt"
-    passphrase.write_text("correct horse\n")
-    vmkeep.json("key", "export", "--passphrase-file", passphrase, "--output", exported)
+def test_secret_opens_the_tpm_on_another_host(kept: Kept, second_host: Host) -> None:
+    work = kept.host.dir / "work"
+    (work / "passphrase").write_text("correct horse\n")
+    kept.vmkeep.json("key", "export", "--passphrase-file", work / "passphrase", "--output", work / "key.txt")
     there = Vmkeep(second_host)
-    there.json("key", "import", exported, "--passphrase-file", passphrase)
-    there.json("init", "--repository", host.dir / "home" / "repository", "--adopt")
+    there.json("key", "import", work / "key.txt", "--passphrase-file", work / "passphrase")
+    there.json("init", "--repository", kept.vmkeep.home / "repository", "--adopt")
     assert there.json("points")["points"] == [kept.point]
     # Another VM there has a secret of the same usage, which libvirt gives to one only.
     other = second_host.define_secret(b"another one")
@@ -146,30 +177,43 @@ def test_secret_opens_the_tpm_on_another_host(host: Host, vmkeep: Vmkeep, second
     assert places_of_value(second_host.dir / "home") == []
 
 
-def test_private_secret_is_not_in_the_point_and_that_is_said(host: Host, vmkeep: Vmkeep) -> None:
-    kept = keep(host, vmkeep, private=True)
-    (warning,) = kept.point["warnings"]
-    assert f"secret {kept.secret}, which is private" in warning
-    assert kept.point["secrets"] == []
-    assert vmkeep.json("vm", "show", "guest")["vm"]["problems"] == [warning]
-    assert not (vmkeep.home / "repository" / "envelopes").exists()
-    findings = vmkeep.json("doctor", "guest")["doctor"]["findings"]
-    assert [each["severity"] for each in findings if each["code"] == "tpm-not-kept"] == ["note"]
-    kept.vm.delete()
-    undefine_secret(host, kept.secret)
-    warnings = vmkeep.json("restore", kept.point["id"], "--as", "guest")["restored"]["warnings"]
-    assert warnings[0] == warning
-    assert "cannot start before it is defined" in warnings[1]
-    with pytest.raises(RigError, match="exit status 37"):
-        vmkeep.json("doctor", "guest")
+def test_lost_secret_comes_back_in_place_and_by_doctor(kept: Kept) -> None:
+    vm, vmkeep = kept.as_it_was(), kept.vmkeep
+    vm.store_in_tpm(b"later", index=1, key=_VALUE)
+    kept.lose_secret()
+    restored = vmkeep.json("restore", kept.point["id"], "--in-place", "--yes")["restored"]
+    assert restored["states"] == ["nvram", "tpm"]
+    assert "does not have" in vmkeep.json("point", "show", restored["safety"])["point"]["warnings"][0]
+    kept.truth.assert_vm(vm)
+    assert_opens(vm, kept.host.secrets(), kept.secret)
+
+    kept.lose_secret()
+    # One that is defined and has lost its value is as good as none.
+    kept.host.connection.secretDefineXML(
+        f"<secret><uuid>{kept.secret}</uuid><usage type='vtpm'><name>other</name></usage></secret>"
+    )
+    fixed = vmkeep.json("doctor", "--fix", "guest")["doctor"]
+    assert "tpm-secret-missing" in [each["code"] for each in fixed["fixed"]]
+    assert kept.host.secrets() == {kept.secret: _VALUE}
+    kept.lose_secret()
+    (finding,) = [
+        each
+        for each in vmkeep.fails("doctor", "guest").document["doctor"]["findings"]  # type: ignore[index]
+        if each["code"] == "tpm-secret-missing"
+    ]
+    assert (finding["fixable"], finding["severity"]) == (True, "problem")
+    assert kept.point["id"] in finding["message"]
+    vmkeep.json("doctor", "--fix", "guest")
+    assert_opens(vm, kept.host.secrets(), kept.secret)
 
 
-def test_secret_with_another_value_is_not_replaced(host: Host, vmkeep: Vmkeep) -> None:
-    kept = keep(host, vmkeep)
+def test_secret_with_another_value_is_not_replaced(kept: Kept) -> None:
+    host, vmkeep = kept.host, kept.vmkeep
+    vm = kept.as_it_was()
     host.connection.secretLookupByUUIDString(kept.secret).setValue(b"another value")
     in_place = vmkeep.fails("restore", kept.point["id"], "--in-place", "--yes")
-    kept.vm.delete()
-    before = {path: path.read_bytes() for path in host.path("/etc/libvirt").rglob("*") if path.is_file()}
+    kept.truth.assert_vm(vm)
+    vm.delete()
     as_vm = vmkeep.fails("restore", kept.point["id"], "--as", "guest")
 
     for failure in (in_place, as_vm):
@@ -178,82 +222,71 @@ def test_secret_with_another_value_is_not_replaced(host: Host, vmkeep: Vmkeep) -
     assert host.secrets() == {kept.secret: b"another value"}
     assert host.connection.listAllDomains() == []
     assert list((host.dir / "disks").iterdir()) == []
-    assert {path: path.read_bytes() for path in before} == before
     # A blank TPM needs no particular value: it is made with the one that is there.
     vmkeep.json("restore", kept.point["id"], "--as", "guest", "--tpm", "new")
-    back = host.vm("guest")
-    back.start(paused=True)
-    back.destroy()
-    with pytest.raises(RigError, match="no such index"):
-        back.load_from_tpm(len(_STORED), key=b"another value")
+    kept.vm.start(paused=True)
+    kept.vm.destroy()
+    with pytest.raises(NvIndexMissingError):
+        kept.vm.load_from_tpm(len(_STORED), key=b"another value")
     assert host.secrets() == {kept.secret: b"another value"}
 
 
-def test_lost_secret_comes_back_in_place_and_by_doctor(host: Host, vmkeep: Vmkeep) -> None:
-    kept = keep(host, vmkeep)
-    kept.vm.store_in_tpm(b"later", index=1, key=_VALUE)
-    undefine_secret(host, kept.secret)
-    restored = vmkeep.json("restore", kept.point["id"], "--in-place", "--yes")["restored"]
-    assert restored["states"] == ["nvram", "tpm"]
-    assert "does not have" in vmkeep.json("point", "show", restored["safety"])["point"]["warnings"][0]
-    kept.truth.assert_vm(kept.vm)
-    assert_opens(kept.vm, host.secrets(), kept.secret)
-
-    undefine_secret(host, kept.secret)
-    (finding,) = [
-        each
-        for each in vmkeep.fails("doctor", "guest").document["doctor"]["findings"]  # type: ignore[index]
-        if each["code"] == "tpm-secret-missing"
-    ]
-    assert (finding["fixable"], finding["severity"]) == (True, "problem")
-    assert kept.point["id"] in finding["message"]
-    fixed = vmkeep.json("doctor", "--fix", "guest")["doctor"]
-    assert "tpm-secret-missing" in [each["code"] for each in fixed["fixed"]]
-    assert fixed["findings"] == [each for each in fixed["findings"] if each["severity"] != "problem"]
-    assert_opens(kept.vm, host.secrets(), kept.secret)
-    # One that is defined and has lost its value gets it again.
-    undefine_secret(host, kept.secret)
-    host.connection.secretDefineXML(
-        f"<secret><uuid>{kept.secret}</uuid><usage type='vtpm'><name>other</name></usage></secret>"
-    )
-    vmkeep.json("doctor", "--fix", "guest")
-    assert host.secrets() == {kept.secret: _VALUE}
-
-
-def test_files_hold_the_secret_only_when_asked(host: Host, vmkeep: Vmkeep) -> None:
-    kept = keep(host, vmkeep)
-    out = host.dir / "work" / "out"
-    told = vmkeep.json("restore", kept.point["id"], "--output", out)["restored"]["warnings"]
-    kept.truth.assert_files(out)  # and no other file
-    assert len(told) == 1
-    assert kept.secret in told[0]
-    assert "--secrets" in told[0]
-    plain = host.dir / "work" / "plain"
-    restored = vmkeep.json("restore", kept.point["id"], "--output", plain, "--secrets")["restored"]
-    files = [plain / f"secret-{kept.secret}.{extension}" for extension in ("xml", "base64")]
-    assert restored["warnings"] == []
-    assert [path.stat().st_mode & 0o777 for path in files] == [0o600, 0o600]
-    undefine_secret(host, kept.secret)
-    host.run(["virsh", "secret-define", files[0]], check=True)
-    host.run(["virsh", "secret-set-value", kept.secret, "--file", files[1]], check=True)
-    assert_opens(kept.vm, host.secrets(), kept.secret)
-    vmkeep.json("point", "delete", kept.point["id"], "--yes")
-    assert list((vmkeep.home / "repository" / "envelopes").iterdir()) == []
-
-
-def test_failed_restore_takes_the_secret_away_again(host: Host, vmkeep: Vmkeep) -> None:
-    kept = keep(host, vmkeep)
-    kept.vm.delete()
-    undefine_secret(host, kept.secret)
-    # libvirt refuses the definition: the machine type is not known to a QEMU that is not there.
+def test_failed_restore_takes_the_secret_away_again(kept: Kept) -> None:
+    host = kept.host
+    kept.lose()
+    # libvirt refuses the definition, after the secret was defined: its emulator is not there.
     emulator = "/usr/bin/qemu-system-x86_64"
     host.run(["mount", "--bind", "/dev/null", emulator], check=True)
     try:
         host.restart_libvirtd()
-        failure = vmkeep.fails("restore", kept.point["id"], "--as", "guest")
+        failure = kept.vmkeep.fails("restore", kept.point["id"], "--as", "guest")
     finally:
         host.run(["umount", emulator], check=True)
         host.restart_libvirtd()
     assert failure.code == "hypervisor-error"
     assert host.secrets() == {}
     assert host.connection.listAllDomains() == []
+
+
+def test_files_hold_the_secret_only_when_asked(kept: Kept) -> None:
+    vmkeep, work = kept.vmkeep, kept.host.dir / "work"
+    told = vmkeep.json("restore", kept.point["id"], "--output", work / "out")["restored"]["warnings"]
+    kept.truth.assert_files(work / "out")  # and no other file
+    assert len(told) == 1
+    assert kept.secret in told[0]
+    assert "--secrets" in told[0]
+    restored = vmkeep.json("restore", kept.point["id"], "--output", work / "plain", "--secrets")["restored"]
+    files = [work / "plain" / f"secret-{kept.secret}.{extension}" for extension in ("xml", "base64")]
+    assert restored["warnings"] == []
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o600, 0o600]
+    vm = kept.as_it_was()
+    kept.lose_secret()
+    kept.host.run(["virsh", "secret-define", files[0]], check=True)
+    kept.host.run(["virsh", "secret-set-value", kept.secret, "--file", files[1]], check=True)
+    assert_opens(vm, kept.host.secrets(), kept.secret)
+
+
+def test_private_secret_is_not_in_the_point_and_that_is_said(kept: Kept) -> None:
+    host, vmkeep = kept.host, kept.vmkeep
+    secret = host.define_secret(b"private", name="closed", private=True)
+    vm = encrypted_vm(host, "closed", secret)
+    point = vmkeep.backup("closed")
+    (warning,) = point["warnings"]
+    assert f"secret {secret}, which is private" in warning
+    assert point["secrets"] == []
+    assert vmkeep.json("vm", "show", "closed")["vm"]["problems"] == [warning]
+    assert not (vmkeep.home / "repository" / "envelopes" / point["id"]).exists()
+    findings = vmkeep.json("doctor", "closed")["doctor"]["findings"]
+    assert [each["severity"] for each in findings if each["code"] == "tpm-not-kept"] == ["note"]
+    vm.delete()
+    host.connection.secretLookupByUUIDString(secret).undefine()
+    warnings = vmkeep.json("restore", point["id"], "--as", "closed")["restored"]["warnings"]
+    assert warnings[0] == warning
+    assert "cannot start before it is defined" in warnings[1]
+
+
+def test_deleted_point_takes_its_secret_along(kept: Kept) -> None:
+    envelopes = kept.vmkeep.home / "repository" / "envelopes"
+    assert kept.point["id"] in [path.name for path in envelopes.iterdir()]
+    kept.vmkeep.json("point", "delete", kept.point["id"], "--yes")
+    assert kept.point["id"] not in [path.name for path in envelopes.iterdir()]
