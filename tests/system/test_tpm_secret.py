@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -153,6 +154,7 @@ def test_secret_is_nowhere_in_plain_text(kept: Kept) -> None:
     assert places_of_value(kept.vmkeep.home, kept.host.path("/var/log")) == []
     assert not any(form in words for words in kept.seen for form in _FORMS)
     assert any(b"restore" in words for words in kept.seen)
+    assert not any(form in json.dumps([kept.point, kept.restored]).encode() for form in _FORMS)
     assert places_of_value(kept.host.path("/etc/libvirt")) != []
     with closing(sqlite3.connect(kept.vmkeep.home / "flows.sqlite")) as flows:
         assert kept.secret in "".join(flows.iterdump())  # what flows do hold: its UUID
@@ -219,6 +221,7 @@ def test_secret_with_another_value_is_not_replaced(kept: Kept) -> None:
     for failure in (in_place, as_vm):
         assert (failure.code, failure.status, failure.error["vm"]) == ("target-exists", 6, "guest")
         assert f"the secret {kept.secret} already, with another value" in failure.error["message"]
+        assert not any(form in json.dumps(failure.error).encode() for form in _FORMS)
     assert host.secrets() == {kept.secret: b"another value"}
     assert host.connection.listAllDomains() == []
     assert list((host.dir / "disks").iterdir()) == []

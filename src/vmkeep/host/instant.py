@@ -133,6 +133,22 @@ def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSourc
     return tuple(sources)
 
 
+def refuse_unwritten_variables(sources: Sequence[StateSource], vm: str) -> None:
+    """Raise StateUnsupported for UEFI variables in qcow2 of a VM whose guest suspended it.
+
+    QEMU keeps the tables of a qcow2 image in memory until it flushes it. It does so when it is told to stop the
+    virtual processors, and not when the guest does that; and libvirt does not suspend a VM that is suspended.
+    """
+    for source in sources:
+        if source.format == "qcow2":
+            raise StateUnsupported(
+                "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
+                vm=vm,
+                path=str(source.path),
+                hint=f"Wake it (`virsh dompmwakeup {vm}`) or shut it down, and run the command again.",
+            )
+
+
 def fix_instant(
     domain: Domain,
     backup: str | None,

@@ -12,7 +12,6 @@ from vmkeep.errors import (
     HostFileMissing,
     HypervisorUnavailable,
     JobAborted,
-    StateUnsupported,
     TransferError,
     VmBusy,
     VmkeepError,
@@ -21,7 +20,7 @@ from vmkeep.errors import (
 from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
-from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
+from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant, refuse_unwritten_variables
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, Stage, end_job, remove_leavings
 from vmkeep.host.socket import job_socket
@@ -55,7 +54,7 @@ class RunningExposure:
         state = domain.state()
         running = state.run is RunState.RUNNING
         if state.asleep:
-            _refuse_unwritten_variables(subject)
+            refuse_unwritten_variables(subject.states, domain.name)
         if quiesce:
             _require_agent(domain, running=running)
         scratch = _scratch(subject, settings)
@@ -154,22 +153,6 @@ class RunningExposure:
 
     def abandon(self) -> None:
         self._guardian.rescue_now()
-
-
-def _refuse_unwritten_variables(subject: Subject) -> None:
-    """Raise StateUnsupported for UEFI variables in qcow2 of a VM whose guest suspended it.
-
-    QEMU keeps the tables of a qcow2 image in memory until it flushes it. It does so when it is told to stop the
-    virtual processors, and not when the guest does that; and libvirt does not suspend a VM that is suspended.
-    """
-    for source in subject.states:
-        if source.format == "qcow2":
-            raise StateUnsupported(
-                "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
-                vm=subject.domain.name,
-                path=str(source.path),
-                hint=f"Wake it (`virsh dompmwakeup {subject.domain.name}`) or shut it down, and run the command again.",
-            )
 
 
 def refuse_beside_a_job(domain: Domain) -> None:

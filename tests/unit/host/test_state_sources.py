@@ -8,7 +8,7 @@ import pytest
 
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import StateUnsupported
-from vmkeep.host.instant import StateSource, state_sources
+from vmkeep.host.instant import StateSource, refuse_unwritten_variables, state_sources
 from vmkeep.host.preparation import state_warnings
 from vmkeep.host.secret import NeededSecret, needed_secrets
 from vmkeep.statefiles.location import StateRoots
@@ -58,6 +58,13 @@ def test_tpm_state_in_one_file_is_refused_with_what_to_do() -> None:
 )
 def test_uefi_variables_are_found_with_their_format(system: str, path: str, image_format: str) -> None:
     assert state_sources(_vm(system=system), _ROOTS) == (StateSource("nvram", Path(path), "nvram.fd", image_format),)
+
+
+def test_uefi_variables_that_qemu_may_hold_in_memory_are_refused() -> None:
+    refuse_unwritten_variables([StateSource("nvram", Path("/v"), "nvram.fd")], "vm")
+    with pytest.raises(StateUnsupported, match="suspended by its guest") as raised:
+        refuse_unwritten_variables([StateSource("nvram", Path("/v"), "nvram.fd", "qcow2")], "vm")
+    assert "virsh dompmwakeup vm" in raised.value.hint
 
 
 def test_uefi_variables_that_are_no_file_are_refused() -> None:
