@@ -8,12 +8,12 @@ VIR_ERR_AUTH_CANCELLED: int
 VIR_ERR_AUTH_FAILED: int
 VIR_ERR_AUTH_UNAVAILABLE: int
 VIR_ERR_CHECKPOINT_INCONSISTENT: int
+VIR_ERR_INVALID_SECRET: int
 VIR_ERR_NO_CONNECT: int
 VIR_ERR_NO_DOMAIN: int
 VIR_ERR_NO_DOMAIN_BACKUP: int
 VIR_ERR_NO_DOMAIN_CHECKPOINT: int
 VIR_ERR_NO_SECRET: int
-VIR_ERR_INVALID_SECRET: int
 VIR_SECRET_USAGE_TYPE_VOLUME: int
 VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL: int
 VIR_ERR_OPERATION_DENIED: int
@@ -22,6 +22,7 @@ VIR_ERR_OPERATION_TIMEOUT: int
 VIR_ERR_RPC: int
 VIR_ERR_INTERNAL_ERROR: int
 VIR_ERR_SYSTEM_ERROR: int
+VIR_SECRET_USAGE_TYPE_VTPM: int
 VIR_FROM_RPC: int
 VIR_DOMAIN_BLOCKED: int
 VIR_DOMAIN_CRASHED: int
@@ -120,8 +121,8 @@ class virConnect:
     def getLibVersion(self) -> int: ...
     def getVersion(self) -> int: ...
     def secretDefineXML(self, xml: str, flags: int = ...) -> virSecret: ...
-    def secretLookupByUUIDString(self, uuidstr: str) -> virSecret: ...
     def secretLookupByUsage(self, usageType: int, usageID: str) -> virSecret: ...
+    def secretLookupByUUIDString(self, uuidstr: str) -> virSecret: ...
     def listAllSecrets(self, flags: int = ...) -> list[virSecret]: ...
     def isAlive(self) -> int: ...
     def listAllDomains(self, flags: int = ...) -> list[virDomain]: ...

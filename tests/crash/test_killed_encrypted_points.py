@@ -42,20 +42,20 @@ def bed(crash_host: Host) -> Iterator[Bed]:
 def test_killed_point_of_an_encrypted_disk_leaves_no_secret_and_no_scratch(bed: Bed, trap: Trap) -> None:
     if trap in _OFF:
         bed.vm.destroy()
-    before, own = checkpoints(bed.vm), bed.host.secrets()
+    before, own = checkpoints(bed.vm), bed.host.secret_uuids()
     assert len(own) == 1
     outcome = bed.zygote.run(["backup", bed.vm.name], traps=[trap])
     assert outcome.status == KILLED, f"the place was not reached: {outcome}"
     killed_at = time.monotonic()
     state = VmState.OFF if trap in _OFF else VmState.PAUSED
     bed.assert_safe(before, state=state, killed_at=killed_at)
-    assert bed.host.secrets() == own
+    assert bed.host.secret_uuids() == own
 
 
 def test_vm_that_is_paused_while_the_scratch_is_made_stays_paused(bed: Bed) -> None:
     bed.vm.destroy()
     bed.vm.start()
-    before, own = checkpoints(bed.vm), bed.host.secrets()
+    before, own = checkpoints(bed.vm), bed.host.secret_uuids()
     for goes_on in (True, False):
         bed.zygote.start(["backup", bed.vm.name], traps=[Trap("after", "vmkeep.host.running:create_image", "hold")])
         bed.zygote.wait_reached()
@@ -67,7 +67,7 @@ def test_vm_that_is_paused_while_the_scratch_is_made_stays_paused(bed: Bed) -> N
             bed.zygote.kill()
             assert bed.zygote.finish().status == KILLED
         bed.assert_safe(before, state=VmState.PAUSED, killed_at=time.monotonic())
-        assert bed.host.secrets() == own
+        assert bed.host.secret_uuids() == own
         bed.vm.resume()
 
 
@@ -91,4 +91,4 @@ def test_next_point_after_all_of_them_is_incremental_and_whole_and_a_killed_retu
     assert bed.zygote.run(restore, traps=[place]).status == KILLED
     assert bed.zygote.run(["look"]).recovered
     assert_images_equal(bed.vm.read_image("vda"), truth)
-    assert len(bed.host.secrets()) == 1
+    assert len(bed.host.secret_uuids()) == 1

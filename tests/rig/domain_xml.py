@@ -9,6 +9,8 @@ from pathlib import Path
 from lxml import etree
 from lxml.builder import E
 
+TPM_BACKEND = "<backend type='emulator' version='2.0'/>"
+
 
 @dataclass(frozen=True, slots=True)
 class Secret:
@@ -104,15 +106,17 @@ def domain_xml(
     disks: Sequence[tuple[Disk, Path | None]],
     *,
     uefi: bool,
-    tpm: bool,
+    tpm: str | None,
     memory_mib: int,
     device_xml: Sequence[str],
     boot: DirectBoot | None = None,
 ) -> str:
     devices = E.devices(E.emulator("/usr/bin/qemu-system-x86_64"))
     devices.extend([disk_element(disk, path) for disk, path in disks])
-    if tpm:
-        devices.append(E.tpm(E.backend(type="emulator", version="2.0"), model="tpm-crb"))
+    if tpm is not None:
+        # A TPM 1.2 has no command-response buffer.
+        model = "tpm-tis" if "version='1.2'" in tpm else "tpm-crb"
+        devices.append(E.tpm(etree.fromstring(tpm), model=model))
     if not any(disk.bus == "usb" for disk, _ in disks):
         devices.append(E.controller(type="usb", model="none"))
     devices.append(E.memballoon(model="none"))

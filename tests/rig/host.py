@@ -270,9 +270,11 @@ class Host:
         memory_mib: int = 64,
         device_xml: Sequence[str] = (),
         boot: DirectBoot | None = None,
+        tpm_backend: str | None = None,
     ) -> Vm:
         """Define a VM with new disks. ``firmware`` is ``uefi`` or ``bios``; ``device_xml`` goes into its devices.
 
+        ``tpm_backend`` is the TPM's <backend> in place of the usual one.
         ``boot`` makes it a guest with an operating system (tests/guest); without one only its firmware runs.
         """
         return Vm.define(
@@ -284,6 +286,7 @@ class Host:
             memory_mib=memory_mib,
             device_xml=device_xml,
             boot=boot,
+            tpm_backend=tpm_backend,
         )
 
     def secret(
@@ -307,16 +310,30 @@ class Host:
         """Return the value of a secret that a test made, by its UUID or usage."""
         return self._passphrases[secret]
 
-    def secrets(self) -> set[str]:
+    def secret_uuids(self) -> set[str]:
         """Return the UUIDs of all secrets that libvirt has now."""
         return {secret.UUIDString() for secret in self.connection.listAllSecrets()}
+
+    def define_secret(self, value: bytes | None, *, name: str = "tpm", private: bool = False) -> str:
+        """Define a secret of libvirt for a vTPM and return its UUID. ``value`` None leaves it without one."""
+        secret = self.connection.secretDefineXML(
+            f"<secret ephemeral='no' private='{'yes' if private else 'no'}'><usage type='vtpm'><name>{name}</name>"
+            "</usage></secret>"
+        )
+        if value is not None:
+            secret.setValue(value)
+        return secret.UUIDString()
+
+    def secrets(self) -> dict[str, bytes]:
+        """Return the values of all secrets by UUID; none of them may be private."""
+        return {secret.UUIDString(): secret.value() for secret in self.connection.listAllSecrets()}
 
     def vm(self, name: str) -> Vm:
         """Return a VM that something else defined, a restore for instance."""
         return Vm(self, self.connection.lookupByName(name).UUIDString(), name)
 
     def clear(self) -> None:
-        """Remove every VM, whoever defined it, all secrets, and all in ``disks``, ``home``, ``work`` and ``jobs``."""
+        """Remove every VM, whoever defined it, every secret, and all files in the directories of tests."""
         for domain in self.connection.listAllDomains():
             Vm(self, domain.UUIDString(), domain.name()).delete()
         for secret in self.connection.listAllSecrets():

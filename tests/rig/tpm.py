@@ -6,6 +6,7 @@ by hand from the TPM 2.0 Library, part 3 (commands) and part 2 (structures); all
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
@@ -26,6 +27,9 @@ _RC_HANDLE = 0x8B
 _ATTRIBUTES = 0x00060006  # OWNERREAD, AUTHREAD, OWNERWRITE, AUTHWRITE
 _FIRST_INDEX = 0x01800000
 # The password session with an empty password.
+# TPM 1.2: TPM Main, part 3.
+_COMMAND_12 = 0x00C1
+_ORD_READ_PUBEK = 0x7C
 _EMPTY_PASSWORD = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
 
 
@@ -34,26 +38,41 @@ class NvIndexMissingError(RigError):
 
 
 class SoftwareTpm:
-    """swtpm running on a copy-free state directory (the one that holds ``tpm2-00.permall``); a context manager."""
+    """swtpm running on a copy-free state directory (the one that holds the permall file); a context manager.
 
-    def __init__(self, state_directory: Path) -> None:
+    A TPM 1.2, told by the name of its file, can only say who it is.
+    """
+
+    def __init__(self, state_directory: Path, *, secret: bytes | None = None) -> None:
+        """``secret`` is what libvirt gave swtpm to encrypt the state with."""
         self.state_directory = state_directory
+        self._secret = secret
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        owner = (self.state_directory / "tpm2-00.permall").stat()
+        older = (self.state_directory / "tpm-00.permall").exists()
+        owner = (self.state_directory / ("tpm-00.permall" if older else "tpm2-00.permall")).stat()
         ours, theirs = socket.socketpair()
-        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state_directory}"]
+        command = ["swtpm", "socket", *([] if older else ["--tpm2"]), "--tpmstate", f"dir={self.state_directory}"]
         command += ["--fd", str(theirs.fileno()), "--flags", "startup-clear"]
+        passed = [theirs.fileno()]
+        if self._secret is not None:
+            reader, writer = os.pipe()
+            os.write(writer, self._secret)
+            os.close(writer)
+            passed.append(reader)
+            command += ["--key", f"pwdfd={reader},mode=aes-256-cbc"]  # as libvirt 9.0 and 11.3 do
         self._process = subprocess.Popen(
             command,
-            pass_fds=[theirs.fileno()],
+            pass_fds=passed,
             user=owner.st_uid,
             group=owner.st_gid,
             extra_groups=[],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
+        for descriptor in passed[1:]:
+            os.close(descriptor)
         theirs.close()
         ours.settimeout(10)
         self._socket = ours
@@ -85,6 +104,16 @@ class SoftwareTpm:
         answer = self._authorised("NV_Read", _CC_NV_READ, [_RH_OWNER, handle], struct.pack(">HH", length, 0))
         (size,) = struct.unpack_from(">H", answer, 4)
         return answer[6 : 6 + size]
+
+    def endorsement_key_12(self) -> bytes:
+        """Return the public endorsement key of a TPM 1.2: no other TPM has it."""
+        self._socket.sendall(struct.pack(">HII", _COMMAND_12, 30, _ORD_READ_PUBEK) + bytes(20))
+        answer = self._receive(10)
+        _, size, result = struct.unpack(">HII", answer)
+        rest = self._receive(size - 10)
+        if result != 0:
+            raise RigError(f"ReadPubek: the TPM in {self.state_directory} answered {result:#x}")
+        return rest[:-20]
 
     def _authorised(self, name: str, code: int, handles: list[int], body: bytes) -> bytes:
         payload = struct.pack(f">{len(handles)}I", *handles) + _EMPTY_PASSWORD + body

@@ -24,7 +24,7 @@ from lxml import etree
 from lxml.builder import E
 
 from tests.rig import images, monitor
-from tests.rig.domain_xml import DirectBoot, Disk, DiskInUse, disks_of, domain_xml
+from tests.rig.domain_xml import TPM_BACKEND, DirectBoot, Disk, DiskInUse, disks_of, domain_xml
 from tests.rig.errors import RigError
 from tests.rig.tpm import SoftwareTpm
 
@@ -81,6 +81,7 @@ class Vm:
         memory_mib: int,
         device_xml: Sequence[str],
         boot: DirectBoot | None = None,
+        tpm_backend: str | None = None,
     ) -> Vm:
         """Make the disks and define the VM; ``Host.define`` is the way to call it."""
         if firmware not in ("uefi", "bios"):
@@ -95,7 +96,15 @@ class Vm:
                 _qemu_img("create", "-q", "-f", disk.format, *options, str(path), str(disk.size_bytes))
             placed.append((disk, path if disk.media else None))
         uefi = firmware == "uefi"
-        xml = domain_xml(name, placed, uefi=uefi, tpm=tpm, memory_mib=memory_mib, device_xml=device_xml, boot=boot)
+        xml = domain_xml(
+            name,
+            placed,
+            uefi=uefi,
+            tpm=(tpm_backend or TPM_BACKEND) if tpm else None,
+            memory_mib=memory_mib,
+            device_xml=device_xml,
+            boot=boot,
+        )
         return cls(host, host.connection.defineXML(xml).UUIDString(), name)
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -365,21 +374,21 @@ class Vm:
             raise RigError(f"{self.name} is {state.value}: its TPM can be changed only while it is running or off")
         _wait_until(lambda: self.tpm_state() != before, f"the TPM state of {self.name} does not change")
 
-    def store_in_tpm(self, secret: bytes, *, index: int = 0) -> None:
-        """Store a secret in the TPM of a VM that is off."""
-        with self.software_tpm() as tpm:
+    def store_in_tpm(self, secret: bytes, *, index: int = 0, key: bytes | None = None) -> None:
+        """Store a secret in the TPM of a VM that is off. ``key`` is the value that its state is encrypted with."""
+        with self.software_tpm(key) as tpm:
             tpm.store(secret, index)
 
-    def load_from_tpm(self, length: int, *, index: int = 0) -> bytes:
+    def load_from_tpm(self, length: int, *, index: int = 0, key: bytes | None = None) -> bytes:
         """Return the stored secret from the TPM of a VM that is off. Raises NvIndexMissingError in another TPM."""
-        with self.software_tpm() as tpm:
+        with self.software_tpm(key) as tpm:
             return tpm.load(length, index)
 
-    def software_tpm(self) -> SoftwareTpm:
+    def software_tpm(self, key: bytes | None = None) -> SoftwareTpm:
         """Return the vTPM as a context manager that swtpm runs without the VM, which must be off."""
         if self.state() is not VmState.OFF:
             raise RigError(f"{self.name} is on: its TPM belongs to QEMU")
-        return SoftwareTpm(self.tpm_directory / "tpm2")
+        return SoftwareTpm(self.tpm_directory / "tpm2", secret=key)
 
 
 def _xml(element: etree._Element) -> str:

@@ -15,7 +15,7 @@ from tests.rig import Vm
 from tests.rig.images import luks_object, luks_options
 
 
-def qemu_img(*arguments: str | Path) -> str:
+def qemu_img(*arguments: str | Path | int) -> str:
     """Run qemu-img and return what it printed."""
     return subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
 

@@ -81,7 +81,7 @@ def _assert_no_plain(directory: Path, *secrets: bytes) -> None:
 def test_points_are_whole_and_incremental_while_the_vm_runs_and_while_it_is_off(host: Host, vmkeep: Vmkeep) -> None:
     secret = host.secret()
     vm = _encrypted_vm(host, secret)
-    own = host.secrets()
+    own = host.secret_uuids()
     vm.write_random("vda", start=1 * MiB + 512, length=1 * MiB, seed=1)
     vm.write_random("vdb", start=512 * KiB, length=100 * KiB, seed=2)
     points, truths = [vmkeep.backup("guest")], [_truth(vm)]
@@ -91,7 +91,7 @@ def test_points_are_whole_and_incremental_while_the_vm_runs_and_while_it_is_off(
     vm.write_random("vdb", start=1 * MiB, length=512, seed=4)  # in the short last block
     points, truths = [*points, vmkeep.backup("guest")], [*truths, _truth(vm)]
     assert_left_alone(vm, state=VmState.RUNNING, checkpoints_before=[points[-1]["checkpoint"]])
-    assert host.secrets() == own
+    assert host.secret_uuids() == own
     vm.destroy()
     write_offline(vm, "vda", random_bytes(5, 64 * KiB), start=5 * MiB)
     zero_offline(vm, "vda", start=3 * MiB, length=64 * KiB)
@@ -139,7 +139,7 @@ def test_scratch_of_an_encrypted_disk_holds_nothing_that_can_be_read(host: Host,
     _restore(vmkeep, point, host.dir / "work" / "out", "--decrypt")
     truth.assert_files(host.dir / "work" / "out")
     assert_left_alone(vm, state=VmState.PAUSED, checkpoints_before=[point["checkpoint"]])
-    assert len(host.secrets()) == 1
+    assert len(host.secret_uuids()) == 1
 
 
 def test_point_comes_back_encrypted_in_place_and_as_a_vm(host: Host) -> None:

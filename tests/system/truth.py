@@ -74,6 +74,7 @@ def assert_left_alone(vm: Vm, *, state: VmState = VmState.RUNNING, checkpoints_b
     assert checkpoints(vm) == sorted(checkpoints_before)
     left = [path for path in (vm.host.dir / "disks").rglob("*") if "scratch" in path.name]
     assert left == []
+    assert list(vm.host.path("/var/lib/libvirt/qemu").glob("domain-*/vmkeep-*")) == []
     run = vm.host.path("/run/vmkeep")
     assert not run.exists() or list(run.iterdir()) == []
 

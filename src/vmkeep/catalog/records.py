@@ -64,6 +64,7 @@ class CatalogPoint:
             "disks": disks,
             "excluded": [dict(disk) for disk in self.document.get("excluded", ())],
             "state": {kind: _state_summary(self.document, kind) for kind in ("tpm", "nvram")},
+            "secrets": [dict(secret) for secret in self.document.get("secrets", ())],
             "warnings": list(self.document.get("warnings", ())),
         }
 

@@ -173,6 +173,7 @@ def _details(point: Mapping[str, Any]) -> list[Any]:
     for kind, state in point["state"].items():
         text = f"{size_text(state['bytes'])}, sha256 {state['sha256']}" if state["present"] else "none"
         facts.append((kind, text))
+    facts.extend(("secret", f"{secret['usage']} {secret['uuid']}") for secret in point["secrets"])
     facts.extend(("excluded", f"{disk['target']}: {disk['reason']}") for disk in point["excluded"])
     facts.extend(("warning", text) for text in point["warnings"])
     disks = [

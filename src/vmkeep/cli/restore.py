@@ -52,6 +52,12 @@ def restore(
         bool,
         typer.Option("--decrypt", help="Write plain images of disks that were encrypted; with --output."),
     ] = False,
+    secrets: Annotated[
+        bool,
+        typer.Option(
+            "--secrets", help="Write libvirt's secrets that the point holds in plain text as well; with --output."
+        ),
+    ] = False,
     tpm: Annotated[
         TpmChoice | None,
         typer.Option(
@@ -76,6 +82,8 @@ def restore(
         running.stand_apart()
         if not in_place:
             _refuse(("--only", only), ("--yes", yes or None), needs="--in-place")
+        if output is None:
+            _refuse(("--secrets", secrets or None), needs="--output")
         if in_place:
             _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
             _refuse(("--disks-dir", disks_dir), needs="--as")
@@ -85,7 +93,13 @@ def restore(
         if output is not None:
             _refuse(("--tpm", tpm), ("--disks-dir", disks_dir), needs="--as")
             restored: FilesRestored | VmRestored = _as_files(
-                running, point, output, image_format, force=force, decrypt=decrypt
+                running,
+                point,
+                output,
+                image_format,
+                force=force,
+                decrypt=decrypt,
+                secrets=secrets,
             )
         else:
             _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
@@ -96,12 +110,21 @@ def restore(
 
 
 def _as_files(
-    running: Session, point: str, output: Path, image_format: ImageFormat | None, *, force: bool, decrypt: bool
+    running: Session,
+    point: str,
+    output: Path,
+    image_format: ImageFormat | None,
+    *,
+    force: bool,
+    decrypt: bool,
+    secrets: bool,
 ) -> FilesRestored:
     from vmkeep.flows.requests import RestoreFiles
 
     found = running.premises.catalog.find_point(point)
-    request = RestoreFiles(found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force, decrypt)
+    request = RestoreFiles(
+        found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force, decrypt=decrypt, secrets=secrets
+    )
     with running.engine() as engine, running.console.progress() as watch:
         return engine.restore_files(request, watch)
 

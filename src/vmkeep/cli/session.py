@@ -63,7 +63,7 @@ class Session:
         """The host that the URI names, to look at."""
         from vmkeep.host.local import LocalHost
 
-        with contextlib.closing(LocalHost(self.settings)) as host:
+        with contextlib.closing(LocalHost(self.settings, lambda: self.premises.repository)) as host:
             yield host
 
     @contextlib.contextmanager

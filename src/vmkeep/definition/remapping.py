@@ -35,7 +35,9 @@ class Remap:
 
     ``new_mac`` is called once for each interface and returns its address. ``disks`` gives places by target.
     ``removed`` are targets that go: a disk with its device, a drive for media only with its medium.
-    ``new_genid`` empties the generation id, so that libvirt makes a new one: None does so with a new UUID.
+    ``default_tpm_place`` puts an emulated TPM's state where libvirt keeps it by default, by the VM's UUID: a directory
+    or file of its own may be another VM's. ``new_genid`` empties the generation id, so that libvirt makes a new one:
+    None does so with a new UUID.
     """
 
     name: str | None = None
@@ -45,6 +47,7 @@ class Remap:
     removed: frozenset[str] = frozenset()
     nvram: str | None = None
     nvram_format: str | None = None
+    default_tpm_place: bool = False
     new_genid: bool | None = None
 
 
@@ -95,9 +98,8 @@ def remap(xml: str, changes: Remap) -> str:
     """Return the domain's XML with the changes made.
 
     Of a live XML, what belongs to the running instance only is dropped; the XML of a definition (``virsh
-    dumpxml --inactive``) is the better source, since a live one also has automatic choices filled in. The TPM
-    stays as it is. Raises DefinitionError when the XML is no domain, when a target is not in it, and when a
-    new value cannot stand there.
+    dumpxml --inactive``) is the better source, since a live one also has automatic choices filled in. Raises
+    DefinitionError when the XML is no domain, when a target is not in it, and when a new value cannot stand there.
     """
     root = read_domain(xml)
     before = read_definition(root)
@@ -111,16 +113,13 @@ def remap(xml: str, changes: Remap) -> str:
     uuid_is_new = changes.uuid is not None and str(UUID(changes.uuid)) != before.uuid
     if changes.new_genid if changes.new_genid is not None else uuid_is_new:
         _empty_genid(root)
-    for disk in disk_elements(root):
-        target = disk_target(disk)
-        if target in changes.removed:
-            _remove_disk(disk)
-        elif target in changes.disks:
-            _place_disk(disk, changes.disks[target])
+    _change_disks(root, changes)
     if changes.new_mac is not None:
         _set_macs(root, changes.new_mac)
     if changes.nvram is not None:
         _set_nvram(root, changes.nvram, changes.nvram_format)
+    if changes.default_tpm_place:
+        _set_default_tpm_place(root)
     return serialise_xml(root)
 
 
@@ -182,6 +181,21 @@ def _place_disk(disk: etree._Element, placement: DiskPlacement) -> None:
         if "name" not in driver.attrib:
             driver.set("name", "qemu")
         driver.set("type", placement.format)
+
+
+def _change_disks(root: etree._Element, changes: Remap) -> None:
+    for disk in disk_elements(root):
+        target = disk_target(disk)
+        if target in changes.removed:
+            _remove_disk(disk)
+        elif target in changes.disks:
+            _place_disk(disk, changes.disks[target])
+
+
+def _set_default_tpm_place(root: etree._Element) -> None:
+    for backend in root.findall("devices/tpm/backend"):
+        if backend.get("type") == "emulator":
+            remove_children(backend, ("source",))
 
 
 def _set_macs(root: etree._Element, new_mac: Callable[[], str]) -> None:

@@ -30,9 +30,6 @@ from vmkeep.errors import (
 from vmkeep.flows.premises import Premises
 from vmkeep.host.findings import (
     CheckupRequest,
-    DropBitmaps,
-    DropCheckpoint,
-    EndJob,
     Finding,
     FindingCode,
     KnownOperation,
@@ -43,6 +40,7 @@ from vmkeep.host.findings import (
     RemoveIntent,
     RemoveStaged,
     Severity,
+    VmMend,
 )
 from vmkeep.host.lock import FileLock
 from vmkeep.host.protocol import Host
@@ -118,7 +116,7 @@ class CheckUp:
                 failed = Finding(FindingCode.RECOVERY_FAILED, message, remedy=error.hint)
         vms: dict[str, None] = {}
         for finding in self.look().findings:
-            if isinstance(finding.mend, EndJob | DropCheckpoint | DropBitmaps):
+            if isinstance(finding.mend, VmMend):
                 vms[finding.mend.vm_uuid] = None
             elif finding.mend is not None:
                 mended.append(self._mend(finding))
@@ -340,6 +338,7 @@ def _remembered_point(point: CatalogPoint, current: str | None) -> RememberedPoi
         checkpoint=point.checkpoint,
         states={str(state["kind"]): str(state["sha256"]) for state in states},
         current=point.id == current,
+        secrets=tuple(str(secret["uuid"]) for secret in point.document.get("secrets", ())),
     )
 
 

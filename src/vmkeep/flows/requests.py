@@ -47,7 +47,7 @@ class PointTaken:
 
 @dataclass(frozen=True, slots=True)
 class RestoreFiles:
-    """Write a point's disks, NVRAM, TPM directory and definition into a directory.
+    """Write a point's disks, NVRAM, TPM directory and definition into a directory, and its ``secrets`` when asked.
 
     ``decrypt`` writes plain images of disks that were encrypted; without it they are encrypted again.
     """
@@ -57,6 +57,7 @@ class RestoreFiles:
     image_format: ImageFormat = ImageFormat.QCOW2
     force: bool = False
     decrypt: bool = False
+    secrets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

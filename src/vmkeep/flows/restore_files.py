@@ -38,7 +38,13 @@ def restore_files(plan: Plan, request: RestoreFiles) -> FilesRestored:
 def prepare(plan: Plan, request: RestoreFiles) -> FilesPrepared:
     """Choose the paths; nothing is written when one of them is taken."""
     task = PrepareFiles(
-        plan.operation, request.point, request.output, str(request.image_format), request.force, request.decrypt
+        operation=plan.operation,
+        point_id=request.point,
+        output=request.output,
+        image_format=str(request.image_format),
+        force=request.force,
+        secrets=request.secrets,
+        decrypt=request.decrypt,
     )
     prepared: FilesPrepared = plan.services.on_host(plan.operation, task)
     return prepared

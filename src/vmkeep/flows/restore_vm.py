@@ -15,7 +15,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
     items = prepared.items
     delivered = plan.step(deliver, plan, request, prepared, undo=lambda _: withdraw(plan, items))
     plan.step(publish, plan, items, request.force)
-    plan.step(define, plan, request, prepared, undo=lambda _: undefine(plan, prepared))
+    plan.step(define, plan, request, prepared, undo=lambda _: undefine(plan, request, prepared))
     plan.step(note_vm, plan, request, prepared)
     plan.step(discard_replaced, plan, items)
     return VmRestored(
@@ -58,14 +58,14 @@ def deliver(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> ItemsDelive
 
 
 def define(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
-    """Define the VM."""
-    task = DefineVm(request.point, prepared.name, prepared.uuid, prepared.identity, prepared.items)
+    """Define the VM, and before it the secrets that it needs and libvirt lacks."""
+    task = DefineVm(request.point, prepared.name, prepared.uuid, prepared.identity, prepared.items, prepared.secrets)
     plan.services.on_host(plan.operation, task)
 
 
-def undefine(plan: Plan, prepared: VmPrepared) -> None:
+def undefine(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
     """Undo ``define``."""
-    plan.services.on_host(plan.operation, UndefineVm(prepared.uuid))
+    plan.services.on_host(plan.operation, UndefineVm(prepared.uuid, request.point, prepared.secrets))
 
 
 def note_vm(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:

@@ -19,6 +19,7 @@ from vmkeep.errors import InvalidRequest, PermissionRefused, VmkeepError
 from vmkeep.host import leftovers
 from vmkeep.host.findings import (
     CheckupRequest,
+    DefineSecret,
     DropBitmaps,
     DropCheckpoint,
     EndJob,
@@ -31,15 +32,17 @@ from vmkeep.host.findings import (
     RemoveLeft,
     RemoveLock,
 )
+from vmkeep.host.secret import put_secret_back
+from vmkeep.host.socket import LONGEST_PATH_BYTES
 from vmkeep.host.vm_checkup import check_vm, mend_vm
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.repository import Repository
 from vmkeep.statefiles.location import StateRoots
 
 # The backup API with checkpoints: docs of virDomainBackupBegin, and the incremental backup of QEMU that it needs.
 _LEAST_LIBVIRT: Final = (7, 2, 0)
 _LEAST_QEMU: Final = (4, 2, 0)
 _TOOLS: Final = {"qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "setpriv": "util-linux"}
-_SOCKET_BYTES: Final = 107  # sun_path of Linux, without its final zero
 _LONGEST_SOCKET: Final = "0123456789ab/nbd"
 _LEAST_BYTES: Final = 1 << 30
 _LEAST_SHARE: Final = 0.05
@@ -79,7 +82,7 @@ def check_host(settings: Settings, connect: Callable[[], Hypervisor], request: C
     return tuple(findings)
 
 
-def mend(connect: Callable[[], Hypervisor], order: Mend) -> str:
+def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository], order: Mend) -> str:
     """Do what a finding says and return a sentence about it. Raises what stood in the way."""
     match order:
         case RemoveLeft():
@@ -93,6 +96,8 @@ def mend(connect: Callable[[], Hypervisor], order: Mend) -> str:
         case EndJob() | DropCheckpoint() | DropBitmaps():
             hypervisor = connect()
             return mend_vm(hypervisor.domain(order.vm_uuid), hypervisor, order)
+        case DefineSecret():
+            return put_secret_back(connect(), repository(), order.point, order.secret)
         case _:
             raise AssertionError(f"a host cannot mend {order}")
 
@@ -195,8 +200,8 @@ def _directories(settings: Settings) -> Iterator[Finding]:
         message = "QEMU, which runs as another user, cannot enter the directory of the sockets"
         yield Finding(FindingCode.RUN_DIR_UNUSABLE, message, remedy=f"chmod 711 {run_dir}", path=str(run_dir))
     length = len(os.fsencode(run_dir / _LONGEST_SOCKET))
-    if length > _SOCKET_BYTES:
-        message = f"a socket in run_dir would have a path of {length} bytes, and {_SOCKET_BYTES} is the most"
+    if length > LONGEST_PATH_BYTES:
+        message = f"a socket in run_dir would have a path of {length} bytes, and {LONGEST_PATH_BYTES} is the most"
         remedy = f"Set run_dir in {settings.settings_path} to a shorter path"
         yield Finding(FindingCode.SOCKET_PATH_TOO_LONG, message, remedy=remedy, path=str(run_dir))
     scratch_dir = settings.scratch_dir

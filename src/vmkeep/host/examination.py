@@ -21,9 +21,11 @@ from vmkeep.host.preparation import (
     with_volumes_found,
 )
 from vmkeep.host.running import refuse_beside_a_job
+from vmkeep.host.secret import needed_secrets, read_secrets
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import PlannableDisk
+from vmkeep.repository import PointSecret
 from vmkeep.statefiles.location import StateRoots
 
 
@@ -41,6 +43,7 @@ class Examined:
     definition_xml: str
     chains: Chains
     states: tuple[StateSource, ...]
+    secrets: tuple[PointSecret, ...]
     standing: Standing
     sizes: Mapping[str, int]
     disks: tuple[PlannableDisk, ...]
@@ -69,7 +72,9 @@ def examine(
     chains = image_chains(found)
     live = found if stopped else with_overlays_dropped(found, chains)
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)
-    warnings += state_warnings(live) + _memory_warning(domain, stopped=stopped)
+    # What is read is encrypted for the VM as it stands; what is restored may name another secret.
+    secrets, withheld = read_secrets(hypervisor, needed_secrets(live, parse_definition(definition_xml)))
+    warnings += state_warnings(live) + withheld + _memory_warning(domain, stopped=stopped)
     states = state_sources(live, StateRoots.of(hypervisor.uri))
     bases = Bases(
         domain,
@@ -90,6 +95,7 @@ def examine(
         definition_xml=definition_xml,
         chains=chains,
         states=states,
+        secrets=secrets,
         standing=standing,
         sizes=sizes,
         disks=plannable_disks(found, sizes, settings, chains, hypervisor, running=not stopped),

@@ -19,6 +19,7 @@ from vmkeep.host.instant import Instant, StateSource
 from vmkeep.host.lock import FileLock
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.safety import JobRecord
+from vmkeep.host.socket import socket_directory
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import DiskPlan, PointPlan
 from vmkeep.transfer.imagefile import ImageLayer
@@ -58,7 +59,7 @@ class Subject:
 
     def directory(self, settings: Settings) -> Path:
         """Return the directory of the point's sockets; a socket's whole path must be short."""
-        return settings.run_dir / self.operation[:12]
+        return socket_directory(settings, self.operation)
 
 
 class Exposure(Protocol):

@@ -275,7 +275,16 @@ class DropBitmaps:
     targets: tuple[str, ...]
 
 
-VmMend = EndJob | DropCheckpoint | DropBitmaps
+@dataclass(frozen=True, slots=True)
+class DefineSecret:
+    """Define a secret that libvirt lacks, from a point that holds it."""
+
+    vm_uuid: str
+    secret: str
+    point: str
+
+
+VmMend = EndJob | DropCheckpoint | DropBitmaps | DefineSecret
 Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | RemoveStaged | VmMend
 
 
@@ -331,13 +340,17 @@ class KnownOperation:
 
 @dataclass(frozen=True, slots=True)
 class RememberedPoint:
-    """A point of the VM. ``states`` is the content's hash by kind; ``current``: the VM's state descends from it."""
+    """A point of the VM. ``states`` is the content's hash by kind; ``current``: the VM's state descends from it.
+
+    ``secrets`` are the UUIDs of those that it holds.
+    """
 
     id: str
     created: str
     checkpoint: str | None
     states: Mapping[str, str]
     current: bool = False
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

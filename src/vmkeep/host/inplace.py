@@ -25,6 +25,7 @@ from vmkeep.host.passphrases import key_of
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.rebinding import broken_bitmaps, rebind
 from vmkeep.host.restore import check_state, discard_replaced, item_at, publish_items, withdraw_items
+from vmkeep.host.secret import SecretPlan, define_secrets, plan_secrets, point_needs
 from vmkeep.host.selection import Selection, look_at_images, select
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
@@ -62,7 +63,8 @@ def check_in_place(
         read_definition(domain.definition_xml(inactive=True, secure=True), domain), hypervisor
     )
     selection, _ = _select(hypervisor, record, definition, request.only, request.tpm)
-    return InPlaceChecked(domain.uuid, domain.name, selection.missing, selection.warnings)
+    secrets = _plan_secrets(hypervisor, repository, record, definition, selection)
+    return InPlaceChecked(domain.uuid, domain.name, selection.missing, (*selection.warnings, *secrets.warnings))
 
 
 class InPlace:
@@ -100,6 +102,7 @@ class InPlace:
             present = self._parking.definition_xml(domain, journal)
             definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
             selection, items = _select(self._hypervisor, record, definition, request.only, request.tpm, request)
+            secrets = _plan_secrets(self._hypervisor, self._repository, record, definition, selection)
             if journal is None:
                 journal = self._parking.new_journal(request, domain, present, definition, selection, items)
                 self._parking.save(journal)
@@ -113,7 +116,7 @@ class InPlace:
             disks=tuple(disk.target for disk in selection.disks),
             states=tuple(state.kind for state in selection.states),
             whole=selection.whole,
-            warnings=selection.warnings,
+            warnings=(*selection.warnings, *secrets.warnings),
         )
 
     # -- StageRestore ------------------------------------------------------------------------------------------
@@ -206,7 +209,18 @@ class InPlace:
     def publish(self) -> None:
         """Rename state files and new images into place; what they replace is kept beside."""
         journal, _ = self._parking.resume(self._stop)
+        if any(item.role == "tpm" for item in journal.items):
+            self._define_secrets(journal)
         publish_items(PublishItems(journal.items, force=True))
+
+    def _define_secrets(self, journal: RestoreJournal) -> None:
+        """Give libvirt what it lacks to open the TPM state. It stays when the restore is taken back: nothing needs it
+        then, and nothing is harmed by it.
+        """
+        record = self._repository.point(journal.point)
+        needed = point_needs(record)
+        plan = plan_secrets(self._hypervisor, self._repository, record, needed, vm=journal.vm, must_open=True)
+        define_secrets(self._hypervisor, self._repository, record, plan)
 
     def bind(self) -> tuple[str, ...]:
         """Make the point the base of its disks."""
@@ -341,6 +355,20 @@ def _harmed_bitmap(name: str, target: str) -> str:
 
 def _sources(hypervisor: Hypervisor, definition: Definition) -> tuple[StateSource, ...]:
     return state_sources(definition, StateRoots.of(hypervisor.uri))
+
+
+def _plan_secrets(
+    hypervisor: Hypervisor,
+    repository: Repository,
+    record: PointRecord,
+    definition: Definition,
+    selection: Selection,
+) -> SecretPlan:
+    """Return what happens to the secrets of a TPM state that goes back; nothing needs any when none does."""
+    if not any(state.kind == "tpm" for state in selection.states):
+        return SecretPlan()
+    needed = point_needs(record)
+    return plan_secrets(hypervisor, repository, record, needed, vm=definition.name, must_open=True)
 
 
 def _select(

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from vmkeep.definition import Definition, FirmwareKind, TpmBackend
 from vmkeep.errors import HypervisorError, StateUnsupported, VmkeepError
@@ -48,11 +49,12 @@ class Instant:
 
 @dataclass(frozen=True, slots=True)
 class StateSource:
-    """A state file to be read: its kind, where it is on the host, and its name in the point."""
+    """A state file to be read: its kind, where it is on the host, its name in the point, and its format."""
 
     kind: str
     path: Path
     file: str
+    format: str = "raw"
 
 
 def backup_xml(
@@ -129,18 +131,35 @@ def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSourc
         # libvirt 9.0 leaves the path out of a definition with automatic firmware while the VM is off, and takes
         # the default again at the next start. 11.3 writes the firmware that it chose into the definition.
         nvram = Path(firmware.nvram) if firmware.nvram else roots.nvram_file(vm)
-        sources.append(StateSource("nvram", nvram, NVRAM_NAME))
+        sources.append(StateSource("nvram", nvram, NVRAM_NAME, firmware.nvram_format))
     if tpm is not None and tpm.backend is TpmBackend.EMULATOR:
         if tpm.source is not None and tpm.source_type != "dir":
             raise StateUnsupported(
                 f"the TPM state of the VM is kept in a {tpm.source_type or 'place'} of its own ({tpm.source})",
                 vm=vm,
-                hint="Only swtpm's directory layout, which libvirt uses by default, is supported yet.",
+                hint="swtpm writes such a file in place, so what is read of it may be torn. Define the TPM without "
+                "<source>, or with <source type='dir'>; a TPM that is moved must be moved while the VM is off.",
             )
         directory = Path(tpm.source) if tpm.source else roots.tpm_directory(definition.uuid or "")
         name = tpm_file(tpm.version or "2.0")
         sources.append(StateSource("tpm", directory / (Path(name).name if tpm.source else name), name))
     return tuple(sources)
+
+
+def refuse_unwritten_variables(sources: Sequence[StateSource], vm: str) -> None:
+    """Raise StateUnsupported for UEFI variables in qcow2 of a VM whose guest suspended it.
+
+    QEMU keeps the tables of a qcow2 image in memory until it flushes it. It does so when it is told to stop the
+    virtual processors, and not when the guest does that; and libvirt does not suspend a VM that is suspended.
+    """
+    for source in sources:
+        if source.format == "qcow2":
+            raise StateUnsupported(
+                "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
+                vm=vm,
+                path=str(source.path),
+                hint=f"Wake it (`virsh dompmwakeup {vm}`) or shut it down, and run the command again.",
+            )
 
 
 def fix_instant(
@@ -184,7 +203,8 @@ def fix_instant(
 
 def read_state(source: StateSource, vm: str) -> CapturedState:
     """Read one state file of a VM that stands still."""
-    return capture("tpm" if source.kind == "tpm" else "nvram", source.path, file=source.file, vm=vm)
+    kind: Literal["tpm", "nvram"] = "tpm" if source.kind == "tpm" else "nvram"
+    return capture(kind, source.path, file=source.file, vm=vm, qcow2=source.format == "qcow2")
 
 
 def as_text(moment: datetime) -> str:

@@ -117,7 +117,7 @@ class LocalHost:
         return check_host(self._settings, self._connected, request)
 
     def mend(self, order: Mend) -> str:
-        return mend(self._connected, order)
+        return mend(self._connected, self._repository, order)
 
     # -- tasks -------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class LocalHost:
             case DefineVm() as task:
                 return restore.define_vm(self._connected(), self._repository(), task)
             case UndefineVm() as task:
-                return restore.undefine_vm(self._connected(), task)
+                return restore.undefine_vm(self._connected(), self._repository(), task)
             case CheckInPlace() as task:
                 return check_in_place(self._connected(), self._repository(), self._settings, task)
             case ParkVm() as task:

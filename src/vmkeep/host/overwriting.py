@@ -18,6 +18,7 @@ from vmkeep.errors import InvalidRequest, VmBusy
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import JournalDisk
 from vmkeep.host.rebinding import broken_bitmaps
+from vmkeep.host.socket import socket_directory
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import DisksWritten
 from vmkeep.hypervisor import Domain
@@ -48,7 +49,7 @@ class Overwriting:
     ) -> None:
         self._settings = settings
         self._repository = repository
-        self._directory = settings.run_dir / operation[:12]
+        self._directory = socket_directory(settings, operation)
         self._prefix = checkpoint_prefix(repository.id)
         self._key = key
 

@@ -241,6 +241,7 @@ class Point:
         try:
             disks = self._copy_disks(opened)
             states, new_states = self._store_states(opened)
+            secrets = opened.writer.put_secrets(opened.examined.secrets, vm_uuid=opened.examined.domain.uuid)
             record = PointRecord(
                 id=request.point_id,
                 vm_uuid=opened.examined.domain.uuid,
@@ -258,6 +259,7 @@ class Point:
                 states=tuple(states),
                 definition=opened.examined.definition_xml,
                 warnings=opened.warnings,
+                secrets=secrets,
             )
             self._stop()
             opened.exposure.prove()

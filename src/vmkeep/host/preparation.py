@@ -145,21 +145,15 @@ def state_warnings(live: Definition) -> list[str]:
     tpm = live.tpm
     if tpm is None:
         return []
-    if tpm.backend is not TpmBackend.EMULATOR:
-        return [
-            (
-                f"The VM's TPM is a {tpm.backend} one: its state is no file of this host and is not in the point. "
-                "Keep recovery keys of the guest at hand."
-            )
-        ]
-    if tpm.secret_uuid is not None:
-        return [
-            (
-                f"The TPM state is encrypted with libvirt's secret {tpm.secret_uuid}, which is not in the point. Keep "
-                "the secret's value safe: a restored VM needs it."
-            )
-        ]
-    return []
+    if tpm.backend is TpmBackend.EMULATOR:
+        return []
+    what = "a real one of the host" if tpm.backend is TpmBackend.PASSTHROUGH else "one that libvirt does not start"
+    return [
+        (
+            f"The VM's TPM is {what} ({tpm.backend}): its state is no file that libvirt keeps, and is not in the "
+            "point. Keep recovery keys of the guest at hand."
+        )
+    ]
 
 
 def refusal(outcome: Refused, vm: str) -> VmkeepError:

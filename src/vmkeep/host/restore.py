@@ -6,6 +6,7 @@ all of it is there; the definition comes last. Each task can be repeated after a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -33,9 +34,11 @@ from vmkeep.errors import (
     InvalidRequest,
     StateUnsupported,
     TargetExists,
+    VmkeepError,
 )
 from vmkeep.filesystem import sync_directory
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
+from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -51,7 +54,7 @@ from vmkeep.host.tasks import (
     VmPrepared,
     WithdrawItems,
 )
-from vmkeep.hypervisor import Hypervisor
+from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
@@ -93,9 +96,29 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
         for state in record.states
     ]
     definition = item_at("definition", "definition", output / _DEFINITION_FILE, request.operation)
-    items = (*disks, *states, definition)
+    items = (*disks, *states, definition, *_secret_items(record, output, request))
     _refuse_existing(items, force=request.force)
-    return FilesPrepared(items, (*_absences(record), *told_of_encryption(record, secrets)))
+    return FilesPrepared(
+        items, (*_absences(record), *told_of_encryption(record, secrets), *_told_of_secrets(record, request))
+    )
+
+
+def _secret_items(record: PointRecord, output: Path, request: PrepareFiles) -> list[DeliveredItem]:
+    """Return the two files of each secret, for virsh secret-define and virsh secret-set-value."""
+    if not request.secrets:
+        return []
+    return [
+        item_at("secret", secret.uuid, output / f"secret-{secret.uuid}.{extension}", request.operation, extension)
+        for secret in record.secrets
+        for extension in ("xml", "base64")
+    ]
+
+
+def _told_of_secrets(record: PointRecord, request: PrepareFiles) -> list[str]:
+    if request.secrets or not record.secrets:
+        return []
+    uuids = ", ".join(secret.uuid for secret in record.secrets)
+    return [f"What is encrypted with libvirt's secret {uuids} needs it: --secrets writes it too, in plain text."]
 
 
 # -- as a VM ---------------------------------------------------------------------------------------------------
@@ -111,7 +134,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             vm=request.name,
             hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
         )
-    secrets = secrets_of_point(record, lambda: hypervisor)
+    disk_secrets = secrets_of_point(record, lambda: hypervisor)
     same = not request.elsewhere and hypervisor.find(record.vm_uuid) is None
     tpm = _tpm_choice(record, original, request, same=same)
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
@@ -125,7 +148,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
                 request.operation,
                 _image_format(disk),
             ),
-            secret=secrets.get(disk.target, ""),
+            secret=disk_secrets.get(disk.target, ""),
         )
         for disk in record.disks
     ]
@@ -145,6 +168,9 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             hint="Move the directory away if it is not needed, or restore with --tpm same.",
         )
     identity: Literal["same", "new"] = "same" if same else "new"
+    secrets = plan_secrets(
+        hypervisor, repository, record, needed_secrets(original), vm=request.name, must_open=tpm == "same"
+    )
     # Made here only to refuse early what cannot be made; DefineVm makes it again.
     _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
     return VmPrepared(
@@ -153,12 +179,13 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
         identity=identity,
         tpm=tpm,
         items=tuple(items),
-        warnings=_absences(record),
+        warnings=(*_absences(record), *secrets.warnings),
+        secrets=secrets.absent,
     )
 
 
 def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
-    """Define the VM; when an earlier attempt did so already, that is fine."""
+    """Define the VM, after its secrets; when an earlier attempt did so already, that is fine."""
     existing = hypervisor.find(request.uuid)
     if existing is None:
         record = repository.point(request.point_id)
@@ -167,9 +194,38 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
         definition = _definition_of(
             record, original, request.name, request.uuid, request.identity, request.items, roots
         )
-        hypervisor.define(definition, request.name)
+        needed, must_open = needed_secrets(original), any(item.role == "tpm" for item in request.items)
+        plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
+        try:
+            define_secrets(hypervisor, repository, record, plan)
+            defined = hypervisor.define(definition, request.name)
+            try:
+                _refuse_what_was_dropped(original, defined)
+            except BaseException:
+                defined.undefine()
+                raise
+        except BaseException:
+            with contextlib.suppress(VmkeepError):  # what went wrong first is what counts
+                forget_secrets(hypervisor, repository, record, request.secrets)
+            raise
     elif existing.name != request.name:
         raise TargetExists(f"a VM with the UUID {request.uuid} appeared meanwhile: {existing.name!r}", vm=existing.name)
+
+
+def _refuse_what_was_dropped(original: Definition, defined: Domain) -> None:
+    """Raise StateUnsupported when libvirt left out of the definition how the UEFI variables are stored.
+
+    libvirt 9.0 accepts format='qcow2' and drops it (tried); the firmware would then find a qcow2 header where its
+    variables should be. 9.2 knows it.
+    """
+    wanted = original.firmware.nvram_format
+    if parse_definition(defined.definition_xml(inactive=True)).firmware.nvram_format != wanted:
+        raise StateUnsupported(
+            f"the UEFI variables of the point are in the format {wanted}, which the libvirt of this host does not know",
+            vm=defined.name,
+            hint="libvirt 9.2 and later know qcow2. On this host: restore with --output, make nvram.fd raw "
+            "(qemu-img convert -O raw), and define domain.xml without the format.",
+        )
 
 
 def _definition_of(
@@ -190,6 +246,7 @@ def _definition_of(
         disks={item.name: DiskPlacement(item.final, item.format) for item in items if item.role == "disk"},
         removed=frozenset(disk.target for disk in record.excluded if _is_lacking(original.disk(disk.target))),
         nvram=nvram if original.firmware.nvram is not None else None,
+        default_tpm_place=True,
     )
     try:
         return remap(record.definition, changes)
@@ -205,11 +262,13 @@ def _is_lacking(disk: DefinedDisk | None) -> bool:
     return not (on_this_host and disk.source is not None and Path(disk.source).exists())
 
 
-def undefine_vm(hypervisor: Hypervisor, request: UndefineVm) -> None:
+def undefine_vm(hypervisor: Hypervisor, repository: Repository, request: UndefineVm) -> None:
     """Undo ``define_vm``."""
     existing = hypervisor.find(request.uuid)
     if existing is not None:
         existing.undefine()
+    if request.secrets:
+        forget_secrets(hypervisor, repository, repository.point(request.point_id), request.secrets)
 
 
 # -- the items of both -----------------------------------------------------------------------------------------
@@ -301,6 +360,10 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
         content = record.definition.encode()
         stage_file(staged, content)
         return len(content)
+    if item.role == "secret":
+        content = secret_file(repository, record, item.name, item.format)
+        stage_file(staged, content)
+        return len(content)
     ref = next(state for state in record.states if state.kind == item.role)
     version, content = repository.state(ref.version_id)
     check_state(ref, content, record)
@@ -326,7 +389,7 @@ def check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
 def item_at(role: str, name: str, final: Path, operation: str, image_format: str = "") -> DeliveredItem:
     """Return the item that ends up at ``final``; its staged name is the operation's own."""
     staged = final.with_name(f".{final.name}.{operation[:12]}.partial")
-    kind = cast("Literal['disk', 'nvram', 'tpm', 'definition']", role)
+    kind = cast("Literal['disk', 'nvram', 'tpm', 'definition', 'secret']", role)
     return DeliveredItem(kind, name, str(staged), str(final), image_format)
 
 

@@ -23,9 +23,10 @@ from vmkeep.errors import (
 from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
-from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
+from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant, refuse_unwritten_variables
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
+from vmkeep.host.socket import job_socket
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan
 from vmkeep.transfer.imagekey import ImageKey
@@ -56,7 +57,10 @@ class RunningExposure:
     def open(cls, subject: Subject, settings: Settings, *, quiesce: bool, stop: Callable[[], None]) -> RunningExposure:
         """Fix the instant; on failure nothing of it is left."""
         domain = subject.domain
-        running = domain.state().run is RunState.RUNNING
+        state = domain.state()
+        running = state.run is RunState.RUNNING
+        if state.asleep:
+            refuse_unwritten_variables(subject.states, domain.name)
         if quiesce:
             _require_agent(domain, running=running)
         scratch = _scratch(subject, settings)
@@ -67,7 +71,8 @@ class RunningExposure:
             vm=domain.name,
             uuid=domain.uuid,
             checkpoint=subject.checkpoint,
-            socket=str(subject.directory(settings) / "nbd"),
+            socket=str(job_socket(domain, subject.uri, settings, subject.operation)),
+            directory=str(subject.directory(settings)),
             was_running=running,
             scratch=tuple(str(path) for path in scratch.values()),
             quiesced=quiesce,

@@ -76,7 +76,8 @@ class JobRecord:
     Of a VM that is off (``stopped``) there is no job to end: only the new bitmaps in ``images`` are to be removed.
     ``quiesced``: the guest's file systems may have been frozen. ``secret`` is the UUID of the libvirt secret that the
     scratch of encrypted disks is encrypted with, empty when there is none. ``proven``: scratch that must not run out,
-    because QEMU would not stop the guest then.
+    because QEMU would not stop the guest then. ``directory`` is the operation's own
+    directory of sockets, which need not be that of ``socket``: libvirt's directory of the VM is not ours to remove.
     """
 
     operation: str
@@ -93,6 +94,7 @@ class JobRecord:
     quiesced: bool = False
     secret: str = ""
     proven: tuple[ProvenScratch, ...] = ()
+    directory: str = ""
 
     def save(self, directory: Path) -> Path:
         """Write the record durably; the file is named after the operation."""
@@ -302,8 +304,13 @@ def end_job(domain: Domain) -> None:
 
 
 def remove_leavings(record: JobRecord) -> None:
-    """Remove the sockets' directory and scratch files that QEMU or libvirt did not remove."""
-    shutil.rmtree(Path(record.socket).parent, ignore_errors=True)
+    """Remove the sockets and scratch files that QEMU or libvirt did not remove."""
+    # An older record has no directory: its socket was in the operation's own.
+    directory = Path(record.directory) if record.directory else Path(record.socket).parent
+    if directory.name == record.operation[:12]:
+        shutil.rmtree(directory, ignore_errors=True)
+    with suppress(OSError):
+        Path(record.socket).unlink(missing_ok=True)
     for scratch in record.scratch:
         with suppress(OSError):
             Path(scratch).unlink(missing_ok=True)

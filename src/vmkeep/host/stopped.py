@@ -64,6 +64,7 @@ class StoppedExposure:
             uuid=subject.domain.uuid,
             checkpoint=subject.checkpoint,
             socket=str(subject.directory(settings) / "nbd"),
+            directory=str(subject.directory(settings)),
             was_running=False,
             scratch=(),
             stopped=True,

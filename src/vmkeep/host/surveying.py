@@ -6,11 +6,12 @@ import os
 from typing import Literal, cast
 
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, parse_definition
+from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
 from vmkeep.host.bases import image_chains
 from vmkeep.host.instant import state_sources
 from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
+from vmkeep.host.secret import needed_secrets, read_secrets
 from vmkeep.host.survey import SurveyedDisk, SurveyedVm
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import Exclusion, PointRequest, Refused, plan_point
@@ -32,7 +33,9 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     refusals = outcome.refusals if isinstance(outcome, Refused) else ()
     excluded = _excluded(definition, outcome.excluded if not isinstance(outcome, Refused) else ())
     by_target = {refused.target: refused.message for refused in refusals if refused.target is not None}
-    problems = [refused.message for refused in refusals] + _state_problems(definition, settings, running=running)
+    problems = [refused.message for refused in refusals] + _state_problems(
+        definition, hypervisor, settings, running=running
+    )
     disks = tuple(
         SurveyedDisk(
             target=disk.target,
@@ -62,8 +65,9 @@ def _excluded(definition: Definition, planned: tuple[Exclusion, ...]) -> dict[st
     return {**{exclusion.target: str(exclusion.reason) for exclusion in planned}, **told}
 
 
-def _state_problems(definition: Definition, settings: Settings, *, running: bool) -> list[str]:
-    problems = state_warnings(definition)
+def _state_problems(definition: Definition, hypervisor: Hypervisor, settings: Settings, *, running: bool) -> list[str]:
+    _, withheld = read_secrets(hypervisor, needed_secrets(definition))
+    problems = state_warnings(definition) + withheld
     try:
         sources = state_sources(definition, StateRoots.of(settings.uri))
     except StateUnsupported as error:
@@ -86,7 +90,9 @@ def _nvram(definition: Definition, settings: Settings) -> str | None:
 
 def _tpm(definition: Definition) -> str | None:
     tpm = definition.tpm
-    return None if tpm is None else f"{tpm.backend} {tpm.version or '2.0'}".strip()
+    if tpm is None or tpm.backend is not TpmBackend.EMULATOR:
+        return None if tpm is None else str(tpm.backend)  # what version it is only its owner knows
+    return f"{tpm.backend} {tpm.version or '2.0'}"
 
 
 def _unreadable(domain: Domain, run: RunState, error: DefinitionError) -> SurveyedVm:

@@ -121,12 +121,13 @@ class AbandonPoint:
 class DeliveredItem:
     """One thing that a restore puts somewhere: written at ``staged``, in the same directory as ``final``.
 
-    ``name`` is the disk's target, or the kind of the state file; ``format`` is that of a disk's image. ``file`` is
-    the path of a TPM's state below its directory, where it is not the one that the point recorded. ``secret`` names
-    the libvirt secret that a disk's image is encrypted with; empty for a plain one.
+    ``name`` is the disk's target, the kind of the state file, or the UUID of a secret; ``format`` is that of a disk's
+    image, or of a secret's file ("xml", "base64"). ``file`` is the path of a TPM's state below its directory, where it
+    is not the one that the point recorded. ``secret`` names the libvirt secret that a disk's image is encrypted with;
+    empty for a plain one.
     """
 
-    role: Literal["disk", "nvram", "tpm", "definition"]
+    role: Literal["disk", "nvram", "tpm", "definition", "secret"]
     name: str
     staged: str
     final: str
@@ -140,7 +141,7 @@ class PrepareFiles:
     """Choose the paths of a restore to files and check that nothing is in the way. Answers FilesPrepared.
 
     ``operation`` makes the staged names unique, so that two restores at once keep out of each other's way. ``decrypt``
-    writes plain images of disks that were encrypted.
+    writes plain images of disks that were encrypted. With ``secrets`` those of the point are among the files.
     """
 
     operation: str
@@ -149,6 +150,7 @@ class PrepareFiles:
     image_format: str
     force: bool
     decrypt: bool = False
+    secrets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,8 @@ class PrepareVm:
 class VmPrepared:
     """``tpm`` says whose TPM the VM gets: "same", "new" or "none".
 
-    The definition is not here, as flows are stored and it may hold passwords: DefineVm makes it again.
+    The definition is not here, as flows are stored and it may hold passwords: DefineVm makes it again. ``secrets`` are
+    the UUIDs of those that libvirt lacks and gets with the VM; their values are never here either.
     """
 
     name: str
@@ -186,6 +189,7 @@ class VmPrepared:
     tpm: str
     items: tuple[DeliveredItem, ...]
     warnings: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +233,14 @@ class DiscardReplaced:
 
 @dataclass(frozen=True, slots=True)
 class DefineVm:
-    """Define the VM with the identity and the paths that PrepareVm chose. Nothing is started."""
+    """Define the VM with the identity and the paths that PrepareVm chose, after its secrets. Nothing is started."""
 
     point_id: str
     name: str
     uuid: str
     identity: str
     items: tuple[DeliveredItem, ...]
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +248,8 @@ class UndefineVm:
     """Undo DefineVm; disks, NVRAM and TPM are left to WithdrawItems."""
 
     uuid: str
+    point_id: str = ""
+    secrets: tuple[str, ...] = ()
 
 
 # -- a restore in place ----------------------------------------------------------------------------------------
@@ -321,7 +328,10 @@ class DisksWritten:
 
 @dataclass(frozen=True, slots=True)
 class PublishRestore:
-    """Rename state files and new images into place; what they replace is kept until ReleaseVm."""
+    """Give libvirt the secrets that it lacks, then rename state files and new images into place.
+
+    What they replace is kept until ReleaseVm.
+    """
 
     operation: str
 

@@ -16,6 +16,7 @@ from vmkeep.errors import StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import Bases, checkpoint_prefix
 from vmkeep.host.findings import (
     CheckupRequest,
+    DefineSecret,
     DropBitmaps,
     DropCheckpoint,
     EndJob,
@@ -24,6 +25,7 @@ from vmkeep.host.findings import (
     Operations,
     RememberedPoint,
     RememberedVm,
+    VmMend,
 )
 from vmkeep.host.instant import state_sources
 from vmkeep.host.judgement import Moments
@@ -31,8 +33,9 @@ from vmkeep.host.lock import FileLock
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.safety import end_job
+from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
-from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.hypervisor import Domain, Hypervisor, RunState, Withheld
 from vmkeep.statefiles.capture import LIMIT_BYTES
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import ImageLayer, describe_image
@@ -122,7 +125,7 @@ class _Patient:
         *,
         remedy: str | None = None,
         path: str | None = None,
-        mend: EndJob | DropCheckpoint | DropBitmaps | None = None,
+        mend: VmMend | None = None,
     ) -> Finding:
         return Finding(code, message, remedy=remedy, vm=self.domain.name, path=path, mend=mend)
 
@@ -170,12 +173,25 @@ class _Patient:
         if tpm.backend is not TpmBackend.EMULATOR:
             message = f"its TPM is a {tpm.backend} one, whose state is in no point; keep the guest's recovery keys"
             yield self._finding(FindingCode.TPM_NOT_KEPT, message)
-        elif tpm.secret_uuid is not None and not self.hypervisor.has_secret(tpm.secret_uuid):
-            message = f"its TPM state is encrypted with the secret {tpm.secret_uuid}, which libvirt does not have"
-            remedy = "virsh secret-define FILE, then virsh secret-set-value, with the secret's UUID and value"
-            yield self._finding(FindingCode.TPM_SECRET_MISSING, message, remedy=remedy)
         elif tpm.secret_uuid is not None:
-            message = f"its TPM state is encrypted with the secret {tpm.secret_uuid}, which is in no point: keep it"
+            yield from self._tpm_secret(tpm.secret_uuid)
+
+    def _tpm_secret(self, uuid: str) -> Iterator[Finding]:
+        here = self.hypervisor.secret(uuid)
+        encrypted = f"its TPM state is encrypted with the secret {uuid}"
+        if here in (Withheld.ABSENT, Withheld.EMPTY):
+            what = "which libvirt does not have" if here is Withheld.ABSENT else "which has no value in libvirt"
+            holder = next((point for point in self.known.points if uuid in point.secrets), None)
+            if holder is not None:
+                message = f"{encrypted}, {what}; point {holder.id} holds it"
+                mend = DefineSecret(self.domain.uuid, uuid, holder.id)
+                yield self._finding(FindingCode.TPM_SECRET_MISSING, message, mend=mend)
+            else:
+                remedy = "virsh secret-define FILE, then virsh secret-set-value, with the secret's UUID and value"
+                yield self._finding(FindingCode.TPM_SECRET_MISSING, f"{encrypted}, {what}", remedy=remedy)
+        elif isinstance(here, Withheld):
+            why = "is private" if here is Withheld.PRIVATE else "libvirt does not give out"
+            message = f"{encrypted}, which {why}: it is in no point, so keep its value elsewhere"
             yield self._finding(FindingCode.TPM_NOT_KEPT, message)
 
     def _state_files(self) -> Iterator[Finding]:
@@ -235,12 +251,12 @@ class _Patient:
         socket = self.domain.backup_socket()
         if socket is None:
             return
-        directory = Path(socket).parent
-        ended = self.operations.ended(directory.name)
-        if directory.parent == self.settings.run_dir and ended is not None:
+        operation = operation_of(socket, self.settings)
+        ended = self.operations.ended(operation) if operation is not None else None
+        if ended is not None:
             message = f"a backup job of the operation {ended.id}, which has ended, still runs and fills its scratch"
             yield self._finding(FindingCode.LEFT_JOB, message, mend=EndJob(self.domain.uuid, socket))
-        elif directory.parent != self.settings.run_dir or self.operations.find(directory.name) is None:
+        elif operation is None or self.operations.find(operation) is None:
             message = "a backup job that is not this installation's runs; backups are refused until it ends"
             remedy = f"virsh domjobinfo {self.domain.name}"
             yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)

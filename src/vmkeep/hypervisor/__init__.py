@@ -1,6 +1,7 @@
-"""libvirt, and only libvirt: connections, domains, checkpoints and backup jobs, with errors translated once."""
+"""libvirt, and only libvirt: connections, domains, checkpoints, backup jobs, secrets. Errors are translated once."""
 
 from vmkeep.hypervisor.connection import Hypervisor
 from vmkeep.hypervisor.domain import Domain, DomainState, RunState
+from vmkeep.hypervisor.secret import Secret, Withheld, secret_xml
 
-__all__ = ["Domain", "DomainState", "Hypervisor", "RunState"]
+__all__ = ["Domain", "DomainState", "Hypervisor", "RunState", "Secret", "Withheld", "secret_xml"]

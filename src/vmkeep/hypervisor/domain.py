@@ -42,11 +42,12 @@ _RUN_STATES = {
 @dataclass(frozen=True, slots=True)
 class DomainState:
     """Run state; whether the VM stopped itself on an I/O error (which includes a full scratch disk); whether it is
-    off because its QEMU died."""
+    off because its QEMU died; whether its guest suspended it (S3)."""
 
     run: RunState
     io_error: bool
     killed: bool = False
+    asleep: bool = False
 
 
 class Domain:
@@ -67,6 +68,7 @@ class Domain:
             io_error=state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR,
             # What libvirt 9.0 says after a kill -9 of QEMU; an orderly `virsh destroy` is "destroyed".
             killed=state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED,
+            asleep=state == libvirt.VIR_DOMAIN_PMSUSPENDED,
         )
 
     def definition_xml(self, *, inactive: bool = False, secure: bool = False) -> str:
@@ -75,6 +77,12 @@ class Domain:
         flags |= libvirt.VIR_DOMAIN_XML_SECURE if secure else 0
         with libvirt_errors("give the definition", self.name):
             return self._handle.XMLDesc(flags)
+
+    def run_number(self) -> int | None:
+        """Return the number that libvirt gave this run of the VM; None while it is off."""
+        with libvirt_errors("tell the number of the VM", self.name):
+            number = self._handle.ID()
+        return number if number >= 0 else None
 
     def is_persistent(self) -> bool:
         """Return whether the VM stays defined when it stops."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from vmkeep.repository.answers import Unanswered, unanswered
+from vmkeep.repository.envelopes import PointSecret
 from vmkeep.repository.record import (
     BLOCK_BYTES,
     BlockRef,
     ExcludedDisk,
     PointDisk,
     PointRecord,
+    SecretRef,
     StateRef,
     StateVersion,
     StoredDisk,
@@ -26,9 +28,11 @@ __all__ = [
     "PointDisk",
     "PointRecord",
     "PointReport",
+    "PointSecret",
     "PointWriter",
     "Repository",
     "RepositoryReport",
+    "SecretRef",
     "StateRef",
     "StateVersion",
     "StoredDisk",

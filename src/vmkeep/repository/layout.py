@@ -29,7 +29,7 @@ KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED = (
     "intents/",
     "condemned/",
 )
-ENVELOPES = "envelopes/"  # reserved for the keys of VMs
+ENVELOPES = "envelopes/"  # since 1.1: the secrets of points
 
 ID_BYTES = 32
 NAME_BYTES = 16
@@ -62,7 +62,7 @@ class FrameKind(IntEnum):
     PACK_INDEX = 3
     POINT = 4
     STATE = 5
-    ENVELOPE = 6  # reserved
+    ENVELOPE = 6
 
 
 class PackKind(IntEnum):

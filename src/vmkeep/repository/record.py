@@ -116,6 +116,14 @@ class StateRef:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A secret that is in the envelope of a point: what libvirt uses it for, and its UUID. Never its value."""
+
+    usage: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
 class StateVersion:
     """What is known of one immutable copy of a state file. ``created`` is ISO 8601 in UTC with microseconds."""
 
@@ -182,6 +190,7 @@ class PointRecord:
     states: tuple[StateRef, ...]
     definition: str
     warnings: tuple[str, ...] = ()
+    secrets: tuple[SecretRef, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -193,14 +202,16 @@ class PointRecord:
             "states": [_slots(state) for state in self.states],
             "warnings": list(self.warnings),
         }
-        return {**self.extra, **plain, **lists}
+        # A point without secrets is written as in 1.0.
+        secrets = {"secrets": [_slots(secret) for secret in self.secrets]} if self.secrets else {}
+        return {**self.extra, **plain, **lists, **secrets}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> PointRecord:
         """Raises ObjectDamaged when a field is missing or of a wrong type."""
         try:
             plain = {name: _typed(value[name], kind) for name, kind in _POINT_FIELDS.items()}
-            known = {*plain, "disks", "excluded", "states", "warnings", "labels"}
+            known = {*plain, "disks", "excluded", "states", "warnings", "labels", "secrets"}
             return cls(
                 **plain,
                 labels={str(name): _typed(text, str) for name, text in value["labels"].items()},
@@ -208,6 +219,10 @@ class PointRecord:
                 excluded=tuple(ExcludedDisk(str(disk["target"]), str(disk["reason"])) for disk in value["excluded"]),
                 states=tuple(_state_ref(state) for state in value["states"]),
                 warnings=tuple(_typed(text, str) for text in value["warnings"]),
+                secrets=tuple(
+                    SecretRef(_typed(secret["usage"], str), _typed(secret["uuid"], str))
+                    for secret in value.get("secrets", ())
+                ),
                 extra={name: content for name, content in value.items() if name not in known},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -251,7 +266,7 @@ def _state_ref(value: Mapping[str, Any]) -> StateRef:
     return StateRef(kind, version, _number(value["generation"]), sha256, _number(value["size_bytes"]), file)
 
 
-def _slots(value: PointDisk | ExcludedDisk | StateRef) -> dict[str, Any]:
+def _slots(value: PointDisk | ExcludedDisk | StateRef | SecretRef) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__slots__}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,12 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
-from vmkeep.repository import fetch, intents, states
+from vmkeep.repository import envelopes, fetch, intents, states
 from vmkeep.repository.compression import zstd
 from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
+    ENVELOPES,
     FORMAT_OBJECT,
     NAME_BYTES,
     POINTS,
@@ -159,11 +161,24 @@ class Repository:
         return record
 
     def delete_point(self, point_id: str) -> None:
-        """Remove a point; its blocks stay until a prune finds that no other point needs them. Raises PointNotFound."""
+        """Remove a point and its secrets; its blocks stay until a prune finds that no other point needs them.
+
+        Raises PointNotFound, also then without leaving an envelope: one that a killed writer or deletion left.
+        """
+        missing: ObjectMissing | None = None
         try:
             self._store.delete(POINTS + point_id)
         except ObjectMissing as error:
-            raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from error
+            missing = error
+        # Only when the point is gone: it cannot be restored without them.
+        with contextlib.suppress(ObjectMissing):
+            self._store.delete(ENVELOPES + point_id)
+        if missing is not None:
+            raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from missing
+
+    def secrets(self, record: PointRecord) -> tuple[envelopes.PointSecret, ...]:
+        """Return the secrets that a point holds; raises ObjectMissing or ObjectDamaged."""
+        return envelopes.get_envelope(self._store, self._sealer, record)
 
     def state(self, version_id: str) -> tuple[StateVersion, bytes]:
         """Return a state version and its content; raises ObjectMissing or ObjectDamaged."""

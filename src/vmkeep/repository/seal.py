@@ -37,6 +37,7 @@ ID_NAMES = {
     FrameKind.PACK_INDEX: "pack index",
     FrameKind.POINT: "point",
     FrameKind.STATE: "state version",
+    FrameKind.ENVELOPE: "envelope",
 }
 _NONCE = struct.Struct("<Q4x")
 _CACHED_KEYS = 1024
@@ -132,9 +133,9 @@ class Sealer:
             for plain, body in zip(pieces, self._compress(pieces) if pieces else (), strict=True)
         ]
 
-    def seal_alone(self, kind: FrameKind, name: str, data: bytes) -> bytes:
+    def seal_alone(self, kind: FrameKind, name: str, data: bytes, *, compressed: bool = True) -> bytes:
         """Return an object of one frame whose id is that of its own name, so that a renamed object does not open."""
-        ((codec, body),) = self.compress([data])
+        ((codec, body),) = self.compress([data]) if compressed else [(Codec.STORED, data)]
         return self.new_key().seal(kind, self.id_of(kind, name.encode()), codec, body, len(data), 0)
 
     def open_alone(self, kind: FrameKind, name: str, frame: bytes, where: str) -> bytes:

@@ -16,10 +16,12 @@ from typing import TypeAlias
 
 from vmkeep.errors import ObjectDamaged, ObjectMissing, PointNotFound, VmkeepError
 from vmkeep.keys import KeyMaterial
+from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import describe, fetch_frames
 from vmkeep.repository.intents import damaged_notes, stored_packs
 from vmkeep.repository.keyring import generation_of_name, highest_generation, keyring_name, open_keyring
 from vmkeep.repository.layout import (
+    ENVELOPES,
     FORMAT_OBJECT,
     KEYRING,
     PACK_HEADER_BYTES,
@@ -147,6 +149,7 @@ class Verification:
                 self._state_problem(item.name.removeprefix(STATES))
             else:
                 self._find(item.name, "this is not an object of a repository")
+        self._check_envelopes()
         for point_id in points:
             try:
                 self._check_point(point_id)
@@ -176,10 +179,28 @@ class Verification:
             problem = self._state_problem(state.version_id, state.sha256)
             if problem is not None:
                 self._find(STATES + state.version_id, problem, point_id)
+        try:
+            get_envelope(self._store, self._sealer, record)
+        except VmkeepError as error:
+            self._find(ENVELOPES + point_id, error.message, point_id)
         for disk in record.disks:
             if disk.stored.root is not None:
                 geometry = geometry_of(disk.stored)
                 self._check_subtree(disk.stored, geometry, disk.stored.root, geometry.levels - 1, 0, point_id)
+
+    def _check_envelopes(self) -> None:
+        """Prove every envelope, also one without a point: that of a writer at work, or what a killed one left."""
+        for item in self._store.list(ENVELOPES):
+            name = item.name.removeprefix(ENVELOPES)
+            if not is_name(name):
+                self._find(item.name, "this is not an object of a repository")
+                continue
+            try:
+                open_envelope(self._store, self._sealer, name)
+            except ObjectMissing:
+                continue  # deleted with its point since they were listed
+            except VmkeepError as error:
+                self._find(item.name, error.message)
 
     def _state_problem(self, version_id: str, sha256: str | None = None) -> str | None:
         if version_id not in self._states:

@@ -14,11 +14,13 @@ from types import TracebackType
 from typing import Self
 
 from vmkeep.errors import Interrupted, InvalidRequest, ObjectMissing, StoreError, TargetExists, VmkeepError
+from vmkeep.repository.envelopes import PointSecret, put_envelope
 from vmkeep.repository.fetch import node_reader
 from vmkeep.repository.intents import Intent, unusable
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
     BLOCK_BYTES_LIMIT,
+    ENVELOPES,
     NAME_BYTES,
     POINTS,
     STATES,
@@ -30,7 +32,7 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.manifest import Geometry, ManifestBuilder
 from vmkeep.repository.packs import DATA_PACK_BYTES, METADATA_PACK_BYTES, Packer
-from vmkeep.repository.record import BLOCK_BYTES, FAN_OUT, BlockRef, PointRecord, StateVersion, StoredDisk
+from vmkeep.repository.record import BLOCK_BYTES, FAN_OUT, BlockRef, PointRecord, SecretRef, StateVersion, StoredDisk
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.states import put_state
 from vmkeep.repository.store import ObjectStore
@@ -253,6 +255,7 @@ class PointWriter:
         self._placer = BlockPlacer(store, sealer, known, uploaders)
         self._disks: list[DiskWriter] = []
         self._needs_parent = False
+        self._has_envelope = False
         self._ended = False
 
     @property
@@ -309,6 +312,15 @@ class PointWriter:
             mode=mode,
             created=created,
         )
+
+    def put_secrets(self, secrets: Sequence[PointSecret], *, vm_uuid: str) -> tuple[SecretRef, ...]:
+        """Seal the VM's secrets into the point's envelope and return what the record says of them. At most once."""
+        self._has_envelope = bool(secrets)  # before the put: one that fails may have stored something
+        try:
+            return put_envelope(self._store, self._sealer, self.point_id, vm_uuid, secrets)
+        except TargetExists:
+            self._has_envelope = False  # that of another point of this id: it is not ours to delete
+            raise
 
     def commit(self, record: PointRecord) -> PointRecord:
         """Make the point exist: when this returns, it and all it needs are durable.
@@ -375,6 +387,8 @@ class PointWriter:
             problem = f"its base, point {record.parent}, was deleted"
         elif any(not self._store.exists(STATES + state.version_id) for state in record.states):
             raise ObjectMissing("a state version that the point names is not in the repository")
+        elif record.secrets and not self._store.exists(ENVELOPES + record.id):
+            raise ObjectMissing("the envelope of the point is not in the repository")
         if problem is not None:
             self._known.forget()
             raise StoreError(
@@ -388,5 +402,9 @@ class PointWriter:
             return
         self._ended = True
         self._placer.end(failure)
+        if failure is not None and self._has_envelope:
+            # Nobody else can need it. A writer that may not delete leaves it behind, sealed, as it leaves its packs.
+            with contextlib.suppress(VmkeepError):
+                self._store.delete(ENVELOPES + self.point_id)
         self._intent.end()
         self._known.close()

@@ -1,7 +1,8 @@
 """Reading a state file so that a torn, blank or foreign one never passes for good.
 
 The VM is suspended while these run, so one read is of one instant (swtpm replaces its file by rename; QEMU
-writes NVRAM in place, but not while the virtual processors stand still). swtpm's own check accepts torn and
+writes NVRAM in place, but not while the virtual processors stand still; and when it stops them it writes out what it
+holds of a qcow2 image, which it does not do before). swtpm's own check accepts torn and
 flipped files (0.7.1, tried), so what can be checked here is size and substance; integrity later comes from the
 hash that is kept with the content.
 """
@@ -13,6 +14,7 @@ import hashlib
 import os
 import pwd
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,12 +51,13 @@ class CapturedState:
         return f"CapturedState({self.kind}, {self.source}, {len(self.content)} bytes)"
 
 
-def capture(kind: StateKind, path: Path, *, file: str, vm: str) -> CapturedState:
+def capture(kind: StateKind, path: Path, *, file: str, vm: str, qcow2: bool = False) -> CapturedState:
     """Read a state file of a VM that stands still.
 
-    ``file`` is the name under which it is kept ("tpm2/tpm2-00.permall", "nvram.fd"). Raises HostFileMissing,
-    PermissionRefused, StateTorn for a file that is too small or blank, and StateUnsupported for one over the
-    limit (1 MiB for a TPM, 8 MiB for NVRAM) or that is no regular file.
+    ``file`` is the name under which it is kept ("tpm2/tpm2-00.permall", "nvram.fd"). ``qcow2``: it is such an image,
+    and kept as it is. Raises HostFileMissing, PermissionRefused, StateTorn for a file that is too small, blank or no
+    such image, and StateUnsupported for one over the limit (1 MiB for a TPM, 8 MiB for NVRAM), that is no regular file
+    or not whole by itself.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -85,6 +88,8 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str) -> CapturedState
         raise StateTorn(f"the {kind} state changed its size while it was read", vm=vm, path=str(path))
     if len(content) < _LEAST_BYTES[kind] or not content.strip(content[:1]):
         raise StateTorn(f"the {kind} state is blank or cut off ({len(content)} bytes)", vm=vm, path=str(path))
+    if qcow2:
+        _check_qcow2(content, vm, path)
     return CapturedState(
         kind,
         file,
@@ -94,6 +99,23 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str) -> CapturedState
         stat.S_IMODE(about.st_mode),
         str(path),
     )
+
+
+def _check_qcow2(content: bytes, vm: str, path: Path) -> None:
+    """Refuse what is no qcow2 image, and one that is not whole by itself: with a backing file or a data file."""
+    # The header: magic, version, offset of the backing file's name; from version 3 on, at 72, the features that a
+    # reader must know, of which bit 2 is a data file (QEMU, docs/interop/qcow2.txt).
+    magic, version, backing = struct.unpack_from(">4sIQ", content)
+    if magic != b"QFI\xfb":
+        raise StateTorn("the nvram state is not the qcow2 image that the definition says", vm=vm, path=str(path))
+    features = struct.unpack_from(">Q", content, 72)[0] if version >= 3 else 0
+    if backing or features & 4:
+        raise StateUnsupported(
+            "the nvram state is a qcow2 image that needs another file: a backing file or a data file",
+            vm=vm,
+            path=str(path),
+            hint="Make it one image while the VM is off (qemu-img convert).",
+        )
 
 
 def _user_name(uid: int) -> str:

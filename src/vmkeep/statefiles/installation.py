@@ -39,7 +39,8 @@ def stage_file(
 def stage_tpm(staged: Path, file: str, content: bytes, *, owner: tuple[str, str] | None) -> None:
     """Build swtpm's directory of a VM at ``staged``; ``file`` is the path of the permanent state below it.
 
-    libvirt makes the VM's directory 0711 and the version's 0700 of swtpm's user; with ``owner`` so does this.
+    libvirt makes the VM's directory 0711 and the version's 0700 of swtpm's user; with ``owner`` so does this. A
+    directory that a definition names for itself holds the file with nothing in between, and is 0700.
     """
     try:
         if staged.exists():
@@ -48,7 +49,8 @@ def stage_tpm(staged: Path, file: str, content: bytes, *, owner: tuple[str, str]
         staged.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         inner = staged / Path(file).parent
         inner.mkdir(mode=0o700, parents=True)
-        staged.chmod(0o711 if owner else 0o700)
+        if inner != staged:
+            staged.chmod(0o711 if owner else 0o700)
         if owner is not None:
             shutil.chown(inner, *owner)
         stage_file(staged / file, content, owner=owner[0] if owner else None, group=owner[1] if owner else None)

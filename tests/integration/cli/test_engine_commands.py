@@ -124,7 +124,7 @@ def test_all_asks_the_host_for_its_vms(
     engine: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Host:
-        def __init__(self, _settings: object) -> None:
+        def __init__(self, _settings: object, _repository: object) -> None:
             pass
 
         def close(self) -> None:

@@ -18,6 +18,7 @@ from vmkeep.host.journal import RestoreJournal
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import JobRecord
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.repository import Repository
 
 DONE, FAILED, LIVING, INTERRUPTED, UNKNOWN = (letter * 32 for letter in "abcde")
 OPERATIONS = (
@@ -48,10 +49,14 @@ def no_libvirt() -> Hypervisor:
     raise AssertionError("files are mended without libvirt")
 
 
+def no_repository() -> Repository:
+    raise AssertionError("files are mended without the repository")
+
+
 def carry_out(found: list[Finding]) -> None:
     orders: Iterator[Mend] = (finding.mend for finding in found if finding.mend is not None)
     for order in orders:
-        mend(no_libvirt, order)
+        mend(no_libvirt, no_repository, order)
 
 
 def look(settings: Settings, images: Path) -> list[Finding]:

@@ -236,5 +236,20 @@ def test_tpm_is_kept_whatever_changes() -> None:
     )
 
 
+def test_emulated_tpm_leaves_a_place_of_its_own_that_may_be_another_vms() -> None:
+    def tpm(backend: str) -> str:
+        return f"<domain><name>a</name><devices><tpm model='tpm-crb'>{backend}</tpm></devices></domain>"
+
+    own = (
+        "<backend type='emulator' version='2.0'><source type='dir' path='/srv/tpm'/><encryption secret='s'/></backend>"
+    )
+    external = "<backend type='external'><source type='unix' mode='connect' path='/s'/></backend>"
+    changes = Remap(default_tpm_place=True)
+    assert "<source" not in remap(tpm(own), changes)
+    assert "<encryption secret='s'/>" in remap(tpm(own), changes).replace('"', "'")
+    assert 'path="/s"' in remap(tpm(external), changes).replace("'", '"')
+    assert "/srv/tpm" in remap(tpm(own), Remap(name="b"))
+
+
 def test_value_can_be_replaced() -> None:
     assert replace(parse_definition(source("bios")), name="x").name == "x"

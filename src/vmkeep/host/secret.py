@@ -1,0 +1,225 @@
+"""The secrets of libvirt that a VM needs to open what is encrypted: kept in its points, and defined again at a restore.
+
+A value is read from libvirt in the task that seals it, and from the repository in the task that gives it to libvirt or
+to a file. It is in no task, answer, error or log, because those are stored in plain text.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
+from vmkeep.errors import TargetExists
+from vmkeep.hypervisor import Hypervisor, Secret, Withheld, secret_xml
+from vmkeep.repository import PointRecord, PointSecret, Repository
+
+_WHY: Final[Mapping[Withheld, str]] = MappingProxyType(
+    {
+        Withheld.ABSENT: "libvirt does not have",
+        Withheld.EMPTY: "has no value in libvirt any more",
+        Withheld.PRIVATE: "is private, so that libvirt does not give its value out",
+        Withheld.REFUSED: "libvirt does not let this user read",
+        Withheld.FOREIGN: "is of a usage that vmkeep does not know",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NeededSecret:
+    """A secret that a definition names. ``opens`` says what is encrypted with it, in words."""
+
+    uuid: str
+    opens: str
+
+
+def point_needs(record: PointRecord) -> tuple[NeededSecret, ...]:
+    """Return the secrets that the VM of a point needs; none of a definition that cannot be read."""
+    try:
+        return needed_secrets(parse_definition(record.definition))
+    except DefinitionError:
+        return ()
+
+
+def needed_secrets(*definitions: Definition) -> tuple[NeededSecret, ...]:
+    """Return the secrets without which what a point keeps of a VM does not open, each once."""
+    found: dict[str, NeededSecret] = {}
+    for definition in definitions:
+        tpm = definition.tpm
+        if tpm is not None and tpm.backend is TpmBackend.EMULATOR and tpm.secret_uuid is not None:
+            found.setdefault(tpm.secret_uuid, NeededSecret(tpm.secret_uuid, "TPM state"))
+    return tuple(found.values())
+
+
+# -- a point ---------------------------------------------------------------------------------------------------
+
+
+def read_secrets(hypervisor: Hypervisor, needed: Sequence[NeededSecret]) -> tuple[tuple[PointSecret, ...], list[str]]:
+    """Return the secrets that libvirt gives out, and a warning for each that it does not."""
+    secrets, warnings = [], []
+    for need in needed:
+        found = hypervisor.secret(need.uuid)
+        if isinstance(found, Secret):
+            secrets.append(_for_point(found))
+        else:
+            warnings.append(_withheld(need, found))
+    return tuple(secrets), warnings
+
+
+def _withheld(need: NeededSecret, why: Withheld) -> str:
+    relative = f"which {_WHY[why]}"
+    return (
+        f"The {need.opens} is encrypted with libvirt's secret {need.uuid}, {relative}: the secret is not in the point. "
+        "Keep its value safe: a restored VM needs it."
+    )
+
+
+# -- a restore -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SecretPlan:
+    """``missing`` are the UUIDs of secrets whose value libvirt lacks and the point holds.
+
+    ``absent`` are those among them that libvirt does not know at all: these are removed again by an undo.
+    """
+
+    missing: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def plan_secrets(
+    hypervisor: Hypervisor,
+    repository: Repository,
+    record: PointRecord,
+    needed: Sequence[NeededSecret],
+    *,
+    vm: str,
+    must_open: bool,
+) -> SecretPlan:
+    """Compare what a restored VM needs with what libvirt has; nothing is changed.
+
+    ``must_open``: what is encrypted is the point's, so the value must be as well. Raises TargetExists when libvirt has
+    another one, and what reading the point's raises.
+    """
+    held = {secret.uuid: secret for secret in repository.secrets(record)} if needed else {}
+    missing, absent, warnings = [], [], []
+    for need in needed:
+        here = hypervisor.secret(need.uuid)
+        ours = held.get(need.uuid)
+        if isinstance(here, Secret):
+            if must_open and ours is not None and ours.value != here.value:
+                raise _differs(need.uuid, need.opens, vm)
+        elif here in (Withheld.ABSENT, Withheld.EMPTY):
+            if ours is not None:
+                missing.append(need.uuid)
+                absent += [need.uuid] if here is Withheld.ABSENT else []
+                warnings += _made_persistent(ours)
+            else:
+                warnings.append(_lacking(need))
+        elif must_open and ours is not None:
+            warnings.append(
+                f"libvirt has the secret {need.uuid} already and does not give its value out ({here}): whether it is "
+                f"the one that opens the {need.opens} of the point could not be seen. It stays as it is."
+            )
+    return SecretPlan(tuple(missing), tuple(absent), tuple(warnings))
+
+
+def define_secrets(hypervisor: Hypervisor, repository: Repository, record: PointRecord, plan: SecretPlan) -> None:
+    """Give libvirt the secrets that it lacks by the plan, which was made just now: none is ever replaced."""
+    for secret in repository.secrets(record) if plan.missing else ():
+        if secret.uuid in plan.missing:
+            hypervisor.keep_secret(_for_libvirt(secret))
+
+
+def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: PointRecord, uuids: Collection[str]) -> None:
+    """Remove secrets that a restore has defined, except one that another VM needs by now, or with another value."""
+    for secret in repository.secrets(record) if uuids else ():
+        if secret.uuid not in uuids or secret.uuid in _in_use(hypervisor):
+            continue
+        here = hypervisor.secret(secret.uuid)
+        if isinstance(here, Secret) and here.value == secret.value:
+            hypervisor.forget_secret(secret.uuid)
+
+
+def put_secret_back(hypervisor: Hypervisor, repository: Repository, point_id: str, uuid: str) -> str:
+    """Give libvirt a secret of a point if it lacks it, and return a sentence about it."""
+    record = repository.point(point_id)
+    for secret in repository.secrets(record):
+        if secret.uuid == uuid and hypervisor.secret(uuid) in (Withheld.ABSENT, Withheld.EMPTY):
+            hypervisor.keep_secret(_for_libvirt(secret))
+    return f"libvirt has the secret {uuid} again, from point {point_id}"
+
+
+def secret_file(repository: Repository, record: PointRecord, uuid: str, form: str) -> bytes:
+    """Return what `virsh secret-define` ("xml") or `virsh secret-set-value --file` ("base64") takes."""
+    secret = next(secret for secret in repository.secrets(record) if secret.uuid == uuid)
+    if form == "xml":
+        return secret_xml(_for_libvirt(secret)).encode()
+    return base64.b64encode(secret.value) + b"\n"
+
+
+def _in_use(hypervisor: Hypervisor) -> set[str]:
+    used: set[str] = set()
+    for domain in hypervisor.domains():
+        xml = domain.definition_xml(inactive=domain.is_persistent())
+        try:
+            used.update(need.uuid for need in needed_secrets(parse_definition(xml)))
+        except DefinitionError:
+            continue  # a definition that vmkeep cannot read is not of a VM that it restored
+    return used
+
+
+def _differs(uuid: str, opens: str, vm: str) -> TargetExists:
+    return TargetExists(
+        f"libvirt has the secret {uuid} already, with another value than the point's: the {opens} of the point would "
+        "not open",
+        vm=vm,
+        hint="It is never replaced. If nothing needs the one that is there, `virsh secret-undefine` it and run the "
+        "command again. Else leave the TPM out: --tpm new with --as, --tpm keep with --in-place.",
+    )
+
+
+def _lacking(need: NeededSecret) -> str:
+    return (
+        f"libvirt does not have the secret {need.uuid}, with which the {need.opens} is encrypted, and the point does "
+        "not hold it: the VM cannot start before it is defined and its value set (virsh secret-define, "
+        "virsh secret-set-value)."
+    )
+
+
+def _made_persistent(secret: PointSecret) -> list[str]:
+    if not secret.ephemeral:
+        return []
+    return [
+        (
+            f"The secret {secret.uuid} was kept in memory only where the point was taken. It is defined so that "
+            "libvirt keeps it, because the VM could not start any more when libvirt was restarted."
+        )
+    ]
+
+
+def _for_point(secret: Secret) -> PointSecret:
+    return PointSecret(
+        usage=secret.usage,
+        uuid=secret.uuid,
+        usage_id=secret.usage_id,
+        description=secret.description,
+        ephemeral=secret.ephemeral,
+        value=secret.value,
+    )
+
+
+def _for_libvirt(secret: PointSecret) -> Secret:
+    return Secret(
+        uuid=secret.uuid,
+        usage=secret.usage,
+        usage_id=secret.usage_id,
+        description=secret.description,
+        ephemeral=secret.ephemeral,
+        value=secret.value,
+    )

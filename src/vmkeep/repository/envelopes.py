@@ -1,0 +1,116 @@
+"""Envelopes: the secrets of a point, without which what it holds does not open. One sealed object for each point.
+
+An envelope has its point's name and belongs to no other, so it goes with the point, and writers that share no lock
+cannot take it from each other. The point says which secrets it holds; their values are nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmkeep.errors import InvalidRequest, ObjectDamaged
+from vmkeep.repository.layout import ENVELOPES, FrameKind, canonical, parse_canonical
+from vmkeep.repository.record import PointRecord, SecretRef
+from vmkeep.repository.seal import Sealer
+from vmkeep.repository.store import ObjectStore
+
+# What libvirt takes (REMOTE_SECRET_VALUE_MAX).
+VALUE_LIMIT_BYTES = 64 * 1024
+# The plain text is filled up to a multiple of this and not compressed, so that the length of the object, which who has
+# the store sees, does not tell how long a passphrase is.
+_GRAIN_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PointSecret:
+    """A secret of a VM as a point keeps it.
+
+    ``usage`` is libvirt's word for what it is for ("vtpm", "volume"), ``usage_id`` the name or path that goes with it.
+    ``ephemeral``: the host it came from kept it in memory only.
+    """
+
+    usage: str
+    uuid: str
+    usage_id: str
+    description: str
+    ephemeral: bool
+    value: bytes = field(repr=False)
+
+    def ref(self) -> SecretRef:
+        return SecretRef(self.usage, self.uuid)
+
+
+def put_envelope(
+    store: ObjectStore, sealer: Sealer, point_id: str, vm_uuid: str, secrets: Sequence[PointSecret]
+) -> tuple[SecretRef, ...]:
+    """Seal the secrets of a point durably and return what the point says of them; nothing is stored for none."""
+    if not secrets:
+        return ()
+    for secret in secrets:
+        if not 1 <= len(secret.value) <= VALUE_LIMIT_BYTES:
+            raise InvalidRequest(f"the secret {secret.uuid} has {len(secret.value)} bytes, which libvirt cannot hold")
+    document = {"point": point_id, "secrets": [_as_json(secret) for secret in secrets], "vm_uuid": vm_uuid}
+    short = len(canonical({**document, "padding": ""}))
+    plain = canonical({**document, "padding": "0" * (-short % _GRAIN_BYTES)})
+    name = ENVELOPES + point_id
+    store.put(name, sealer.seal_alone(FrameKind.ENVELOPE, point_id, plain, compressed=False))
+    return tuple(secret.ref() for secret in secrets)
+
+
+def get_envelope(store: ObjectStore, sealer: Sealer, record: PointRecord) -> tuple[PointSecret, ...]:
+    """Return the secrets of a point in the order that it names them; raises ObjectMissing or ObjectDamaged."""
+    if not record.secrets:
+        return ()
+    where = ENVELOPES + record.id
+    found = open_envelope(store, sealer, record.id)
+    if found.vm_uuid != record.vm_uuid or tuple(secret.ref() for secret in found.secrets) != record.secrets:
+        raise ObjectDamaged(f"{where} holds other secrets than the point was made with", path=where)
+    return found.secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An envelope as it stands, without its point."""
+
+    vm_uuid: str
+    secrets: tuple[PointSecret, ...]
+
+
+def open_envelope(store: ObjectStore, sealer: Sealer, point_id: str) -> Envelope:
+    """Return what is in the envelope of that name; raises ObjectMissing or ObjectDamaged."""
+    where = ENVELOPES + point_id
+    plain = sealer.open_alone(FrameKind.ENVELOPE, point_id, store.get(where), where)
+    value = parse_canonical(plain, where)
+    try:
+        if value["point"] != point_id:
+            raise ValueError("another point")
+        return Envelope(str(value["vm_uuid"]), tuple(_from_json(secret) for secret in value["secrets"]))
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        # Without its cause: an exception of a parser may quote what it could not parse.
+        raise ObjectDamaged(f"{where} lacks a field or has one of a wrong type", path=where) from None
+
+
+def _as_json(secret: PointSecret) -> dict[str, Any]:
+    return {
+        "description": secret.description,
+        "ephemeral": secret.ephemeral,
+        "usage": secret.usage,
+        "usage_id": secret.usage_id,
+        "uuid": secret.uuid,
+        "value": base64.b64encode(secret.value).decode(),
+    }
+
+
+def _from_json(value: dict[str, Any]) -> PointSecret:
+    texts = [value[name] for name in ("usage", "uuid", "usage_id", "description", "value")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(value["ephemeral"], bool):
+        raise TypeError("text is expected")
+    usage, uuid, usage_id, description, encoded = texts
+    content = base64.b64decode(encoded, validate=True)
+    if not 1 <= len(content) <= VALUE_LIMIT_BYTES:
+        raise ValueError("length")
+    return PointSecret(usage, uuid, usage_id, description, value["ephemeral"], content)
