@@ -72,7 +72,8 @@ def test_vm_that_is_paused_while_the_scratch_is_made_stays_paused(bed: Bed) -> N
 
 
 def test_next_point_after_all_of_them_is_incremental_and_whole_and_a_killed_return_to_it_is_finished(bed: Bed) -> None:
-    bed.vm.suspend()
+    bed.vm.destroy()
+    bed.vm.start(paused=True)
     content = random_bytes(1, 64 * KiB)
     bed.vm.write_bytes("vda", start=1 * MiB, content=content)
     truth = bed.vm.read_image("vda")
