@@ -108,7 +108,7 @@ def test_state_that_is_gone_is_told_and_the_point_is_made(host: Host, vmkeep: Vm
 
 def test_bitmaps_of_others_stay_and_ours_that_nobody_needs_go(host: Host, vmkeep: Vmkeep) -> None:
     vm = _used_vm(host)
-    first = vmkeep.backup("guest")
+    first, before = vmkeep.backup("guest"), Truth.of(vm)
     prefix = first["checkpoint"].removesuffix(first["id"])
     path = vm.disk_path("vda")
     for name in ("libvirt-somebody", prefix + "0" * 32, "vmkeep-00000000-" + "1" * 32):
@@ -119,7 +119,9 @@ def test_bitmaps_of_others_stay_and_ours_that_nobody_needs_go(host: Host, vmkeep
     assert _modes(second) == {"vda": _INCREMENTAL, "vdb": _INCREMENTAL}
     expected = {"libvirt-somebody", "vmkeep-00000000-" + "1" * 32, second["checkpoint"]}
     assert set(bitmaps(path)) == expected
-    Truth.of(vm).assert_files(vmkeep.restore(second, host.dir / "work" / "out"))
+    outputs = vmkeep.restore_all([first, second], host.dir / "work")
+    for kept, output in zip((before, Truth.of(vm)), outputs, strict=True):
+        kept.assert_files(output)
 
 
 def test_lost_checkpoints_are_listed_again_and_the_point_is_incremental(host: Host, vmkeep: Vmkeep) -> None:
@@ -196,7 +198,7 @@ def test_only_the_disk_whose_base_is_lost_is_read_whole_and_all_heals(
 ) -> None:
     vm = _used_vm(host)
     write_offline(vm, "vda", random_bytes(1, 1 * MiB), start=0)
-    vmkeep.backup("guest")
+    first, before = vmkeep.backup("guest"), Truth.of(vm)
     change(vm)
     write_offline(vm, "vda", random_bytes(2, 64 * KiB), start=2 * MiB)
     point = vmkeep.backup("guest")
@@ -208,8 +210,9 @@ def test_only_the_disk_whose_base_is_lost_is_read_whole_and_all_heals(
     assert {modes[target] for target in whole} == {("full", reason) for reason in reasons}
     assert {modes[target] for target in modes if target not in whole} <= {_INCREMENTAL}
     assert set(_modes(following).values()) == {_INCREMENTAL}
-    truth.assert_files(vmkeep.restore(point, host.dir / "work" / "one"))
-    Truth.of(vm).assert_files(vmkeep.restore(following, host.dir / "work" / "two"))
+    outputs = vmkeep.restore_all([first, point, following], host.dir / "work")
+    for kept, output in zip((before, truth, Truth.of(vm)), outputs, strict=True):
+        kept.assert_files(output)
     _assert_one_base(vm, following)
 
 
