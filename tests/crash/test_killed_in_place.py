@@ -219,6 +219,7 @@ def test_restore_killed_at_any_effect_is_finished_or_never_began(pair: Pair, sha
         aim, start = pair.other, pair.at
         pair.sound = False
         outcome = pair.walk(death)
+        recovered: list[str] = []
         try:
             pair.assert_cannot_start_unless_whole()
             recovered = pair.look().recovered
@@ -226,8 +227,8 @@ def test_restore_killed_at_any_effect_is_finished_or_never_began(pair: Pair, sha
                 pair.assert_at(start)
                 assert pair.restore().status == 0
             pair.assert_at(aim)
-        except AssertionError as error:
-            error.add_note(f"killed at {death}: {pair.effects[(death.effect or 1) - 1]}")
+        except Exception as error:
+            error.add_note(f"killed at {death}: {pair.effects[(death.effect or 1) - 1]}; told: {recovered}")
             raise
     pair.sound = True
 

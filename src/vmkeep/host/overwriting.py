@@ -6,6 +6,8 @@ changed after the safety point is refused, because the safety point is the only 
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +29,13 @@ from vmkeep.transfer.imagefile import describe_image
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.images import LUKS
 from vmkeep.transfer.inplace import overwrite, overwrite_differing
-from vmkeep.transfer.server import ImageServer
+from vmkeep.transfer.server import ImageServer, end_abandoned
 
 _DIRTY = 1
 # After kill -9 of vmkeep its qemu-nbd closes the image in order, which takes as long as the storage needs.
 _CLOSING_SECONDS = 60.0
 _WAIT_SECONDS = 0.1
-# Nothing of ours has an image open before the first write, so nothing is waited for long.
+# At a first attempt nothing of ours has an image open before the first write, so nothing is waited for long.
 _BUSY_SECONDS = 1.0
 
 
@@ -50,6 +52,7 @@ class Overwriting:
         self._settings = settings
         self._repository = repository
         self._directory = socket_directory(settings, operation)
+        self._repeated = self._directory.is_dir()
         self._prefix = checkpoint_prefix(repository.id)
         self._key = key
 
@@ -66,6 +69,7 @@ class Overwriting:
         if have is None or want is None:
             raise InvalidRequest(f"the safety point {safety.id} lacks disk {disk.target}", vm=domain.name)
         self._refuse_written_image(disk, safety, domain)
+        self._wait_until_closed(disk, stop)
         broken = broken_bitmaps(disk, prefix=self._prefix)
         if not self._is_safety_point(disk, safety, have, want, domain):
             return replace(disk, runs=((0, want.blocks),) if want.blocks else (), exact=False, broken=broken)
@@ -105,9 +109,17 @@ class Overwriting:
             if path.stat().st_mtime > taken:
                 raise changed_since_safety_point(domain, disk.path)
 
+    def _wait_until_closed(self, disk: JournalDisk, stop: Callable[[], None]) -> None:
+        """Wait for a qemu-nbd of a killed vmkeep; while it has the image open, every bitmap in it is in use."""
+        if disk.format == "qcow2":
+            (top,) = describe_image(disk.path, disk.format, chain=False)
+            if any(bitmap.in_use for bitmap in top.bitmaps):
+                with self._served(disk, stop):
+                    pass
+
     def try_open(self, disk: JournalDisk, stop: Callable[[], None]) -> None:
         """Open the image for writing and close it again; raises VmBusy when something else has it open."""
-        with self._served(disk, stop, patience_seconds=_BUSY_SECONDS):
+        with self._served(disk, stop, patience_seconds=_CLOSING_SECONDS if self._repeated else _BUSY_SECONDS):
             pass
 
     # -- writing -----------------------------------------------------------------------------------------------
@@ -169,6 +181,7 @@ class Overwriting:
             except VmBusy:
                 if time.monotonic() > deadline:
                     raise
+                end_abandoned(self._directory, but=self._socket())
                 stop()
                 time.sleep(_WAIT_SECONDS)
         try:
@@ -181,12 +194,12 @@ class Overwriting:
     def _socket(self) -> Path:
         self._directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        return self._directory / "nbd"
+        # Not the name of a killed vmkeep's, whose qemu-nbd may still listen there while it closes the image.
+        return self._directory / f"nbd.{os.getpid()}"
 
     def end(self) -> None:
-        """Remove the directory of the socket."""
-        if self._directory.is_dir():
-            self._directory.rmdir()
+        """Remove the directory of the sockets, with those that killed processes left."""
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def changed_since_safety_point(domain: Domain, path: str) -> VmBusy:

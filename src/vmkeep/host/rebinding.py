@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from vmkeep.definition import Definition
+from vmkeep.errors import TargetExists, VmBusy
 from vmkeep.host.instant import checkpoint_xml
 from vmkeep.host.journal import JournalDisk
 from vmkeep.hypervisor import Domain
@@ -19,6 +20,8 @@ from vmkeep.transfer.imagekey import ImageKey
 
 _log = get_logger(__name__)
 _BITMAP_FORMAT = "qcow2"
+_CLOSING_SECONDS = 60.0
+_WAIT_SECONDS = 0.1
 # libvirt makes no checkpoints on this bus.
 _BUS_WITHOUT_BITMAPS = "sd"
 
@@ -41,13 +44,9 @@ def rebind(
     for disk in disks:
         if disk.format != _BITMAP_FORMAT:
             continue
-        (top,) = describe_image(disk.path, disk.format, chain=False)
-        for bitmap in top.bitmaps:
-            if bitmap.name.startswith(prefix):
-                # Also one of the same name: what it recorded until now is of no use any more.
-                remove_bitmap(disk.path, disk.format, bitmap.name, key(disk))
-        if _can_record(definition, disk.target):
-            add_bitmap(disk.path, disk.format, checkpoint, key(disk))
+        recording = _can_record(definition, disk.target)
+        _make_bitmap_afresh(disk, checkpoint if recording else None, prefix, key(disk))
+        if recording:
             fresh.add(disk.target)
     bound = {disk.target for disk in disks}
     listed = domain.checkpoint_names()
@@ -55,6 +54,27 @@ def rebind(
     _redefine(domain, definition, checkpoint, fresh | (_bitmaps(domain, checkpoint, listed) - bound))
     for name in sorted(names):
         _redefine(domain, definition, name, _bitmaps(domain, name, listed) - bound)
+
+
+def _make_bitmap_afresh(disk: JournalDisk, name: str | None, prefix: str, key: ImageKey | None) -> None:
+    """Remove our bitmaps from an image and add this one; a qemu-img of a killed vmkeep that has it open is waited for.
+
+    An existing one of the same name goes too: what it recorded until now is of no use any more.
+    """
+    deadline = time.monotonic() + _CLOSING_SECONDS
+    while True:
+        try:
+            (top,) = describe_image(disk.path, disk.format, chain=False)
+            for bitmap in top.bitmaps:
+                if bitmap.name.startswith(prefix):
+                    remove_bitmap(disk.path, disk.format, bitmap.name, key)
+            if name is not None:
+                add_bitmap(disk.path, disk.format, name, key)
+            return
+        except (VmBusy, TargetExists):  # it made the bitmap just now
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_WAIT_SECONDS)
 
 
 def broken_bitmaps(disk: JournalDisk, *, prefix: str) -> tuple[str, ...]:

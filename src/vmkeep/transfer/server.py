@@ -6,14 +6,17 @@ that the VM cannot start meanwhile; its bitmaps record what is written.
 
 The server dies with the thread that started it (``PR_SET_PDEATHSIG`` is bound to the thread, not the process): also
 when vmkeep is killed with SIGKILL. So it is entered and left in one thread, which stays until the end; connections may
-be used in others. A writable server gets SIGTERM instead of SIGKILL then, upon which it closes the image in order.
+be used in others. A server that writes over an image gets SIGTERM instead of SIGKILL then, upon which it closes the
+image in order.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket as sockets
+import struct
 import subprocess
 import tempfile
 import threading
@@ -121,6 +124,26 @@ class ImageConnection:
             return NoSpace(f"the file system of {self._path} is full", path=self._path)
         where = "" if start is None else f" at {start}"
         return TransferError(f"{doing} {self._path}{where} failed: {error.string}", path=self._path)
+
+
+def end_abandoned(sockets_dir: Path, *, but: Path) -> None:
+    """End the servers whose sockets a killed vmkeep left in a directory of its own, but not that on the socket ``but``.
+
+    They got SIGTERM when vmkeep died, and qemu-nbd (7.2) forgets one that comes while it starts: it would stay for
+    ever.
+    """
+    for path in sockets_dir.glob("nbd*"):
+        if path == but:
+            continue
+        with sockets.socket(sockets.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except OSError:
+                continue  # nobody listens there any more
+            pid, _, _ = struct.unpack("3i", probe.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, 12))
+        with suppress(OSError):
+            if f"--socket={path}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGTERM)
 
 
 class ImageServer:
@@ -246,7 +269,7 @@ class ImageServer:
         )
 
     def _command(self, secret: HandedKey) -> list[str]:
-        command = dying_with_us("TERM" if self._writable else "KILL", "qemu-nbd")
+        command = dying_with_us("TERM" if self._writable and not self._new else "KILL", "qemu-nbd")
         command += ["--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
         if self._writable:
             cache = "unsafe" if self._new else "writeback"
