@@ -304,7 +304,10 @@ class Bed:
     ) -> list[str]:
         found = []
         if self.vm.state() is not state:
-            found.append(f"the VM is {self.vm.state().value}")
+            reason = self.vm.domain.state()[1]
+            log = self.host.path(f"/var/log/libvirt/qemu/{self.vm.name}.log")
+            said = log.read_text(errors="replace")[-600:] if log.exists() else ""
+            found.append(f"the VM is {self.vm.state().value} (libvirt's reason {reason}); QEMU's log ends: {said}")
         if self.vm.state() is not VmState.OFF and has_backup_job(self.vm):
             found.append("a backup job")
         now = set(checkpoints(self.vm))
