@@ -174,6 +174,8 @@ class Overwriting:
         """Serve the image for writing; a qemu-nbd of a killed vmkeep that still closes it is waited for."""
         deadline = time.monotonic() + patience_seconds
         while True:
+            # Also where nothing is in its way: two servers may share a raw image, and the VM could not start then.
+            end_abandoned(self._directory, but=self._socket())
             server = ImageServer(disk.path, disk.format, self._socket(), writable=True, key=self._key(disk))
             try:
                 server.__enter__()
@@ -181,7 +183,6 @@ class Overwriting:
             except VmBusy:
                 if time.monotonic() > deadline:
                     raise
-                end_abandoned(self._directory, but=self._socket())
                 stop()
                 time.sleep(_WAIT_SECONDS)
         try:
@@ -199,6 +200,7 @@ class Overwriting:
 
     def end(self) -> None:
         """Remove the directory of the sockets, with those that killed processes left."""
+        end_abandoned(self._directory, but=self._directory / f"nbd.{os.getpid()}")
         shutil.rmtree(self._directory, ignore_errors=True)
 
 

@@ -141,9 +141,13 @@ def end_abandoned(sockets_dir: Path, *, but: Path) -> None:
             except OSError:
                 continue  # nobody listens there any more
             pid, _, _ = struct.unpack("3i", probe.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, 12))
-        with suppress(OSError):
-            if f"--socket={path}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+        deadline = time.monotonic() + _STOP_SECONDS
+        with suppress(OSError):  # it ended
+            while f"--socket={path}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                 os.kill(pid, signal.SIGTERM)
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_SECONDS)
 
 
 class ImageServer:
