@@ -8,7 +8,8 @@ from typing import Final
 
 from lxml import etree
 
-from vmkeep.moments.errors import LibvirtError, MomentError, schema_error
+from vmkeep.moments.errors import LibvirtError, MomentError, schema_error, xml_error
+from vmkeep.moments.model import SnapshotLocation
 from vmkeep.moments.writing import attributes, escape
 from vmkeep.xmltext import XmlRefused, element_children, element_text, parse_xml, tag_name
 
@@ -16,6 +17,7 @@ DISK_TARGET: Final = re.compile(r"(ioemu:)?(fd|hd|sd|vd|xvd|ubd)[a-zA-Z0-9_]+", 
 # XSD's "." matches no line break.
 ABSOLUTE_PATH: Final = re.compile(r"(/|[a-zA-Z]:\\)[^\r\n]+")
 MOMENT_NAME: Final = re.compile(r"[a-zA-Z0-9_\-][a-zA-Z0-9_\-.]*", re.ASCII)
+_SIGNED: Final = re.compile(r"[ \t\r\n]*([+-]?)([0-9]+)", re.ASCII)
 _DECIMAL: Final = re.compile(r"[0-9]+", re.ASCII)
 
 MAX_DISKS: Final = 1024
@@ -79,11 +81,34 @@ def read_moment_name(element: etree._Element) -> str:
     return name
 
 
+def first_text(element: etree._Element, path: str) -> str | None:
+    """Return the text of the first element or attribute at an XPath, None when there is none or it is empty."""
+    return str(element.xpath(f"string({path})")) or None
+
+
+def read_location(element: etree._Element) -> SnapshotLocation:
+    """Return the ``snapshot`` of an element of a snapshot; an absent one is the default. Raises MomentError 27."""
+    value = element.get("snapshot")
+    choices = [location for location in SnapshotLocation if location is not SnapshotLocation.DEFAULT]
+    if value is not None and value not in choices:
+        raise xml_error(tag_name(element), f"snapshot={value[:40]!r}; it can be {', '.join(choices)}")
+    return SnapshotLocation.DEFAULT if value is None else SnapshotLocation(value)
+
+
 def read_unsigned(element: str, text: str, *, bits: int = 64) -> int:
     """Return a number written in decimal digits alone."""
     if _DECIMAL.fullmatch(text) is None or len(text) > 40 or int(text) >= 1 << bits:
         raise schema_error(element, f"{text[:40]!r} is not a whole number of {bits} bits")
     return int(text)
+
+
+def signed_number(text: str, *, bits: int) -> int | None:
+    """Return a number as C's strtol reads it, blanks and sign before it and nothing behind; None for no number."""
+    found = _SIGNED.fullmatch(text)
+    if found is None or len(digits := found[2].lstrip("0")) > 20:
+        return None
+    value = int(f"{found[1]}{digits or 0}")
+    return value if -(1 << bits - 1) <= value < 1 << bits - 1 else None
 
 
 def read_choice(element: etree._Element, attribute: str, choices: Collection[str]) -> str | None:

@@ -52,6 +52,20 @@ def child_source(document: str, tag: str) -> str | None:
     return None
 
 
+def root_source(document: str) -> str:
+    """Return the source text of a well-formed document's root, without what stands around it."""
+    start = end = None
+    for markup in _MARKUP.finditer(document):
+        token = markup.group()
+        if token.startswith(("<!", "<?")):
+            continue
+        if start is None:
+            start, end = markup.span()
+        elif token.startswith("</"):
+            end = markup.end()
+    return document[start:end]
+
+
 def indentation_before(document: str, source: str) -> int:
     """Return by how many spaces ``source`` is indented in the document; 0 when it does not begin a line."""
     line = document[: document.find(source)].rpartition("\n")[2]
@@ -74,6 +88,11 @@ def shift_indentation(source: str, spaces: int) -> str:
         pieces += [gap, markup.group()]
         position = markup.end()
     return "".join(pieces) + source[position:]
+
+
+def indented(source: str, spaces: int) -> str:
+    """Return an element's source indented as a whole; what is text in it stays."""
+    return " " * spaces + shift_indentation(source, spaces)
 
 
 def without_passwords(domain: str) -> str:
