@@ -50,8 +50,8 @@ _NETWORK_CHILDREN: Final = {
     "ftps": (*_COMMON_NETWORK, "ssl", "auth", *_PROPERTIES),
     "sheepdog": (*_COMMON_NETWORK, *_PROPERTIES),
     "tftp": (*_COMMON_NETWORK, *_PROPERTIES),
-    "vxhs": _COMMON_NETWORK,
-    "nfs": (*_COMMON_NETWORK, "identity"),
+    "vxhs": ("host", "slices"),
+    "nfs": ("host", "slices", "identity"),
 }
 _NETWORK_ATTRIBUTES: Final = {"nbd": ("tls", "tlsHostname"), "vxhs": ("tls",), "http": ("query",), "https": ("query",)}
 
@@ -188,9 +188,13 @@ def _validate_driver(driver: etree._Element) -> None:
 
 def _validate_source(source: etree._Element, source_type: str) -> None:
     attribute = {"file": "file", "block": "dev"}[source_type]
-    allowed = (attribute, "index", "startupPolicy") if source_type == "file" else (attribute, "index")
-    read_attributes(source, allowed)
-    read_children(source, ("seclabel", *_ANY_SOURCE), repeated=("seclabel",))
+    read_attributes(source, (attribute, "index"))
+    order = ("seclabel", *_ANY_SOURCE)
+    read_children(source, order, repeated=("seclabel",))
+    found = [order.index(tag_name(child)) for child in element_children(source)]
+    if found != sorted(found):
+        # libvirt writes slices first, which its own schema refuses.
+        raise schema_error("source", f"the children of <source> must stand in the order {', '.join(order)}")
     if source_type == "block" or source.get(attribute) is not None:
         _validate_path("source", source.get(attribute))
     _validate_index(source)
@@ -209,6 +213,10 @@ def _validate_network_source(source: etree._Element | None, name: str) -> None:
     _validate_value("source", protocol, tuple(_NETWORK_CHILDREN))
     read_attributes(source, ("protocol", "name", "index", *_NETWORK_ATTRIBUTES.get(protocol, ())))
     read_children(source, _NETWORK_CHILDREN[protocol], repeated=("host",))
+    if (tls := source.get("tls")) is not None:
+        _validate_value("source", tls, ("yes", "no"))
+    if protocol == "nfs" and source.find("identity") is None:
+        raise schema_error("source", "<source> of protocol nfs must have an <identity>")
     if source.get("name") is None and protocol not in ("nbd", "rbd"):
         raise schema_error("source", f"<source> of protocol {protocol} must have a name")
     hosts = len(source.findall("host"))

@@ -201,7 +201,8 @@ REDEFINED = [
             ),
             "<disk name='vda'><driver><metadata_cache><max_size/></metadata_cache></driver></disk>",
             (
-                "<disk name='vda' snapshot='no'><driver type='raw'/><source><seclabel model='dac' relabel='no'/></source>"
+                "<disk name='vda' snapshot='no'><driver type='raw'/>"
+                "<source><seclabel model='dac' relabel='no'/></source>"
                 "</disk>"
             ),
             (
@@ -215,7 +216,8 @@ REDEFINED = [
             (
                 "<disk name='vda' type='network'><source name='p/i' protocol='rbd'>"
                 "<auth username='u'>"
-                "<secret type='ceph' uuid='f52a81b2-424e-490c-823d-6bd4235bc572'/></auth><config file='/c'/><snapshot name='s'/>"
+                "<secret type='ceph' uuid='f52a81b2-424e-490c-823d-6bd4235bc572'/></auth><config file='/c'/>"
+                "<snapshot name='s'/>"
                 "<host name='h'/></source></disk>"
             ),
             (
