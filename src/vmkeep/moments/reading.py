@@ -23,6 +23,9 @@ _DECIMAL: Final = re.compile(r"[0-9]+", re.ASCII)
 MAX_DISKS: Final = 1024
 """More than any domain can have; a limit against hostile documents."""
 
+MAX_KEPT_DEPTH: Final = 20
+"""What libvirt puts into a source nests 4 deep. Written again, each level indents all that is inside it."""
+
 
 def read_root(xml: str, tag: str) -> etree._Element:
     """Return the root of a document, which must be ``tag``. Raises MomentError 35 or 27, as libvirt does."""
@@ -119,19 +122,26 @@ def read_choice(element: etree._Element, attribute: str, choices: Collection[str
     return value
 
 
-def written_again(element: etree._Element) -> list[str]:
+def written_again(element: etree._Element, *, depth: int = MAX_KEPT_DEPTH) -> list[str]:
     """Return the lines of an element that is kept and not understood, as libvirt would write them.
 
-    Such elements hold attributes, and either text or children; what has a namespace is refused.
+    Such elements hold attributes, and either text or children; what has a namespace, or is nested deeper than
+    ``depth``, is refused.
     """
     tag = tag_name(element)
+    if depth == 0:
+        raise schema_error(tag, f"<{tag}> is nested deeper than {MAX_KEPT_DEPTH} in an element that is kept as it is")
     if "{" in tag or any("{" in str(name) for name in element.attrib):
         raise schema_error(tag, f"<{tag}> has a namespace, which is not allowed here")
     opening = tag + attributes({str(name): str(value) for name, value in element.attrib.items()})
     children = element_children(element)
     if children:
         read_children(element, {str(child.tag) for child in children}, repeated={str(child.tag) for child in children})
-        return [f"<{opening}>", *(f"  {line}" for child in children for line in written_again(child)), f"</{tag}>"]
+        return [
+            f"<{opening}>",
+            *(f"  {line}" for child in children for line in written_again(child, depth=depth - 1)),
+            f"</{tag}>",
+        ]
     text = element_text(element)
     return [f"<{opening}>{escape(text)}</{tag}>" if text.strip() else f"<{opening}/>"]
 

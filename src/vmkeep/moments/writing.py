@@ -15,7 +15,8 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _MARKUP: Final = re.compile(
     r"<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<(?:[^<>\"']++|\"[^\"]*+\"|'[^']*+')*+>", re.DOTALL
 )
-_PASSWORD: Final = re.compile(r"""\s+passwd\s*=\s*("[^"]*"|'[^']*')""")
+# An attribute with the blanks before it. It begins with the first of the blanks, so that a long run costs linear time.
+_ATTRIBUTE: Final = re.compile(r"""(?<!\s)\s++([^\s=<>"'/]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
 
 
 def escape(text: str) -> str:
@@ -100,6 +101,8 @@ def without_passwords(domain: str) -> str:
 
     def without(markup: re.Match[str]) -> str:
         token = markup.group()
-        return _PASSWORD.sub("", token) if re.match(r"<graphics\s", token) else token
+        if re.match(r"<graphics\s", token) is None:
+            return token
+        return _ATTRIBUTE.sub(lambda found: "" if found[1] == "passwd" else found[0], token)
 
     return _MARKUP.sub(without, domain)

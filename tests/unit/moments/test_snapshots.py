@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -212,6 +213,54 @@ def test_hostile_documents_are_refused_with_their_limit() -> None:
         with pytest.raises(MomentError, match=message) as caught:
             parse_snapshot(xml)
         assert caught.value.code == code
+
+
+GRAPHICS = "<domain type='x'><name>y</name><graphics a='{}'/></domain>"
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        GRAPHICS.format(" " * 3_900_000),
+        "<domain type='x'><name>y</name>"
+        + "\n  <e a='1'/>" * 90_000
+        + "</domain><cookie>"
+        + "<a/>" * 9_000
+        + "</cookie>",
+        "<disks><disk name='vda'><source file='/x'>" + "<a/>" * 90_000 + "</source></disk></disks>",
+        "<u>\n" * 200 + "<a/>\n" * 90_000 + "</u>" * 200,
+        "<name>x</name>" * 90_000,
+        "<!-- -->" * 99_000,
+    ],
+    ids=["blanks", "domain", "source", "unknown", "names", "comments"],
+)
+def test_document_made_to_be_slow_is_read_and_written_soon_and_does_not_grow(inner: str) -> None:
+    existing = "<name>a</name><creationTime>1</creationTime><state>running</state>"
+    start = time.process_time()
+    snapshot = parse_snapshot(f"<domainsnapshot>{existing}{inner}</domainsnapshot>", redefine=True)
+    text = format_snapshot(snapshot)
+    assert time.process_time() - start < 5
+    assert len(text) < 5 * len(inner) + 1000
+
+
+def test_content_that_would_grow_with_its_depth_is_refused() -> None:
+    for depth, refused in ((20, False), (21, True)):
+        content = "<a>" * depth + "</a>" * depth
+        xml = f"<domainsnapshot><disks><disk name='vda'><source>{content}</source></disk></disks></domainsnapshot>"
+        if refused:
+            with pytest.raises(MomentError, match="deeper than 20"):
+                parse_snapshot(xml)
+        else:
+            assert parse_snapshot(xml).disks[0].source_content.count("<a") == depth
+
+
+def test_only_passwords_of_displays_are_left_out() -> None:
+    display = """<graphics type='vnc' a=" passwd='kept' " passwd = "gone"   passwdValidTo='kept'/>"""
+    domain = f"<domain type='kvm'>\n  <name>a</name>\n  {display}\n  <x passwd='kept'/>\n</domain>\n"
+    text = format_snapshot(Snapshot(name="a", domain=domain))
+    assert "gone" not in text
+    assert text.count("kept") == 3
+    assert "gone" in format_snapshot(Snapshot(name="a", domain=domain), secure=True)
 
 
 def test_long_numbers_are_read_or_refused_without_delay() -> None:
