@@ -1,12 +1,11 @@
-"""libvirt's checkpoints and backup definitions as values, read from and written to libvirt's XML.
+"""libvirt's checkpoints, snapshots and backup definitions as values, read from and written to libvirt's XML.
 
-The rules are those of libvirt 9.0, probed on its test driver. Snapshots, the tree of moments and its filters
-join the same base class here.
+The rules are those of libvirt 9.0, probed on its test driver (docs/internals/moments.md).
 """
 
 from __future__ import annotations
 
-from vmkeep.moments.alignment import align_backup, align_checkpoint
+from vmkeep.moments.alignment import align_backup, align_checkpoint, align_snapshot
 from vmkeep.moments.backups import format_backup, luks_content, parse_backup
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.disks import DomainDisk, domain_disks
@@ -22,8 +21,14 @@ from vmkeep.moments.model import (
     CheckpointType,
     Moment,
     ServerTransport,
+    Snapshot,
+    SnapshotDisk,
+    SnapshotLocation,
+    SnapshotMemory,
+    SnapshotState,
     StoreType,
 )
+from vmkeep.moments.snapshots import format_snapshot, parse_snapshot
 
 __all__ = [
     "Backup",
@@ -39,13 +44,21 @@ __all__ = [
     "Moment",
     "MomentError",
     "ServerTransport",
+    "Snapshot",
+    "SnapshotDisk",
+    "SnapshotLocation",
+    "SnapshotMemory",
+    "SnapshotState",
     "StoreType",
     "align_backup",
     "align_checkpoint",
+    "align_snapshot",
     "domain_disks",
     "format_backup",
     "format_checkpoint",
+    "format_snapshot",
     "luks_content",
     "parse_backup",
     "parse_checkpoint",
+    "parse_snapshot",
 ]

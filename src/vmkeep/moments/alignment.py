@@ -1,7 +1,7 @@
-"""Which disks of a domain take part in a checkpoint or backup, and how.
+"""Which disks of a domain take part in a checkpoint, snapshot or backup, and how.
 
-The rules and the order of the checks are libvirt 9.0's (formatcheckpoint, formatbackup; probed). Not here are
-the rules of its QEMU driver (qcow2 only, bitmap named as the checkpoint): they depend on the running VM.
+The rules and the order of the checks are libvirt 9.0's (formatcheckpoint, formatsnapshot, formatbackup; probed).
+Not here are the rules of its QEMU driver (qcow2 only, bitmap named as the checkpoint): they depend on the running VM.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from vmkeep.moments.model import (
     Checkpoint,
     CheckpointDisk,
     CheckpointType,
+    Snapshot,
+    SnapshotDisk,
+    SnapshotLocation,
     StoreType,
 )
 
@@ -61,6 +64,93 @@ def _with_bitmap_name(disk: CheckpointDisk, checkpoint_name: str | None) -> Chec
     if disk.type is CheckpointType.BITMAP and disk.bitmap is None:
         return replace(disk, bitmap=checkpoint_name)
     return disk
+
+
+def align_snapshot(
+    snapshot: Snapshot, disks: Sequence[DomainDisk], *, default: SnapshotLocation | str, uniform: bool = False
+) -> Snapshot:
+    """Return the snapshot with one entry per disk of the domain, in the domain's order.
+
+    A disk without a location takes the domain's wish for it, else ``default``; one that is not listed and empty
+    takes no part. A domain without disks leaves the snapshot as it is. With ``uniform``, and ``internal`` as the
+    default, all disks must be internal except those of which the domain says that they take no part. External
+    disks without a path get their source's, its last suffix replaced by the snapshot's name. Raises MomentError
+    67. Whether a source is a regular file, which libvirt looks at before it makes such a path, is for the
+    caller to see. More than libvirt, which finds equal names only among the disks before: a path that is made
+    must be the path of no other disk, listed or of the domain.
+    """
+    default = SnapshotLocation(default)
+    required = default if uniform and default is SnapshotLocation.INTERNAL else None
+    if len(snapshot.disks) > len(disks):
+        raise unsupported("disks", "too many disk snapshot requests for domain")
+    if not disks:
+        return snapshot
+    listed: dict[str, SnapshotDisk] = {}
+    for request in snapshot.disks:
+        disk = find_disk(request.name, disks)
+        if disk.target in listed:
+            raise unsupported(request.name, f"disk '{request.name}' specified twice")
+        listed[disk.target] = _located(request, disk, default, required)
+    aligned = [listed.get(disk.target) or _unlisted(disk, default) for disk in disks]
+    return replace(snapshot, disks=_with_paths(aligned, disks, snapshot.name or ""))
+
+
+def _located(
+    request: SnapshotDisk, disk: DomainDisk, default: SnapshotLocation, required: SnapshotLocation | None
+) -> SnapshotDisk:
+    own, location = disk.snapshot_location, request.location
+    if location is SnapshotLocation.DEFAULT:
+        inherited = own is SnapshotLocation.NO or (required is None and own is not SnapshotLocation.DEFAULT)
+        location = own if inherited else default
+    elif required is not None and location is not required and {location, own} != {SnapshotLocation.NO}:
+        raise unsupported(request.name, f"disk '{request.name}' must use snapshot mode '{required}'")
+    if request.source is not None and location is not SnapshotLocation.EXTERNAL:
+        raise unsupported(
+            request.name, f"file '{request.source}' for disk '{request.name}' requires use of external snapshot mode"
+        )
+    return replace(request, name=disk.target, location=location)
+
+
+def _unlisted(disk: DomainDisk, default: SnapshotLocation) -> SnapshotDisk:
+    if disk.empty:
+        return SnapshotDisk(disk.target, SnapshotLocation.NO)
+    own = disk.snapshot_location
+    return SnapshotDisk(disk.target, default if own is SnapshotLocation.DEFAULT else own)
+
+
+def _with_paths(
+    aligned: Sequence[SnapshotDisk], disks: Sequence[DomainDisk], snapshot_name: str
+) -> tuple[SnapshotDisk, ...]:
+    taken = {disk.source: disk.target for disk in disks if disk.source is not None}
+    taken |= {request.source: request.name for request in aligned if request.source is not None}
+    result: list[SnapshotDisk] = []
+    for request, disk in zip(aligned, disks, strict=True):
+        if request.location is SnapshotLocation.EXTERNAL and request.source is None:
+            path = _made_path(request, disk, snapshot_name)
+            if path in taken:
+                raise unsupported(
+                    disk.target,
+                    f"cannot generate external snapshot name for disk '{disk.target}': "
+                    f"collision with disk '{taken[path]}' at {path}; give it a <source>",
+                )
+            taken[path] = disk.target
+            result.append(replace(request, source=path))
+        else:
+            result.append(request)
+    return tuple(result)
+
+
+def _made_path(request: SnapshotDisk, disk: DomainDisk, snapshot_name: str) -> str:
+    refused = f"cannot generate external snapshot name for disk '{disk.target}'"
+    if request.source_type != "file":
+        raise unsupported(disk.target, f"{refused} on a '{request.source_type}' device; give it a <source>")
+    if disk.source is None:
+        raise unsupported(disk.target, f"{refused} without source; use snapshot='no'")
+    if disk.source_type != "file":
+        raise unsupported(disk.target, f"{refused}: its source is not a regular file; give it a <source>")
+    directory, slash, file = disk.source.rpartition("/")
+    stem, dot, _ = file.rpartition(".")
+    return f"{directory}{slash}{stem if dot else file}.{snapshot_name}"
 
 
 def align_backup(backup: Backup, disks: Sequence[DomainDisk], *, suffix: str) -> Backup:

@@ -33,7 +33,7 @@ from vmkeep.moments.reading import (
     read_unsigned,
     written_again,
 )
-from vmkeep.moments.writing import attributes, escape
+from vmkeep.moments.writing import attributes, escape, indented
 from vmkeep.xmltext import element_children, tag_name
 
 _STORE_ELEMENT: Final = {BackupMode.PUSH: "target", BackupMode.PULL: "scratch"}
@@ -84,6 +84,7 @@ def format_backup(backup: Backup) -> str:
             "name": server.name,
             "port": server.port,
             "socket": server.socket,
+            "fdgroup": server.fd_group,
         }
         lines.append(f"  <server{attributes(values)}/>")
     if backup.disks:
@@ -137,16 +138,22 @@ def _format_store(disk: BackupDisk, store: str, mode: BackupMode) -> list[str]:
     opening = f"      <{tag}{attributes({_STORE_ATTRIBUTE[disk.store_type or StoreType.FILE]: store})}"
     if not disk.store_content:
         return [f"{opening}/>"]
-    return [f"{opening}>", *(f"        {line}" for line in disk.store_content.splitlines()), f"      </{tag}>"]
+    return [f"{opening}>", indented(disk.store_content, 8), f"      </{tag}>"]
 
 
 def _read_server(element: etree._Element) -> BackupServer:
-    read_attributes(element, ("transport", "tls", "name", "port", "socket"))
+    read_attributes(element, ("transport", "tls", "name", "port", "socket", "fdgroup"))
     read_children(element, ())
-    transport = ServerTransport(read_choice(element, "transport", ("tcp", "unix")) or "tcp")
+    transport = ServerTransport(read_choice(element, "transport", tuple(ServerTransport)) or "tcp")
     tls = read_choice(element, "tls", ("yes", "no"))
     name, port, socket = element.get("name"), element.get("port"), element.get("socket")
-    if transport is ServerTransport.UNIX:
+    fd_group = element.get("fdgroup")
+    if (fd_group is not None) != (transport is ServerTransport.FD):
+        raise schema_error("server", "a server of transport fd has an fdgroup, and no other has one")
+    if transport is ServerTransport.FD:
+        if name is not None or port is not None or socket is not None:
+            raise schema_error("server", "a server of transport fd has no name, port or socket")
+    elif transport is ServerTransport.UNIX:
         if name is not None or port is not None or socket is None or ABSOLUTE_PATH.fullmatch(socket) is None:
             raise schema_error("server", "a unix server has an absolute socket path, and no name or port")
     elif socket is not None or name is None or _SERVER_NAME.fullmatch(name) is None:
@@ -157,6 +164,7 @@ def _read_server(element: etree._Element) -> BackupServer:
         name=name,
         port=None if port is None else read_unsigned("server", port, bits=32),
         socket=socket,
+        fd_group=fd_group,
     )
 
 

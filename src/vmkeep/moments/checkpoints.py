@@ -12,6 +12,7 @@ from lxml import etree
 
 from vmkeep.moments.errors import LibvirtError, MomentError, schema_error
 from vmkeep.moments.model import Checkpoint, CheckpointDisk, CheckpointType
+from vmkeep.moments.nesting import read_nested_domain, write_nested_domain
 from vmkeep.moments.reading import (
     ABSOLUTE_PATH,
     DISK_TARGET,
@@ -25,15 +26,7 @@ from vmkeep.moments.reading import (
     read_root,
     read_unsigned,
 )
-from vmkeep.moments.writing import (
-    attributes,
-    child_source,
-    escape,
-    indentation_before,
-    shift_indentation,
-    without_passwords,
-)
-from vmkeep.xmltext import XmlRefused, parse_xml
+from vmkeep.moments.writing import attributes, escape
 
 _CHILDREN: Final = ("name", "description", "creationTime", "disks", "domain", "parent")
 
@@ -96,9 +89,7 @@ def format_checkpoint(checkpoint: Checkpoint, *, domain: bool = True, sizes: boo
     if checkpoint.disks:
         lines += ["  <disks>", *(_format_disk(disk, sizes) for disk in checkpoint.disks if disk.name), "  </disks>"]
     if domain and checkpoint.domain is not None:
-        source = checkpoint.domain.strip()
-        read_root(source, "domain")
-        lines.append("  " + shift_indentation(source if secure else without_passwords(source), 2))
+        lines.append(write_nested_domain(checkpoint.domain, secure=secure))
     return "\n".join([*lines, "</domaincheckpoint>", ""])
 
 
@@ -139,14 +130,7 @@ def _read_domain(xml: str, root: etree._Element) -> str | None:
         return None
     if element.get("type") is None:
         raise schema_error("domain", "<domain> has no attribute 'type'")
-    source = child_source(xml, "domain")
-    if source is not None:
-        source = shift_indentation(source, -indentation_before(xml, source))
-        try:
-            parse_xml(source)
-        except XmlRefused:
-            source = None  # a prefix declared on an element around it
-    return (source or etree.tostring(element, encoding="unicode", with_tail=False)) + "\n"
+    return read_nested_domain(xml, element)
 
 
 def _read_disks(root: etree._Element) -> tuple[CheckpointDisk, ...]:

@@ -9,7 +9,8 @@ from typing import Final
 from lxml import etree
 
 from vmkeep.moments.errors import LibvirtError, MomentError, unsupported
-from vmkeep.moments.reading import MAX_DISKS, read_root
+from vmkeep.moments.model import SnapshotLocation
+from vmkeep.moments.reading import MAX_DISKS, read_location, read_root
 
 _SOURCE_ATTRIBUTE: Final = {"file": "file", "block": "dev", "dir": "dir", "network": "name", "volume": "volume"}
 
@@ -33,6 +34,13 @@ class DomainDisk:
     def empty(self) -> bool:
         """Whether no medium is in the drive."""
         return self.source is None
+
+    @property
+    def snapshot_location(self) -> SnapshotLocation:
+        """What the domain wants of snapshots of this disk; one that is read-only takes no part unless it says so."""
+        if self.snapshot is None:
+            return SnapshotLocation.NO if self.readonly else SnapshotLocation.DEFAULT
+        return SnapshotLocation(self.snapshot)
 
 
 def domain_disks(domain_xml: str) -> tuple[DomainDisk, ...]:
@@ -70,11 +78,12 @@ def _read_disk(element: etree._Element) -> DomainDisk:
     if source is not None:
         # nvme, vhostuser and vhostvdpa disks have a source that is no path, and are not empty.
         path = source.get(attribute) if attribute is not None else source_type
+    location = read_location(element)
     return DomainDisk(
         target=name,
         source=path or None,
         source_type=source_type,
         format=None if driver is None else driver.get("type"),
         readonly=element.find("readonly") is not None or device == "cdrom",
-        snapshot=element.get("snapshot"),
+        snapshot=None if location is SnapshotLocation.DEFAULT else location.value,
     )

@@ -9,9 +9,12 @@ class LibvirtError(IntEnum):
     """The error numbers of libvirt (virErrorNumber) that moments can meet; the name is libvirt's own."""
 
     VIR_ERR_INTERNAL_ERROR = 1
+    VIR_ERR_INVALID_ARG = 8
+    VIR_ERR_NO_NAME = 21
     VIR_ERR_XML_ERROR = 27
     VIR_ERR_XML_DETAIL = 35
     VIR_ERR_CONFIG_UNSUPPORTED = 67
+    VIR_ERR_OVERFLOW = 82
     VIR_ERR_XML_INVALID_SCHEMA = 92
 
 
@@ -33,6 +36,11 @@ class MomentError(ValueError):
 def schema_error(element: str, message: str) -> MomentError:
     """Return the error of a document that libvirt's schema refuses."""
     return MomentError(LibvirtError.VIR_ERR_XML_INVALID_SCHEMA, element, message)
+
+
+def xml_error(element: str, message: str) -> MomentError:
+    """Return the error of a well-formed document that says what cannot be."""
+    return MomentError(LibvirtError.VIR_ERR_XML_ERROR, element, message)
 
 
 def unsupported(element: str, message: str) -> MomentError:

@@ -38,6 +38,8 @@ class ServerTransport(StrEnum):
 
     TCP = "tcp"
     UNIX = "unix"
+    FD = "fd"
+    """A socket that the client hands over (libvirt 11.10 and later)."""
 
 
 class StoreType(StrEnum):
@@ -45,6 +47,40 @@ class StoreType(StrEnum):
 
     FILE = "file"
     BLOCK = "block"
+
+
+class SnapshotState(StrEnum):
+    """What the domain did when a snapshot of it was made, in libvirt's order; DISK_SNAPSHOT holds disks only."""
+
+    NOSTATE = "nostate"
+    """Not known yet; never written, and refused in a snapshot that is redefined."""
+    RUNNING = "running"
+    BLOCKED = "blocked"
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"
+    SHUTOFF = "shutoff"
+    CRASHED = "crashed"
+    PMSUSPENDED = "pmsuspended"
+    DISK_SNAPSHOT = "disk-snapshot"
+
+    @property
+    def offline(self) -> bool:
+        """Whether a snapshot in this state holds no memory."""
+        return self in (SnapshotState.SHUTOFF, SnapshotState.DISK_SNAPSHOT)
+
+
+class SnapshotLocation(StrEnum):
+    """Where a snapshot keeps a disk or the memory."""
+
+    DEFAULT = "default"
+    """Not decided; alignment decides. Never written: it is the absent attribute."""
+    NO = "no"
+    INTERNAL = "internal"
+    """In the disk's own image."""
+    EXTERNAL = "external"
+    """For a disk a new overlay, the old image staying as it was; for memory a file."""
+    MANUAL = "manual"
+    """Somebody else keeps the disk; never for memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +124,78 @@ class Checkpoint(Moment):
         object.__setattr__(self, "disks", tuple(self.disks))
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotMemory:
+    """Where a snapshot keeps the memory; ``file`` is its absolute path when it is external."""
+
+    location: SnapshotLocation = SnapshotLocation.DEFAULT
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "location", SnapshotLocation(self.location))
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDisk:
+    """A disk in a snapshot. ``name`` is its target, or before alignment the absolute path of its source.
+
+    ``source`` is the new overlay's path (the image's name for a network disk), ``source_type`` is libvirt's
+    disk type, and ``format`` its image format. What else stands in ``<source>`` is kept: ``source_attributes``
+    and, as XML, ``source_content``. ``metadata_cache_bytes`` is the cache for the qcow2 tables, 0 for none.
+    ``delete_in_progress`` marks a disk whose deletion was interrupted (9.0 and later).
+    """
+
+    name: str
+    location: SnapshotLocation = SnapshotLocation.DEFAULT
+    source: str | None = None
+    source_type: str = "file"
+    format: str | None = None
+    source_attributes: tuple[tuple[str, str], ...] = ()
+    source_content: str = ""
+    metadata_cache_bytes: int = 0
+    delete_in_progress: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "location", SnapshotLocation(self.location))
+        object.__setattr__(self, "source_attributes", tuple(self.source_attributes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot(Moment):
+    """A moment kept as a snapshot.
+
+    ``domain`` is the definition then, the live one of a domain that ran; ``inactive_domain`` is its persistent
+    one, as a ``<domain>`` document too. ``cookie`` is what the hypervisor driver keeps, as a ``<cookie>``
+    document. ``active`` says whether it is the current snapshot, which only libvirt's own files tell.
+    ``revert_disks`` are the overlays of a revert to it while it had children (9.9 and later).
+    ``other_elements`` are elements of a redefined snapshot that are not known here, as XML.
+    """
+
+    state: SnapshotState = SnapshotState.NOSTATE
+    memory: SnapshotMemory = SnapshotMemory()
+    disks: tuple[SnapshotDisk, ...] = ()
+    inactive_domain: str | None = None
+    cookie: str | None = None
+    active: bool = False
+    revert_disks: tuple[SnapshotDisk, ...] = ()
+    other_elements: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", SnapshotState(self.state))
+        for field in ("disks", "revert_disks", "other_elements"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupServer:
-    """The NBD server of a pull backup; ``socket`` for unix, ``name`` and ``port`` for tcp."""
+    """The NBD server of a pull backup; ``socket`` for unix, ``name`` and ``port`` for tcp, ``fd_group`` for fd."""
 
     transport: ServerTransport = ServerTransport.TCP
     tls: bool | None = None
     name: str | None = None
     port: int | None = None
     socket: str | None = None
+    fd_group: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "transport", ServerTransport(self.transport))

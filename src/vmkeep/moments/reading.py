@@ -8,7 +8,8 @@ from typing import Final
 
 from lxml import etree
 
-from vmkeep.moments.errors import LibvirtError, MomentError, schema_error
+from vmkeep.moments.errors import LibvirtError, MomentError, schema_error, xml_error
+from vmkeep.moments.model import SnapshotLocation
 from vmkeep.moments.writing import attributes, escape
 from vmkeep.xmltext import XmlRefused, element_children, element_text, parse_xml, tag_name
 
@@ -16,10 +17,14 @@ DISK_TARGET: Final = re.compile(r"(ioemu:)?(fd|hd|sd|vd|xvd|ubd)[a-zA-Z0-9_]+", 
 # XSD's "." matches no line break.
 ABSOLUTE_PATH: Final = re.compile(r"(/|[a-zA-Z]:\\)[^\r\n]+")
 MOMENT_NAME: Final = re.compile(r"[a-zA-Z0-9_\-][a-zA-Z0-9_\-.]*", re.ASCII)
+_SIGNED: Final = re.compile(r"[ \t\r\n]*([+-]?)([0-9]+)", re.ASCII)
 _DECIMAL: Final = re.compile(r"[0-9]+", re.ASCII)
 
 MAX_DISKS: Final = 1024
 """More than any domain can have; a limit against hostile documents."""
+
+MAX_KEPT_DEPTH: Final = 20
+"""What libvirt puts into a source nests 4 deep. Written again, each level indents all that is inside it."""
 
 
 def read_root(xml: str, tag: str) -> etree._Element:
@@ -79,11 +84,34 @@ def read_moment_name(element: etree._Element) -> str:
     return name
 
 
+def first_text(element: etree._Element, path: str) -> str | None:
+    """Return the text of the first element or attribute at an XPath, None when there is none or it is empty."""
+    return str(element.xpath(f"string({path})")) or None
+
+
+def read_location(element: etree._Element) -> SnapshotLocation:
+    """Return the ``snapshot`` of an element of a snapshot; an absent one is the default. Raises MomentError 27."""
+    value = element.get("snapshot")
+    choices = [location for location in SnapshotLocation if location is not SnapshotLocation.DEFAULT]
+    if value is not None and value not in choices:
+        raise xml_error(tag_name(element), f"snapshot={value[:40]!r}; it can be {', '.join(choices)}")
+    return SnapshotLocation.DEFAULT if value is None else SnapshotLocation(value)
+
+
 def read_unsigned(element: str, text: str, *, bits: int = 64) -> int:
     """Return a number written in decimal digits alone."""
     if _DECIMAL.fullmatch(text) is None or len(text) > 40 or int(text) >= 1 << bits:
         raise schema_error(element, f"{text[:40]!r} is not a whole number of {bits} bits")
     return int(text)
+
+
+def signed_number(text: str, *, bits: int) -> int | None:
+    """Return a number as C's strtol reads it, blanks and sign before it and nothing behind; None for no number."""
+    found = _SIGNED.fullmatch(text)
+    if found is None or len(digits := found[2].lstrip("0")) > 20:
+        return None
+    value = int(f"{found[1]}{digits or 0}")
+    return value if -(1 << bits - 1) <= value < 1 << bits - 1 else None
 
 
 def read_choice(element: etree._Element, attribute: str, choices: Collection[str]) -> str | None:
@@ -94,19 +122,26 @@ def read_choice(element: etree._Element, attribute: str, choices: Collection[str
     return value
 
 
-def written_again(element: etree._Element) -> list[str]:
+def written_again(element: etree._Element, *, depth: int = MAX_KEPT_DEPTH) -> list[str]:
     """Return the lines of an element that is kept and not understood, as libvirt would write them.
 
-    Such elements hold attributes, and either text or children; what has a namespace is refused.
+    Such elements hold attributes, and either text or children; what has a namespace, or is nested deeper than
+    ``depth``, is refused.
     """
     tag = tag_name(element)
+    if depth == 0:
+        raise schema_error(tag, f"<{tag}> is nested deeper than {MAX_KEPT_DEPTH} in an element that is kept as it is")
     if "{" in tag or any("{" in str(name) for name in element.attrib):
         raise schema_error(tag, f"<{tag}> has a namespace, which is not allowed here")
     opening = tag + attributes({str(name): str(value) for name, value in element.attrib.items()})
     children = element_children(element)
     if children:
         read_children(element, {str(child.tag) for child in children}, repeated={str(child.tag) for child in children})
-        return [f"<{opening}>", *(f"  {line}" for child in children for line in written_again(child)), f"</{tag}>"]
+        return [
+            f"<{opening}>",
+            *(f"  {line}" for child in children for line in written_again(child, depth=depth - 1)),
+            f"</{tag}>",
+        ]
     text = element_text(element)
     return [f"<{opening}>{escape(text)}</{tag}>" if text.strip() else f"<{opening}/>"]
 

@@ -15,7 +15,8 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _MARKUP: Final = re.compile(
     r"<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<(?:[^<>\"']++|\"[^\"]*+\"|'[^']*+')*+>", re.DOTALL
 )
-_PASSWORD: Final = re.compile(r"""\s+passwd\s*=\s*("[^"]*"|'[^']*')""")
+# An attribute with the blanks before it. It begins with the first of the blanks, so that a long run costs linear time.
+_ATTRIBUTE: Final = re.compile(r"""(?<!\s)\s++([^\s=<>"'/]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
 
 
 def escape(text: str) -> str:
@@ -52,6 +53,20 @@ def child_source(document: str, tag: str) -> str | None:
     return None
 
 
+def root_source(document: str) -> str:
+    """Return the source text of a well-formed document's root, without what stands around it."""
+    start = end = None
+    for markup in _MARKUP.finditer(document):
+        token = markup.group()
+        if token.startswith(("<!", "<?")):
+            continue
+        if start is None:
+            start, end = markup.span()
+        elif token.startswith("</"):
+            end = markup.end()
+    return document[start:end]
+
+
 def indentation_before(document: str, source: str) -> int:
     """Return by how many spaces ``source`` is indented in the document; 0 when it does not begin a line."""
     line = document[: document.find(source)].rpartition("\n")[2]
@@ -76,11 +91,18 @@ def shift_indentation(source: str, spaces: int) -> str:
     return "".join(pieces) + source[position:]
 
 
+def indented(source: str, spaces: int) -> str:
+    """Return an element's source indented as a whole; what is text in it stays."""
+    return " " * spaces + shift_indentation(source, spaces)
+
+
 def without_passwords(domain: str) -> str:
     """Return a domain's XML without the passwords of its displays, which libvirt shows only when asked."""
 
     def without(markup: re.Match[str]) -> str:
         token = markup.group()
-        return _PASSWORD.sub("", token) if re.match(r"<graphics\s", token) else token
+        if re.match(r"<graphics\s", token) is None:
+            return token
+        return _ATTRIBUTE.sub(lambda found: "" if found[1] == "passwd" else found[0], token)
 
     return _MARKUP.sub(without, domain)

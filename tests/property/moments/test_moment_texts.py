@@ -13,12 +13,20 @@ from vmkeep.moments import (
     BackupServer,
     Checkpoint,
     CheckpointDisk,
+    DomainDisk,
     MomentError,
+    Snapshot,
+    SnapshotDisk,
+    SnapshotLocation,
+    SnapshotMemory,
+    align_snapshot,
     domain_disks,
     format_backup,
     format_checkpoint,
+    format_snapshot,
     parse_backup,
     parse_checkpoint,
+    parse_snapshot,
 )
 
 # A carriage return is written as it is by libvirt, and read back as a line feed.
@@ -73,6 +81,61 @@ backups = st.builds(
     server=servers,
     disks=st.lists(pull_disks, max_size=3).map(tuple),
 )
+locations = st.sampled_from(["no", "internal", "external", "manual"])
+contents = st.sampled_from(
+    ["", "<seclabel model='dac' relabel='no'/>", "<encryption format='luks'>\n  <x/>\n</encryption>"]
+)
+snapshot_disks = st.one_of(
+    st.builds(SnapshotDisk, name=st.one_of(targets, written), location=locations),
+    st.builds(
+        SnapshotDisk,
+        name=targets,
+        location=locations,
+        source=paths,
+        source_type=st.sampled_from(["file", "block"]),
+        format=st.none() | st.sampled_from(["qcow2", "raw"]),
+        source_content=contents,
+        metadata_cache_bytes=st.integers(0, (1 << 64) - 1),
+        delete_in_progress=st.booleans(),
+    ),
+    st.builds(
+        SnapshotDisk,
+        name=targets,
+        location=locations,
+        source=written.filter(bool),
+        source_type=st.just("network"),
+        source_attributes=st.just((("protocol", "nbd"), ("tls", "yes"))),
+        source_content=st.just("<host name='h'/>"),
+    ),
+).filter(lambda disk: bool(disk.name))
+no_memory = SnapshotMemory(SnapshotLocation.NO)
+memories = st.one_of(
+    st.builds(SnapshotMemory, location=st.sampled_from(["no", "internal"])),
+    st.builds(SnapshotMemory, location=st.just("external"), file=paths),
+)
+cookies = st.sampled_from(["<cookie/>\n", "<cookie>\n  <a b='1'/>\n</cookie>\n"])
+disk_lists = st.lists(snapshot_disks, max_size=3).map(tuple)
+common = {
+    "name": written.filter(bool),
+    "description": st.none() | written.filter(bool),
+    "parent_name": st.none() | written.filter(bool),
+    "creation_time": st.integers(-(1 << 63), (1 << 63) - 1).filter(bool),
+    "domain": st.none() | domains,
+    "inactive_domain": st.none() | domains,
+    "disks": disk_lists,
+    "revert_disks": disk_lists,
+}
+snapshots = st.one_of(
+    st.builds(
+        Snapshot,
+        **common,
+        state=st.sampled_from(["running", "paused", "crashed", "pmsuspended"]),
+        memory=memories,
+        cookie=st.none() | cookies,
+        active=st.booleans(),
+    ),
+    st.builds(Snapshot, **common, state=st.sampled_from(["shutoff", "disk-snapshot"]), memory=st.just(no_memory)),
+)
 
 
 DAMAGE = ["", "<", ">", "'", "&", "<!--", "<name>", "</disks>", "\x00", "ä", "checkpoint='no'"]
@@ -86,6 +149,14 @@ def test_checkpoint_survives_its_text(checkpoint: Checkpoint) -> None:
     assert format_checkpoint(again, secure=True) == text
 
 
+@given(snapshots)
+def test_snapshot_survives_its_text(snapshot: Snapshot) -> None:
+    text = format_snapshot(snapshot, internal=True, secure=True)
+    again = parse_snapshot(text, redefine=True, internal=True)
+    assert again == snapshot
+    assert format_snapshot(again, internal=True, secure=True) == text
+
+
 @given(backups)
 def test_backup_survives_its_text(backup: Backup) -> None:
     assert parse_backup(format_backup(backup)) == backup
@@ -96,9 +167,12 @@ def test_any_text_is_a_moment_or_refused(text: str, redefine: bool) -> None:
     refused_or_read(text, redefine)
 
 
-@given(checkpoints, backups, st.data())
-def test_any_damage_is_a_moment_or_refused(checkpoint: Checkpoint, backup: Backup, data: st.DataObject) -> None:
-    for text in (format_checkpoint(checkpoint), format_backup(backup)):
+@given(checkpoints, backups, snapshots, st.data())
+def test_any_damage_is_a_moment_or_refused(
+    checkpoint: Checkpoint, backup: Backup, snapshot: Snapshot, data: st.DataObject
+) -> None:
+    snapshot_text = format_snapshot(snapshot, internal=True)
+    for text in (format_checkpoint(checkpoint), format_backup(backup), snapshot_text):
         start = data.draw(st.integers(0, len(text)))
         end = data.draw(st.integers(start, min(len(text), start + 20)))
         put = data.draw(st.sampled_from(DAMAGE))
@@ -107,9 +181,22 @@ def test_any_damage_is_a_moment_or_refused(checkpoint: Checkpoint, backup: Backu
 
 def refused_or_read(text: str, redefine: bool) -> None:
     error: MomentError | None = None
-    for read in (partial(parse_checkpoint, redefine=redefine), parse_backup, domain_disks):
+    snapshot = partial(parse_snapshot, redefine=redefine)
+    readers = (snapshot, partial(snapshot, internal=True), partial(snapshot, validate=True))
+    for read in (partial(parse_checkpoint, redefine=redefine), parse_backup, domain_disks, *readers):
         try:
-            read(text)
+            result = read(text)
+            if isinstance(result, Snapshot):
+                align_snapshot(result, (DomainDisk("vda", "/a"),), default="external")
+                rewritten_is_read(result)
         except MomentError as refusal:
             error = refusal
         assert error is None or (error.message and error.code)
+
+
+def rewritten_is_read(snapshot: Snapshot) -> None:
+    """Whatever was read can be written, and what was written is read as the same."""
+    internal = format_snapshot(snapshot, internal=True, secure=True)
+    redefined = snapshot.state != "nostate"
+    again = parse_snapshot(internal, redefine=redefined, internal=True)
+    assert format_snapshot(again, internal=True, secure=True) == internal

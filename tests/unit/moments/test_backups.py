@@ -30,7 +30,7 @@ DISKS = (
 )
 
 
-@pytest.mark.parametrize("name", ["pull", "push", "pull-tcp"])
+@pytest.mark.parametrize("name", ["pull", "push", "pull-tcp", "pull-fd"])
 def test_backup_is_written_as_it_was_read(name: str) -> None:
     text = (GOLDEN / f"{name}.xml").read_text(encoding="utf-8")
     assert format_backup(parse_backup(text)) == text
@@ -64,6 +64,14 @@ def test_what_libvirt_adds_to_a_running_job_is_read() -> None:
     )
     (disk,) = parse_backup(xml).disks
     assert (disk.state, disk.index) == ("running", 3)
+
+
+def test_server_that_is_handed_over_has_a_group_of_descriptors_and_nothing_else() -> None:
+    server = parse_backup((GOLDEN / "pull-fd.xml").read_text(encoding="utf-8")).server
+    assert server == BackupServer(transport=ServerTransport.FD, fd_group="nbd")
+    for wrong in ("transport='fd'", "transport='fd' fdgroup='x' socket='/s'", "name='h' fdgroup='x'"):
+        with pytest.raises(MomentError, match="transport fd"):
+            parse_backup(f"<domainbackup mode='pull'><server {wrong}/></domainbackup>")
 
 
 REFUSED_PULLS = [
