@@ -1,7 +1,6 @@
-"""libvirt's checkpoints and backup definitions as values, read from and written to libvirt's XML.
+"""libvirt's checkpoints and backup definitions as values, read from and written to libvirt's XML, and their forest.
 
-The rules are those of libvirt 9.0, probed on its test driver. Snapshots, the tree of moments and its filters
-join the same base class here.
+The rules are those of libvirt 9.0, probed on its test driver. Snapshots join the same base class here.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ from vmkeep.moments.alignment import align_backup, align_checkpoint
 from vmkeep.moments.backups import format_backup, luks_content, parse_backup
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.disks import DomainDisk, domain_disks
+from vmkeep.moments.drawing import draw_tree
 from vmkeep.moments.errors import LibvirtError, MomentError
+from vmkeep.moments.filters import MomentFilter, select
 from vmkeep.moments.model import (
     Backup,
     BackupDisk,
@@ -24,6 +25,7 @@ from vmkeep.moments.model import (
     ServerTransport,
     StoreType,
 )
+from vmkeep.moments.tree import BrokenRelations, DeleteMode, Deletion, MissingParent, MomentKind, MomentTree, name_order
 
 __all__ = [
     "Backup",
@@ -31,21 +33,31 @@ __all__ = [
     "BackupDiskMode",
     "BackupMode",
     "BackupServer",
+    "BrokenRelations",
     "Checkpoint",
     "CheckpointDisk",
     "CheckpointType",
+    "DeleteMode",
+    "Deletion",
     "DomainDisk",
     "LibvirtError",
+    "MissingParent",
     "Moment",
     "MomentError",
+    "MomentFilter",
+    "MomentKind",
+    "MomentTree",
     "ServerTransport",
     "StoreType",
     "align_backup",
     "align_checkpoint",
     "domain_disks",
+    "draw_tree",
     "format_backup",
     "format_checkpoint",
     "luks_content",
+    "name_order",
     "parse_backup",
     "parse_checkpoint",
+    "select",
 ]

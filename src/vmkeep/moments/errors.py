@@ -9,10 +9,14 @@ class LibvirtError(IntEnum):
     """The error numbers of libvirt (virErrorNumber) that moments can meet; the name is libvirt's own."""
 
     VIR_ERR_INTERNAL_ERROR = 1
+    VIR_ERR_INVALID_ARG = 8
+    VIR_ERR_OPERATION_FAILED = 9
     VIR_ERR_XML_ERROR = 27
     VIR_ERR_XML_DETAIL = 35
     VIR_ERR_CONFIG_UNSUPPORTED = 67
+    VIR_ERR_NO_DOMAIN_SNAPSHOT = 72
     VIR_ERR_XML_INVALID_SCHEMA = 92
+    VIR_ERR_NO_DOMAIN_CHECKPOINT = 103
 
 
 class MomentError(ValueError):
