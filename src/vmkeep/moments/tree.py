@@ -353,9 +353,13 @@ class MomentTree(Generic[M]):
         for cycle in cycles:
             parents[cycle[0]] = None
         self.broken = BrokenRelations(tuple(sorted(missing, key=lambda fault: fault.name)), cycles)
-        self._parents, self._children = {}, {}
+        children: dict[str | None, dict[str, None]] = {}
         for name, above in parents.items():
-            self._link(name, above)
+            if above in children:
+                children[above][name] = None
+            else:
+                children[above] = {name: None}
+        self._parents, self._children = parents, children
 
 
 def _cycles(parents: dict[str, str | None]) -> tuple[tuple[str, ...], ...]:

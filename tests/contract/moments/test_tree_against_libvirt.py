@@ -52,9 +52,9 @@ T = TypeVar("T")
 LEAVES = 4
 TEST_NAMESPACE = "http://libvirt.org/schemas/domain/test/1.0"
 UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
-DOMAIN = f"""<domain type='test'><name>test</name><uuid>{UUID}</uuid><memory>8192</memory><vcpu>1</vcpu><os><type>hvm</type></os>
-<devices><disk type='file' device='disk'><source file='/no/such/file'/><target dev='vda'/></disk>
-</devices>%s</domain>"""
+DOMAIN = f"""<domain type='test'><name>test</name><uuid>{UUID}</uuid><memory>8192</memory><vcpu>1</vcpu>
+<os><type>hvm</type></os><devices><disk type='file' device='disk'>
+<source file='/no/such/file'/><target dev='vda'/></disk></devices>%s</domain>"""
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ class SnapshotMachine(Machine):
         theirs = answer(lambda: self.domain.snapshotCreateXML(snapshot_xml(new, self.xml), flags))
         assert_same_refusal(ours, theirs)
 
-    @precondition(lambda self: len(self.tree))
+    @precondition(lambda self: len(self.tree) > 0)
     @rule(data=st.data(), parent=PARENTS)
     def reparent(self, data: st.DataObject, parent: str | None) -> None:
         type(self).steps_taken += 1
