@@ -318,7 +318,7 @@ def snapshot_xml(snapshot: Snapshot, domain: str) -> str:
     )
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(CheckpointMachine, 25), (SnapshotMachine, 100)])
+@pytest.mark.parametrize(("machine", "examples"), [(CheckpointMachine, 25), (SnapshotMachine, 300)])
 def test_tree_does_what_libvirt_does(machine: type[Machine], examples: int, node: Path) -> None:
     machine.steps_taken, machine.node = 0, node
     # No shrinking: libvirt takes 10 ms for a checkpoint, and a failure would be found minutes before it is told.
