@@ -12,7 +12,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import full, guest, history, huge, incremental, inplace, instant, maps, peers, restore, scan, stopped
+from bench import (
+    full,
+    guest,
+    history,
+    huge,
+    incremental,
+    inplace,
+    instant,
+    maps,
+    moments,
+    peers,
+    restore,
+    scan,
+    stopped,
+)
 from bench.measuring import Figures
 from tests.rig import Host
 
@@ -28,6 +42,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "history": history.measure,
     "maps": maps.measure,
     "huge": huge.measure,
+    "moments": moments.measure,
 }
 
 

@@ -1,4 +1,4 @@
-"""libvirt's checkpoints, snapshots and backup definitions as values, read from and written to libvirt's XML.
+"""libvirt's checkpoints, snapshots and backup definitions as values, read from and written to XML, and their forest.
 
 The rules are those of libvirt 9.0, probed on its test driver (docs/internals/moments.md).
 """
@@ -9,7 +9,9 @@ from vmkeep.moments.alignment import align_backup, align_checkpoint, align_snaps
 from vmkeep.moments.backups import format_backup, luks_content, parse_backup
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.disks import DomainDisk, domain_disks
+from vmkeep.moments.drawing import draw_tree
 from vmkeep.moments.errors import LibvirtError, MomentError
+from vmkeep.moments.filters import MomentFilter, select
 from vmkeep.moments.model import (
     Backup,
     BackupDisk,
@@ -29,6 +31,7 @@ from vmkeep.moments.model import (
     StoreType,
 )
 from vmkeep.moments.snapshots import format_snapshot, parse_snapshot
+from vmkeep.moments.tree import BrokenRelations, DeleteMode, Deletion, MissingParent, MomentKind, MomentTree, name_order
 
 __all__ = [
     "Backup",
@@ -36,13 +39,20 @@ __all__ = [
     "BackupDiskMode",
     "BackupMode",
     "BackupServer",
+    "BrokenRelations",
     "Checkpoint",
     "CheckpointDisk",
     "CheckpointType",
+    "DeleteMode",
+    "Deletion",
     "DomainDisk",
     "LibvirtError",
+    "MissingParent",
     "Moment",
     "MomentError",
+    "MomentFilter",
+    "MomentKind",
+    "MomentTree",
     "ServerTransport",
     "Snapshot",
     "SnapshotDisk",
@@ -54,11 +64,14 @@ __all__ = [
     "align_checkpoint",
     "align_snapshot",
     "domain_disks",
+    "draw_tree",
     "format_backup",
     "format_checkpoint",
     "format_snapshot",
     "luks_content",
+    "name_order",
     "parse_backup",
     "parse_checkpoint",
     "parse_snapshot",
+    "select",
 ]
