@@ -16,7 +16,7 @@ from tests.system.truth import checkpoints
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _RUNNING = [
-    Trap("after", "vmkeep.hypervisor.connection:Hypervisor.define_passing_secret"),
+    Trap("after", "vmkeep.hypervisor.secrets:Secrets.keep_in_memory"),
     Trap("during", "vmkeep.host.running:create_image", delay_ms=500),
     Trap("after", "vmkeep.hypervisor.domain:Domain.begin_backup"),
     Trap("before", "vmkeep.host.point:capture_disk"),

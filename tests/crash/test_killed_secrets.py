@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _VALUE = b"opens the TPM"
 _HYPERVISOR = "vmkeep.hypervisor.connection:Hypervisor."
+_SECRETS = "vmkeep.hypervisor.secrets:Secrets."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ def test_killed_point_leaves_no_secrets_without_it(encrypted: Encrypted, when: s
 @pytest.mark.parametrize(
     "place",
     [
-        ("before", _HYPERVISOR + "keep_secret"),
-        ("after", _HYPERVISOR + "keep_secret"),
+        ("before", _SECRETS + "keep"),
+        ("after", _SECRETS + "keep"),
         ("before", _HYPERVISOR + "define"),
     ],
     ids=lambda place: f"{place[0]}-{place[1].rpartition('.')[2]}",

@@ -33,7 +33,7 @@ def key_of(hypervisor: Hypervisor, secret: str, *, vm: str | None, disk: str) ->
     if not secret:
         return None
     try:
-        return ImageKey(hypervisor.secret_value(secret))
+        return ImageKey(hypervisor.secrets.value(secret))
     except SecretMissing as error:
         raise SecretMissing(
             f"disk {disk} is encrypted with the libvirt secret {secret}, which this host does not have, or has no "
@@ -72,7 +72,7 @@ def key_state(hypervisor: Hypervisor, disk: DefinedDisk, *, running: bool) -> Ke
     if running:
         return KeyState.KNOWN
     try:
-        hypervisor.secret_value(disk.encryption.secret)
+        hypervisor.secrets.value(disk.encryption.secret)
     except SecretMissing:
         return KeyState.MISSING
     except SecretPrivate:

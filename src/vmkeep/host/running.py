@@ -234,7 +234,7 @@ def _make_scratch(
     """
     key = ImageKey.random()
     text = f"Scratch of a backup of {subject.domain.name}, made by vmkeep; removed when the backup has begun"
-    subject.hypervisor.define_passing_secret(record.secret, text, key.reveal())
+    subject.hypervisor.secrets.keep_in_memory(record.secret, text, key.reveal())
     owner = subject.definition.dac_owner
 
     def make(target: str) -> None:

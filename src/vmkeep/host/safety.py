@@ -215,7 +215,7 @@ def _thaw_if_ours(record: JobRecord, domain: Domain) -> bool:
 
 def forget_secret(record: JobRecord, hypervisor: Hypervisor) -> bool:
     """Remove the secret of the scratch from libvirt; return whether there was one. QEMU has read it, or never will."""
-    return bool(record.secret) and hypervisor.undefine_secret(record.secret)
+    return bool(record.secret) and hypervisor.secrets.forget(record.secret)
 
 
 def _remove_marks(record: JobRecord, domain: Domain | None, hypervisor: Hypervisor) -> bool:

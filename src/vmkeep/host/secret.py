@@ -61,7 +61,7 @@ def read_secrets(hypervisor: Hypervisor, needed: Sequence[NeededSecret]) -> tupl
     """Return the secrets that libvirt gives out, and a warning for each that it does not."""
     secrets, warnings = [], []
     for need in needed:
-        found = hypervisor.secret(need.uuid)
+        found = hypervisor.secrets.read(need.uuid)
         if isinstance(found, Secret):
             secrets.append(_for_point(found))
         else:
@@ -109,7 +109,7 @@ def plan_secrets(
     held = {secret.uuid: secret for secret in repository.secrets(record)} if needed else {}
     missing, absent, warnings = [], [], []
     for need in needed:
-        here = hypervisor.secret(need.uuid)
+        here = hypervisor.secrets.read(need.uuid)
         ours = held.get(need.uuid)
         if isinstance(here, Secret):
             if must_open and ours is not None and ours.value != here.value:
@@ -133,7 +133,7 @@ def define_secrets(hypervisor: Hypervisor, repository: Repository, record: Point
     """Give libvirt the secrets that it lacks by the plan, which was made just now: none is ever replaced."""
     for secret in repository.secrets(record) if plan.missing else ():
         if secret.uuid in plan.missing:
-            hypervisor.keep_secret(_for_libvirt(secret))
+            hypervisor.secrets.keep(_for_libvirt(secret))
 
 
 def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: PointRecord, uuids: Collection[str]) -> None:
@@ -141,17 +141,17 @@ def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: Point
     for secret in repository.secrets(record) if uuids else ():
         if secret.uuid not in uuids or secret.uuid in _in_use(hypervisor):
             continue
-        here = hypervisor.secret(secret.uuid)
+        here = hypervisor.secrets.read(secret.uuid)
         if isinstance(here, Secret) and here.value == secret.value:
-            hypervisor.forget_secret(secret.uuid)
+            hypervisor.secrets.forget(secret.uuid)
 
 
 def put_secret_back(hypervisor: Hypervisor, repository: Repository, point_id: str, uuid: str) -> str:
     """Give libvirt a secret of a point if it lacks it, and return a sentence about it."""
     record = repository.point(point_id)
     for secret in repository.secrets(record):
-        if secret.uuid == uuid and hypervisor.secret(uuid) in (Withheld.ABSENT, Withheld.EMPTY):
-            hypervisor.keep_secret(_for_libvirt(secret))
+        if secret.uuid == uuid and hypervisor.secrets.read(uuid) in (Withheld.ABSENT, Withheld.EMPTY):
+            hypervisor.secrets.keep(_for_libvirt(secret))
     return f"libvirt has the secret {uuid} again, from point {point_id}"
 
 

@@ -177,7 +177,7 @@ class _Patient:
             yield from self._tpm_secret(tpm.secret_uuid)
 
     def _tpm_secret(self, uuid: str) -> Iterator[Finding]:
-        here = self.hypervisor.secret(uuid)
+        here = self.hypervisor.secrets.read(uuid)
         encrypted = f"its TPM state is encrypted with the secret {uuid}"
         if here in (Withheld.ABSENT, Withheld.EMPTY):
             what = "which libvirt does not have" if here is Withheld.ABSENT else "which has no value in libvirt"

@@ -2,6 +2,6 @@
 
 from vmkeep.hypervisor.connection import Hypervisor
 from vmkeep.hypervisor.domain import Domain, DomainState, RunState
-from vmkeep.hypervisor.secret import Secret, Withheld, secret_xml
+from vmkeep.hypervisor.secrets import Secret, Withheld, secret_xml
 
 __all__ = ["Domain", "DomainState", "Hypervisor", "RunState", "Secret", "Withheld", "secret_xml"]

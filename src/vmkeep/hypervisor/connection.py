@@ -8,9 +8,8 @@ import libvirt
 from lxml import etree
 
 from vmkeep.errors import HypervisorUnavailable, PermissionRefused
-from vmkeep.hypervisor import secrets
 from vmkeep.hypervisor.domain import Domain
-from vmkeep.hypervisor.secret import USAGES, Secret, Withheld, read_secret, reason_withheld, secret_xml
+from vmkeep.hypervisor.secrets import Secrets
 from vmkeep.hypervisor.translation import libvirt_errors
 
 
@@ -20,6 +19,7 @@ class Hypervisor:
     def __init__(self, connection: libvirt.virConnect, uri: str) -> None:
         self._connection = connection
         self.uri = uri
+        self.secrets = Secrets(connection)
 
     @classmethod
     def connect(cls, uri: str) -> Hypervisor:
@@ -53,76 +53,6 @@ class Hypervisor:
         """Return the versions of libvirt and of QEMU, each as major * 1,000,000 + minor * 1,000 + release."""
         with libvirt_errors("tell its version"):
             return self._connection.getLibVersion(), self._connection.getVersion()
-
-    def has_secret(self, uuid: str) -> bool:
-        """Return whether libvirt knows the secret of that UUID."""
-        try:
-            self._connection.secretLookupByUUIDString(uuid)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
-                return False
-            with libvirt_errors("look for a secret"):
-                raise
-        return True
-
-    def secret_value(self, name: str) -> bytes:
-        """Return the value of a secret; see ``vmkeep.hypervisor.secrets``. Raises SecretMissing, SecretPrivate."""
-        return secrets.secret_value(self._connection, name)
-
-    def define_passing_secret(self, uuid: str, description: str, value: bytes) -> None:
-        """Keep a value in libvirt's memory under this UUID; libvirt tells it to nobody but its QEMU."""
-        secrets.define_passing_secret(self._connection, uuid, description, value)
-
-    def undefine_secret(self, uuid: str) -> bool:
-        """Remove a secret; return False when there is none."""
-        return secrets.undefine_secret(self._connection, uuid)
-
-    def secret(self, uuid: str) -> Secret | Withheld:
-        """Return the secret with its value, or why libvirt does not give the value out."""
-        try:
-            return read_secret(self._connection.secretLookupByUUIDString(uuid))
-        except libvirt.libvirtError as error:
-            withheld = reason_withheld(error)
-            if withheld is not None:
-                return withheld
-            with libvirt_errors(f"read the secret {uuid}"):
-                raise
-
-    def keep_secret(self, secret: Secret) -> None:
-        """Define a secret that libvirt does not have, or has without a value, and set its value. It is persistent.
-
-        The caller has looked: a secret of that UUID which has a value would get another one.
-        """
-        with libvirt_errors(f"define the secret {secret.uuid}"):
-            if self.has_secret(secret.uuid):
-                self._connection.secretLookupByUUIDString(secret.uuid).setValue(secret.value)
-                return
-            handle = self._connection.secretDefineXML(secret_xml(secret, usage_taken=self._is_usage_taken(secret)))
-            try:
-                handle.setValue(secret.value)
-            except libvirt.libvirtError:
-                handle.undefine()
-                raise
-
-    def _is_usage_taken(self, secret: Secret) -> bool:
-        """Return whether another secret has this usage."""
-        try:
-            self._connection.secretLookupByUsage(USAGES[secret.usage], secret.usage_id)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
-                return False
-            raise
-        return True
-
-    def forget_secret(self, uuid: str) -> None:
-        """Undefine a secret; one that is gone is fine."""
-        try:
-            self._connection.secretLookupByUUIDString(uuid).undefine()
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
-                return
-            with libvirt_errors(f"undefine the secret {uuid}"):
-                raise
 
     def domains(self) -> tuple[Domain, ...]:
         """Return all VMs, running or not, by name."""
