@@ -24,6 +24,7 @@ from vmkeep.moments.model import (
 from vmkeep.moments.reading import (
     ABSOLUTE_PATH,
     DISK_TARGET,
+    IMAGE_FORMATS,
     read_attributes,
     read_children,
     read_choice,
@@ -234,6 +235,8 @@ def _read_driver(element: etree._Element, mode: BackupMode) -> str:
         raise schema_error("driver", "<driver> must have a type")
     if mode is BackupMode.PULL and kind != "qcow2":
         raise schema_error("driver", f"the scratch of a pull backup is qcow2, not {kind!r}")
+    if kind not in (*IMAGE_FORMATS, "luks"):
+        raise schema_error("driver", f"{kind!r} is no format of images")
     return kind
 
 

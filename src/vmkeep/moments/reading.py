@@ -18,6 +18,11 @@ DISK_TARGET: Final = re.compile(r"(ioemu:)?(fd|hd|sd|vd|xvd|ubd)[a-zA-Z0-9_]+", 
 ABSOLUTE_PATH: Final = re.compile(r"(/|[a-zA-Z]:\\)[^\r\n]+")
 MOMENT_NAME: Final = re.compile(r"[a-zA-Z0-9_\-][a-zA-Z0-9_\-.]*", re.ASCII)
 _SIGNED: Final = re.compile(r"[ \t\r\n]*([+-]?)([0-9]+)", re.ASCII)
+IMAGE_FORMATS: Final = (
+    *("raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop"),
+    *("cow", "qcow", "qcow2", "qed", "vmdk"),
+)
+"""The formats of images that libvirt 9.0's schemas know, luks aside (storagecommon.rng)."""
 _DECIMAL: Final = re.compile(r"[0-9]+", re.ASCII)
 
 MAX_DISKS: Final = 1024

@@ -14,7 +14,7 @@ from lxml import etree
 
 from vmkeep.moments.errors import LibvirtError, MomentError, unsupported, xml_error
 from vmkeep.moments.model import SnapshotDisk, SnapshotLocation
-from vmkeep.moments.reading import MAX_DISKS, first_text, read_location, signed_number, written_again
+from vmkeep.moments.reading import IMAGE_FORMATS, MAX_DISKS, first_text, read_location, signed_number, written_again
 from vmkeep.moments.writing import attributes, indented
 from vmkeep.xmltext import element_children, tag_name
 
@@ -23,10 +23,6 @@ _REFUSED_TYPES: Final = ("dir", "volume")
 _PATH_ATTRIBUTE: Final = {"file": "file", "block": "dev", "network": "name", "vhostvdpa": "dev"}
 _PROTOCOLS: Final = (
     *("nbd", "rbd", "sheepdog", "gluster", "iscsi", "http", "https", "ftp", "ftps", "tftp", "ssh", "vxhs", "nfs"),
-)
-_FORMATS: Final = (
-    *("raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop"),
-    *("cow", "qcow", "qcow2", "qed", "vmdk"),
 )
 
 _DROPPED_ATTRIBUTES: Final = frozenset({"index", "startupPolicy"})
@@ -71,7 +67,7 @@ def _read_disk(element: etree._Element) -> SnapshotDisk:
     source = element.find("source")
     path = None if source is None else _read_path(source, name, source_type)
     image_format = first_text(element, "./driver/@type")
-    if image_format is not None and image_format not in _FORMATS:
+    if image_format is not None and image_format not in IMAGE_FORMATS:
         raise unsupported(name, f"unknown image format {image_format[:40]!r} of disk {name!r}")
     cache = _read_cache_size(element, name)
     if path is not None and source_type in ("file", "block") and not path.startswith("/"):
