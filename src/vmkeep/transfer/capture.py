@@ -21,8 +21,10 @@ from vmkeep.extents import BlockRun, Kind, cut, merge
 from vmkeep.repository import BlockRef
 from vmkeep.transfer.source import DiskSource, SourceConnection
 
-# So much is read, hashed, compressed and sealed at a time: per block Python would cost more than the work.
-READ_BYTES = 1 << 20
+# So much is read, hashed, compressed and sealed at a time. More costs QEMU: it allocates the memory of each request
+# anew, and from 1 MiB on its allocator gets it from the kernel and gives it back (1.2 GB over three connections: 0.85 s
+# of processor time instead of 0.25 s). Less costs Python: 1.4 s instead of 1.15 s for that by the quarter of a MiB.
+READ_BYTES = 512 << 10
 _WAIT_SECONDS = 0.2
 
 
@@ -89,7 +91,7 @@ class _Proof:
         for block in [block for block in self._unchanged if run.first_block <= block < run.first_block + run.blocks]:
             del self._unchanged[block]
 
-    def check(self, sink: BlockSink, read: Callable[[int], bytes | memoryview]) -> None:
+    def check(self, sink: BlockSink, read: Callable[[int], bytes | bytearray]) -> None:
         for block, ref in self._unchanged.items():
             if not sink.matches(ref, read(block)):
                 raise BaseMismatch(block)
@@ -126,7 +128,7 @@ def capture_disk(
 
     def read_run(run: BlockRun) -> list[BlockRef | None]:
         start, length = byte_range(run)
-        return sink.seal_run(readers.connection().read(start, length))
+        return sink.seal_run(memoryview(readers.connection().read(start, length)))
 
     def settle() -> None:
         run, future = waiting.popleft()

@@ -18,8 +18,8 @@ _ZERO_AND_HOLE = 3
 class SourceConnection(Protocol):
     """One connection; used by one thread at a time."""
 
-    def read(self, start: int, length: int) -> bytes | memoryview:
-        """Return ``length`` bytes from ``start``, good until the next read; raises TransferError for a failure."""
+    def read(self, start: int, length: int) -> bytes | bytearray:
+        """Return ``length`` bytes from ``start``; raises TransferError when the other side fails."""
         ...
 
     def close(self) -> None:

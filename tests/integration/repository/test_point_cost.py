@@ -58,7 +58,7 @@ def _take(
         return writer.commit(record_of([disk.finish()], parent=base)), writer.bytes_stored
 
 
-def test_full_point_reads_data_once_by_the_mebibyte_and_writes_few_large_objects(
+def test_full_point_reads_data_once_in_large_pieces_and_writes_few_large_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     repository = Repository.create(str(tmp_path / "r"), sample_key())

@@ -43,7 +43,7 @@ def test_level_follows_what_is_idle_and_stays_in_between() -> None:
     effort = Effort(machine.ticks, machine.clock)
     effort.level_for(PATIENT_BYTES)
     followed = []
-    for idle_share in (0.0, 0.0, 0.2, 0.3, 0.2, 0.05):
+    for idle_share in (0.0, 0.0, 0.4, 0.6, 0.4, 0.2):
         machine.idle_share = idle_share
         followed.append(effort.level_for(1 << 20))
     assert followed == [WELL, QUICKLY, QUICKLY, WELL, WELL, QUICKLY]  # the first only looks: there is no time before it
