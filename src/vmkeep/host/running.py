@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -101,6 +101,8 @@ class RunningExposure:
                 encrypted=encrypted,
                 secret=record.secret,
             )
+            if running:
+                _sync_images(subject)
             instant = fix_instant(
                 domain,
                 job if scratch else None,
@@ -182,6 +184,20 @@ class RunningExposure:
 
     def abandon(self) -> None:
         self._guardian.rescue_now()
+
+
+def _sync_images(subject: Subject) -> None:
+    """Make what the guest wrote durable before it stands still: QEMU does so when it is suspended, and waits for it.
+
+    20 MiB of writes made the pause 15 ms longer. An image that cannot be opened here is left to QEMU.
+    """
+    for layers in subject.chains.values():
+        with suppress(OSError):
+            image = os.open(layers[0].path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(image)
+            finally:
+                os.close(image)
 
 
 def refuse_beside_a_job(domain: Domain) -> None:
