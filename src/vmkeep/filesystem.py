@@ -43,6 +43,14 @@ def passes_cache(path: Path) -> bool:
     return True
 
 
+def write_all(descriptor: int, data: memoryview, place: int) -> None:
+    """Write all of the data at a place, however few bytes the system takes at a time. Raises OSError."""
+    while data:
+        written = os.pwrite(descriptor, data, place)
+        place += written
+        data = data[written:]
+
+
 def write_new_file(path: Path, content: bytes) -> None:
     """Write a file (0600) that is there whole or not at all, durably, and never over another one.
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from vmkeep.filesystem import PAGE_BYTES, aligned_buffer
+from vmkeep.filesystem import PAGE_BYTES, aligned_buffer, write_all
 from vmkeep.repository.layout import Buffer
 
 LARGE_BYTES: Final = 1 << 20
@@ -58,17 +58,13 @@ def _write(handle: int, pieces: Sequence[Buffer]) -> None:
     """Write whole pages of the first piece from where they lie, and the rest through memory that is aligned."""
     first = memoryview(pieces[0])
     whole = len(first) // PAGE_BYTES * PAGE_BYTES
-    position = 0
-    while position < whole:
-        position += os.pwrite(handle, first[position:whole], position)
+    write_all(handle, first[:whole], 0)
     rest = b"".join([first[whole:], *pieces[1:]])
-    with aligned_buffer(_BOUNCE_BYTES) as bounce:
-        for at in range(0, len(rest), _BOUNCE_BYTES):
-            part = rest[at : at + _BOUNCE_BYTES]
-            bounce[: len(part)] = part
-            length = -(-len(part) // PAGE_BYTES) * PAGE_BYTES
-            done = 0
-            with memoryview(bounce) as view:
-                while done < length:
-                    done += os.pwrite(handle, view[done:length], whole + at + done)
+    # Not closed but let go: after a write that fails, its traceback still holds a view of it.
+    bounce = aligned_buffer(_BOUNCE_BYTES)
+    for at in range(0, len(rest), _BOUNCE_BYTES):
+        part = rest[at : at + _BOUNCE_BYTES]
+        bounce[: len(part)] = part
+        length = -(-len(part) // PAGE_BYTES) * PAGE_BYTES
+        write_all(handle, memoryview(bounce)[:length], whole + at)
     os.ftruncate(handle, whole + len(rest))

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from vmkeep.filesystem import PAGE_BYTES, aligned_buffer, file_error, passes_cache
+from vmkeep.filesystem import PAGE_BYTES, aligned_buffer, file_error, passes_cache, write_all
 
 _GATHERED_BYTES: Final = 4 << 20
 
@@ -42,7 +42,7 @@ class NewFile:
     def write(self, place: int, data: bytes | memoryview) -> None:
         """Write something small; never into a page that a lane writes."""
         try:
-            _write_all(self._plain, memoryview(data), place)
+            write_all(self._plain, memoryview(data), place)
         except OSError as error:
             raise file_error(error, self.path) from error
 
@@ -93,13 +93,6 @@ class Lane:
             length = whole
         try:
             with memoryview(self._gathered) as view:
-                _write_all(self._descriptor, view[:length], place)
+                write_all(self._descriptor, view[:length], place)
         except OSError as error:
             raise file_error(error, self._path) from error
-
-
-def _write_all(descriptor: int, data: memoryview, place: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, place)
-        place += written
-        data = data[written:]
