@@ -199,7 +199,7 @@ class ObjectStore:
                 missing.append(parent)
                 parent = parent.parent
             for directory in reversed(missing):
-                directory.mkdir(mode=0o700)
+                directory.mkdir(mode=0o700, exist_ok=True)  # another process may make it at the same time
                 directory.chmod(0o700)
                 sync_directory(directory.parent)
             self._made.add(path.parent)
