@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from vmkeep.catalog.catalog import Catalog
 from vmkeep.catalog.operations import TRANSITIONS, Operation, OperationState
-from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogState, CatalogVm, KnownRepository
+from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogSnapshot, CatalogState, CatalogVm, KnownRepository
 
 __all__ = [
     "TRANSITIONS",
     "Adopted",
     "Catalog",
     "CatalogPoint",
+    "CatalogSnapshot",
     "CatalogState",
     "CatalogVm",
     "KnownRepository",

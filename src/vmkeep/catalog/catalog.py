@@ -9,10 +9,10 @@ from typing import Any, Self
 
 from sqlalchemy import insert, select, update
 
-from vmkeep.catalog import models, operation_queries, point_queries, state_queries, texts, vm_queries
+from vmkeep.catalog import models, operation_queries, point_queries, snapshot_queries, state_queries, texts, vm_queries
 from vmkeep.catalog.database import Database
 from vmkeep.catalog.operations import Operation, OperationState
-from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogState, CatalogVm, KnownRepository
+from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogSnapshot, CatalogState, CatalogVm, KnownRepository
 from vmkeep.errors import CatalogError, VmNotFound
 
 
@@ -74,8 +74,11 @@ class Catalog:
         with self._database.writing() as connection:
             vm_queries.see_vm(connection, uuid.lower(), name, host_uuid, adopted=False)
 
-    def return_to(self, uuid: str, point_id: str) -> None:
-        """Record that a VM is at an earlier point again, so that its next point descends from that one."""
+    def return_to(self, uuid: str, point_id: str | None) -> None:
+        """Record that a VM is at an earlier point again, so that its next point descends from that one.
+
+        None: it is as it was before its first point.
+        """
         with self._database.writing() as connection:
             vm_queries.set_current_point(connection, uuid.lower(), point_id)
 
@@ -162,9 +165,46 @@ class Catalog:
             return state_queries.of_vm(connection, vm_uuid.lower())
 
     def pins(self, version_id: str) -> tuple[str, ...]:
-        """Return the ids of the points that hold a state version."""
+        """Return the ids of the points and snapshots that hold a state version."""
         with self._database.reading() as connection:
             return state_queries.pinned(connection, version_id)
+
+    # -- snapshots ---------------------------------------------------------------------------------------------
+
+    def record_snapshot(self, snapshot: CatalogSnapshot) -> None:
+        """Record a snapshot and accept and pin its state versions: all in one transaction, or nothing.
+
+        One of the same VM and name that was made before is gone then, because libvirt has only one of a name. Recording
+        the same one again changes nothing. Raises CatalogError when a new version's generation is not above the newest
+        one accepted.
+        """
+        with self._database.writing() as connection:
+            known = snapshot_queries.get(connection, snapshot.vm_uuid, snapshot.name)
+            if known is not None and known.id == snapshot.id:
+                return
+            if known is not None:
+                snapshot_queries.remove(connection, known.id)
+            for state in snapshot.states:
+                state_queries.accept(connection, state)
+                state_queries.pin(connection, state.id, snapshot.id, "snapshot")
+            snapshot_queries.add(connection, snapshot)
+
+    def snapshot(self, vm_uuid: str, name: str) -> CatalogSnapshot | None:
+        """Return what is kept with a snapshot of a VM; None for one that was not made here."""
+        with self._database.reading() as connection:
+            return snapshot_queries.get(connection, vm_uuid.lower(), name)
+
+    def snapshots_of_vm(self, vm_uuid: str) -> tuple[CatalogSnapshot, ...]:
+        """Return what is kept with each snapshot of a VM, oldest first."""
+        with self._database.reading() as connection:
+            return snapshot_queries.of_vm(connection, vm_uuid.lower())
+
+    def forget_snapshot(self, snapshot_id: str) -> bool:
+        """Remove a snapshot and its pins; False when it was not known. State versions stay known."""
+        with self._database.writing() as connection:
+            return snapshot_queries.remove(connection, snapshot_id)
+
+    # -- a repository taken over ---------------------------------------------------------------------------------
 
     def adopt(self, points: Sequence[tuple[CatalogPoint, Sequence[CatalogState]]]) -> Adopted:
         """Add the points of a repository taken over, each with the state versions it holds, in one transaction.

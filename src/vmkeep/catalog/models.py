@@ -98,9 +98,24 @@ pins = Table(
     "pins",
     metadata,
     Column("version_id", String(64), ForeignKey("state_versions.id"), primary_key=True),
-    Column("reason", String(16), CheckConstraint("reason in ('point')", name="reason"), primary_key=True),
+    Column("reason", String(16), CheckConstraint("reason in ('point', 'snapshot')", name="reason"), primary_key=True),
     Column("holder", String(64), primary_key=True),
     Index(None, "reason", "holder"),
+)
+
+# What is kept beside libvirt's record of a snapshot that was made here: the state files of its instant (as pins), and
+# the point that the VM descended from then.
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("creation_time", Integer, nullable=False),
+    # Not a foreign key: the point may be deleted while the snapshot stays.
+    Column("current_point", String(32)),
+    Column("created", String(32), nullable=False),
+    UniqueConstraint("vm_uuid", "name"),
 )
 
 operations = Table(

@@ -71,7 +71,7 @@ class CatalogPoint:
 
 @dataclass(frozen=True, slots=True)
 class CatalogState:
-    """A state version that a point holds: an immutable sealed copy of a VM's TPM state or NVRAM."""
+    """A state version that a point or a snapshot holds: an immutable sealed copy of a VM's TPM state or NVRAM."""
 
     id: str
     vm_uuid: str
@@ -80,6 +80,24 @@ class CatalogState:
     sha256: str
     size_bytes: int
     created: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSnapshot:
+    """A libvirt snapshot that was made here: what is kept with it besides the disks.
+
+    ``name`` and ``creation_time`` (seconds since 1970) are libvirt's, and tell it from a later one of the same name.
+    ``current_point`` is the point that the VM's state descended from then; ``states`` are its state files of the
+    snapshot's instant; ``created`` is that instant, ISO 8601 in UTC.
+    """
+
+    id: str
+    vm_uuid: str
+    name: str
+    creation_time: int
+    current_point: str | None
+    created: str
+    states: tuple[CatalogState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

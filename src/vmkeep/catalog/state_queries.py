@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, delete, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -14,6 +14,7 @@ from vmkeep.errors import CatalogError
 
 versions = models.state_versions
 pins = models.pins
+PinReason = Literal["point", "snapshot"]
 
 
 def accept(connection: Connection, state: CatalogState) -> None:
@@ -67,19 +68,27 @@ def of_vm(connection: Connection, vm_uuid: str) -> tuple[CatalogState, ...]:
     return tuple(_state(row) for row in connection.execute(chosen))
 
 
-def pin(connection: Connection, version_id: str, point_id: str) -> None:
-    row = upsert(pins).values(version_id=version_id, reason="point", holder=point_id)
+def pin(connection: Connection, version_id: str, holder: str, reason: PinReason = "point") -> None:
+    """Keep a version for a point or a snapshot, of which ``holder`` is the id."""
+    row = upsert(pins).values(version_id=version_id, reason=reason, holder=holder)
     connection.execute(row.on_conflict_do_nothing())
 
 
-def unpin(connection: Connection, point_id: str) -> None:
-    """Remove the pins of a point. The versions stay known, so that generations never start again."""
-    connection.execute(delete(pins).where(pins.c.reason == "point", pins.c.holder == point_id))
+def unpin(connection: Connection, holder: str, reason: PinReason = "point") -> None:
+    """Remove the pins of a point or a snapshot. The versions stay known, so that generations never start again."""
+    connection.execute(delete(pins).where(pins.c.reason == reason, pins.c.holder == holder))
 
 
 def pinned(connection: Connection, version_id: str) -> tuple[str, ...]:
     chosen = select(pins.c.holder).where(pins.c.version_id == version_id).order_by(pins.c.holder)
     return tuple(connection.execute(chosen).scalars())
+
+
+def held(connection: Connection, holder: str, reason: PinReason) -> tuple[CatalogState, ...]:
+    """Return the versions that a point or a snapshot keeps, by kind."""
+    mine = select(pins.c.version_id).where(pins.c.reason == reason, pins.c.holder == holder)
+    chosen = select(versions).where(versions.c.id.in_(mine)).order_by(versions.c.kind, versions.c.generation)
+    return tuple(_state(row) for row in connection.execute(chosen))
 
 
 def _same(known: CatalogState, state: CatalogState) -> bool:

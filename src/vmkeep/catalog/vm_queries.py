@@ -34,7 +34,7 @@ def see_vm(connection: Connection, uuid: str, name: str, host_uuid: str | None, 
     return False
 
 
-def set_current_point(connection: Connection, uuid: str, point_id: str) -> None:
+def set_current_point(connection: Connection, uuid: str, point_id: str | None) -> None:
     connection.execute(update(vms).where(vms.c.uuid == uuid).values(current_point=point_id))
 
 

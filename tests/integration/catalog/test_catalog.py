@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
-from vmkeep.catalog import Catalog, Operation, OperationState
+from vmkeep.catalog import Catalog, CatalogSnapshot, CatalogState, Operation, OperationState
 from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
 
 
@@ -198,3 +198,41 @@ def test_cancel_reaches_the_operation_with_its_next_progress(catalog: Catalog) -
     assert (noted.stage, noted.done_bytes, noted.total_bytes) == ("copy", 2, 10)
     catalog.move_operation("op", "me", OperationState.DONE)
     assert not catalog.request_cancel("op")
+
+
+def test_snapshot_keeps_its_states_until_it_is_forgotten(catalog: Catalog) -> None:
+    catalog.record_point(example_point("p1"), (example_state("tpm 1", 1),))
+    states = (example_state("nvram 1", 1, kind="nvram"), example_state("tpm 1", 1))
+    snapshot = _snapshot("s1", states=states)
+    catalog.record_snapshot(snapshot)
+    catalog.record_snapshot(snapshot)
+    assert catalog.snapshot(WIN11.upper(), "before") == snapshot
+    assert catalog.snapshots_of_vm(WIN11) == (snapshot,)
+    assert set(catalog.pins(states[1].id)) == {number("p1"), number("s1")}
+
+    assert catalog.forget_snapshot(snapshot.id)
+    assert not catalog.forget_snapshot(snapshot.id)
+    assert catalog.snapshot(WIN11, "before") is None
+    assert catalog.pins(states[0].id) == ()
+    assert catalog.pins(states[1].id) == (number("p1"),)
+
+
+def test_snapshot_made_again_takes_the_place_of_the_one_of_its_name(catalog: Catalog) -> None:
+    catalog.record_point(example_point("p1"))
+    catalog.record_snapshot(_snapshot("s1", states=(example_state("tpm 1", 1),)))
+    again = _snapshot("s2", states=(example_state("tpm 2", 2),))
+    catalog.record_snapshot(again)
+    assert catalog.snapshots_of_vm(WIN11) == (again,)
+    assert catalog.pins(number("tpm 1")) == ()
+
+
+def test_snapshot_with_a_late_state_is_refused_whole(catalog: Catalog) -> None:
+    catalog.record_point(example_point("p1"), (example_state("tpm 5", 5),))
+    with pytest.raises(CatalogError):
+        catalog.record_snapshot(_snapshot("s1", states=(example_state("tpm 4", 4),)))
+    assert catalog.snapshots_of_vm(WIN11) == ()
+
+
+def _snapshot(name: str, *, states: tuple[CatalogState, ...]) -> CatalogSnapshot:
+    created = "2026-03-01T10:00:00.000000+00:00"
+    return CatalogSnapshot(number(name), WIN11, "before", 1772359200, number("p1"), created, states)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
@@ -17,7 +18,7 @@ from sqlalchemy import create_engine
 from tests.integration.catalog.examples import example_point
 from vmkeep.catalog import Catalog
 from vmkeep.catalog.database import HEAD_REVISION
-from vmkeep.catalog.migrations.upgrade import head_revision
+from vmkeep.catalog.migrations.upgrade import _config, head_revision
 from vmkeep.catalog.models import metadata
 from vmkeep.errors import CatalogError, PermissionRefused
 
@@ -81,6 +82,22 @@ def test_file_is_for_its_owner_only_and_durable(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
     catalog.close()
+
+
+def test_catalogue_of_the_first_schema_is_brought_up_to_date_with_all_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO vms VALUES ('u', 'vm', NULL, '2026', 0, NULL)")
+        connection.exec_driver_sql("INSERT INTO state_versions VALUES ('v', 'u', 'tpm', 1, 's', 1, '2026')")
+        connection.exec_driver_sql("INSERT INTO pins VALUES ('v', 'point', 'p')")
+    engine.dispose()
+    with Catalog.open(path) as catalog:
+        assert catalog.pins("v") == ("p",)
+        assert catalog.snapshots_of_vm("u") == ()
 
 
 def test_newer_catalogue_is_refused_unchanged(tmp_path: Path) -> None:

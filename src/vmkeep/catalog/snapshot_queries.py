@@ -1,0 +1,53 @@
+"""Rows of snapshots: what is kept beside libvirt's own record of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select
+
+from vmkeep.catalog import models, state_queries
+from vmkeep.catalog.records import CatalogSnapshot
+
+snapshots = models.snapshots
+
+
+def get(connection: Connection, vm_uuid: str, name: str) -> CatalogSnapshot | None:
+    chosen = select(snapshots).where(snapshots.c.vm_uuid == vm_uuid, snapshots.c.name == name)
+    row = connection.execute(chosen).first()
+    return None if row is None else _snapshot(connection, row)
+
+
+def of_vm(connection: Connection, vm_uuid: str) -> tuple[CatalogSnapshot, ...]:
+    chosen = select(snapshots).where(snapshots.c.vm_uuid == vm_uuid).order_by(snapshots.c.created, snapshots.c.name)
+    return tuple(_snapshot(connection, row) for row in connection.execute(chosen).all())
+
+
+def add(connection: Connection, snapshot: CatalogSnapshot) -> None:
+    row = {
+        "id": snapshot.id,
+        "vm_uuid": snapshot.vm_uuid,
+        "name": snapshot.name,
+        "creation_time": snapshot.creation_time,
+        "current_point": snapshot.current_point,
+        "created": snapshot.created,
+    }
+    connection.execute(insert(snapshots).values(row))
+
+
+def remove(connection: Connection, snapshot_id: str) -> bool:
+    """Remove a snapshot and its pins; False when it was not known."""
+    state_queries.unpin(connection, snapshot_id, "snapshot")
+    return connection.execute(delete(snapshots).where(snapshots.c.id == snapshot_id)).rowcount > 0
+
+
+def _snapshot(connection: Connection, row: Row[Any]) -> CatalogSnapshot:
+    return CatalogSnapshot(
+        row.id,
+        row.vm_uuid,
+        row.name,
+        row.creation_time,
+        row.current_point,
+        row.created,
+        state_queries.held(connection, row.id, "snapshot"),
+    )
