@@ -16,6 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import libvirt
+
 from tests.crash.walk import NO_DEATH, SHARES, Death, deaths
 from tests.rig import Host, KiB, MiB, Vm, VmState, assert_images_equal
 from tests.system.offline import bitmaps, write_offline, zero_offline
@@ -249,6 +251,17 @@ class Bed:
             bed.change()
             bed.take_point()
         return bed
+
+    def start_when_free(self) -> None:
+        """Start the VM as soon as the qemu-nbd of a killed run has let go of its images."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.vm.start(paused=True)
+                return
+            except libvirt.libvirtError as error:
+                if '"write" lock' not in error.get_error_message() or time.monotonic() > deadline:
+                    raise
 
     def change(self) -> None:
         """Let something new be written to both disks and to the UEFI variables, by the guest or while it is off."""

@@ -85,7 +85,7 @@ def test_vm_that_is_started_right_after_the_kill_is_freed_of_the_bitmaps_by_the_
     bed.change()
     before = checkpoints(bed.vm)
     outcome = bed.zygote.run(["backup", bed.vm.name], traps=[Trap("before", "vmkeep.host.point:capture_disk")])
-    bed.vm.start(paused=True)
+    bed.start_when_free()
     assert outcome.status == KILLED
     bed.assert_safe(before, state=VmState.PAUSED, killed_at=time.monotonic() + 1)
     bed.next_backup_and_prove_all(killed=bed.content.copy())

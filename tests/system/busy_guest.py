@@ -57,7 +57,7 @@ class WritingGuest:
     def written_bytes(self) -> int:
         return int(self.vm.domain.blockStats("vda")[3])
 
-    def wait_written(self, more_bytes: int, seconds: float = 10) -> None:
+    def wait_written(self, more_bytes: int, seconds: float = 40) -> None:
         """Wait until the guest has written more: it runs, and met no error."""
         end, deadline = self.written_bytes() + more_bytes, time.monotonic() + seconds
         while self.written_bytes() < end:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 from tests.rig import Vm
@@ -29,6 +31,27 @@ def held_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> AbstractContextManager[subproces
 
 
 @contextmanager
+def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[subprocess.Popen[str]]:
+    """Start a backup that is let run for some milliseconds now and then from its copy on, and on after the block."""
+    over = threading.Event()
+
+    def pulse(process: subprocess.Popen[str]) -> None:
+        while not over.wait(0.004) and process.poll() is None:
+            os.kill(process.pid, signal.SIGSTOP)
+            over.wait(0.05)
+            os.kill(process.pid, signal.SIGCONT)
+
+    with held_in_its_copy(vm, vmkeep) as process:
+        pulses = threading.Thread(target=pulse, args=(process,))
+        pulses.start()
+        try:
+            yield process
+        finally:
+            over.set()
+            pulses.join()
+
+
+@contextmanager
 def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
     """Start a command and stop its process with SIGSTOP as soon as the condition holds, between transactions."""
     process = vmkeep.start(*arguments)
@@ -37,7 +60,7 @@ def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bo
         while True:
             if condition():
                 os.kill(process.pid, signal.SIGSTOP)
-                if not _holds_a_database(vmkeep.home):
+                if not _holds_a_database(vmkeep.home) and not _connects(vmkeep):
                     break
                 os.kill(process.pid, signal.SIGCONT)
             assert process.poll() is None, f"over before it could be stopped: {process.communicate()}"
@@ -61,6 +84,17 @@ def _holds_a_database(home: Path) -> bool:
                 database.execute("BEGIN IMMEDIATE")
                 database.execute("ROLLBACK")
             except sqlite3.OperationalError:
+                return True
+    return False
+
+
+def _connects(vmkeep: Vmkeep) -> bool:
+    """Return whether a process was stopped while it connects to a backup job, which its end would wait for."""
+    for path in vmkeep.host.path("/run").rglob("handshakes"):
+        with suppress(FileNotFoundError), path.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 return True
     return False
 

@@ -142,7 +142,7 @@ def main() -> int:
     _answer(vmkeep)
     record, finished = _watch(path, record, hypervisor, vmkeep)
     if not finished:
-        rescue(record, hypervisor)
+        rescue(record, hypervisor, owner=_owner(vmkeep))
     path.unlink(missing_ok=True)
     path.with_suffix(".lock").unlink(missing_ok=True)
     return 0
@@ -156,7 +156,7 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket
         if not readable:
             if _hangs_dead(vmkeep):
                 return record, False
-            if _saved_from_full_scratch(record, hypervisor):
+            if _saved_from_full_scratch(record, hypervisor, _owner(vmkeep)):
                 # vmkeep finds the job gone and reports it; its next word gets no answer.
                 return record, False
             continue
@@ -183,12 +183,19 @@ def _hangs_dead(vmkeep: socket.socket) -> bool:
 
     Such a thread, in a call to storage that stalls, keeps the socket open. The process is a zombie by then.
     """
-    pid, _, _ = struct.unpack("3i", vmkeep.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        after_name = (
+            Path(f"/proc/{_owner(vmkeep)}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        )
     except OSError:
         return False  # gone, and the socket says so
     return after_name.split()[0] in ("Z", "X")
+
+
+def _owner(vmkeep: socket.socket) -> int:
+    """Return the process that is, or was, at the other end."""
+    pid, _, _ = struct.unpack("3i", vmkeep.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(pid)
 
 
 def _conversation() -> socket.socket:
@@ -214,7 +221,7 @@ def _answer(vmkeep: socket.socket) -> None:
         vmkeep.sendall(_READY)
 
 
-def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
+def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor, owner: int) -> bool:
     """Resume a VM that stopped on an I/O error during our job; libvirt being away is no reason to end.
 
     A job whose scratch must not run out is ended (by the caller) as soon as it might.
@@ -226,7 +233,7 @@ def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
             return True
     try:
         domain = hypervisor.find(record.uuid)
-        return domain is not None and domain.state().io_error and resume_if_ours(record, domain)
+        return domain is not None and domain.state().io_error and resume_if_ours(record, domain, owner)
     except VmkeepError:
         return False
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -23,6 +25,7 @@ from vmkeep.errors import (
 from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
+from vmkeep.host.handshakes import making_connection
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant, refuse_unwritten_variables
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
@@ -36,6 +39,8 @@ from vmkeep.transfer.server import ImageServer
 from vmkeep.transfer.source import DiskSource
 
 _SCRATCH_MAKERS = 4
+_ENDING_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
 _STANDING = (RunState.RUNNING, RunState.PAUSED)
 
 
@@ -138,7 +143,8 @@ class RunningExposure:
                 yield server.source()
         else:
             bitmap = f"backup-{target}" if planned.mode is Mode.INCREMENTAL else None
-            yield NbdSource(self._record.socket, target, bitmap)
+            connecting = partial(making_connection, Path(self._record.directory))
+            yield NbdSource(self._record.socket, target, bitmap, connecting=connecting)
 
     def watched(self, stop: Callable[[], None]) -> Callable[[], None]:
         return stop  # the job keeps the instant, whatever the guest writes
@@ -151,7 +157,7 @@ class RunningExposure:
         try:
             if self._subject.domain.state().run not in _STANDING:
                 return JobAborted("the VM was stopped while its point was copied", vm=vm, disk=error.disk)
-            if self._subject.domain.backup_socket() != self._record.socket:
+            if self._job_ends():
                 return JobAborted(
                     "the backup job was ended while the point was copied; a full scratch disk is the usual cause",
                     vm=vm,
@@ -164,6 +170,15 @@ class RunningExposure:
             return JobAborted("the VM is gone; it was removed while its point was copied", vm=vm, disk=error.disk)
         return error
 
+    def _job_ends(self) -> bool:
+        """Return whether the job is gone, or goes just now: QEMU closes the connections some time before."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while self._subject.domain.backup_socket() == self._record.socket:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
+
     def keep(self) -> None:
         self._guardian.stage(Stage.KEEP)
 
@@ -171,7 +186,7 @@ class RunningExposure:
         domain = self._subject.domain
         try:
             if domain.backup_socket() == self._record.socket:
-                end_job(domain)
+                end_job(domain, self._record.socket, self._record.directory)
         except VmkeepError as error:
             self._guardian.rescue_now()
             return [f"The backup job could not be ended at once; the guardian goes on with it: {error}"]

@@ -27,6 +27,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.filesystem import sync_directory
+from vmkeep.host.handshakes import abort_job
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
@@ -124,11 +125,12 @@ def record_path(directory: Path, operation: str) -> Path:
     return directory / f"{operation}.json"
 
 
-def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
+def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: int | None = None) -> None:
     """Undo what a dead vmkeep left: the pause, the job, the checkpoint, the socket, the scratch files.
 
-    The guest comes first: it is resumed before anything slow is done. Repeats until all has been quiet for a
-    second. Raises HypervisorUnavailable when libvirt does not answer for a minute; the record then stays.
+    ``owner`` is the process of vmkeep if it may still live. The guest comes first: it is resumed before anything slow
+    is done. Repeats until all has been quiet for a second. Raises HypervisorUnavailable when libvirt does not answer
+    for a minute; the record then stays.
     """
     started = time.monotonic()
     deadline = started + _PATIENCE_SECONDS
@@ -139,7 +141,7 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
                 hypervisor = Hypervisor.connect(record.uri)
             # Whatever libvirtd did for the dead client is over by then, or libvirtd itself was restarted.
             begun = record.stage is not Stage.INSTANT or time.monotonic() > started + _BEGIN_SECONDS
-            changed = _rescue_once(record, hypervisor, begun=begun)
+            changed = _rescue_once(record, hypervisor, begun=begun, owner=owner)
         except HypervisorUnavailable:
             hypervisor = None
             changed = True
@@ -162,21 +164,21 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
     remove_leavings(record)
 
 
-def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool) -> bool:
+def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: int | None) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
     domain = hypervisor.find(record.uuid)
     if record.stopped:
         return _remove_marks(record, domain, hypervisor)
     if domain is None:
         return forget_secret(record, hypervisor)
-    changed = resume_if_ours(record, domain)
+    changed = resume_if_ours(record, domain, owner)
     changed = forget_secret(record, hypervisor) or changed
     changed = _thaw_if_ours(record, domain) or changed
     try:
         if domain.backup_socket() == record.socket:
             if not (begun or _has_begun(record)):
                 return True
-            end_job(domain)
+            end_job(domain, record.socket, record.directory, owner)
             changed = True
         # Deleting needs a running VM; with the VM off the next backup removes what is left.
         deletable = record.stage is not Stage.KEEP and domain.state().run in (RunState.RUNNING, RunState.PAUSED)
@@ -245,7 +247,7 @@ def _remove_marks(record: JobRecord, domain: Domain | None, hypervisor: Hypervis
     return changed
 
 
-def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
+def resume_if_ours(record: JobRecord, domain: Domain, owner: int | None = None) -> bool:
     """Resume the VM when vmkeep suspended it, or when it stopped on a full scratch disk; return whether it did.
 
     A VM that was paused before stays paused, and so does one that somebody pauses during the copy.
@@ -256,7 +258,7 @@ def resume_if_ours(record: JobRecord, domain: Domain) -> bool:
     if state.io_error:
         if record.stage is Stage.INSTANT or domain.backup_socket() != record.socket:
             return False
-        end_job(domain)
+        end_job(domain, record.socket, record.directory, owner)
         return True
     if record.was_running and record.stage is Stage.INSTANT:
         domain.resume()
@@ -286,12 +288,13 @@ def _falls_short(scratches: Sequence[ProvenScratch]) -> bool:
     return about.f_bavail * about.f_frsize < missing
 
 
-def end_job(domain: Domain) -> None:
+def end_job(domain: Domain, socket: str, directory: str = "", owner: int | None = None) -> None:
     """End the backup job, and resume a VM that its full scratch disk had stopped: QEMU then repeats the write.
 
-    The job goes first: as long as it is there the write that failed would fail again.
+    The job goes first: as long as it is there the write that failed would fail again. The arguments, and what is
+    raised, are those of ``abort_job``.
     """
-    domain.abort_backup()
+    abort_job(domain, socket, directory, owner)
     deadline = time.monotonic() + _RESUME_SECONDS
     while domain.state().io_error:
         try:

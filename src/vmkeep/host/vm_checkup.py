@@ -350,7 +350,7 @@ def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoin
     """Carry out what a finding says. The caller holds the VM's lock."""
     if isinstance(mend, EndJob):
         if domain.backup_socket() == mend.socket:
-            end_job(domain)
+            end_job(domain, mend.socket)
         return f"ended the backup job of {domain.name}"
     definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
     chains = {}

@@ -7,9 +7,11 @@ cursors cannot.
 
 from __future__ import annotations
 
+import socket as socketlib
+import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import nbd
 
@@ -18,6 +20,9 @@ from vmkeep.extents import Reply, everything_dirty
 
 # A request for block status counts in 32 bits; a multiple of every cluster size below that keeps replies aligned.
 _STATUS_STEP_BYTES = 2 << 30
+# The NBD protocol's greeting of a server, and a client's answer: its flags (newstyle), and the option to give up.
+_GREETING_BYTES = 18
+_GIVE_UP = struct.pack(">I8sII", 1, b"IHAVEOPT", 2, 0)
 
 
 class NbdConnection:
@@ -94,12 +99,22 @@ class NbdSource:
     ``label`` is how errors name the disk; the name of the export if None.
     """
 
-    def __init__(self, socket: str, export: str, bitmap: str | None, *, label: str | None = None) -> None:
+    def __init__(
+        self,
+        socket: str,
+        export: str,
+        bitmap: str | None,
+        *,
+        label: str | None = None,
+        connecting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """``connecting`` is entered while a connection is made."""
         self._socket = socket
         self._export = export
         self._bitmap = bitmap
         self._label = label
-        probe = NbdConnection(socket, export, label=label)
+        self._connecting = connecting
+        probe = self.connect()
         self._size_bytes = probe.size_bytes
         probe.close()
 
@@ -107,8 +122,9 @@ class NbdSource:
     def size_bytes(self) -> int:
         return self._size_bytes
 
-    def connect(self) -> NbdConnection:
-        return NbdConnection(self._socket, self._export, label=self._label)
+    def connect(self, context: str | None = None) -> NbdConnection:
+        with self._connecting():
+            return NbdConnection(self._socket, self._export, context, label=self._label)
 
     def dirty_map(self) -> Iterator[Reply]:
         if self._bitmap is None:
@@ -119,7 +135,7 @@ class NbdSource:
         return self._status(nbd.CONTEXT_BASE_ALLOCATION)
 
     def _status(self, context: str) -> Iterator[Reply]:
-        connection = NbdConnection(self._socket, self._export, context, label=self._label)
+        connection = self.connect(context)
         try:
             yield from connection.status()
         finally:
@@ -154,3 +170,43 @@ def export_names(socket: str, timeout_seconds: float) -> frozenset[str] | None:
     except nbd.Error:
         return None
     return frozenset(names)
+
+
+def answers_handshakes(path: str, timeout_seconds: float) -> bool:
+    """Begin and end a handshake with the server at a socket, and return whether it came to its end in time.
+
+    QEMU looks at its handshakes one after the other, so all that were given up before have ended then. True also when
+    nobody serves there. In libnbd a client that gives a handshake up does not wait for the server's own end of it.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    with socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_seconds)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:
+            return False
+        try:
+            if len(_received(connection, _GREETING_BYTES, deadline)) < _GREETING_BYTES:
+                return True  # it was just closing
+            connection.sendall(_GIVE_UP)
+            while _received(connection, _GREETING_BYTES, deadline):
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def _received(connection: socketlib.socket, length: int, deadline: float) -> bytes:
+    """Return so many bytes, fewer when the other side has closed; raises TimeoutError."""
+    received = b""
+    while len(received) < length:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        more = connection.recv(length - len(received))
+        if not more:
+            break
+        received += more
+    return received

@@ -1,0 +1,99 @@
+"""A backup job does not end while a client is in the middle of connecting: QEMU would hang, and the guest with it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.crash.bed import wait_until
+from tests.rig import Disk, Host, MiB, Vm
+from tests.system.truth import has_backup_job
+from vmkeep.errors import VmBusy
+from vmkeep.host.handshakes import abort_job
+from vmkeep.hypervisor import Hypervisor
+
+pytestmark = pytest.mark.system
+
+# Like vmkeep's own connections: under the lock, and here it never comes to its end.
+_CLIENT = """
+import fcntl, os, socket, sys, time
+lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_SH)
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+print(len(connection.recv(18)), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def vm(host: Host) -> Vm:
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    return vm
+
+
+@pytest.fixture
+def directory(host: Host) -> Path:
+    directory = host.dir / "work" / "sockets"
+    directory.mkdir()
+    directory.chmod(0o777)  # QEMU makes its socket in it
+    return directory
+
+
+@contextmanager
+def _connecting(host: Host, socket: Path, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    command: list[str | Path] = ["python3", "-c", _CLIENT, socket, directory / "handshakes"]
+    client = host.popen(command, stderr=subprocess.DEVNULL)
+    assert client.stdout is not None
+    try:
+        assert client.stdout.readline() == "18\n"
+        yield client
+    finally:
+        client.kill()
+        client.wait()
+        client.stdout.close()
+
+
+def _begin(vm: Vm, socket: Path) -> None:
+    server = f"<server transport='unix' socket='{socket}'/>"
+    vm.domain.backupBegin(f"<domainbackup mode='pull'>{server}</domainbackup>", None, 0)
+
+
+def test_job_stays_until_a_connection_is_made_and_ends_when_its_process_stands_still(
+    host: Host, vm: Vm, directory: Path
+) -> None:
+    socket = directory / "nbd"
+    _begin(vm, socket)
+    with closing(Hypervisor.connect(host.outer_uri)) as hypervisor, _connecting(host, socket, directory) as client:
+        domain = hypervisor.domain("guest")
+        with pytest.raises(VmBusy):
+            abort_job(domain, str(socket), str(directory))
+        assert has_backup_job(vm)
+
+        abort_job(domain, str(socket), str(directory), owner=client.pid)
+        assert client.wait(5) == -signal.SIGKILL
+    _assert_alive(vm)
+
+
+def test_connection_that_was_given_up_a_moment_before_holds_up_nothing(host: Host, vm: Vm, directory: Path) -> None:
+    """The client is dead, and what QEMU has not seen of that yet is waited for."""
+    with closing(Hypervisor.connect(host.outer_uri)) as hypervisor:
+        domain = hypervisor.domain("guest")
+        for number in range(5):
+            socket = directory / f"nbd{number}"
+            _begin(vm, socket)
+            with _connecting(host, socket, directory) as client:
+                client.kill()
+                abort_job(domain, str(socket), str(directory))
+            _assert_alive(vm)
+
+
+def _assert_alive(vm: Vm) -> None:
+    wait_until(lambda: not has_backup_job(vm), "the job does not end", 20)
+    assert len(vm.read_image("vda")) == 8 * MiB  # asked of QEMU: one that hangs would not answer
