@@ -1,0 +1,110 @@
+"""A VM's checkpoints and snapshots on the machine at hand: read into values, and changed under the VM's lock.
+
+It needs libvirt only, so that its commands start fast: the repository, and what reads disks, are not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmkeep.config import Settings, prepare_home
+from vmkeep.errors import VmBusy, VmOff
+from vmkeep.host.lock import lock_vm
+from vmkeep.host.momentorders import (
+    CreateCheckpoint,
+    DeleteMoments,
+    ImportMoments,
+    MomentChange,
+    MomentsChanged,
+    RedefineMoment,
+    VmMoments,
+    moment_errors,
+)
+from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState
+from vmkeep.moments import MomentKind, parse_moment
+
+
+class LocalMoments:
+    """The part of the Host protocol that is about moments."""
+
+    def __init__(self, settings: Settings, connected: Callable[[], Hypervisor]) -> None:
+        self._settings = settings
+        self._connected = connected
+
+    def moments(self, kind: MomentKind, vm: str, *, secure: bool = False, domain: bool = False) -> VmMoments:
+        """Return all of a kind. ``domain``: with the VM's definition in checkpoints; ``secure``: with passwords."""
+        return read_moments(DomainMoments(self._connected().domain(vm), kind), secure=secure, domain=domain)
+
+    def moment_xml(
+        self, kind: MomentKind, vm: str, name: str, *, secure: bool = False, domain: bool = True, sizes: bool = False
+    ) -> str:
+        """Return one as libvirt writes it. ``sizes``: with the bytes dirtied since; raises VmOff while it is off."""
+        found = self._connected().domain(vm)
+        if sizes and found.state().run is RunState.OFF:
+            raise VmOff(
+                f"VM {found.name!r} is off, and only QEMU knows how much its disks changed since {kind} {name!r}",
+                vm=found.name,
+            )
+        return DomainMoments(found, kind).definition(name, secure=secure, domain=domain, sizes=sizes)
+
+    def moment_definitions(self, kind: MomentKind, vm: str, *, secure: bool = False) -> dict[str, str]:
+        """Return all of a kind as libvirt writes them, by name; ``secure``: with passwords."""
+        return DomainMoments(self._connected().domain(vm), kind).definitions(secure=secure)
+
+    def change_moments(self, order: MomentChange, *, stop: Callable[[], None] = lambda: None) -> MomentsChanged:
+        """Carry out an order. Raises VmBusy while another operation of vmkeep's works on the VM.
+
+        ``stop`` is called between steps and raises to end early: what was redefined is taken back then.
+        """
+        hypervisor = self._connected()
+        domain = hypervisor.domain(order.vm)
+        if isinstance(order, CreateCheckpoint) and order.dry:
+            return self._carry_out(order, domain, hypervisor, stop)
+        prepare_home(self._settings)
+        doing = f"a change of {order.kind}s"
+        with lock_vm(self._settings.locks_dir, domain.uuid, domain.name, doing, stop):
+            if domain.state().run is RunState.OTHER:
+                raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+            return self._carry_out(order, domain, hypervisor, stop)
+
+    def _carry_out(
+        self, order: MomentChange, domain: Domain, hypervisor: Hypervisor, stop: Callable[[], None]
+    ) -> MomentsChanged:
+        # Each brings along only what it needs.
+        match order:
+            case CreateCheckpoint():
+                from vmkeep.host.checkpointcreation import create_checkpoint
+
+                return create_checkpoint(domain, order)
+            case DeleteMoments():
+                from vmkeep.host.momentdeletion import delete_moments
+
+                return delete_moments(domain, order, hypervisor, stop)
+            case RedefineMoment():
+                from vmkeep.host.momentreplay import redefine_moment
+
+                return redefine_moment(domain, order, stop)
+            case ImportMoments():
+                from vmkeep.host.momentreplay import import_moments
+
+                return import_moments(domain, order, stop)
+
+
+def read_moments(register: DomainMoments, *, secure: bool = False, domain: bool = False) -> VmMoments:
+    """Return what libvirt lists, as values. Raises MomentInvalid for a document that cannot be read."""
+    definitions = register.definitions(secure=secure, domain=domain)
+    read = []
+    for name, xml in definitions.items():
+        with moment_errors(register.kind, register.domain.name, name=name, hint=_UNREADABLE):
+            read.append(parse_moment(register.kind, xml))
+    return VmMoments(
+        vm=register.domain.name,
+        uuid=register.domain.uuid,
+        kind=register.kind,
+        running=register.domain.state().run is not RunState.OFF,
+        moments=tuple(read),
+        current=register.current(),
+    )
+
+
+_UNREADABLE = "libvirt wrote this definition, and vmkeep cannot read it; virsh can. Please report it."
