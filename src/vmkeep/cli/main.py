@@ -13,9 +13,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from vmkeep import __version__
-from vmkeep.cli import backup, checkpoint, doctor, init, key, log, points, restore, snapshot, verify, vm
+from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, vm
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
+from vmkeep.cli.ondemand import OnDemandGroup
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
@@ -24,6 +25,7 @@ EXAMPLE = "Example: vmkeep backup win11"
 
 app = typer.Typer(
     name="vmkeep",
+    cls=OnDemandGroup,  # with `checkpoint` and `snapshot`
     help="Keep the whole state of virtual machines: disks, UEFI variables and TPM of one and the same instant.",
     epilog=f"{EXAMPLE}   (exit status 0 means that all that was asked for was done)",
     rich_markup_mode=None,
@@ -35,8 +37,6 @@ for _module in (init, backup, points, restore, verify, doctor, log):
 app.add_typer(points.point_app, name="point")
 app.add_typer(vm.app, name="vm")
 app.add_typer(key.app, name="key")
-app.add_typer(checkpoint.app, name="checkpoint")
-app.add_typer(snapshot.app, name="snapshot")
 
 
 @app.callback(invoke_without_command=True)

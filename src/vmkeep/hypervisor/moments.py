@@ -116,11 +116,15 @@ class DomainMoments:
 
         A checkpoint goes also when one of its bitmaps is gone already, and needs a running VM.
         """
-        with self._errors("delete", name):
-            if self.kind is MomentKind.SNAPSHOT:
+        if self.kind is MomentKind.SNAPSHOT:
+            with self._errors("delete", name):
                 self._look_up(name).delete()
-                return
-        if not self.domain.delete_checkpoint(name):
+            return
+        try:
+            found = self.domain.delete_checkpoint(name)
+        except VmkeepError as error:
+            raise self._with_way_out(error, name) from error.__cause__
+        if not found:
             raise self._not_found(name)
 
     def forget(self, name: str) -> None:
@@ -161,9 +165,13 @@ class DomainMoments:
         if code in _BAD_DOCUMENT and doing in _GIVEN:
             return MomentInvalid(words, vm=vm)
         translated = translate(error, f"{doing} {self.kind} {name!r} of VM {vm!r}", vm)
-        if type(translated) is HypervisorError and doing == "delete":
-            translated.hint = f"`vmkeep {self.kind} delete {vm} {name} --metadata` removes libvirt's record of it only."
-        return translated
+        return self._with_way_out(translated, name) if doing == "delete" else translated
+
+    def _with_way_out(self, error: VmkeepError, name: str) -> VmkeepError:
+        if type(error) is HypervisorError:
+            vm = self.domain.name
+            error.hint = f"`vmkeep {self.kind} delete {vm} {name} --metadata` removes libvirt's record of it only."
+        return error
 
     def _not_found(self, name: str) -> MomentNotFound:
         vm = self.domain.name

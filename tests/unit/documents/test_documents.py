@@ -41,10 +41,13 @@ def commands() -> dict[str, Any]:
     pending: list[tuple[str, Any]] = [("vmkeep", typer.main.get_command(app))]
     while pending:
         name, command = pending.pop()
-        below = getattr(command, "commands", {})
-        if not below:
+        if not hasattr(command, "commands"):
             found[name] = command
-        pending.extend((f"{name} {sub}", child) for sub, child in below.items())
+            continue
+        # Some groups are imported on demand.
+        with typer.Context(command) as context:
+            below = [(sub, command.get_command(context, sub)) for sub in command.list_commands(context)]
+        pending.extend((f"{name} {sub}", child) for sub, child in below)
     return found
 
 
