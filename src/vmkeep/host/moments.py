@@ -52,7 +52,8 @@ class LocalMoments:
         return DomainMoments(self._connected().domain(vm), kind).definitions(secure=secure)
 
     def change_moments(self, order: MomentChange, *, stop: Callable[[], None] = lambda: None) -> MomentsChanged:
-        """Carry out an order. Raises VmBusy while another operation of vmkeep's works on the VM.
+        """Carry out an order. Raises VmBusy while another operation of vmkeep's works on the VM, RestorePending while
+        a restore of it in place is not finished.
 
         ``stop`` is called between steps and raises to end early: what was redefined is taken back then.
         """
@@ -63,9 +64,17 @@ class LocalMoments:
         prepare_home(self._settings)
         doing = f"a change of {order.kind}s"
         with lock_vm(self._settings.locks_dir, domain.uuid, domain.name, doing, stop):
+            self._refuse_while_restored(domain)
             if domain.state().run is RunState.OTHER:
                 raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
             return self._carry_out(order, domain, hypervisor, stop)
+
+    def _refuse_while_restored(self, domain: Domain) -> None:
+        """Raise RestorePending while an unfinished restore in place has the VM's disks and checkpoints in its hands."""
+        if any(self._settings.restores_dir.glob("*.json")):
+            from vmkeep.host.journal import refuse_while_pending
+
+            refuse_while_pending(self._settings, domain.name, domain.uuid)
 
     def _carry_out(
         self, order: MomentChange, domain: Domain, hypervisor: Hypervisor, stop: Callable[[], None]

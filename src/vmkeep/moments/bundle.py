@@ -93,7 +93,7 @@ def parse_bundle(text: str) -> MomentBundle:
         raise BundleError('"security_info" is neither true nor false')
     moments = _read_moments(document.get("moments"), MomentKind(kind))
     current = document.get("current")
-    if current is not None and current not in {bundled.name for bundled in moments}:
+    if current is not None and current not in [bundled.name for bundled in moments]:
         raise BundleError(f'"current" is {current!r:.60}, which is not among the moments')
     return MomentBundle(
         kind=MomentKind(kind),
