@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,7 +80,7 @@ def create_checkpoint(
             vm=vm,
             name=name,
             description=description,
-            disks=tuple(_disk(text) for text in diskspec or ()),
+            disks=tuple(read_diskspec(text) for text in diskspec or ()),
             xml=None if xml is None else read_text(xml, limit_bytes=moments.DOCUMENT_BYTES),
             dry=print_xml,
         )
@@ -291,11 +290,11 @@ def import_checkpoints(
         moments.import_moments(running, _kind(), vm, file, replace_them=replace, validate=validate)
 
 
-def _disk(text: str) -> CheckpointDisk:
+def read_diskspec(text: str) -> CheckpointDisk:
     """Return what a --diskspec says; as for virsh, two commas in it stand for one."""
     from vmkeep.moments import CheckpointDisk, CheckpointType
 
-    name, *settings = (part.replace("\0", ",") for part in re.split(",", text.replace(",,", "\0")))
+    name, *settings = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     known: dict[str, str] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
