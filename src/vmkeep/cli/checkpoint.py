@@ -95,7 +95,7 @@ def create_checkpoint(
         with running.moments() as host:
             found = host.moments(_kind(), vm)
         tree = found.tree()
-        shown = moment_object(tree.find(created), found, tree)
+        shown = moment_object(moments.find_moment(found, tree, created), found, tree)
         if running.console.json:
             running.console.document({"checkpoint": shown})
         else:

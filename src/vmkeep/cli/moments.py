@@ -131,7 +131,7 @@ def show_moment(
         found = host.moments(kind, vm)
         told = None if health is None else health(found)
     tree = found.tree()
-    moment = _find(found, tree, _named_or_current(found, name, current=current))
+    moment = find_moment(found, tree, _named_or_current(found, name, current=current))
     shown = moment_object(moment, found, tree, told or {})
     shown["descendants"] = sum(1 for _ in tree.descendants(moment.name))
     if running.console.json:
@@ -145,7 +145,7 @@ def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *
     with running.moments() as host:
         found = host.moments(kind, vm)
     tree = found.tree()
-    moment = _find(found, tree, _named_or_current(found, name, current=current))
+    moment = find_moment(found, tree, _named_or_current(found, name, current=current))
     parent = tree.parent(moment.name or "")
     if running.console.json:
         running.console.document({str(kind): {"name": moment.name, "parent": None if parent is None else parent.name}})
@@ -200,7 +200,8 @@ def _current(found: VmMoments) -> str:
     return found.current
 
 
-def _find(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> AnyMoment:
+def find_moment(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> AnyMoment:
+    """Return one by its name. Raises MomentNotFound."""
     from vmkeep.host.momentorders import moment_errors
 
     with moment_errors(found.kind, found.vm):
@@ -274,12 +275,12 @@ def edit_moment(
     """``vmkeep KIND edit``."""
     from vmkeep.cli.editing import edit_text
     from vmkeep.host.momentorders import RedefineMoment, moment_errors
-    from vmkeep.moments import parse_moment
+    from vmkeep.moments import parse_moment, redefinable
 
     if rename and clone:
         raise InvalidRequest("--rename and --clone are mutually exclusive", hint="Give one of the two.")
     with running.moments() as host:
-        xml = host.moment_xml(kind, vm, name, secure=True)
+        xml = redefinable(host.moment_xml(kind, vm, name, secure=True))
 
     def change_it(edited: str) -> MomentsChanged:
         with moment_errors(kind, vm, name=name):

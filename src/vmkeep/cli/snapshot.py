@@ -150,6 +150,7 @@ def current_snapshot(
 ) -> None:
     """Print the definition of the current snapshot, or call another one current. Disks are not touched."""
     from vmkeep.host.momentorders import RedefineMoment
+    from vmkeep.moments import redefinable
 
     kind = _kind()
     with session(context, json=json, connect=connect, debug=debug) as running:
@@ -167,7 +168,7 @@ def current_snapshot(
         with running.moments() as host:
             text = host.moment_xml(kind, vm, name, secure=True)
         with moments.changing(running) as change:
-            change(RedefineMoment(kind=kind, vm=vm, xml=text, current=True, was=text))
+            change(RedefineMoment(kind=kind, vm=vm, xml=redefinable(text), current=True, was=text))
         if running.console.json:
             running.console.document({"snapshot": {"name": name, "current": True}})
         else:

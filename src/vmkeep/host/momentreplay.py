@@ -25,6 +25,7 @@ from vmkeep.moments import (
     format_moment,
     name_order,
     parse_moment,
+    redefinable,
     with_domain_kept,
 )
 
@@ -52,19 +53,19 @@ class _Replay:
         if existing is None:
             undo = partial(self._register.forget, name)
         else:
-            text = format_moment(existing, secure=True)
+            text = _document(existing)
             undo = partial(self._send, existing, text, current=name == self._current)
         # The current snapshot stays so when it is redefined.
         current = current or name == self._current
-        self._send(moment, xml or format_moment(moment, secure=True), current=current, validate=self._validate)
+        self._send(moment, xml or _document(moment), current=current, validate=self._validate)
         self._undos.append((name, undo))
 
     def make_current(self, moment: AnyMoment) -> None:
         """Let libvirt call a snapshot that it lists the current one."""
         before = None if self._current is None else self._existing[self._current]
-        self._send(moment, format_moment(moment, secure=True), current=True)
+        self._send(moment, _document(moment), current=True)
         if before is not None:
-            undo = partial(self._send, before, format_moment(before, secure=True), current=True)
+            undo = partial(self._send, before, _document(before), current=True)
             self._undos.append((before.name or "", undo))
 
     def forget(self, name: str) -> None:
@@ -157,7 +158,7 @@ def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None
                 replay.redefine(held[name].moment, held[name].xml)
         # The VM's own disks stand below the snapshot that is current there, whatever the file says.
         if order.kind is MomentKind.SNAPSHOT and bundle.current is not None and found.current is None:
-            replay.make_current(parse_moment(order.kind, register.definition(bundle.current, secure=True)))
+            replay.make_current(parse_moment(order.kind, redefinable(register.definition(bundle.current, secure=True))))
     except BaseException as error:
         replay.take_back(error)
         raise
@@ -208,8 +209,12 @@ def _joined(found: VmMoments, imported: Iterable[AnyMoment], vm: str) -> MomentT
 
 def _stands_as(found: VmMoments, xml: str) -> bool:
     """Return whether libvirt still lists a moment as it was read."""
-    was = parse_moment(found.kind, xml)
+    was = parse_moment(found.kind, redefinable(xml))
     return any(moment.name == was.name and _is_equal(was, moment) for moment in found.moments)
+
+
+def _document(moment: AnyMoment) -> str:
+    return redefinable(format_moment(moment, secure=True))
 
 
 def _is_equal(moment: AnyMoment, existing: AnyMoment | None) -> bool:

@@ -21,7 +21,7 @@ from vmkeep.host.momentorders import (
     moment_errors,
 )
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState
-from vmkeep.moments import MomentKind, parse_moment
+from vmkeep.moments import MomentKind, parse_moment, redefinable
 
 
 class LocalMoments:
@@ -48,8 +48,9 @@ class LocalMoments:
         return DomainMoments(found, kind).definition(name, secure=secure, domain=domain, sizes=sizes)
 
     def moment_definitions(self, kind: MomentKind, vm: str, *, secure: bool = False) -> dict[str, str]:
-        """Return all of a kind as libvirt writes them, by name; ``secure``: with passwords."""
-        return DomainMoments(self._connected().domain(vm), kind).definitions(secure=secure)
+        """Return all of a kind by name, as libvirt writes them and takes them again; ``secure``: with passwords."""
+        definitions = DomainMoments(self._connected().domain(vm), kind).definitions(secure=secure)
+        return {name: redefinable(xml) for name, xml in definitions.items()}
 
     def change_moments(self, order: MomentChange, *, stop: Callable[[], None] = lambda: None) -> MomentsChanged:
         """Carry out an order. Raises VmBusy while another operation of vmkeep's works on the VM, RestorePending while
@@ -105,7 +106,7 @@ def read_moments(register: DomainMoments, *, secure: bool = False, domain: bool 
     read = []
     for name, xml in definitions.items():
         with moment_errors(register.kind, register.domain.name, name=name, hint=_UNREADABLE):
-            read.append(parse_moment(register.kind, xml))
+            read.append(parse_moment(register.kind, redefinable(xml)))
     return VmMoments(
         vm=register.domain.name,
         uuid=register.domain.uuid,

@@ -10,7 +10,7 @@ from vmkeep.moments.backups import format_backup, luks_content, parse_backup
 from vmkeep.moments.bundle import BundledMoment, BundleError, MomentBundle, format_bundle, parse_bundle
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.disks import DomainDisk, domain_disks
-from vmkeep.moments.documents import AnyMoment, format_moment, parse_moment, with_domain_kept
+from vmkeep.moments.documents import AnyMoment, format_moment, parse_moment, redefinable, with_domain_kept
 from vmkeep.moments.drawing import draw_tree
 from vmkeep.moments.errors import LibvirtError, MomentError
 from vmkeep.moments.filters import MomentFilter, select
@@ -83,6 +83,7 @@ __all__ = [
     "parse_checkpoint",
     "parse_moment",
     "parse_snapshot",
+    "redefinable",
     "select",
     "with_domain_kept",
 ]

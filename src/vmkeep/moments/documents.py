@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Final
 
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.model import Checkpoint, Snapshot
@@ -11,6 +13,7 @@ from vmkeep.moments.tree import MomentKind
 from vmkeep.moments.writing import without_passwords
 
 AnyMoment = Checkpoint | Snapshot
+_ROOT: Final = re.compile(r"<domain(checkpoint|snapshot)>")
 
 
 def parse_moment(kind: MomentKind, xml: str, *, validate: bool = False) -> AnyMoment:
@@ -28,6 +31,17 @@ def format_moment(moment: AnyMoment, *, secure: bool = False) -> str:
     if isinstance(moment, Checkpoint):
         return format_checkpoint(moment, secure=secure)
     return format_snapshot(moment, secure=secure)
+
+
+def redefinable(xml: str) -> str:
+    """Return a document of libvirt's as libvirt takes it again.
+
+    A creation time of 0 is not written by libvirt, and demanded when the moment is redefined. One that is indented deeper
+    is in the metadata of the domain.
+    """
+    if "\n  <creationTime>" in xml:
+        return xml
+    return _ROOT.sub(r"\g<0>\n  <creationTime>0</creationTime>", xml, count=1)
 
 
 def with_domain_kept(moment: AnyMoment, existing: AnyMoment) -> AnyMoment:

@@ -16,10 +16,12 @@ from vmkeep.errors import (
     MomentInvalid,
     MomentNotFound,
     MomentsForeign,
+    RestorePending,
     VmBusy,
     VmkeepError,
 )
 from vmkeep.host.bases import checkpoint_prefix
+from vmkeep.host.journal import RestoreJournal
 from vmkeep.host.lock import FileLock
 from vmkeep.host.momentorders import (
     DeleteMoments,
@@ -40,6 +42,7 @@ from vmkeep.moments import (
     MomentKind,
     draw_tree,
     format_moment,
+    redefinable,
 )
 
 KIND = MomentKind.CHECKPOINT
@@ -254,6 +257,43 @@ def test_an_edited_definition_that_was_changed_meanwhile_is_not_taken(host: Loca
     with pytest.raises(VmBusy, match="changed by somebody else"):
         host.change_moments(RedefineMoment(kind=KIND, vm="test", xml=edited, was=was))
     assert host.moments(KIND, "test").tree().find("a").description == "three"
+
+
+def test_a_checkpoint_without_a_time_is_listed_and_taken_back_as_others_are(host: LocalMoments) -> None:
+    """libvirt does not write a time of 0, and refuses a definition without one."""
+    untimed = redefinable(format_moment(replace(checkpoint("a"), creation_time=0)))
+    host.change_moments(RedefineMoment(kind=KIND, vm="test", xml=untimed))
+    assert "creationTime" not in host.moment_xml(KIND, "test", "a")
+    assert host.moments(KIND, "test").tree().find("a").creation_time == 0
+    with pytest.raises(VmkeepError, match="checkpoint 'b' of VM 'test'"):
+        take_in(host, checkpoint("a", description="new"), refused_by_libvirt(checkpoint("b", "a")), replace_them=True)
+    assert host.moments(KIND, "test").tree().find("a").description is None
+    exported = host.moment_definitions(KIND, "test")["a"]
+    host.change_moments(DeleteMoments(kind=KIND, vm="test", name="a"))
+    host.change_moments(RedefineMoment(kind=KIND, vm="test", xml=exported, was=None))
+    assert drawn(host) == ["a"]
+
+
+def test_a_vm_whose_restore_is_not_finished_is_not_changed(host: LocalMoments, settings: Settings) -> None:
+    take_in(host, checkpoint("a"))
+    journal = RestoreJournal(
+        operation="ab" * 16,
+        uri="qemu:///system",
+        vm="test",
+        vm_uuid=UUID,
+        point="01" * 16,
+        safety="02" * 16,
+        disks=(),
+        items=(),
+        parked_path="/r",
+        parked_target="vda",
+        parked_element="<disk/>",
+        whole=True,
+    )
+    journal.save(settings.restores_dir)
+    with pytest.raises(RestorePending, match="'test'"):
+        host.change_moments(DeleteMoments(kind=KIND, vm="test", name="a"))
+    assert drawn(host) == ["a"]
 
 
 def test_a_vm_that_another_operation_works_on_is_not_changed(host: LocalMoments, settings: Settings) -> None:
