@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import moments
+from vmkeep.cli import momentfiles, moments
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
     ChildrenOption,
@@ -262,16 +262,16 @@ def delete_checkpoint(
 def export_checkpoints(
     context: typer.Context,
     vm: VmArgument,
-    file: moments.OutputArgument = "-",
+    file: momentfiles.OutputArgument = "-",
     security_info: SecurityOption = False,
-    force: moments.ForceOption = False,
+    force: momentfiles.ForceOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Write the definitions of all checkpoints of a VM to one file."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        moments.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
+        momentfiles.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
 
 
 @app.command("import", epilog="Example: vmkeep checkpoint import win11 win11-checkpoints.json --validate")
@@ -279,7 +279,7 @@ def import_checkpoints(
     context: typer.Context,
     vm: VmArgument,
     file: FileArgument,
-    replace: moments.ReplaceOption = False,
+    replace: momentfiles.ReplaceOption = False,
     validate: ValidateOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
@@ -287,7 +287,7 @@ def import_checkpoints(
 ) -> None:
     """Make libvirt list all checkpoints of a file, or change nothing. Bitmaps are not made."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        moments.import_moments(running, _kind(), vm, file, replace_them=replace, validate=validate)
+        momentfiles.import_moments(running, _kind(), vm, file, replace_them=replace, validate=validate)
 
 
 def read_diskspec(text: str) -> CheckpointDisk:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,12 +42,6 @@ FromOption = Annotated[
     typer.Option("--from", metavar="NAME", help="Only the children of this one.", show_default=False),
 ]
 DescendantsOption = Annotated[bool, typer.Option("--descendants", help="With --from: all that descends from it.")]
-
-OutputArgument = Annotated[str, typer.Argument(metavar="[FILE]", help="A new file; - is standard output.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
-ReplaceOption = Annotated[
-    bool, typer.Option("--replace", help="Redefine those that are there and are not as the file has them.")
-]
 
 DOCUMENT_BYTES = 16 * 1024 * 1024
 
@@ -335,69 +329,6 @@ def _tell_redefined(running: Session, kind: MomentKind, done: MomentsChanged) ->
         return
     for name in done.names:
         running.console.show(f"{kind} {name} of {done.vm} redefined")
-
-
-# -- files of all ----------------------------------------------------------------------------------------------
-
-
-def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, secure: bool, force: bool) -> None:
-    """``vmkeep KIND export``."""
-    from vmkeep.cli.textfiles import STANDARD, write_text
-    from vmkeep.host.momentorders import moment_errors
-    from vmkeep.moments import BundledMoment, MomentBundle, format_bundle, parse_moment
-
-    with running.moments() as host:
-        found = host.moments(kind, vm)
-        definitions = host.moment_definitions(kind, vm, secure=secure)
-    order = [moment.name or "" for moment in found.tree().descendants() if moment.name in definitions]
-    with moment_errors(kind, found.vm):
-        moments = tuple(BundledMoment(parse_moment(kind, definitions[name]), definitions[name]) for name in order)
-    bundle = MomentBundle(
-        kind=kind,
-        vm_name=found.vm,
-        vm_uuid=found.uuid,
-        moments=moments,
-        current=found.current if found.current in order else None,
-        secure=secure,
-    )
-    text = format_bundle(bundle)
-    if file == STANDARD:
-        running.console.text(text)
-        return
-    write_text(file, text, force=force)
-    if running.console.json:
-        running.console.document({"exported": {"vm": found.vm, "path": file, f"{kind}s": order}})
-    else:
-        passwords = ", with passwords" if secure else ""
-        running.console.show(f"{len(order)} {kind}s of {found.vm} written to {file}{passwords}")
-
-
-def import_moments(
-    running: Session, kind: MomentKind, vm: str, file: str, *, replace_them: bool, validate: bool
-) -> None:
-    """``vmkeep KIND import``."""
-    from vmkeep.cli.textfiles import read_text
-    from vmkeep.host.momentorders import ImportMoments
-    from vmkeep.moments import BundleError, parse_bundle
-    from vmkeep.moments.bundle import MAX_CHARACTERS
-
-    try:
-        bundle = parse_bundle(read_text(file, limit_bytes=MAX_CHARACTERS))
-    except BundleError as error:
-        raise MomentInvalid(f"{file}: {error}", vm=vm, path=file) from error
-    with changing(running) as change:
-        order = ImportMoments(kind=kind, vm=vm, bundle=bundle, replace=replace_them, validate=validate)
-        done = change(order)
-    if running.console.json:
-        value: dict[str, Any] = {"vm": done.vm, "redefined": list(done.names), "equal": list(done.kept)}
-        running.console.document({"imported": value})
-        return
-    for name in done.names:
-        running.console.show(f"{kind} {name} of {done.vm} redefined")
-    for name in done.kept:
-        running.console.show(f"{kind} {name} of {done.vm} is there already")
-    if not bundle.moments:
-        running.console.show(f"the file holds no {kind}s")
 
 
 if TYPE_CHECKING:

@@ -138,16 +138,8 @@ def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None
     register = DomainMoments(domain, order.kind)
     found = read_moments(register, secure=True, domain=True)
     _refuse_validation_of_what_is_off(order, found)
-    existing = {moment.name: moment for moment in found.moments}
     held = {bundled.name: bundled for bundled in bundle.moments}
-    equal = {name for name, bundled in held.items() if _is_equal(bundled.moment, existing.get(name))}
-    different = sorted((name for name in held if name in existing and name not in equal), key=name_order)
-    if different and not order.replace:
-        raise MomentExists(
-            f"VM {domain.name!r} has other {order.kind}s of these names: {named(different)}",
-            vm=domain.name,
-            hint="Nothing was changed. --replace redefines them as the file has them.",
-        )
+    equal = _equal_already(order, found)
     tree = _joined(found, (bundled.moment for bundled in bundle.moments), domain.name)
     ordered = [moment.name or "" for moment in tree.descendants() if moment.name in held]
     replay = _Replay(register, found, stop, validate=order.validate)
@@ -167,6 +159,21 @@ def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None
         names=tuple(name for name in ordered if name not in equal),
         kept=tuple(name for name in ordered if name in equal),
     )
+
+
+def _equal_already(order: ImportMoments, found: VmMoments) -> frozenset[str]:
+    """Return the names of the file whose moments are there. Raises MomentExists for those that are others there."""
+    existing = {moment.name: moment for moment in found.moments}
+    met = [bundled for bundled in order.bundle.moments if bundled.name in existing]
+    equal = frozenset(bundled.name for bundled in met if _is_equal(bundled.moment, existing[bundled.name]))
+    different = sorted((bundled.name for bundled in met if bundled.name not in equal), key=name_order)
+    if different and not order.replace:
+        raise MomentExists(
+            f"VM {found.vm!r} has other {order.kind}s of these names: {named(different)}",
+            vm=found.vm,
+            hint="Nothing was changed. --replace redefines them as the file has them.",
+        )
+    return equal
 
 
 def _refuse_foreign(domain: Domain, order: ImportMoments) -> None:
@@ -217,9 +224,7 @@ def _document(moment: AnyMoment) -> str:
     return redefinable(format_moment(moment, secure=True))
 
 
-def _is_equal(moment: AnyMoment, existing: AnyMoment | None) -> bool:
+def _is_equal(moment: AnyMoment, existing: AnyMoment) -> bool:
     """Return whether redefining would change nothing."""
-    if existing is None:
-        return False
     kept = with_domain_kept(moment, existing)
     return format_moment(kept, secure=True) == format_moment(existing, secure=True)

@@ -36,8 +36,8 @@ def format_moment(moment: AnyMoment, *, secure: bool = False) -> str:
 def redefinable(xml: str) -> str:
     """Return a document of libvirt's as libvirt takes it again.
 
-    A creation time of 0 is not written by libvirt, and demanded when the moment is redefined. One that is indented deeper
-    is in the metadata of the domain.
+    A creation time of 0 is not written by libvirt, and demanded when the moment is redefined. One that is indented
+    deeper is in the metadata of the domain.
     """
     if "\n  <creationTime>" in xml:
         return xml
