@@ -323,6 +323,16 @@ class HypervisorError(VmkeepError):
     default_hint = "The message is libvirt's own; the VM was left as it was found."
 
 
+class RelationsTorn(HypervisorError):
+    """libvirtd holds moments whose links lead to what is not there any more; to change them would end it."""
+
+    code = "relations-torn"
+    http_status = 409
+    default_hint = (
+        "Restart libvirtd (`systemctl restart libvirtd`, or virtqemud); VMs that run go on. Then run the command again."
+    )
+
+
 class HypervisorUnavailable(HypervisorError):
     """libvirt cannot be reached."""
 

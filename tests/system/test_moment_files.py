@@ -13,7 +13,7 @@ import pytest
 
 from tests.rig import Disk, Host, MiB, Vm
 from tests.rig.cli import Vmkeep
-from tests.system.momentbed import edit, forest, text, virsh
+from tests.system.momentbed import edit, forest, remove_bitmap_in_qemu, text, virsh
 from tests.system.offline import bitmaps, qemu_img
 
 pytestmark = pytest.mark.system
@@ -101,6 +101,36 @@ def test_checkpoints_go_to_another_host_with_their_vm(
     assert forest(other) == {}
 
 
+def test_what_would_kill_libvirtd_is_refused_until_it_was_restarted(second_host: Host) -> None:
+    vmkeep = Vmkeep(second_host)
+    vm = define(second_host, "vda")
+    vm.start(paused=True)
+    checkpoints(vmkeep, "a", "b", "c", "d")
+    definition = virsh(second_host, "checkpoint-dumpxml", "guest", "c")
+    remove_bitmap_in_qemu(vm, "c", "vda")
+    deletion = second_host.run(["virsh", "checkpoint-delete", "guest", "a", "--children"])
+    assert "bitmap 'c' not found" in deletion.stderr  # and b is gone
+    assert text(vmkeep, "checkpoint", "list", "guest", "--name", "--topological").split() == ["a", "c"]
+    assert text(vmkeep, "checkpoint", "list", "guest", "--name", "--from", "a", "--descendants") == ""
+    file = second_host.dir / "work" / "c.xml"
+    file.write_text(definition.replace("<name>b</name>", "<name>a</name>"))
+    for words in (
+        ["delete", "guest", "a"],
+        ["delete", "guest", "c", "--metadata"],
+        ["create", "guest", "e"],
+        ["redefine", "guest", file],
+    ):
+        failure = vmkeep.fails("checkpoint", *words)
+        assert (failure.code, failure.status) == ("relations-torn", 30)
+        assert "systemctl restart libvirtd" in failure.error["hint"]
+    assert second_host.connection.isAlive()
+    second_host.restart_libvirtd()
+    text(vmkeep, "checkpoint", "redefine", "guest", file)
+    assert forest(vmkeep) == {"a": None, "c": "a"}
+    text(vmkeep, "checkpoint", "delete", "guest", "a", "--children")
+    assert forest(vmkeep) == {}
+
+
 def test_checkpoints_of_a_transient_vm_come_back_after_its_stop(host: Host, vmkeep: Vmkeep, tmp_path: Path) -> None:
     vm = define(host, "vda")
     vm.start(paused=True)
@@ -152,6 +182,7 @@ def test_checkpoints_of_a_vm_that_is_off_go_with_their_bitmaps(host: Host, vmkee
     assert "--metadata" in failure.error["hint"]
     hidden.rename(vm.disk_path("vdb"))
     assert forest(vmkeep) == {"a": None, "b": "a"}
+    assert virsh(host, "checkpoint-list", "guest", "--name", "--topological").split() == ["a", "b"]  # libvirtd lives
     assert sorted(bitmaps(below)) == sorted(bitmaps(overlay)) == ["a", "b"]
 
     text(vmkeep, "checkpoint", "delete", "guest", "b")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from vmkeep.definition import DefinedDisk, parse_definition
 from vmkeep.errors import MomentExists, MomentInvalid, VmOff
 from vmkeep.host.momentorders import CreateCheckpoint, MomentsChanged, moment_errors
+from vmkeep.host.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, RunState
 from vmkeep.moments import (
     Checkpoint,
@@ -37,9 +38,10 @@ def create_checkpoint(domain: Domain, order: CreateCheckpoint) -> MomentsChanged
         return changed
     if domain.state().run is RunState.OFF:
         raise VmOff(f"VM {domain.name!r} is off, and libvirt makes checkpoints of running VMs only", vm=domain.name)
-    if wanted.name in domain.checkpoint_names():
+    register = DomainMoments(domain, _KIND)
+    if wanted.name in read_for_change(register).tree():
         raise MomentExists(f"VM {domain.name!r} has a checkpoint {wanted.name!r} already", vm=domain.name)
-    DomainMoments(domain, _KIND).create_checkpoint(wanted.name, xml)
+    register.create_checkpoint(wanted.name, xml)
     return changed
 
 

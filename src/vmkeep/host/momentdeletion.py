@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from vmkeep.errors import ChoiceRequired, DeletionStopped, Interrupted, MomentNotFound, VmkeepError
 from vmkeep.host.momentorders import DeleteMoments, MomentsChanged, is_base_name, moment_errors, named, to_be_deleted
-from vmkeep.host.moments import read_moments
+from vmkeep.host.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
 from vmkeep.moments import MomentKind
 
@@ -20,7 +20,7 @@ def delete_moments(
 ) -> MomentsChanged:
     """Delete what is ordered and stop at the first that cannot be. Raises DeletionStopped when some are gone then."""
     register = DomainMoments(domain, order.kind)
-    found = read_moments(register)
+    found = read_for_change(register)
     with moment_errors(order.kind, domain.name):
         names = to_be_deleted(found.tree(), order.name, order.mode)
     _demand_consent(order, names, domain.name)

@@ -15,7 +15,7 @@ from vmkeep.host.momentorders import (
     moment_errors,
     named,
 )
-from vmkeep.host.moments import read_moments
+from vmkeep.host.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments
 from vmkeep.moments import (
     AnyMoment,
@@ -92,7 +92,7 @@ def redefine_moment(domain: Domain, order: RedefineMoment, stop: Callable[[], No
     with moment_errors(order.kind, domain.name):
         moment = parse_moment(order.kind, order.xml, validate=order.validate)
     name = moment.name or ""
-    found = read_moments(register, secure=True, domain=True)
+    found = read_for_change(register, secure=True, domain=True)
     _refuse_validation_of_what_is_off(order, found)
     if order.was is not None and not _stands_as(found, order.was):
         raise VmBusy(
@@ -136,7 +136,7 @@ def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None
     bundle = order.bundle
     _refuse_foreign(domain, order)
     register = DomainMoments(domain, order.kind)
-    found = read_moments(register, secure=True, domain=True)
+    found = read_for_change(register, secure=True, domain=True)
     _refuse_validation_of_what_is_off(order, found)
     held = {bundled.name: bundled for bundled in bundle.moments}
     equal = _equal_already(order, found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmkeep.config import Settings, prepare_home
-from vmkeep.errors import VmBusy, VmOff
+from vmkeep.errors import RelationsTorn, VmBusy, VmOff
 from vmkeep.host.lock import lock_vm
 from vmkeep.host.momentorders import (
     CreateCheckpoint,
@@ -19,6 +19,7 @@ from vmkeep.host.momentorders import (
     RedefineMoment,
     VmMoments,
     moment_errors,
+    named,
 )
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState
 from vmkeep.moments import MomentKind, parse_moment, redefinable
@@ -115,6 +116,36 @@ def read_moments(register: DomainMoments, *, secure: bool = False, domain: bool 
         moments=tuple(read),
         current=register.current(),
     )
+
+
+def read_for_change(register: DomainMoments, *, secure: bool = False, domain: bool = False) -> VmMoments:
+    """As ``read_moments``, before something is changed. Raises RelationsTorn when libvirtd would not survive that.
+
+    When a deletion of a subtree by libvirt itself fails half-way, links to what is gone are left in the memory of
+    libvirtd 9.0 until it is restarted, and the next change follows them.
+    """
+    found = read_moments(register, secure=secure, domain=domain)
+    if _torn(found, register):
+        # Somebody may have changed something between the lists.
+        found = read_moments(register, secure=secure, domain=domain)
+        if torn := _torn(found, register):
+            raise RelationsTorn(
+                f"libvirtd's links between the {register.kind}s of VM {found.vm!r} lead to some that are gone (seen at "
+                f"{named(sorted(torn))}): somebody's deletion of several at once failed half-way, and another change "
+                "would end libvirtd",
+                vm=found.vm,
+            )
+    return found
+
+
+def _torn(found: VmMoments, register: DomainMoments) -> set[str]:
+    """Return the names that libvirtd has in another place than their definitions say."""
+    tree = found.tree()
+    in_cycles = {name for cycle in tree.broken.cycles for name in cycle}  # which of them is the root is left to chance
+    names = {moment.name or "" for moment in found.moments} - in_cycles
+    roots, leaves = register.linked()
+    ours = {moment.name for moment in tree.children()}
+    return {name for name in names if (name in roots) != (name in ours) or (name in leaves) == tree.has_children(name)}
 
 
 _UNREADABLE = "libvirt wrote this definition, and vmkeep cannot read it; virsh can. Please report it."

@@ -1,8 +1,8 @@
 """The checkpoints, or the snapshots, that libvirt lists of one VM: one adapter for both kinds.
 
-What is listed is asked for without any of libvirt's flags, and deletions are of one moment at a time. The lists that
-walk over descendants kill libvirtd 9.0 when a deletion of a subtree failed half-way before (docs/internals/moments.md);
-which moments are meant is decided by ``vmkeep.moments``.
+Lists are flat, and deletions are of one moment at a time. What walks over descendants kills libvirtd 9.0 when a
+deletion of a subtree failed half-way before (docs/internals/moments.md); which moments are meant is decided by
+``vmkeep.moments``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _BAD_DOCUMENT: Final = frozenset(
         libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
     )
 )
+# The same bits for both kinds.
+_ROOTS: Final = libvirt.VIR_DOMAIN_CHECKPOINT_LIST_ROOTS
+_LEAVES: Final = libvirt.VIR_DOMAIN_CHECKPOINT_LIST_LEAVES
 _GIVEN: Final = ("create", "redefine")
 """What libvirt is given a document for."""
 _DELETE_METADATA: Final = {
@@ -84,6 +87,20 @@ class DomainMoments:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                     return None  # it went since
                 raise
+
+    def linked(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the names of roots and of leaves, as libvirtd's own links have them and not the definitions.
+
+        Such lists look at each moment by itself and follow no link.
+        """
+        with libvirt_errors(f"list the {self.kind}s", self.domain.name):
+            if self.kind is MomentKind.CHECKPOINT:
+                roots = [one.getName() for one in self._handle.listAllCheckpoints(_ROOTS)]
+                leaves = [one.getName() for one in self._handle.listAllCheckpoints(_LEAVES)]
+            else:
+                roots = [one.getName() for one in self._handle.listAllSnapshots(_ROOTS)]
+                leaves = [one.getName() for one in self._handle.listAllSnapshots(_LEAVES)]
+        return frozenset(roots), frozenset(leaves)
 
     def create_checkpoint(self, name: str, xml: str) -> None:
         """Make a checkpoint of a running VM, with a bitmap in each disk that takes part."""
