@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import libvirt_qemu
 
 from tests.rig import Host, Vm
@@ -28,9 +29,22 @@ def text(vmkeep: Vmkeep, *words: str | Path) -> str:
 
 
 def forest(vmkeep: Vmkeep, kind: str = "checkpoint") -> dict[str, str | None]:
-    """Return every moment with its parent, after virsh drew the same forest, and libvirtd lived through it."""
-    assert text(vmkeep, kind, "tree", NAME) == virsh(vmkeep.host, f"{kind}-list", NAME, "--tree")
-    return {moment["name"]: moment["parent"] for moment in vmkeep.json(kind, "list", NAME)[f"{kind}s"]}
+    """Return every moment with its parent, as vmkeep tells it and libvirt itself."""
+    listed = {moment["name"]: moment["parent"] for moment in vmkeep.json(kind, "list", NAME)[f"{kind}s"]}
+    domain = vmkeep.host.connection.lookupByName(NAME)
+    assert listed == {
+        moment.getName(): _parent(moment)
+        for moment in (domain.listAllCheckpoints() if kind == "checkpoint" else domain.listAllSnapshots())
+    }
+    return listed
+
+
+def _parent(moment: libvirt.virDomainCheckpoint | libvirt.virDomainSnapshot) -> str | None:
+    try:
+        return moment.getParent().getName()
+    except libvirt.libvirtError as error:
+        assert "does not have a parent" in error.get_error_message()
+        return None
 
 
 def edit(vmkeep: Vmkeep, *words: str, sed: str) -> subprocess.CompletedProcess[str]:
