@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -140,6 +141,16 @@ def resolve_location(location: str) -> str:
     if not location.strip():
         raise InvalidRequest("The repository's directory is empty text")
     return str(Path(location).expanduser().absolute())
+
+
+def editor_command(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the words of the user's editor: VISUAL, EDITOR, or vi. Raises InvalidRequest for quotes left open."""
+    text = environ.get("VISUAL") or environ.get("EDITOR") or "vi"
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{text!r} is no command for an editor: {error}", hint="Set VISUAL or EDITOR.") from error
+    return words or ["vi"]
 
 
 def prepare_home(settings: Settings) -> None:

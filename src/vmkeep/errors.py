@@ -107,6 +107,21 @@ class ChoiceRequired(InvalidRequest):
     default_hint = "Run the command again with the choice as an option."
 
 
+class MomentInvalid(InvalidRequest):
+    """A checkpoint or snapshot, or a file of them, that cannot be as it is written."""
+
+    code = "moment-invalid"
+    default_hint = "Nothing was changed. Correct what the message names and run the command again."
+
+
+class MomentsForeign(InvalidRequest):
+    """A file of checkpoints or snapshots that belongs to another VM, or holds the other kind."""
+
+    code = "moments-foreign"
+    http_status = 409
+    default_hint = "Nothing was changed. Name the VM that the file is of; its UUID must be the same."
+
+
 # -- missing, or there already ---------------------------------------------------------------------------------
 
 
@@ -153,6 +168,22 @@ class HostFileMissing(VmkeepError):
     exit_status = 7
     http_status = 409
     default_hint = "Put the file or directory in place and run the command again."
+
+
+class MomentExists(TargetExists):
+    """A checkpoint or snapshot, or a bitmap, has the name already."""
+
+    code = "moment-exists"
+    default_hint = "Nothing was changed. Choose another name."
+
+
+class MomentNotFound(VmkeepError):
+    """The VM has no checkpoint or snapshot of that name, no current one, or this one has no parent."""
+
+    code = "moment-not-found"
+    exit_status = 8
+    http_status = 404
+    default_hint = "`vmkeep checkpoint list VM` and `vmkeep snapshot list VM` show what there is."
 
 
 # -- the state of the VM or the host forbids it ----------------------------------------------------------------
@@ -221,6 +252,15 @@ class RestorePending(VmkeepError):
     default_hint = "Run `vmkeep doctor --fix`, which finishes the restore or rolls it back."
 
 
+class VmOff(VmkeepError):
+    """The VM is off, and this operation needs QEMU to run it."""
+
+    code = "vm-off"
+    exit_status = 18
+    http_status = 409
+    default_hint = "Start the VM (`virsh start VM`) and run the command again."
+
+
 # -- stored data cannot be trusted -----------------------------------------------------------------------------
 
 
@@ -262,6 +302,15 @@ class StateTorn(IntegrityError):
     default_hint = "Run the command again; if it stays so, look at the file named: swtpm may be unable to read it too."
 
 
+class CheckpointBroken(IntegrityError):
+    """A bitmap that a checkpoint stands on is missing, or cannot be trusted."""
+
+    code = "checkpoint-broken"
+    exit_status = 24
+    http_status = 409
+    default_hint = "Nothing was changed. Without --validate the checkpoint is listed all the same, and is no base."
+
+
 # -- a service failed ------------------------------------------------------------------------------------------
 
 
@@ -272,6 +321,16 @@ class HypervisorError(VmkeepError):
     exit_status = 30
     http_status = 502
     default_hint = "The message is libvirt's own; the VM was left as it was found."
+
+
+class RelationsTorn(HypervisorError):
+    """libvirtd holds moments whose links lead to what is not there any more; to change them would end it."""
+
+    code = "relations-torn"
+    http_status = 409
+    default_hint = (
+        "Restart libvirtd (`systemctl restart libvirtd`, or virtqemud); VMs that run go on. Then run the command again."
+    )
 
 
 class HypervisorUnavailable(HypervisorError):
@@ -352,6 +411,15 @@ class OperationFailed(VmkeepError):
     code = "incomplete"
     exit_status = 37
     default_hint = "Each failure is listed with its own message."
+
+
+class DeletionStopped(OperationFailed):
+    """Several checkpoints or snapshots were to be deleted, and one of them could not be."""
+
+    code = "deletion-stopped"
+    default_hint = (
+        "What is left is whole, and in the place where it was. Put right what the message says, and run it again."
+    )
 
 
 # -- keys ------------------------------------------------------------------------------------------------------

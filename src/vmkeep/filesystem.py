@@ -84,6 +84,17 @@ def write_new_file(path: Path, content: bytes) -> None:
     sync_directory(directory)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file (0600) in the place of one that may be there: the old one, or the new one whole. Raises OSError."""
+    beside = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+    try:
+        write_new_file(beside, content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
 def make_private_file(path: Path) -> None:
     """Make an empty file that only its owner may read, if there is none: for programs that know no modes. OSError."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

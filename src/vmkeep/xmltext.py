@@ -8,9 +8,11 @@ is 4 MiB, and its chains of 200 backing files nest 200 deep.
 
 from __future__ import annotations
 
+import copy
+import html
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from lxml import etree
 
@@ -86,6 +88,34 @@ def element_children(element: etree._Element) -> list[etree._Element]:
 def element_text(element: etree._Element) -> str:
     """Return all character data below ``element``, as XPath ``string()`` does."""
     return str(element.xpath("string()"))
+
+
+def find_in_xml(text: str, xpath: str, *, wrap: bool = False) -> list[str]:
+    """Return what an XPath finds, each as virsh writes it; with ``wrap`` as one element ``nodes``.
+
+    Raises ValueError for an expression that is none, or that finds a number or a truth.
+    """
+    root = parse_xml(text)
+    try:
+        found = root.xpath(xpath)
+    except etree.XPathError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(found, list):
+        raise ValueError("it finds no nodes")
+    nodes = [_found_node(node) for node in found]
+    if not wrap:
+        return nodes
+    indented = "".join("".join(f"  {line}\n" for line in node.splitlines()) for node in nodes)
+    return [f"<nodes>\n{indented}</nodes>"]
+
+
+def _found_node(node: Any) -> str:
+    if isinstance(node, str):
+        attribute = getattr(node, "attrname", None)
+        return str(node) if attribute is None else f' {attribute}="{html.escape(node)}"'
+    alone = copy.deepcopy(node)
+    etree.indent(alone, space="  ")
+    return etree.tostring(alone, encoding="unicode", with_tail=False)
 
 
 def _refuse_before_parsing(text: str, limits: XmlLimits) -> None:

@@ -53,6 +53,12 @@ class Console:
                 console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
             sys.stdout.flush()
 
+    def text(self, text: str) -> None:
+        """Print a text exactly as it is: a document, or what another program prints as well."""
+        with _written():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
     # -- standard error ----------------------------------------------------------------------------------------
 
     def notice(self, sentence: str) -> None:
@@ -89,9 +95,13 @@ class Console:
             return
         if self.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise InvalidRequest(f"{question} Without a terminal, this needs --yes", hint="Give --yes if you mean it.")
-        self._say(f"{printable(question)} [y/N] ")
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        if not self.ask(question):
             raise InvalidRequest("Not confirmed; nothing was changed", hint="Answer y, or give --yes.")
+
+    def ask(self, question: str) -> bool:
+        """Ask on the terminal and return whether the answer was yes."""
+        self._say(f"{printable(question)} [y/N] ")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:

@@ -16,6 +16,7 @@ from vmkeep import __version__
 from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, vm
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
+from vmkeep.cli.ondemand import OnDemandGroup
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
@@ -24,6 +25,7 @@ EXAMPLE = "Example: vmkeep backup win11"
 
 app = typer.Typer(
     name="vmkeep",
+    cls=OnDemandGroup,  # with `checkpoint` and `snapshot`
     help="Keep the whole state of virtual machines: disks, UEFI variables and TPM of one and the same instant.",
     epilog=f"{EXAMPLE}   (exit status 0 means that all that was asked for was done)",
     rich_markup_mode=None,

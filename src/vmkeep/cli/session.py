@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.premises import InitReport, Premises
     from vmkeep.host.local import LocalHost
+    from vmkeep.host.moments import LocalMoments
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ConnectOption = Annotated[
@@ -65,6 +66,15 @@ class Session:
 
         with contextlib.closing(LocalHost(self.settings, lambda: self.premises.repository)) as host:
             yield host
+
+    @contextlib.contextmanager
+    def moments(self) -> Iterator[LocalMoments]:
+        """The checkpoints and snapshots of the host that the URI names. It starts without what reads disks."""
+        from vmkeep.host.connecting import LazyConnection
+        from vmkeep.host.moments import LocalMoments
+
+        with contextlib.closing(LazyConnection(self.settings.uri)) as connection:
+            yield LocalMoments(self.settings, connection.opened)
 
     @contextlib.contextmanager
     def engine(self, *, first_use: bool = False) -> Iterator[Engine]:

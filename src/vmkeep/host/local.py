@@ -6,14 +6,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from vmkeep.config import Settings
-from vmkeep.errors import InvalidRequest, VmkeepError
+from vmkeep.errors import VmkeepError
 from vmkeep.host import restore, surveying
 from vmkeep.host.checkup import check_host, mend
+from vmkeep.host.connecting import LazyConnection
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.inplace import InPlace, check_in_place
+from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
+from vmkeep.host.moments import LocalMoments
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
 from vmkeep.host.survey import Progress, SurveyedVm
@@ -44,6 +46,7 @@ from vmkeep.host.tasks import (
 )
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.logs import get_logger
+from vmkeep.moments import MomentKind
 from vmkeep.repository import Repository, unanswered
 
 _log = get_logger(__name__)
@@ -79,9 +82,9 @@ class LocalHost:
         """``repository`` opens it; a host that is only surveyed needs none."""
         self._settings = settings
         self._open_repository = repository
-        self._hypervisor: Hypervisor | None = None
-        self._connecting = threading.Lock()
+        self._connection = LazyConnection(settings.uri)
         self._operations: dict[str, _Operation] = {}
+        self._moments = LocalMoments(settings, self._connected)
 
     def close(self) -> None:
         """Close the connection to libvirt; what was begun on the host is not ended by this.
@@ -91,9 +94,7 @@ class LocalHost:
         for operation in self._operations.values():
             if operation.point is not None:
                 operation.point.release()
-        if self._hypervisor is not None:
-            self._hypervisor.close()
-            self._hypervisor = None
+        self._connection.close()
 
     # -- survey ------------------------------------------------------------------------------------------------
 
@@ -118,6 +119,22 @@ class LocalHost:
 
     def mend(self, order: Mend) -> str:
         return mend(self._connected, self._repository, order)
+
+    # -- moments -----------------------------------------------------------------------------------------------
+
+    def moments(self, kind: MomentKind, vm: str, *, secure: bool = False, domain: bool = False) -> VmMoments:
+        return self._moments.moments(kind, vm, secure=secure, domain=domain)
+
+    def moment_xml(
+        self, kind: MomentKind, vm: str, name: str, *, secure: bool = False, domain: bool = True, sizes: bool = False
+    ) -> str:
+        return self._moments.moment_xml(kind, vm, name, secure=secure, domain=domain, sizes=sizes)
+
+    def moment_definitions(self, kind: MomentKind, vm: str, *, secure: bool = False) -> dict[str, str]:
+        return self._moments.moment_definitions(kind, vm, secure=secure)
+
+    def change_moments(self, order: MomentChange, *, stop: Callable[[], None] = lambda: None) -> MomentsChanged:
+        return self._moments.change_moments(order, stop=stop)
 
     # -- tasks -------------------------------------------------------------------------------------------------
 
@@ -237,22 +254,8 @@ class LocalHost:
         return operation.in_place
 
     def _connected(self) -> Hypervisor:
-        with self._connecting:
-            if self._hypervisor is None:
-                refuse_remote(self._settings.uri)
-                self._hypervisor = Hypervisor.connect(self._settings.uri)
-            return self._hypervisor
+        return self._connection.opened()
 
     def _repository(self) -> Repository:
         assert self._open_repository is not None, "this host was made for surveys only"
         return self._open_repository()
-
-
-def refuse_remote(uri: str) -> None:
-    """Raise InvalidRequest for a libvirt of another machine: its disks, TPM states and sockets are not here."""
-    if urlsplit(uri).netloc:
-        raise InvalidRequest(
-            f"{uri} is the libvirt of another machine, whose disks and TPM states cannot be reached from here",
-            path=uri,
-            hint="Run vmkeep on that machine.",
-        )

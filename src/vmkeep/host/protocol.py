@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vmkeep.errors import VmkeepError
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
+from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import Task
+from vmkeep.moments import MomentKind
 from vmkeep.repository import Unanswered
 
 
@@ -59,6 +62,24 @@ class Host(Protocol):
 
     def mend(self, order: Mend) -> str:
         """Carry out what a finding says and return a sentence about it; the caller holds the VM's lock."""
+        ...
+
+    def moments(self, kind: MomentKind, vm: str, *, secure: bool = False, domain: bool = False) -> VmMoments:
+        """Return the checkpoints, or the snapshots, that libvirt lists of a VM; raises VmNotFound."""
+        ...
+
+    def moment_xml(
+        self, kind: MomentKind, vm: str, name: str, *, secure: bool = False, domain: bool = True, sizes: bool = False
+    ) -> str:
+        """Return the definition of one; raises MomentNotFound."""
+        ...
+
+    def moment_definitions(self, kind: MomentKind, vm: str, *, secure: bool = False) -> dict[str, str]:
+        """Return the definitions of all of a kind by name."""
+        ...
+
+    def change_moments(self, order: MomentChange, *, stop: Callable[[], None] = ...) -> MomentsChanged:
+        """Carry out an order under the VM's lock; raises VmBusy when another operation of vmkeep's holds it."""
         ...
 
     def start(self, operation: str, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from vmkeep.hypervisor.connection import Hypervisor
 from vmkeep.hypervisor.domain import Domain, DomainState, RunState
+from vmkeep.hypervisor.moments import DomainMoments
 from vmkeep.hypervisor.secrets import Secret, Withheld, secret_xml
 
-__all__ = ["Domain", "DomainState", "Hypervisor", "RunState", "Secret", "Withheld", "secret_xml"]
+__all__ = ["Domain", "DomainMoments", "DomainState", "Hypervisor", "RunState", "Secret", "Withheld", "secret_xml"]

@@ -58,6 +58,11 @@ class Domain:
         self.name = handle.name()
         self.uuid = handle.UUIDString()
 
+    @property
+    def handle(self) -> libvirt.virDomain:
+        """libvirt's own handle, for the other modules of this package."""
+        return self._handle
+
     def state(self) -> DomainState:
         """Return what the VM does now. Needs no job lock, so it answers while a job runs."""
         with libvirt_errors("tell the state", self.name):

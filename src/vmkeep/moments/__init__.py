@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from vmkeep.moments.alignment import align_backup, align_checkpoint, align_snapshot
 from vmkeep.moments.backups import format_backup, luks_content, parse_backup
+from vmkeep.moments.bundle import BundledMoment, BundleError, MomentBundle, format_bundle, parse_bundle
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.disks import DomainDisk, domain_disks
+from vmkeep.moments.documents import AnyMoment, format_moment, parse_moment, redefinable, with_domain_kept
 from vmkeep.moments.drawing import draw_tree
 from vmkeep.moments.errors import LibvirtError, MomentError
 from vmkeep.moments.filters import MomentFilter, select
@@ -34,12 +36,15 @@ from vmkeep.moments.snapshots import format_snapshot, parse_snapshot
 from vmkeep.moments.tree import BrokenRelations, DeleteMode, Deletion, MissingParent, MomentKind, MomentTree, name_order
 
 __all__ = [
+    "AnyMoment",
     "Backup",
     "BackupDisk",
     "BackupDiskMode",
     "BackupMode",
     "BackupServer",
     "BrokenRelations",
+    "BundleError",
+    "BundledMoment",
     "Checkpoint",
     "CheckpointDisk",
     "CheckpointType",
@@ -49,6 +54,7 @@ __all__ = [
     "LibvirtError",
     "MissingParent",
     "Moment",
+    "MomentBundle",
     "MomentError",
     "MomentFilter",
     "MomentKind",
@@ -66,12 +72,18 @@ __all__ = [
     "domain_disks",
     "draw_tree",
     "format_backup",
+    "format_bundle",
     "format_checkpoint",
+    "format_moment",
     "format_snapshot",
     "luks_content",
     "name_order",
     "parse_backup",
+    "parse_bundle",
     "parse_checkpoint",
+    "parse_moment",
     "parse_snapshot",
+    "redefinable",
     "select",
+    "with_domain_kept",
 ]

@@ -1,6 +1,6 @@
 """libvirt's own test driver, asked the same as vmkeep.moments: same text, same errors.
 
-``test:///default`` lives in this process and needs no daemon.
+It lives in this process and needs no daemon.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ t</a:y> <a:z/></a:x></metadata>
 
 
 @pytest.fixture(scope="module")
-def domain() -> Iterator[libvirt.virDomain]:
+def domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[libvirt.virDomain]:
     libvirt.registerErrorHandler(lambda *_: None, None)
-    connection = libvirt.open("test:///default")
+    # Of a file, unlike the default one, each connection has a state of its own.
+    node = tmp_path_factory.mktemp("node") / "node.xml"
+    node.write_text("<node/>")
+    connection = libvirt.open(f"test://{node}")
     domain = connection.defineXML(DOMAIN)
     domain.create()
     yield domain

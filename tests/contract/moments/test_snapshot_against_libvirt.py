@@ -1,6 +1,6 @@
 """libvirt's own test driver, asked the same about snapshots as vmkeep.moments: same text, same errors.
 
-``test:///default`` lives in this process and needs no daemon.
+It lives in this process and needs no daemon.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def domain(images: Path) -> Iterator[libvirt.virDomain]:
+def domain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[libvirt.virDomain]:
     libvirt.registerErrorHandler(lambda *_: None, None)
-    connection = libvirt.open("test:///default")
+    # Of a file, unlike the default one, each connection has a state of its own.
+    node = tmp_path_factory.mktemp("node") / "node.xml"
+    node.write_text("<node/>")
+    connection = libvirt.open(f"test://{node}")
     domain = connection.defineXML(f"""<domain type='test'><name>it's "q"</name>
 <metadata><a:x xmlns:a="u" k="1'2"><a:y>
 t</a:y> <a:z/></a:x></metadata>

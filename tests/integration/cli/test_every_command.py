@@ -14,13 +14,21 @@ from vmkeep.errors import Interrupted, error_classes
 COMMON = {"--json", "--connect", "-c", "--debug"}
 
 
+def below(command: Any) -> list[tuple[str, Any]]:
+    """Return the commands of a group, also those that are imported on demand; none of a command."""
+    if not hasattr(command, "commands"):
+        return []
+    with typer.Context(command) as context:
+        return [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+
+
 def commands() -> Iterator[tuple[str, Any]]:
     """Yield every command with its name, groups included."""
     pending: list[tuple[str, Any]] = [("vmkeep", typer.main.get_command(app))]
     while pending:
         name, command = pending.pop()
         yield name, command
-        pending.extend((f"{name} {sub}", child) for sub, child in getattr(command, "commands", {}).items())
+        pending.extend((f"{name} {sub}", child) for sub, child in below(command))
 
 
 NAMES = dict(commands())

@@ -11,10 +11,14 @@ from vmkeep.moments import (
     Backup,
     BackupDisk,
     BackupServer,
+    BundledMoment,
+    BundleError,
     Checkpoint,
     CheckpointDisk,
     DomainDisk,
+    MomentBundle,
     MomentError,
+    MomentKind,
     Snapshot,
     SnapshotDisk,
     SnapshotLocation,
@@ -22,9 +26,11 @@ from vmkeep.moments import (
     align_snapshot,
     domain_disks,
     format_backup,
+    format_bundle,
     format_checkpoint,
     format_snapshot,
     parse_backup,
+    parse_bundle,
     parse_checkpoint,
     parse_snapshot,
 )
@@ -200,3 +206,34 @@ def rewritten_is_read(snapshot: Snapshot) -> None:
     redefined = snapshot.state != "nostate"
     again = parse_snapshot(internal, redefine=redefined, internal=True)
     assert format_snapshot(again, internal=True, secure=True) == internal
+
+
+bundled_checkpoints = st.lists(checkpoints, max_size=3, unique_by=lambda checkpoint: checkpoint.name).map(
+    lambda listed: tuple(BundledMoment(moment, format_checkpoint(moment, secure=True)) for moment in listed)
+)
+bundles = st.builds(
+    MomentBundle,
+    kind=st.just(MomentKind.CHECKPOINT),
+    vm_name=written,
+    vm_uuid=st.uuids().map(str),
+    moments=bundled_checkpoints,
+    secure=st.booleans(),
+)
+
+
+@given(bundles)
+def test_a_file_of_moments_holds_what_was_written(bundle: MomentBundle) -> None:
+    read = parse_bundle(format_bundle(bundle))
+    assert [moment.xml for moment in read.moments] == [moment.xml for moment in bundle.moments]
+    assert [moment.name for moment in read.moments] == [moment.name for moment in bundle.moments]
+    assert (read.vm_name, read.vm_uuid, read.secure) == (bundle.vm_name, bundle.vm_uuid, bundle.secure)
+
+
+@given(bundles, st.integers(0), st.integers(0, 9), st.text(max_size=5))
+def test_a_damaged_file_of_moments_is_read_or_refused(bundle: MomentBundle, at: int, gone: int, put: str) -> None:
+    text = format_bundle(bundle)
+    place = at % len(text)
+    try:
+        parse_bundle(text[:place] + put + text[place + gone :])
+    except BundleError as error:
+        assert str(error)  # noqa: PT017  it may also be read

@@ -1,0 +1,80 @@
+"""`export` and `import`: all checkpoints, or all snapshots, of a VM as one file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmkeep.cli.moments import changing
+from vmkeep.errors import MomentInvalid
+
+if TYPE_CHECKING:
+    from vmkeep.cli.session import Session
+    from vmkeep.moments import MomentKind
+
+OutputArgument = Annotated[str, typer.Argument(metavar="[FILE]", help="A new file; - is standard output.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Redefine those that are there and are not as the file has them.")
+]
+
+
+def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, secure: bool, force: bool) -> None:
+    """``vmkeep KIND export``."""
+    from vmkeep.cli.textfiles import STANDARD, write_text
+    from vmkeep.host.momentorders import moment_errors
+    from vmkeep.moments import BundledMoment, MomentBundle, format_bundle, parse_moment
+
+    with running.moments() as host:
+        found = host.moments(kind, vm)
+        definitions = host.moment_definitions(kind, vm, secure=secure)
+    order = [moment.name or "" for moment in found.tree().descendants() if moment.name in definitions]
+    with moment_errors(kind, found.vm):
+        moments = tuple(BundledMoment(parse_moment(kind, definitions[name]), definitions[name]) for name in order)
+    bundle = MomentBundle(
+        kind=kind,
+        vm_name=found.vm,
+        vm_uuid=found.uuid,
+        moments=moments,
+        current=found.current if found.current in order else None,
+        secure=secure,
+    )
+    text = format_bundle(bundle)
+    if file == STANDARD:
+        running.console.text(text)
+        return
+    write_text(file, text, force=force)
+    if running.console.json:
+        running.console.document({"exported": {"vm": found.vm, "path": file, f"{kind}s": order}})
+    else:
+        passwords = ", with passwords" if secure else ""
+        running.console.show(f"{len(order)} {kind}s of {found.vm} written to {file}{passwords}")
+
+
+def import_moments(
+    running: Session, kind: MomentKind, vm: str, file: str, *, replace_them: bool, validate: bool
+) -> None:
+    """``vmkeep KIND import``."""
+    from vmkeep.cli.textfiles import read_text
+    from vmkeep.host.momentorders import ImportMoments
+    from vmkeep.moments import BundleError, parse_bundle
+    from vmkeep.moments.bundle import MAX_CHARACTERS
+
+    try:
+        bundle = parse_bundle(read_text(file, limit_bytes=MAX_CHARACTERS))
+    except BundleError as error:
+        raise MomentInvalid(f"{file}: {error}", vm=vm, path=file) from error
+    with changing(running) as change:
+        order = ImportMoments(kind=kind, vm=vm, bundle=bundle, replace=replace_them, validate=validate)
+        done = change(order)
+    if running.console.json:
+        value: dict[str, Any] = {"vm": done.vm, "redefined": list(done.names), "equal": list(done.kept)}
+        running.console.document({"imported": value})
+        return
+    for name in done.names:
+        running.console.show(f"{kind} {name} of {done.vm} redefined")
+    for name in done.kept:
+        running.console.show(f"{kind} {name} of {done.vm} is there already")
+    if not bundle.moments:
+        running.console.show(f"the file holds no {kind}s")

@@ -1,0 +1,337 @@
+"""What the commands for checkpoints and for snapshots do: the verbs, for either kind.
+
+The commands themselves, with the options that virsh has for each kind, stand in ``cli/checkpoint.py`` and
+``cli/snapshot.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.console import printable
+from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound
+
+if TYPE_CHECKING:
+    from vmkeep.cli.session import Session
+    from vmkeep.host.momentorders import DeleteMoments, MomentChange, MomentsChanged, VmMoments
+    from vmkeep.host.moments import LocalMoments
+    from vmkeep.moments import AnyMoment, DeleteMode, MomentKind, MomentTree
+
+VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The file; - is standard input.")]
+ValidateOption = Annotated[bool, typer.Option("--validate", help="Let libvirt prove it first.")]
+SecurityOption = Annotated[
+    bool, typer.Option("--security-info", help="With the passwords that the VM's definition holds.")
+]
+ChildrenOption = Annotated[bool, typer.Option("--children", help="And all that descends from it.")]
+ChildrenOnlyOption = Annotated[bool, typer.Option("--children-only", help="Only what descends from it.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+XpathOption = Annotated[
+    str | None,
+    typer.Option("--xpath", metavar="XPATH", help="Print only what an XPath expression finds.", show_default=False),
+]
+WrapOption = Annotated[bool, typer.Option("--wrap", help="With --xpath: in one element <nodes>.")]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="NAME", help="Only the children of this one.", show_default=False),
+]
+DescendantsOption = Annotated[bool, typer.Option("--descendants", help="With --from: all that descends from it.")]
+
+DOCUMENT_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """How a list was asked for. The fields are the options of the same names; ``start`` is --from."""
+
+    parent: bool = False
+    tree: bool = False
+    name: bool = False
+    current: bool = False
+    start: str | None = None
+    roots: bool = False
+    descendants: bool = False
+    topological: bool = False
+    filters: dict[str, bool] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise InvalidRequest for options that exclude each other, as virsh does."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(self)} | self.filters
+        given["from"] = self.start
+        pairs = [("tree", "name"), ("parent", "roots"), ("parent", "tree"), ("roots", "tree"), ("roots", "from")]
+        pairs += [("roots", "current"), ("from", "current"), *((name, "tree") for name in self.filters)]
+        for one, other in pairs:
+            if given[one] and given[other]:
+                words = f"--{one} and --{other} are mutually exclusive".replace("_", "-")
+                raise InvalidRequest(words, hint="Give one of the two.")
+        if self.descendants and self.start is None and not self.current:
+            raise InvalidRequest("--descendants requires --from", hint="Give --from NAME.")
+
+
+# -- looking ---------------------------------------------------------------------------------------------------
+
+
+def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing, health: Health | None = None) -> None:
+    """``vmkeep KIND list``. ``health`` gives a short text for each moment that it knows something of."""
+    from vmkeep.cli.momentshown import moment_object, moment_table
+    from vmkeep.host.momentorders import moment_errors
+    from vmkeep.moments import MomentFilter, draw_tree, select
+
+    wanted.check()
+    with running.moments() as host:
+        found = host.moments(kind, vm)
+        told = None if health is None else health(found)
+    tree = found.tree()
+    if wanted.current:
+        wanted = replace(wanted, start=_current(found))
+    with moment_errors(kind, found.vm):
+        choice = MomentFilter(
+            start=wanted.start,
+            roots=wanted.roots,
+            descendants=wanted.descendants,
+            topological=wanted.topological,
+            **wanted.filters,
+        )
+        chosen = select(tree, choice)
+        if wanted.tree and not running.console.json:
+            lines = draw_tree(tree, wanted.start, descendants=wanted.descendants)
+            running.console.text("".join(f"{printable(line)}\n" for line in lines))
+            return
+    if wanted.name and not running.console.json:
+        running.console.text("".join(f"{printable(moment.name or '')}\n" for moment in chosen))
+        return
+    objects = [moment_object(moment, found, tree, told or {}) for moment in chosen]
+    if running.console.json:
+        running.console.document({f"{kind}s": objects})
+    elif objects:
+        running.console.show(moment_table(objects, kind, parents=wanted.parent, health=told is not None))
+    else:
+        running.console.show(f"no {kind}s")
+
+
+def show_moment(
+    running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool, health: Health | None = None
+) -> None:
+    """``vmkeep KIND info``."""
+    from vmkeep.cli.momentshown import moment_facts, moment_object
+
+    with running.moments() as host:
+        found = host.moments(kind, vm)
+        told = None if health is None else health(found)
+    tree = found.tree()
+    moment = find_moment(found, tree, _named_or_current(found, name, current=current))
+    shown = moment_object(moment, found, tree, told or {})
+    shown["descendants"] = sum(1 for _ in tree.descendants(moment.name))
+    if running.console.json:
+        running.console.document({str(kind): shown})
+    else:
+        running.console.show(moment_facts(shown, kind))
+
+
+def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
+    """``vmkeep KIND parent``."""
+    with running.moments() as host:
+        found = host.moments(kind, vm)
+    tree = found.tree()
+    moment = find_moment(found, tree, _named_or_current(found, name, current=current))
+    parent = tree.parent(moment.name or "")
+    if running.console.json:
+        running.console.document({str(kind): {"name": moment.name, "parent": None if parent is None else parent.name}})
+        return
+    if parent is None:
+        raise MomentNotFound(f"{kind} {moment.name!r} of VM {found.vm!r} has no parent", vm=found.vm, hint="")
+    running.console.text(f"{printable(parent.name or '')}\n")
+
+
+def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: str | None, wrap: bool) -> None:
+    """Print a definition, or what an XPath finds in it."""
+    if xpath is None:
+        if wrap:
+            raise InvalidRequest("--wrap requires --xpath", hint="Give --xpath, or leave out --wrap.")
+        if running.console.json:
+            running.console.document({str(kind): {"name": name, "xml": xml}})
+        else:
+            running.console.text(xml)
+        return
+    from vmkeep.xmltext import find_in_xml
+
+    try:
+        nodes = find_in_xml(xml, xpath, wrap=wrap)
+    except ValueError as error:
+        raise InvalidRequest(f"XPath {xpath!r}: {error}", hint="It must find elements, attributes or texts.") from error
+    if running.console.json:
+        running.console.document({str(kind): {"name": name, "nodes": nodes}})
+    else:
+        running.console.text("".join(f"{node}\n" for node in nodes))
+
+
+def named_or_current(host: LocalMoments, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> str:
+    """Return the name that was given, or that of the current snapshot."""
+    if name is not None and not current:
+        return name
+    return _named_or_current(host.moments(kind, vm), name, current=current)
+
+
+def _named_or_current(found: VmMoments, name: str | None, *, current: bool) -> str:
+    if current and name is not None:
+        raise InvalidRequest("A name and --current are mutually exclusive", hint="Give one of the two.")
+    if current:
+        return _current(found)
+    if name is None:
+        raise InvalidRequest("A name is missing", hint="Name the snapshot, or give --current.")
+    return name
+
+
+def _current(found: VmMoments) -> str:
+    if found.current is None:
+        raise MomentNotFound(f"VM {found.vm!r} has no current {found.kind}", vm=found.vm)
+    return found.current
+
+
+def find_moment(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> AnyMoment:
+    """Return one by its name. Raises MomentNotFound."""
+    from vmkeep.host.momentorders import moment_errors
+
+    with moment_errors(found.kind, found.vm):
+        return tree.find(name)
+
+
+# -- changing --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def changing(running: Session) -> Iterator[Callable[[MomentChange], MomentsChanged]]:
+    """Yield what carries out orders. A signal ends one between two steps, so that it is taken back whole."""
+    with running.moments() as host, running.interruption.handed_to(lambda _reason: None):
+        yield lambda order: host.change_moments(order, stop=running.interruption.check)
+
+
+def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
+    """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
+    from vmkeep.host.momentorders import is_base_name, moment_errors, to_be_deleted
+    from vmkeep.moments import MomentKind
+
+    if order.kind is MomentKind.CHECKPOINT and not order.metadata_only:
+        with running.moments() as host:
+            found = host.moments(order.kind, order.vm)
+        with moment_errors(order.kind, found.vm):
+            doomed = to_be_deleted(found.tree(), order.name, order.mode)
+        bases = [name for name in doomed if is_base_name(name)]
+        if bases:
+            question = (
+                f'Delete {", ".join(bases)}? The next point of VM "{found.vm}" is read against '
+                f"{'it' if len(bases) == 1 else 'one of them'}; without it the disks are read whole."
+            )
+            running.console.confirm(question, yes=yes)
+            order = replace(order, bases=frozenset(bases))
+    with changing(running) as change:
+        done = change(order)
+    if running.console.json:
+        value = {"vm": done.vm, f"{order.kind}s": list(done.names), "metadata_only": order.metadata_only}
+        running.console.document({"deleted": value})
+        return
+    how = "forgotten; what it holds is where it was" if order.metadata_only else "deleted"
+    for name in done.names:
+        running.console.show(f"{order.kind} {name} of {done.vm} {how}")
+    if not done.names:
+        running.console.show(f"{order.kind} {order.name} of {done.vm} has no children; nothing was deleted")
+
+
+def redefine_moment(
+    running: Session, kind: MomentKind, vm: str, file: str, *, validate: bool, current: bool = False
+) -> None:
+    """``vmkeep KIND redefine``."""
+    from vmkeep.cli.textfiles import read_text
+    from vmkeep.host.momentorders import RedefineMoment
+
+    xml = read_text(file, limit_bytes=DOCUMENT_BYTES)
+    with changing(running) as change:
+        done = change(RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current))
+    _tell_redefined(running, kind, done)
+
+
+def edit_moment(
+    running: Session,
+    kind: MomentKind,
+    vm: str,
+    name: str,
+    *,
+    current: bool = False,
+    rename: bool = False,
+    clone: bool = False,
+) -> None:
+    """``vmkeep KIND edit``."""
+    from vmkeep.cli.editing import edit_text
+    from vmkeep.host.momentorders import RedefineMoment, moment_errors
+    from vmkeep.moments import parse_moment, redefinable
+
+    if rename and clone:
+        raise InvalidRequest("--rename and --clone are mutually exclusive", hint="Give one of the two.")
+    with running.moments() as host:
+        xml = redefinable(host.moment_xml(kind, vm, name, secure=True))
+
+    def change_it(edited: str) -> MomentsChanged:
+        with moment_errors(kind, vm, name=name):
+            new_name = parse_moment(kind, edited).name or ""
+        if new_name != name and not (rename or clone):
+            raise _renaming_refused(kind, vm, name, new_name)
+        order = RedefineMoment(
+            kind=kind,
+            vm=vm,
+            xml=edited,
+            current=current,
+            renamed=name if new_name != name else None,
+            clone=clone,
+            was=xml,
+        )
+        with changing(running) as change:
+            return change(order)
+
+    done = edit_text(xml, f"{kind}.xml", change_it, running.console, limit_bytes=DOCUMENT_BYTES)
+    if done is not None:
+        _tell_redefined(running, kind, done)
+    elif running.console.json:
+        running.console.document({"redefined": {"vm": vm, f"{kind}s": []}})
+    else:
+        running.console.show(f"{kind} {name} of {vm} was not changed")
+
+
+def delete_mode(*, children: bool, children_only: bool) -> DeleteMode:
+    """Return what --children and --children-only ask for."""
+    from vmkeep.moments import DeleteMode
+
+    if children and children_only:
+        raise InvalidRequest("--children and --children-only are mutually exclusive", hint="Give one of the two.")
+    if children:
+        return DeleteMode.WITH_CHILDREN
+    return DeleteMode.CHILDREN_ONLY if children_only else DeleteMode.ALONE
+
+
+def _renaming_refused(kind: MomentKind, vm: str, name: str, new_name: str) -> InvalidRequest:
+    from vmkeep.moments import MomentKind
+
+    if kind is MomentKind.CHECKPOINT:
+        words = f"checkpoint {name!r} of VM {vm!r} cannot be renamed to {new_name!r}: its bitmaps have its name"
+        return MomentInvalid(words, vm=vm, hint="Leave the name as it is.")
+    words = f"snapshot {name!r} of VM {vm!r} is renamed to {new_name!r}, and neither --rename nor --clone was given"
+    return MomentInvalid(words, vm=vm, hint="Give --rename to replace it, or --clone to keep it as well.")
+
+
+def _tell_redefined(running: Session, kind: MomentKind, done: MomentsChanged) -> None:
+    if running.console.json:
+        running.console.document({"redefined": {"vm": done.vm, f"{kind}s": list(done.names)}})
+        return
+    for name in done.names:
+        running.console.show(f"{kind} {name} of {done.vm} redefined")
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Health = Callable[[VmMoments], Mapping[str, str]]

@@ -1,0 +1,82 @@
+"""Deleting moments: one at a time, what descends from another before it, so that relations are whole at every moment.
+
+libvirt's own deletion of a subtree is not atomic: a failure half-way leaves moments without parents, and the next walk
+over descendants kills libvirtd 9.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmkeep.errors import ChoiceRequired, DeletionStopped, Interrupted, MomentNotFound, VmkeepError
+from vmkeep.host.momentorders import DeleteMoments, MomentsChanged, is_base_name, moment_errors, named, to_be_deleted
+from vmkeep.host.moments import read_for_change
+from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
+from vmkeep.moments import MomentKind
+
+
+def delete_moments(
+    domain: Domain, order: DeleteMoments, hypervisor: Hypervisor, stop: Callable[[], None]
+) -> MomentsChanged:
+    """Delete what is ordered and stop at the first that cannot be. Raises DeletionStopped when some are gone then."""
+    register = DomainMoments(domain, order.kind)
+    found = read_for_change(register)
+    with moment_errors(order.kind, domain.name):
+        names = to_be_deleted(found.tree(), order.name, order.mode)
+    _demand_consent(order, names, domain.name)
+    delete_one = _deleter(domain, order, register, hypervisor, running=found.running)
+    deleted: list[str] = []
+    for name in names:
+        try:
+            stop()
+            delete_one(name)
+        except MomentNotFound:
+            continue  # somebody else was faster
+        except Interrupted as error:
+            error.add_note(_so_far(order.kind, deleted, names))
+            raise
+        except VmkeepError as error:
+            if not deleted:
+                raise
+            raise DeletionStopped(
+                f"{error.message} ({_so_far(order.kind, deleted, names)})", vm=domain.name, hint=error.hint or None
+            ) from error
+        deleted.append(name)
+    return MomentsChanged(vm=domain.name, names=tuple(deleted))
+
+
+def _demand_consent(order: DeleteMoments, names: tuple[str, ...], vm: str) -> None:
+    if order.kind is not MomentKind.CHECKPOINT or order.metadata_only:
+        return
+    bases = [name for name in names if is_base_name(name) and name not in order.bases]
+    if bases:
+        raise ChoiceRequired(
+            f"the next point of VM {vm!r} is read against {named(bases)}, and that would be deleted as well",
+            vm=vm,
+            hint="Give --yes if the next point may read the disks whole.",
+        )
+
+
+def _deleter(
+    domain: Domain, order: DeleteMoments, register: DomainMoments, hypervisor: Hypervisor, *, running: bool
+) -> Callable[[str], None]:
+    """Return what deletes one moment of the VM as it is now."""
+    if order.metadata_only:
+        return register.forget
+    if order.kind is MomentKind.SNAPSHOT or running:
+        return register.delete
+    from vmkeep.host.storedbitmaps import StoredBitmaps
+
+    stored = StoredBitmaps(domain, hypervisor)
+
+    def delete_stored(name: str) -> None:
+        # Bitmaps first: of those of a checkpoint that is forgotten, nothing would know any more.
+        stored.remove(name)
+        register.forget(name)
+
+    return delete_stored
+
+
+def _so_far(kind: MomentKind, deleted: list[str], names: tuple[str, ...]) -> str:
+    left = [name for name in names if name not in deleted]
+    return f"deleted {kind}s: {named(deleted) or 'none'}; not deleted: {named(left) or 'none'}"
