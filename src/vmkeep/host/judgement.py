@@ -10,6 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from vmkeep.host.bitmaps import Bitmaps
+from vmkeep.planning import BitmapHealth
+
+
+def sound_targets(bitmaps: Bitmaps, name: str, targets: Collection[str]) -> frozenset[str]:
+    """Return in which of a checkpoint's disks its bitmap can be a base now."""
+    return frozenset(target for target in targets if bitmaps.health_as_base(name, target) is BitmapHealth.SOUND)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:

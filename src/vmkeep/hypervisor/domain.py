@@ -12,6 +12,7 @@ from lxml import etree
 
 from vmkeep.errors import AgentUnavailable, HypervisorError, VmkeepError
 from vmkeep.hypervisor.translation import libvirt_errors, translate
+from vmkeep.moments import Checkpoint, Snapshot, parse_checkpoint, parse_snapshot
 
 # By default libvirt waits for an agent for ever, also for one that is connected and hangs (seen on 9.0). A freeze
 # waits until the guest has written out what it holds. The value is the VM's until it is set again.
@@ -195,6 +196,32 @@ class Domain:
         with libvirt_errors("list the checkpoints", self.name):
             return frozenset(checkpoint.getName() for checkpoint in self._handle.listAllCheckpoints())
 
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Return the checkpoints that libvirt lists, each without the VM's definition of then."""
+        with libvirt_errors("list the checkpoints", self.name):
+            handles = self._handle.listAllCheckpoints()
+        texts = (self._moment_xml(handle, "checkpoint", _CHECKPOINT_ALONE) for handle in handles)
+        return tuple(parse_checkpoint(text, redefine=True) for text in texts if text is not None)
+
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """Return the snapshots that libvirt lists."""
+        with libvirt_errors("list the snapshots", self.name):
+            handles = self._handle.listAllSnapshots()
+        texts = (self._moment_xml(handle, "snapshot", 0) for handle in handles)
+        return tuple(parse_snapshot(text, redefine=True) for text in texts if text is not None)
+
+    def _moment_xml(
+        self, handle: libvirt.virDomainCheckpoint | libvirt.virDomainSnapshot, kind: str, flags: int
+    ) -> str | None:
+        """Return a moment's XML; None when it was deleted meanwhile."""
+        try:
+            return str(handle.getXMLDesc(flags))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _MOMENT_GONE:
+                return None
+            with libvirt_errors(f"read the {kind} {handle.getName()}", self.name):
+                raise
+
     def checkpoint_targets(self, name: str) -> frozenset[str]:
         """Return the disks that have a bitmap of the checkpoint, as libvirt remembers it; none when it is gone."""
         try:
@@ -305,6 +332,8 @@ class Domain:
         self.delete_checkpoint(name)
 
 
+_CHECKPOINT_ALONE = libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN
+_MOMENT_GONE = (libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT, libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT)
 _BITMAP_BROKEN = re.compile(r"missing or broken bitmap '.*' for disk '([^']+)'")
 _BITMAP_GONE = re.compile(r"not found in backing chain of '([^']+)'")
 
