@@ -76,10 +76,9 @@ class Bases:
         listed = self._domain.checkpoint_names()
         self._find_points(listed)
         self._remove_left_overs(listed)
-        wanted = [name for name in self._points if name in listed or name in self._stored]
-        newest = next(iter(self._points), None)
-        if newest is not None and newest not in wanted:
-            wanted.insert(0, newest)  # its bitmaps may be in the memory of QEMU alone
+        # The bitmaps of the newest may be in the memory of QEMU alone.
+        newest = {*list(self._points)[:1], *newest_by_disk(self._points, self._images.chains).values()}
+        wanted = [name for name in self._points if name in listed or name in self._stored or name in newest]
         lineage = Lineage(self._points)
         lost = [name for name in lineage.in_order(wanted) if name not in listed]
         listed |= {name for name in lost if self._list_again(name, lineage)}
@@ -102,7 +101,9 @@ class Bases:
                 target for target in candidates if self._images.health_as_base(name, target) is BitmapHealth.SOUND
             }
         try:
-            return bool(self._checkpoints.list_again(name, candidates, lineage))
+            others = {str(other.name): other.creation_time for other in self._domain.checkpoints()}
+            parent, made = lineage.parent(name, others), lineage.creation_time(name)
+            return bool(self._checkpoints.list_again(name, candidates, parent=parent, creation_time=made))
         except VmkeepError as error:
             self._warnings.append(f"The checkpoint {name}, which libvirt has lost, cannot be used again: {error}")
             return False
@@ -142,6 +143,16 @@ class Bases:
 
     def _ours(self, names: frozenset[str]) -> frozenset[str]:
         return frozenset(name for name in names if name.startswith(self._prefix))
+
+
+def newest_by_disk(points: Mapping[str, KnownPoint], targets: Collection[str]) -> dict[str, str]:
+    """Return the newest of the points, which come newest first, that made a bitmap of each disk, by their names."""
+    found: dict[str, str] = {}
+    for name, point in points.items():
+        for disk in point.disks:
+            if disk.bitmap and disk.target in targets:
+                found.setdefault(disk.target, name)
+    return found
 
 
 def base_of(point: KnownPoint, name: str, bitmaps: Bitmaps, *, listed: bool) -> Base:

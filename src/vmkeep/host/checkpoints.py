@@ -89,7 +89,9 @@ class Checkpoints:
         self._stopped = stopped
         self._key = key
 
-    def list_again(self, name: str, targets: Collection[str], lineage: Lineage) -> frozenset[str]:
+    def list_again(
+        self, name: str, targets: Collection[str], *, parent: str | None, creation_time: int
+    ) -> frozenset[str]:
         """Make libvirt list a checkpoint whose bitmaps are there; return the disks that have one, none if it was not.
 
         Metadata is lost with a transient VM, a migration, an undefine; the bitmaps stay in the images. While the VM
@@ -98,10 +100,7 @@ class Checkpoints:
         """
         candidates = set(targets)
         while candidates:
-            listed = {str(other.name): other.creation_time for other in self._domain.checkpoints()}
-            listed.pop(name, None)
-            parent, made = lineage.parent(name, listed), lineage.creation_time(name)
-            xml = checkpoint_xml(self._definition, name, candidates, creation_time=made, parent=parent)
+            xml = checkpoint_xml(self._definition, name, candidates, creation_time=creation_time, parent=parent)
             assert xml is not None
             broken = self._domain.redefine_checkpoint(xml, validate=not self._stopped)
             if broken is None:
@@ -109,6 +108,28 @@ class Checkpoints:
                 return frozenset(candidates)
             candidates.discard(broken)
         return frozenset()
+
+    def narrow(self, name: str, keep: Collection[str], drop: Collection[str]) -> None:
+        """Make a checkpoint that is listed have bitmaps in the disks ``keep`` only, and remove those in ``drop``.
+
+        The rest of the record stays as it is. libvirt removes a bitmap of a running VM only together with its record,
+        which is written again at once; killed in between, it is a lost checkpoint.
+        """
+        narrowed = self._domain.checkpoint_xml_with(name, keep)
+        if self._stopped:
+            self._domain.redefine_checkpoint(narrowed)
+            for target in drop:
+                self.remove_bitmap_of(name, target, [layer.path for layer in self._chains[target]])
+            return
+        if drop:
+            self._domain.drop_bitmaps(name, sorted(drop))
+        self._domain.redefine_checkpoint(narrowed)
+
+    def remove_bitmap_of(self, name: str, target: str, paths: Collection[str]) -> None:
+        """Remove the bitmap of that name from those images of a disk of a VM that is off."""
+        for layer in self._chains[target]:
+            if layer.path in paths and layer.bitmap(name) is not None:
+                remove_bitmap(layer.path, layer.format, name, self._key(target))
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint with its bitmaps; of a VM that is off, from the top images."""
