@@ -7,37 +7,25 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.crash.bed import Zygote
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep, finished
 from tests.system.held import held_in_its_copy
 from tests.system.history import INCREMENTAL, Forked, modes
-from tests.system.offline import bitmaps, qemu_img
+from tests.system.offline import bitmaps, opened, qemu_img
 from tests.system.truth import Truth, checkpoints, has_backup_job
 
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module")
-def zygote(session_host: Host) -> Iterator[Zygote]:
-    process = Zygote(session_host, session_host.dir / "home")
-    yield process
-    process.close()
-
-
 @pytest.fixture
-def vmkeep(host: Host, zygote: Zygote) -> Forked:
-    return Forked(host, zygote)
+def vmkeep(forked: Forked) -> Forked:
+    return forked
 
 
 def small_vm(host: Host) -> Vm:
@@ -305,23 +293,6 @@ def test_orphans_go_from_all_images_of_the_vm_and_stay_where_another_vm_uses_the
     vm.start(paused=True)
     vmkeep.backup("guest")
     vmkeep.assert_all_kept()
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """An image that a program other than a VM has open for writing."""
-    socket = path.with_suffix(".sock")
-    process = subprocess.Popen(["qemu-nbd", "-f", "qcow2", "-t", "-k", str(socket), str(path)])
-    try:
-        deadline = time.monotonic() + 60
-        while not socket.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait()
-        socket.unlink(missing_ok=True)
 
 
 def test_image_that_another_program_has_open_is_unknown_and_left_until_it_is_closed(host: Host, vmkeep: Forked) -> None:

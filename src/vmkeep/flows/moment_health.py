@@ -24,8 +24,8 @@ from vmkeep.logs import get_logger
 from vmkeep.repository import PointRecord
 
 _log = get_logger(__name__)
-# One round removes and narrows, the next one removes what libvirt refused to list again, a third finds nothing.
-_ROUNDS: Final = 4
+# Usually the second round finds nothing. Each checkpoint that libvirt refuses to list again takes one more.
+_ROUNDS: Final = 32
 _POINT_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 

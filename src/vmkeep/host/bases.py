@@ -102,7 +102,7 @@ class Bases:
             }
         try:
             others = {str(other.name): other.creation_time for other in self._domain.checkpoints()}
-            parent, made = lineage.parent(name, others), lineage.creation_time(name)
+            parent, made = next(iter(lineage.parents(name, others)), None), lineage.creation_time(name)
             return bool(self._checkpoints.list_again(name, candidates, parent=parent, creation_time=made))
         except VmkeepError as error:
             self._warnings.append(f"The checkpoint {name}, which libvirt has lost, cannot be used again: {error}")

@@ -5,20 +5,23 @@ How one bitmap is, ``vmkeep.planning.bitmaps`` says; which of ours the next poin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vmkeep.host.bitmaps import Bitmaps
 from vmkeep.host.tasks import KnownPoint
-from vmkeep.moments import Checkpoint, CheckpointType
+from vmkeep.moments import Checkpoint, CheckpointType, Moment
 from vmkeep.planning import BitmapHealth
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 SHARED: Final = "in an image that VM {} uses too; it is left alone"
 LOST: Final = "libvirt has lost its checkpoint"
+
+
+AnyMoment = TypeVar("AnyMoment", bound=Moment)
 
 
 class Health(StrEnum):
@@ -157,12 +160,31 @@ class CheckpointFacts:
         """Return the disks in an image of which there is a bitmap of that name."""
         return frozenset(target for target in self.bitmaps.chains if self.bitmaps.holders(name, target))
 
+    def is_of_others(self, name: str, target: str) -> bool:
+        """Tell whether a disk's bitmap of that name is in images alone that other VMs use as well."""
+        images = self.bitmaps.holders(name, target)
+        return bool(images) and all(layer.path in self.shared for layer in images)
+
     def names(self) -> list[str]:
         """Return all names there are: the listed checkpoints by age, then the others by name."""
         stored = {bitmap.name for chain in self.bitmaps.chains.values() for layer in chain for bitmap in layer.bitmaps}
         lost = set(self.in_memory.values())
-        listed = sorted(self.listed, key=lambda name: (self.listed[name].creation_time, name))
+        listed = [str(checkpoint.name) for checkpoint in by_age(self.listed.values())]
         return listed + sorted((stored | lost) - self.listed.keys())
+
+
+def by_age(moments: Iterable[AnyMoment]) -> list[AnyMoment]:
+    """Return moments the oldest first, those of one second parents first."""
+    by_name = {moment.name: moment for moment in moments}
+
+    def depth(moment: AnyMoment) -> int:
+        above: set[str | None] = set()
+        while moment.parent_name in by_name and moment.parent_name not in above:
+            above.add(moment.parent_name)
+            moment = by_name[moment.parent_name]
+        return len(above)
+
+    return sorted(by_name.values(), key=lambda moment: (moment.creation_time, depth(moment), moment.name or ""))
 
 
 def judge_checkpoints(facts: CheckpointFacts) -> tuple[CheckpointHealth, ...]:
@@ -221,7 +243,7 @@ def _unlisted(facts: CheckpointFacts, name: str, target: str, images: tuple[str,
         health, why = Health.UNKNOWN, f"{LOST}; whether QEMU has the bitmap shows when it is defined again"
     elif ours and bitmaps.why_unknown(target) is not None:
         health, why = Health.UNKNOWN, _why(bitmaps, BitmapHealth.UNKNOWN, target)
-    elif ours and all(path in facts.shared for path in images):
+    elif ours and facts.is_of_others(name, target):
         why = SHARED.format(facts.shared[images[0]])
     elif ours:
         health = Health.ORPHAN

@@ -17,15 +17,18 @@ from vmkeep.planning import BitmapHealth
 
 @dataclass(frozen=True, slots=True)
 class ListAgain:
-    """Make libvirt list a checkpoint of ours that it lost, with those of the bitmaps which it finds sound."""
+    """Make libvirt list a checkpoint of ours that it lost, with those of the bitmaps which it finds sound.
+
+    It is hung from the first of ``parents`` that libvirt lists then.
+    """
 
     checkpoint: str
     targets: tuple[str, ...]
-    parent: str | None
+    parents: tuple[str, ...]
     creation_time: int
 
     def __str__(self) -> str:
-        below = f" below {self.parent}" if self.parent is not None else ""
+        below = f" below {self.parents[0]}" if self.parents else ""
         return f"define the checkpoint {self.checkpoint} again{below}, with {', '.join(self.targets)}"
 
 
@@ -88,7 +91,7 @@ class RemoveBitmap:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Make libvirt list a checkpoint of ours below the one of the point that it descends from."""
+    """Make libvirt list a checkpoint of ours below the one of the point that it descends from, if it lists that."""
 
     checkpoint: str
     parent: str
@@ -176,7 +179,14 @@ class _Planned:
             usable = tuple(disk.target for disk in judged.disks if self._may_be_sound(judged.name, disk))
         if usable:
             self._lost[judged.name] = usable
-        self._remove_bitmaps(judged.name, [disk for disk in judged.disks if disk.target not in usable])
+        ours = judged.standing is not Standing.FOREIGN and judged.standing is not Standing.LEFT_OVER
+        spare = [disk for disk in judged.disks if disk.target not in usable]
+        self._remove_bitmaps(judged.name, [disk for disk in spare if not (ours and self._is_hoped_for(disk.target))])
+
+    def _is_hoped_for(self, target: str) -> bool:
+        """Tell whether a disk's base is only hoped to be sound: until libvirt says so, older ones may be needed."""
+        base = self._facts.bases.get(target)
+        return base is not None and self._facts.bitmaps.running and base not in self._facts.listed
 
     def _may_be_sound(self, name: str, disk: DiskHealth) -> bool:
         if (name, disk.target) in self._hopeless:
@@ -198,7 +208,7 @@ class _Planned:
             return False
         if judged.standing is Standing.FOREIGN:
             return not sound
-        return all(target in self._facts.bases for target in sound)
+        return all(target in self._facts.bases and not self._is_hoped_for(target) for target in sound)
 
     def _narrow(self, judged: CheckpointHealth) -> None:
         """Take the disks out in which a checkpoint is broken, so that the rest of it can be used and deleted."""
@@ -209,14 +219,13 @@ class _Planned:
             sound = disk.bitmap is BitmapHealth.SOUND or disk.absent
             found_again = not disk.listed and sound and bases.get(disk.target) == judged.name
             (keep if (disk.listed and sound) or found_again else lose).append(disk)
-        if not lose and all(disk.listed for disk in keep):
-            if judged.standing is Standing.FOREIGN:
-                self.left.append(f"{judged.name} stays: it is sound; `virsh checkpoint-delete` deletes it")
-            return
         drop = [disk for disk in lose if disk.images and not self._is_shared(judged.name, disk)]
-        lost = tuple(disk.target for disk in lose)
-        kept = tuple(disk.target for disk in keep)
-        self.narrowed.append(Narrow(judged.name, kept, lost, tuple(disk.target for disk in drop)))
+        lose = [disk for disk in lose if disk.listed or disk in drop]
+        if lose or not all(disk.listed for disk in keep):
+            targets = (tuple(disk.target for disk in disks) for disks in (keep, lose, drop))
+            self.narrowed.append(Narrow(judged.name, *targets))
+        elif judged.standing is Standing.FOREIGN:
+            self.left.append(f"{judged.name} stays: it is sound; `virsh checkpoint-delete` deletes it")
 
     def _delete(self, judged: CheckpointHealth) -> None:
         self._gone.add(judged.name)
@@ -256,7 +265,7 @@ class _Planned:
         listed = self._listed()
         for name in self._lineage.in_order(self._lost):
             made = self._lineage.creation_time(name)
-            self.additions.append(ListAgain(name, self._lost[name], self._lineage.parent(name, listed), made))
+            self.additions.append(ListAgain(name, self._lost[name], self._lineage.parents(name, listed), made))
             listed[name] = made
 
     def hang(self) -> None:

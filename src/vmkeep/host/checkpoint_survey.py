@@ -99,7 +99,7 @@ def plan_checkpoint_repair(
         raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
     if run is not RunState.OFF:
         refuse_beside_a_job(domain)
-    facts = _facts(domain, hypervisor, settings, request.checkpoints, repairing=True)
+    facts = _facts(domain, hypervisor, settings, request.checkpoints, repairing=True, hopeless=request.hopeless)
     judged = judge_checkpoints(facts)
     _refuse_unknown_names(request.foreign, judged, domain.name)
     return plan_repair(facts, judged, foreign=request.foreign, hopeless=request.hopeless)
@@ -114,7 +114,9 @@ def repair_checkpoint(domain: Domain, hypervisor: Hypervisor, step: RepairStep) 
     checkpoints = Checkpoints(domain, definition, chains, stopped=stopped, key=key)
     _log.info("repair", vm=domain.name, step=str(step))
     match step:
-        case ListAgain(name, targets, parent, made):
+        case ListAgain(name, targets, parents, made):
+            listed = domain.checkpoint_names()
+            parent = next((above for above in parents if above in listed), None)
             found = checkpoints.list_again(name, targets, parent=parent, creation_time=made)
             refused = tuple(sorted(set(targets) - found))
             if not found:
@@ -131,6 +133,8 @@ def repair_checkpoint(domain: Domain, hypervisor: Hypervisor, step: RepairStep) 
         case RemoveBitmap(name, target, image):
             checkpoints.remove_bitmap_of(name, target, (image,))
         case Hang(name, parent):
+            if parent not in domain.checkpoint_names():
+                return StepDone(f"libvirt does not list {parent}, so {name} stays where it is")
             domain.hang_checkpoint(name, parent)
     return StepDone(f"done: {step}")
 
@@ -149,7 +153,13 @@ def _refuse_unknown_names(names: frozenset[str], judged: Sequence[CheckpointHeal
 
 
 def _facts(
-    domain: Domain, hypervisor: Hypervisor, settings: Settings, request: CheckpointRequest, *, repairing: bool = False
+    domain: Domain,
+    hypervisor: Hypervisor,
+    settings: Settings,
+    request: CheckpointRequest,
+    *,
+    repairing: bool = False,
+    hopeless: frozenset[tuple[str, str]] = frozenset(),
 ) -> CheckpointFacts:
     state = domain.state()
     stopped = state.run not in _STANDING
@@ -168,14 +178,14 @@ def _facts(
     )
     if not stopped:
         facts = replace(facts, in_memory=_perhaps_in_memory(facts, domain))
-    sizes = disk_sizes(domain, definition, bitmaps.chains)
-    disks = plannable_disks(definition, sizes, settings, bitmaps.chains, hypervisor, running=not stopped)
-    facts = replace(facts, bases=_next_bases(facts, disks, vm=domain.name, killed=state.killed))
     if repairing or any(facts.is_ours(name) and name not in listed for name in facts.names()):
         used = _images_of_others(hypervisor, domain.uuid)
         own = {layer.path for chain in bitmaps.chains.values() for layer in chain}
         facts = replace(facts, shared={path: used[real] for path in own if (real := os.path.realpath(path)) in used})
-    return facts
+    sizes = disk_sizes(domain, definition, bitmaps.chains)
+    disks = plannable_disks(definition, sizes, settings, bitmaps.chains, hypervisor, running=not stopped)
+    bases = next_bases(facts, disks, vm=domain.name, killed=state.killed, hopeless=hopeless)
+    return replace(facts, bases=bases)
 
 
 def definition_of(domain: Domain, hypervisor: Hypervisor) -> Definition:
@@ -216,11 +226,21 @@ def _made(point: KnownPoint) -> float:
     return datetime.fromisoformat(point.created).timestamp() if point.created else math.inf
 
 
-def _next_bases(facts: CheckpointFacts, disks: Sequence[PlannableDisk], *, vm: str, killed: bool) -> dict[str, str]:
-    """Return the checkpoint that each disk's next point would be read against, by the plan of a point itself."""
+def next_bases(
+    facts: CheckpointFacts,
+    disks: Sequence[PlannableDisk],
+    *,
+    vm: str,
+    killed: bool,
+    hopeless: frozenset[tuple[str, str]] = frozenset(),
+) -> dict[str, str]:
+    """Return the checkpoint that each disk's next point would be read against, by the plan of a point itself.
+
+    Of a VM that runs, a lost checkpoint's bitmap is hoped to be sound until libvirt refuses it (``hopeless``).
+    """
     lost = set(facts.in_memory.values())
     known = [name for name in facts.points if name in facts.listed or facts.stored_targets(name) or name in lost]
-    bases = tuple(_as_base(facts, name) for name in known)
+    bases = tuple(_as_base(facts, name, hopeless) for name in known)
     request = PointRequest(vm=vm, running=facts.bitmaps.running, disks=tuple(disks), bases=bases, killed=killed)
     plans = [plan_disk(disk, request) for disk in disks if disk.target in facts.bitmaps.chains]
     return {
@@ -230,12 +250,19 @@ def _next_bases(facts: CheckpointFacts, disks: Sequence[PlannableDisk], *, vm: s
     }
 
 
-def _as_base(facts: CheckpointFacts, name: str) -> Base:
+def _as_base(facts: CheckpointFacts, name: str, hopeless: frozenset[tuple[str, str]]) -> Base:
     """Return a point as the next one may start from it. A lost checkpoint counts as one that is defined again."""
     base = base_of(facts.points[name], name, facts.bitmaps, listed=True)
     if name in facts.listed or not facts.bitmaps.running:
         return base
-    hoped = facts.stored_targets(name) | {target for target, lost in facts.in_memory.items() if lost == name}
+    hoped = {
+        target
+        for target, found in base.bitmaps.items()
+        # Of a bitmap that QEMU has loaded its image tells the same as of one that nobody closed properly.
+        if (found is BitmapHealth.INCONSISTENT and not facts.is_of_others(name, target))
+        or facts.in_memory.get(target) == name
+    }
+    hoped -= {target for refused, target in hopeless if refused == name}
     health = {target: BitmapHealth.SOUND if target in hoped else found for target, found in base.bitmaps.items()}
     return replace(base, bitmaps=health)
 

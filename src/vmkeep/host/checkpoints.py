@@ -51,20 +51,20 @@ class Lineage:
             point = self.points[above]
         return found
 
-    def parent(self, name: str, listed: Mapping[str, int]) -> str | None:
-        """Return the checkpoint that one is defined again below; ``listed`` are the others, with their times.
+    def parents(self, name: str, listed: Mapping[str, int]) -> tuple[str, ...]:
+        """Return what a checkpoint may be defined again below, the best first; ``listed`` are the others, with times.
 
-        That of the nearest point it descends from. Where none of those is listed, the newest that is no younger, of
-        whomever: libvirt makes each checkpoint the child of the one before.
+        First those of the points it descends from, the nearest first. Then the newest that is no younger, of whomever:
+        libvirt makes each checkpoint the child of the one before.
         """
-        nearest = next((above for above in self.ancestors(name) if above in listed), None)
-        if nearest is not None:
-            return nearest
+        above = [ancestor for ancestor in self.ancestors(name) if ancestor in listed]
         own = self.creation_time(name)
-        older = [(made, other) for other, made in listed.items() if made <= own and other != name]
-        ours_below = {other for _, other in older if name in self.ancestors(other)}
-        older = [(made, other) for made, other in older if other not in ours_below]
-        return max(older)[1] if older else None
+        older = [
+            (made, other)
+            for other, made in listed.items()
+            if made <= own and other not in (name, *above) and name not in self.ancestors(other)
+        ]
+        return (*above, *(other for _, other in sorted(older, reverse=True)[:1]))
 
     def in_order(self, names: Collection[str]) -> list[str]:
         """Return names so that each comes after those it descends from."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from vmkeep.host.bitmaps import Chain
-from vmkeep.host.checkpoint_health import Health
+from vmkeep.host.checkpoint_health import Health, by_age
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotLocation
 
 _INTERRUPTED: Final = "its deletion was interrupted; delete the snapshot again"
@@ -93,10 +93,9 @@ class SnapshotFacts:
 
 def judge_snapshots(facts: SnapshotFacts) -> tuple[SnapshotHealth, ...]:
     """Return the health of each snapshot, the oldest first."""
-    in_order = sorted(facts.snapshots, key=lambda snapshot: (snapshot.creation_time, snapshot.name or ""))
     return tuple(
         SnapshotHealth(name=str(snapshot.name), parts=(*_disks(facts, snapshot), *_memory(facts, snapshot)))
-        for snapshot in in_order
+        for snapshot in by_age(facts.snapshots)
     )
 
 
