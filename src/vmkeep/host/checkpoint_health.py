@@ -92,17 +92,20 @@ class CheckpointHealth:
 
     @property
     def health(self) -> Health:
-        """The worst of its disks that the VM has."""
-        found = {disk.health for disk in self.disks if not disk.absent}
+        """The worst of its disks that the VM has; UNKNOWN when it has none of them any more."""
         if not self.ours:
             return Health.FOREIGN
+        found = {disk.health for disk in self.disks if not disk.absent}
+        if self.disks and not found:
+            return Health.UNKNOWN
         worst = (Health.BROKEN, Health.ORPHAN, Health.UNKNOWN)
         return next((health for health in worst if health in found), Health.SOUND)
 
     @property
     def trouble(self) -> bool:
-        """Whether something of ours is not as it should be, or could not be looked at."""
-        return self.health not in (Health.SOUND, Health.FOREIGN)
+        """Whether something of ours is not as it should be, or could not be looked at; a disk that is gone is not."""
+        bad = (Health.BROKEN, Health.ORPHAN, Health.UNKNOWN)
+        return self.ours and any(disk.health in bad for disk in self.disks if not disk.absent)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as `vmkeep checkpoint health --json` prints it."""
@@ -286,7 +289,8 @@ def health_text(judged: CheckpointHealth) -> str:
             broken = {disk.target: disk.bitmap for disk in judged.disks if disk.health is Health.BROKEN}
             return f"broken: {_by_word(broken)}{left}"
         case Health.UNKNOWN:
-            why = next(disk.why for disk in judged.disks if disk.health is Health.UNKNOWN and not disk.absent)
+            unseen = [disk for disk in judged.disks if disk.health is Health.UNKNOWN]
+            why = next((disk.why for disk in unseen if not disk.absent), unseen[0].why)
             return f"unknown: {why}{left}"
         case health:
             return f"{health}{left}"

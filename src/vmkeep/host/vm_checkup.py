@@ -287,6 +287,7 @@ class _Patient:
             checkpoints=checkpoints,
             bitmaps={target: frozenset(bitmap.name for bitmap in image.bitmaps) for target, image in images.items()},
             sound={name: sound_targets(bitmaps, name, checkpoints[name]) for name in ours},
+            others=self.request.others,
         )
         free = frozenset(target for target, image in images.items() if image.path not in self.shared)
         yield from self._of_ours(judged, free)
