@@ -367,6 +367,12 @@ def test_left_over_of_a_point_that_is_gone_is_removed_and_one_of_another_install
     vm.domain.checkpointCreateXML(f"<domaincheckpoint><name>{left}</name></domaincheckpoint>")
     told = health(vmkeep)
     assert (told[left]["standing"], told[left]["health"]) == ("left-over", "sound")
+    repository = vmkeep.home / "repository"
+    repository.rename(repository.with_suffix(".aside"))
+    assert health(vmkeep)[left]["standing"] == "unknown"  # nobody can say whether it has a point
+    assert len(repair(vmkeep, complete=False)["left"]) > 0
+    assert checkpoints(vm) == sorted([second["checkpoint"], left])
+    repository.with_suffix(".aside").rename(repository)
     repair(vmkeep)
     assert checkpoints(vm) == [second["checkpoint"]]
     assert set(modes(other.backup("guest")).values()) == {INCREMENTAL}

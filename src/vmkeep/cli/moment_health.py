@@ -160,13 +160,15 @@ def _show_checkpoints(console: Console, health: Sequence[CheckpointHealth]) -> N
         console.show("no checkpoints, and no bitmaps in the images")
         return
     rows = []
+    with_base = {target for checkpoint in health for target in checkpoint.base_of}
     for checkpoint in health:
         name = checkpoint.name if checkpoint.listed else f"({checkpoint.name})"
         for disk in checkpoint.disks:
-            rows.append((name, disk.target, _disk_text(disk), _use(checkpoint, disk), disk.why))
+            use = _use(checkpoint, disk.target, has_base=disk.target in with_base or disk.absent)
+            rows.append((name, disk.target, _disk_text(disk), use, disk.why))
             name = ""
         if not checkpoint.disks:
-            rows.append((name, "", str(checkpoint.health), _use(checkpoint, None), "it has no disks"))
+            rows.append((name, "", str(checkpoint.health), _use(checkpoint, ""), "it has no disks"))
     console.show(table(("checkpoint", "disk", "health", "use", "why"), rows))
     if any(not checkpoint.listed for checkpoint in health):
         console.show("(in brackets: a bitmap, which libvirt lists no checkpoint for)")
@@ -180,9 +182,11 @@ def _disk_text(disk: DiskHealth) -> str:
     return str(disk.health)
 
 
-def _use(checkpoint: CheckpointHealth, disk: DiskHealth | None) -> str:
-    if disk is not None and disk.target in checkpoint.base_of:
+def _use(checkpoint: CheckpointHealth, target: str, *, has_base: bool = True) -> str:
+    if target in checkpoint.base_of:
         return "base of its next point"
+    if not has_base and checkpoint.point is not None:
+        return "its next point reads it whole"
     return _STANDINGS.get(str(checkpoint.standing), "no base any more")
 
 

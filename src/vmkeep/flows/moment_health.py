@@ -48,8 +48,10 @@ class Repaired:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do, and nothing of ours is broken or could not be looked at."""
-        return not self.plan.steps and not any(checkpoint.trouble for checkpoint in self.health)
+        """Whether nothing is left to do, and nothing of ours is broken or could not be judged."""
+        if self.plan.steps or any(checkpoint.trouble for checkpoint in self.health):
+            return False
+        return not any(checkpoint.standing is Standing.UNKNOWN for checkpoint in self.health)
 
 
 @dataclass(frozen=True, slots=True)

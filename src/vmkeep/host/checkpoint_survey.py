@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -15,7 +15,7 @@ from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy, VmkeepError
 from vmkeep.host.bases import base_of, checkpoint_prefix, newest_by_disk
-from vmkeep.host.bitmaps import describe_chains, look_at_bitmaps
+from vmkeep.host.bitmaps import Bitmaps, Chains, describe_chains, look_at_bitmaps
 from vmkeep.host.checkpoint_health import CheckpointFacts, CheckpointHealth, Standing, judge_checkpoints
 from vmkeep.host.checkpoint_repair import (
     Delete,
@@ -43,6 +43,7 @@ _log = get_logger(__name__)
 _STANDING: Final = (RunState.RUNNING, RunState.PAUSED)
 # Where libvirt's system daemon writes the number of a VM's QEMU, at its start and never again.
 _PID_FILES: Final = Path("/run/libvirt/qemu")
+_SYSTEM: Final = "/system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +167,7 @@ def _facts(
     definition = definition_of(domain, hypervisor)
     chains, unread = describe_chains(definition)
     listed = {str(checkpoint.name): checkpoint for checkpoint in domain.checkpoints()}
-    unasked = None if stopped else _why_not_to_ask(domain)
-    bitmaps = look_at_bitmaps(domain, definition, chains, listed, stopped=stopped, unread=unread, unasked=unasked)
+    bitmaps = _bitmaps(domain, definition, chains, unread, listed, stopped=stopped)
     prefix = None if request.repository is None else checkpoint_prefix(request.repository)
     facts = CheckpointFacts(
         prefix=prefix,
@@ -177,7 +177,7 @@ def _facts(
         unsure=request.unsure,
     )
     if not stopped:
-        facts = replace(facts, in_memory=_perhaps_in_memory(facts, domain))
+        facts = replace(facts, in_memory=_perhaps_in_memory(facts, domain, hypervisor.uri))
     if repairing or any(facts.is_ours(name) and name not in listed for name in facts.names()):
         used = _images_of_others(hypervisor, domain.uuid)
         own = {layer.path for chain in bitmaps.chains.values() for layer in chain}
@@ -196,6 +196,24 @@ def definition_of(domain: Domain, hypervisor: Hypervisor) -> Definition:
         raise HypervisorError(f"the definition of the VM cannot be read: {error}", vm=domain.name) from error
 
 
+def _bitmaps(
+    domain: Domain,
+    definition: Definition,
+    chains: Chains,
+    unread: Mapping[str, str],
+    listed: Collection[str],
+    *,
+    stopped: bool,
+) -> Bitmaps:
+    """Return what is known of the bitmaps. A libvirt that does not answer for them is no reason to say nothing."""
+    unasked = None if stopped else _why_not_to_ask(domain)
+    try:
+        return look_at_bitmaps(domain, definition, chains, listed, stopped=stopped, unread=unread, unasked=unasked)
+    except HypervisorError as error:
+        unasked = error.message
+    return look_at_bitmaps(domain, definition, chains, listed, stopped=stopped, unread=unread, unasked=unasked)
+
+
 def _why_not_to_ask(domain: Domain) -> str | None:
     """Return why libvirt would not answer for the bitmaps: it does so beside a backup job and beside no other."""
     if domain.has_job() and domain.backup_socket() is None:
@@ -203,7 +221,7 @@ def _why_not_to_ask(domain: Domain) -> str | None:
     return None
 
 
-def _perhaps_in_memory(facts: CheckpointFacts, domain: Domain) -> dict[str, str]:
+def _perhaps_in_memory(facts: CheckpointFacts, domain: Domain, uri: str) -> dict[str, str]:
     """Return, by disk, the newest point's checkpoint when libvirt has lost it and QEMU alone may have the bitmap.
 
     A bitmap that was made since QEMU was started is in no image yet.
@@ -215,9 +233,9 @@ def _perhaps_in_memory(facts: CheckpointFacts, domain: Domain) -> dict[str, str]
         if name not in facts.listed and not facts.bitmaps.holders(name, target)
     }
     try:
-        started = (_PID_FILES / f"{domain.name}.pid").stat().st_mtime
+        started = (_PID_FILES / f"{domain.name}.pid").stat().st_mtime if _SYSTEM in uri else -math.inf
     except OSError:
-        return lost  # another daemon's, which keeps them elsewhere
+        return lost  # it is kept elsewhere
     return {target: name for target, name in lost.items() if _made(facts.points[name]) >= started}
 
 
