@@ -137,6 +137,8 @@ def _disks(facts: SnapshotFacts, snapshot: Snapshot) -> Iterator[SnapshotPart]:
 def _disk(facts: SnapshotFacts, snapshot: Snapshot, disk: SnapshotDisk, source: str | None) -> tuple[Health, str]:
     if disk.location is SnapshotLocation.MANUAL:
         return Health.FOREIGN, "somebody else keeps it (manual)"
+    if disk.location is SnapshotLocation.DEFAULT:
+        return Health.UNKNOWN, "the snapshot does not say where it is kept"
     if source is None:
         return Health.UNKNOWN, "which image holds it is not known: the snapshot does not say, or it is no file here"
     found = facts.images.get(source, Unread("it was not looked at"))

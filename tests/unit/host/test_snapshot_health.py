@@ -56,6 +56,8 @@ def test_external_snapshot_that_lost_something_is_broken_and_says_what() -> None
 def test_what_could_not_be_looked_at_is_unknown() -> None:
     assert text(replace(GOOD, images={**GOOD.images, "/base": Unread("no permission")})) == "unknown: vda"
     assert text(replace(GOOD, sources={})) == "unknown: vda"
+    bare = replace(OUTER, disks=(SnapshotDisk("vda"),))
+    assert text(replace(GOOD, snapshots=(bare,))) == "unknown: vda"
     assert text(replace(GOOD, memory={"/memory": Unread("no permission")})) == "unknown: memory"
 
 
