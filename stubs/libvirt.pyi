@@ -13,6 +13,7 @@ VIR_ERR_NO_CONNECT: int
 VIR_ERR_NO_DOMAIN: int
 VIR_ERR_NO_DOMAIN_BACKUP: int
 VIR_ERR_NO_DOMAIN_CHECKPOINT: int
+VIR_ERR_NO_DOMAIN_SNAPSHOT: int
 VIR_ERR_NO_SECRET: int
 VIR_SECRET_USAGE_TYPE_VOLUME: int
 VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL: int
@@ -48,7 +49,6 @@ VIR_DOMAIN_SNAPSHOT_XML_SECURE: int
 VIR_DOMAIN_CHECKPOINT_XML_SECURE: int
 VIR_DOMAIN_CHECKPOINT_LIST_ROOTS: int
 VIR_DOMAIN_CHECKPOINT_LIST_LEAVES: int
-VIR_ERR_NO_DOMAIN_SNAPSHOT: int
 VIR_ERR_OPERATION_FAILED: int
 VIR_ERR_OPERATION_UNSUPPORTED: int
 VIR_ERR_CONFIG_UNSUPPORTED: int
@@ -163,6 +163,7 @@ class virConnect:
     def lookupByName(self, name: str) -> virDomain: ...
     def lookupByUUIDString(self, uuidstr: str) -> virDomain: ...
     def defineXML(self, xml: str) -> virDomain: ...
+    def createXML(self, xmlDesc: str, flags: int = ...) -> virDomain: ...
     def defineXMLFlags(self, xml: str, flags: int = ...) -> virDomain: ...
 
 def open(name: str | None = ...) -> virConnect: ...

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def loop_device(path: Path, content: bytes, *options: str) -> Iterator[Path]:
         yield device
     finally:
         subprocess.run(["losetup", "-d", str(device)], check=True)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """An image that a program which is no VM has open for writing; yields its process."""
+    socket = path.with_suffix(".sock")
+    process = subprocess.Popen(["qemu-nbd", "-f", "qcow2", "-t", "-k", str(socket), str(path)])
+    try:
+        deadline = time.monotonic() + 60
+        while not socket.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+        socket.unlink(missing_ok=True)
 
 
 def write_offline(vm: Vm, target: str, content: bytes, *, start: int) -> None:

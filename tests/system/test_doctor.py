@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -273,6 +274,20 @@ def test_lost_checkpoint_whose_bitmaps_are_there_is_kept_for_the_next_backup(hos
     checkpoint.delete(2)  # the metadata only
     assert list(found(look(vmkeep, "--fix"))) == ["checkpoint-unlisted"]
     assert bitmaps(vm.disk_path("vda")) == {point["checkpoint"]}
+
+
+def test_checkpoint_of_a_point_that_another_installation_took_is_left(host: Host, vmkeep: Vmkeep) -> None:
+    vm = small_vm(host)
+    vmkeep.backup("guest")
+    other = Vmkeep(host, home=host.dir / "work" / "other-home")
+    shutil.copytree(vmkeep.home / "keys", other.home / "keys")
+    other.json("init", "--adopt", "--repository", vmkeep.home / "repository")
+    point = other.backup("guest")
+    told = found(look(vmkeep, "--fix"))
+    assert "left-checkpoint" not in told
+    assert told["point-not-known"]["remedy"] == "vmkeep init --adopt"
+    assert checkpoints(vm) == [point["checkpoint"]]
+    assert [disk["mode"] for disk in other.backup("guest")["disks"]] == ["incremental", "incremental"]
 
 
 def test_job_of_somebody_else_is_a_note_and_goes_on(host: Host, vmkeep: Vmkeep) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import momentfiles, moments
+from vmkeep.cli import moment_health, momentfiles, moments
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
     ChildrenOption,
@@ -318,3 +318,6 @@ def _kind() -> MomentKind:
     from vmkeep.moments import MomentKind
 
     return MomentKind.CHECKPOINT
+
+
+moment_health.register_for_checkpoints(app)

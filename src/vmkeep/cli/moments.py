@@ -7,7 +7,7 @@ The commands themselves, with the options that virsh has for each kind, stand in
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ import typer
 
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import printable
-from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound
+from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
 if TYPE_CHECKING:
     from vmkeep.cli.session import Session
@@ -77,8 +77,8 @@ class Listing:
 # -- looking ---------------------------------------------------------------------------------------------------
 
 
-def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing, health: Health | None = None) -> None:
-    """``vmkeep KIND list``. ``health`` gives a short text for each moment that it knows something of."""
+def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -> None:
+    """``vmkeep KIND list``."""
     from vmkeep.cli.momentshown import moment_object, moment_table
     from vmkeep.host.momentorders import moment_errors
     from vmkeep.moments import MomentFilter, draw_tree, select
@@ -86,7 +86,6 @@ def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing, h
     wanted.check()
     with running.moments() as host:
         found = host.moments(kind, vm)
-        told = None if health is None else health(found)
     tree = found.tree()
     if wanted.current:
         wanted = replace(wanted, start=_current(found))
@@ -106,27 +105,40 @@ def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing, h
     if wanted.name and not running.console.json:
         running.console.text("".join(f"{printable(moment.name or '')}\n" for moment in chosen))
         return
-    objects = [moment_object(moment, found, tree, told or {}) for moment in chosen]
+    told = health(running, kind, found) if chosen else {}
+    objects = [moment_object(moment, found, tree, told) for moment in chosen]
     if running.console.json:
         running.console.document({f"{kind}s": objects})
     elif objects:
-        running.console.show(moment_table(objects, kind, parents=wanted.parent, health=told is not None))
+        running.console.show(moment_table(objects, kind, parents=wanted.parent, health=bool(told)))
     else:
         running.console.show(f"no {kind}s")
 
 
-def show_moment(
-    running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool, health: Health | None = None
-) -> None:
+def health(running: Session, kind: MomentKind, found: VmMoments) -> Mapping[str, str]:
+    """Return how each moment is, in a few words; where that cannot be told a notice says why, and the list stands."""
+    from vmkeep.flows.moment_health import MomentHealth
+    from vmkeep.moments import MomentKind
+
+    try:
+        with running.host() as host:
+            care = MomentHealth(running.premises, host)
+            checkpoints = kind is MomentKind.CHECKPOINT
+            return care.checkpoint_texts(found.uuid) if checkpoints else care.snapshot_texts(found.uuid)
+    except VmkeepError as error:
+        running.console.notice(f"the health of the {kind}s could not be told: {error.message}")
+        return {}
+
+
+def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
     """``vmkeep KIND info``."""
     from vmkeep.cli.momentshown import moment_facts, moment_object
 
     with running.moments() as host:
         found = host.moments(kind, vm)
-        told = None if health is None else health(found)
     tree = found.tree()
     moment = find_moment(found, tree, _named_or_current(found, name, current=current))
-    shown = moment_object(moment, found, tree, told or {})
+    shown = moment_object(moment, found, tree, health(running, kind, found))
     shown["descendants"] = sum(1 for _ in tree.descendants(moment.name))
     if running.console.json:
         running.console.document({str(kind): shown})
@@ -329,9 +341,3 @@ def _tell_redefined(running: Session, kind: MomentKind, done: MomentsChanged) ->
         return
     for name in done.names:
         running.console.show(f"{kind} {name} of {done.vm} redefined")
-
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    Health = Callable[[VmMoments], Mapping[str, str]]

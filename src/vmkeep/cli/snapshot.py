@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import momentfiles, moments
+from vmkeep.cli import moment_health, momentfiles, moments
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
     ChildrenOption,
@@ -302,3 +302,6 @@ def _kind() -> MomentKind:
     from vmkeep.moments import MomentKind
 
     return MomentKind.SNAPSHOT
+
+
+moment_health.register_for_snapshots(app)

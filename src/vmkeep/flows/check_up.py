@@ -198,7 +198,16 @@ class CheckUp:
             remembered=remembered,
             operations=tuple(self._known(operation) for operation in operations),
             directories=tuple(sorted(_directories(operations))),
+            others=frozenset() if known is None else self._points_of_others(catalog),
         )
+
+    def _points_of_others(self, catalog: Catalog) -> frozenset[str]:
+        """Return the points that the repository alone knows; none when it cannot be asked, which is told elsewhere."""
+        try:
+            stored = self._premises.repository.point_ids()
+        except VmkeepError:
+            return frozenset()
+        return frozenset(stored) - set(catalog.point_ids())
 
     def _known(self, operation: Operation) -> KnownOperation:
         if operation.state in _ENDED:

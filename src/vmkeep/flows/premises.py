@@ -26,6 +26,7 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import file_error, make_private_file
 from vmkeep.host.lock import FileLock
+from vmkeep.host.tasks import KnownDisk, KnownPoint
 
 if TYPE_CHECKING:
     from vmkeep.keys import KeyFile, KeyMaterial
@@ -324,6 +325,21 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
         labels=dict(record.labels),
         document=document,
     )
+
+
+def known_point(point: CatalogPoint) -> KnownPoint:
+    """Return what a host must know of a point to read another one against it."""
+    disks = tuple(
+        KnownDisk(
+            disk["target"],
+            disk["source"],
+            disk["stored"]["size_bytes"],
+            disk["format"],
+            bitmap=disk["mode"] != "scan",
+        )
+        for disk in point.document["disks"]
+    )
+    return KnownPoint(point.id, disks, point.created, point.parent)
 
 
 def catalog_states(record: PointRecord) -> tuple[CatalogState, ...]:

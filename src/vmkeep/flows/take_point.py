@@ -9,7 +9,7 @@ from typing import Any
 from vmkeep.catalog import CatalogPoint
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.plan import AfterCrash, Plan, flow
-from vmkeep.flows.premises import catalog_point, catalog_states
+from vmkeep.flows.premises import catalog_point, catalog_states, known_point
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
 from vmkeep.host.tasks import (
@@ -17,8 +17,6 @@ from vmkeep.host.tasks import (
     ClosePoint,
     CopyPoint,
     KeepCheckpoint,
-    KnownDisk,
-    KnownPoint,
     KnownState,
     OpenPoint,
     PointClosed,
@@ -54,7 +52,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         vm_uuid=uuid,
         full=request.full,
         exclude=tuple(request.exclude),
-        points=tuple(_known_point(point) for point in history),
+        points=tuple(known_point(point) for point in history),
         states=_newest_states(services, uuid, history),
         quiesce=request.quiesce,
     )
@@ -110,20 +108,6 @@ def _parent(services: Services, opened: PointOpened) -> str | None:
     if vm is not None and vm.current_point in known:
         return vm.current_point
     return known[0] if known else None
-
-
-def _known_point(point: CatalogPoint) -> KnownPoint:
-    disks = tuple(
-        KnownDisk(
-            disk["target"],
-            disk["source"],
-            disk["stored"]["size_bytes"],
-            disk["format"],
-            bitmap=disk["mode"] != "scan",
-        )
-        for disk in point.document["disks"]
-    )
-    return KnownPoint(point.id, disks)
 
 
 def _newest_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:

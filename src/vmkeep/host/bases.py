@@ -6,24 +6,21 @@ that do not begin with this repository's own prefix belong to somebody else and 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from vmkeep.definition import Definition, SourceKind
+from vmkeep.definition import Definition
 from vmkeep.errors import VmkeepError
-from vmkeep.host.instant import checkpoint_xml
+from vmkeep.host.bitmaps import Bitmaps, Chains, look_at_bitmaps
+from vmkeep.host.checkpoints import Checkpoints, Lineage
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
 from vmkeep.planning import Base, BaseDisk, BitmapHealth
-from vmkeep.transfer.imagefile import ImageLayer, describe_image, remove_bitmap
 from vmkeep.transfer.imagekey import ImageKey
 
 _log = get_logger(__name__)
-_BITMAP_FORMAT = "qcow2"
-Chains = Mapping[str, tuple[ImageLayer, ...]]
 
 
 def checkpoint_prefix(repository_id: str) -> str:
@@ -41,20 +38,6 @@ class Standing:
     bases: tuple[Base, ...]
     dirty_bytes: Mapping[str, Mapping[str, int]]
     warnings: tuple[str, ...]
-
-
-def image_chains(definition: Definition) -> dict[str, tuple[ImageLayer, ...]]:
-    """Return the images of each disk that has some on this host, by target; disks that cannot be read are left out."""
-    chains = {}
-    for disk in definition.disks:
-        if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
-            continue
-        try:
-            chains[disk.target] = describe_image(disk.source, disk.image_format)
-        except VmkeepError as error:
-            # The plan refuses the disk when its size is not known either; here it only has no bitmaps.
-            _log.info("image not described", disk=disk.target, error=error.message)
-    return chains
 
 
 class Bases:
@@ -79,13 +62,13 @@ class Bases:
         """
         self._domain = domain
         self._definition = definition
-        self._chains = {target: chain for target, chain in chains.items() if self._can_hold_bitmaps(target)}
         self._stopped = stopped
         self._prefix = prefix
         self._points = {prefix + point.point_id: point for point in points}
         self._find_point = find_point
-        self._key = key
-        self._stored = frozenset(bitmap.name for chain in self._chains.values() for bitmap in chain[0].bitmaps)
+        self._images = look_at_bitmaps(domain, definition, chains, (), stopped=stopped)
+        self._checkpoints = Checkpoints(domain, definition, self._images.chains, stopped=stopped, key=key)
+        self._stored = frozenset(bitmap.name for chain in self._images.chains.values() for bitmap in chain[0].bitmaps)
         self._warnings: list[str] = []
 
     def examine(self) -> Standing:
@@ -93,22 +76,37 @@ class Bases:
         listed = self._domain.checkpoint_names()
         self._find_points(listed)
         self._remove_left_overs(listed)
-        wanted = [name for name in self._points if name in listed or name in self._stored]
-        newest = next(iter(self._points), None)
-        if newest is not None and newest not in wanted:
-            wanted.insert(0, newest)  # its bitmaps may be in the memory of QEMU alone
-        listed |= {name for name in wanted if name not in listed and self._list_again(name)}
-        dirty_bytes = {
-            name: self._domain.checkpoint_dirty_bytes(name) for name in wanted if name in listed and not self._stopped
-        }
-        bases = tuple(self._base(name, name in listed, dirty_bytes.get(name, {})) for name in wanted)
-        return Standing(bases, dirty_bytes, tuple(self._warnings))
+        # The bitmaps of the newest may be in the memory of QEMU alone.
+        newest = {*list(self._points)[:1], *newest_by_disk(self._points, self._images.chains).values()}
+        wanted = [name for name in self._points if name in listed or name in self._stored or name in newest]
+        lineage = Lineage(self._points)
+        lost = [name for name in lineage.in_order(wanted) if name not in listed]
+        listed |= {name for name in lost if self._list_again(name, lineage)}
+        asked = [name for name in wanted if name in listed]
+        bitmaps = look_at_bitmaps(self._domain, self._definition, self._images.chains, asked, stopped=self._stopped)
+        bases = tuple(base_of(self._points[name], name, bitmaps, listed=name in listed) for name in wanted)
+        return Standing(bases, bitmaps.valid_bytes or {}, tuple(self._warnings))
 
     def _find_points(self, listed: frozenset[str]) -> None:
         for name in sorted(self._ours(listed | self._stored) - self._points.keys()):
             point = self._find_point(name.removeprefix(self._prefix))
             if point is not None:
                 self._points[name] = point
+
+    def _list_again(self, name: str, lineage: Lineage) -> bool:
+        """Make libvirt list a checkpoint whose bitmaps are there; False when none of them is sound."""
+        candidates = {disk.target for disk in self._points[name].disks} & self._images.chains.keys()
+        if self._stopped:
+            candidates = {
+                target for target in candidates if self._images.health_as_base(name, target) is BitmapHealth.SOUND
+            }
+        try:
+            others = {str(other.name): other.creation_time for other in self._domain.checkpoints()}
+            parent, made = next(iter(lineage.parents(name, others)), None), lineage.creation_time(name)
+            return bool(self._checkpoints.list_again(name, candidates, parent=parent, creation_time=made))
+        except VmkeepError as error:
+            self._warnings.append(f"The checkpoint {name}, which libvirt has lost, cannot be used again: {error}")
+            return False
 
     # -- left-overs --------------------------------------------------------------------------------------------
 
@@ -124,7 +122,7 @@ class Bases:
         warnings = []
         for name in sorted(ours.difference(keep)):
             try:
-                self.remove_checkpoint(name)
+                self._checkpoints.remove(name)
             except VmkeepError as error:
                 warnings.append(f"The older checkpoint {name} stays until the next point: {error}")
         return warnings
@@ -132,28 +130,9 @@ class Bases:
     def _remove_left_overs(self, listed: frozenset[str]) -> None:
         """Remove checkpoints and bitmaps of ours that belong to no point. What cannot be removed is only told."""
         for name in sorted(self._ours(listed) - self._points.keys()):
-            self._attempt(f"checkpoint {name}", partial(self.remove_checkpoint, name))
+            self._attempt(f"checkpoint {name}", partial(self._checkpoints.remove, name))
         for name in sorted(self._ours(self._stored) - self._points.keys()):
-            self._attempt(f"bitmap {name}", partial(self.remove_bitmaps, name))
-
-    def remove_checkpoint(self, name: str) -> None:
-        """Remove a checkpoint of ours with its bitmaps; of a VM that is off, libvirt removes the record only."""
-        if self._stopped:
-            self._domain.forget_checkpoint(name)
-            self.remove_bitmaps(name)
-        elif not self._domain.delete_checkpoint(name):
-            self.remove_bitmaps(name)
-
-    def remove_bitmaps(self, name: str) -> None:
-        """Remove the bitmaps of that name from the top images; images below may be shared with other VMs."""
-        targets = [target for target, chain in self._chains.items() if chain[0].bitmap(name) is not None]
-        if not self._stopped:
-            if targets:
-                self._domain.drop_bitmaps(name, targets)
-            return
-        for target in targets:
-            top = self._chains[target][0]
-            remove_bitmap(top.path, top.format, name, self._key(target))
+            self._attempt(f"bitmap {name}", partial(self._checkpoints.remove_bitmaps, name))
 
     def _attempt(self, what: str, remove: Callable[[], None]) -> None:
         _log.info("left-over", vm=self._domain.name, what=what)
@@ -165,68 +144,22 @@ class Bases:
     def _ours(self, names: frozenset[str]) -> frozenset[str]:
         return frozenset(name for name in names if name.startswith(self._prefix))
 
-    # -- lost checkpoints --------------------------------------------------------------------------------------
 
-    def _list_again(self, name: str) -> bool:
-        """Make libvirt list a checkpoint whose bitmaps are there; False when none of them is sound.
+def newest_by_disk(points: Mapping[str, KnownPoint], targets: Collection[str]) -> dict[str, str]:
+    """Return the newest of the points, which come newest first, that made a bitmap of each disk, by their names."""
+    found: dict[str, str] = {}
+    for name, point in points.items():
+        for disk in point.disks:
+            if disk.bitmap and disk.target in targets:
+                found.setdefault(disk.target, name)
+    return found
 
-        Metadata is lost with a transient VM, a migration, an undefine; the bitmaps stay in the images.
-        """
-        candidates = {disk.target for disk in self._points[name].disks} & self._chains.keys()
-        if self._stopped:
-            candidates = {target for target in candidates if self._stored_health(name, target) is BitmapHealth.SOUND}
-        while candidates:
-            xml = checkpoint_xml(self._definition, name, candidates, creation_time=int(time.time()))
-            assert xml is not None
-            try:
-                broken = self._domain.redefine_checkpoint(xml, validate=not self._stopped)
-            except VmkeepError as error:
-                self._warnings.append(f"The checkpoint {name}, which libvirt has lost, cannot be used again: {error}")
-                return False
-            if broken is None:
-                _log.info("lost checkpoint listed again", vm=self._domain.name, checkpoint=name)
-                return True
-            candidates.discard(broken)
-        return False
 
-    # -- health ------------------------------------------------------------------------------------------------
-
-    def _base(self, name: str, listed: bool, dirty_bytes: Mapping[str, int]) -> Base:
-        point = self._points[name]
-        disks = {
-            disk.target: BaseDisk(
-                source=disk.source, size_bytes=disk.size_bytes, format=disk.format, bitmap=disk.bitmap
-            )
-            for disk in point.disks
-        }
-        health = {
-            target: BitmapHealth.SOUND if target in dirty_bytes else self._stored_health(name, target)
-            for target in disks
-        }
-        return Base(point_id=point.point_id, checkpoint=name, listed=listed, disks=disks, bitmaps=health)
-
-    def _stored_health(self, name: str, target: str) -> BitmapHealth:
-        """Judge a bitmap by what stands in the images.
-
-        Of a running VM this is asked only for a bitmap that libvirt finds no good: every bitmap that QEMU has
-        loaded is marked as in use then.
-        """
-        chain = self._chains.get(target)
-        if chain is None:
-            disk = self._definition.disk(target)
-            unread = disk is not None and disk.format == _BITMAP_FORMAT
-            return BitmapHealth.UNKNOWN if unread else BitmapHealth.MISSING
-        stored = chain[0].bitmap(name)
-        below = any(layer.bitmap(name) is not None for layer in chain[1:])
-        if stored is None:
-            return BitmapHealth.GAP if below else BitmapHealth.MISSING
-        if not stored.recording:
-            return BitmapHealth.NOT_RECORDING
-        if stored.in_use or not self._stopped:
-            return BitmapHealth.INCONSISTENT
-        # What was written before an overlay was put on top stands in the bitmap of the image below.
-        return BitmapHealth.GAP if below else BitmapHealth.SOUND
-
-    def _can_hold_bitmaps(self, target: str) -> bool:
-        disk = self._definition.disk(target)
-        return disk is not None and disk.format == _BITMAP_FORMAT and not disk.readonly and not disk.transient
+def base_of(point: KnownPoint, name: str, bitmaps: Bitmaps, *, listed: bool) -> Base:
+    """Return a point as the plan of the next one sees it, with the health of its checkpoint's bitmaps."""
+    disks = {
+        disk.target: BaseDisk(source=disk.source, size_bytes=disk.size_bytes, format=disk.format, bitmap=disk.bitmap)
+        for disk in point.disks
+    }
+    health = {target: bitmaps.health_as_base(name, target) for target in disks}
+    return Base(point_id=point.point_id, checkpoint=name, listed=listed, disks=disks, bitmaps=health)

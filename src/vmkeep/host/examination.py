@@ -9,7 +9,8 @@ from functools import partial
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
-from vmkeep.host.bases import Bases, Chains, Standing, image_chains
+from vmkeep.host.bases import Bases, Standing
+from vmkeep.host.bitmaps import Chains, image_chains
 from vmkeep.host.instant import StateSource, state_sources
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import (

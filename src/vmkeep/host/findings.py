@@ -377,7 +377,8 @@ class CheckupRequest:
 
     ``vms`` limits the VMs by name or UUID; empty means all. ``remembered`` and ``operations`` are None when the
     catalogue cannot be read: then nothing is called a left-over. ``directories`` may hold files of ended operations.
-    ``held`` are UUIDs of VMs whose lock the caller holds.
+    ``held`` are UUIDs of VMs whose lock the caller holds. ``others`` are the points of the repository that the
+    catalogue does not know: another installation's.
     """
 
     vms: tuple[str, ...] = ()
@@ -387,6 +388,7 @@ class CheckupRequest:
     directories: tuple[str, ...] = ()
     held: frozenset[str] = frozenset()
     vms_only: bool = False
+    others: frozenset[str] = frozenset()
 
     def vm(self, uuid: str) -> RememberedVm:
         """Return what is known of a VM; empty for one the catalogue does not know."""

@@ -98,11 +98,17 @@ def backup_xml(
 
 
 def checkpoint_xml(
-    definition: Definition, name: str, targets: Collection[str], *, creation_time: int = 0
+    definition: Definition,
+    name: str,
+    targets: Collection[str],
+    *,
+    creation_time: int = 0,
+    parent: str | None = None,
 ) -> str | None:
     """Return the checkpoint with bitmaps in the disks of ``targets`` and in no others; None without such a disk.
 
-    ``creation_time`` (seconds since 1970) is needed to redefine one, and left to libvirt when one is created.
+    ``creation_time`` (seconds since 1970) is needed to redefine one, which then hangs from ``parent``; both are left
+    to libvirt when one is created.
     """
     if not targets:
         return None
@@ -111,7 +117,9 @@ def checkpoint_xml(
         for disk in definition.disks
     )
     text = "Base of the next incremental point of vmkeep; deleted when that is made"
-    return format_checkpoint(Checkpoint(name=name, description=text, creation_time=creation_time, disks=disks))
+    return format_checkpoint(
+        Checkpoint(name=name, description=text, parent_name=parent, creation_time=creation_time, disks=disks)
+    )
 
 
 def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSource, ...]:

@@ -10,6 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from vmkeep.host.bitmaps import Bitmaps
+from vmkeep.planning import BitmapHealth
+
+
+def sound_targets(bitmaps: Bitmaps, name: str, targets: Collection[str]) -> frozenset[str]:
+    """Return in which of a checkpoint's disks its bitmap can be a base now."""
+    return frozenset(target for target in targets if bitmaps.health_as_base(name, target) is BitmapHealth.SOUND)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
@@ -17,6 +25,7 @@ class Moments:
 
     ``points`` are the ids of the VM's points, newest first; ``checkpoints`` the disks of each that libvirt lists;
     ``bitmaps`` the names in each disk's top image; ``sound`` the disks in which each checkpoint can be a base.
+    ``others`` are points that another installation took into the same repository: theirs are never left over.
     """
 
     prefix: str
@@ -24,13 +33,15 @@ class Moments:
     checkpoints: Mapping[str, frozenset[str]]
     bitmaps: Mapping[str, frozenset[str]]
     sound: Mapping[str, frozenset[str]]
+    others: frozenset[str] = frozenset()
 
     def _of_points(self) -> list[str]:
         """Return the names that the points' checkpoints have, newest first."""
         return [self.prefix + point for point in self.points]
 
     def _ours(self, names: Collection[str]) -> frozenset[str]:
-        return frozenset(name for name in names if name.startswith(self.prefix))
+        ours = (name for name in names if name.startswith(self.prefix))
+        return frozenset(name for name in ours if name.removeprefix(self.prefix) not in self.others)
 
     def bases(self) -> dict[str, str]:
         """Return the checkpoint that each disk is read against next: its newest sound one, else its newest."""

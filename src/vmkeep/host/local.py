@@ -10,6 +10,16 @@ from typing import Any
 from vmkeep.config import Settings
 from vmkeep.errors import VmkeepError
 from vmkeep.host import restore, surveying
+from vmkeep.host.checkpoint_health import CheckpointHealth
+from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
+from vmkeep.host.checkpoint_survey import (
+    CheckpointRequest,
+    RepairRequest,
+    StepDone,
+    look_at_checkpoints,
+    plan_checkpoint_repair,
+    repair_checkpoint,
+)
 from vmkeep.host.checkup import check_host, mend
 from vmkeep.host.connecting import LazyConnection
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
@@ -18,6 +28,8 @@ from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
 from vmkeep.host.moments import LocalMoments
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
+from vmkeep.host.snapshot_health import SnapshotHealth
+from vmkeep.host.snapshot_survey import look_at_snapshots
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import (
     AbandonPoint,
@@ -135,6 +147,24 @@ class LocalHost:
 
     def change_moments(self, order: MomentChange, *, stop: Callable[[], None] = lambda: None) -> MomentsChanged:
         return self._moments.change_moments(order, stop=stop)
+
+    # -- their health ------------------------------------------------------------------------------------------
+
+    def checkpoint_health(self, request: CheckpointRequest) -> tuple[CheckpointHealth, ...]:
+        hypervisor = self._connected()
+        return look_at_checkpoints(hypervisor.domain(request.vm), hypervisor, self._settings, request)
+
+    def snapshot_health(self, name_or_uuid: str) -> tuple[SnapshotHealth, ...]:
+        hypervisor = self._connected()
+        return look_at_snapshots(hypervisor.domain(name_or_uuid), hypervisor)
+
+    def checkpoint_repair(self, request: RepairRequest) -> RepairPlan:
+        hypervisor = self._connected()
+        return plan_checkpoint_repair(hypervisor.domain(request.checkpoints.vm), hypervisor, self._settings, request)
+
+    def repair_checkpoint(self, vm_uuid: str, step: RepairStep) -> StepDone:
+        hypervisor = self._connected()
+        return repair_checkpoint(hypervisor.domain(vm_uuid), hypervisor, step)
 
     # -- tasks -------------------------------------------------------------------------------------------------
 

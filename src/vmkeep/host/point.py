@@ -160,7 +160,7 @@ class Point:
             KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != Mode.SCAN)
             for disk in record.disks
         )
-        return KnownPoint(point_id, disks)
+        return KnownPoint(point_id, disks, record.created, record.parent)
 
     def _plan(self, examined: Examined) -> _Planned:
         """Plan each disk, with the points it builds on; those that cannot be read are done without."""

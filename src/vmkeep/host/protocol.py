@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vmkeep.errors import VmkeepError
+from vmkeep.host.checkpoint_health import CheckpointHealth
+from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
+from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest, StepDone
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
+from vmkeep.host.snapshot_health import SnapshotHealth
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import Task
 from vmkeep.moments import MomentKind
@@ -80,6 +84,22 @@ class Host(Protocol):
 
     def change_moments(self, order: MomentChange, *, stop: Callable[[], None] = ...) -> MomentsChanged:
         """Carry out an order under the VM's lock; raises VmBusy when another operation of vmkeep's holds it."""
+        ...
+
+    def checkpoint_health(self, request: CheckpointRequest) -> tuple[CheckpointHealth, ...]:
+        """Return the health of a VM's checkpoints and bitmaps, and change nothing; raises VmNotFound."""
+        ...
+
+    def snapshot_health(self, name_or_uuid: str) -> tuple[SnapshotHealth, ...]:
+        """Return the health of a VM's snapshots, and change nothing; raises VmNotFound."""
+        ...
+
+    def checkpoint_repair(self, request: RepairRequest) -> RepairPlan:
+        """Return what mends a VM's checkpoints, and change nothing; the caller holds the VM's lock."""
+        ...
+
+    def repair_checkpoint(self, vm_uuid: str, step: RepairStep) -> StepDone:
+        """Carry out one step of such a plan; it may be repeated. The caller holds the VM's lock."""
         ...
 
     def start(self, operation: str, task: Task) -> None:

@@ -6,11 +6,12 @@ from functools import partial
 
 from vmkeep.definition import SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, VmkeepError
-from vmkeep.host.bases import Bases, image_chains
+from vmkeep.host.bitmaps import image_chains
+from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.hypervisor import Domain, Hypervisor
-from vmkeep.transfer.imagefile import describe_image, remove_bitmap
+from vmkeep.transfer.imagefile import describe_image
 
 
 class StoredBitmaps:
@@ -20,8 +21,8 @@ class StoredBitmaps:
         self._domain = domain
         self._definition = with_volumes_found(parse_definition(domain.definition_xml(secure=True)), hypervisor)
         self._chains = image_chains(self._definition)
-        self._key = partial(key_of_disk, hypervisor, self._definition)
-        self._bases = Bases(domain, self._definition, self._chains, stopped=True, prefix="", points=(), key=self._key)
+        key = partial(key_of_disk, hypervisor, self._definition)
+        self._checkpoints = Checkpoints(domain, self._definition, self._chains, stopped=True, key=key)
 
     def remove(self, name: str) -> None:
         """Remove the bitmaps of that name from every image of every chain, as libvirt does while the VM runs.
@@ -31,12 +32,8 @@ class StoredBitmaps:
         """
         try:
             self._demand_images(name)
-            self._bases.remove_bitmaps(name)
             for target, chain in self._chains.items():
-                for layer in chain[1:]:
-                    if layer.bitmap(name) is not None:
-                        key = self._key(target) if layer.encrypted else None
-                        remove_bitmap(layer.path, layer.format, name, key)
+                self._checkpoints.remove_bitmap_of(name, target, [layer.path for layer in chain])
         except VmkeepError as error:
             vm = self._domain.name
             error.vm = vm

@@ -8,7 +8,7 @@ from typing import Literal, cast
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
-from vmkeep.host.bases import image_chains
+from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.instant import state_sources
 from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
 from vmkeep.host.secret import needed_secrets, read_secrets

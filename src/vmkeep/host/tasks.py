@@ -20,10 +20,15 @@ class KnownDisk:
 
 @dataclass(frozen=True, slots=True)
 class KnownPoint:
-    """An earlier point of the VM, which may serve as base, and its disks."""
+    """An earlier point of the VM, which may serve as base, and its disks.
+
+    ``created`` (ISO 8601) and ``parent`` are what its checkpoint is defined from again; empty and None: not known.
+    """
 
     point_id: str
     disks: tuple[KnownDisk, ...]
+    created: str = ""
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

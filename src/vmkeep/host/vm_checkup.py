@@ -12,8 +12,10 @@ from typing import Final
 
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
-from vmkeep.errors import StateUnsupported, VmkeepError, VmNotFound
-from vmkeep.host.bases import Bases, checkpoint_prefix
+from vmkeep.errors import DiskUnsupported, StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.host.bases import checkpoint_prefix
+from vmkeep.host.bitmaps import Chain, look_at_bitmaps
+from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
     CheckupRequest,
     DefineSecret,
@@ -28,7 +30,7 @@ from vmkeep.host.findings import (
     VmMend,
 )
 from vmkeep.host.instant import state_sources
-from vmkeep.host.judgement import Moments
+from vmkeep.host.judgement import Moments, sound_targets
 from vmkeep.host.lock import FileLock
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
@@ -262,25 +264,30 @@ class _Patient:
             yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)
 
     def _checkpoints_and_bitmaps(self) -> Iterator[Finding]:
-        images: dict[str, ImageLayer] = {}
+        chains: dict[str, Chain] = {}
         for disk in self.definition.disks:
             if disk.removable or disk.source is None or disk.source_kind not in ("file", "block"):
                 continue
             try:
-                (images[disk.target],) = describe_image(disk.source, disk.image_format, chain=False)
+                chains[disk.target] = _chain(disk.source, disk.image_format)
             except VmkeepError as error:
                 message = f"the image of disk {disk.target} cannot be read: {error}"
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
+        images = {target: chain[0] for target, chain in chains.items()}
         checkpoints = {name: self.domain.checkpoint_targets(name) for name in self.domain.checkpoint_names()}
         yield from self._foreign(checkpoints, images)
         if self.request.repository is None or self.request.remembered is None:
             return  # without them nothing can be said of ours
+        prefix = checkpoint_prefix(self.request.repository)
+        ours = [name for name in checkpoints if name.startswith(prefix)]
+        bitmaps = look_at_bitmaps(self.domain, self.definition, chains, ours, stopped=not self.running)
         judged = Moments(
-            prefix=checkpoint_prefix(self.request.repository),
+            prefix=prefix,
             points=tuple(point.id for point in self.known.points),
             checkpoints=checkpoints,
             bitmaps={target: frozenset(bitmap.name for bitmap in image.bitmaps) for target, image in images.items()},
-            sound={name: self._sound(name, targets, images) for name, targets in checkpoints.items()},
+            sound={name: sound_targets(bitmaps, name, checkpoints[name]) for name in ours},
+            others=self.request.others,
         )
         free = frozenset(target for target, image in images.items() if image.path not in self.shared)
         yield from self._of_ours(judged, free)
@@ -299,16 +306,6 @@ class _Patient:
                     f"disk {target} has bitmaps that are not vmkeep's ({', '.join(unlisted)}); they are left alone"
                 )
                 yield self._finding(FindingCode.FOREIGN_BITMAP, message, path=image.path)
-
-    def _sound(self, name: str, targets: frozenset[str], images: Mapping[str, ImageLayer]) -> frozenset[str]:
-        """Return in which disks the checkpoint's bitmap can be a base."""
-        if self.running:
-            # The images say nothing of a VM that runs: QEMU has the bitmaps in memory.
-            return frozenset(self.domain.checkpoint_dirty_bytes(name)) & targets
-        stored = {target: images[target].bitmap(name) for target in targets & images.keys()}
-        return frozenset(
-            target for target, bitmap in stored.items() if bitmap and bitmap.recording and not bitmap.in_use
-        )
 
     def _of_ours(self, judged: Moments, free: frozenset[str]) -> Iterator[Finding]:
         uuid = self.domain.uuid
@@ -359,12 +356,20 @@ def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoin
             chains[disk.target] = describe_image(disk.source, disk.image_format, chain=False)
     stopped = domain.state().run not in (RunState.RUNNING, RunState.PAUSED)
     key = partial(key_of_disk, hypervisor, definition)
-    bases = Bases(domain, definition, chains, stopped=stopped, prefix="", points=(), key=key)
+    checkpoints = Checkpoints(domain, definition, chains, stopped=stopped, key=key)
     if isinstance(mend, DropCheckpoint):
-        bases.remove_checkpoint(mend.checkpoint)
+        checkpoints.remove(mend.checkpoint)
         return f"deleted the checkpoint {mend.checkpoint} of {domain.name}"
-    bases.remove_bitmaps(mend.bitmap)
+    checkpoints.remove_bitmaps(mend.bitmap)
     return f"removed the bitmap {mend.bitmap} from {domain.name}"
+
+
+def _chain(path: str, image_format: str) -> Chain:
+    """Return the images of a disk; only the top one where nobody can tell what is below it without guessing."""
+    try:
+        return describe_image(path, image_format)
+    except DiskUnsupported:
+        return describe_image(path, image_format, chain=False)
 
 
 def _sources(definition: Definition) -> set[tuple[str, str | None]]:

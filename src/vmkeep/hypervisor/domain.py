@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,6 +13,7 @@ from lxml import etree
 
 from vmkeep.errors import AgentUnavailable, HypervisorError, VmkeepError
 from vmkeep.hypervisor.translation import libvirt_errors, translate
+from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, parse_snapshot
 
 # By default libvirt waits for an agent for ever, also for one that is connected and hangs (seen on 9.0). A freeze
 # waits until the guest has written out what it holds. The value is the VM's until it is set again.
@@ -200,6 +202,34 @@ class Domain:
         with libvirt_errors("list the checkpoints", self.name):
             return frozenset(checkpoint.getName() for checkpoint in self._handle.listAllCheckpoints())
 
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Return the checkpoints that libvirt lists, each without the VM's definition of then."""
+        with libvirt_errors("list the checkpoints", self.name):
+            handles = self._handle.listAllCheckpoints()
+        texts = (self._moment_xml(handle, "checkpoint", _CHECKPOINT_ALONE) for handle in handles)
+        with _understood("checkpoint", self.name):
+            return tuple(parse_checkpoint(text, redefine=True) for text in texts if text is not None)
+
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """Return the snapshots that libvirt lists."""
+        with libvirt_errors("list the snapshots", self.name):
+            handles = self._handle.listAllSnapshots()
+        texts = (self._moment_xml(handle, "snapshot", 0) for handle in handles)
+        with _understood("snapshot", self.name):
+            return tuple(parse_snapshot(text, redefine=True) for text in texts if text is not None)
+
+    def _moment_xml(
+        self, handle: libvirt.virDomainCheckpoint | libvirt.virDomainSnapshot, kind: str, flags: int
+    ) -> str | None:
+        """Return a moment's XML; None when it was deleted meanwhile."""
+        try:
+            return str(handle.getXMLDesc(flags))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _MOMENT_GONE:
+                return None
+            with libvirt_errors(f"read the {kind} {handle.getName()}", self.name):
+                raise
+
     def checkpoint_targets(self, name: str) -> frozenset[str]:
         """Return the disks that have a bitmap of the checkpoint, as libvirt remembers it; none when it is gone."""
         try:
@@ -294,6 +324,30 @@ class Domain:
                 raise
         return None
 
+    def checkpoint_xml_with(self, name: str, targets: Collection[str]) -> str:
+        """Return a checkpoint's definition with bitmaps in these disks and in no others, and else as it is."""
+        with libvirt_errors(f"read checkpoint {name}", self.name):
+            text = self._handle.checkpointLookupByName(name).getXMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)
+        definition = etree.fromstring(text.encode())
+        listed = {str(disk.get("name")): disk for disk in definition.iterfind("disks/disk")}
+        for target, disk in listed.items():
+            if target not in targets:
+                _drop_disk(definition, target)
+            elif disk.get("checkpoint") != "bitmap":
+                disk.set("checkpoint", "bitmap")
+                disk.set("bitmap", name)
+        return str(etree.tostring(definition, encoding="unicode"))
+
+    def hang_checkpoint(self, name: str, parent: str) -> None:
+        """Make libvirt list a checkpoint below another one; its bitmaps and the rest of its record stay."""
+        with libvirt_errors(f"read checkpoint {name}", self.name):
+            text = self._handle.checkpointLookupByName(name).getXMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)
+        definition = etree.fromstring(text.encode())
+        for element in definition.findall("parent"):
+            definition.remove(element)
+        etree.SubElement(etree.SubElement(definition, "parent"), "name").text = parent
+        self.redefine_checkpoint(str(etree.tostring(definition, encoding="unicode")))
+
     def drop_bitmaps(self, name: str, targets: Sequence[str]) -> None:
         """Remove the bitmaps of that name from disks of a running VM that no checkpoint names any more.
 
@@ -310,8 +364,19 @@ class Domain:
         self.delete_checkpoint(name)
 
 
+_CHECKPOINT_ALONE = libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN
+_MOMENT_GONE = (libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT, libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT)
 _BITMAP_BROKEN = re.compile(r"missing or broken bitmap '.*' for disk '([^']+)'")
 _BITMAP_GONE = re.compile(r"not found in backing chain of '([^']+)'")
+
+
+@contextmanager
+def _understood(kind: str, vm: str) -> Iterator[None]:
+    """Translate the error of a definition that libvirt gave and its rules forbid."""
+    try:
+        yield
+    except MomentError as error:
+        raise HypervisorError(f"libvirt's definition of a {kind} of the VM cannot be read: {error}", vm=vm) from error
 
 
 def _drop_disk(checkpoint: etree._Element, target: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmkeep.planning.bitmaps import StoredBitmap, judge_as_base, judge_bitmap
 from vmkeep.planning.codes import BitmapHealth, ExclusionReason, KeyState, Mode, Reason, RefusalCode, WarningCode
 from vmkeep.planning.model import (
     Base,
@@ -15,7 +16,7 @@ from vmkeep.planning.model import (
     Refused,
     Warned,
 )
-from vmkeep.planning.points import plan_point
+from vmkeep.planning.points import plan_disk, plan_point
 
 __all__ = [
     "Base",
@@ -33,7 +34,11 @@ __all__ = [
     "Refusal",
     "RefusalCode",
     "Refused",
+    "StoredBitmap",
     "Warned",
     "WarningCode",
+    "judge_as_base",
+    "judge_bitmap",
+    "plan_disk",
     "plan_point",
 ]

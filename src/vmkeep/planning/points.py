@@ -53,13 +53,14 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
     if refusals:
         return Refused(refusals=tuple(refusals))
     proven = scratch_to_prove(planned) if request.running else {}
-    plans = [replace(_plan_disk(disk, request), scratch_bytes=proven.get(disk.target)) for disk in planned]
+    plans = [replace(plan_disk(disk, request), scratch_bytes=proven.get(disk.target)) for disk in planned]
     if not plans and not all(is_removable(disk) for disk in request.disks):
         warnings.append(_warn_of_no_disks(request))
     return PointPlan(disks=tuple(plans), excluded=tuple(excluded), warnings=tuple(warnings))
 
 
-def _plan_disk(disk: PlannableDisk, request: PointRequest) -> DiskPlan:
+def plan_disk(disk: PlannableDisk, request: PointRequest) -> DiskPlan:
+    """Return how a disk that is in the point is read."""
     from_image = disk.transient or not request.running
     without_bitmap = _why_no_bitmap(disk)
     if without_bitmap is not None:

@@ -54,12 +54,21 @@ class ImageBitmap:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSnapshot:
+    """An internal snapshot in a qcow2 image; ``memory_bytes`` is the VM's memory that was saved with it, if any."""
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImageLayer:
     """One image of a chain. ``path`` is absolute; of a layer that is no local file it is QEMU's name for it.
 
     ``backing`` is the path of the next layer. ``holds_bitmaps``: the format has room for bitmaps, as qcow2 has from its
     version 3 on ("compat 1.1"). ``bitmaps`` are those in the file: what a running VM keeps in
-    memory is not there, and what it loaded from the file is ``in_use`` while it runs.
+    memory is not there, and what it loaded from the file is ``in_use`` while it runs. ``snapshots`` are the internal
+    ones.
     """
 
     path: str
@@ -70,6 +79,7 @@ class ImageLayer:
     data_file: str | None
     backing: str | None
     holds_bitmaps: bool = True
+    snapshots: tuple[ImageSnapshot, ...] = ()
 
     def bitmap(self, name: str) -> ImageBitmap | None:
         """Return the bitmap of that name."""
@@ -219,6 +229,10 @@ def _layer(path: str, info: dict[str, Any]) -> ImageLayer:
         data_file=data_file,
         backing=info.get("full-backing-filename", info.get("backing-filename")),
         holds_bitmaps=info["format"] == "qcow2" and specific.get("compat") != "0.10",
+        snapshots=tuple(
+            ImageSnapshot(name=snapshot["name"], memory_bytes=snapshot.get("vm-state-size", 0))
+            for snapshot in info.get("snapshots", ())
+        ),
     )
 
 
