@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vmkeep import __version__
-from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, vm
+from vmkeep.cli import backup, doctor, init, key, log, points, restore, snapshot, verify, vm
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
@@ -33,6 +33,7 @@ app = typer.Typer(
 for _module in (init, backup, points, restore, verify, doctor, log):
     _module.register(app)
 app.add_typer(points.point_app, name="point")
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(vm.app, name="vm")
 app.add_typer(key.app, name="key")
 

@@ -1,0 +1,10 @@
+"""`vmkeep snapshot`: libvirt's snapshots, with what vmkeep keeps with them."""
+
+from __future__ import annotations
+
+import typer
+
+from vmkeep.cli import snapshot_create
+
+app = typer.Typer(help="Make snapshots of whole VMs, and look after them.", no_args_is_help=True)
+snapshot_create.register(app)
