@@ -216,16 +216,18 @@ class Bases:
             disk = self._definition.disk(target)
             unread = disk is not None and disk.format == _BITMAP_FORMAT
             return BitmapHealth.UNKNOWN if unread else BitmapHealth.MISSING
-        stored = chain[0].bitmap(name)
-        below = any(layer.bitmap(name) is not None for layer in chain[1:])
-        if stored is None:
-            return BitmapHealth.GAP if below else BitmapHealth.MISSING
-        if not stored.recording:
+        held = [layer.bitmap(name) for layer in chain]
+        depth = held.index(None) if None in held else len(held)
+        since = [bitmap for bitmap in held[:depth] if bitmap is not None]
+        if not since:
+            return BitmapHealth.GAP if any(held) else BitmapHealth.MISSING
+        if not all(bitmap.recording for bitmap in since):
             return BitmapHealth.NOT_RECORDING
-        if stored.in_use or not self._stopped:
+        if not self._stopped or any(bitmap.in_use for bitmap in since):
             return BitmapHealth.INCONSISTENT
-        # What was written before an overlay was put on top stands in the bitmap of the image below.
-        return BitmapHealth.GAP if below else BitmapHealth.SOUND
+        # What was written before an overlay was put on top stands in the bitmaps of the images below, which are read
+        # as well (``vmkeep.host.stopped``); an image in between that has none lacks writes.
+        return BitmapHealth.GAP if any(held[depth:]) else BitmapHealth.SOUND
 
     def _can_hold_bitmaps(self, target: str) -> bool:
         disk = self._definition.disk(target)
