@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import moment_health, momentfiles, moments
+from vmkeep.cli import moment_health, momentfiles, moments, snapshot_create
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
     ChildrenOption,
@@ -304,4 +304,5 @@ def _kind() -> MomentKind:
     return MomentKind.SNAPSHOT
 
 
+snapshot_create.register(app)
 moment_health.register_for_snapshots(app)

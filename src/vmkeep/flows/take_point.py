@@ -53,7 +53,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         full=request.full,
         exclude=tuple(request.exclude),
         points=tuple(known_point(point) for point in history),
-        states=_newest_states(services, uuid, history),
+        states=newest_states(services, uuid, history),
         quiesce=request.quiesce,
     )
     opened: PointOpened = services.on_host(plan.operation, task)
@@ -110,7 +110,7 @@ def _parent(services: Services, opened: PointOpened) -> str | None:
     return known[0] if known else None
 
 
-def _newest_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:
+def newest_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:
     """Return the newest accepted version of each kind, with its file name where a point still tells it."""
     files: dict[str, str] = {}
     for point in history:

@@ -97,9 +97,7 @@ class Bases:
         """Make libvirt list a checkpoint whose bitmaps are there; False when none of them is sound."""
         candidates = {disk.target for disk in self._points[name].disks} & self._images.chains.keys()
         if self._stopped:
-            candidates = {
-                target for target in candidates if self._images.health_as_base(name, target) is BitmapHealth.SOUND
-            }
+            candidates = {target for target in candidates if self._images.health(name, target) is BitmapHealth.SOUND}
         try:
             others = {str(other.name): other.creation_time for other in self._domain.checkpoints()}
             parent, made = next(iter(lineage.parents(name, others)), None), lineage.creation_time(name)
@@ -161,5 +159,5 @@ def base_of(point: KnownPoint, name: str, bitmaps: Bitmaps, *, listed: bool) -> 
         disk.target: BaseDisk(source=disk.source, size_bytes=disk.size_bytes, format=disk.format, bitmap=disk.bitmap)
         for disk in point.disks
     }
-    health = {target: bitmaps.health_as_base(name, target) for target in disks}
+    health = {target: bitmaps.health(name, target) for target in disks}
     return Base(point_id=point.point_id, checkpoint=name, listed=listed, disks=disks, bitmaps=health)

@@ -15,7 +15,7 @@ from vmkeep.definition import DefinedDisk, Definition, SourceKind
 from vmkeep.errors import VmkeepError
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
-from vmkeep.planning import BitmapHealth, judge_as_base, judge_bitmap
+from vmkeep.planning import BitmapHealth, judge_bitmap
 from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer, describe_image
 from vmkeep.transfer.imagelock import writer_of
 
@@ -71,11 +71,6 @@ class Bitmaps:
         # Of a checkpoint that libvirt does not list it says nothing, and of a VM that runs an image tells no soundness.
         said = False if self.running and valid is None else valid
         return judge_bitmap(layers, valid_in_qemu=said)
-
-    def health_as_base(self, name: str, target: str) -> BitmapHealth:
-        """Return how a bitmap is for a point that is read against it now."""
-        valid = self.valid_in_qemu(name, target)
-        return judge_as_base(self.health(name, target), self.layers(name, target), valid_in_qemu=valid)
 
     def why_unknown(self, target: str) -> str | None:
         """Return why nothing is known of a disk's bitmaps, for people; None when they could be looked at."""

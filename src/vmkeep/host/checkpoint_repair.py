@@ -193,7 +193,7 @@ class _Planned:
             return False
         if self._facts.bitmaps.running:
             return True  # libvirt proves it
-        return self._facts.bitmaps.health_as_base(name, disk.target) is BitmapHealth.SOUND
+        return self._facts.bitmaps.health(name, disk.target) is BitmapHealth.SOUND
 
     def _has_served(self, judged: CheckpointHealth) -> bool:
         """Return whether a listed checkpoint is of no use any more.

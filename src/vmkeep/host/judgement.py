@@ -16,7 +16,7 @@ from vmkeep.planning import BitmapHealth
 
 def sound_targets(bitmaps: Bitmaps, name: str, targets: Collection[str]) -> frozenset[str]:
     """Return in which of a checkpoint's disks its bitmap can be a base now."""
-    return frozenset(target for target in targets if bitmaps.health_as_base(name, target) is BitmapHealth.SOUND)
+    return frozenset(target for target in targets if bitmaps.health(name, target) is BitmapHealth.SOUND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

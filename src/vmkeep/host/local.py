@@ -28,6 +28,7 @@ from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
 from vmkeep.host.moments import LocalMoments
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
+from vmkeep.host.snapshot import Snapshotting, snapshot_xml
 from vmkeep.host.snapshot_health import SnapshotHealth
 from vmkeep.host.snapshot_survey import look_at_snapshots
 from vmkeep.host.survey import Progress, SurveyedVm
@@ -36,11 +37,14 @@ from vmkeep.host.tasks import (
     BindRestore,
     CheckInPlace,
     ClosePoint,
+    CloseSnapshot,
     CopyPoint,
     DefineVm,
     DeliverItems,
     DiscardReplaced,
     KeepCheckpoint,
+    LeaveSnapshot,
+    MakeSnapshot,
     OpenPoint,
     ParkVm,
     PrepareFiles,
@@ -50,7 +54,9 @@ from vmkeep.host.tasks import (
     PutBack,
     ReleaseVm,
     SettleRestore,
+    SettleSnapshot,
     StageRestore,
+    StoreSnapshot,
     Task,
     UndefineVm,
     WithdrawItems,
@@ -77,6 +83,7 @@ class _Operation:
     cancelled: VmkeepError | None = None
     point: Point | None = None
     in_place: InPlace | None = None
+    snapshotting: Snapshotting | None = None
 
     def stop(self) -> None:
         """Raise the reason when the operation was cancelled."""
@@ -106,6 +113,8 @@ class LocalHost:
         for operation in self._operations.values():
             if operation.point is not None:
                 operation.point.release()
+            if operation.snapshotting is not None:
+                operation.snapshotting.release()
         self._connection.close()
 
     # -- survey ------------------------------------------------------------------------------------------------
@@ -123,6 +132,9 @@ class LocalHost:
     def vm(self, name_or_uuid: str) -> SurveyedVm:
         hypervisor = self._connected()
         return surveying.survey(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
+
+    def snapshot_xml(self, request: MakeSnapshot) -> str:
+        return snapshot_xml(self._connected(), request)
 
     # -- check-up ----------------------------------------------------------------------------------------------
 
@@ -176,6 +188,7 @@ class LocalHost:
         if before is not None:
             current.point = before.point
             current.in_place = before.in_place
+            current.snapshotting = before.snapshotting
         self._operations[operation] = current
         current.thread = threading.Thread(
             target=self._run, args=(current,), name=f"vmkeep-{type(task).__name__}", daemon=True
@@ -271,6 +284,17 @@ class LocalHost:
                 return self._in_place(operation, task.operation).put_back(task.vm_uuid)
             case SettleRestore() as task:
                 return self._in_place(operation, task.operation).settle()
+            case MakeSnapshot() as task:
+                self._repository()  # where its states will go
+                return self._snapshotting(operation, task.operation).make(task)
+            case StoreSnapshot() as task:
+                return self._snapshotting(operation, task.operation).store(task, self._repository())
+            case CloseSnapshot() as task:
+                return self._snapshotting(operation, task.operation).close()
+            case LeaveSnapshot() as task:
+                return self._snapshotting(operation, task.operation).release()
+            case SettleSnapshot() as task:
+                return self._snapshotting(operation, task.operation).settle()
 
     def _point(self, operation: _Operation) -> Point:
         assert operation.point is not None, "a task of a point without OpenPoint before it"
@@ -282,6 +306,14 @@ class LocalHost:
             operation.in_place = InPlace(self._settings, self._connected(), self._repository(), operation_id)
         operation.in_place.serve(stop=operation.stop, watch=operation.watch)
         return operation.in_place
+
+    def _snapshotting(self, operation: _Operation, operation_id: str) -> Snapshotting:
+        if operation.snapshotting is None:
+            operation.snapshotting = Snapshotting(
+                self._settings, self._connected(), operation_id, stop=operation.stop, watch=operation.watch
+            )
+        operation.snapshotting.serve(stop=operation.stop, watch=operation.watch)
+        return operation.snapshotting
 
     def _connected(self) -> Hypervisor:
         return self._connection.opened()

@@ -111,6 +111,11 @@ class Domain:
         with libvirt_errors("resume the VM", self.name):
             self._handle.resume()
 
+    def power_off(self) -> None:
+        """Pull the plug."""
+        with libvirt_errors("power the VM off", self.name):
+            self._handle.destroy()
+
     def undefine(self) -> None:
         """Remove the definition and nothing else: NVRAM and TPM files are kept."""
         flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
@@ -305,6 +310,20 @@ class Domain:
             with libvirt_errors(f"forget checkpoint {name}", self.name):
                 raise
         return True
+
+    def checkpoint_definitions(self) -> dict[str, str]:
+        """Return what libvirt records of each checkpoint by name, parents before their children, with all passwords."""
+        found: dict[str, tuple[str, str]] = {}
+        with libvirt_errors("read the checkpoints", self.name):
+            for checkpoint in self._handle.listAllCheckpoints():
+                text = checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)
+                found[checkpoint.getName()] = (etree.fromstring(text.encode()).findtext("parent/name") or "", text)
+        ordered: dict[str, str] = {}
+        while found:
+            ready = [name for name, (parent, _) in found.items() if parent not in found or parent == name]
+            for name in ready or list(found):  # a circle is no order, and libvirt says so when they are defined again
+                ordered[name] = found.pop(name)[1]
+        return ordered
 
     def redefine_checkpoint(self, xml: str, *, validate: bool = False) -> str | None:
         """Make libvirt list a checkpoint whose bitmaps exist already; works while the VM is off.

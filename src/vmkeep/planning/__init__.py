@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmkeep.planning.bitmaps import StoredBitmap, judge_as_base, judge_bitmap
+from vmkeep.planning.bitmaps import StoredBitmap, judge_bitmap
 from vmkeep.planning.codes import BitmapHealth, ExclusionReason, KeyState, Mode, Reason, RefusalCode, WarningCode
 from vmkeep.planning.model import (
     Base,
@@ -37,7 +37,6 @@ __all__ = [
     "StoredBitmap",
     "Warned",
     "WarningCode",
-    "judge_as_base",
     "judge_bitmap",
     "plan_disk",
     "plan_point",

@@ -1,7 +1,7 @@
 """How the bitmap of a checkpoint in one disk is, told by the images and by QEMU. The only place where that is judged.
 
 The rules are libvirt's (a name is valid when it is in the top image and in each image below without a gap, consistent,
-persistent and recording in all of them; 9.0 and 11.3), and one of ours for a VM that is off.
+persistent and recording in all of them; 9.0 and 11.3). A point of a VM that is off reads those of all images as well.
 """
 
 from __future__ import annotations
@@ -42,16 +42,3 @@ def judge_bitmap(layers: Sequence[StoredBitmap | None], *, valid_in_qemu: bool |
     if valid_in_qemu is False or any(bitmap.in_use for bitmap in held):
         return BitmapHealth.INCONSISTENT
     return BitmapHealth.SOUND
-
-
-def judge_as_base(
-    health: BitmapHealth, layers: Sequence[StoredBitmap | None], *, valid_in_qemu: bool | None
-) -> BitmapHealth:
-    """Return how a bitmap is for a point that is read against it now.
-
-    QEMU merges what several images recorded; of a VM that is off, qemu-nbd tells only what the top image did. What was
-    written before an overlay was put on top stands in the bitmap of the image below.
-    """
-    if health is BitmapHealth.SOUND and valid_in_qemu is None and any(bitmap is not None for bitmap in layers[1:]):
-        return BitmapHealth.GAP
-    return health

@@ -97,14 +97,17 @@ def describe_image(path: str | Path, image_format: str, *, chain: bool = True) -
     return tuple(walk) if chain else (next(walk),)
 
 
-def add_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey | None = None) -> None:
+def add_bitmap(
+    path: str | Path, image_format: str, name: str, key: ImageKey | None = None, *, granularity_bytes: int | None = None
+) -> None:
     """Add an empty bitmap that records from now on to an image that nobody has open; ``key`` opens an encrypted one.
 
-    The granularity is QEMU's default for the image, which is also what libvirt's checkpoints have: the cluster
-    size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is open,
-    and otherwise as ``describe_image``.
+    Unless given, the granularity is QEMU's default for the image, which is also what libvirt's checkpoints have: the
+    cluster size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is
+    open, and otherwise as ``describe_image``.
     """
-    _change_bitmap("--add", path, image_format, name, key, f"add the bitmap {name} to {path}")
+    change = ("--add", *(() if granularity_bytes is None else ("-g", str(granularity_bytes))))
+    _change_bitmap(change, path, image_format, name, key, f"add the bitmap {name} to {path}")
 
 
 def remove_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey | None = None) -> bool:
@@ -115,8 +118,27 @@ def remove_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey 
     (top,) = describe_image(path, image_format, chain=False)
     if top.bitmap(name) is None:
         return False
-    _change_bitmap("--remove", path, image_format, name, key, f"remove the bitmap {name} from {path}")
+    _change_bitmap(("--remove",), path, image_format, name, key, f"remove the bitmap {name} from {path}")
     return True
+
+
+def holds_data(layer: ImageLayer) -> bool:
+    """Return whether anything was written to a qcow2 overlay itself: data, or zeroes over what is below it.
+
+    Takes no locks. Raises as ``describe_image``.
+    """
+    node = "json:" + json.dumps(
+        {
+            "driver": layer.format,
+            "file": _file_node(layer.path),
+            "backing": None,
+            "read-only": True,
+            "force-share": True,
+        }
+    )
+    doing = f"read what {layer.path} holds"
+    ranges = json.loads(_qemu_img("map", "--output=json", "-U", node, doing=doing, path=layer.path, node=node))
+    return any(piece["present"] for piece in ranges)
 
 
 def image_node(layer: ImageLayer, *, read_only: bool, encrypted: bool = False, past_cache: bool = False) -> str:
@@ -251,12 +273,12 @@ def _info(path: str, image_format: str | None, overlay: str | None) -> dict[str,
 
 
 def _change_bitmap(
-    change: str, path: str | Path, image_format: str, name: str, key: ImageKey | None, doing: str
+    change: tuple[str, ...], path: str | Path, image_format: str, name: str, key: ImageKey | None, doing: str
 ) -> None:
     (top,) = describe_image(path, image_format, chain=False)
     node = image_node(top, read_only=False, encrypted=key is not None)
     with handed(key) as secret:
-        words = ("bitmap", change, *secret.arguments, "--", node, name)
+        words = ("bitmap", *change, *secret.arguments, "--", node, name)
         _qemu_img(*words, doing=doing, path=top.path, node=node, descriptors=secret.descriptors)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.planning import BitmapHealth, judge_as_base, judge_bitmap
+from vmkeep.planning import BitmapHealth, judge_bitmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,12 @@ def _records_all(layers: tuple[Bitmap | None, ...]) -> bool:
 def test_of_a_vm_that_is_off_the_images_decide(layers: tuple[Bitmap | None, ...]) -> None:
     judged = judge_bitmap(layers, valid_in_qemu=None)
     assert (judged is BitmapHealth.SOUND) is _records_all(layers)
-    base = judge_as_base(judged, layers, valid_in_qemu=None)
-    alone = sum(bitmap is not None for bitmap in layers) == 1
-    assert (base is BitmapHealth.SOUND) is (_records_all(layers) and alone)
 
 
 @given(LAYERS, st.booleans())
 def test_of_a_vm_that_runs_libvirts_word_decides(layers: tuple[Bitmap | None, ...], valid: bool) -> None:
     judged = judge_bitmap(layers, valid_in_qemu=valid)
     assert (judged is BitmapHealth.SOUND) is valid
-    assert judge_as_base(judged, layers, valid_in_qemu=valid) is judged
 
 
 @given(LAYERS, st.sampled_from((None, False)))
