@@ -155,6 +155,15 @@ class HostFileMissing(VmkeepError):
     default_hint = "Put the file or directory in place and run the command again."
 
 
+class MomentNotFound(VmkeepError):
+    """The VM has no checkpoint or snapshot of that name, no current one, or this one has no parent."""
+
+    code = "moment-not-found"
+    exit_status = 8
+    http_status = 404
+    default_hint = "`vmkeep checkpoint list VM` and `vmkeep snapshot list VM` show what there is."
+
+
 # -- the state of the VM or the host forbids it ----------------------------------------------------------------
 
 
@@ -219,6 +228,15 @@ class RestorePending(VmkeepError):
     exit_status = 17
     http_status = 409
     default_hint = "Run `vmkeep doctor --fix`, which finishes the restore or rolls it back."
+
+
+class SnapshotNeeded(VmkeepError):
+    """What the deletion of a snapshot would change or remove is needed by something else."""
+
+    code = "snapshot-needed"
+    exit_status = 19
+    http_status = 409
+    default_hint = "Nothing was changed. Delete what needs it first, or remove libvirt's record of the snapshot only."
 
 
 # -- stored data cannot be trusted -----------------------------------------------------------------------------

@@ -80,7 +80,12 @@ class Catalog:
         None: it is as it was before its first point.
         """
         with self._database.writing() as connection:
-            vm_queries.set_current_point(connection, uuid.lower(), point_id)
+            vm_queries.set_current_point(connection, uuid.lower(), point_id or vm_queries.BEFORE_FIRST)
+
+    def lose_track(self, uuid: str) -> None:
+        """Record that nobody knows which point a VM descends from."""
+        with self._database.writing() as connection:
+            vm_queries.set_current_point(connection, uuid.lower(), None)
 
     def vm(self, uuid: str) -> CatalogVm | None:
         with self._database.reading() as connection:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vmkeep import __version__
-from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, vm
+from vmkeep.cli import backup, doctor, init, key, log, points, restore, snapshot, verify, vm
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
@@ -35,6 +35,7 @@ for _module in (init, backup, points, restore, verify, doctor, log):
 app.add_typer(points.point_app, name="point")
 app.add_typer(vm.app, name="vm")
 app.add_typer(key.app, name="key")
+app.add_typer(snapshot.app, name="snapshot")
 
 
 @app.callback(invoke_without_command=True)

@@ -200,10 +200,31 @@ class Bases:
             for disk in point.disks
         }
         health = {
-            target: BitmapHealth.SOUND if target in dirty_bytes else self._stored_health(name, target)
-            for target in disks
+            target: self._health_in_chain(
+                name,
+                target,
+                disk.source,
+                BitmapHealth.SOUND if target in dirty_bytes else self._stored_health(name, target),
+            )
+            for target, disk in disks.items()
         }
         return Base(point_id=point.point_id, checkpoint=name, listed=listed, disks=disks, bitmaps=health)
+
+    def _health_in_chain(self, name: str, target: str, first: str, health: BitmapHealth) -> BitmapHealth:
+        """Judge a bitmap that is sound as far as its top goes: it must be in every image down to ``first``.
+
+        libvirt looks whether the images that have it follow each other, and not whether it began in the lowest of them:
+        one that was removed from an image below (by the deletion of the checkpoint on another branch) lacks what was
+        written there. What lies below the top is read-only, and its header tells what it has. Of a VM that is off one
+        bitmap is read, and not several.
+        """
+        chain = self._chains.get(target, ())
+        paths = [layer.path for layer in chain]
+        if health is not BitmapHealth.SOUND or first not in paths[1:]:
+            return health
+        found = [layer.bitmap(name) for layer in chain[1 : paths.index(first) + 1]]
+        whole = all(bitmap is not None and bitmap.recording and not bitmap.in_use for bitmap in found)
+        return BitmapHealth.SOUND if whole and not self._stopped else BitmapHealth.GAP
 
     def _stored_health(self, name: str, target: str) -> BitmapHealth:
         """Judge a bitmap by what stands in the images.

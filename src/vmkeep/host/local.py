@@ -14,13 +14,17 @@ from vmkeep.host import restore, surveying
 from vmkeep.host.checkup import check_host, mend
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.inplace import InPlace, check_in_place
+from vmkeep.host.journal import RestoreJournal, journal_path
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
+from vmkeep.host.snapshot_revert import Revert, check_revert, stop_for_revert
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import (
     AbandonPoint,
+    ApplyRevert,
     BindRestore,
     CheckInPlace,
+    CheckRevert,
     ClosePoint,
     CopyPoint,
     DefineVm,
@@ -28,15 +32,20 @@ from vmkeep.host.tasks import (
     DiscardReplaced,
     KeepCheckpoint,
     OpenPoint,
+    ParkForRevert,
     ParkVm,
     PrepareFiles,
     PrepareVm,
     PublishItems,
     PublishRestore,
     PutBack,
+    PutBackRevert,
+    ReleaseReverted,
     ReleaseVm,
     SettleRestore,
     StageRestore,
+    StageRevert,
+    StopForRevert,
     Task,
     UndefineVm,
     WithdrawItems,
@@ -62,6 +71,7 @@ class _Operation:
     cancelled: VmkeepError | None = None
     point: Point | None = None
     in_place: InPlace | None = None
+    revert: Revert | None = None
 
     def stop(self) -> None:
         """Raise the reason when the operation was cancelled."""
@@ -129,6 +139,7 @@ class LocalHost:
         if before is not None:
             current.point = before.point
             current.in_place = before.in_place
+            current.revert = before.revert
         self._operations[operation] = current
         current.thread = threading.Thread(
             target=self._run, args=(current,), name=f"vmkeep-{type(task).__name__}", daemon=True
@@ -223,7 +234,23 @@ class LocalHost:
             case PutBack() as task:
                 return self._in_place(operation, task.operation).put_back(task.vm_uuid)
             case SettleRestore() as task:
+                if self._goes_to_snapshot(task.operation):
+                    return self._revert(operation, task.operation).settle()
                 return self._in_place(operation, task.operation).settle()
+            case CheckRevert() as task:
+                return check_revert(self._connected(), self._repository(), self._settings, task)
+            case StopForRevert() as task:
+                return stop_for_revert(self._connected(), self._settings, task)
+            case ParkForRevert() as task:
+                return self._revert(operation, task.operation).park(task)
+            case StageRevert() as task:
+                return self._revert(operation, task.operation).stage()
+            case ApplyRevert() as task:
+                return self._revert(operation, task.operation).apply()
+            case ReleaseReverted() as task:
+                return self._revert(operation, task.operation).release(task.vm_uuid)
+            case PutBackRevert() as task:
+                return self._revert(operation, task.operation).put_back(task.vm_uuid)
 
     def _point(self, operation: _Operation) -> Point:
         assert operation.point is not None, "a task of a point without OpenPoint before it"
@@ -235,6 +262,18 @@ class LocalHost:
             operation.in_place = InPlace(self._settings, self._connected(), self._repository(), operation_id)
         operation.in_place.serve(stop=operation.stop, watch=operation.watch)
         return operation.in_place
+
+    def _revert(self, operation: _Operation, operation_id: str) -> Revert:
+        if operation.revert is None:
+            operation.revert = Revert(self._settings, self._connected(), self._repository(), operation_id)
+        operation.revert.serve(stop=operation.stop, watch=operation.watch)
+        return operation.revert
+
+    def _goes_to_snapshot(self, operation_id: str) -> bool:
+        try:
+            return RestoreJournal.load(journal_path(self._settings.restores_dir, operation_id)).revert is not None
+        except (OSError, ValueError):
+            return False  # over just now, or not to be read: the restore says so
 
     def _connected(self) -> Hypervisor:
         with self._connecting:

@@ -58,6 +58,11 @@ class Domain:
         self.name = handle.name()
         self.uuid = handle.UUIDString()
 
+    @property
+    def handle(self) -> libvirt.virDomain:
+        """libvirt's own handle, for the other modules of this package."""
+        return self._handle
+
     def state(self) -> DomainState:
         """Return what the VM does now. Needs no job lock, so it answers while a job runs."""
         with libvirt_errors("tell the state", self.name):
@@ -103,6 +108,22 @@ class Domain:
         """Let the virtual processors run again."""
         with libvirt_errors("resume the VM", self.name):
             self._handle.resume()
+
+    def start(self, *, paused: bool = False, reset_nvram: bool = False) -> None:
+        """Start the VM. ``reset_nvram`` makes its UEFI variables anew from their template."""
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        flags |= libvirt.VIR_DOMAIN_START_RESET_NVRAM if reset_nvram else 0
+        with libvirt_errors("start the VM", self.name):
+            self._handle.createWithFlags(flags)
+
+    def destroy(self) -> None:
+        """End QEMU at once, as when the plug is pulled; one that is off is fine."""
+        try:
+            self._handle.destroy()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                with libvirt_errors("stop the VM", self.name):
+                    raise
 
     def undefine(self) -> None:
         """Remove the definition and nothing else: NVRAM and TPM files are kept."""
@@ -188,12 +209,44 @@ class Domain:
         with libvirt_errors("end the backup job", self.name):
             self._handle.abortJob()
 
+    def block_jobs(self) -> tuple[str, ...]:
+        """Return the disks of the running VM on which a block job works (copy, commit, pull), whoever began it."""
+        found = []
+        root = etree.fromstring(self.definition_xml().encode())
+        for disk in root.iterfind("devices/disk"):
+            target = disk.find("target")
+            name = "" if target is None else str(target.get("dev") or "")
+            try:
+                busy = disk.find("mirror") is not None or bool(self._handle.blockJobInfo(name))
+            except libvirt.libvirtError:
+                continue  # an empty drive, or a VM that stops just now
+            if busy:
+                found.append(name)
+        return tuple(found)
+
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoint_names(self) -> frozenset[str]:
         """Return the names of the checkpoints that libvirt lists, ours and others'."""
         with libvirt_errors("list the checkpoints", self.name):
             return frozenset(checkpoint.getName() for checkpoint in self._handle.listAllCheckpoints())
+
+    def checkpoint_xmls(self) -> tuple[str, ...]:
+        """Return the XML of all checkpoints, with their passwords, parents first: each can be redefined from it."""
+        with libvirt_errors("read the checkpoints", self.name):
+            found = {
+                checkpoint.getName(): checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)
+                for checkpoint in self._handle.listAllCheckpoints()
+            }
+        parents = {name: etree.fromstring(xml.encode()).findtext("parent/name") for name, xml in found.items()}
+        ordered: list[str] = []
+        while parents:
+            # What hangs from one that is not there, or in a circle, comes last and as it is.
+            ready = sorted(name for name, parent in parents.items() if parent not in parents) or sorted(parents)
+            ordered += ready
+            for name in ready:
+                del parents[name]
+        return tuple(found[name] for name in ordered)
 
     def checkpoint_targets(self, name: str) -> frozenset[str]:
         """Return the disks that have a bitmap of the checkpoint, as libvirt remembers it; none when it is gone."""

@@ -8,6 +8,7 @@ guest can write a qcow2 header into its raw disk, and name any file of the host 
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from vmkeep.errors import (
     VmkeepError,
     WrongKey,
 )
+from vmkeep.filesystem import file_error
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.tools import run_tool
 
@@ -87,14 +89,22 @@ def describe_image(path: str | Path, image_format: str, *, chain: bool = True) -
     return tuple(walk) if chain else (next(walk),)
 
 
-def add_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey | None = None) -> None:
+def add_bitmap(
+    path: str | Path,
+    image_format: str,
+    name: str,
+    key: ImageKey | None = None,
+    *,
+    granularity_bytes: int | None = None,
+) -> None:
     """Add an empty bitmap that records from now on to an image that nobody has open; ``key`` opens an encrypted one.
 
-    The granularity is QEMU's default for the image, which is also what libvirt's checkpoints have: the cluster
-    size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is open,
-    and otherwise as ``describe_image``.
+    Without ``granularity_bytes`` it is QEMU's default for the image, which is also what libvirt's checkpoints have: the
+    cluster size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is
+    open, and otherwise as ``describe_image``.
     """
-    _change_bitmap("--add", path, image_format, name, key, f"add the bitmap {name} to {path}")
+    change = ("--add", *(() if granularity_bytes is None else ("-g", str(granularity_bytes))))
+    _change_bitmap(change, path, image_format, name, key, f"add the bitmap {name} to {path}")
 
 
 def remove_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey | None = None) -> bool:
@@ -105,8 +115,56 @@ def remove_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey 
     (top,) = describe_image(path, image_format, chain=False)
     if top.bitmap(name) is None:
         return False
-    _change_bitmap("--remove", path, image_format, name, key, f"remove the bitmap {name} from {path}")
+    _change_bitmap(("--remove",), path, image_format, name, key, f"remove the bitmap {name} from {path}")
     return True
+
+
+def make_overlay(path: str | Path, base: ImageLayer) -> None:
+    """Make an empty qcow2 image on top of ``base``, which is only read from then on; nobody else may read it yet.
+
+    What is at ``path`` already is made anew. Raises NoSpace, PermissionRefused, TransferError.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise file_error(error, Path(path)) from error
+    words = ("create", "-q", "-f", "qcow2", "-F", base.format, "-b", base.path, "--", str(path), str(base.size_bytes))
+    # One that outlived us would write to a file that is being made anew.
+    try:
+        run_tool("qemu-img", *words, doing=f"make the overlay {path}", path=str(path), dying=True)
+        _sync(path)
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+
+
+# -- internal snapshots ------------------------------------------------------------------------------------------
+
+
+def internal_snapshots(path: str | Path, image_format: str) -> frozenset[str]:
+    """Return the names of the snapshots that an image holds in itself; needs no lock."""
+    return frozenset(snapshot["name"] for snapshot in _info(str(path), image_format, None).get("snapshots", ()))
+
+
+def change_internal_snapshot(change: str, path: str | Path, image_format: str, name: str) -> None:
+    """Create ("-c"), apply ("-a") or delete ("-d") a snapshot in an image that nobody has open.
+
+    QEMU applies none to an image with bitmaps ("Device has active dirty bitmaps"). Raises VmBusy when it is open.
+    """
+    (top,) = describe_image(path, image_format, chain=False)
+    node = image_node(top, read_only=False)
+    doing = f"change the snapshot {name} in {path}"
+    _qemu_img("snapshot", "-q", change, name, "--", node, doing=doing, path=top.path, node=node)
+    _sync(path)
+
+
+def _sync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def image_node(layer: ImageLayer, *, read_only: bool, encrypted: bool = False, past_cache: bool = False) -> str:
@@ -237,12 +295,12 @@ def _info(path: str, image_format: str | None, overlay: str | None) -> dict[str,
 
 
 def _change_bitmap(
-    change: str, path: str | Path, image_format: str, name: str, key: ImageKey | None, doing: str
+    change: tuple[str, ...], path: str | Path, image_format: str, name: str, key: ImageKey | None, doing: str
 ) -> None:
     (top,) = describe_image(path, image_format, chain=False)
     node = image_node(top, read_only=False, encrypted=key is not None)
     with handed(key) as secret:
-        words = ("bitmap", change, *secret.arguments, "--", node, name)
+        words = ("bitmap", *change, *secret.arguments, "--", node, name)
         _qemu_img(*words, doing=doing, path=top.path, node=node, descriptors=secret.descriptors)
 
 

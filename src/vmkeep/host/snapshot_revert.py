@@ -1,0 +1,673 @@
+"""A VM taken back to a snapshot of libvirt: new overlays over the images that hold its state, and all else with them.
+
+libvirt 9.0 cannot revert an external snapshot, and no libvirt reverts UEFI variables or TPM with the disks. So it is
+done here, in one way for all versions. The VM is kept from starting as in a restore in place, by the same lock,
+definition and journal, until its new overlays, its state files and libvirt's records are ready. Nothing of the VM as it
+was is written over before, so taking it back means to drop what was made. Internal snapshots are libvirt's own to
+revert; an internal snapshot of the VM as it was, made first, is the way back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vmkeep.config import Settings
+from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
+from vmkeep.definition.parking import is_parked, unpark
+from vmkeep.definition.repointing import repoint
+from vmkeep.errors import ChoiceRequired, Interrupted, RestorePending, VmBusy, VmkeepError, VmNotFound, VmRunning
+from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.host.bases import checkpoint_prefix, image_chains
+from vmkeep.host.journal import (
+    JournalDisk,
+    JournalOverlay,
+    RestoreJournal,
+    RestoreStage,
+    SnapshotRevert,
+    journal_path,
+    refuse_while_pending,
+)
+from vmkeep.host.parking import Parking, read_definition, require_off
+from vmkeep.host.preparation import with_volumes_found
+from vmkeep.host.rebinding import rebind_to_bitmaps
+from vmkeep.host.restore import discard_replaced, item_at, publish_items, withdraw_items
+from vmkeep.host.running import refuse_beside_a_job
+from vmkeep.host.snapshot_choice import ChosenImage, Reversal, choose, read_snapshot
+from vmkeep.host.survey import Progress
+from vmkeep.host.tasks import (
+    CheckRevert,
+    DeliveredItem,
+    DiscardReplaced,
+    ParkForRevert,
+    PublishItems,
+    RestoreSettled,
+    RevertChecked,
+    RevertParked,
+    RevertReleased,
+    StopForRevert,
+    WithdrawItems,
+)
+from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
+from vmkeep.logs import get_logger
+from vmkeep.moments import Snapshot, SnapshotState, format_snapshot, parse_checkpoint
+from vmkeep.repository import Repository
+from vmkeep.statefiles.installation import stage_file, stage_tpm
+from vmkeep.statefiles.location import swtpm_owner
+from vmkeep.transfer.imagefile import (
+    add_bitmap,
+    change_internal_snapshot,
+    describe_image,
+    internal_snapshots,
+    make_overlay,
+    remove_bitmap,
+)
+
+_log = get_logger(__name__)
+_STEM_LENGTH = 120
+_UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_RUNNING_THEN = (SnapshotState.RUNNING, SnapshotState.BLOCKED)
+
+
+def check_revert(
+    hypervisor: Hypervisor, repository: Repository, settings: Settings, request: CheckRevert
+) -> RevertChecked:
+    """Refuse what cannot be done, before anything is changed; the VM may run where it will be stopped."""
+    domain = hypervisor.domain(request.vm)
+    refuse_while_pending(settings, domain.name, domain.uuid)
+    running = _refuse_state(domain, stop=request.stop)
+    xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+    present = domain.definition_xml(inactive=True, secure=True)
+    definition = with_volumes_found(read_definition(present, domain), hypervisor)
+    reversal = choose(hypervisor, domain, definition, xml, request.choice, request.known)
+    if reversal.internal and not request.choice.drop_checkpoints:
+        _refuse_foreign_bitmaps(domain, reversal, checkpoint_prefix(repository.id))
+    _require_states(repository, reversal)
+    chains = image_chains(definition)
+    formers = () if reversal.internal else tuple(image.former for image in reversal.images)
+    return RevertChecked(
+        vm_uuid=domain.uuid,
+        vm_name=domain.name,
+        running=running,
+        creation_time=reversal.snapshot.creation_time,
+        kept=reversal.kept,
+        disks=tuple(image.target for image in reversal.images),
+        states=tuple(state.kind for state in reversal.states),
+        memory=reversal.with_memory,
+        missing=tuple(
+            disk.target
+            for disk in definition.disks
+            if disk.source_kind is SourceKind.FILE and not disk.removable and disk.target not in chains
+        ),
+        left=formers,
+        warnings=reversal.warnings,
+    )
+
+
+def stop_for_revert(hypervisor: Hypervisor, settings: Settings, request: StopForRevert) -> None:
+    """Pull the plug of the VM. Raises VmBusy beside a job."""
+    domain = hypervisor.domain(request.vm_uuid)
+    refuse_while_pending(settings, domain.name, domain.uuid)
+    if domain.state().run is not RunState.OFF:
+        _refuse_jobs(domain)
+        domain.destroy()
+
+
+class Revert:
+    """One revert. Its tasks are called one after the other; ``stop`` raises when it was cancelled."""
+
+    def __init__(self, settings: Settings, hypervisor: Hypervisor, repository: Repository, operation: str) -> None:
+        self._settings = settings
+        self._hypervisor = hypervisor
+        self._repository = repository
+        self._operation = operation
+        self._parking = Parking(settings, hypervisor, operation)
+        self._prefix = checkpoint_prefix(repository.id)
+        self._stop: Callable[[], None] = lambda: None
+        self._watch: Callable[[Progress], None] = lambda _progress: None
+
+    def serve(self, *, stop: Callable[[], None], watch: Callable[[Progress], None]) -> None:
+        """Let the next task answer to these."""
+        self._stop = stop
+        self._watch = watch
+
+    # -- ParkForRevert -----------------------------------------------------------------------------------------
+
+    def park(self, request: ParkForRevert) -> RevertParked:
+        """Write the journal and keep the VM from starting; on failure nothing of it is left."""
+        domain = self._hypervisor.domain(request.vm_uuid)
+        self._parking.lock(domain, self._stop)
+        try:
+            require_off(domain)
+            journal = self._parking.load()
+            if journal is None:
+                # Another restore may have been left unfinished between the check and the lock.
+                refuse_while_pending(self._settings, domain.name, domain.uuid)
+            present = self._parking.definition_xml(domain, journal)
+            definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
+            xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+            reversal = choose(self._hypervisor, domain, definition, xml, request.choice, request.known)
+            if reversal.internal and not request.choice.drop_checkpoints:
+                _refuse_foreign_bitmaps(domain, reversal, self._prefix)
+            if journal is None:
+                journal = self._new_journal(request, domain, present, definition, reversal)
+                self._parking.save(journal)
+            self._parking.park(domain, journal)
+        except BaseException:
+            self._parking.unlock()
+            raise
+        revert = _revert_of(journal)
+        return RevertParked(
+            vm_uuid=domain.uuid,
+            vm_name=domain.name,
+            disks=tuple(image.target for image in reversal.images),
+            states=tuple(state.kind for state in reversal.states),
+            memory=reversal.with_memory,
+            images=tuple(overlay.path for overlay in revert.overlays),
+            left=tuple(overlay.former for overlay in revert.overlays if not overlay.discard),
+            warnings=reversal.warnings,
+        )
+
+    def _new_journal(
+        self, request: ParkForRevert, domain: Domain, present: str, definition: Definition, reversal: Reversal
+    ) -> RestoreJournal:
+        path, target, element = self._parking.place(domain, present, definition)
+        discardable = _discardable(self._hypervisor, domain, reversal) if request.discard else frozenset()
+        overlays = (
+            ()
+            if reversal.internal
+            else tuple(self._overlay(image, reversal.snapshot, discardable) for image in reversal.images)
+        )
+        revert = SnapshotRevert(
+            snapshot=request.choice.snapshot,
+            overlays=overlays,
+            memory=reversal.memory,
+            internal=reversal.internal,
+            with_memory=reversal.with_memory,
+            run=_run_afterwards(request.run, reversal),
+            reset_nvram=request.choice.reset_nvram,
+            drop_checkpoints=request.choice.drop_checkpoints,
+            former_current=Reversion(domain).current() or "",
+            aim=(request.aim.point or "", request.aim.known),
+            origin=(request.origin.point or "", request.origin.known),
+            states=tuple((version.kind, version.version_id) for version in reversal.versions),
+            checkpoints=domain.checkpoint_xmls(),
+            definition=present if reversal.internal else "",
+        )
+        return RestoreJournal(
+            operation=self._operation,
+            uri=self._hypervisor.uri,
+            vm=domain.name,
+            vm_uuid=domain.uuid,
+            point=request.aim.point or "",
+            safety=request.safety,
+            disks=tuple(
+                JournalDisk(image.target, image.base.path, image.base.format, made=False) for image in reversal.images
+            )
+            if reversal.internal
+            else (),
+            items=tuple(
+                replace(item_at(state.kind, state.kind, state.place, self._operation), file=state.file)
+                for state in reversal.states
+            ),
+            parked_path=path,
+            parked_target=target,
+            parked_element=element,
+            whole=reversal.whole,
+            revert=revert,
+        )
+
+    def _overlay(self, image: ChosenImage, snapshot: Snapshot, discardable: frozenset[str]) -> JournalOverlay:
+        """Choose the file of a disk's new overlay: beside the image that the disk is on, if that is a file."""
+        former = Path(os.path.realpath(image.former))
+        beside = former if former.is_file() else Path(image.base.path)
+        directory = beside.parent if beside.is_file() else self._settings.images_dir
+        try:
+            about = beside.stat()
+        except OSError as error:
+            raise file_error(error, beside) from error
+        stem = Path(image.base.path).stem[:_STEM_LENGTH]
+        name = _UNFIT_FOR_NAMES.sub("-", str(snapshot.name))[:_STEM_LENGTH]
+        regular = beside.is_file()
+        return JournalOverlay(
+            target=image.target,
+            path=str(directory / f"{stem}.{name}-{self._operation[:12]}.qcow2"),
+            base=image.base.path,
+            base_format=image.base.format,
+            former=image.former,
+            owner=about.st_uid if regular else 0,
+            group=about.st_gid if regular else 0,
+            mode=about.st_mode & 0o7777 if regular else 0o600,
+            # What was recorded until the snapshot stands in the image below; this one goes on with it.
+            bitmaps=tuple(
+                (bitmap.name, bitmap.granularity_bytes)
+                for bitmap in image.base.bitmaps
+                if bitmap.recording and not bitmap.in_use
+            ),
+            discard=image.former in discardable,
+        )
+
+    # -- StageRevert -------------------------------------------------------------------------------------------
+
+    def stage(self) -> None:
+        """Put everything beside its place, then let the journal allow more."""
+        journal, domain = self._parking.resume(self._stop)
+        revert = _revert_of(journal)
+        if journal.stage is not RestoreStage.PARKED:
+            return  # an attempt that was killed had come further
+        for item in journal.items:
+            self._stop()
+            self._deliver(item, dict(revert.states)[item.role], domain.name)
+        self._make_overlays(revert.overlays)
+        for disk in journal.disks:
+            self._stop()
+            if self._way_back in internal_snapshots(disk.path, disk.format):
+                change_internal_snapshot("-d", disk.path, disk.format, self._way_back)
+            change_internal_snapshot("-c", disk.path, disk.format, self._way_back)
+        self._parking.save(replace(journal, stage=RestoreStage.WRITING))
+
+    @property
+    def _way_back(self) -> str:
+        """The internal snapshot of the VM as it was before libvirt reverted to another."""
+        return f"vmkeep-{self._operation[:12]}"
+
+    def _deliver(self, item: DeliveredItem, version_id: str, vm: str) -> None:
+        version, content = self._repository.state(version_id)
+        _log.info("state file of a snapshot", vm=vm, kind=item.role, version=version_id)
+        staged = Path(item.staged)
+        if item.role == "tpm":
+            stage_tpm(staged, item.file or version.file, content, owner=swtpm_owner(version.owner))
+        else:
+            staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            stage_file(staged, content)
+
+    def _make_overlays(self, overlays: Sequence[JournalOverlay]) -> None:
+        """Make them anew, empty, with their bitmaps; nothing of a guest is in one before the VM is released."""
+        for overlay in overlays:
+            self._stop()
+            self._watch(Progress("overlays", overlay.target))
+            make_overlay(overlay.path, describe_image(overlay.base, overlay.base_format)[0])
+            for name, granularity in overlay.bitmaps:
+                add_bitmap(overlay.path, "qcow2", name, granularity_bytes=granularity)
+            try:
+                os.chown(overlay.path, overlay.owner, overlay.group)
+                os.chmod(overlay.path, overlay.mode)  # noqa: PTH101  beside its sibling
+            except OSError as error:
+                raise file_error(error, Path(overlay.path)) from error
+            sync_directory(Path(overlay.path).parent)
+
+    # -- ApplyRevert -------------------------------------------------------------------------------------------
+
+    def apply(self) -> None:
+        """Do what can still be taken back: state files, libvirt's current snapshot, the memory."""
+        journal = self._parking.load()
+        if journal is None:
+            raise Interrupted(f"the revert {self._operation} was taken back already")
+        revert, domain = _revert_of(journal), self._parking.domain(journal)
+        self._parking.lock(domain, self._stop)
+        if journal.stage in (RestoreStage.BACK, RestoreStage.ROLLED_BACK):
+            raise Interrupted(f"the process was killed while the revert of VM {journal.vm!r} was taken back")
+        if journal.stage is RestoreStage.RELEASED or self._is_there(domain, journal, revert):
+            return
+        self._parking.require_parked(domain, journal)
+        publish_items(PublishItems(journal.items, force=True))
+        if revert.internal:
+            self._drop_bitmaps(domain, journal)
+            Reversion(domain).revert(revert.snapshot, paused=revert.with_memory)
+            return
+        self._make_current(domain, revert)
+        if revert.memory:
+            # Those of an attempt that was killed may have been open in a QEMU that is gone.
+            self._make_overlays(revert.overlays)
+            xml = repoint(
+                self._hypervisor.saved_definition(revert.memory, domain.name),
+                {overlay.target: overlay.path for overlay in revert.overlays},
+            )
+            self._watch(Progress("memory"))
+            self._hypervisor.restore_memory(revert.memory, xml, domain.name)
+
+    def _is_there(self, domain: Domain, journal: RestoreJournal, revert: SnapshotRevert) -> bool:
+        """Tell whether an attempt that was killed had come to its last effect: the memory, or libvirt's own revert."""
+        if revert.internal:
+            # libvirt sets the definition of the snapshot in the same call.
+            present = domain.definition_xml(inactive=True, secure=True)
+            return bool(journal.parked_path) and not is_parked(present, journal.parked_path)
+        return bool(revert.memory) and self._runs_on(domain, revert.overlays)
+
+    def _runs_on(self, domain: Domain, overlays: Sequence[JournalOverlay]) -> bool:
+        if domain.state().run is RunState.OFF:
+            return False
+        sources = {disk.source for disk in read_definition(domain.definition_xml(), domain).disks}
+        return all(overlay.path in sources for overlay in overlays)
+
+    def _drop_bitmaps(self, domain: Domain, journal: RestoreJournal) -> None:
+        """Remove the bitmaps that QEMU applies no internal snapshot with, and their checkpoints."""
+        revert = _revert_of(journal)
+        for disk in journal.disks:
+            (top,) = describe_image(disk.path, disk.format, chain=False)
+            for bitmap in top.bitmaps:
+                if bitmap.name.startswith(self._prefix) or revert.drop_checkpoints:
+                    remove_bitmap(disk.path, disk.format, bitmap.name)
+        for name in sorted(domain.checkpoint_names()):
+            if name.startswith(self._prefix) or revert.drop_checkpoints:
+                domain.forget_checkpoint(name)
+
+    def _make_current(self, domain: Domain, revert: SnapshotRevert) -> None:
+        """Make it libvirt's current snapshot. Where its overlay goes, it is told of the new one in its place."""
+        # While a VM is off and has checkpoints libvirt 9.0 takes no snapshot, redefined ones neither ("cannot perform
+        # block operations while checkpoint exists"). The journal holds them, and they are listed again afterwards.
+        for name in sorted(domain.checkpoint_names()):
+            domain.forget_checkpoint(name)
+        reversion = Reversion(domain)
+        snapshot, _ = read_snapshot(reversion.snapshot_xml(revert.snapshot), domain)
+        new = {(overlay.target, overlay.former): overlay.path for overlay in revert.overlays if overlay.discard}
+        disks = tuple(
+            replace(disk, source=new.get((disk.name, disk.source or ""), disk.source)) for disk in snapshot.disks
+        )
+        reversion.redefine_as_current(
+            format_snapshot(replace(snapshot, disks=disks), secure=True),
+            disk_only=snapshot.state is SnapshotState.DISK_SNAPSHOT,
+        )
+
+    # -- ReleaseReverted ---------------------------------------------------------------------------------------
+
+    def release(self, vm_uuid: str) -> RevertReleased:
+        """Let the VM start on its new images; from the moment that the journal says so it goes forward only."""
+        journal = self._parking.load()
+        if journal is None:
+            self._parking.sweep_lock(vm_uuid)
+            found = self._hypervisor.find(vm_uuid)
+            return RevertReleased("off" if found is None else str(found.state().run), "", (), ())
+        domain = self._parking.domain(journal)
+        self._parking.lock(domain, self._stop)
+        if journal.stage is not RestoreStage.RELEASED:
+            if journal.stage in (RestoreStage.BACK, RestoreStage.ROLLED_BACK):
+                raise Interrupted(f"the process was killed while the revert of VM {journal.vm!r} was taken back")
+            journal = replace(journal, stage=RestoreStage.RELEASED)
+            self._parking.save(journal)
+        revert = _revert_of(journal)
+        self._point_to(domain, journal, revert.overlays)
+        warnings, discarded = self._tidy(domain, journal, revert)
+        not_started = self._run(domain, revert)
+        self._parking.end(journal)
+        return RevertReleased(str(domain.state().run), not_started, discarded, tuple(warnings))
+
+    def _point_to(self, domain: Domain, journal: RestoreJournal, overlays: Sequence[JournalOverlay]) -> None:
+        """Define the VM with its new images, and no more parked, in one call."""
+        present = domain.definition_xml(inactive=True, secure=True)
+        back = (
+            unpark(present, journal.parked_path, journal.parked_target, journal.parked_element)
+            if journal.parked_path
+            else None
+        )
+        if back is not None:
+            self._hypervisor.define(repoint(back, {overlay.target: overlay.path for overlay in overlays}), domain.name)
+
+    def _tidy(
+        self, domain: Domain, journal: RestoreJournal, revert: SnapshotRevert
+    ) -> tuple[list[str], tuple[str, ...]]:
+        """List the checkpoints that are left, and remove what was kept. The VM is right whatever this meets."""
+        warnings: list[str] = []
+        try:
+            if not revert.internal:
+                _list_again(domain, revert.checkpoints)
+            held = {overlay.target: {name for name, _ in overlay.bitmaps} for overlay in revert.overlays}
+            if held:
+                definition = read_definition(domain.definition_xml(inactive=True), domain)
+                warnings += [
+                    f"The checkpoint {name}, which is another tool's, has no bitmap in the disks that went back."
+                    for name in rebind_to_bitmaps(domain, definition, held, prefix=self._prefix)
+                ]
+            self._drop_way_back(domain, journal)
+        except (VmkeepError, OSError) as error:
+            warnings.append(f"What libvirt lists of checkpoints and snapshots could not be put right: {error}")
+        discarded = []
+        try:
+            discard_replaced(DiscardReplaced(journal.items))
+            for overlay in revert.overlays:
+                if overlay.discard:
+                    Path(overlay.former).unlink(missing_ok=True)
+                    discarded.append(overlay.former)
+        except OSError as error:
+            warnings.append(f"What was replaced could not be removed: {error}. `vmkeep doctor` shows what is left.")
+        return warnings, tuple(discarded)
+
+    def _drop_way_back(self, domain: Domain, journal: RestoreJournal) -> None:
+        """Remove the internal snapshot that was made first; a VM that runs already lets libvirt do it."""
+        held = [disk for disk in journal.disks if self._way_back in internal_snapshots(disk.path, disk.format)]
+        if not held:
+            return
+        if domain.state().run is RunState.OFF:
+            for disk in held:
+                change_internal_snapshot("-d", disk.path, disk.format, self._way_back)
+            return
+        Reversion(domain).delete_internal(self._way_back, [disk.target for disk in held])
+
+    def _run(self, domain: Domain, revert: SnapshotRevert) -> str:
+        """Start or resume the VM where it should run; return why it does not."""
+        try:
+            run = domain.state().run
+            if run is RunState.OFF and revert.run != "off":
+                domain.start(paused=revert.run == "paused", reset_nvram=revert.reset_nvram)
+            elif run is RunState.PAUSED and revert.run == "running":
+                domain.resume()
+        except VmkeepError as error:
+            return error.message
+        return ""
+
+    # -- PutBackRevert -----------------------------------------------------------------------------------------
+
+    def put_back(self, vm_uuid: str) -> None:
+        """Make the VM what it was; can be repeated. Raises RestorePending when it cannot be."""
+        self._stop = lambda: None  # a cancelled revert is taken back, and that must not be cancelled
+        journal = self._parking.load()
+        if journal is None:
+            self._parking.sweep_lock(vm_uuid)
+            return
+        try:
+            self._put_back(journal, self._parking.domain(journal))
+        except VmkeepError as error:
+            raise self._pending(journal, error) from error
+        except (OSError, DefinitionError) as error:
+            raise self._pending(journal, VmkeepError(f"{type(error).__name__}: {error}")) from error
+        finally:
+            self._parking.unlock()
+
+    def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
+        self._parking.lock(domain, self._stop)
+        if journal.stage is RestoreStage.RELEASED:
+            self.release(journal.vm_uuid)
+            return
+        revert = _revert_of(journal)
+        if journal.stage is not RestoreStage.ROLLED_BACK:
+            begun = journal.stage is not RestoreStage.PARKED
+            if begun and (revert.internal or self._runs_on(domain, revert.overlays)):
+                domain.destroy()  # of the revert, and paused: its guest has executed nothing
+            if not revert.internal:
+                self._parking.require_parked(domain, journal)
+            if begun:
+                self._parking.save(replace(journal, stage=RestoreStage.BACK))
+            withdraw_items(WithdrawItems(journal.items))
+            self._undo_disks(domain, journal, revert, begun=begun)
+            journal = replace(journal, stage=RestoreStage.ROLLED_BACK)
+            # Before the VM may start: from here on nothing of it is taken back.
+            self._parking.save(journal)
+        if revert.internal:
+            self._hypervisor.define(revert.definition, domain.name)
+        self._parking.unpark(domain, journal)
+        self._parking.end(journal)
+
+    def _undo_disks(self, domain: Domain, journal: RestoreJournal, revert: SnapshotRevert, *, begun: bool) -> None:
+        for overlay in revert.overlays:
+            Path(overlay.path).unlink(missing_ok=True)
+        for disk in journal.disks:
+            if self._way_back not in internal_snapshots(disk.path, disk.format):
+                continue
+            if begun:
+                self._drop_bitmaps(domain, journal)
+                change_internal_snapshot("-a", disk.path, disk.format, self._way_back)
+        for disk in journal.disks:
+            if self._way_back in internal_snapshots(disk.path, disk.format):
+                change_internal_snapshot("-d", disk.path, disk.format, self._way_back)
+        if begun and not revert.internal:
+            self._undo_current(domain, revert)
+            _list_again(domain, revert.checkpoints)
+
+    def _undo_current(self, domain: Domain, revert: SnapshotRevert) -> None:
+        """Make the former current snapshot that again. It decides only from which one the next hangs."""
+        if revert.former_current in ("", revert.snapshot):
+            return
+        try:
+            self._make_current(domain, replace(revert, snapshot=revert.former_current, overlays=()))
+        except VmkeepError as error:
+            _log.warning("current snapshot", vm=domain.name, snapshot=revert.former_current, error=error.message)
+
+    def settle(self) -> RestoreSettled | None:
+        """End a revert that no flow carries on; None when another process does, or it is over."""
+        journal = self._parking.load()
+        if journal is None:
+            return None
+        try:
+            self._parking.lock(self._parking.domain(journal), self._stop, wait=False)
+        except VmBusy:
+            return None
+        journal = self._parking.load()
+        if journal is None:  # it came to its end while we looked
+            self._parking.unlock()
+            return None
+        forward = journal.stage is RestoreStage.RELEASED
+        self.put_back(journal.vm_uuid)
+        how = "finished" if forward else "taken back: the VM is as it was before"
+        revert = _revert_of(journal)
+        point, known = revert.aim if forward and journal.whole else revert.origin
+        told = f"an interrupted revert of VM {journal.vm!r} to snapshot {revert.snapshot} was {how}"
+        return RestoreSettled(told, journal.vm_uuid, point or None, known)
+
+    def _pending(self, journal: RestoreJournal, error: VmkeepError) -> RestorePending:
+        return RestorePending(
+            f"VM {journal.vm!r} could not be made what it was before its revert ({error.message}); it is kept from "
+            "starting",
+            vm=journal.vm,
+            disk=error.disk,
+            path=str(journal_path(self._settings.restores_dir, journal.operation)),
+            hint=error.hint if isinstance(error, RestorePending) else None,
+        )
+
+
+# -- what is looked at first -----------------------------------------------------------------------------------
+
+
+def _list_again(domain: Domain, checkpoints: Sequence[str]) -> None:
+    """Let libvirt list checkpoints again that were forgotten; those that it lists are left alone."""
+    listed = domain.checkpoint_names()
+    for xml in checkpoints:
+        if parse_checkpoint(xml, redefine=True).name not in listed:
+            domain.redefine_checkpoint(xml)
+
+
+def _revert_of(journal: RestoreJournal) -> SnapshotRevert:
+    assert journal.revert is not None, "the journal is of a restore in place to a point"
+    return journal.revert
+
+
+def _refuse_state(domain: Domain, *, stop: bool) -> bool:
+    """Return whether the VM runs; raises unless it is off, or runs and may be stopped."""
+    run = domain.state().run
+    if run is RunState.OTHER:
+        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+    if not domain.is_persistent():
+        raise VmNotFound(
+            f"VM {domain.name!r} is transient: it is gone when it stops, and its snapshots with it",
+            vm=domain.name,
+            hint=f"Make it persistent first: `virsh dumpxml {domain.name} > FILE`, then `virsh define FILE`.",
+        )
+    if run is RunState.OFF:
+        require_off(domain)
+        return False
+    _refuse_jobs(domain)
+    if not stop:
+        raise VmRunning(
+            f"VM {domain.name!r} is not off",
+            vm=domain.name,
+            hint="Shut it down, or give --stop: its plug is pulled then, because what it does now is dropped anyway.",
+        )
+    return True
+
+
+def _refuse_jobs(domain: Domain) -> None:
+    refuse_beside_a_job(domain)
+    busy = domain.block_jobs()
+    if busy:
+        raise VmBusy(
+            f"a block job (copy, commit or pull) works on disk {', '.join(busy)} of VM {domain.name!r}",
+            vm=domain.name,
+            disk=busy[0],
+            hint=f"Wait for it to end (`virsh blockjob {domain.name} {busy[0]}` shows it), or abort it.",
+        )
+
+
+def _refuse_foreign_bitmaps(domain: Domain, reversal: Reversal, prefix: str) -> None:
+    names = {bitmap.name for image in reversal.images for bitmap in image.base.bitmaps} | domain.checkpoint_names()
+    foreign = sorted(name for name in names if not name.startswith(prefix))
+    if foreign:
+        raise ChoiceRequired(
+            f"VM {domain.name!r} has checkpoints or bitmaps of another tool ({', '.join(foreign)}), and QEMU reverts "
+            "no image that has any",
+            vm=domain.name,
+            hint="--drop-checkpoints removes them: the next backup of that tool must be a full one then.",
+        )
+
+
+def _require_states(repository: Repository, reversal: Reversal) -> None:
+    """Read the state files from the repository once: what is damaged there must be found before anything changes."""
+    for version in reversal.versions:
+        repository.state(version.version_id)
+
+
+def _run_afterwards(asked: str, reversal: Reversal) -> str:
+    if asked != "then":
+        return asked
+    if not reversal.with_memory:
+        return "off"
+    return "running" if reversal.snapshot.state in _RUNNING_THEN else "paused"
+
+
+def _discardable(hypervisor: Hypervisor, domain: Domain, reversal: Reversal) -> frozenset[str]:
+    """Return the present images of the disks that go back which no snapshot, and no other VM, stands on."""
+    needed: set[str] = set()
+    for xml in Reversion(domain).snapshots().values():
+        snapshot, then = read_snapshot(xml, domain)
+        for disk in with_volumes_found(then, hypervisor).disks:
+            if disk.source is not None and any(disk.target == kept.name for kept in snapshot.disks):
+                needed |= _chain(disk.source, disk.image_format)
+    for image in reversal.images:
+        needed |= _chain(image.base.path, image.base.format)
+    going = {image.target for image in reversal.images}
+    for vm in hypervisor.domains():
+        for inactive in (False, True):
+            definition = with_volumes_found(parse_definition(vm.definition_xml(inactive=inactive)), hypervisor)
+            for disk in definition.disks:
+                if disk.source is not None and not (vm.uuid == domain.uuid and disk.target in going):
+                    needed |= _chain(disk.source, disk.image_format)
+    return frozenset(image.former for image in reversal.images if _is_spare(image, needed))
+
+
+def _chain(path: str, image_format: str) -> set[str]:
+    try:
+        return {os.path.realpath(layer.path) for layer in describe_image(path, image_format)}
+    except VmkeepError:
+        return {os.path.realpath(path)}  # what cannot be read cannot be asked what it stands on
+
+
+def _is_spare(image: ChosenImage, needed: set[str]) -> bool:
+    """Tell whether an image is an overlay, made after the snapshot, that nothing needs."""
+    if os.path.realpath(image.former) in needed or not Path(image.former).is_file():
+        return False
+    try:
+        top = describe_image(image.former, "qcow2")[0]
+    except VmkeepError:
+        return False
+    return top.backing is not None and not internal_snapshots(image.former, "qcow2")

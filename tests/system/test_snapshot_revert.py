@@ -1,0 +1,113 @@
+"""A VM taken back to a snapshot of libvirt: exactly what it was then, or exactly what it was before."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import libvirt
+import pytest
+from lxml import etree
+
+from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
+from tests.rig.cli import Vmkeep
+from tests.system.offline import bitmaps, qemu_img
+from tests.system.snapshots import Taken, current, names, take
+from tests.system.truth import Truth, checkpoints
+
+pytestmark = pytest.mark.system
+
+
+def _revert(vmkeep: Vmkeep, name: str, *options: str) -> dict[str, Any]:
+    reverted = vmkeep.json("snapshot", "revert", "guest", name, "--yes", *options)["reverted"]
+    assert isinstance(reverted, dict)
+    return reverted
+
+
+def _definition(vm: Vm) -> str:
+    """Return the definition without what libvirt found below each image, which it finds again at the next start."""
+    xml = vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    root = etree.fromstring(xml, etree.XMLParser(remove_blank_text=True))
+    for disk in root.iterfind("devices/disk"):
+        for store in disk.findall("backingStore"):
+            disk.remove(store)
+    return etree.tostring(root, encoding="unicode", pretty_print=True)
+
+
+def _change(vm: Vm, seed: int) -> None:
+    """Change all that a VM is, and leave it paused: a firmware that runs needs seconds to come to rest."""
+    vm.destroy()
+    vm.store_in_tpm(b"seals the guest's disks", index=seed)
+    vm.start(paused=True)
+    vm.change_nvram()
+    for number, target in enumerate(("vda", "vdb")):
+        vm.write_random(target, start=seed * 128 * KiB, length=96 * KiB, seed=2 * seed + number)
+
+
+def _assert_nothing_left(vm: Vm, vmkeep: Vmkeep) -> None:
+    places = [vm.host.dir / "disks", vm.tpm_directory.parent, vm.nvram_path.parent]
+    left = [path for place in places for path in place.rglob(".*") if path.name != ".lock"]
+    assert left == []
+    for name in ("restores", "locks", "owners", "guards"):
+        assert list((vmkeep.home / name).iterdir()) == [], name
+
+
+def _define(host: Host) -> Vm:
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB + 512)])
+    vm.start(paused=True)
+    return vm
+
+
+def test_vm_goes_back_to_its_snapshots_twice_and_the_points_after_it_are_right(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _define(host)
+    _change(vm, 1)
+    first = vmkeep.backup("guest")
+    first_truth = Truth.of(vm)
+    vm.write_random("vda", start=5 * MiB, length=64 * KiB, seed=77)
+    one = take(vm, vmkeep, "one")
+    _change(vm, 3)
+    two = take(vm, vmkeep, "two")
+    _change(vm, 5)
+    vm.destroy()
+    before, definition = Truth.of(vm), _definition(vm)
+    images = {target: vm.disk_path(target) for target in ("vda", "vdb")}
+
+    reverted = _revert(vmkeep, "one")
+    one.truth.assert_vm(vm)
+    assert vm.state() is VmState.OFF
+    assert (reverted["disks"], reverted["states"], reverted["memory"]) == (["vda", "vdb"], ["nvram", "tpm"], False)
+    assert reverted["left"] == [str(images["vda"]), str(images["vdb"])]
+    assert reverted["warnings"] == []
+    for target, new in zip(("vda", "vdb"), reverted["images"], strict=True):
+        definition = definition.replace(str(images[target]), new)
+    assert _definition(vm) == definition
+    assert (names(vm), current(vm)) == (["one", "two"], "one")
+    _assert_nothing_left(vm, vmkeep)
+    (checkpoint,) = checkpoints(vm)
+    assert checkpoint.endswith(first["id"])
+    assert bitmaps(vm.disk_path("vda")) == bitmaps(one.images["vda"]) == [checkpoint]
+    content = {path: path.read_bytes() for taken in (one, two) for path in taken.images.values()}
+
+    vm.start(paused=True)
+    vm.write_random("vdb", start=2 * MiB, length=64 * KiB, seed=9)
+    assert {path: path.read_bytes() for path in content} == content
+    third = vmkeep.backup("guest")
+    third_truth = Truth.of(vm)
+    vm.destroy()
+    assert (third["parent"], third["kind"]) == (first["id"], "incremental")
+    read = {disk["target"]: (disk["mode"], disk["bytes_read"]) for disk in third["disks"]}
+    assert read == {"vda": ("incremental", 64 * KiB), "vdb": ("incremental", 64 * KiB)}
+
+    again = _revert(vmkeep, "one")
+    one.truth.assert_vm(vm)
+    assert again["images"] != reverted["images"]
+    _revert(vmkeep, "two", "--no-safety")
+    two.truth.assert_vm(vm)
+    assert current(vm) == "two"
+    vmkeep.json("restore", str(reverted["safety"]), "--in-place", "--yes")
+    before.assert_vm(vm)
+    outputs = vmkeep.restore_all([first, third], host.dir / "work")
+    first_truth.assert_files(outputs[0])
+    third_truth.assert_files(outputs[1])
+    tree = vmkeep.run("points", "guest", "--tree").stdout
+    assert "├─" in tree
