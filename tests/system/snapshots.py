@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lxml import etree
 
@@ -59,7 +59,7 @@ def record(vm: Vm, vmkeep: Vmkeep, name: str) -> None:
     words = {
         "vm": vm.uuid,
         "name": name,
-        "creation_time": int(etree.fromstring(snapshot_xml(vm, name)).findtext("creationTime")),
+        "creation_time": int(str(etree.fromstring(snapshot_xml(vm, name)).findtext("creationTime"))),
         "tpm": str(vm.tpm_directory / "tpm2" / "tpm2-00.permall"),
         "nvram": str(vm.nvram_path) if "nvram" in vm.xml() or "efi" in vm.xml() else "",
     }
@@ -89,7 +89,11 @@ def _record(words: dict[str, Any]) -> None:
         catalog, states = premises.catalog, []
         if catalog.vm(words["vm"]) is None:
             catalog.see_vm(words["vm"], words["vm"])
-        for kind, file in (("tpm", "tpm2/tpm2-00.permall"), ("nvram", "nvram.fd")):
+        kinds: tuple[tuple[Literal["tpm", "nvram"], str], ...] = (
+            ("tpm", "tpm2/tpm2-00.permall"),
+            ("nvram", "nvram.fd"),
+        )
+        for kind, file in kinds:
             path = Path(words[kind])
             if not words[kind] or not path.exists():
                 continue

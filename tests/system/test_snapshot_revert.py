@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import libvirt
@@ -12,7 +11,7 @@ from lxml import etree
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep
 from tests.system.offline import bitmaps, qemu_img
-from tests.system.snapshots import Taken, current, names, take
+from tests.system.snapshots import Taken, current, names, record, take
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = pytest.mark.system
@@ -38,14 +37,15 @@ def _change(vm: Vm, seed: int) -> None:
     """Change all that a VM is, and leave it paused: a firmware that runs needs seconds to come to rest."""
     vm.destroy()
     vm.store_in_tpm(b"seals the guest's disks", index=seed)
-    vm.start(paused=True)
+    # While it runs QEMU would have the former content in its memory, and with that in a snapshot of it.
     vm.change_nvram()
+    vm.start(paused=True)
     for number, target in enumerate(("vda", "vdb")):
         vm.write_random(target, start=seed * 128 * KiB, length=96 * KiB, seed=2 * seed + number)
 
 
 def _assert_nothing_left(vm: Vm, vmkeep: Vmkeep) -> None:
-    places = [vm.host.dir / "disks", vm.tpm_directory.parent, vm.nvram_path.parent]
+    places = [vm.host.dir / "disks", vm.tpm_directory.parent, vm.host.path("/var/lib/libvirt/qemu/nvram")]
     left = [path for place in places for path in place.rglob(".*") if path.name != ".lock"]
     assert left == []
     for name in ("restores", "locks", "owners", "guards"):
@@ -111,3 +111,100 @@ def test_vm_goes_back_to_its_snapshots_twice_and_the_points_after_it_are_right(h
     third_truth.assert_files(outputs[1])
     tree = vmkeep.run("points", "guest", "--tree").stdout
     assert "├─" in tree
+
+
+def test_memory_comes_back_with_disks_uefi_variables_and_tpm_of_its_instant(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _define(host)
+    _change(vm, 1)
+    first = vmkeep.backup("guest")
+    vm.resume()
+    vm.settle()
+    kept = take(vm, vmkeep, "kept", memory=True)
+    vm.suspend()
+    by_virsh = take(vm, None, "by-virsh", memory=True)
+    vm.resume()
+    _change(vm, 3)
+
+    assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes").code == "vm-running"
+    reverted = _revert(vmkeep, "kept", "--stop", "--running")
+    assert (reverted["memory"], reverted["state"], reverted["states"]) == (True, "running", ["nvram", "tpm"])
+    assert vm.state() is VmState.RUNNING
+    vm.suspend()
+    kept.truth.assert_vm(vm)
+    assert [str(vm.disk_path(target)) for target in ("vda", "vdb")] == reverted["images"]
+    assert str(vm.disk_path("vda")) in _definition(vm)
+    assert current(vm) == "kept"
+    vm.write_random("vda", start=7 * MiB, length=64 * KiB, seed=4)
+    second, truth = vmkeep.backup("guest"), Truth.of(vm)
+    assert (second["parent"], second["kind"]) == (first["id"], "incremental")
+    assert {disk["target"]: disk["bytes_read"] for disk in second["disks"]} == {"vda": 64 * KiB, "vdb": 0}
+
+    # Nothing was kept with it: UEFI variables and TPM come out of the memory.
+    reverted = _revert(vmkeep, "by-virsh", "--stop", "--paused", "--no-safety")
+    assert (reverted["state"], reverted["states"]) == ("paused", [])
+    assert any("UEFI variables come with the memory" in warning for warning in reverted["warnings"])
+    assert vm.tpm_state() == by_virsh.truth.tpm
+    vm.resume()
+    vm.suspend()
+    by_virsh.truth.assert_vm(vm)
+    _assert_nothing_left(vm, vmkeep)
+    (output,) = vmkeep.restore_all([second], host.dir / "work")
+    truth.assert_files(output)
+
+    vm.destroy()
+    reverted = _revert(vmkeep, "kept", "--no-memory", "--no-safety", "--discard")
+    assert (reverted["memory"], reverted["state"], reverted["left"]) == (False, "off", [])
+    kept.truth.assert_vm(vm)
+
+
+def _internal(vm: Vm, name: str, *, tpm: bool = True) -> Taken:
+    running = vm.state() is VmState.RUNNING
+    if running:
+        vm.suspend()
+    truth = Truth.of(vm, uefi=False, tpm=tpm)
+    vm.host.run(["virsh", "snapshot-create-as", vm.name, name], check=True)
+    return Taken(name, truth, {})
+
+
+def test_internal_snapshot_goes_back_with_its_tpm_although_there_are_checkpoints(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)], firmware="bios")
+    vm.start(paused=True)
+    vm.destroy()
+    vm.store_in_tpm(b"of the time when it was off", index=1)
+    without = _internal(vm, "without")
+    record(vm, vmkeep, "without")
+    vm.store_in_tpm(b"of the time when it ran", index=2)
+    vm.start()
+    vm.settle()
+    vmkeep.backup("guest")
+    with_memory = _internal(vm, "with-memory")
+    vm.destroy()
+    vm.store_in_tpm(b"of now", index=3)
+    vm.start(paused=True)
+    vm.write_random("vda", start=2 * MiB, length=96 * KiB, seed=5)
+    vm.write_random("vdb", start=2 * MiB, length=96 * KiB, seed=6)
+    vmkeep.backup("guest")
+    vm.destroy()
+    before = Truth.of(vm, uefi=False)
+
+    reverted = _revert(vmkeep, "with-memory")
+    assert (reverted["memory"], reverted["state"], reverted["left"]) == (True, "paused", [])
+    with_memory.truth.assert_vm(vm)
+    assert (names(vm), current(vm)) == (["with-memory", "without"], "with-memory")
+    assert qemu_img("snapshot", "-l", "-U", vm.disk_path("vda")).count("vmkeep-") == 0
+    assert vmkeep.backup("guest")["kind"] == "full"
+
+    assert vmkeep.fails("snapshot", "revert", "guest", "without", "--stop", "--yes", "--only", "vda").code == (
+        "invalid-request"
+    )
+    vm.destroy()
+    qemu_img("bitmap", "--add", vm.disk_path("vda"), "somebody-else")
+    refused = vmkeep.fails("snapshot", "revert", "guest", "without", "--yes")
+    assert (refused.code, "somebody-else" in refused.error["message"]) == ("choice-required", True)
+    _revert(vmkeep, "without", "--drop-checkpoints", "--no-safety")
+    without.truth.assert_vm(vm)
+    assert vm.state() is VmState.OFF
+    _assert_nothing_left(vm, vmkeep)
+    assert qemu_img("snapshot", "-l", vm.disk_path("vdb")).count("vmkeep-") == 0
+    vmkeep.json("restore", str(reverted["safety"]), "--in-place", "--yes")
+    before.assert_vm(vm)
