@@ -153,6 +153,8 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                     answers.append({"point": taken.point, "warnings": taken.warnings})
                 elif kind.startswith("restore"):
                     answers.append(_restore(kind, words, engine, premises))
+                elif kind == "revert":
+                    answers.append(_revert(words, engine))
                 elif kind == "delete":
                     engine.delete_point(words[0])
                     answers.append(None)
@@ -192,6 +194,20 @@ def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
         request = dataclasses.replace(request, safety=taken.point["id"])
     restored = engine.restore_in_place(request, unwatched)
     return {"safety": restored.safety, "warnings": restored.warnings}
+
+
+def _revert(words: list[Any], engine: Any) -> Any:
+    """Take a VM (name, snapshot, how it is afterwards) back, without a safety point."""
+    from vmkeep.flows.requests import RevertSnapshot, RunAfterwards
+
+    def unwatched(_progress: object) -> None:
+        return
+
+    request, _ = engine.check_revert(
+        RevertSnapshot(words[0], words[1], run=RunAfterwards(words[2]), discard="discard" in words), unwatched
+    )
+    reverted = engine.revert_snapshot(request, unwatched)
+    return {"images": reverted.images, "state": reverted.state, "warnings": reverted.warnings}
 
 
 # -- places ----------------------------------------------------------------------------------------------------

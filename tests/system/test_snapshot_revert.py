@@ -49,7 +49,7 @@ def _assert_nothing_left(vm: Vm, vmkeep: Vmkeep) -> None:
     left = [path for place in places for path in place.rglob(".*") if path.name != ".lock"]
     assert left == []
     for name in ("restores", "locks", "owners", "guards"):
-        assert list((vmkeep.home / name).iterdir()) == [], name
+        assert list((vmkeep.home / name).glob("*")) == [], name
 
 
 def _define(host: Host) -> Vm:
@@ -208,3 +208,181 @@ def test_internal_snapshot_goes_back_with_its_tpm_although_there_are_checkpoints
     assert qemu_img("snapshot", "-l", vm.disk_path("vdb")).count("vmkeep-") == 0
     vmkeep.json("restore", str(reverted["safety"]), "--in-place", "--yes")
     before.assert_vm(vm)
+
+
+def _delete_check(vm: Vm, *snapshots: str) -> str:
+    """Ask whether snapshots may be deleted; return what is said against it."""
+    from vmkeep.errors import SnapshotNeeded
+    from vmkeep.host.snapshot_branches import refuse_dangerous_deletion
+    from vmkeep.hypervisor import Hypervisor
+
+    hypervisor = Hypervisor.connect(vm.host.outer_uri)
+    try:
+        refuse_dangerous_deletion(hypervisor, hypervisor.domain(vm.name), snapshots)
+    except SnapshotNeeded as error:
+        return error.message
+    finally:
+        hypervisor.close()
+    return ""
+
+
+def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    taken = {}
+    for seed, name in enumerate(("one", "two"), start=1):
+        vm.write_random("vda", start=seed * MiB, length=64 * KiB, seed=seed)
+        taken[name] = take(vm, None, name, uefi=False, tpm=False)
+    assert _delete_check(vm, "one") == _delete_check(vm, "two") == ""
+    vm.destroy()
+    abandoned = vm.disk_path("vda")
+    _revert(vmkeep, "one", "--no-safety")
+    # The VM is on a branch: the overlays of both snapshots are not in its chain.
+    assert "snapshot two" in _delete_check(vm, "one")
+    vm.start(paused=True)
+    vm.write_random("vda", start=3 * MiB, length=64 * KiB, seed=3)
+    taken["three"] = take(vm, None, "three", uefi=False, tpm=False)
+    _revert(vmkeep, "two", "--no-safety", "--stop")
+    taken["two"].truth.assert_vm(vm)
+    said = _delete_check(vm, "one")
+    assert "snapshot three" in said
+    assert str(abandoned) in said
+
+    # What is refused is what libvirt does: here it destroys the branch.
+    vm.start(paused=True)
+    host.run(["virsh", "snapshot-delete", "guest", "one"], check=True)
+    vm.destroy()
+    broken = qemu_img("convert", "-O", "raw", taken["three"].images["vda"], host.dir / "work" / "three.raw")
+    assert broken == ""
+    assert (host.dir / "work" / "three.raw").read_bytes() != taken["three"].truth.images["vda"]
+
+
+def test_snapshot_that_the_vm_was_reverted_to_can_be_deleted_by_libvirt_after_discarding(
+    host: Host, vmkeep: Vmkeep
+) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    vm.write_random("vda", start=MiB, length=64 * KiB, seed=1)
+    one = take(vm, None, "one", uefi=False, tpm=False)
+    vm.write_random("vda", start=MiB, length=64 * KiB, seed=2)
+    abandoned = vm.disk_path("vda")
+    reverted = _revert(vmkeep, "one", "--no-safety", "--stop", "--discard")
+    assert reverted["discarded"] == [str(abandoned)]
+    assert not abandoned.exists()
+    one.truth.assert_vm(vm)
+    assert _delete_check(vm, "one") == ""
+    host.run(["virsh", "snapshot-delete", "guest", "one"], check=True)
+    one.truth.assert_vm(vm)
+    assert (vm.disk_path("vda"), names(vm)) == (one.images["vda"], [])
+    assert vm.state() is VmState.OFF
+
+
+def _all(vm: Vm) -> tuple[str, dict[str, bytes], bytes, bytes, list[str], str]:
+    """Return all that a refusal must leave as it is."""
+    disks = {path.name: path.read_bytes() for path in (vm.host.dir / "disks").iterdir()}
+    xml = vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    return xml, disks, vm.tpm_state(), vm.nvram(), checkpoints(vm), current(vm)
+
+
+def test_what_cannot_be_right_is_refused_by_name_and_leaves_everything(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _define(host)
+    vmkeep.backup("guest")
+    kept = take(vm, vmkeep, "kept", memory=True)
+    by_virsh = take(vm, None, "by-virsh")
+    vm.destroy()
+    before = _all(vm)
+
+    def refused(name: str, *options: str) -> tuple[str, str]:
+        failure = vmkeep.fails("snapshot", "revert", "guest", name, "--yes", *options)
+        now = _all(vm)
+        assert now == before
+        return failure.code, failure.error["message"]
+
+    assert refused("none")[0] == "moment-not-found"
+    code, message = refused("by-virsh")
+    assert (code, "TPM" in message, "UEFI variables" in message) == ("choice-required", True, True)
+    assert refused("kept", "--tpm", "keep")[0] == "invalid-request"
+    assert refused("kept", "--only", "vdz")[0] == "invalid-request"
+    assert refused("kept", "--reset-nvram")[0] == "invalid-request"
+    assert kept.memory is not None
+    for lost in (kept.memory, kept.images["vdb"], kept.images["vda"]):
+        aside = host.dir / "work" / "aside"
+        lost.rename(aside)
+        failure = vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes")
+        aside.rename(lost)
+        assert (failure.code, str(lost) in failure.error["message"]) == ("host-file-missing", True)
+        assert _all(vm) == before
+
+    # Somebody took the VM back by hand, so that it may have written to the image with the state.
+    definition = before[0]
+    host.connection.defineXML(definition.replace(str(vm.disk_path("vda")), str(kept.images["vda"])))
+    failure = vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes")
+    assert (failure.code, failure.error["disk"]) == ("disk-unsupported", "vda")
+    host.connection.defineXML(definition)
+
+    disk = host.dir / "disks" / "guest-vdc.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", disk, str(MiB))
+    added = f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/>"
+    vm.domain.attachDeviceFlags(f"{added}<target dev='vdc' bus='virtio'/></disk>", libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    before = _all(vm)
+    assert "vdc" in refused("kept")[1]
+    detached = etree.fromstring(definition)
+    for element in detached.iterfind("devices/disk"):
+        if element.find("target[@dev='vdb']") is not None:
+            element.getparent().remove(element)  # type: ignore[union-attr]  # <devices>
+    host.connection.defineXML(etree.tostring(detached, encoding="unicode"))
+    before = _all(vm)
+    assert "vdb" in refused("kept")[1]
+    host.connection.defineXML(definition)
+    disk.unlink()
+
+    vm.start(paused=True)
+    with vm.own_backup_job(["vda"]):
+        assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes", "--stop").code == "vm-busy"
+    copy = host.dir / "disks" / "copy.qcow2"
+    host.run(["virsh", "blockcopy", "guest", "vda", "--dest", str(copy), "--transient-job"], check=True)
+    assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes", "--stop").code == "vm-busy"
+    vm.domain.blockJobAbort("vda")
+    assert vm.state() is VmState.PAUSED
+    vm.domain.managedSave()
+    assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes").code == "vm-running"
+    vm.domain.managedSaveRemove()
+
+    # --only disks is the pairing that a snapshot of virsh has.
+    reverted = _revert(vmkeep, "by-virsh", "--only", "disks", "--no-safety")
+    assert reverted["states"] == []
+    assert sum("stays as it is" in warning or "stay as they are" in warning for warning in reverted["warnings"]) == 2
+    Truth(by_virsh.truth.images, None, None).assert_vm(vm)
+
+
+def test_vm_that_went_back_before_its_first_point_begins_a_new_tree(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    early = take(vm, vmkeep, "early", uefi=False, tpm=False)
+    first = vmkeep.backup("guest")
+    reverted = _revert(vmkeep, "early", "--stop", "--running")
+    assert (reverted["state"], vm.state()) == ("running", VmState.RUNNING)
+    vm.suspend()
+    early.truth.assert_vm(vm)
+    second = vmkeep.backup("guest")
+    third = vmkeep.backup("guest")
+    safety = reverted["safety"]
+    points = {point["id"]: point["parent"] for point in vmkeep.json("points")["points"]}
+    assert points == {first["id"]: None, safety: first["id"], second["id"]: None, third["id"]: second["id"]}
+
+
+def test_vm_that_cannot_be_started_afterwards_is_reverted_and_the_command_says_so(host: Host, vmkeep: Vmkeep) -> None:
+    missing = "<interface type='network'><source network='nowhere'/></interface>"
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    vm.write("vda", start=MiB, length=64 * KiB)
+    one = take(vm, None, "one", uefi=False, tpm=False)
+    vm.destroy()
+    xml = vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    host.connection.defineXML(xml.replace("</devices>", f"{missing}</devices>"))
+    failure = vmkeep.fails("snapshot", "revert", "guest", "one", "--running", "--yes", "--no-safety")
+    assert (failure.code, failure.status) == ("hypervisor-error", 30)
+    assert failure.document is not None
+    assert failure.document["reverted"]["state"] == "off"
+    one.truth.assert_vm(vm)
+    _assert_nothing_left(vm, vmkeep)
