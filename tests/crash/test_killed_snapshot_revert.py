@@ -17,8 +17,8 @@ from tests.crash.bed import KILLED, Outcome, Trap, Zygote
 from tests.crash.walk import SHARES, Death, deaths, need_effects
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes
 from tests.rig.cli import Vmkeep
-from tests.system.offline import bitmaps, write_offline
-from tests.system.snapshots import Taken, current, take
+from tests.system.offline import bitmaps, qemu_img, write_offline
+from tests.system.snapshots import Taken, current, record, take
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
@@ -285,3 +285,99 @@ def test_revert_killed_at_any_effect_is_finished_or_never_began(bench: Bench, sh
             error.add_note(f"killed at {death}: {bench.effects[(death.effect or 1) - 1]}; told: {recovered}")
             raise
     bench.sound = True
+
+
+# -- internal snapshots: libvirt's own revert, which writes over the images ----------------------------------------
+
+_LIBVIRT = "vmkeep.hypervisor.reversion:Reversion.revert"
+
+
+@dataclass(slots=True)
+class Inside:
+    """A VM with BIOS that is off, whose images hold a snapshot; its runs of vmkeep take it back to that."""
+
+    vm: Vm
+    zygote: Zygote
+    home: Path
+    truth: Truth
+    seed: int = 10
+
+    def change(self) -> Truth:
+        self.seed += 1
+        for target in ("vda", "vdb"):
+            write_offline(self.vm, target, random_bytes(self.seed, 64 * KiB), start=512 * KiB)
+        self.vm.store_in_tpm(b"of this run", index=self.seed)
+        self.zygote.run(["backup", self.vm.name]).acts  # noqa: B018  so that there are bitmaps to be removed
+        return Truth.of(self.vm, uefi=False)
+
+    def start(self, *traps: Trap) -> None:
+        self.zygote.start(["revert", self.vm.name, "inside", "then"], traps=traps)
+
+    def assert_whole(self, truth: Truth) -> None:
+        truth.assert_vm(self.vm)
+        assert _PARKED not in _definition(self.vm)
+        assert current(self.vm) == "inside"
+        for target in ("vda", "vdb"):
+            assert "vmkeep-" not in qemu_img("snapshot", "-l", self.vm.disk_path(target))
+        assert list((self.home / "restores").iterdir()) == []
+        self.vm.start(paused=True)
+        self.vm.destroy()
+
+
+@pytest.fixture(scope="module")
+def inside(crash_host: Host, benches: list[Bench]) -> Iterator[Inside]:
+    while benches:
+        benches.pop().zygote.close()
+    crash_host.clear()
+    vm = crash_host.define("guest", disks=[Disk("vda", 4 * MiB), Disk("vdb", 2 * MiB)], firmware="bios")
+    vm.start(paused=True)
+    vm.destroy()
+    vm.store_in_tpm(b"of the snapshot", index=1)
+    truth = Truth.of(vm, uefi=False)
+    crash_host.run(["virsh", "snapshot-create-as", vm.name, "inside"], check=True)
+    home = crash_host.dir / "home"
+    record(vm, Vmkeep(crash_host, home=home), "inside")
+    zygote = Zygote(crash_host, home)
+    yield Inside(vm, zygote, home, truth)
+    zygote.close()
+    crash_host.clear()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("after", _DEFINE),
+        ("after", _REVERT + "change_internal_snapshot"),
+        ("after", _REVERT + "remove_bitmap"),
+        ("before", _LIBVIRT),
+        ("after", _LIBVIRT),
+        ("after", f"{_SAVE}#3"),
+    ],
+    ids=_name,
+)
+def test_killed_revert_to_an_internal_snapshot_is_finished(inside: Inside, place: tuple[str, str]) -> None:
+    inside.change()
+    inside.start(Trap(*place))
+    outcome = inside.zygote.finish()
+    assert outcome.status == KILLED, f"the place was not reached: {outcome}"
+    (told,) = inside.zygote.run(["look"]).recovered
+    assert "was finished" in told
+    inside.assert_whole(inside.truth)
+
+
+@pytest.mark.parametrize("place", [None, ("after", f"{_SAVE}#3"), ("after", f"{_DEFINE}#2")])
+def test_internal_revert_that_libvirt_refuses_is_taken_back(inside: Inside, place: tuple[str, str] | None) -> None:
+    """A bitmap appears in the second disk when the first may have been reverted already."""
+    before = inside.change()
+    inside.start(Trap("before", _LIBVIRT, "hold"), *([Trap(*place)] if place else []))
+    inside.zygote.wait_reached()
+    qemu_img("bitmap", "--add", inside.vm.disk_path("vdb"), "in-the-way")
+    inside.zygote.go.touch()
+    outcome = inside.zygote.finish()
+    qemu_img("bitmap", "--remove", inside.vm.disk_path("vdb"), "in-the-way")
+    if outcome.status != KILLED:
+        assert outcome.error["code"] == "restore-pending"
+        assert _PARKED in _definition(inside.vm)
+    (told,) = inside.zygote.run(["look"]).recovered
+    assert "taken back" in told or "undone" in told
+    inside.assert_whole(before)

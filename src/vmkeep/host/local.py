@@ -17,7 +17,8 @@ from vmkeep.host.inplace import InPlace, check_in_place
 from vmkeep.host.journal import RestoreJournal, journal_path
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
-from vmkeep.host.snapshot_revert import Revert, check_revert, stop_for_revert
+from vmkeep.host.snapshot_premises import check_revert, stop_for_revert
+from vmkeep.host.snapshot_revert import Revert
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import (
     AbandonPoint,

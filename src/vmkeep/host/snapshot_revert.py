@@ -10,20 +10,18 @@ revert; an internal snapshot of the VM as it was, made first, is the way back.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
+from vmkeep.definition import DefinitionError
 from vmkeep.definition.parking import is_parked, unpark
 from vmkeep.definition.repointing import repoint
-from vmkeep.errors import ChoiceRequired, Interrupted, RestorePending, VmBusy, VmkeepError, VmNotFound, VmRunning
+from vmkeep.errors import Interrupted, RestorePending, VmBusy, VmkeepError
 from vmkeep.filesystem import file_error, sync_directory
-from vmkeep.host.bases import checkpoint_prefix, image_chains
+from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import (
-    JournalDisk,
     JournalOverlay,
     RestoreJournal,
     RestoreStage,
@@ -34,26 +32,24 @@ from vmkeep.host.journal import (
 from vmkeep.host.parking import Parking, read_definition, require_off
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.rebinding import rebind_to_bitmaps
-from vmkeep.host.restore import discard_replaced, item_at, publish_items, withdraw_items
-from vmkeep.host.running import refuse_beside_a_job
-from vmkeep.host.snapshot_choice import ChosenImage, Reversal, choose, read_snapshot
+from vmkeep.host.restore import discard_replaced, publish_items, withdraw_items
+from vmkeep.host.snapshot_choice import choose, read_snapshot
+from vmkeep.host.snapshot_journal import new_journal
+from vmkeep.host.snapshot_premises import refuse_foreign_bitmaps
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
-    CheckRevert,
     DeliveredItem,
     DiscardReplaced,
     ParkForRevert,
     PublishItems,
     RestoreSettled,
-    RevertChecked,
     RevertParked,
     RevertReleased,
-    StopForRevert,
     WithdrawItems,
 )
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.logs import get_logger
-from vmkeep.moments import Snapshot, SnapshotState, format_snapshot, parse_checkpoint
+from vmkeep.moments import SnapshotState, format_snapshot, parse_checkpoint
 from vmkeep.repository import Repository
 from vmkeep.statefiles.installation import stage_file, stage_tpm
 from vmkeep.statefiles.location import swtpm_owner
@@ -67,53 +63,6 @@ from vmkeep.transfer.imagefile import (
 )
 
 _log = get_logger(__name__)
-_STEM_LENGTH = 120
-_UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-_RUNNING_THEN = (SnapshotState.RUNNING, SnapshotState.BLOCKED)
-
-
-def check_revert(
-    hypervisor: Hypervisor, repository: Repository, settings: Settings, request: CheckRevert
-) -> RevertChecked:
-    """Refuse what cannot be done, before anything is changed; the VM may run where it will be stopped."""
-    domain = hypervisor.domain(request.vm)
-    refuse_while_pending(settings, domain.name, domain.uuid)
-    running = _refuse_state(domain, stop=request.stop)
-    xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
-    present = domain.definition_xml(inactive=True, secure=True)
-    definition = with_volumes_found(read_definition(present, domain), hypervisor)
-    reversal = choose(hypervisor, domain, definition, xml, request.choice, request.known)
-    if reversal.internal and not request.choice.drop_checkpoints:
-        _refuse_foreign_bitmaps(domain, reversal, checkpoint_prefix(repository.id))
-    _require_states(repository, reversal)
-    chains = image_chains(definition)
-    formers = () if reversal.internal else tuple(image.former for image in reversal.images)
-    return RevertChecked(
-        vm_uuid=domain.uuid,
-        vm_name=domain.name,
-        running=running,
-        creation_time=reversal.snapshot.creation_time,
-        kept=reversal.kept,
-        disks=tuple(image.target for image in reversal.images),
-        states=tuple(state.kind for state in reversal.states),
-        memory=reversal.with_memory,
-        missing=tuple(
-            disk.target
-            for disk in definition.disks
-            if disk.source_kind is SourceKind.FILE and not disk.removable and disk.target not in chains
-        ),
-        left=formers,
-        warnings=reversal.warnings,
-    )
-
-
-def stop_for_revert(hypervisor: Hypervisor, settings: Settings, request: StopForRevert) -> None:
-    """Pull the plug of the VM. Raises VmBusy beside a job."""
-    domain = hypervisor.domain(request.vm_uuid)
-    refuse_while_pending(settings, domain.name, domain.uuid)
-    if domain.state().run is not RunState.OFF:
-        _refuse_jobs(domain)
-        domain.destroy()
 
 
 class Revert:
@@ -151,9 +100,11 @@ class Revert:
             xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
             reversal = choose(self._hypervisor, domain, definition, xml, request.choice, request.known)
             if reversal.internal and not request.choice.drop_checkpoints:
-                _refuse_foreign_bitmaps(domain, reversal, self._prefix)
+                refuse_foreign_bitmaps(domain, reversal, self._prefix)
             if journal is None:
-                journal = self._new_journal(request, domain, present, definition, reversal)
+                journal = new_journal(
+                    self._settings, self._hypervisor, self._parking, request, domain, present, definition, reversal
+                )
                 self._parking.save(journal)
             self._parking.park(domain, journal)
         except BaseException:
@@ -169,85 +120,6 @@ class Revert:
             images=tuple(overlay.path for overlay in revert.overlays),
             left=tuple(overlay.former for overlay in revert.overlays if not overlay.discard),
             warnings=reversal.warnings,
-        )
-
-    def _new_journal(
-        self, request: ParkForRevert, domain: Domain, present: str, definition: Definition, reversal: Reversal
-    ) -> RestoreJournal:
-        path, target, element = self._parking.place(domain, present, definition)
-        discardable = _discardable(self._hypervisor, domain, reversal) if request.discard else frozenset()
-        overlays = (
-            ()
-            if reversal.internal
-            else tuple(self._overlay(image, reversal.snapshot, discardable) for image in reversal.images)
-        )
-        revert = SnapshotRevert(
-            snapshot=request.choice.snapshot,
-            overlays=overlays,
-            memory=reversal.memory,
-            internal=reversal.internal,
-            with_memory=reversal.with_memory,
-            run=_run_afterwards(request.run, reversal),
-            reset_nvram=request.choice.reset_nvram,
-            drop_checkpoints=request.choice.drop_checkpoints,
-            former_current=Reversion(domain).current() or "",
-            aim=(request.aim.point or "", request.aim.known),
-            origin=(request.origin.point or "", request.origin.known),
-            states=tuple((version.kind, version.version_id) for version in reversal.versions),
-            checkpoints=domain.checkpoint_xmls(),
-            definition=present if reversal.internal else "",
-        )
-        return RestoreJournal(
-            operation=self._operation,
-            uri=self._hypervisor.uri,
-            vm=domain.name,
-            vm_uuid=domain.uuid,
-            point=request.aim.point or "",
-            safety=request.safety,
-            disks=tuple(
-                JournalDisk(image.target, image.base.path, image.base.format, made=False) for image in reversal.images
-            )
-            if reversal.internal
-            else (),
-            items=tuple(
-                replace(item_at(state.kind, state.kind, state.place, self._operation), file=state.file)
-                for state in reversal.states
-            ),
-            parked_path=path,
-            parked_target=target,
-            parked_element=element,
-            whole=reversal.whole,
-            revert=revert,
-        )
-
-    def _overlay(self, image: ChosenImage, snapshot: Snapshot, discardable: frozenset[str]) -> JournalOverlay:
-        """Choose the file of a disk's new overlay: beside the image that the disk is on, if that is a file."""
-        former = Path(os.path.realpath(image.former))
-        beside = former if former.is_file() else Path(image.base.path)
-        directory = beside.parent if beside.is_file() else self._settings.images_dir
-        try:
-            about = beside.stat()
-        except OSError as error:
-            raise file_error(error, beside) from error
-        stem = Path(image.base.path).stem[:_STEM_LENGTH]
-        name = _UNFIT_FOR_NAMES.sub("-", str(snapshot.name))[:_STEM_LENGTH]
-        regular = beside.is_file()
-        return JournalOverlay(
-            target=image.target,
-            path=str(directory / f"{stem}.{name}-{self._operation[:12]}.qcow2"),
-            base=image.base.path,
-            base_format=image.base.format,
-            former=image.former,
-            owner=about.st_uid if regular else 0,
-            group=about.st_gid if regular else 0,
-            mode=about.st_mode & 0o7777 if regular else 0o600,
-            # What was recorded until the snapshot stands in the image below; this one goes on with it.
-            bitmaps=tuple(
-                (bitmap.name, bitmap.granularity_bytes)
-                for bitmap in image.base.bitmaps
-                if bitmap.recording and not bitmap.in_use
-            ),
-            discard=image.former in discardable,
         )
 
     # -- StageRevert -------------------------------------------------------------------------------------------
@@ -557,7 +429,7 @@ class Revert:
         )
 
 
-# -- what is looked at first -----------------------------------------------------------------------------------
+# -- what all of it needs --------------------------------------------------------------------------------------
 
 
 def _list_again(domain: Domain, checkpoints: Sequence[str]) -> None:
@@ -571,103 +443,3 @@ def _list_again(domain: Domain, checkpoints: Sequence[str]) -> None:
 def _revert_of(journal: RestoreJournal) -> SnapshotRevert:
     assert journal.revert is not None, "the journal is of a restore in place to a point"
     return journal.revert
-
-
-def _refuse_state(domain: Domain, *, stop: bool) -> bool:
-    """Return whether the VM runs; raises unless it is off, or runs and may be stopped."""
-    run = domain.state().run
-    if run is RunState.OTHER:
-        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
-    if not domain.is_persistent():
-        raise VmNotFound(
-            f"VM {domain.name!r} is transient: it is gone when it stops, and its snapshots with it",
-            vm=domain.name,
-            hint=f"Make it persistent first: `virsh dumpxml {domain.name} > FILE`, then `virsh define FILE`.",
-        )
-    if run is RunState.OFF:
-        require_off(domain)
-        return False
-    _refuse_jobs(domain)
-    if not stop:
-        raise VmRunning(
-            f"VM {domain.name!r} is not off",
-            vm=domain.name,
-            hint="Shut it down, or give --stop: its plug is pulled then, because what it does now is dropped anyway.",
-        )
-    return True
-
-
-def _refuse_jobs(domain: Domain) -> None:
-    refuse_beside_a_job(domain)
-    busy = domain.block_jobs()
-    if busy:
-        raise VmBusy(
-            f"a block job (copy, commit or pull) works on disk {', '.join(busy)} of VM {domain.name!r}",
-            vm=domain.name,
-            disk=busy[0],
-            hint=f"Wait for it to end (`virsh blockjob {domain.name} {busy[0]}` shows it), or abort it.",
-        )
-
-
-def _refuse_foreign_bitmaps(domain: Domain, reversal: Reversal, prefix: str) -> None:
-    names = {bitmap.name for image in reversal.images for bitmap in image.base.bitmaps} | domain.checkpoint_names()
-    foreign = sorted(name for name in names if not name.startswith(prefix))
-    if foreign:
-        raise ChoiceRequired(
-            f"VM {domain.name!r} has checkpoints or bitmaps of another tool ({', '.join(foreign)}), and QEMU reverts "
-            "no image that has any",
-            vm=domain.name,
-            hint="--drop-checkpoints removes them: the next backup of that tool must be a full one then.",
-        )
-
-
-def _require_states(repository: Repository, reversal: Reversal) -> None:
-    """Read the state files from the repository once: what is damaged there must be found before anything changes."""
-    for version in reversal.versions:
-        repository.state(version.version_id)
-
-
-def _run_afterwards(asked: str, reversal: Reversal) -> str:
-    if asked != "then":
-        return asked
-    if not reversal.with_memory:
-        return "off"
-    return "running" if reversal.snapshot.state in _RUNNING_THEN else "paused"
-
-
-def _discardable(hypervisor: Hypervisor, domain: Domain, reversal: Reversal) -> frozenset[str]:
-    """Return the present images of the disks that go back which no snapshot, and no other VM, stands on."""
-    needed: set[str] = set()
-    for xml in Reversion(domain).snapshots().values():
-        snapshot, then = read_snapshot(xml, domain)
-        for disk in with_volumes_found(then, hypervisor).disks:
-            if disk.source is not None and any(disk.target == kept.name for kept in snapshot.disks):
-                needed |= _chain(disk.source, disk.image_format)
-    for image in reversal.images:
-        needed |= _chain(image.base.path, image.base.format)
-    going = {image.target for image in reversal.images}
-    for vm in hypervisor.domains():
-        for inactive in (False, True):
-            definition = with_volumes_found(parse_definition(vm.definition_xml(inactive=inactive)), hypervisor)
-            for disk in definition.disks:
-                if disk.source is not None and not (vm.uuid == domain.uuid and disk.target in going):
-                    needed |= _chain(disk.source, disk.image_format)
-    return frozenset(image.former for image in reversal.images if _is_spare(image, needed))
-
-
-def _chain(path: str, image_format: str) -> set[str]:
-    try:
-        return {os.path.realpath(layer.path) for layer in describe_image(path, image_format)}
-    except VmkeepError:
-        return {os.path.realpath(path)}  # what cannot be read cannot be asked what it stands on
-
-
-def _is_spare(image: ChosenImage, needed: set[str]) -> bool:
-    """Tell whether an image is an overlay, made after the snapshot, that nothing needs."""
-    if os.path.realpath(image.former) in needed or not Path(image.former).is_file():
-        return False
-    try:
-        top = describe_image(image.former, "qcow2")[0]
-    except VmkeepError:
-        return False
-    return top.backing is not None and not internal_snapshots(image.former, "qcow2")
