@@ -98,6 +98,10 @@ class Settings:
         return self.home / "restores"
 
     @property
+    def snapshots_dir(self) -> Path:
+        return self.home / "snapshots"
+
+    @property
     def owners_dir(self) -> Path:
         return self.home / "owners"
 

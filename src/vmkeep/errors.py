@@ -364,6 +364,18 @@ class Stalled(VmkeepError):
     )
 
 
+class SnapshotIncomplete(VmkeepError):
+    """libvirt made the snapshot, and the TPM state and UEFI variables of its instant are not kept with it."""
+
+    code = "snapshot-incomplete"
+    exit_status = 39
+    http_status = 409
+    default_hint = (
+        "libvirt lists the snapshot, as virsh would have made it: its disks are whole, and what the guest wrote since "
+        "is kept. `vmkeep snapshot delete VM NAME` takes it away again; then make another one."
+    )
+
+
 class OperationFailed(VmkeepError):
     """Several things were asked for and not all were done."""
 

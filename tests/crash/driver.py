@@ -139,7 +139,7 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     from vmkeep.config import load_settings
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.premises import Premises
-    from vmkeep.flows.requests import TakePoint
+    from vmkeep.flows.requests import TakePoint, TakeSnapshot
 
     answers: list[Any] = []
     with Premises(load_settings()) as premises:
@@ -161,6 +161,12 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                 elif kind == "verify":
                     report = premises.repository.verify_all()
                     answers.append([str(finding) for finding in report.findings])
+                elif kind == "snapshot":
+                    snapshot = f"<domainsnapshot><name>{words[1]}</name>{''.join(words[2:])}</domainsnapshot>"
+                    made = engine.take_snapshot(TakeSnapshot(words[0], snapshot), lambda _: None)
+                    answers.append({"snapshot": made.snapshot, "warnings": made.warnings})
+                elif kind == "kept":
+                    answers.append(_kept(words[0], premises))
                 elif kind == "look":
                     unfinished = [operation.id for operation in premises.catalog.unfinished_operations()]
                     points = sorted(premises.catalog.point_ids())
@@ -168,6 +174,14 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                 else:
                     raise ValueError(kind)
     return answers
+
+
+def _kept(vm: str, premises: Any) -> dict[str, dict[str, str]]:
+    """Return the state files that are kept with each snapshot of a VM, in hexadecimal, by kind."""
+    return {
+        snapshot.name: {state.kind: premises.repository.state(state.id)[1].hex() for state in snapshot.states}
+        for snapshot in premises.catalog.snapshots_of_vm(vm)
+    }
 
 
 def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:

@@ -10,8 +10,8 @@ from lxml import etree
 
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep
-from tests.system.offline import bitmaps, qemu_img
 from tests.system.kept_snapshots import Taken, current, names, record, take
+from tests.system.offline import bitmaps, qemu_img
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = pytest.mark.system

@@ -33,6 +33,7 @@ app = typer.Typer(
 for _module in (init, backup, points, restore, verify, doctor, log):
     _module.register(app)
 app.add_typer(points.point_app, name="point")
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(vm.app, name="vm")
 app.add_typer(key.app, name="key")
 app.add_typer(snapshot.app, name="snapshot")

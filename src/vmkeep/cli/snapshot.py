@@ -1,19 +1,11 @@
-"""`vmkeep snapshot`: the snapshots of libvirt, with the UEFI variables and the TPM that belong to them."""
+"""`vmkeep snapshot`: libvirt's snapshots, with what vmkeep keeps with them."""
 
 from __future__ import annotations
 
 import typer
 
-from vmkeep.cli import snapshot_revert
+from vmkeep.cli import snapshot_create, snapshot_revert
 
-app = typer.Typer(
-    help="Snapshots of libvirt, with the UEFI variables and the TPM of the same instant.",
-    epilog="Example: vmkeep snapshot revert win11 before-update",
-    rich_markup_mode=None,
-)
+app = typer.Typer(help="Make snapshots of whole VMs, and look after them.", no_args_is_help=True)
+snapshot_create.register(app)
 snapshot_revert.register(app)
-
-
-@app.callback()
-def snapshot() -> None:
-    """Snapshots of libvirt, with the UEFI variables and the TPM of the same instant."""

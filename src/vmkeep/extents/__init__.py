@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from vmkeep.extents.blocks import BlockRun, cut
-from vmkeep.extents.ranges import Extent, ExtentError, Kind, Reply, everything_dirty, merge
+from vmkeep.extents.ranges import Extent, ExtentError, Kind, Reply, either_dirty, everything_dirty, merge
 
-__all__ = ["BlockRun", "Extent", "ExtentError", "Kind", "Reply", "cut", "everything_dirty", "merge"]
+__all__ = ["BlockRun", "Extent", "ExtentError", "Kind", "Reply", "cut", "either_dirty", "everything_dirty", "merge"]

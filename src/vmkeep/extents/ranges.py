@@ -57,6 +57,26 @@ def everything_dirty(size_bytes: int) -> Iterator[Reply]:
         yield 0, size_bytes, DIRTY
 
 
+def either_dirty(first: Iterable[Reply], second: Iterable[Reply], size_bytes: int) -> Iterator[Reply]:
+    """Yield a dirty stream in which is dirty what is dirty in one of two, as an overlay and the image below have it.
+
+    Both must each describe 0 to ``size_bytes``, as for ``merge``. Raises ExtentError. Memory does not grow.
+    """
+    first_replies, second_replies = iter(first), iter(second)
+    first_end = second_end = position = 0
+    first_flags = second_flags = 0
+    while position < size_bytes:
+        if first_end == position:
+            first_end, first_flags = _next_reply("dirty", first_replies, position, size_bytes)
+        if second_end == position:
+            second_end, second_flags = _next_reply("older dirty", second_replies, position, size_bytes)
+        end = min(first_end, second_end)
+        yield position, end - position, (first_flags | second_flags) & DIRTY
+        position = end
+    _refuse_more("dirty", first_replies, size_bytes)
+    _refuse_more("older dirty", second_replies, size_bytes)
+
+
 def merge(dirty: Iterable[Reply], allocation: Iterable[Reply], size_bytes: int) -> Iterator[Extent]:
     """Yield what changed, in order, with neighbours of one kind joined; clean ranges are left out.
 

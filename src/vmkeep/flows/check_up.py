@@ -32,6 +32,7 @@ from vmkeep.host.findings import (
     CheckupRequest,
     Finding,
     FindingCode,
+    ForgetSnapshot,
     KnownOperation,
     KnownVersion,
     Operations,
@@ -138,6 +139,9 @@ class CheckUp:
             elif isinstance(finding.mend, RemoveStaged):
                 self._premises.repository.remove_staged(Path(finding.mend.path))
                 told = f"removed {finding.mend.path}"
+            elif isinstance(finding.mend, ForgetSnapshot):
+                self._premises.catalog.forget_snapshot(finding.mend.snapshot)
+                told = f"forgot what was kept with the snapshot {finding.mend.name} of {finding.vm}"
             else:
                 told = self._host.mend(finding.mend)
         except VmkeepError as error:
@@ -327,6 +331,7 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         versions=tuple(
             KnownVersion(state.kind, state.generation, state.sha256) for state in catalog.states_of_vm(vm_uuid)
         ),
+        snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
     )
 
 

@@ -35,7 +35,9 @@ from vmkeep.flows.requests import (
     RestoreVm,
     RevertSnapshot,
     SnapshotReverted,
+    SnapshotTaken,
     TakePoint,
+    TakeSnapshot,
     VmRestored,
 )
 from vmkeep.flows.restore_files import restore_files
@@ -45,8 +47,11 @@ from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snaps
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
 from vmkeep.flows.take_point import remove_point, take_point
+from vmkeep.flows.take_snapshot import FLOW_NAME as TAKE_SNAPSHOT
+from vmkeep.flows.take_snapshot import settle_snapshot, take_snapshot
 from vmkeep.flows.values import FlowSerializer
 from vmkeep.host.journal import refuse_while_needed
+from vmkeep.host.keepsake import keepsakes
 from vmkeep.host.local import LocalHost
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import rescue_abandoned
@@ -69,7 +74,14 @@ SAFETY_LABEL = "vmkeep.safety"
 R = TypeVar("R")
 Watch = Callable[[Progress], None]
 
-_FLOWS: tuple[Flow[Any, Any], ...] = (take_point, restore_files, restore_vm, restore_in_place, revert_snapshot)
+_FLOWS: tuple[Flow[Any, Any], ...] = (
+    take_point,
+    restore_files,
+    restore_vm,
+    restore_in_place,
+    revert_snapshot,
+    take_snapshot,
+)
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
@@ -103,6 +115,7 @@ class Engine:
                 *rescue_abandoned(settings.guards_dir),
                 *self._recover(),
                 *self._settle_restores(),
+                *self._settle_snapshots(),
             )
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
@@ -139,6 +152,10 @@ class Engine:
             taken = self._run(take_point, request, request.vm, watch)
             told = f"{taken.point['vm']} was started while its point was copied, so this point is of the running VM."
             return dataclasses.replace(taken, warnings=(told, *taken.warnings))
+
+    def take_snapshot(self, request: TakeSnapshot, watch: Watch) -> SnapshotTaken:
+        """Make a snapshot; raises the error that ended it. One that was made stays, and the error says so."""
+        return self._run(take_snapshot, request, request.vm, watch)
 
     def restore_files(self, request: RestoreFiles, watch: Watch) -> FilesRestored:
         """Restore to files."""
@@ -361,7 +378,13 @@ class Engine:
         """Remove what a point left in repository and catalogue; the guest was made safe by its guardian."""
         operation = status.workflow_id
         self._take_over(operation)
-        if status.name == TAKE_POINT and operation in self._premises.catalog.point_ids():
+        if status.name == TAKE_SNAPSHOT:
+            # Whatever came of it is finished, never made anew: the instant that was asked for has passed.
+            settled = settle_snapshot(self._services(), operation)
+            ended = OperationState.DONE if settled.whole else OperationState.FAILED
+            self._end(operation, ended, None if settled.whole else Interrupted("the process was killed"))
+            told = settled.told
+        elif status.name == TAKE_POINT and operation in self._premises.catalog.point_ids():
             # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
             self._end(operation, OperationState.DONE, None)
             told = f"point {operation} was complete when its process was killed"
@@ -413,6 +436,19 @@ class Engine:
                 else:
                     self._premises.catalog.lose_track(settled.vm_uuid)
                 told.append(settled.told)
+        return tuple(told)
+
+    def _settle_snapshots(self) -> tuple[str, ...]:
+        """End snapshots whose flow failed after they were made, and that nobody carries on."""
+        told: list[str] = []
+        for place in keepsakes(self._premises.settings.snapshots_dir):
+            status = DBOS.get_workflow_status(place.name)
+            if status is not None and status.status in ("PENDING", "ENQUEUED"):
+                continue  # its process lives
+            try:
+                told.append(settle_snapshot(self._services(), place.name).told)
+            except VmkeepError as error:
+                told.append(f"an interrupted snapshot ({place.name}) could not be put right: {error}")
         return tuple(told)
 
     def _settle_operations(self, owner: str) -> Iterator[str]:

@@ -179,3 +179,29 @@ class SnapshotReverted:
     state: str
     not_started: str = ""
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Make a snapshot of a VM, with its TPM state and UEFI variables. ``vm`` is a name or a UUID.
+
+    ``xml`` is the <domainsnapshot> that is wanted; the other fields are those of ``vmkeep.host.tasks.MakeSnapshot``.
+    """
+
+    vm: str
+    xml: str
+    disk_only: bool = False
+    internal: bool = False
+    with_bitmaps: bool = False
+    quiesce: bool = False
+    halt: bool = False
+    reuse_external: bool = False
+    validate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """The snapshot as the JSON object that `vmkeep snapshot create --json` prints under "snapshot"."""
+
+    snapshot: dict[str, Any]
+    warnings: tuple[str, ...] = ()

@@ -55,7 +55,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         full=request.full,
         exclude=tuple(request.exclude),
         points=tuple(_known_point(point) for point in history),
-        states=_newest_states(services, uuid, history),
+        states=newest_states(services, uuid, history),
         quiesce=request.quiesce,
     )
     opened: PointOpened = services.on_host(plan.operation, task)
@@ -129,7 +129,7 @@ def _known_point(point: CatalogPoint) -> KnownPoint:
     return KnownPoint(point.id, disks)
 
 
-def _newest_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:
+def newest_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:
     """Return the newest accepted version of each kind, with its file name where a point still tells it."""
     files: dict[str, str] = {}
     for point in history:

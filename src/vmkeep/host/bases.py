@@ -215,8 +215,7 @@ class Bases:
 
         libvirt looks whether the images that have it follow each other, and not whether it began in the lowest of them:
         one that was removed from an image below (by the deletion of the checkpoint on another branch) lacks what was
-        written there. What lies below the top is read-only, and its header tells what it has. Of a VM that is off one
-        bitmap is read, and not several.
+        written there. What lies below the top is read-only, and its header tells what it has.
         """
         chain = self._chains.get(target, ())
         paths = [layer.path for layer in chain]
@@ -224,7 +223,7 @@ class Bases:
             return health
         found = [layer.bitmap(name) for layer in chain[1 : paths.index(first) + 1]]
         whole = all(bitmap is not None and bitmap.recording and not bitmap.in_use for bitmap in found)
-        return BitmapHealth.SOUND if whole and not self._stopped else BitmapHealth.GAP
+        return BitmapHealth.SOUND if whole else BitmapHealth.GAP
 
     def _stored_health(self, name: str, target: str) -> BitmapHealth:
         """Judge a bitmap by what stands in the images.
@@ -237,16 +236,18 @@ class Bases:
             disk = self._definition.disk(target)
             unread = disk is not None and disk.format == _BITMAP_FORMAT
             return BitmapHealth.UNKNOWN if unread else BitmapHealth.MISSING
-        stored = chain[0].bitmap(name)
-        below = any(layer.bitmap(name) is not None for layer in chain[1:])
-        if stored is None:
-            return BitmapHealth.GAP if below else BitmapHealth.MISSING
-        if not stored.recording:
+        held = [layer.bitmap(name) for layer in chain]
+        depth = held.index(None) if None in held else len(held)
+        since = [bitmap for bitmap in held[:depth] if bitmap is not None]
+        if not since:
+            return BitmapHealth.GAP if any(held) else BitmapHealth.MISSING
+        if not all(bitmap.recording for bitmap in since):
             return BitmapHealth.NOT_RECORDING
-        if stored.in_use or not self._stopped:
+        if not self._stopped or any(bitmap.in_use for bitmap in since):
             return BitmapHealth.INCONSISTENT
-        # What was written before an overlay was put on top stands in the bitmap of the image below.
-        return BitmapHealth.GAP if below else BitmapHealth.SOUND
+        # What was written before an overlay was put on top stands in the bitmaps of the images below, which are read
+        # as well (``vmkeep.host.stopped``); an image in between that has none lacks writes.
+        return BitmapHealth.GAP if any(held[depth:]) else BitmapHealth.SOUND
 
     def _can_hold_bitmaps(self, target: str) -> bool:
         disk = self._definition.disk(target)

@@ -57,6 +57,7 @@ def check_host(settings: Settings, connect: Callable[[], Hypervisor], request: C
     if not request.vms_only:
         findings += [*_tools(), *_directories(settings), *leftovers.open_to_others(settings)]
         findings += [*leftovers.interrupted_jobs(settings), *pending.values(), *leftovers.stale_locks(settings)]
+        findings += leftovers.unrecorded_snapshots(settings)
     try:
         hypervisor = connect()
         versions = hypervisor.versions()

@@ -86,6 +86,8 @@ class FindingCode(StrEnum):
     """A backup and its guardian both died: its job, checkpoint or pause may still be there."""
     OPERATION_INTERRUPTED = "operation-interrupted"
     """An operation's process died before it was done."""
+    SNAPSHOT_UNRECORDED = "snapshot-unrecorded"
+    """A snapshot was begun, and what came of it is not recorded: its state files wait on this host."""
     RESTORE_PENDING = "restore-pending"
     """A restore in place was not finished: the VM's disks are not whole and it is kept from starting."""
     LEFT_FILE = "left-file"
@@ -140,6 +142,8 @@ class FindingCode(StrEnum):
     """Something of the VM's TPM is in no point."""
     DISK_NOT_KEPT = "disk-not-kept"
     """A disk cannot be in a point, so a backup of the VM is refused unless the disk is excluded."""
+    SNAPSHOT_GONE = "snapshot-gone"
+    """State is kept with a snapshot that libvirt no longer lists: nothing can go back to it."""
     NEVER_BACKED_UP = "never-backed-up"
     """There is no point of the VM."""
     POINT_OLD = "point-old"
@@ -175,6 +179,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.RECOVERY_FAILED,
         FindingCode.POINT_INTERRUPTED,
         FindingCode.OPERATION_INTERRUPTED,
+        FindingCode.SNAPSHOT_UNRECORDED,
         FindingCode.RESTORE_PENDING,
         FindingCode.KEPT_ASIDE,
         FindingCode.VM_UNREADABLE,
@@ -197,6 +202,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.LEFT_BITMAP,
         FindingCode.DEFINITION_DIFFERS,
         FindingCode.STATE_SUPERSEDED,
+        FindingCode.SNAPSHOT_GONE,
         FindingCode.DISK_NOT_KEPT,
     }
 )
@@ -284,7 +290,16 @@ class DefineSecret:
     point: str
 
 
-VmMend = EndJob | DropCheckpoint | DropBitmaps | DefineSecret
+@dataclass(frozen=True, slots=True)
+class ForgetSnapshot:
+    """Forget what is kept with a snapshot that is gone. ``snapshot`` is its id in the catalogue."""
+
+    vm_uuid: str
+    snapshot: str
+    name: str
+
+
+VmMend = EndJob | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
 Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | RemoveStaged | VmMend
 
 
@@ -364,11 +379,12 @@ class KnownVersion:
 
 @dataclass(frozen=True, slots=True)
 class RememberedVm:
-    """What the catalogue knows of a VM; points and versions newest first."""
+    """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names."""
 
     uuid: str
     points: tuple[RememberedPoint, ...] = ()
     versions: tuple[KnownVersion, ...] = ()
+    snapshots: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

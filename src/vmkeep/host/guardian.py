@@ -219,7 +219,7 @@ def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor) -> bool:
 
     A job whose scratch must not run out is ended (by the caller) as soon as it might.
     """
-    if record.stopped or record.stage is Stage.INSTANT:
+    if record.stopped or record.keepsake or record.stage is Stage.INSTANT:
         return False
     with suppress(OSError):
         if proven_scratch_falls_short(record):

@@ -191,7 +191,7 @@ def fix_instant(
             states = tuple(read_state(source, domain.name) for source in sources)
         finally:
             if running:
-                _resume(domain)
+                let_go_on(domain)
         pause_ms = (time.monotonic() - begun) * 1000 if running else 0.0
     finally:
         # Also after a freeze that failed: some of the file systems may be frozen. The guardian does it again when
@@ -212,12 +212,11 @@ def as_text(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _resume(domain: Domain) -> None:
+def let_go_on(domain: Domain) -> None:
+    """Resume a VM that was suspended for an instant; one that stopped meanwhile needs nothing."""
     try:
         domain.resume()
     except VmkeepError:
         # Gone or stopped meanwhile, or a libvirt that does not answer: the guardian goes on trying in that case.
         if domain.state().run is RunState.PAUSED:
-            raise HypervisorError(
-                "the VM could not be resumed after the instant of the point", vm=domain.name
-            ) from None
+            raise HypervisorError("the VM could not be resumed after the instant", vm=domain.name) from None

@@ -30,6 +30,7 @@ from vmkeep.host.findings import (
     RemoveLock,
 )
 from vmkeep.host.journal import RestoreJournal, RestoreStage
+from vmkeep.host.keepsake import Keepsake
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import JobRecord, Stage
 from vmkeep.statefiles.installation import remove
@@ -136,8 +137,25 @@ def interrupted_jobs(settings: Settings) -> Iterator[Finding]:
             yield Finding(FindingCode.POINT_INTERRUPTED, message, remedy=remedy, path=str(path))
             continue
         paused = " The VM may be paused since then." if record.was_running and record.stage is Stage.INSTANT else ""
-        message = f"a backup of the VM was killed together with its guardian, and is not undone yet.{paused}"
+        what = "snapshot" if record.keepsake else "backup"
+        message = f"a {what} of the VM was killed together with its guardian, and is not undone yet.{paused}"
         yield Finding(FindingCode.POINT_INTERRUPTED, message, vm=record.vm, path=str(path), recovered=True)
+
+
+def unrecorded_snapshots(settings: Settings) -> Iterator[Finding]:
+    """Yield a finding for each snapshot that was begun, and that nobody works on any more."""
+    for place in _entries(settings.snapshots_dir):
+        try:
+            keepsake = Keepsake.load(place)
+        except (OSError, ValueError) as error:
+            if place.is_dir() and not isinstance(error, FileNotFoundError):
+                message = f"what is kept of an interrupted snapshot cannot be read: {error}"
+                yield Finding(FindingCode.SNAPSHOT_UNRECORDED, message, path=str(place), recovered=True)
+            continue
+        if FileLock.is_held(settings.locks_dir / f"{keepsake.vm_uuid}.lock"):
+            continue  # it is under way
+        message = f"the snapshot {keepsake.name} was interrupted; its TPM and UEFI state is recorded if it was made"
+        yield Finding(FindingCode.SNAPSHOT_UNRECORDED, message, vm=keepsake.vm, path=str(place), recovered=True)
 
 
 def stale_locks(settings: Settings) -> Iterator[Finding]:

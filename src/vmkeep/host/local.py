@@ -17,6 +17,7 @@ from vmkeep.host.inplace import InPlace, check_in_place
 from vmkeep.host.journal import RestoreJournal, journal_path
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
+from vmkeep.host.snapshot import Snapshotting, snapshot_xml
 from vmkeep.host.snapshot_premises import check_revert, stop_for_revert
 from vmkeep.host.snapshot_revert import Revert
 from vmkeep.host.survey import Progress, SurveyedVm
@@ -27,11 +28,14 @@ from vmkeep.host.tasks import (
     CheckInPlace,
     CheckRevert,
     ClosePoint,
+    CloseSnapshot,
     CopyPoint,
     DefineVm,
     DeliverItems,
     DiscardReplaced,
     KeepCheckpoint,
+    LeaveSnapshot,
+    MakeSnapshot,
     OpenPoint,
     ParkForRevert,
     ParkVm,
@@ -44,9 +48,11 @@ from vmkeep.host.tasks import (
     ReleaseReverted,
     ReleaseVm,
     SettleRestore,
+    SettleSnapshot,
     StageRestore,
     StageRevert,
     StopForRevert,
+    StoreSnapshot,
     Task,
     UndefineVm,
     WithdrawItems,
@@ -73,6 +79,7 @@ class _Operation:
     point: Point | None = None
     in_place: InPlace | None = None
     revert: Revert | None = None
+    snapshotting: Snapshotting | None = None
 
     def stop(self) -> None:
         """Raise the reason when the operation was cancelled."""
@@ -102,6 +109,8 @@ class LocalHost:
         for operation in self._operations.values():
             if operation.point is not None:
                 operation.point.release()
+            if operation.snapshotting is not None:
+                operation.snapshotting.release()
         if self._hypervisor is not None:
             self._hypervisor.close()
             self._hypervisor = None
@@ -122,6 +131,9 @@ class LocalHost:
         hypervisor = self._connected()
         return surveying.survey(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
 
+    def snapshot_xml(self, request: MakeSnapshot) -> str:
+        return snapshot_xml(self._connected(), request)
+
     # -- check-up ----------------------------------------------------------------------------------------------
 
     def checkup(self, request: CheckupRequest) -> tuple[Finding, ...]:
@@ -141,6 +153,7 @@ class LocalHost:
             current.point = before.point
             current.in_place = before.in_place
             current.revert = before.revert
+            current.snapshotting = before.snapshotting
         self._operations[operation] = current
         current.thread = threading.Thread(
             target=self._run, args=(current,), name=f"vmkeep-{type(task).__name__}", daemon=True
@@ -252,6 +265,17 @@ class LocalHost:
                 return self._revert(operation, task.operation).release(task.vm_uuid)
             case PutBackRevert() as task:
                 return self._revert(operation, task.operation).put_back(task.vm_uuid)
+            case MakeSnapshot() as task:
+                self._repository()  # where its states will go
+                return self._snapshotting(operation, task.operation).make(task)
+            case StoreSnapshot() as task:
+                return self._snapshotting(operation, task.operation).store(task, self._repository())
+            case CloseSnapshot() as task:
+                return self._snapshotting(operation, task.operation).close()
+            case LeaveSnapshot() as task:
+                return self._snapshotting(operation, task.operation).release()
+            case SettleSnapshot() as task:
+                return self._snapshotting(operation, task.operation).settle()
 
     def _point(self, operation: _Operation) -> Point:
         assert operation.point is not None, "a task of a point without OpenPoint before it"
@@ -275,6 +299,14 @@ class LocalHost:
             return RestoreJournal.load(journal_path(self._settings.restores_dir, operation_id)).revert is not None
         except (OSError, ValueError):
             return False  # over just now, or not to be read: the restore says so
+
+    def _snapshotting(self, operation: _Operation, operation_id: str) -> Snapshotting:
+        if operation.snapshotting is None:
+            operation.snapshotting = Snapshotting(
+                self._settings, self._connected(), operation_id, stop=operation.stop, watch=operation.watch
+            )
+        operation.snapshotting.serve(stop=operation.stop, watch=operation.watch)
+        return operation.snapshotting
 
     def _connected(self) -> Hypervisor:
         with self._connecting:

@@ -25,17 +25,16 @@ from vmkeep.host.tasks import (
     CopyPoint,
     KnownDisk,
     KnownPoint,
-    KnownState,
     OpenPoint,
     PointClosed,
     PointCopied,
     PointOpened,
 )
+from vmkeep.host.versions import store_states
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.logs import get_logger
 from vmkeep.planning import Base, BitmapHealth, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
-from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository, StateRef, StateVersion
-from vmkeep.statefiles.capture import CapturedState
+from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
 
@@ -240,7 +239,13 @@ class Point:
         opened = self._require_opened()
         try:
             disks = self._copy_disks(opened)
-            states, new_states = self._store_states(opened)
+            states, new_states = store_states(
+                opened.writer,
+                self._repository,
+                opened.exposure.instant.states,
+                self._request.states,
+                opened.examined.domain.uuid,
+            )
             secrets = opened.writer.put_secrets(opened.examined.secrets, vm_uuid=opened.examined.domain.uuid)
             record = PointRecord(
                 id=request.point_id,
@@ -331,39 +336,6 @@ class Point:
             bytes_stored=disk.bytes_stored,
             stored=stored,
         )
-
-    def _store_states(self, opened: _Opened) -> tuple[list[StateRef], list[StateVersion]]:
-        """Store the state files that changed; content that is the newest version already is only referred to."""
-        refs, new = [], []
-        newest = {state.kind: state for state in self._request.states}
-        for captured in opened.exposure.instant.states:
-            before = newest.get(captured.kind)
-            if before is not None and self._is_stored(before, captured):
-                kind, version_id, generation = before.kind, before.version_id, before.generation
-                refs.append(StateRef(kind, version_id, generation, before.sha256, before.size_bytes, before.file))
-                continue
-            version = opened.writer.put_state(
-                captured.content,
-                vm_uuid=opened.examined.domain.uuid,
-                kind=captured.kind,
-                generation=before.generation + 1 if before is not None else 1,
-                file=captured.file,
-                owner=captured.owner,
-                group=captured.group,
-                mode=captured.mode,
-            )
-            new.append(version)
-            refs.append(version.ref())
-        return refs, new
-
-    def _is_stored(self, before: KnownState, captured: CapturedState) -> bool:
-        """Return whether the newest version has this content and can still be read."""
-        if (before.sha256, before.file) != (captured.sha256, captured.file):
-            return False
-        try:
-            return self._repository.state(before.version_id)[1] == captured.content
-        except IntegrityError:
-            return False
 
     # -- the end -----------------------------------------------------------------------------------------------
 

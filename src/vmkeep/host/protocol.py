@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from vmkeep.errors import VmkeepError
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.survey import Progress, SurveyedVm
-from vmkeep.host.tasks import Task
+from vmkeep.host.tasks import MakeSnapshot, Task
 from vmkeep.repository import Unanswered
 
 
@@ -51,6 +51,10 @@ class Host(Protocol):
 
     def vm(self, name_or_uuid: str) -> SurveyedVm:
         """Return one VM; raises VmNotFound."""
+        ...
+
+    def snapshot_xml(self, request: MakeSnapshot) -> str:
+        """Return what libvirt would be asked for; raises what refuses the snapshot. Nothing is changed."""
         ...
 
     def checkup(self, request: CheckupRequest) -> tuple[Finding, ...]:

@@ -78,6 +78,7 @@ class JobRecord:
     scratch of encrypted disks is encrypted with, empty when there is none. ``proven``: scratch that must not run out,
     because QEMU would not stop the guest then. ``directory`` is the operation's own
     directory of sockets, which need not be that of ``socket``: libvirt's directory of the VM is not ours to remove.
+    ``keepsake`` is the directory of a snapshot that is made in place of a point (``vmkeep.host.snapshot_rescue``).
     """
 
     operation: str
@@ -95,6 +96,7 @@ class JobRecord:
     secret: str = ""
     proven: tuple[ProvenScratch, ...] = ()
     directory: str = ""
+    keepsake: str = ""
 
     def save(self, directory: Path) -> Path:
         """Write the record durably; the file is named after the operation."""
@@ -125,11 +127,22 @@ def record_path(directory: Path, operation: str) -> Path:
 
 
 def rescue(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
-    """Undo what a dead vmkeep left: the pause, the job, the checkpoint, the socket, the scratch files.
+    """Undo what a dead vmkeep left of a point: the pause, the job, the checkpoint, the socket, the scratch files.
+
+    After a snapshot, let the guest go on, and keep what makes the snapshot whole.
 
     The guest comes first: it is resumed before anything slow is done. Repeats until all has been quiet for a
     second. Raises HypervisorUnavailable when libvirt does not answer for a minute; the record then stays.
     """
+    if record.keepsake:
+        from vmkeep.host.snapshot_rescue import rescue_snapshot  # which needs this module
+
+        rescue_snapshot(record, hypervisor)
+    else:
+        _rescue_point(record, hypervisor)
+
+
+def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None) -> None:
     started = time.monotonic()
     deadline = started + _PATIENCE_SECONDS
     quiet_since: float | None = None
@@ -340,5 +353,6 @@ def rescue_abandoned(directory: Path) -> tuple[str, ...]:
                 told.append(f"the left-overs recorded in {path} could not be removed: {error}")
                 continue
             path.unlink(missing_ok=True)
-            told.append(f"an interrupted point of VM {record.vm!r} was undone")
+            what = "was undone" if not record.keepsake else "holds its guest no more"
+            told.append(f"an interrupted {'snapshot' if record.keepsake else 'point'} of VM {record.vm!r} {what}")
     return tuple(told)

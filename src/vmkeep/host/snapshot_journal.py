@@ -56,7 +56,7 @@ def new_journal(
         aim=(request.aim.point or "", request.aim.known),
         origin=(request.origin.point or "", request.origin.known),
         states=tuple((version.kind, version.version_id) for version in reversal.versions),
-        checkpoints=domain.checkpoint_xmls(),
+        checkpoints=tuple(domain.checkpoint_definitions().values()),
         definition=present if reversal.internal else "",
     )
     return RestoreJournal(

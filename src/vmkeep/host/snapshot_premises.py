@@ -57,7 +57,7 @@ def stop_for_revert(hypervisor: Hypervisor, settings: Settings, request: StopFor
     refuse_while_pending(settings, domain.name, domain.uuid)
     if domain.state().run is not RunState.OFF:
         _refuse_jobs(domain)
-        domain.destroy()
+        domain.power_off()
 
 
 def _refuse_state(domain: Domain, *, stop: bool) -> bool:

@@ -357,7 +357,7 @@ class Revert:
         if journal.stage is not RestoreStage.ROLLED_BACK:
             begun = journal.stage is not RestoreStage.PARKED
             if begun and (revert.internal or self._runs_on(domain, revert.overlays)):
-                domain.destroy()  # of the revert, and paused: its guest has executed nothing
+                domain.power_off()  # of the revert, and paused: its guest has executed nothing
             if not revert.internal:
                 self._parking.require_parked(domain, journal)
             if begun:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from vmkeep.planning import DiskPlan, Mode, PointPlan, Reason
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.transfer.imagefile import add_bitmap, describe_image
 from vmkeep.transfer.server import ImageServer
-from vmkeep.transfer.source import DiskSource
+from vmkeep.transfer.source import DiskSource, LayeredSource
 
 _LOOK_SECONDS = 0.3
 Traits = tuple[int, int, int, int] | None
@@ -93,8 +93,8 @@ class StoppedExposure:
 
     @contextmanager
     def source(self, planned: DiskPlan) -> Iterator[DiskSource]:
-        with _serve(self._subject, planned, Path(self._record.socket)) as server:
-            yield server.source()
+        with _served(self._subject, planned, Path(self._record.socket)) as source:
+            yield source
 
     def watched(self, stop: Callable[[], None]) -> Callable[[], None]:
         last = 0.0
@@ -194,12 +194,28 @@ def _marked_image(subject: Subject, target: str) -> MarkedImage:
     return MarkedImage(target, top.path, top.format, secret_of(disk))
 
 
-def _serve(subject: Subject, planned: DiskPlan, socket: Path) -> ImageServer:
+@contextmanager
+def _served(subject: Subject, planned: DiskPlan, socket: Path) -> Iterator[DiskSource]:
+    """Serve a disk's image, and for their bitmaps the images below that have one of the base too.
+
+    qemu-nbd exports the bitmap of one image. Overlays begin with an empty one of the same name, so the changes since
+    the base are those of all of them.
+    """
     disk = subject.definition.disk(planned.target)
     assert disk is not None
     assert disk.source is not None
     key = subject.key(planned.target)
-    return ImageServer(disk.source, disk.image_format, socket, bitmap=planned.base_checkpoint, key=key)
+    name = planned.base_checkpoint
+    with ExitStack() as servers:
+        top = ImageServer(disk.source, disk.image_format, socket, bitmap=name, key=key)
+        source = servers.enter_context(top).source()
+        below = []
+        for number, layer in enumerate(subject.chains.get(planned.target, ())[1:]):
+            if name is not None and layer.bitmap(name) is not None:
+                beside = socket.with_name(f"{socket.name}-{number}")
+                server = ImageServer(layer.path, layer.format, beside, bitmap=name)
+                below.append(servers.enter_context(server).source())
+        yield LayeredSource(source, below) if below else source
 
 
 def _with_maps_proved(subject: Subject, socket: Path) -> PointPlan:
@@ -211,8 +227,8 @@ def _with_maps_proved(subject: Subject, socket: Path) -> PointPlan:
     for planned in subject.plan.disks:
         if planned.mode is Mode.INCREMENTAL:
             try:
-                with _serve(subject, planned, socket) as server:
-                    for _range in server.source().dirty_map():
+                with _served(subject, planned, socket) as source:
+                    for _range in source.dirty_map():
                         pass
             except TransferError as error:
                 planned = replace(

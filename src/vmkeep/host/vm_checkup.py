@@ -22,6 +22,7 @@ from vmkeep.host.findings import (
     EndJob,
     Finding,
     FindingCode,
+    ForgetSnapshot,
     Operations,
     RememberedPoint,
     RememberedVm,
@@ -35,7 +36,7 @@ from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
-from vmkeep.hypervisor import Domain, Hypervisor, RunState, Withheld
+from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
 from vmkeep.statefiles.capture import LIMIT_BYTES
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import ImageLayer, describe_image
@@ -115,7 +116,7 @@ class _Patient:
 
     def parts(self, *, parked: bool) -> tuple[Callable[[], Iterator[Finding]], ...]:
         """Return what is looked at, each by itself."""
-        always = (self._definition, self._tpm, self._state_files, self._points)
+        always = (self._definition, self._tpm, self._state_files, self._points, self._snapshots)
         return always if parked else (*always, self._disks, self._moments)
 
     def _finding(
@@ -163,6 +164,16 @@ class _Patient:
         if age > _OLD:
             message = f"its last point, {newest.id}, is {age.days} days old"
             yield self._finding(FindingCode.POINT_OLD, message, remedy=backup)
+
+    def _snapshots(self) -> Iterator[Finding]:
+        listed = DomainSnapshots(self.domain).names() if self.known.snapshots else frozenset()
+        for snapshot, name in self.known.snapshots:
+            if name not in listed:
+                message = (
+                    f"libvirt does not list the snapshot {name} any more, and its TPM and UEFI state is still kept"
+                )
+                mend = ForgetSnapshot(self.domain.uuid, snapshot, name)
+                yield self._finding(FindingCode.SNAPSHOT_GONE, message, mend=mend)
 
     # -- TPM and NVRAM -----------------------------------------------------------------------------------------
 

@@ -4,5 +4,16 @@ from vmkeep.hypervisor.connection import Hypervisor
 from vmkeep.hypervisor.domain import Domain, DomainState, RunState
 from vmkeep.hypervisor.reversion import Reversion
 from vmkeep.hypervisor.secrets import Secret, Withheld, secret_xml
+from vmkeep.hypervisor.snapshots import DomainSnapshots
 
-__all__ = ["Domain", "DomainState", "Hypervisor", "Reversion", "RunState", "Secret", "Withheld", "secret_xml"]
+__all__ = [
+    "Domain",
+    "DomainSnapshots",
+    "DomainState",
+    "Hypervisor",
+    "Reversion",
+    "RunState",
+    "Secret",
+    "Withheld",
+    "secret_xml",
+]

@@ -116,13 +116,13 @@ class Domain:
         with libvirt_errors("start the VM", self.name):
             self._handle.createWithFlags(flags)
 
-    def destroy(self) -> None:
-        """End QEMU at once, as when the plug is pulled; one that is off is fine."""
+    def power_off(self) -> None:
+        """Pull the plug; a VM that is off is fine."""
         try:
             self._handle.destroy()
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
-                with libvirt_errors("stop the VM", self.name):
+                with libvirt_errors("power the VM off", self.name):
                     raise
 
     def undefine(self) -> None:
@@ -231,23 +231,6 @@ class Domain:
         with libvirt_errors("list the checkpoints", self.name):
             return frozenset(checkpoint.getName() for checkpoint in self._handle.listAllCheckpoints())
 
-    def checkpoint_xmls(self) -> tuple[str, ...]:
-        """Return the XML of all checkpoints, with their passwords, parents first: each can be redefined from it."""
-        with libvirt_errors("read the checkpoints", self.name):
-            found = {
-                checkpoint.getName(): checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)
-                for checkpoint in self._handle.listAllCheckpoints()
-            }
-        parents = {name: etree.fromstring(xml.encode()).findtext("parent/name") for name, xml in found.items()}
-        ordered: list[str] = []
-        while parents:
-            # What hangs from one that is not there, or in a circle, comes last and as it is.
-            ready = sorted(name for name, parent in parents.items() if parent not in parents) or sorted(parents)
-            ordered += ready
-            for name in ready:
-                del parents[name]
-        return tuple(found[name] for name in ordered)
-
     def checkpoint_targets(self, name: str) -> frozenset[str]:
         """Return the disks that have a bitmap of the checkpoint, as libvirt remembers it; none when it is gone."""
         try:
@@ -323,6 +306,20 @@ class Domain:
             with libvirt_errors(f"forget checkpoint {name}", self.name):
                 raise
         return True
+
+    def checkpoint_definitions(self) -> dict[str, str]:
+        """Return what libvirt records of each checkpoint by name, parents before their children, with all passwords."""
+        found: dict[str, tuple[str, str]] = {}
+        with libvirt_errors("read the checkpoints", self.name):
+            for checkpoint in self._handle.listAllCheckpoints():
+                text = checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)
+                found[checkpoint.getName()] = (etree.fromstring(text.encode()).findtext("parent/name") or "", text)
+        ordered: dict[str, str] = {}
+        while found:
+            ready = [name for name, (parent, _) in found.items() if parent not in found or parent == name]
+            for name in ready or list(found):  # a circle is no order, and libvirt says so when they are defined again
+                ordered[name] = found.pop(name)[1]
+        return ordered
 
     def redefine_checkpoint(self, xml: str, *, validate: bool = False) -> str | None:
         """Make libvirt list a checkpoint whose bitmaps exist already; works while the VM is off.

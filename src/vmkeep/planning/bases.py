@@ -57,21 +57,21 @@ def _misfit(disk: PlannableDisk, base: Base, *, killed: bool) -> tuple[Reason, s
     then = base.disks.get(disk.target)
     if then is None:
         return Reason.NEW_DISK, f"point {base.point_id} has no disk {disk.target}"
-    return _change_since(disk, then, base) or _distrust(disk.target, then, base, killed=killed)
+    sound = base.bitmaps.get(disk.target) is BitmapHealth.SOUND
+    return _change_since(disk, then, sound=sound) or _distrust(disk.target, then, base, killed=killed)
 
 
-def _change_since(disk: PlannableDisk, then: BaseDisk, base: Base) -> tuple[Reason, str] | None:
+def _change_since(disk: PlannableDisk, then: BaseDisk, *, sound: bool) -> tuple[Reason, str] | None:
+    """Return what was done to the disk. ``sound``: every image since then has the bitmap, and none lacks a write.
+
+    So it is after a snapshot that libvirt or vmkeep made: the overlay goes on with the bitmaps of the image below.
+    """
     if then.source != disk.source:
-        if then.source in disk.backing_chain:
-            # Each image from that one up has its part of the bitmap, or it would not be called sound.
-            if base.bitmaps.get(disk.target) is BitmapHealth.SOUND:
-                return _change_of_content(disk, then)
+        below = then.source in disk.backing_chain
+        if below and not sound:
             return Reason.EXTERNAL_SNAPSHOT, f"it was {then.source} and is an overlay of that, {disk.source}"
-        return Reason.SOURCE_CHANGED, f"it was {then.source} and is {disk.source}"
-    return _change_of_content(disk, then)
-
-
-def _change_of_content(disk: PlannableDisk, then: BaseDisk) -> tuple[Reason, str] | None:
+        if not below:
+            return Reason.SOURCE_CHANGED, f"it was {then.source} and is {disk.source}"
     if then.format != disk.format:
         return Reason.FORMAT_CHANGED, f"it was {then.format} and is {disk.format}"
     if then.size_bytes != disk.size_bytes:

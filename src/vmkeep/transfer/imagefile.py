@@ -90,16 +90,11 @@ def describe_image(path: str | Path, image_format: str, *, chain: bool = True) -
 
 
 def add_bitmap(
-    path: str | Path,
-    image_format: str,
-    name: str,
-    key: ImageKey | None = None,
-    *,
-    granularity_bytes: int | None = None,
+    path: str | Path, image_format: str, name: str, key: ImageKey | None = None, *, granularity_bytes: int | None = None
 ) -> None:
     """Add an empty bitmap that records from now on to an image that nobody has open; ``key`` opens an encrypted one.
 
-    Without ``granularity_bytes`` it is QEMU's default for the image, which is also what libvirt's checkpoints have: the
+    Unless given, the granularity is QEMU's default for the image, which is also what libvirt's checkpoints have: the
     cluster size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is
     open, and otherwise as ``describe_image``.
     """
@@ -165,6 +160,25 @@ def _sync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def holds_data(layer: ImageLayer) -> bool:
+    """Return whether anything was written to a qcow2 overlay itself: data, or zeroes over what is below it.
+
+    Takes no locks. Raises as ``describe_image``.
+    """
+    node = "json:" + json.dumps(
+        {
+            "driver": layer.format,
+            "file": _file_node(layer.path),
+            "backing": None,
+            "read-only": True,
+            "force-share": True,
+        }
+    )
+    doing = f"read what {layer.path} holds"
+    ranges = json.loads(_qemu_img("map", "--output=json", "-U", node, doing=doing, path=layer.path, node=node))
+    return any(piece["present"] for piece in ranges)
 
 
 def image_node(layer: ImageLayer, *, read_only: bool, encrypted: bool = False, past_cache: bool = False) -> str:

@@ -6,11 +6,12 @@ stands for the disk at one instant, so its content never changes between two rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from vmkeep.extents import Reply, everything_dirty
+from vmkeep.errors import TransferError
+from vmkeep.extents import Reply, either_dirty, everything_dirty
 
 _ZERO_AND_HOLE = 3
 
@@ -46,6 +47,39 @@ class DiskSource(Protocol):
     def zero_map(self) -> Iterator[Reply]:
         """Yield which ranges are known to read as zero, with the flags of base:allocation."""
         ...
+
+
+class LayeredSource:
+    """A disk whose changes since the base stand in the bitmaps of several images: of the top one, and of those below.
+
+    ``top`` is read; of the sources in ``below`` only what is dirty counts. They must be as large as the disk.
+    """
+
+    def __init__(self, top: DiskSource, below: Sequence[DiskSource]) -> None:
+        self._top = top
+        self._below = below
+
+    @property
+    def size_bytes(self) -> int:
+        return self._top.size_bytes
+
+    def connect(self) -> SourceConnection:
+        return self._top.connect()
+
+    def dirty_map(self) -> Iterator[Reply]:
+        found = self._top.dirty_map()
+        for older in self._below:
+            found = either_dirty(found, _dirty_below(older, self.size_bytes), self.size_bytes)
+        return found
+
+    def zero_map(self) -> Iterator[Reply]:
+        return self._top.zero_map()
+
+
+def _dirty_below(older: DiskSource, size_bytes: int) -> Iterator[Reply]:
+    if older.size_bytes != size_bytes:
+        raise TransferError(f"an image below has {older.size_bytes} bytes, and the disk has {size_bytes}")
+    return older.dirty_map()
 
 
 class MemorySource:

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.extents import BlockRun, Extent, Kind, Reply, cut, merge
+from vmkeep.extents import BlockRun, Extent, Kind, Reply, cut, either_dirty, merge
 
 
 @st.composite
@@ -44,6 +44,14 @@ def test_merge_says_of_each_byte_what_both_maps_say(drawn: tuple[int, list[Reply
     assert painted == kinds_by_byte(dirty, allocation)
     for before, after in itertools.pairwise(extents):
         assert before.start + before.length < after.start or before.kind is not after.kind
+
+
+@given(streams())
+def test_either_dirty_says_of_each_byte_what_one_of_two_maps_says(drawn: tuple[int, list[Reply], list[Reply]]) -> None:
+    size, first, second = drawn
+    joined = list(either_dirty(first, second, size))
+    expected = [(one | other) & 1 for one, other in zip(flags_by_byte(first), flags_by_byte(second), strict=True)]
+    assert flags_by_byte(joined) == expected
 
 
 @given(streams(), st.integers(1, 17), st.one_of(st.none(), st.integers(1, 4)))

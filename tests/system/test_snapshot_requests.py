@@ -1,0 +1,109 @@
+"""What can be asked of a snapshot, and what is refused at once: all on one VM, whose snapshots add up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.rig import Disk, Host, MiB, Vm, VmState, assert_images_equal, read_offline_image
+from tests.rig.cli import Vmkeep
+from tests.system.snapshots import assert_nothing_left, create_snapshot, kept_snapshot, snapshots
+
+pytestmark = pytest.mark.system
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A paused UEFI VM with a TPM and two disks, and the command."""
+
+    vm: Vm
+    vmkeep: Vmkeep
+    host: Host
+
+
+@pytest.fixture(scope="module")
+def shared(session_host: Host) -> Iterator[Shared]:
+    session_host.clear()
+    vm = session_host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)])
+    vm.start(paused=True)
+    yield Shared(vm, Vmkeep(session_host), session_host)
+    session_host.clear()
+
+
+def test_document_of_a_snapshot_is_taken_and_printed_as_libvirt_would_be_asked(shared: Shared) -> None:
+    vm, vmkeep, disks = shared.vm, shared.vmkeep, shared.host.dir / "disks"
+    file = shared.host.dir / "work" / "snapshot.xml"
+    file.write_text(
+        "<domainsnapshot><name>written</name><disks><disk name='vda' snapshot='external'>"
+        f"<source file='{disks}/here'/></disk></disks></domainsnapshot>"
+    )
+    printed = vmkeep.json("snapshot", "create", "guest", "--xml", file, "--print-xml")["xml"]
+    assert f"<source file='{disks}/here'/>" in printed
+    assert f"<source file='{disks}/guest-vdb.written'/>" in printed
+    assert snapshots(vm) == {}
+    create_snapshot(vmkeep, "guest", "--xml", file)
+    assert [disk.path for disk in vm.disks()] == [disks / "here", disks / "guest-vdb.written"]
+
+
+def test_overlay_that_was_made_before_is_used(shared: Shared) -> None:
+    vm, overlay = shared.vm, shared.host.dir / "disks" / "mine.qcow2"
+    base = vm.disk_path("vda")
+    make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(overlay)]
+    shared.host.run(make, check=True)
+    words = ["reused", "--reuse-external", "--diskspec", f"vda,file={overlay}", "--diskspec", "vdb,snapshot=no"]
+    snapshot = create_snapshot(shared.vmkeep, "guest", *words)
+    assert vm.disk_path("vda") == overlay
+    assert snapshot["left_out"] == ["vdb"]
+
+
+def test_snapshot_beside_another_job_or_with_a_taken_name_is_refused_at_once(shared: Shared) -> None:
+    vm, vmkeep = shared.vm, shared.vmkeep
+    create_snapshot(vmkeep, "guest", "there")
+    before, listed = vm.disks(), set(snapshots(vm))
+    begun = time.monotonic()
+    with vm.own_backup_job(["vda"]):
+        assert vmkeep.fails("snapshot", "create", "guest", "beside").code == "vm-busy"
+    assert vmkeep.fails("snapshot", "create", "guest", "there").code == "target-exists"
+    assert vmkeep.fails("snapshot", "create", "guest", "x", "--internal").code == "state-unsupported"
+    assert vmkeep.fails("snapshot", "create", "guest", "x", "--live").code == "invalid-request"
+    assert time.monotonic() - begun < 25  # libvirt would let each wait 30 s
+    assert (vm.disks(), set(snapshots(vm)), vm.state()) == (before, listed, VmState.PAUSED)
+    assert_nothing_left(vmkeep, vm)
+
+
+def test_doctor_forgets_what_is_kept_with_a_snapshot_that_libvirt_has_no_more(shared: Shared) -> None:
+    vmkeep = shared.vmkeep
+    create_snapshot(vmkeep, "guest", "gone")
+    shared.host.run(["virsh", "snapshot-delete", "guest", "gone", "--metadata"], check=True)
+    assert "snapshot-gone" in _findings(vmkeep)
+    vmkeep.run("doctor", "--fix", "guest")
+    assert "snapshot-gone" not in _findings(vmkeep)
+    kept_snapshot(vmkeep, shared.vm, "there")
+    with pytest.raises(AssertionError, match="nothing is kept"):
+        kept_snapshot(vmkeep, shared.vm, "gone")
+
+
+def _findings(vmkeep: Vmkeep) -> list[str]:
+    document = json.loads(vmkeep.run("--json", "doctor", "guest").stdout)
+    return [finding["code"] for finding in document["doctor"]["findings"]]
+
+
+def test_paused_vm_stays_paused_and_halted_vm_is_off(shared: Shared) -> None:
+    vm, vmkeep = shared.vm, shared.vmkeep
+    paused = create_snapshot(vmkeep, "guest", "paused")
+    assert (vm.state(), paused["was"], paused["pause_ms"]) == (VmState.PAUSED, "paused", 0.0)
+    vm.resume()
+    vm.settle()
+    base = vm.disk_path("vdb")
+    vm.write("vdb", start=0, length=65536)
+    image = vm.read_image("vdb")
+    said = vmkeep.run("snapshot", "create", "guest", "halted", "--halt")
+    assert said.returncode == 0, said.stderr
+    assert "the guest was paused for" in said.stdout
+    assert vm.state() is VmState.OFF
+    assert_images_equal(read_offline_image(base, "qcow2"), image)
+    assert kept_snapshot(vmkeep, vm, "halted").states == {"nvram": vm.nvram(), "tpm": vm.tpm_state()}
