@@ -386,3 +386,21 @@ def test_vm_that_cannot_be_started_afterwards_is_reverted_and_the_command_says_s
     assert failure.document["reverted"]["state"] == "off"
     one.truth.assert_vm(vm)
     _assert_nothing_left(vm, vmkeep)
+
+
+def test_bitmap_that_another_branch_lost_is_no_base(host: Host, vmkeep: Vmkeep) -> None:
+    """libvirt calls the overlay's part of it valid; what was written in the image below is not in it."""
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    vmkeep.backup("guest")
+    vm.write_random("vda", start=1 * MiB, length=64 * KiB, seed=1)
+    one = take(vm, None, "one", uefi=False, tpm=False)
+    _revert(vmkeep, "one", "--stop", "--no-safety")
+    (lost,) = bitmaps(one.images["vda"])
+    qemu_img("bitmap", "--remove", one.images["vda"], lost)
+    vm.start(paused=True)
+    vm.write_random("vda", start=2 * MiB, length=64 * KiB, seed=2)
+    point, truth = vmkeep.backup("guest"), Truth.of(vm, uefi=False, tpm=False)
+    assert [(disk["mode"], disk["reason"]) for disk in point["disks"]] == [("full", "external-snapshot")]
+    (output,) = vmkeep.restore_all([point], host.dir / "work")
+    truth.assert_files(output)

@@ -30,6 +30,12 @@ def repoint(xml: str, overlays: Mapping[str, str]) -> str:
     return serialise_xml(root)
 
 
+def sliced_disks(xml: str) -> frozenset[str]:
+    """Return the disks that are a part of their image only (``<slices>``). Raises DefinitionError."""
+    disks = disk_elements(read_domain(xml))
+    return frozenset(disk_target(disk) for disk in disks if disk.find("source/slices") is not None)
+
+
 def _stand_on(disk: etree._Element, path: str) -> None:
     remove_children(disk, _RUN_PARTS)
     child_or_new(disk, "driver", first=True).set("type", "qcow2")

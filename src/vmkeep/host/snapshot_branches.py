@@ -26,7 +26,7 @@ _MAGIC: Final = b"QFI\xfb"
 
 
 @dataclass(frozen=True, slots=True)
-class _User:
+class ImageUser:
     """Something that needs an image as it is, and the images of its chain, the top one first."""
 
     what: str
@@ -55,7 +55,7 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
     users = [*_other_snapshots(hypervisor, domain, names), *_other_vms(hypervisor, domain)]
     users += _files_beside({path for _, _, overlay, below in merged for path in (overlay, below)})
     for name, target, overlay, below in merged:
-        harmed = sorted({user.what for user in users if _is_harmed(user, overlay, below, present.get(target, ()))})
+        harmed = sorted({user.what for user in users if is_harmed(user, overlay, below, present.get(target, ()))})
         if harmed:
             raise SnapshotNeeded(
                 f"snapshot {name!r} of VM {domain.name!r} cannot be deleted: {', '.join(harmed)} would be destroyed, "
@@ -68,7 +68,7 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
             )
 
 
-def _is_harmed(user: _User, overlay: str, below: str, present: tuple[str, ...]) -> bool:
+def is_harmed(user: ImageUser, overlay: str, below: str, present: tuple[str, ...]) -> bool:
     """Tell whether something that needs the images of its chain loses one of them.
 
     In the chain that the VM is on, libvirt writes the overlay into the image below: what stands on the overlay there
@@ -94,15 +94,15 @@ def _chains(hypervisor: Hypervisor, domain: Domain, inactive: bool) -> Iterator[
                 yield disk.target, _chain(disk.source, disk.image_format)
 
 
-def _other_vms(hypervisor: Hypervisor, domain: Domain) -> Iterator[_User]:
+def _other_vms(hypervisor: Hypervisor, domain: Domain) -> Iterator[ImageUser]:
     for vm in hypervisor.domains():
         if vm.uuid != domain.uuid:
             for inactive in (True, False):
                 for target, chain in _chains(hypervisor, vm, inactive):
-                    yield _User(f"disk {target} of VM {vm.name}", chain)
+                    yield ImageUser(f"disk {target} of VM {vm.name}", chain)
 
 
-def _other_snapshots(hypervisor: Hypervisor, domain: Domain, names: Collection[str]) -> Iterator[_User]:
+def _other_snapshots(hypervisor: Hypervisor, domain: Domain, names: Collection[str]) -> Iterator[ImageUser]:
     for name, xml in Reversion(domain).snapshots().items():
         if name in names:
             continue
@@ -110,10 +110,10 @@ def _other_snapshots(hypervisor: Hypervisor, domain: Domain, names: Collection[s
         kept = {disk.name for disk in snapshot.disks if disk.location is not SnapshotLocation.NO}
         for disk in with_volumes_found(then, hypervisor).disks:
             if disk.target in kept and disk.source is not None:
-                yield _User(f"snapshot {name}", _chain(disk.source, disk.image_format))
+                yield ImageUser(f"snapshot {name}", _chain(disk.source, disk.image_format))
 
 
-def _files_beside(images: Collection[str]) -> Iterator[_User]:
+def _files_beside(images: Collection[str]) -> Iterator[ImageUser]:
     """Yield the qcow2 files beside the images that stand on one of them: a revert leaves what the VM was on before."""
     for directory in sorted({Path(image).parent for image in images}):
         with suppress(OSError):
@@ -121,7 +121,7 @@ def _files_beside(images: Collection[str]) -> Iterator[_User]:
                 if path.is_file() and str(path) not in images and _is_qcow2(path):
                     chain = _chain(str(path), "qcow2")
                     if set(images).intersection(chain):
-                        yield _User(f"image {path}", chain)
+                        yield ImageUser(f"image {path}", chain)
 
 
 def _is_qcow2(path: Path) -> bool:

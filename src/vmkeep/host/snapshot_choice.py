@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
+from vmkeep.definition.repointing import sliced_disks
 from vmkeep.errors import (
     ChoiceRequired,
     DiskUnsupported,
@@ -125,6 +126,7 @@ class _Choosing:
         self._known = known if fits else None
         self._warnings: list[str] = []
         self._written: dict[str, str] | None = None
+        self._sliced = sliced_disks(snapshot.domain or "")
         self._held = {state.kind: state for state in self._known.states} if self._known is not None else {}
 
     def reversal(self) -> Reversal:
@@ -225,7 +227,7 @@ class _Choosing:
                 f"snapshot {self._snapshot.name!r} does not say which image disk {target} was on", vm=vm, disk=target
             )
         for disk in (then, now):
-            _refuse_unfit(disk, vm)
+            _refuse_unfit(disk, vm, sliced=target in self._sliced)
         assert then.source is not None
         assert now.source is not None
         try:
@@ -394,7 +396,7 @@ def _same(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _refuse_unfit(disk: DefinedDisk, vm: str) -> None:
+def _refuse_unfit(disk: DefinedDisk, vm: str, *, sliced: bool) -> None:
     """Refuse a disk that cannot be given an overlay."""
     why = None
     if disk.source is None or disk.source_kind not in _FILES:
@@ -403,6 +405,10 @@ def _refuse_unfit(disk: DefinedDisk, vm: str) -> None:
         why = "is encrypted, and an overlay over it would hold in plain text what the guest writes"
     elif disk.transient:
         why = "is transient"
+    elif disk.device == "lun":
+        why = "is a LUN, which can stand on no image"
+    elif sliced:
+        why = "is a part of its image only"
     if why is not None:
         raise DiskUnsupported(
             f"disk {disk.target} {why}",

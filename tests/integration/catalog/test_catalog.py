@@ -236,3 +236,21 @@ def test_snapshot_with_a_late_state_is_refused_whole(catalog: Catalog) -> None:
 def _snapshot(name: str, *, states: tuple[CatalogState, ...]) -> CatalogSnapshot:
     created = "2026-03-01T10:00:00.000000+00:00"
     return CatalogSnapshot(number(name), WIN11, "before", 1772359200, number("p1"), created, states)
+
+
+def test_vm_that_is_as_before_its_first_point_is_told_from_one_of_which_nothing_is_known(catalog: Catalog) -> None:
+    point = example_point("first")
+    catalog.record_point(point)
+
+    def descent() -> tuple[str | None, bool]:
+        vm = catalog.vm(WIN11)
+        assert vm is not None
+        return vm.current_point, vm.before_first
+
+    assert descent() == (point.id, False)
+    catalog.return_to(WIN11, None)
+    assert descent() == (None, True)
+    catalog.lose_track(WIN11)
+    assert descent() == (None, False)
+    catalog.return_to(WIN11, point.id)
+    assert descent() == (point.id, False)
