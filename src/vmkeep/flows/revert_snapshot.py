@@ -109,9 +109,12 @@ def apply(plan: Plan) -> None:
 
 
 def note_descent(plan: Plan, request: RevertSnapshot, parked: RevertParked) -> Descent:
-    """Let the next point descend from the one that the snapshot descends from; return what was so before."""
+    """Let the next point descend from the one that the snapshot descends from, if all disks go back.
+
+    Returns what was so before.
+    """
     before = _descent(plan.services, parked.vm_uuid)
-    if parked.disks:
+    if parked.whole:
         _note(plan.services, parked.vm_uuid, _descent_then(plan.services, request))
     return before
 

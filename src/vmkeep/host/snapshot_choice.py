@@ -331,7 +331,24 @@ class _Choosing:
                 )
             elif kind in self._held:
                 chosen.append(chosen_state(sources[kind]))
+        self._check_firmware({state.kind for state in chosen})
         return tuple(chosen)
+
+    def _check_firmware(self, back: set[str]) -> None:
+        then, now, vm = self._then, self._now, self._domain.name
+        if "nvram" in back and then.firmware.nvram_format != now.firmware.nvram_format:
+            raise StateUnsupported(
+                f"the UEFI variables of the snapshot are {then.firmware.nvram_format}, and the VM's are "
+                f"{now.firmware.nvram_format} now",
+                vm=vm,
+                hint="--only disks leaves UEFI variables and TPM.",
+            )
+        secrets = [tpm.secret_uuid if tpm is not None else None for tpm in (then.tpm, now.tpm)]
+        if "tpm" in back and secrets[0] != secrets[1]:
+            self._warnings.append(
+                f"The TPM state of the snapshot is encrypted with the secret {secrets[0] or '(none)'}, and the VM's "
+                f"definition names {secrets[1] or '(none)'} now: the VM may not start before that is put right."
+            )
 
     def _left(self, kind: str, *, internal: bool) -> bool:
         if kind == "tpm":

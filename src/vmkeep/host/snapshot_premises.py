@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vmkeep.config import Settings
 from vmkeep.definition import SourceKind
-from vmkeep.errors import ChoiceRequired, VmBusy, VmNotFound, VmRunning
+from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmBusy, VmNotFound, VmRunning
 from vmkeep.host.bases import checkpoint_prefix, image_chains
 from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.parking import read_definition, require_off
@@ -29,7 +31,7 @@ def check_revert(
     reversal = choose(hypervisor, domain, definition, xml, request.choice, request.known)
     if reversal.internal and not request.choice.drop_checkpoints:
         refuse_foreign_bitmaps(domain, reversal, checkpoint_prefix(repository.id))
-    _require_states(repository, reversal)
+    _require_states(repository, reversal, domain.name)
     chains = image_chains(definition)
     formers = () if reversal.internal else tuple(image.former for image in reversal.images)
     return RevertChecked(
@@ -109,7 +111,17 @@ def refuse_foreign_bitmaps(domain: Domain, reversal: Reversal, prefix: str) -> N
         )
 
 
-def _require_states(repository: Repository, reversal: Reversal) -> None:
+def _require_states(repository: Repository, reversal: Reversal, vm: str) -> None:
     """Read the state files from the repository once: what is damaged there must be found before anything changes."""
-    for version in reversal.versions:
-        repository.state(version.version_id)
+    for chosen, known in zip(reversal.states, reversal.versions, strict=True):
+        version, _ = repository.state(known.version_id)
+        if version.sha256 != known.sha256:
+            raise IntegrityError(
+                f"the {known.kind} state in the repository is not the one that was kept with the snapshot", vm=vm
+            )
+        if chosen.kind == "tpm" and Path(version.file).name != Path(chosen.file).name:
+            raise StateUnsupported(
+                f"the TPM of the VM is of another version now: {chosen.file}, at the snapshot {version.file}",
+                vm=vm,
+                hint="--tpm keep leaves the present TPM.",
+            )

@@ -10,6 +10,7 @@ revert; an internal snapshot of the VM as it was, made first, is the way back.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ from vmkeep.transfer.imagefile import (
 )
 
 _log = get_logger(__name__)
+_WAIT_SECONDS = 0.1
 
 
 class Revert:
@@ -117,6 +119,7 @@ class Revert:
             disks=tuple(image.target for image in reversal.images),
             states=tuple(state.kind for state in reversal.states),
             memory=reversal.with_memory,
+            whole=reversal.whole,
             images=tuple(overlay.path for overlay in revert.overlays),
             left=tuple(overlay.former for overlay in revert.overlays if not overlay.discard),
             warnings=reversal.warnings,
@@ -148,6 +151,7 @@ class Revert:
 
     def _deliver(self, item: DeliveredItem, version_id: str, vm: str) -> None:
         version, content = self._repository.state(version_id)
+        # That it fits the VM was looked at first (``snapshot_premises``).
         _log.info("state file of a snapshot", vm=vm, kind=item.role, version=version_id)
         staged = Path(item.staged)
         if item.role == "tpm":
@@ -207,10 +211,14 @@ class Revert:
             # libvirt sets the definition of the snapshot in the same call.
             present = domain.definition_xml(inactive=True, secure=True)
             return bool(journal.parked_path) and not is_parked(present, journal.parked_path)
+        # libvirt goes on with a call whose client is dead. It may fail yet.
+        while revert.memory and domain.state().starting:
+            self._stop()
+            time.sleep(_WAIT_SECONDS)
         return bool(revert.memory) and self._runs_on(domain, revert.overlays)
 
     def _runs_on(self, domain: Domain, overlays: Sequence[JournalOverlay]) -> bool:
-        if domain.state().run is RunState.OFF:
+        if domain.state().run is RunState.OFF or not overlays:
             return False
         sources = {disk.source for disk in read_definition(domain.definition_xml(), domain).disks}
         return all(overlay.path in sources for overlay in overlays)
@@ -354,11 +362,16 @@ class Revert:
             self.release(journal.vm_uuid)
             return
         revert = _revert_of(journal)
+        if revert.internal and not revert.with_memory and self._was_started(domain, journal, revert):
+            # libvirt had reverted it, and whoever started it since found all of the snapshot.
+            self._parking.save(replace(journal, stage=RestoreStage.RELEASED))
+            self.release(journal.vm_uuid)
+            return
         if journal.stage is not RestoreStage.ROLLED_BACK:
             begun = journal.stage is not RestoreStage.PARKED
             if begun and (revert.internal or self._runs_on(domain, revert.overlays)):
                 domain.power_off()  # of the revert, and paused: its guest has executed nothing
-            if not revert.internal:
+            if begun and not revert.internal:
                 self._parking.require_parked(domain, journal)
             if begun:
                 self._parking.save(replace(journal, stage=RestoreStage.BACK))
@@ -371,6 +384,10 @@ class Revert:
             self._hypervisor.define(revert.definition, domain.name)
         self._parking.unpark(domain, journal)
         self._parking.end(journal)
+
+    def _was_started(self, domain: Domain, journal: RestoreJournal, revert: SnapshotRevert) -> bool:
+        begun = journal.stage is RestoreStage.WRITING
+        return begun and domain.state().run is not RunState.OFF and self._is_there(domain, journal, revert)
 
     def _undo_disks(self, domain: Domain, journal: RestoreJournal, revert: SnapshotRevert, *, begun: bool) -> None:
         for overlay in revert.overlays:

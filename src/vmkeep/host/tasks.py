@@ -475,13 +475,17 @@ class ParkForRevert:
 
 @dataclass(frozen=True, slots=True)
 class RevertParked:
-    """``images`` are the files that the disks will be on; the rest is as in RevertChecked."""
+    """``images`` are the files that the disks will be on; ``whole``: all disks of the snapshot go back.
+
+    The rest is as in RevertChecked.
+    """
 
     vm_uuid: str
     vm_name: str
     disks: tuple[str, ...]
     states: tuple[str, ...]
     memory: bool
+    whole: bool
     images: tuple[str, ...]
     left: tuple[str, ...]
     warnings: tuple[str, ...]

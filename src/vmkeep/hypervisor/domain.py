@@ -42,12 +42,13 @@ _RUN_STATES = {
 @dataclass(frozen=True, slots=True)
 class DomainState:
     """Run state; whether the VM stopped itself on an I/O error (which includes a full scratch disk); whether it is
-    off because its QEMU died; whether its guest suspended it (S3)."""
+    off because its QEMU died; whether its guest suspended it (S3); whether libvirt is starting it just now."""
 
     run: RunState
     io_error: bool
     killed: bool = False
     asleep: bool = False
+    starting: bool = False
 
 
 class Domain:
@@ -74,6 +75,8 @@ class Domain:
             # What libvirt 9.0 says after a kill -9 of QEMU; an orderly `virsh destroy` is "destroyed".
             killed=state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED,
             asleep=state == libvirt.VIR_DOMAIN_PMSUSPENDED,
+            # Also while a memory is read from its file, which may take minutes.
+            starting=state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
         )
 
     def definition_xml(self, *, inactive: bool = False, secure: bool = False) -> str:
