@@ -211,15 +211,23 @@ def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
 
 
 def _revert(words: list[Any], engine: Any) -> Any:
-    """Take a VM (name, snapshot, how it is afterwards) back, without a safety point."""
-    from vmkeep.flows.requests import RevertSnapshot, RunAfterwards
+    """Take a VM (name, snapshot, options of the request) back, without a safety point."""
+    from vmkeep.flows.requests import RevertSnapshot, RunAfterwards, TpmChoice
 
     def unwatched(_progress: object) -> None:
         return
 
-    request, _ = engine.check_revert(
-        RevertSnapshot(words[0], words[1], run=RunAfterwards(words[2]), discard="discard" in words), unwatched
+    options = dict(words[2])
+    asked = RevertSnapshot(words[0], words[1], only=tuple(options.pop("only", ())))
+    asked = dataclasses.replace(
+        asked,
+        run=RunAfterwards(options.pop("run", "then")),
+        tpm=TpmChoice(options.pop("tpm", "same")),
+        **options,
     )
+    request, checked = engine.check_revert(asked, unwatched)
+    if checked.running:
+        engine.stop_for_revert(request, unwatched)
     reverted = engine.revert_snapshot(request, unwatched)
     return {"images": reverted.images, "state": reverted.state, "warnings": reverted.warnings}
 

@@ -17,14 +17,13 @@ from tests.crash.bed import KILLED, Outcome, Trap, Zygote
 from tests.crash.walk import SHARES, Death, deaths, need_effects
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes
 from tests.rig.cli import Vmkeep
-from tests.system.kept_snapshots import Taken, current, record, take
+from tests.system.kept_snapshots import Taken, current, take
 from tests.system.offline import bitmaps, qemu_img, write_offline
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _REVERT = "vmkeep.host.snapshot_revert:"
-_STEP = "vmkeep.flows.plan:Plan.step"
 _DEFINE = "vmkeep.hypervisor.connection:Hypervisor.define"
 _SAVE = "vmkeep.host.journal:RestoreJournal.save"
 _MEMORY = "vmkeep.hypervisor.connection:Hypervisor.restore_memory"
@@ -34,28 +33,22 @@ _FORWARD = [
     ("after", _SAVE),
     ("after", _DEFINE),
     ("before", _REVERT + "stage_tpm"),
-    ("after", _REVERT + "make_overlay"),
     ("after", _REVERT + "add_bitmap"),
     ("after", f"{_SAVE}#2"),
     ("before", "vmkeep.host.restore:publish#2"),
-    ("after", _REVERT + "publish_items"),
     ("after", "vmkeep.hypervisor.domain:Domain.forget_checkpoint"),
     ("after", "vmkeep.hypervisor.reversion:Reversion.redefine_as_current"),
-    ("after", f"{_STEP}#4"),
     ("after", f"{_SAVE}#3"),
 ]
 _STARTABLE_BEFORE_PARKING = _FORWARD[:1]
 # The VM may start by then.
 _RELEASED = [
     ("after", f"{_DEFINE}#2"),
-    ("before", _REVERT + "rebind_to_bitmaps"),
     ("before", _REVERT + "discard_replaced"),
-    ("before", "vmkeep.host.journal:RestoreJournal.remove"),
     ("after", "vmkeep.host.journal:RestoreJournal.remove"),
 ]
 _BACK = [
     ("after", f"{_SAVE}#3"),
-    ("after", _REVERT + "withdraw_items"),
     ("before", f"{_SAVE}#4"),
     ("after", f"{_DEFINE}#2"),
     ("after", "vmkeep.flows.plan:Plan.undo_all"),
@@ -89,7 +82,7 @@ class Bench:
         return Truth.of(self.vm)
 
     def revert(self, name: str, *traps: Trap, run: str = "then") -> Outcome:
-        self.zygote.start(["revert", self.vm.name, name, run], traps=traps)
+        self.zygote.start(["revert", self.vm.name, name, {"run": run}], traps=traps)
         return self.zygote.finish()
 
     def look(self) -> Outcome:
@@ -231,7 +224,7 @@ def test_revert_that_fails_and_is_killed_when_it_is_taken_back_leaves_the_vm_as_
     assert memory is not None
     aside = memory.with_name("aside")
     traps = [Trap("before", _MEMORY, "hold"), *([Trap(*place)] if place else [])]
-    bench.zygote.start(["revert", bench.vm.name, "memory", "then"], traps=traps)
+    bench.zygote.start(["revert", bench.vm.name, "memory", {}], traps=traps)
     bench.zygote.wait_reached()
     memory.rename(aside)
     bench.zygote.go.touch()
@@ -258,13 +251,13 @@ def test_revert_whose_flow_is_lost_is_taken_back_from_its_journal(bench: Bench) 
 @pytest.mark.parametrize("share", range(SHARES))
 def test_revert_killed_at_any_effect_is_finished_or_never_began(bench: Bench, share: int) -> None:
     need_effects()
-    act = ["revert", bench.vm.name, "disks", "then"]
+    act = ["revert", bench.vm.name, "disks", {}]
     if not bench.effects:
         bench.change()
         assert bench.zygote.walk(act, death=Death(None)).status == 0
         bench.effects = bench.zygote.effects
         bench.assert_at_snapshot("disks")
-    for death in deaths(bench.effects, 6)[share::SHARES]:
+    for death in deaths(bench.effects, 4)[share::SHARES]:
         before, definition = bench.change(), _definition(bench.vm)
         bench.sound = False
         outcome = bench.zygote.walk(act, death=death)
@@ -311,7 +304,7 @@ class Inside:
         return Truth.of(self.vm, uefi=False)
 
     def start(self, *traps: Trap) -> None:
-        self.zygote.start(["revert", self.vm.name, "inside", "then"], traps=traps)
+        self.zygote.start(["revert", self.vm.name, "inside", {}], traps=traps)
 
     def assert_whole(self, truth: Truth) -> None:
         truth.assert_vm(self.vm)
@@ -333,12 +326,10 @@ def inside(crash_host: Host, benches: list[Bench]) -> Iterator[Inside]:
     vm.start(paused=True)
     vm.destroy()
     vm.store_in_tpm(b"of the snapshot", index=1)
-    truth = Truth.of(vm, uefi=False)
-    crash_host.run(["virsh", "snapshot-create-as", vm.name, "inside"], check=True)
     home = crash_host.dir / "home"
-    record(vm, Vmkeep(crash_host, home=home), "inside")
+    taken = take(vm, Vmkeep(crash_host, home=home), "inside", internal=True, uefi=False)
     zygote = Zygote(crash_host, home)
-    yield Inside(vm, zygote, home, truth)
+    yield Inside(vm, zygote, home, taken.truth)
     zygote.close()
     crash_host.clear()
 
@@ -346,10 +337,8 @@ def inside(crash_host: Host, benches: list[Bench]) -> Iterator[Inside]:
 @pytest.mark.parametrize(
     "place",
     [
-        ("after", _DEFINE),
         ("after", _REVERT + "change_internal_snapshot"),
         ("after", _REVERT + "remove_bitmap"),
-        ("before", _LIBVIRT),
         ("after", _LIBVIRT),
         ("after", f"{_SAVE}#3"),
     ],

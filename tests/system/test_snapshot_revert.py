@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import libvirt
 import pytest
 from lxml import etree
 
+from tests.crash.bed import Zygote
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep
-from tests.system.kept_snapshots import Taken, current, names, record, take
+from tests.system.kept_snapshots import current, names, take
 from tests.system.offline import bitmaps, qemu_img
 from tests.system.truth import Truth, checkpoints
 
@@ -98,7 +100,7 @@ def test_vm_goes_back_to_its_snapshots_twice_and_the_points_after_it_are_right(h
     read = {disk["target"]: (disk["mode"], disk["bytes_read"]) for disk in third["disks"]}
     assert read == {"vda": ("incremental", 64 * KiB), "vdb": ("incremental", 64 * KiB)}
 
-    again = _revert(vmkeep, "one")
+    again = _revert(vmkeep, "one", "--no-safety")
     one.truth.assert_vm(vm)
     assert again["images"] != reverted["images"]
     _revert(vmkeep, "two", "--no-safety")
@@ -119,10 +121,11 @@ def test_memory_comes_back_with_disks_uefi_variables_and_tpm_of_its_instant(host
     first = vmkeep.backup("guest")
     vm.resume()
     vm.settle()
+    vm.suspend()
     kept = take(vm, vmkeep, "kept", memory=True)
+    vm.resume()  # QEMU saves no memory of a VM that is paused because its memory was saved
     vm.suspend()
     by_virsh = take(vm, None, "by-virsh", memory=True)
-    vm.resume()
     _change(vm, 3)
 
     assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes").code == "vm-running"
@@ -157,27 +160,19 @@ def test_memory_comes_back_with_disks_uefi_variables_and_tpm_of_its_instant(host
     kept.truth.assert_vm(vm)
 
 
-def _internal(vm: Vm, name: str, *, tpm: bool = True) -> Taken:
-    running = vm.state() is VmState.RUNNING
-    if running:
-        vm.suspend()
-    truth = Truth.of(vm, uefi=False, tpm=tpm)
-    vm.host.run(["virsh", "snapshot-create-as", vm.name, name], check=True)
-    return Taken(name, truth, {})
-
-
 def test_internal_snapshot_goes_back_with_its_tpm_although_there_are_checkpoints(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)], firmware="bios")
     vm.start(paused=True)
     vm.destroy()
     vm.store_in_tpm(b"of the time when it was off", index=1)
-    without = _internal(vm, "without")
-    record(vm, vmkeep, "without")
+    without = take(vm, vmkeep, "without", internal=True, uefi=False)
     vm.store_in_tpm(b"of the time when it ran", index=2)
     vm.start()
     vm.settle()
+    vm.suspend()
+    with_memory = take(vm, None, "with-memory", internal=True, uefi=False)
+    vm.resume()
     vmkeep.backup("guest")
-    with_memory = _internal(vm, "with-memory")
     vm.destroy()
     vm.store_in_tpm(b"of now", index=3)
     vm.start(paused=True)
@@ -284,68 +279,76 @@ def _all(vm: Vm) -> tuple[str, dict[str, bytes], bytes, bytes, list[str], str]:
     return xml, disks, vm.tpm_state(), vm.nvram(), checkpoints(vm), current(vm)
 
 
-def test_what_cannot_be_right_is_refused_by_name_and_leaves_everything(host: Host, vmkeep: Vmkeep) -> None:
+@pytest.fixture
+def zygote(host: Host, vmkeep: Vmkeep) -> Iterator[Zygote]:
+    """The command without its start, for many that are refused."""
+    zygote = Zygote(host, vmkeep.home)
+    yield zygote
+    zygote.close()
+
+
+def test_what_cannot_be_right_is_refused_by_name_and_leaves_everything(
+    host: Host, vmkeep: Vmkeep, zygote: Zygote
+) -> None:
     vm = _define(host)
-    vmkeep.backup("guest")
+    zygote.run(["backup", "guest"]).acts  # noqa: B018  raises when it failed
     kept = take(vm, vmkeep, "kept", memory=True)
     by_virsh = take(vm, None, "by-virsh")
     vm.destroy()
-    before = _all(vm)
 
-    def refused(name: str, *options: str) -> tuple[str, str]:
-        failure = vmkeep.fails("snapshot", "revert", "guest", name, "--yes", *options)
-        now = _all(vm)
-        assert now == before
-        return failure.code, failure.error["message"]
+    def refused(name: str, **options: Any) -> dict[str, Any]:
+        before = _all(vm)
+        error = zygote.run(["revert", "guest", name, options]).error
+        assert _all(vm) == before
+        return error
 
-    assert refused("none")[0] == "moment-not-found"
-    code, message = refused("by-virsh")
-    assert (code, "TPM" in message, "UEFI variables" in message) == ("choice-required", True, True)
-    assert refused("kept", "--tpm", "keep")[0] == "invalid-request"
-    assert refused("kept", "--only", "vdz")[0] == "invalid-request"
-    assert refused("kept", "--reset-nvram")[0] == "invalid-request"
+    assert refused("none")["code"] == "moment-not-found"
+    error = refused("by-virsh")
+    assert error["code"] == "choice-required"
+    assert "UEFI variables and TPM" in error["message"]
+    assert refused("by-virsh", only=["state"])["code"] == "state-unsupported"
+    assert refused("kept", tpm="keep")["code"] == "invalid-request"
+    assert refused("kept", only=["vdz"])["code"] == "invalid-request"
+    assert refused("kept", reset_nvram=True)["code"] == "invalid-request"
     assert kept.memory is not None
     for lost in (kept.memory, kept.images["vdb"], kept.images["vda"]):
         aside = host.dir / "work" / "aside"
         lost.rename(aside)
-        failure = vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes")
+        error = refused("kept")
         aside.rename(lost)
-        assert (failure.code, str(lost) in failure.error["message"]) == ("host-file-missing", True)
-        assert _all(vm) == before
+        assert (error["code"], error["path"]) == ("host-file-missing", str(lost))
 
     # Somebody took the VM back by hand, so that it may have written to the image with the state.
-    definition = before[0]
+    definition = _all(vm)[0]
     host.connection.defineXML(definition.replace(str(vm.disk_path("vda")), str(kept.images["vda"])))
-    failure = vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes")
-    assert (failure.code, failure.error["disk"]) == ("disk-unsupported", "vda")
+    error = refused("kept")
+    assert (error["code"], error["disk"]) == ("disk-unsupported", "vda")
     host.connection.defineXML(definition)
 
     disk = host.dir / "disks" / "guest-vdc.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", disk, str(MiB))
     added = f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/>"
     vm.domain.attachDeviceFlags(f"{added}<target dev='vdc' bus='virtio'/></disk>", libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-    before = _all(vm)
-    assert "vdc" in refused("kept")[1]
+    assert "vdc" in refused("kept")["message"]
     detached = etree.fromstring(definition)
     for element in detached.iterfind("devices/disk"):
         if element.find("target[@dev='vdb']") is not None:
             element.getparent().remove(element)  # type: ignore[union-attr]  # <devices>
     host.connection.defineXML(etree.tostring(detached, encoding="unicode"))
-    before = _all(vm)
-    assert "vdb" in refused("kept")[1]
+    assert "vdb" in refused("kept")["message"]
     host.connection.defineXML(definition)
     disk.unlink()
 
     vm.start(paused=True)
     with vm.own_backup_job(["vda"]):
-        assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes", "--stop").code == "vm-busy"
+        assert zygote.run(["revert", "guest", "kept", {"stop": True}]).error["code"] == "vm-busy"
     copy = host.dir / "disks" / "copy.qcow2"
     host.run(["virsh", "blockcopy", "guest", "vda", "--dest", str(copy), "--transient-job"], check=True)
-    assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes", "--stop").code == "vm-busy"
+    assert zygote.run(["revert", "guest", "kept", {"stop": True}]).error["code"] == "vm-busy"
     vm.domain.blockJobAbort("vda")
     assert vm.state() is VmState.PAUSED
     vm.domain.managedSave()
-    assert vmkeep.fails("snapshot", "revert", "guest", "kept", "--yes").code == "vm-running"
+    assert zygote.run(["revert", "guest", "kept", {}]).error["code"] == "vm-running"
     vm.domain.managedSaveRemove()
 
     # --only disks is the pairing that a snapshot of virsh has.
@@ -358,7 +361,9 @@ def test_what_cannot_be_right_is_refused_by_name_and_leaves_everything(host: Hos
 def test_vm_that_went_back_before_its_first_point_begins_a_new_tree(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
     vm.start(paused=True)
+    vm.destroy()
     early = take(vm, vmkeep, "early", uefi=False, tpm=False)
+    vm.start(paused=True)
     first = vmkeep.backup("guest")
     reverted = _revert(vmkeep, "early", "--stop", "--running")
     assert (reverted["state"], vm.state()) == ("running", VmState.RUNNING)
