@@ -163,7 +163,8 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                     answers.append([str(finding) for finding in report.findings])
                 elif kind == "snapshot":
                     snapshot = f"<domainsnapshot><name>{words[1]}</name>{''.join(words[2:])}</domainsnapshot>"
-                    made = engine.take_snapshot(TakeSnapshot(words[0], snapshot), lambda _: None)
+                    asked_for = TakeSnapshot(words[0], snapshot.replace("quiesce", ""), quiesce="quiesce" in words[2:])
+                    made = engine.take_snapshot(asked_for, lambda _: None)
                     answers.append({"snapshot": made.snapshot, "warnings": made.warnings})
                 elif kind == "kept":
                     answers.append(_kept(words[0], premises))

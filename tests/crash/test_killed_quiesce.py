@@ -72,6 +72,20 @@ def test_frozen_guest_is_thawed_when_its_point_is_killed(quiet: QuietGuest, trap
     assert (taken["point"]["kind"], taken["warnings"]) == ("incremental", [])
 
 
+def test_frozen_guest_is_thawed_when_its_snapshot_is_killed_and_the_snapshot_is_whole(quiet: QuietGuest) -> None:
+    vm, before = quiet.guest.vm, checkpoints(quiet.guest.vm)
+    trap = Trap("after", "vmkeep.hypervisor.snapshots:DomainSnapshots.create")
+    outcome = quiet.zygote.run(["snapshot", "linux", "frozen", "quiesce"], traps=[trap])
+    killed_at = time.monotonic()
+    assert outcome.status == KILLED, f"the place was not reached: {outcome}"
+
+    quiet.guest.run("date > /mnt/thawed && sync", timeout_seconds=5)
+    assert time.monotonic() - killed_at < 3
+    _wait_for_guardian(quiet, before)
+    kept = quiet.zygote.run(["kept", vm.uuid]).acts[0]
+    assert "frozen" in kept
+
+
 def _wait_for_guardian(quiet: QuietGuest, before: list[str]) -> None:
     """Wait until nothing of the killed point is left; nothing of vmkeep but the guardian runs."""
     vm = quiet.guest.vm

@@ -65,6 +65,18 @@ def test_file_system_in_a_quiesced_point_is_whole_without_its_journal(guest: Lin
     assert point["kind"] == "incremental"
 
 
+def test_file_system_below_a_quiesced_snapshot_is_whole_without_its_journal(
+    guest: LinuxGuest, vmkeep_there: Vmkeep
+) -> None:
+    guest.run("printf kept-%s below > /mnt/third")
+    base = guest.vm.disk_path("vda")
+    vmkeep_there.json("snapshot", "create", "linux", "--quiesce")
+    _assert_thawed(guest)
+    below = read_offline_image(base, "qcow2")
+    assert not needs_recovery(below)
+    assert b"kept-below" in below
+
+
 def test_guest_writes_on_while_a_quiesced_point_is_copied(guest: LinuxGuest, vmkeep_there: Vmkeep) -> None:
     guest.run(
         "(while :; do cut -d ' ' -f 1 /proc/uptime >> /mnt/times; usleep 10000; done) < /dev/null & echo $! > writer"

@@ -6,6 +6,10 @@ import typer
 
 from vmkeep.cli import snapshot_create, snapshot_revert
 
-app = typer.Typer(help="Make snapshots of whole VMs, and look after them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make snapshots of whole VMs, go back to them, and look after them.",
+    epilog="Example: vmkeep snapshot create win11 before-update",
+    no_args_is_help=True,
+)
 snapshot_create.register(app)
 snapshot_revert.register(app)

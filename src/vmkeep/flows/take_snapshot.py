@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmkeep.catalog import CatalogSnapshot, CatalogState
+from vmkeep.errors import VmkeepError
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
@@ -33,8 +34,14 @@ def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
     After a crash it is neither undone nor made anew, but settled (``settle_snapshot``). See docs/internals/flows.md.
     """
     made = plan.step(make_snapshot, plan, request, undo=lambda _: leave_snapshot(plan.services, plan.operation))
-    stored = plan.step(store_snapshot, plan.services, made)
-    plan.step(record_snapshot, plan.services, made, stored)
+    try:
+        stored = plan.step(store_snapshot, plan.services, made)
+        plan.step(record_snapshot, plan.services, made, stored)
+    except VmkeepError as error:
+        error.add_note(
+            f"snapshot {made.name} was made, and its state is kept on this host: the next command records it"
+        )
+        raise
     plan.step(close_snapshot, plan.services, plan.operation)
     kept = plan.services.catalog.snapshot(made.vm_uuid, made.name)
     point = None if kept is None else kept.current_point

@@ -80,6 +80,7 @@ def surroundings(domain: Domain, hypervisor: Hypervisor) -> Surroundings:
         chains=image_chains(definition),
         snapshots=DomainSnapshots(domain).names(),
         checkpoints=domain.checkpoint_names(),
+        saved=domain.has_saved_memory(),
         libvirt=hypervisor.versions()[0],
     )
 

@@ -22,6 +22,7 @@ from vmkeep.errors import (
     StateUnsupported,
     TargetExists,
     VmBusy,
+    VmRunning,
 )
 from vmkeep.host.keepsake import KeptOverlay
 from vmkeep.host.tasks import MakeSnapshot
@@ -50,7 +51,8 @@ _ASK_FOR_FILE: Final = "Name one with --diskspec {},file=PATH, or leave the disk
 class Surroundings:
     """What a snapshot meets: the VM as it stands, its images, and what libvirt lists of it.
 
-    ``chains`` are the images of each disk, the top one first. ``libvirt`` is its version.
+    ``chains`` are the images of each disk, the top one first. ``saved``: its memory is saved (managed save).
+    ``libvirt`` is its version.
     """
 
     vm: str
@@ -61,6 +63,7 @@ class Surroundings:
     chains: Mapping[str, tuple[ImageLayer, ...]]
     snapshots: frozenset[str]
     checkpoints: frozenset[str]
+    saved: bool
     libvirt: int
 
 
@@ -144,6 +147,13 @@ def _refuse_state(request: MakeSnapshot, around: Surroundings) -> None:
             hint=f"Wake it (`virsh dompmwakeup {vm}`) or shut it down, and run the command again.",
         )
     off = state.run is RunState.OFF
+    if off and around.saved:
+        # The saved memory comes with the definition of then, so the VM would go on in the images below the overlays.
+        raise VmRunning(
+            f"the memory of VM {vm!r} is saved (managed save), and belongs to the disks as they are",
+            vm=vm,
+            hint=f"Start the VM and make the snapshot, or drop the memory: `virsh managedsave-remove {vm}`.",
+        )
     if request.halt and (off or not around.persistent):
         why = "it is off already" if off else "it is transient: libvirt would forget it, and its snapshots"
         raise InvalidRequest(f"--halt makes no sense for VM {vm!r}: {why}", vm=vm, hint="Leave out --halt.")
