@@ -37,7 +37,7 @@ _FORWARD = [
     ("after", f"{_SAVE}#2"),
     ("before", "vmkeep.host.restore:publish#2"),
     ("after", "vmkeep.hypervisor.domain:Domain.forget_checkpoint"),
-    ("after", "vmkeep.hypervisor.reversion:Reversion.redefine_as_current"),
+    ("after", "vmkeep.hypervisor.reversion:Reversion.redefine"),
     ("after", f"{_SAVE}#3"),
 ]
 _STARTABLE_BEFORE_PARKING = _FORWARD[:1]

@@ -10,9 +10,9 @@ import pytest
 from lxml import etree
 
 from tests.crash.bed import Zygote
-from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
+from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal
 from tests.rig.cli import Vmkeep
-from tests.system.kept_snapshots import current, names, take
+from tests.system.kept_snapshots import Taken, current, names, take
 from tests.system.offline import bitmaps, qemu_img
 from tests.system.truth import Truth, checkpoints
 
@@ -221,6 +221,12 @@ def _delete_check(vm: Vm, *snapshots: str) -> str:
     return ""
 
 
+def _assert_image_is(host: Host, taken: Taken) -> None:
+    raw = host.dir / "work" / "image.raw"
+    qemu_img("convert", "-O", "raw", taken.images["vda"], raw)
+    assert_images_equal(raw.read_bytes(), taken.truth.images["vda"], taken.name)
+
+
 def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
     vm.start(paused=True)
@@ -233,23 +239,37 @@ def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(host: Host
     abandoned = vm.disk_path("vda")
     _revert(vmkeep, "one", "--no-safety")
     # The VM is on a branch: the overlays of both snapshots are not in its chain.
-    assert "snapshot two" in _delete_check(vm, "one")
+    said = _delete_check(vm, "one")
+    assert "snapshot two" in said
+    assert str(abandoned) in said
     vm.start(paused=True)
     vm.write_random("vda", start=3 * MiB, length=64 * KiB, seed=3)
     taken["three"] = take(vm, None, "three", uefi=False, tpm=False)
     _revert(vmkeep, "two", "--no-safety", "--stop")
     taken["two"].truth.assert_vm(vm)
-    said = _delete_check(vm, "one")
-    assert "snapshot three" in said
-    assert str(abandoned) in said
+    assert "snapshot three" in _delete_check(vm, "one")
 
-    # What is refused is what libvirt does: here it destroys the branch.
+    # libvirt refuses it too, because its record names the overlay of the other branch.
+    vm.start(paused=True)
+    refused = host.run(["virsh", "snapshot-delete", "guest", "one"])
+    assert "could not find base disk source" in refused.stderr
+    assert names(vm) == ["one", "three", "two"]
+    vm.destroy()
+    _assert_image_is(host, taken["three"])
+    _revert(vmkeep, "three", "--no-safety")
+    taken["three"].truth.assert_vm(vm)
+
+    # With the record as it was libvirt destroys the branch that the VM is not on.
+    _revert(vmkeep, "two", "--no-safety")
+    xml = vm.domain.snapshotLookupByName("one").getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+    named = str(etree.fromstring(xml).xpath("string(disks/disk/source/@file)"))
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    vm.domain.snapshotCreateXML(xml.replace(named, str(taken["two"].images["vda"])), flags)
     vm.start(paused=True)
     host.run(["virsh", "snapshot-delete", "guest", "one"], check=True)
     vm.destroy()
-    broken = qemu_img("convert", "-O", "raw", taken["three"].images["vda"], host.dir / "work" / "three.raw")
-    assert broken == ""
-    assert (host.dir / "work" / "three.raw").read_bytes() != taken["three"].truth.images["vda"]
+    with pytest.raises(AssertionError):
+        _assert_image_is(host, taken["three"])
 
 
 def test_snapshot_that_the_vm_was_reverted_to_can_be_deleted_by_libvirt_after_discarding(

@@ -34,6 +34,7 @@ from vmkeep.host.parking import Parking, read_definition, require_off
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.rebinding import rebind_to_bitmaps
 from vmkeep.host.restore import discard_replaced, publish_items, withdraw_items
+from vmkeep.host.snapshot_branches import guard_branches
 from vmkeep.host.snapshot_choice import choose, read_snapshot
 from vmkeep.host.snapshot_journal import new_journal
 from vmkeep.host.snapshot_premises import refuse_foreign_bitmaps
@@ -50,7 +51,7 @@ from vmkeep.host.tasks import (
 )
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.logs import get_logger
-from vmkeep.moments import SnapshotState, format_snapshot, parse_checkpoint
+from vmkeep.moments import SnapshotState, parse_checkpoint
 from vmkeep.repository import Repository
 from vmkeep.statefiles.installation import stage_file, stage_tpm
 from vmkeep.statefiles.location import swtpm_owner
@@ -194,7 +195,7 @@ class Revert:
             self._drop_bitmaps(domain, journal)
             Reversion(domain).revert(revert.snapshot, paused=revert.with_memory)
             return
-        self._make_current(domain, revert)
+        self._make_current(domain, revert.snapshot)
         if revert.memory:
             # Those of an attempt that was killed may have been open in a QEMU that is gone.
             self._make_overlays(revert.overlays)
@@ -235,22 +236,18 @@ class Revert:
             if name.startswith(self._prefix) or revert.drop_checkpoints:
                 domain.forget_checkpoint(name)
 
-    def _make_current(self, domain: Domain, revert: SnapshotRevert) -> None:
-        """Make it libvirt's current snapshot. Where its overlay goes, it is told of the new one in its place."""
-        # While a VM is off and has checkpoints libvirt 9.0 takes no snapshot, redefined ones neither ("cannot perform
-        # block operations while checkpoint exists"). The journal holds them, and they are listed again afterwards.
-        for name in sorted(domain.checkpoint_names()):
-            domain.forget_checkpoint(name)
+    def _make_current(self, domain: Domain, name: str) -> None:
+        """Make a snapshot libvirt's current one.
+
+        While a VM is off and has checkpoints libvirt 9.0 takes no snapshot, redefined ones neither ("cannot perform
+        block operations while checkpoint exists"). The journal holds them, and they are listed again afterwards.
+        """
+        for checkpoint in sorted(domain.checkpoint_names()):
+            domain.forget_checkpoint(checkpoint)
         reversion = Reversion(domain)
-        snapshot, _ = read_snapshot(reversion.snapshot_xml(revert.snapshot), domain)
-        new = {(overlay.target, overlay.former): overlay.path for overlay in revert.overlays if overlay.discard}
-        disks = tuple(
-            replace(disk, source=new.get((disk.name, disk.source or ""), disk.source)) for disk in snapshot.disks
-        )
-        reversion.redefine_as_current(
-            format_snapshot(replace(snapshot, disks=disks), secure=True),
-            disk_only=snapshot.state is SnapshotState.DISK_SNAPSHOT,
-        )
+        xml = reversion.snapshot_xml(name)
+        snapshot, _ = read_snapshot(xml, domain)
+        reversion.redefine(xml, disk_only=snapshot.state is SnapshotState.DISK_SNAPSHOT, current=True)
 
     # -- ReleaseReverted ---------------------------------------------------------------------------------------
 
@@ -289,21 +286,8 @@ class Revert:
     def _tidy(
         self, domain: Domain, journal: RestoreJournal, revert: SnapshotRevert
     ) -> tuple[list[str], tuple[str, ...]]:
-        """List the checkpoints that are left, and remove what was kept. The VM is right whatever this meets."""
+        """Remove what was kept, and let libvirt list what is so now. The VM is right whatever this meets."""
         warnings: list[str] = []
-        try:
-            if not revert.internal:
-                _list_again(domain, revert.checkpoints)
-            held = {overlay.target: {name for name, _ in overlay.bitmaps} for overlay in revert.overlays}
-            if held:
-                definition = read_definition(domain.definition_xml(inactive=True), domain)
-                warnings += [
-                    f"The checkpoint {name}, which is another tool's, has no bitmap in the disks that went back."
-                    for name in rebind_to_bitmaps(domain, definition, held, prefix=self._prefix)
-                ]
-            self._drop_way_back(domain, journal)
-        except (VmkeepError, OSError) as error:
-            warnings.append(f"What libvirt lists of checkpoints and snapshots could not be put right: {error}")
         discarded = []
         try:
             discard_replaced(DiscardReplaced(journal.items))
@@ -313,7 +297,38 @@ class Revert:
                     discarded.append(overlay.former)
         except OSError as error:
             warnings.append(f"What was replaced could not be removed: {error}. `vmkeep doctor` shows what is left.")
+        try:
+            if revert.internal:
+                self._drop_way_back(domain, journal)
+            elif revert.overlays:
+                warnings += self._list_moments(domain, revert)
+            else:
+                _list_again(domain, revert.checkpoints)
+        except (VmkeepError, OSError) as error:
+            warnings.append(f"What libvirt lists of checkpoints and snapshots could not be put right: {error}")
         return warnings, tuple(discarded)
+
+    def _list_moments(self, domain: Domain, revert: SnapshotRevert) -> list[str]:
+        """Let libvirt list snapshots and checkpoints as they fit the new images; return warnings."""
+        warnings = []
+        known = {parse_checkpoint(xml, redefine=True).name for xml in revert.checkpoints}
+        for name in sorted(domain.checkpoint_names() & known):
+            domain.forget_checkpoint(name)
+        try:
+            guard_branches(self._hypervisor, domain)
+        except VmkeepError as error:
+            warnings.append(
+                f"libvirt could not be told of the images that other snapshots need ({error.message}): do not delete "
+                "snapshots of this VM with virsh."
+            )
+        _list_again(domain, revert.checkpoints)
+        held = {overlay.target: {name for name, _ in overlay.bitmaps} for overlay in revert.overlays}
+        definition = read_definition(domain.definition_xml(inactive=True), domain)
+        warnings += [
+            f"The checkpoint {name}, which is another tool's, has no bitmap in the disks that went back."
+            for name in rebind_to_bitmaps(domain, definition, held, prefix=self._prefix)
+        ]
+        return warnings
 
     def _drop_way_back(self, domain: Domain, journal: RestoreJournal) -> None:
         """Remove the internal snapshot that was made first; a VM that runs already lets libvirt do it."""
@@ -410,7 +425,7 @@ class Revert:
         if revert.former_current in ("", revert.snapshot):
             return
         try:
-            self._make_current(domain, replace(revert, snapshot=revert.former_current, overlays=()))
+            self._make_current(domain, revert.former_current)
         except VmkeepError as error:
             _log.warning("current snapshot", vm=domain.name, snapshot=revert.former_current, error=error.message)
 

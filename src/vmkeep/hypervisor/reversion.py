@@ -42,11 +42,15 @@ class Reversion:
         with libvirt_errors("tell the current snapshot", self._domain.name):
             return self._handle.snapshotCurrent().getName() if self._handle.hasCurrentSnapshot() else None
 
-    def redefine_as_current(self, xml: str, *, disk_only: bool) -> None:
-        """Make a snapshot that exists what ``xml`` says, and the current one. Disks are not touched."""
-        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+    def redefine(self, xml: str, *, disk_only: bool, current: bool) -> None:
+        """Make a snapshot that exists what ``xml`` says, and with ``current`` the current one. Disks stay untouched.
+
+        The current one must be told to be that again.
+        """
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if current else 0
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY if disk_only else 0
-        with libvirt_errors("make the snapshot the current one", self._domain.name):
+        with libvirt_errors("redefine a snapshot", self._domain.name):
             self._handle.snapshotCreateXML(xml, flags)
 
     def revert(self, name: str, *, paused: bool) -> None:
