@@ -34,13 +34,15 @@ Chain = tuple[str, ...]
 class ImageUser:
     """Something that needs an image as it is, and the images of its chain, the top one first.
 
-    ``snapshot`` is its name when it is one of the VM; ``is_file``: nothing is known of it but the file.
+    ``snapshot`` is its name when it is one of the VM, ``inside`` when that is in its image itself. ``is_file``: nothing is
+    known of it but the file.
     """
 
     what: str
     chain: Chain
     snapshot: str = ""
     is_file: bool = False
+    inside: bool = False
 
 
 def is_harmed(user: ImageUser, overlay: str, below: str, present: Chain) -> bool:
@@ -48,9 +50,11 @@ def is_harmed(user: ImageUser, overlay: str, below: str, present: Chain) -> bool
 
     In the chain that the VM is on (``present``) libvirt writes the overlay into the image below: what stands on the
     overlay there is told of that, and so is a snapshot whose state is the overlay's. Elsewhere it can only remove the
-    overlay.
+    overlay. A snapshot in an image bears what is written to it, and goes with it.
     """
     top = user.chain[0]
+    if user.inside and top in (overlay, below):
+        return top == overlay
     if overlay not in present:
         return overlay in user.chain
     if top in present:
@@ -167,8 +171,10 @@ class _Branches:
 
     def _of_snapshots(self) -> Iterator[ImageUser]:
         for name, xml in Reversion(self._domain).snapshots().items():
-            for chain in self._images(xml)[1].values():
-                yield ImageUser(f"snapshot {name}", chain, snapshot=name)
+            snapshot, images = self._images(xml)
+            inside = {disk.name for disk in snapshot.disks if disk.location is SnapshotLocation.INTERNAL}
+            for target, chain in images.items():
+                yield ImageUser(f"snapshot {name}", chain, snapshot=name, inside=target in inside)
 
     def _of_vms(self) -> Iterator[ImageUser]:
         for vm in self._hypervisor.domains():

@@ -28,3 +28,8 @@ _A, _B, _C, _N, _M = ("a",), ("b", "a"), ("c", "b", "a"), ("n", "a"), ("m", "b",
 )
 def test_deletion_of_the_first_snapshot(present: tuple[str, ...], user: tuple[str, ...], harmed: bool) -> None:
     assert is_harmed(ImageUser("it", user), "b", "a", present) is harmed
+
+
+@pytest.mark.parametrize(("user", "harmed"), [(_A, False), (_B, True), (_C, False), (_N, True)])
+def test_snapshot_in_an_image_bears_a_merge_into_it_and_goes_with_it(user: tuple[str, ...], harmed: bool) -> None:
+    assert is_harmed(ImageUser("it", user, inside=True), "b", "a", _C) is harmed
