@@ -34,8 +34,8 @@ Chain = tuple[str, ...]
 class ImageUser:
     """Something that needs an image as it is, and the images of its chain, the top one first.
 
-    ``snapshot`` is its name when it is one of the VM, ``inside`` when that is in its image itself. ``is_file``: nothing is
-    known of it but the file.
+    ``snapshot`` is its name when it is one of the VM, ``inside`` when that is in its image itself. ``is_file``: nothing
+    is known of it but the file.
     """
 
     what: str
