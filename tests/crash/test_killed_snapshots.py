@@ -64,6 +64,7 @@ _STORED = [
     Place("after", _FLOW + "store_snapshot", made=True),
     Place("before", _CATALOG + "record_snapshot", made=True),
     Place("after", _CATALOG + "record_snapshot", made=True),
+    Place("after", "vmkeep.host.keepsake:Path.unlink#3", made=True),  # one of the state files is gone
     Place("after", _HOST + "remove_keepsake", made=True),
     Place("after", _FLOW + "close_snapshot", made=True),
 ]
@@ -149,6 +150,7 @@ def _kill_and_prove(bed: Bed, place: Place, state: VmState, memory: str = "") ->
     bed.assert_safe(before, state=state, killed_at=killed_at, record_allowed=place.record)
     bed.change()  # what the guest writes before anybody puts anything right
     recovered = bed.zygote.run(["kept", bed.vm.uuid])
+    assert not any("not kept" in sentence for sentence in recovered.recovered), recovered.recovered
     _assert_whole_or_not_there(bed, place, name, recovered.acts[0], instant, bases)
     assert list((bed.home / "snapshots").glob("*")) == []
     bed.next_backup_and_prove_all(killed=instant)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, MiB, Vm, VmState, assert_images_equal, read_offline_image
-from tests.rig.cli import Vmkeep
+from tests.rig.cli import Vmkeep, finished
 from tests.system.snapshots import assert_nothing_left, create_snapshot, kept_snapshot, snapshots
 
 pytestmark = pytest.mark.system
@@ -28,7 +34,8 @@ class Shared:
 @pytest.fixture(scope="module")
 def shared(session_host: Host) -> Iterator[Shared]:
     session_host.clear()
-    vm = session_host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)])
+    # Memory that takes some time to save, also without content.
+    vm = session_host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)], memory_mib=1500)
     vm.start(paused=True)
     yield Shared(vm, Vmkeep(session_host), session_host)
     session_host.clear()
@@ -75,21 +82,79 @@ def test_snapshot_beside_another_job_or_with_a_taken_name_is_refused_at_once(sha
     assert_nothing_left(vmkeep, vm)
 
 
-def test_doctor_forgets_what_is_kept_with_a_snapshot_that_libvirt_has_no_more(shared: Shared) -> None:
-    vmkeep = shared.vmkeep
+def test_doctor_forgets_what_is_kept_with_a_snapshot_that_is_gone_and_records_what_could_not_be_stored(
+    shared: Shared,
+) -> None:
+    vm, vmkeep = shared.vm, shared.vmkeep
     create_snapshot(vmkeep, "guest", "gone")
     shared.host.run(["virsh", "snapshot-delete", "guest", "gone", "--metadata"], check=True)
-    assert "snapshot-gone" in _findings(vmkeep)
+    vm.change_nvram()
+    nvram = vm.nvram()
+    states = vmkeep.home / "repository" / "states"
+    states.rename(states.with_name("aside"))
+    states.touch()  # nothing can be stored in it
+    failed = vmkeep.fails("snapshot", "create", "guest", "waits")
+    assert "the next command records it" in " ".join(failed.notes)
+    vm.change_nvram()
+    states.unlink()
+    states.with_name("aside").rename(states)
+
+    assert {"snapshot-gone", "snapshot-unrecorded"} <= set(_findings(vmkeep))
     vmkeep.run("doctor", "--fix", "guest")
-    assert "snapshot-gone" not in _findings(vmkeep)
-    kept_snapshot(vmkeep, shared.vm, "there")
+    assert not {"snapshot-gone", "snapshot-unrecorded"} & set(_findings(vmkeep))
+    assert kept_snapshot(vmkeep, vm, "waits").states == {"nvram": nvram, "tpm": vm.tpm_state()}
     with pytest.raises(AssertionError, match="nothing is kept"):
-        kept_snapshot(vmkeep, shared.vm, "gone")
+        kept_snapshot(vmkeep, vm, "gone")
+    assert_nothing_left(vmkeep, vm)
 
 
 def _findings(vmkeep: Vmkeep) -> list[str]:
     document = json.loads(vmkeep.run("--json", "doctor", "guest").stdout)
     return [finding["code"] for finding in document["doctor"]["findings"]]
+
+
+def test_memory_that_is_being_saved_is_broken_off_by_ctrl_c_and_the_guest_runs(shared: Shared) -> None:
+    vm, memory = shared.vm, shared.host.dir / "disks" / "memory"
+    vm.resume()
+    vm.settle()  # what the firmware has written takes time to save
+    before, listed = vm.disks(), set(snapshots(vm))
+    for attempt in range(8):
+        words = ["snapshot", "create", "guest", f"m{attempt}", "--memspec", str(memory)]
+        process = shared.vmkeep.start(*words)
+        writer = _memory_writer(shared.host, process)
+        if writer is None:  # it was faster than the look
+            process.communicate()
+            memory.unlink()
+            before, listed = vm.disks(), set(snapshots(vm))
+            continue
+        os.kill(writer, signal.SIGSTOP)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(writer, signal.SIGCONT)
+        wait_until(lambda: vm.state() is VmState.RUNNING, "the guest stands still", 5)
+        status, document = finished(process)
+        assert (status, document["error"]["code"]) == (130, "interrupted")
+        break
+    else:
+        pytest.fail("the memory was never caught while it was saved")
+    assert (vm.disks(), set(snapshots(vm)), memory.exists()) == (before, listed, False)
+    assert_nothing_left(shared.vmkeep, vm)
+    vm.suspend()
+
+
+def _memory_writer(host: Host, process: subprocess.Popen[str]) -> int | None:
+    """Return the process of libvirt's that writes a memory to its file; None when the command ends without one seen."""
+    while process.poll() is None:
+        # Only what is younger: a look at all processes of a machine takes as long as the memory.
+        young = [name for name in os.listdir("/proc") if name.isdecimal() and int(name) > process.pid]  # noqa: PTH208
+        for entry in map(Path("/proc").joinpath, young):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes()
+                if b"libvirt_iohelper" in words and str(host.dir).encode() in words:
+                    return int(entry.name)
+    return None
 
 
 def test_paused_vm_stays_paused_and_halted_vm_is_off(shared: Shared) -> None:

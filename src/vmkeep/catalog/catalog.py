@@ -199,6 +199,11 @@ class Catalog:
         with self._database.reading() as connection:
             return snapshot_queries.get(connection, vm_uuid.lower(), name)
 
+    def snapshot_by_id(self, snapshot_id: str) -> CatalogSnapshot | None:
+        """Return what is kept with the snapshot that an operation made; None when it is not recorded."""
+        with self._database.reading() as connection:
+            return snapshot_queries.by_id(connection, snapshot_id)
+
     def snapshots_of_vm(self, vm_uuid: str) -> tuple[CatalogSnapshot, ...]:
         """Return what is kept with each snapshot of a VM, oldest first."""
         with self._database.reading() as connection:

@@ -18,6 +18,11 @@ def get(connection: Connection, vm_uuid: str, name: str) -> CatalogSnapshot | No
     return None if row is None else _snapshot(connection, row)
 
 
+def by_id(connection: Connection, snapshot_id: str) -> CatalogSnapshot | None:
+    row = connection.execute(select(snapshots).where(snapshots.c.id == snapshot_id)).first()
+    return None if row is None else _snapshot(connection, row)
+
+
 def of_vm(connection: Connection, vm_uuid: str) -> tuple[CatalogSnapshot, ...]:
     chosen = select(snapshots).where(snapshots.c.vm_uuid == vm_uuid).order_by(snapshots.c.created, snapshots.c.name)
     return tuple(_snapshot(connection, row) for row in connection.execute(chosen).all())

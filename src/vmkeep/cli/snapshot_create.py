@@ -81,8 +81,8 @@ def create(
         bool, typer.Option("--print-xml", help="Print what libvirt would be asked for, and make nothing.")
     ] = False,
     atomic: Annotated[bool, typer.Option("--atomic", help="All disks or none, which is always so.")] = False,
-    live: Annotated[bool, typer.Option("--live", hidden=True)] = False,
-    no_metadata: Annotated[bool, typer.Option("--no-metadata", hidden=True)] = False,
+    live: Annotated[bool, typer.Option("--live", help="Refused: the guest stands still for the instant.")] = False,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Refused: nothing can be kept with it.")] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,

@@ -58,9 +58,19 @@ class Plan:
         self.operation = operation
         self._undos: list[tuple[str, Callable[[], object]]] = []
 
-    def step(self, function: Callable[[*Ts], R], *args: *Ts, undo: Callable[[R], object] | None = None) -> R:
-        """Run one durable step and return its result; on a resumed flow a step that ended is not run again."""
-        self.services.stop()
+    def step(
+        self,
+        function: Callable[[*Ts], R],
+        *args: *Ts,
+        undo: Callable[[R], object] | None = None,
+        heeds_stop: bool = True,
+    ) -> R:
+        """Run one durable step and return its result; on a resumed flow a step that ended is not run again.
+
+        A step that does not heed a stop is run although the operation was cancelled: what it ends cannot be undone.
+        """
+        if heeds_stop:
+            self.services.stop()
         name = getattr(function, "__name__", type(function).__name__)
         _log.debug("step", operation=self.operation, step=name)
         result = DBOS.run_step({"name": name}, function, *args)

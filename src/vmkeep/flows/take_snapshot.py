@@ -35,14 +35,14 @@ def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
     """
     made = plan.step(make_snapshot, plan, request, undo=lambda _: leave_snapshot(plan.services, plan.operation))
     try:
-        stored = plan.step(store_snapshot, plan.services, made)
-        plan.step(record_snapshot, plan.services, made, stored)
+        stored = plan.step(store_snapshot, plan.services, made, heeds_stop=False)
+        plan.step(record_snapshot, plan.services, made, stored, heeds_stop=False)
     except VmkeepError as error:
         error.add_note(
             f"snapshot {made.name} was made, and its state is kept on this host: the next command records it"
         )
         raise
-    plan.step(close_snapshot, plan.services, plan.operation)
+    plan.step(close_snapshot, plan.services, plan.operation, heeds_stop=False)
     kept = plan.services.catalog.snapshot(made.vm_uuid, made.name)
     point = None if kept is None else kept.current_point
     return SnapshotTaken(snapshot_summary(made, stored.states, point), made.warnings)
@@ -102,6 +102,10 @@ class Settled:
 
 def settle_snapshot(services: Services, operation: str) -> Settled:
     """Record a snapshot that was made and not recorded; nothing is taken back, because the guest may have written."""
+    recorded = services.catalog.snapshot_by_id(operation)
+    if recorded is not None:
+        close_snapshot(services, operation)
+        return Settled(f"snapshot {recorded.name} was complete when its process was killed", whole=True)
     settled: SnapshotSettled = services.on_host(operation, SettleSnapshot(operation))
     try:
         if settled.made is not None:

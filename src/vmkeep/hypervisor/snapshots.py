@@ -10,7 +10,7 @@ from lxml import etree
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.translation import libvirt_errors
 
-_BYTES_TOTAL, _BYTES_DONE = "memory_total", "memory_processed"
+_BYTES_TOTAL, _BYTES_LEFT = "memory_total", "memory_remaining"  # what was processed does not count zero pages
 
 
 class DomainSnapshots:
@@ -65,7 +65,8 @@ class DomainSnapshots:
         """Return how much of the memory is saved, and of how much; zeros where libvirt does not tell."""
         with suppress(libvirt.libvirtError):
             stats = self._domain.handle.jobStats()
-            return int(stats.get(_BYTES_DONE, 0)), int(stats.get(_BYTES_TOTAL, 0))
+            total = int(stats.get(_BYTES_TOTAL, 0))
+            return total - int(stats.get(_BYTES_LEFT, total)), total
         return 0, 0
 
     def abort(self) -> None:
