@@ -261,6 +261,15 @@ class VmOff(VmkeepError):
     default_hint = "Start the VM (`virsh start VM`) and run the command again."
 
 
+class SnapshotNeeded(VmkeepError):
+    """What the deletion of a snapshot would change or remove is needed by something else."""
+
+    code = "snapshot-needed"
+    exit_status = 19
+    http_status = 409
+    default_hint = "Nothing was changed. Delete what needs it first, or remove libvirt's record of the snapshot only."
+
+
 # -- stored data cannot be trusted -----------------------------------------------------------------------------
 
 

@@ -153,6 +153,8 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                     answers.append({"point": taken.point, "warnings": taken.warnings})
                 elif kind.startswith("restore"):
                     answers.append(_restore(kind, words, engine, premises))
+                elif kind == "revert":
+                    answers.append(_revert(words, engine))
                 elif kind == "delete":
                     engine.delete_point(words[0])
                     answers.append(None)
@@ -207,6 +209,28 @@ def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
         request = dataclasses.replace(request, safety=taken.point["id"])
     restored = engine.restore_in_place(request, unwatched)
     return {"safety": restored.safety, "warnings": restored.warnings}
+
+
+def _revert(words: list[Any], engine: Any) -> Any:
+    """Take a VM (name, snapshot, options of the request) back, without a safety point."""
+    from vmkeep.flows.requests import RevertSnapshot, RunAfterwards, TpmChoice
+
+    def unwatched(_progress: object) -> None:
+        return
+
+    options = dict(words[2])
+    asked = RevertSnapshot(words[0], words[1], only=tuple(options.pop("only", ())))
+    asked = dataclasses.replace(
+        asked,
+        run=RunAfterwards(options.pop("run", "then")),
+        tpm=TpmChoice(options.pop("tpm", "same")),
+        **options,
+    )
+    request, checked = engine.check_revert(asked, unwatched)
+    if checked.running:
+        engine.stop_for_revert(request, unwatched)
+    reverted = engine.revert_snapshot(request, unwatched)
+    return {"images": reverted.images, "state": reverted.state, "warnings": reverted.warnings}
 
 
 # -- places ----------------------------------------------------------------------------------------------------

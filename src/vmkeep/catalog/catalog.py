@@ -80,7 +80,12 @@ class Catalog:
         None: it is as it was before its first point.
         """
         with self._database.writing() as connection:
-            vm_queries.set_current_point(connection, uuid.lower(), point_id)
+            vm_queries.set_current_point(connection, uuid.lower(), point_id or vm_queries.BEFORE_FIRST)
+
+    def lose_track(self, uuid: str) -> None:
+        """Record that nobody knows which point a VM descends from."""
+        with self._database.writing() as connection:
+            vm_queries.set_current_point(connection, uuid.lower(), None)
 
     def vm(self, uuid: str) -> CatalogVm | None:
         with self._database.reading() as connection:
@@ -203,6 +208,11 @@ class Catalog:
         """Return what is kept with each snapshot of a VM, oldest first."""
         with self._database.reading() as connection:
             return snapshot_queries.of_vm(connection, vm_uuid.lower())
+
+    def rename_snapshot(self, vm_uuid: str, name: str, new_name: str) -> bool:
+        """Record that libvirt lists a snapshot under another name now; False when nothing is kept with it."""
+        with self._database.writing() as connection:
+            return snapshot_queries.rename(connection, vm_uuid.lower(), name, new_name)
 
     def forget_snapshot(self, snapshot_id: str) -> bool:
         """Remove a snapshot and its pins; False when it was not known. State versions stay known."""

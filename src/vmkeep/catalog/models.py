@@ -54,8 +54,8 @@ vms = Table(
     Column("host_uuid", String(36), ForeignKey("hosts.uuid")),
     Column("seen_at", String(32), nullable=False),
     Column("adopted", Boolean, nullable=False),
-    # The point that the VM's state descends from: the last one taken, or the one it was restored to. Not a foreign
-    # key: a point may be deleted while the VM goes on.
+    # The point that the VM's state descends from: the last one taken, or the one it was restored to. Empty: it is as
+    # before its first one. Not a foreign key: a point may be deleted while the VM goes on.
     Column("current_point", String(32)),
 )
 

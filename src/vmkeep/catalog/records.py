@@ -20,7 +20,8 @@ class KnownRepository:
 class CatalogVm:
     """A VM the catalogue knows. ``adopted``: known only from a repository taken over, never seen on this host.
 
-    ``current_point`` is the point that the VM's state descends from, where that is known.
+    ``current_point`` is the point that the VM's state descends from, where that is known. ``before_first``: it descends
+    from none, because it went back to a time before its first one.
     """
 
     uuid: str
@@ -29,6 +30,7 @@ class CatalogVm:
     seen_at: str
     adopted: bool
     current_point: str | None = None
+    before_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

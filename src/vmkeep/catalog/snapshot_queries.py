@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from vmkeep.catalog import models, state_queries
 from vmkeep.catalog.records import CatalogSnapshot
@@ -38,6 +38,18 @@ def add(connection: Connection, snapshot: CatalogSnapshot) -> None:
         "created": snapshot.created,
     }
     connection.execute(insert(snapshots).values(row))
+
+
+def rename(connection: Connection, vm_uuid: str, name: str, new_name: str) -> bool:
+    """Change a name; one of the new name, which libvirt cannot list any more, is removed."""
+    snapshot = get(connection, vm_uuid, name)
+    if snapshot is None:
+        return False
+    taken = get(connection, vm_uuid, new_name)
+    if taken is not None and taken.id != snapshot.id:
+        remove(connection, taken.id)
+    connection.execute(update(snapshots).where(snapshots.c.id == snapshot.id).values(name=new_name))
+    return True
 
 
 def remove(connection: Connection, snapshot_id: str) -> bool:

@@ -9,6 +9,8 @@ from vmkeep.catalog import models, texts
 from vmkeep.catalog.records import CatalogVm
 
 vms = models.vms
+BEFORE_FIRST = ""
+"""Stands for the current point of a VM that is as it was before its first one; NULL is one that is not known."""
 
 
 def see_host(connection: Connection, uuid: str, name: str) -> None:
@@ -61,4 +63,6 @@ def uuids_named(connection: Connection, text: str) -> tuple[str, ...]:
 
 
 def _vm(row: Row[tuple[object, ...]]) -> CatalogVm:
-    return CatalogVm(row.uuid, row.name, row.host_uuid, row.seen_at, bool(row.adopted), row.current_point)
+    before_first = row.current_point == BEFORE_FIRST
+    current = None if before_first else row.current_point
+    return CatalogVm(row.uuid, row.name, row.host_uuid, row.seen_at, bool(row.adopted), current, before_first)

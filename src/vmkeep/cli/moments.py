@@ -244,6 +244,10 @@ def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None
             order = replace(order, bases=frozenset(bases))
     with changing(running) as change:
         done = change(order)
+    if order.kind is MomentKind.SNAPSHOT and running.settings.catalog_path.exists():
+        from vmkeep.flows.forget_snapshot import forget_deleted_snapshots
+
+        forget_deleted_snapshots(running.premises.catalog, done.uuid, done.names)
     if running.console.json:
         value = {"vm": done.vm, f"{order.kind}s": list(done.names), "metadata_only": order.metadata_only}
         running.console.document({"deleted": value})
@@ -303,7 +307,10 @@ def edit_moment(
             was=xml,
         )
         with changing(running) as change:
-            return change(order)
+            done = change(order)
+        if order.renamed is not None and not clone and running.settings.catalog_path.exists():
+            running.premises.catalog.rename_snapshot(done.uuid, order.renamed, new_name)
+        return done
 
     done = edit_text(xml, f"{kind}.xml", change_it, running.console, limit_bytes=DOCUMENT_BYTES)
     if done is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import moment_health, momentfiles, moments, snapshot_create
+from vmkeep.cli import moment_health, momentfiles, moments, snapshot_create, snapshot_revert
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
     ChildrenOption,
@@ -305,4 +305,5 @@ def _kind() -> MomentKind:
 
 
 snapshot_create.register(app)
+snapshot_revert.register(app)
 moment_health.register_for_snapshots(app)

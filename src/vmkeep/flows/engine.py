@@ -33,6 +33,8 @@ from vmkeep.flows.requests import (
     RestoreFiles,
     RestoreInPlace,
     RestoreVm,
+    RevertSnapshot,
+    SnapshotReverted,
     SnapshotTaken,
     TakePoint,
     TakeSnapshot,
@@ -41,6 +43,7 @@ from vmkeep.flows.requests import (
 from vmkeep.flows.restore_files import restore_files
 from vmkeep.flows.restore_in_place import restore_in_place
 from vmkeep.flows.restore_vm import restore_vm
+from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
 from vmkeep.flows.take_point import remove_point, take_point
@@ -53,7 +56,16 @@ from vmkeep.host.local import LocalHost
 from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import rescue_abandoned
 from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import CheckInPlace, InPlaceChecked, RestoreSettled, SettleRestore
+from vmkeep.host.tasks import (
+    CheckInPlace,
+    CheckRevert,
+    InPlaceChecked,
+    RestoreSettled,
+    RevertChecked,
+    SettleRestore,
+    StopForRevert,
+    Task,
+)
 from vmkeep.logs import get_logger
 
 _log = get_logger(__name__)
@@ -62,7 +74,14 @@ SAFETY_LABEL = "vmkeep.safety"
 R = TypeVar("R")
 Watch = Callable[[Progress], None]
 
-_FLOWS: tuple[Flow[Any, Any], ...] = (take_point, restore_files, restore_vm, restore_in_place, take_snapshot)
+_FLOWS: tuple[Flow[Any, Any], ...] = (
+    take_point,
+    restore_files,
+    restore_vm,
+    restore_in_place,
+    revert_snapshot,
+    take_snapshot,
+)
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
@@ -157,14 +176,17 @@ class Engine:
 
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
         """Raise what refuses a restore in place; nothing is changed."""
+        checked: InPlaceChecked = self._ask(CheckInPlace(request.point, request.only, str(request.tpm)), watch)
+        return checked
+
+    def _ask(self, task: Task, watch: Watch) -> Any:
+        """Carry out a task of the host that belongs to no flow."""
         self._stop()
         self._watch = watch
         try:
-            task = CheckInPlace(request.point, request.only, str(request.tpm))
-            checked: InPlaceChecked = self._services().on_host(uuid.uuid4().hex, task)
+            return self._services().on_host(uuid.uuid4().hex, task)
         finally:
             self._watch = _unwatched
-        return checked
 
     def restore_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceRestored:
         """Write a point over its VM, of which ``request.safety`` was just taken; on failure the VM is as before.
@@ -172,6 +194,32 @@ class Engine:
         Raises RestorePending when it is not: it is kept from starting then.
         """
         return self._run(restore_in_place, request, request.vm, watch)
+
+    def check_revert(self, request: RevertSnapshot, watch: Watch) -> tuple[RevertSnapshot, RevertChecked]:
+        """Raise what refuses a revert, and change nothing; return the request made complete, and what it would do."""
+        vm_uuid = self._host.vm_uuid(request.vm)
+        known = known_snapshot(self._premises.catalog, vm_uuid, request.snapshot)
+        checked: RevertChecked = self._ask(CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
+        complete = dataclasses.replace(
+            request, vm=checked.vm_name, vm_uuid=vm_uuid, creation_time=checked.creation_time
+        )
+        return complete, checked
+
+    def stop_for_revert(self, request: RevertSnapshot, watch: Watch) -> None:
+        """Pull the plug of a VM that will be reverted."""
+        self._ask(StopForRevert(request.vm_uuid), watch)
+
+    def take_point_before_revert(self, request: RevertSnapshot, checked: RevertChecked, watch: Watch) -> PointTaken:
+        """Take the point of the VM as it is now. Disks whose image is gone are left out of it."""
+        labels = {SAFETY_LABEL: f"snapshot {request.snapshot}"}
+        return self.take_point(TakePoint(checked.vm_name, exclude=checked.missing, labels=labels), watch)
+
+    def revert_snapshot(self, request: RevertSnapshot, watch: Watch) -> SnapshotReverted:
+        """Take a VM back to a snapshot; on failure it is as before. The request is one that ``check_revert`` returned.
+
+        Raises RestorePending when it is not: it is kept from starting then.
+        """
+        return self._run(revert_snapshot, request, request.vm, watch)
 
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""
@@ -383,7 +431,10 @@ class Engine:
                 told.append(f"an interrupted restore ({path.stem}) could not be put right: {error}")
                 continue
             if settled is not None:
-                self._premises.catalog.return_to(settled.vm_uuid, settled.point)
+                if settled.known:
+                    self._premises.catalog.return_to(settled.vm_uuid, settled.point)
+                else:
+                    self._premises.catalog.lose_track(settled.vm_uuid)
                 told.append(settled.told)
         return tuple(told)
 

@@ -125,6 +125,62 @@ class InPlaceRestored:
     warnings: tuple[str, ...] = ()
 
 
+class RunAfterwards(StrEnum):
+    """How a VM is after a revert: as it was at the snapshot (off, where that holds no memory), running, or paused."""
+
+    THEN = "then"
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class RevertSnapshot:
+    """Take a VM back to a snapshot of libvirt. ``vm`` is a name or a UUID; ``only`` and ``tpm`` as in RestoreInPlace.
+
+    ``memory`` False leaves the memory. ``stop`` pulls the plug of a VM that runs. ``discard`` removes the images that
+    it is on now where nothing needs them. ``force``, ``drop_checkpoints`` and ``reset_nvram`` are as in RevertChoice.
+    ``safety`` is the point that holds the VM as it is now. ``vm_uuid`` and ``creation_time`` (the
+    snapshot's, in seconds since 1970) are set once the request was checked.
+    """
+
+    vm: str
+    snapshot: str
+    only: tuple[str, ...] = ()
+    tpm: TpmChoice = TpmChoice.SAME
+    memory: bool = True
+    run: RunAfterwards = RunAfterwards.THEN
+    stop: bool = False
+    discard: bool = False
+    force: bool = False
+    drop_checkpoints: bool = False
+    reset_nvram: bool = False
+    safety: str | None = None
+    vm_uuid: str = ""
+    creation_time: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotReverted:
+    """What went back. ``images`` are the files that the disks are on now, ``left`` those that they were on.
+
+    ``state`` is how the VM is; ``not_started`` says why it does not run although it should.
+    """
+
+    snapshot: str
+    name: str
+    uuid: str
+    safety: str | None
+    disks: tuple[str, ...]
+    states: tuple[str, ...]
+    memory: bool
+    images: tuple[str, ...]
+    left: tuple[str, ...]
+    discarded: tuple[str, ...]
+    state: str
+    not_started: str = ""
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot:
     """Make a snapshot of a VM, with its TPM state and UEFI variables. ``vm`` is a name or a UUID.

@@ -99,12 +99,15 @@ def remove_point(services: Services, point_id: str) -> None:
 def _parent(services: Services, opened: PointOpened) -> str | None:
     """Return the point that the VM's state descends from: where it is now, else the last one taken of it.
 
-    A base that this catalogue does not know was made by another installation, to which the VM had gone meanwhile.
+    None: it has no point, or is as it was before its first one. A base that this catalogue does not know was made by
+    another installation, to which the VM had gone meanwhile.
     """
     known = [point.id for point in services.catalog.points_of_vm(opened.vm_uuid)]
     if opened.base is not None and opened.base not in known:
         return opened.base
     vm = services.catalog.vm(opened.vm_uuid)
+    if vm is not None and vm.before_first:
+        return None
     if vm is not None and vm.current_point in known:
         return vm.current_point
     return known[0] if known else None

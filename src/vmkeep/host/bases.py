@@ -159,5 +159,21 @@ def base_of(point: KnownPoint, name: str, bitmaps: Bitmaps, *, listed: bool) -> 
         disk.target: BaseDisk(source=disk.source, size_bytes=disk.size_bytes, format=disk.format, bitmap=disk.bitmap)
         for disk in point.disks
     }
-    health = {target: bitmaps.health(name, target) for target in disks}
+    health = {target: _health_down_to(disk.source, name, target, bitmaps) for target, disk in disks.items()}
     return Base(point_id=point.point_id, checkpoint=name, listed=listed, disks=disks, bitmaps=health)
+
+
+def _health_down_to(first: str, name: str, target: str, bitmaps: Bitmaps) -> BitmapHealth:
+    """Judge a bitmap that is sound as far as its top goes: it must be in every image down to ``first``.
+
+    libvirt looks whether the images that have it follow each other, and not whether it began in the lowest of them: one
+    that was removed from an image below (by the deletion of the checkpoint on another branch) lacks what was written
+    there. What lies below the top is read-only, and its header tells what it has.
+    """
+    health = bitmaps.health(name, target)
+    paths = [layer.path for layer in bitmaps.chains.get(target, ())]
+    if health is not BitmapHealth.SOUND or first not in paths[1:]:
+        return health
+    found = bitmaps.layers(name, target)[1 : paths.index(first) + 1]
+    whole = all(bitmap is not None and bitmap.recording and not bitmap.in_use for bitmap in found)
+    return BitmapHealth.SOUND if whole else BitmapHealth.GAP

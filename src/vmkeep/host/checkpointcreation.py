@@ -33,7 +33,7 @@ def create_checkpoint(domain: Domain, order: CreateCheckpoint) -> MomentsChanged
     assert wanted.name is not None, "a name is made of the time where none is given"
     checkpoint, left_out = _aligned(wanted, domain.definition_xml(), domain.name)
     xml = format_checkpoint(replace(checkpoint, creation_time=0))
-    changed = MomentsChanged(vm=domain.name, names=(wanted.name,), xml=xml, notices=left_out)
+    changed = MomentsChanged(vm=domain.name, uuid=domain.uuid, names=(wanted.name,), xml=xml, notices=left_out)
     if order.dry:
         return changed
     if domain.state().run is RunState.OFF:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from vmkeep.config import Settings
 from vmkeep.errors import RestorePending, VmBusy
@@ -56,11 +57,58 @@ class JournalDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalOverlay:
+    """A new image of a disk, on top of the one that holds a snapshot's state: ``base``, which is never written to.
+
+    ``former`` is the image that the disk was on until now; ``owner``, ``group`` and ``mode`` are that one's. It is
+    removed in the end with ``discard``. ``bitmaps`` are (name, granularity) of those that go on in the new one.
+    """
+
+    target: str
+    path: str
+    base: str
+    base_format: str
+    former: str
+    owner: int
+    group: int
+    mode: int
+    bitmaps: tuple[tuple[str, int], ...] = ()
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRevert:
+    """What a journal says besides when the VM goes back to a snapshot of libvirt, and not to a point.
+
+    ``memory`` is the file of its memory that is put back, empty for none. ``internal``: it is in the images themselves
+    (the journal's ``disks``), ``with_memory`` or without. ``run`` is how the VM is in the end: "off", "running" or
+    "paused". ``former_current`` is libvirt's current snapshot before. ``aim`` and ``origin`` are the points that the VM
+    descends from afterwards and before, as (point or "", whether it is known). ``checkpoints`` is the XML of those that
+    libvirt listed, parents first. ``definition`` is the VM's as it was, where libvirt's own revert changes it.
+    """
+
+    snapshot: str
+    overlays: tuple[JournalOverlay, ...]
+    memory: str
+    internal: bool
+    with_memory: bool
+    run: str
+    reset_nvram: bool
+    drop_checkpoints: bool
+    former_current: str
+    aim: tuple[str, bool]
+    origin: tuple[str, bool]
+    states: tuple[tuple[str, str], ...]
+    checkpoints: tuple[str, ...] = ()
+    definition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreJournal:
     """One restore in place. ``items`` are the files that are renamed into place: state files and images made anew.
 
     ``whole``: all disks of the point go back. ``parked_path`` is empty for a VM without disks, which is not parked.
-    ``parked_element`` puts its first disk right.
+    ``parked_element`` puts its first disk right. ``revert`` is set when it goes to a snapshot of libvirt.
     """
 
     operation: str
@@ -76,6 +124,12 @@ class RestoreJournal:
     parked_element: str
     whole: bool
     stage: RestoreStage = RestoreStage.PARKED
+    revert: SnapshotRevert | None = None
+
+    @property
+    def aim(self) -> str:
+        """What it goes to, in words."""
+        return f"point {self.point}" if self.revert is None else f"snapshot {self.revert.snapshot}"
 
     def save(self, directory: Path) -> None:
         """Write the journal durably; the file is named after the operation and nobody else may read it."""
@@ -103,6 +157,8 @@ class RestoreJournal:
             value["stage"] = RestoreStage(value["stage"])
             value["items"] = tuple(DeliveredItem(**item) for item in value["items"])
             value["disks"] = tuple(_disk(disk) for disk in value["disks"])
+            if value.get("revert") is not None:
+                value["revert"] = _revert(value["revert"])
             return cls(**value)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not the journal of a restore: {error}") from error
@@ -123,6 +179,19 @@ def _disk(value: dict[str, object]) -> JournalDisk:
     assert isinstance(broken, list)
     planned = None if not isinstance(runs, list) else tuple((int(first), int(count)) for first, count in runs)
     return JournalDisk(**value, runs=planned, broken=tuple(broken))  # type: ignore[arg-type] # wrong fields: TypeError
+
+
+def _revert(value: dict[str, Any]) -> SnapshotRevert:
+    value["overlays"] = tuple(
+        JournalOverlay(**{**each, "bitmaps": tuple((str(name), int(size)) for name, size in each["bitmaps"])})
+        for each in value["overlays"]
+    )
+    value["states"] = tuple((str(kind), str(version)) for kind, version in value["states"])
+    value["checkpoints"] = tuple(str(xml) for xml in value["checkpoints"])
+    for descent in ("aim", "origin"):
+        point, known = value[descent]
+        value[descent] = (str(point), bool(known))
+    return SnapshotRevert(**value)
 
 
 def journal_path(directory: Path, operation: str) -> Path:
@@ -155,7 +224,7 @@ def refuse_while_pending(settings: Settings, vm: str, vm_uuid: str) -> None:
     pending = pending_restore(settings, vm_uuid)
     if pending is not None:
         raise RestorePending(
-            f"a restore of VM {vm!r} in place, to point {pending.point}, is not finished",
+            f"a restore of VM {vm!r} in place, to {pending.aim}, is not finished",
             vm=vm,
             path=str(journal_path(settings.restores_dir, pending.operation)),
         )

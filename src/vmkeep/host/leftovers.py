@@ -186,11 +186,11 @@ def pending_restores(settings: Settings) -> Iterator[tuple[str, Finding]]:
         if FileLock.is_held(settings.locks_dir / f"{journal.vm_uuid}.lock"):
             continue  # it is under way
         message = (
-            f"a restore in place to point {journal.point} was not finished: the disks may not be whole, "
+            f"a restore in place to {journal.aim} was not finished: the disks may not be whole, "
             "and the VM is kept from starting"
         )
         if journal.stage is RestoreStage.RELEASED:
-            message = f"what a restore in place to point {journal.point} kept aside was not removed"
+            message = f"what a restore in place to {journal.aim} kept aside was not removed"
         finding = Finding(FindingCode.RESTORE_PENDING, message, vm=journal.vm, path=str(path), recovered=True)
         yield journal.vm_uuid, finding
 

@@ -24,18 +24,23 @@ from vmkeep.host.checkup import check_host, mend
 from vmkeep.host.connecting import LazyConnection
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.inplace import InPlace, check_in_place
+from vmkeep.host.journal import RestoreJournal, journal_path
 from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
 from vmkeep.host.moments import LocalMoments
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
 from vmkeep.host.snapshot import Snapshotting, snapshot_xml
 from vmkeep.host.snapshot_health import SnapshotHealth
+from vmkeep.host.snapshot_premises import check_revert, stop_for_revert
+from vmkeep.host.snapshot_revert import Revert
 from vmkeep.host.snapshot_survey import look_at_snapshots
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import (
     AbandonPoint,
+    ApplyRevert,
     BindRestore,
     CheckInPlace,
+    CheckRevert,
     ClosePoint,
     CloseSnapshot,
     CopyPoint,
@@ -46,16 +51,21 @@ from vmkeep.host.tasks import (
     LeaveSnapshot,
     MakeSnapshot,
     OpenPoint,
+    ParkForRevert,
     ParkVm,
     PrepareFiles,
     PrepareVm,
     PublishItems,
     PublishRestore,
     PutBack,
+    PutBackRevert,
+    ReleaseReverted,
     ReleaseVm,
     SettleRestore,
     SettleSnapshot,
     StageRestore,
+    StageRevert,
+    StopForRevert,
     StoreSnapshot,
     Task,
     UndefineVm,
@@ -83,6 +93,7 @@ class _Operation:
     cancelled: VmkeepError | None = None
     point: Point | None = None
     in_place: InPlace | None = None
+    revert: Revert | None = None
     snapshotting: Snapshotting | None = None
 
     def stop(self) -> None:
@@ -188,6 +199,7 @@ class LocalHost:
         if before is not None:
             current.point = before.point
             current.in_place = before.in_place
+            current.revert = before.revert
             current.snapshotting = before.snapshotting
         self._operations[operation] = current
         current.thread = threading.Thread(
@@ -283,7 +295,23 @@ class LocalHost:
             case PutBack() as task:
                 return self._in_place(operation, task.operation).put_back(task.vm_uuid)
             case SettleRestore() as task:
+                if self._goes_to_snapshot(task.operation):
+                    return self._revert(operation, task.operation).settle()
                 return self._in_place(operation, task.operation).settle()
+            case CheckRevert() as task:
+                return check_revert(self._connected(), self._repository(), self._settings, task)
+            case StopForRevert() as task:
+                return stop_for_revert(self._connected(), self._settings, task)
+            case ParkForRevert() as task:
+                return self._revert(operation, task.operation).park(task)
+            case StageRevert() as task:
+                return self._revert(operation, task.operation).stage()
+            case ApplyRevert() as task:
+                return self._revert(operation, task.operation).apply()
+            case ReleaseReverted() as task:
+                return self._revert(operation, task.operation).release(task.vm_uuid)
+            case PutBackRevert() as task:
+                return self._revert(operation, task.operation).put_back(task.vm_uuid)
             case MakeSnapshot() as task:
                 self._repository()  # where its states will go
                 return self._snapshotting(operation, task.operation).make(task)
@@ -306,6 +334,18 @@ class LocalHost:
             operation.in_place = InPlace(self._settings, self._connected(), self._repository(), operation_id)
         operation.in_place.serve(stop=operation.stop, watch=operation.watch)
         return operation.in_place
+
+    def _revert(self, operation: _Operation, operation_id: str) -> Revert:
+        if operation.revert is None:
+            operation.revert = Revert(self._settings, self._connected(), self._repository(), operation_id)
+        operation.revert.serve(stop=operation.stop, watch=operation.watch)
+        return operation.revert
+
+    def _goes_to_snapshot(self, operation_id: str) -> bool:
+        try:
+            return RestoreJournal.load(journal_path(self._settings.restores_dir, operation_id)).revert is not None
+        except (OSError, ValueError):
+            return False  # over just now, or not to be read: the restore says so
 
     def _snapshotting(self, operation: _Operation, operation_id: str) -> Snapshotting:
         if operation.snapshotting is None:

@@ -24,6 +24,10 @@ def delete_moments(
     with moment_errors(order.kind, domain.name):
         names = to_be_deleted(found.tree(), order.name, order.mode)
     _demand_consent(order, names, domain.name)
+    if order.kind is MomentKind.SNAPSHOT and not order.metadata_only:
+        from vmkeep.host.snapshot_branches import refuse_dangerous_deletion
+
+        refuse_dangerous_deletion(hypervisor, domain, names)
     delete_one = _deleter(domain, order, register, hypervisor, running=found.running)
     deleted: list[str] = []
     for name in names:
@@ -42,7 +46,7 @@ def delete_moments(
                 f"{error.message} ({_so_far(order.kind, deleted, names)})", vm=domain.name, hint=error.hint or None
             ) from error
         deleted.append(name)
-    return MomentsChanged(vm=domain.name, names=tuple(deleted))
+    return MomentsChanged(vm=domain.name, uuid=domain.uuid, names=tuple(deleted))
 
 
 def _demand_consent(order: DeleteMoments, names: tuple[str, ...], vm: str) -> None:

@@ -124,6 +124,7 @@ class MomentsChanged:
     """
 
     vm: str
+    uuid: str
     names: tuple[str, ...]
     kept: tuple[str, ...] = ()
     xml: str | None = None

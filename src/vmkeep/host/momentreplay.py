@@ -116,7 +116,7 @@ def redefine_moment(domain: Domain, order: RedefineMoment, stop: Callable[[], No
     except BaseException as error:
         replay.take_back(error)
         raise
-    return MomentsChanged(vm=domain.name, names=(name,))
+    return MomentsChanged(vm=domain.name, uuid=domain.uuid, names=(name,))
 
 
 def _finish_renaming(replay: _Replay, order: RedefineMoment, found: VmMoments, moment: AnyMoment) -> None:
@@ -156,6 +156,7 @@ def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None
         raise
     return MomentsChanged(
         vm=domain.name,
+        uuid=domain.uuid,
         names=tuple(name for name in ordered if name not in equal),
         kept=tuple(name for name in ordered if name in equal),
     )

@@ -54,11 +54,7 @@ class Parking:
         items: tuple[DeliveredItem, ...],
     ) -> RestoreJournal:
         """Return the journal of a restore that begins. ``present`` is the VM's definition as it is."""
-        path = self._settings.restores_dir / f"restore-of-{domain.name}-not-finished--run-vmkeep-doctor"
-        target = element = ""
-        if any(disk.source_kind is not SourceKind.NONE and not disk.removable for disk in definition.disks):
-            parked = park(present, str(path))
-            target, element = parked.target, parked.element
+        path, target, element = self.place(domain, present, definition)
         return RestoreJournal(
             operation=self._operation,
             uri=self._hypervisor.uri,
@@ -71,11 +67,22 @@ class Parking:
                 for disk in selection.disks
             ),
             items=items,
-            parked_path=str(path) if target else "",
+            parked_path=path,
             parked_target=target,
             parked_element=element,
             whole=selection.whole,
         )
+
+    def place(self, domain: Domain, present: str, definition: Definition) -> tuple[str, str, str]:
+        """Return the path at which the VM is parked, the target of the disk, and its element that puts it right.
+
+        All are empty for a VM without disks, which is not parked.
+        """
+        path = str(self._settings.restores_dir / f"restore-of-{domain.name}-not-finished--run-vmkeep-doctor")
+        if not any(disk.source_kind is not SourceKind.NONE and not disk.removable for disk in definition.disks):
+            return "", "", ""
+        parked = park(present, path)
+        return path, parked.target, parked.element
 
     def resume(self, stop: Callable[[], None]) -> tuple[RestoreJournal, Domain]:
         """Return journal and VM of a restore that goes forward, with the lock held and the VM parked.

@@ -7,7 +7,7 @@ bitmaps of ours say something of another point and go; those of others stay, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from vmkeep.definition import Definition
 from vmkeep.errors import TargetExists, VmBusy
@@ -54,6 +54,27 @@ def rebind(
     _redefine(domain, definition, checkpoint, fresh | (_bitmaps(domain, checkpoint, listed) - bound))
     for name in sorted(names):
         _redefine(domain, definition, name, _bitmaps(domain, name, listed) - bound)
+
+
+def rebind_to_bitmaps(
+    domain: Domain, definition: Definition, held: Mapping[str, Collection[str]], *, prefix: str
+) -> tuple[str, ...]:
+    """Let libvirt list our checkpoints with just the bitmaps that are there; can be repeated.
+
+    ``held`` are the bitmaps in the chain of each disk whose image was exchanged, by target; other disks stay as they
+    are listed. Returns the checkpoints of others that lack a bitmap now: those are left alone.
+    """
+    listed = domain.checkpoint_names()
+    ours = {name for name in listed if name.startswith(prefix)}
+    ours |= {name for names in held.values() for name in names if name.startswith(prefix)}
+    for name in sorted(ours):
+        there = {target for target, names in held.items() if name in names and _can_record(definition, target)}
+        _redefine(domain, definition, name, there | (_bitmaps(domain, name, listed) - held.keys()))
+    return tuple(
+        name
+        for name in sorted(listed - ours)
+        if any(name not in held.get(target, {name}) for target in _bitmaps(domain, name, listed))
+    )
 
 
 def _make_bitmap_afresh(disk: JournalDisk, name: str | None, prefix: str, key: ImageKey | None) -> None:

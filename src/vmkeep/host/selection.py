@@ -268,12 +268,12 @@ def _choose_states(
                     vm=definition.name,
                     hint="--tpm keep leaves the present TPM.",
                 )
-            chosen.append(_chosen_state(source))
+            chosen.append(chosen_state(source))
     _check_firmware(record, definition, chosen, warnings)
     return chosen
 
 
-def _chosen_state(source: StateSource) -> ChosenState:
+def chosen_state(source: StateSource) -> ChosenState:
     """Return what is replaced: a TPM's directory goes as a whole, because it is renamed."""
     if source.kind != "tpm":
         return ChosenState(source.kind, source.path)

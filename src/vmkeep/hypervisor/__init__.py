@@ -3,6 +3,7 @@
 from vmkeep.hypervisor.connection import Hypervisor
 from vmkeep.hypervisor.domain import Domain, DomainState, RunState
 from vmkeep.hypervisor.moments import DomainMoments
+from vmkeep.hypervisor.reversion import Reversion
 from vmkeep.hypervisor.secrets import Secret, Withheld, secret_xml
 from vmkeep.hypervisor.snapshots import DomainSnapshots
 
@@ -12,6 +13,7 @@ __all__ = [
     "DomainSnapshots",
     "DomainState",
     "Hypervisor",
+    "Reversion",
     "RunState",
     "Secret",
     "Withheld",

@@ -99,3 +99,16 @@ class Hypervisor:
         """Define a VM of ``xml``, without starting it; raises HypervisorError with libvirt's reason."""
         with libvirt_errors("define the VM", vm):
             return Domain(self._connection.defineXML(xml))
+
+    def saved_definition(self, path: str, vm: str) -> str:
+        """Return the definition in a file of saved memory, with its passwords; HypervisorError when it is none."""
+        with libvirt_errors(f"read the memory in {path}", vm):
+            return self._connection.saveImageGetXMLDesc(path, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+
+    def restore_memory(self, path: str, xml: str, vm: str) -> None:
+        """Start a VM from a file of saved memory as ``xml`` says, and leave it paused: no instruction was executed.
+
+        The definition that it has for its next start stays.
+        """
+        with libvirt_errors(f"restore the memory in {path}", vm):
+            self._connection.restoreFlags(path, xml, libvirt.VIR_DOMAIN_SAVE_PAUSED)

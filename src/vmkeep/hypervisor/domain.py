@@ -44,12 +44,13 @@ _RUN_STATES = {
 @dataclass(frozen=True, slots=True)
 class DomainState:
     """Run state; whether the VM stopped itself on an I/O error (which includes a full scratch disk); whether it is
-    off because its QEMU died; whether its guest suspended it (S3)."""
+    off because its QEMU died; whether its guest suspended it (S3); whether libvirt is starting it just now."""
 
     run: RunState
     io_error: bool
     killed: bool = False
     asleep: bool = False
+    starting: bool = False
 
 
 class Domain:
@@ -76,6 +77,8 @@ class Domain:
             # What libvirt 9.0 says after a kill -9 of QEMU; an orderly `virsh destroy` is "destroyed".
             killed=state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED,
             asleep=state == libvirt.VIR_DOMAIN_PMSUSPENDED,
+            # Also while a memory is read from its file, which may take minutes.
+            starting=state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
         )
 
     def definition_xml(self, *, inactive: bool = False, secure: bool = False) -> str:
@@ -111,10 +114,21 @@ class Domain:
         with libvirt_errors("resume the VM", self.name):
             self._handle.resume()
 
+    def start(self, *, paused: bool = False, reset_nvram: bool = False) -> None:
+        """Start the VM. ``reset_nvram`` makes its UEFI variables anew from their template."""
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        flags |= libvirt.VIR_DOMAIN_START_RESET_NVRAM if reset_nvram else 0
+        with libvirt_errors("start the VM", self.name):
+            self._handle.createWithFlags(flags)
+
     def power_off(self) -> None:
-        """Pull the plug."""
-        with libvirt_errors("power the VM off", self.name):
+        """Pull the plug; a VM that is off is fine."""
+        try:
             self._handle.destroy()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                with libvirt_errors("power the VM off", self.name):
+                    raise
 
     def undefine(self) -> None:
         """Remove the definition and nothing else: NVRAM and TPM files are kept."""
@@ -199,6 +213,21 @@ class Domain:
         """End the backup job; for a pull-mode job this is also the normal end."""
         with libvirt_errors("end the backup job", self.name):
             self._handle.abortJob()
+
+    def block_jobs(self) -> tuple[str, ...]:
+        """Return the disks of the running VM on which a block job works (copy, commit, pull), whoever began it."""
+        found = []
+        root = etree.fromstring(self.definition_xml().encode())
+        for disk in root.iterfind("devices/disk"):
+            target = disk.find("target")
+            name = "" if target is None else str(target.get("dev") or "")
+            try:
+                busy = disk.find("mirror") is not None or bool(self._handle.blockJobInfo(name))
+            except libvirt.libvirtError:
+                continue  # an empty drive, or a VM that stops just now
+            if busy:
+                found.append(name)
+        return tuple(found)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

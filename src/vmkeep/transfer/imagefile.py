@@ -8,6 +8,7 @@ guest can write a qcow2 header into its raw disk, and name any file of the host 
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from vmkeep.errors import (
     VmkeepError,
     WrongKey,
 )
+from vmkeep.filesystem import file_error
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.tools import run_tool
 
@@ -120,6 +122,54 @@ def remove_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey 
         return False
     _change_bitmap(("--remove",), path, image_format, name, key, f"remove the bitmap {name} from {path}")
     return True
+
+
+def make_overlay(path: str | Path, base: ImageLayer) -> None:
+    """Make an empty qcow2 image on top of ``base``, which is only read from then on; nobody else may read it yet.
+
+    What is at ``path`` already is made anew. Raises NoSpace, PermissionRefused, TransferError.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise file_error(error, Path(path)) from error
+    words = ("create", "-q", "-f", "qcow2", "-F", base.format, "-b", base.path, "--", str(path), str(base.size_bytes))
+    # One that outlived us would write to a file that is being made anew.
+    try:
+        run_tool("qemu-img", *words, doing=f"make the overlay {path}", path=str(path), dying=True)
+        _sync(path)
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+
+
+# -- internal snapshots ------------------------------------------------------------------------------------------
+
+
+def internal_snapshots(path: str | Path, image_format: str) -> frozenset[str]:
+    """Return the names of the snapshots that an image holds in itself; needs no lock."""
+    return frozenset(snapshot["name"] for snapshot in _info(str(path), image_format, None).get("snapshots", ()))
+
+
+def change_internal_snapshot(change: str, path: str | Path, image_format: str, name: str) -> None:
+    """Create ("-c"), apply ("-a") or delete ("-d") a snapshot in an image that nobody has open.
+
+    QEMU applies none to an image with bitmaps ("Device has active dirty bitmaps"). Raises VmBusy when it is open.
+    """
+    (top,) = describe_image(path, image_format, chain=False)
+    node = image_node(top, read_only=False)
+    doing = f"change the snapshot {name} in {path}"
+    _qemu_img("snapshot", "-q", change, name, "--", node, doing=doing, path=top.path, node=node)
+    _sync(path)
+
+
+def _sync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def holds_data(layer: ImageLayer) -> bool:

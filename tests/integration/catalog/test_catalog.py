@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,15 @@ def test_snapshot_made_again_takes_the_place_of_the_one_of_its_name(catalog: Cat
     assert catalog.pins(number("tpm 1")) == ()
 
 
+def test_snapshot_goes_on_under_its_new_name(catalog: Catalog) -> None:
+    catalog.record_point(example_point("p1"))
+    snapshot = _snapshot("s1", states=(example_state("tpm 1", 1),))
+    catalog.record_snapshot(snapshot)
+    assert catalog.rename_snapshot(WIN11, "before", "after")
+    assert not catalog.rename_snapshot(WIN11, "before", "after")
+    assert catalog.snapshots_of_vm(WIN11) == (replace(snapshot, name="after"),)
+
+
 def test_snapshot_with_a_late_state_is_refused_whole(catalog: Catalog) -> None:
     catalog.record_point(example_point("p1"), (example_state("tpm 5", 5),))
     with pytest.raises(CatalogError):
@@ -236,3 +246,21 @@ def test_snapshot_with_a_late_state_is_refused_whole(catalog: Catalog) -> None:
 def _snapshot(name: str, *, states: tuple[CatalogState, ...]) -> CatalogSnapshot:
     created = "2026-03-01T10:00:00.000000+00:00"
     return CatalogSnapshot(number(name), WIN11, "before", 1772359200, number("p1"), created, states)
+
+
+def test_vm_that_is_as_before_its_first_point_is_told_from_one_of_which_nothing_is_known(catalog: Catalog) -> None:
+    point = example_point("first")
+    catalog.record_point(point)
+
+    def descent() -> tuple[str | None, bool]:
+        vm = catalog.vm(WIN11)
+        assert vm is not None
+        return vm.current_point, vm.before_first
+
+    assert descent() == (point.id, False)
+    catalog.return_to(WIN11, None)
+    assert descent() == (None, True)
+    catalog.lose_track(WIN11)
+    assert descent() == (None, False)
+    catalog.return_to(WIN11, point.id)
+    assert descent() == (point.id, False)

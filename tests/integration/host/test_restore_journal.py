@@ -11,8 +11,10 @@ from vmkeep.config import Settings, load_settings
 from vmkeep.errors import RestorePending
 from vmkeep.host.journal import (
     JournalDisk,
+    JournalOverlay,
     RestoreJournal,
     RestoreStage,
+    SnapshotRevert,
     journal_path,
     pending_restore,
     refuse_while_pending,
@@ -56,6 +58,42 @@ def test_journal_comes_back_as_it_was_written(tmp_path: Path, stage: RestoreStag
     journal.remove(directory)
     journal.remove(directory)
     assert list(directory.iterdir()) == []
+
+
+def test_journal_of_a_revert_comes_back_as_it_was_written_and_names_its_snapshot(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    overlay = JournalOverlay(
+        "vda",
+        "/n.qcow2",
+        "/a.qcow2",
+        "qcow2",
+        "/b.qcow2",
+        64055,
+        993,
+        0o600,
+        (("p1", 65536), ("p2", 4096)),
+        discard=True,
+    )
+    revert = SnapshotRevert(
+        snapshot="vor dem Update",
+        overlays=(overlay,),
+        memory="/m",
+        internal=False,
+        with_memory=True,
+        run="paused",
+        reset_nvram=False,
+        drop_checkpoints=True,
+        former_current="",
+        aim=("", True),
+        origin=("03" * 16, False),
+        states=(("tpm", "04" * 16),),
+        checkpoints=("<domaincheckpoint/>",),
+    )
+    journal = replace(_JOURNAL, revert=revert)
+    journal.save(settings.restores_dir)
+    assert RestoreJournal.load(journal_path(settings.restores_dir, journal.operation)) == journal
+    with pytest.raises(RestorePending, match="to snapshot vor dem Update, is not finished"):
+        refuse_while_pending(settings, "Büro", journal.vm_uuid)
 
 
 def test_only_the_vm_whose_restore_is_not_finished_is_refused(tmp_path: Path) -> None:

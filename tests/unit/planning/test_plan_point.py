@@ -131,6 +131,11 @@ def test_overlay_that_goes_on_with_the_bitmap_of_its_base_is_read_incrementally(
             "was /images/vda.qcow2 and is an overlay of that, /images/vda.snap1",
         ),
         (
+            with_vda(source="/images/vda.snap1", backing_chain=("/images/vda.qcow2",), size_bytes=2 * GIB),
+            "size-changed",
+            f"had {GIB} bytes",
+        ),
+        (
             with_vda(source="/images/clone.qcow2", backing_chain=("/images/golden.qcow2",)),
             "source-changed",
             "is /images/clone.qcow2",
