@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -235,6 +239,40 @@ def test_an_edit_is_taken_or_kept_in_a_file(vm: Vm, vmkeep: Vmkeep) -> None:
         kept.parent.rmdir()
     assert edit(vmkeep, *words, sed="").stdout == "checkpoint B of guest was not changed\n"
     assert forest(vmkeep) == FOREST
+
+
+def test_an_import_that_is_ended_midway_is_taken_back_and_one_that_is_killed_goes_on(
+    vm: Vm, vmkeep: Vmkeep, tmp_path: Path
+) -> None:
+    file = tmp_path / "many.json"
+    text(vmkeep, "checkpoint", "export", "guest", file)
+    document = json.loads(file.read_text())
+    names = [f"n{number}" for number in range(60)]
+    for name, parent in zip(names, ["c", *names], strict=False):
+        head = f"<domaincheckpoint><name>{name}</name><parent><name>{parent}</name></parent>"
+        disks = "<disks><disk name='vda' checkpoint='no'/></disks>"
+        xml = f"{head}<creationTime>1</creationTime>{disks}</domaincheckpoint>"
+        document["moments"].append({"name": name, "xml": xml})
+    file.write_text(json.dumps(document))
+    assert _signalled(vmkeep, vm, file, signal.SIGINT) == 130
+    assert forest(vmkeep) == FOREST
+    assert _signalled(vmkeep, vm, file, signal.SIGKILL) == -signal.SIGKILL
+    listed = set(forest(vmkeep))
+    assert FOREST.keys() < listed < {*FOREST, *names}
+    done = vmkeep.json("checkpoint", "import", "guest", file)["imported"]
+    assert set(done["equal"]) == listed
+    assert set(forest(vmkeep)) == {*FOREST, *names}
+
+
+def _signalled(vmkeep: Vmkeep, vm: Vm, file: Path, number: signal.Signals) -> int:
+    """Start an import, send it a signal when it has begun, and return its exit status."""
+    with vmkeep.start("checkpoint", "import", "guest", file) as process:
+        while len(vm.domain.listAllCheckpoints()) < len(FOREST) + 3:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        os.kill(process.pid, number)
+        process.communicate(timeout=120)
+    return process.returncode
 
 
 def test_while_a_backup_runs_changes_are_refused_and_looking_is_not(vm: Vm, vmkeep: Vmkeep) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,12 +39,15 @@ from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.logs import get_logger
 from vmkeep.planning import Base, BitmapHealth, Mode, PlannableDisk, PointRequest, plan_disk
+from vmkeep.transfer.imagelock import writer_of
 
 _log = get_logger(__name__)
 _STANDING: Final = (RunState.RUNNING, RunState.PAUSED)
 # Where libvirt's system daemon writes the number of a VM's QEMU, at its start and never again.
 _PID_FILES: Final = Path("/run/libvirt/qemu")
 _SYSTEM: Final = "/system"
+_CLOSING_SECONDS: Final = 10.0
+_WAIT_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +170,9 @@ def _facts(
     stopped = state.run not in _STANDING
     definition = definition_of(domain, hypervisor)
     chains, unread = describe_chains(definition)
+    if stopped:
+        _wait_for_tools(chains)
+        chains, unread = describe_chains(definition)
     listed = {str(checkpoint.name): checkpoint for checkpoint in domain.checkpoints()}
     bitmaps = _bitmaps(domain, definition, chains, unread, listed, stopped=stopped)
     prefix = None if request.repository is None else checkpoint_prefix(request.repository)
@@ -194,6 +201,17 @@ def definition_of(domain: Domain, hypervisor: Hypervisor) -> Definition:
         return with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
     except DefinitionError as error:
         raise HypervisorError(f"the definition of the VM cannot be read: {error}", vm=domain.name) from error
+
+
+def _wait_for_tools(chains: Chains) -> None:
+    """Wait for a qemu-img that changes an image, as a killed vmkeep leaves one: it is about to be done.
+
+    While it writes the list of an image's bitmaps anew, the image shows none at all.
+    """
+    deadline = time.monotonic() + _CLOSING_SECONDS
+    for layer in (layer for chain in chains.values() for layer in chain):
+        while (writer_of(layer.path) or "").startswith("qemu-img ") and time.monotonic() < deadline:
+            time.sleep(_WAIT_SECONDS)
 
 
 def _bitmaps(
