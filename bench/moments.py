@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 
 import libvirt
@@ -24,6 +24,11 @@ from vmkeep.moments import (
     MomentFilter,
     MomentKind,
     MomentTree,
+    Snapshot,
+    SnapshotDisk,
+    SnapshotLocation,
+    SnapshotMemory,
+    SnapshotState,
     draw_tree,
     parse_checkpoint,
     select,
@@ -33,24 +38,10 @@ COUNTS = (1_000, 10_000, 100_000)
 ENDLESS = 1_000_000
 REDEFINED, LISTED = 1_000, 2_000
 _LEAVES, _TOPOLOGICAL = 4, 2
-_STATES = ("running", "shutoff", "disk-snapshot", "paused")
+_STATES = (SnapshotState.RUNNING, SnapshotState.SHUTOFF, SnapshotState.DISK_SNAPSHOT, SnapshotState.PAUSED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Located:
-    location: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Snapshot(Moment):
-    """As much of a snapshot as the filters look at."""
-
-    state: str
-    memory: _Located
-    disks: tuple[_Located, ...]
-
-
-_Forest = MomentTree[_Snapshot]
+_Forest = MomentTree[Snapshot]
 
 
 def measure(_host: Host, runs: int) -> Figures:
@@ -63,7 +54,7 @@ def measure(_host: Host, runs: int) -> Figures:
         _measure_endless_chain(samples)
     figures = samples.figures()
     for shape in _SHAPES:
-        for step in ("build", "insert", "list_slowest", "draw", "delete_each", "delete_all"):
+        for step in ("parse", "build", "insert", "list_slowest", "draw", "delete_each", "delete_all"):
             smaller, larger = (f"{shape}_{count}_{step}" for count in COUNTS[-2:])
             figures[f"{larger}_over_tenth"] = samples.ratio(larger, smaller)
     return {**figures, **_beside_libvirt(runs)}
@@ -76,17 +67,19 @@ _SHAPES: dict[str, Callable[[random.Random, int], int]] = {
 }
 
 
-def _moments(shape: str, count: int) -> list[_Snapshot]:
+def _moments(shape: str, count: int) -> list[Snapshot]:
     chance = random.Random(1)
-    inside, outside = _Located("internal"), _Located("external")
+    inside, outside = SnapshotLocation.INTERNAL, SnapshotLocation.EXTERNAL
+    memory = SnapshotMemory(inside)
+    disks = [(SnapshotDisk("vda", inside), SnapshotDisk("vdb", second)) for second in (inside, outside)]
     return [
-        _Snapshot(
+        Snapshot(
             name=f"m{at}",
             parent_name=f"m{_SHAPES[shape](chance, at)}" if at else None,
             creation_time=at,
             state=_STATES[at % 4],
-            memory=inside,
-            disks=(inside, outside if at % 3 else inside),
+            memory=memory,
+            disks=disks[at % 3 != 0],
         )
         for at in range(count)
     ]
@@ -96,6 +89,8 @@ def _measure_forest(samples: Samples, shape: str, count: int) -> None:
     name = f"{shape}_{count}"
     moments = _moments(shape, count)
     shuffled = random.Random(2).sample(moments, count)
+    texts = [_checkpoint_text(moment.name or "", moment.parent_name, at) for at, moment in enumerate(moments)]
+    samples.add(f"{name}_parse", _cpu_seconds(lambda: _each(_parse, texts)))
     built: list[_Forest] = []
     samples.add(f"{name}_build", _cpu_seconds(lambda: built.append(MomentTree.build(MomentKind.SNAPSHOT, shuffled))))
     inserted: _Forest = MomentTree(MomentKind.SNAPSHOT)
@@ -116,6 +111,16 @@ def _measure_forest(samples: Samples, shape: str, count: int) -> None:
         raise AssertionError(f"{name}: not all moments were deleted")
 
 
+def _checkpoint_text(name: str, parent: str | None, at: int) -> str:
+    """Return a checkpoint as it is redefined; one without disks, whose reading the number of moments decides alone."""
+    above = f"<parent><name>{parent}</name></parent>" if parent is not None else ""
+    return f"<domaincheckpoint><name>{name}</name><creationTime>{at + 1}</creationTime>{above}</domaincheckpoint>"
+
+
+def _parse(text: str) -> Checkpoint:
+    return parse_checkpoint(text, redefine=True)
+
+
 def _filters() -> dict[str, MomentFilter]:
     """Return each filter alone, those with a start from the root that most hangs from."""
     chosen = {"all": MomentFilter(), "start": MomentFilter(start="m0")}
@@ -133,7 +138,7 @@ def _measure_endless_chain(samples: Samples) -> None:
     samples.add(f"chain_{ENDLESS}_delete_all", _cpu_seconds(lambda: built[0].delete("0", DeleteMode.WITH_CHILDREN)))
 
 
-def _each(act: Callable[[str], object] | Callable[[_Snapshot], object], things: Iterable[object]) -> None:
+def _each(act: Callable[[str], object] | Callable[[Snapshot], object], things: Iterable[object]) -> None:
     for thing in things:
         act(thing)  # type: ignore[arg-type]  # each caller's things fit its act
 
@@ -173,12 +178,7 @@ def _beside_libvirt(runs: int) -> Figures:
 
 def _redefine(samples: Samples, domain: libvirt.virDomain, runs: int) -> MomentTree[Checkpoint]:
     """Measure how checkpoints are redefined, and leave as many as are to be listed on both sides."""
-    texts = [
-        f"<domaincheckpoint><name>m{at}</name><creationTime>{at + 1}</creationTime>"
-        + (f"<parent><name>m{at // 2}</name></parent>" if at else "")
-        + "</domaincheckpoint>"
-        for at in range(LISTED)
-    ]
+    texts = [_checkpoint_text(f"m{at}", f"m{at // 2}" if at else None, at) for at in range(LISTED)]
 
     def redefine_theirs(some: list[str]) -> None:
         for text in some:
@@ -187,7 +187,7 @@ def _redefine(samples: Samples, domain: libvirt.virDomain, runs: int) -> MomentT
     def redefine_ours(some: list[str]) -> MomentTree[Checkpoint]:
         tree: MomentTree[Checkpoint] = MomentTree(MomentKind.CHECKPOINT)
         for text in some:
-            tree.redefine(parse_checkpoint(text, redefine=True))
+            tree.redefine(_parse(text))
         return tree
 
     sides = (

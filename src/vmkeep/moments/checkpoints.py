@@ -41,14 +41,14 @@ def parse_checkpoint(xml: str, *, redefine: bool = False, now: int | None = None
     """
     root = read_root(xml, "domaincheckpoint")
     read_attributes(root)
-    read_children(root, _CHILDREN)
-    name_element, description_element = root.find("name"), root.find("description")
+    children = read_children(root, _CHILDREN)
+    name_element, description_element = children.get("name"), children.get("description")
     name = None if name_element is None else read_moment_name(name_element)
     description = None if description_element is None else read_leaf(description_element)
-    written_time = _read_creation_time(root)
-    disks = _read_disks(root)
-    domain = _read_domain(xml, root)
-    parent_name = _read_parent(root)
+    written_time = _read_creation_time(children.get("creationTime"))
+    disks = _read_disks(children.get("disks"))
+    domain = _read_domain(xml, children.get("domain"))
+    parent_name = _read_parent(children.get("parent"))
     if not redefine:
         return Checkpoint(
             name=name if name is not None or now is None else str(now),
@@ -103,8 +103,7 @@ def _format_disk(disk: CheckpointDisk, sizes: bool) -> str:
     return f"    <disk{attributes(values)}/>"
 
 
-def _read_creation_time(root: etree._Element) -> int | None:
-    element = root.find("creationTime")
+def _read_creation_time(element: etree._Element | None) -> int | None:
     if element is None:
         return None
     value = read_unsigned("creationTime", read_leaf(element))
@@ -112,20 +111,17 @@ def _read_creation_time(root: etree._Element) -> int | None:
     return value if value < 1 << 63 else None
 
 
-def _read_parent(root: etree._Element) -> str | None:
-    element = root.find("parent")
+def _read_parent(element: etree._Element | None) -> str | None:
     if element is None:
         return None
     read_attributes(element)
-    read_children(element, ("name",))
-    name = element.find("name")
+    name = read_children(element, ("name",)).get("name")
     if name is None:
         raise schema_error("parent", "<parent> must hold a <name>")
     return read_moment_name(name)
 
 
-def _read_domain(xml: str, root: etree._Element) -> str | None:
-    element = root.find("domain")
+def _read_domain(xml: str, element: etree._Element | None) -> str | None:
     if element is None:
         return None
     if element.get("type") is None:
@@ -133,8 +129,7 @@ def _read_domain(xml: str, root: etree._Element) -> str | None:
     return read_nested_domain(xml, element)
 
 
-def _read_disks(root: etree._Element) -> tuple[CheckpointDisk, ...]:
-    parent = root.find("disks")
+def _read_disks(parent: etree._Element | None) -> tuple[CheckpointDisk, ...]:
     return () if parent is None else tuple(_read_disk(disk) for disk in read_disks(parent))
 
 

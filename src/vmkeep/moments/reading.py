@@ -45,18 +45,24 @@ def read_root(xml: str, tag: str) -> etree._Element:
     return root
 
 
-def read_children(element: etree._Element, allowed: Collection[str], *, repeated: Collection[str] = ()) -> None:
-    """Refuse unknown or repeated children, and text beside them."""
-    if any(text and text.strip() for text in (element.text, *(child.tail for child in element))):
+def read_children(
+    element: etree._Element, allowed: Collection[str], *, repeated: Collection[str] = ()
+) -> dict[str, etree._Element]:
+    """Refuse unknown or repeated children, and text beside them; return them by tag, of repeated ones the last."""
+    children = list(element)
+    if any(text and not text.isspace() for text in (element.text, *[child.tail for child in children])):
         raise schema_error(tag_name(element), f"text is not allowed beside the children of <{tag_name(element)}>")
-    seen: set[str] = set()
-    for child in element_children(element):
-        tag = tag_name(child)
+    found: dict[str, etree._Element] = {}
+    for child in children:
+        tag = child.tag
+        if not isinstance(tag, str):
+            continue  # a comment
         if tag not in allowed:
             raise schema_error(tag, f"<{tag_name(element)}> cannot hold <{tag}>")
-        if tag in seen and tag not in repeated:
+        if tag in found and tag not in repeated:
             raise schema_error(tag, f"<{tag}> stands twice in <{tag_name(element)}>")
-        seen.add(tag)
+        found[tag] = child
+    return found
 
 
 def read_attributes(element: etree._Element, allowed: Collection[str] = ()) -> None:
@@ -68,8 +74,9 @@ def read_attributes(element: etree._Element, allowed: Collection[str] = ()) -> N
 
 def read_leaf(element: etree._Element) -> str:
     """Return the text of an element that may hold nothing else."""
-    read_attributes(element)
-    read_children_none(element)
+    if element.attrib or len(element):
+        read_attributes(element)
+        read_children_none(element)
     return element_text(element)
 
 

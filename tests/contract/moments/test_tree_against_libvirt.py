@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from lxml import etree
 
 from vmkeep.moments import (
     Checkpoint,
@@ -30,7 +29,13 @@ from vmkeep.moments import (
     MomentFilter,
     MomentKind,
     MomentTree,
+    Snapshot,
+    SnapshotDisk,
+    SnapshotLocation,
+    SnapshotMemory,
+    SnapshotState,
     draw_tree,
+    parse_snapshot,
     select,
 )
 
@@ -63,20 +68,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("node") / "node.xml"
     path.write_text(f"<node>{DOMAIN % ''}</node>")
     return path
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    location: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot(Moment):
-    """As much of a snapshot as the tree and its filters see."""
-
-    state: str = "running"
-    memory: Located = Located("internal")
-    disks: tuple[Located, ...] = (Located("internal"),)
 
 
 def answer(call: Callable[[], T]) -> T | tuple[int, str]:
@@ -241,13 +232,7 @@ class SnapshotMachine(Machine):
         return self.domain.snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
 
     def read_new(self, made: libvirt.virDomainSnapshot) -> Snapshot:
-        root = etree.fromstring(made.getXMLDesc())
-        return Snapshot(
-            name=made.getName(),
-            state=root.findtext("state") or "",
-            memory=Located(root.xpath("string(memory/@snapshot)")),
-            disks=tuple(Located(str(location)) for location in root.xpath("disks/disk/@snapshot")),
-        )
+        return parse_snapshot(made.getXMLDesc(), redefine=True)
 
     @rule(name=NAMES, parent=PARENTS, state=STATES, memory=LOCATIONS, disk=LOCATIONS, current=st.booleans())
     def redefine(self, name: str, parent: str | None, state: str, memory: str, disk: str, current: bool) -> None:
@@ -256,7 +241,7 @@ class SnapshotMachine(Machine):
             old = self.tree.find(name)
             state, memory, disk = old.state, old.memory.location, old.disks[0].location
         memory = "no" if state in {"shutoff", "disk-snapshot"} else memory
-        new = Snapshot(name=name, parent_name=parent, state=state, memory=Located(memory), disks=(Located(disk),))
+        new = _snapshot(name, parent, state=state, memory=memory, disk=disk)
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if current else 0
         ours = answer(lambda: self.tree.redefine(new, current=current))
@@ -268,7 +253,7 @@ class SnapshotMachine(Machine):
     def reparent(self, data: st.DataObject, parent: str | None) -> None:
         type(self).steps_taken += 1
         name = data.draw(st.sampled_from(sorted(moment.name for moment in self.tree)))
-        moved = Snapshot(name=name, parent_name=parent, **_parts(self.tree.find(name)))
+        moved = replace(self.tree.find(name), parent_name=parent)
         ours = answer(lambda: self.tree.reparent(name, parent))
         theirs = answer(
             lambda: self.domain.snapshotCreateXML(
@@ -291,8 +276,16 @@ class SnapshotMachine(Machine):
         assert (None if self.tree.current is None else self.tree.current.name) == theirs
 
 
-def _parts(snapshot: Snapshot) -> dict[str, Any]:
-    return {"state": snapshot.state, "memory": snapshot.memory, "disks": snapshot.disks}
+def _snapshot(
+    name: str, parent: str | None, *, state: str = "running", memory: str = "internal", disk: str = "internal"
+) -> Snapshot:
+    return Snapshot(
+        name=name,
+        parent_name=parent,
+        state=SnapshotState(state),
+        memory=SnapshotMemory(SnapshotLocation(memory)),
+        disks=(SnapshotDisk("vda", SnapshotLocation(disk)),),
+    )
 
 
 def _parent_xml(parent: str | None) -> str:
@@ -337,7 +330,7 @@ def test_relations_are_broken_where_libvirt_refuses_to_load_them(
     tmp_path_factory: pytest.TempPathFactory, parents: dict[str, str | None]
 ) -> None:
     libvirt.registerErrorHandler(lambda *_: None, None)
-    moments = [Snapshot(name=name, parent_name=parent) for name, parent in parents.items()]
+    moments = [_snapshot(name, parent) for name, parent in parents.items()]
     tree = MomentTree.build(MomentKind.SNAPSHOT, moments)
     path = tmp_path_factory.getbasetemp() / "loaded.xml"
     preloaded = "".join(
@@ -399,7 +392,7 @@ def test_lists_and_drawings_are_those_of_virsh(node: Path, tmp_path: Path, kind:
     tree: MomentTree[Moment] = MomentTree(kind)
     commands = []
     for number, (name, parent) in enumerate(parents.items()):
-        moment = Snapshot(name=name, parent_name=parent)
+        moment = _snapshot(name, parent)
         tree.insert(moment)
         xml = tmp_path / f"{number}.xml"
         xml.write_text(
