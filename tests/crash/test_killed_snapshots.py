@@ -87,11 +87,12 @@ _RUNNING = [
 ]
 _STOPPED = [
     *_BEFORE,
+    Place("after", _DOMAIN + "redefine_checkpoint", made=False),  # to see that libvirt takes it
     Place("before", _DOMAIN + "forget_checkpoint", made=False),
     Place("after", _DOMAIN + "forget_checkpoint", made=False),
     *(Place("during", _SNAPSHOTS + "create", delay) for delay in (0, 5, 10, 15)),
     Place("after", _SNAPSHOTS + "create", made=True),
-    Place("after", _DOMAIN + "redefine_checkpoint", made=True),
+    Place("after", _DOMAIN + "redefine_checkpoint#2", made=True),
     Place("before", "vmkeep.host.snapshot_rescue:add_bitmap", made=True),
     Place("during", "vmkeep.host.snapshot_rescue:add_bitmap", 3, made=True),
     Place("after", "vmkeep.host.snapshot_rescue:add_bitmap", made=True),

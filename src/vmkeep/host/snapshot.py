@@ -7,7 +7,7 @@ Everything that can be refused is refused before the guardian starts. From then 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,9 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.config import Settings
-from vmkeep.definition import parse_definition
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError
-from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import StateSource, as_text, let_go_on, read_state, state_sources
 from vmkeep.host.journal import refuse_while_pending
@@ -32,11 +30,13 @@ from vmkeep.host.keepsake import (
     remove_keepsake,
 )
 from vmkeep.host.lock import FileLock, lock_vm
-from vmkeep.host.preparation import state_warnings, with_volumes_found
+from vmkeep.host.preparation import state_warnings
 from vmkeep.host.running import refuse_beside_a_job, require_agent, sync_images
 from vmkeep.host.safety import JobRecord
-from vmkeep.host.snapshot_plan import INTERNAL, MEMORY, PlannedSnapshot, Surroundings, plan_snapshot
+from vmkeep.host.snapshot_outcome import recorded_snapshot, whole_snapshot
+from vmkeep.host.snapshot_plan import INTERNAL, MEMORY, PlannedSnapshot, plan_snapshot
 from vmkeep.host.snapshot_rescue import mark_overlays, put_checkpoints_back
+from vmkeep.host.surroundings import Surroundings, surroundings
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     MakeSnapshot,
@@ -47,15 +47,11 @@ from vmkeep.host.tasks import (
 )
 from vmkeep.host.versions import store_states
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
-from vmkeep.logs import get_logger
-from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, parse_snapshot
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
 
-_log = get_logger(__name__)
 _LOOK_SECONDS = 0.2
-_WHAT = {"tpm": "TPM state file", "nvram": "file of UEFI variables"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +61,6 @@ class _Prepared:
     around: Surroundings
     planned: PlannedSnapshot
     sources: tuple[StateSource, ...]
-
-
-def surroundings(domain: Domain, hypervisor: Hypervisor) -> Surroundings:
-    """Look at a VM, and at its images, without changing anything."""
-    xml = domain.definition_xml(secure=True)
-    definition = with_volumes_found(parse_definition(xml), hypervisor)
-    return Surroundings(
-        vm=domain.name,
-        state=domain.state(),
-        persistent=domain.is_persistent(),
-        domain_xml=xml,
-        definition=definition,
-        chains=image_chains(definition),
-        snapshots=DomainSnapshots(domain).names(),
-        checkpoints=domain.checkpoint_names(),
-        saved=domain.has_saved_memory(),
-        libvirt=hypervisor.versions()[0],
-    )
 
 
 def snapshot_xml(hypervisor: Hypervisor, request: MakeSnapshot) -> str:
@@ -154,7 +132,7 @@ class Snapshotting:
         except BaseException as error:
             self._clear_up(domain, keepsake, error)
             raise
-        return self._made(domain, keepsake)
+        return whole_snapshot(domain, keepsake, self._place)
 
     def _prepare(self, request: MakeSnapshot, domain: Domain) -> _Prepared:
         off = domain.state().run is RunState.OFF
@@ -282,6 +260,8 @@ class Snapshotting:
         libvirt 9.0 refuses one of a VM that is off while it lists a checkpoint. Overlays get the bitmaps afterwards.
         """
         name = domain.name
+        for _, xml in keepsake.checkpoints:
+            domain.redefine_checkpoint(xml)  # nothing changes by it, but that libvirt is known to take it
         states = _states_of_stopped(prepared.sources, name)
         keep_states(self._place, KeptStates(as_text(datetime.now(UTC)), 0.0, states))
         try:
@@ -306,9 +286,11 @@ class Snapshotting:
         One that is whole all the same is left for the next command, which records it.
         """
         try:
-            made = _recorded(domain, keepsake)
-        except VmkeepError:
-            return  # libvirt does not answer: the next command looks
+            put_checkpoints_back(keepsake, domain)
+            made = recorded_snapshot(domain, keepsake)
+        except VmkeepError as later:
+            error.add_note(f"the next command of vmkeep goes on with it: {later}")
+            return
         if made is None:
             _remove_memory(keepsake)
             remove_keepsake(self._place)
@@ -321,37 +303,6 @@ class Snapshotting:
             f"snapshot {keepsake.name!r} of VM {keepsake.vm!r} was made without TPM state and UEFI variables: {error}",
             vm=keepsake.vm,
         ) from error
-
-    def _made(self, domain: Domain, keepsake: Keepsake) -> SnapshotMade:
-        """Return the snapshot, which libvirt has and whose states are kept; raises SnapshotIncomplete otherwise."""
-        made, kept = _recorded(domain, keepsake), kept_states(self._place)
-        if made is None or kept is None or (keepsake.stopped and made.state is not SnapshotState.SHUTOFF):
-            remove_keepsake(self._place)
-            lack = "libvirt does not list it" if made is None else "its TPM state and UEFI variables were not kept"
-            if made is not None and keepsake.stopped:
-                lack = "the VM was started meanwhile, so its TPM state and UEFI variables are not kept with it"
-            raise SnapshotIncomplete(
-                f"snapshot {keepsake.name!r} of VM {keepsake.vm!r} is not whole: {lack}", vm=keepsake.vm
-            )
-        overlays = {disk.target: disk.overlay for disk in keepsake.overlays}
-        inside = (disk.name for disk in made.disks if disk.location is SnapshotLocation.INTERNAL)
-        was = "off" if keepsake.stopped else "running" if keepsake.was_running else "paused"
-        return SnapshotMade(
-            operation=self._operation,
-            vm_uuid=keepsake.vm_uuid,
-            vm_name=keepsake.vm,
-            name=keepsake.name,
-            description=made.description or "",
-            kind=keepsake.kind,
-            was=was,
-            creation_time=made.creation_time,
-            created=kept.created,
-            pause_ms=kept.pause_ms,
-            disks=overlays or dict.fromkeys(inside, ""),
-            left_out=keepsake.left_out,
-            memory_file=keepsake.memory_file,
-            warnings=(*keepsake.warnings, *_missing_warnings(keepsake, kept)),
-        )
 
     # -- StoreSnapshot and the end -------------------------------------------------------------------------------
 
@@ -394,16 +345,16 @@ class Snapshotting:
             remove_keepsake(self._place)
             return SnapshotSettled(f"{about} is gone with the VM")
         self._lock_vm(keepsake.vm, keepsake.vm_uuid)
-        if _recorded(domain, keepsake) is None:
+        put_checkpoints_back(keepsake, domain)
+        if recorded_snapshot(domain, keepsake) is None:
             remove_keepsake(self._place)
             return SnapshotSettled(f"{about} was not made")
         if keepsake.stopped:
-            put_checkpoints_back(keepsake, domain)
             mark_overlays(keepsake, domain)
         elif keepsake.kind != "disks" and keepsake.was_running:
             DomainSnapshots(domain).say_it_ran(keepsake.name)
         try:
-            return SnapshotSettled(f"{about} was finished", self._made(domain, keepsake))
+            return SnapshotSettled(f"{about} was finished", whole_snapshot(domain, keepsake, self._place))
         except SnapshotIncomplete as error:
             return SnapshotSettled(
                 f"{about} was made by libvirt, and its TPM state and UEFI variables are not kept with it: it stays as "
@@ -424,27 +375,6 @@ def _states_of_stopped(sources: tuple[StateSource, ...], vm: str) -> tuple[Captu
         with suppress(HostFileMissing):
             states.append(read_state(source, vm))
     return tuple(states)
-
-
-def _missing_warnings(keepsake: Keepsake, kept: KeptStates) -> list[str]:
-    there = {state.kind for state in kept.states}
-    return [
-        f"The {_WHAT[source.kind]} of {keepsake.vm} is not there ({source.path}), and is not in the snapshot."
-        for source in keepsake.sources
-        if source.kind not in there
-    ]
-
-
-def _recorded(domain: Domain, keepsake: Keepsake) -> Snapshot | None:
-    """Return libvirt's record of the snapshot; None when there is none, or one of that name that is another's."""
-    text = DomainSnapshots(domain).definition(keepsake.name)
-    if text is None:
-        return None
-    found = parse_snapshot(text, redefine=True)
-    if found.creation_time < keepsake.begun:
-        return None
-    sources: Mapping[str, str | None] = {disk.name: disk.source for disk in found.disks}
-    return found if all(sources.get(disk.target) == disk.overlay for disk in keepsake.overlays) else None
 
 
 def _remove_memory(keepsake: Keepsake) -> None:

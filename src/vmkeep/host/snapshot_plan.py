@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vmkeep.definition import DefinedDisk, Definition, FirmwareKind
+from vmkeep.definition import DefinedDisk, FirmwareKind
 from vmkeep.errors import (
     ChoiceRequired,
     DiskUnsupported,
@@ -25,8 +25,9 @@ from vmkeep.errors import (
     VmRunning,
 )
 from vmkeep.host.keepsake import KeptOverlay
+from vmkeep.host.surroundings import Surroundings
 from vmkeep.host.tasks import MakeSnapshot
-from vmkeep.hypervisor import DomainState, RunState
+from vmkeep.hypervisor import RunState
 from vmkeep.moments import (
     MomentError,
     Snapshot,
@@ -38,33 +39,13 @@ from vmkeep.moments import (
     format_snapshot,
     parse_snapshot,
 )
-from vmkeep.transfer.imagefile import ImageLayer, describe_image, holds_data
+from vmkeep.transfer.imagefile import describe_image, holds_data
 
 DISKS, MEMORY, INTERNAL = "disks", "memory", "internal"
 """The kinds: overlays on the disks; the same with the memory in a file; all of it inside the images."""
 # From these on libvirt makes internal snapshots of VMs with UEFI firmware, if the variables are in qcow2.
 _INTERNAL_WITH_UEFI: Final = 10_009_000
 _ASK_FOR_FILE: Final = "Name one with --diskspec {},file=PATH, or leave the disk out with --diskspec {},snapshot=no."
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a snapshot meets: the VM as it stands, its images, and what libvirt lists of it.
-
-    ``chains`` are the images of each disk, the top one first. ``saved``: its memory is saved (managed save).
-    ``libvirt`` is its version.
-    """
-
-    vm: str
-    state: DomainState
-    persistent: bool
-    domain_xml: str
-    definition: Definition
-    chains: Mapping[str, tuple[ImageLayer, ...]]
-    snapshots: frozenset[str]
-    checkpoints: frozenset[str]
-    saved: bool
-    libvirt: int
 
 
 @dataclass(frozen=True, slots=True)

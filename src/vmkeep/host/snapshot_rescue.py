@@ -82,10 +82,11 @@ def _rescue_once(record: JobRecord, keepsake: Keepsake, domain: Domain, waited: 
     place = Path(record.keepsake)
     state = domain.state()
     if state.run is RunState.PAUSED:
+        if keepsake.kind == "memory" and domain.has_job():
+            DomainSnapshots(domain).abort()
+            return True
         if kept_states(place) is None:
-            if keepsake.kind == "memory" and domain.has_job():
-                DomainSnapshots(domain).abort()
-                return True
+            # libvirt lists a snapshot as soon as it is at it, and lets nobody resume the VM before it is done.
             if keepsake.name in DomainSnapshots(domain).names():
                 _keep(keepsake, place, domain)
             elif keepsake.was_running and waited < _SNAPSHOT_SECONDS:
@@ -111,16 +112,23 @@ def _thaw(keepsake: Keepsake, domain: Domain) -> bool:
 
 
 def put_checkpoints_back(keepsake: Keepsake, domain: Domain) -> bool:
-    """Let libvirt list again what it listed before the snapshot of a VM that is off; return whether anything lacked."""
-    if not keepsake.checkpoints:
-        return False
-    listed = domain.checkpoint_names()
-    changed = False
-    for name, xml in keepsake.checkpoints:
-        if name not in listed:
+    """Let libvirt list again what it listed before the snapshot of a VM that is off; return whether anything lacked.
+
+    Raises HypervisorError for one that cannot be, after the others were.
+    """
+    listed = domain.checkpoint_names() if keepsake.checkpoints else frozenset()
+    lacking = [(name, xml) for name, xml in keepsake.checkpoints if name not in listed]
+    refused: VmkeepError | None = None
+    for name, xml in lacking:
+        try:
             domain.redefine_checkpoint(xml)
-            changed = True
-    return changed
+        except VmkeepError as error:
+            refused = VmkeepError.from_dict(
+                {**error.as_dict(), "message": f"checkpoint {name} is not listed again: {error.message}"}
+            )
+    if refused is not None:
+        raise refused
+    return bool(lacking)
 
 
 def mark_overlays(keepsake: Keepsake, domain: Domain) -> bool:

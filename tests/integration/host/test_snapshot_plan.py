@@ -12,7 +12,8 @@ import pytest
 from vmkeep.definition import parse_definition
 from vmkeep.errors import VmkeepError
 from vmkeep.host.bitmaps import image_chains
-from vmkeep.host.snapshot_plan import PlannedSnapshot, Surroundings, plan_snapshot
+from vmkeep.host.snapshot_plan import PlannedSnapshot, plan_snapshot
+from vmkeep.host.surroundings import Surroundings
 from vmkeep.host.tasks import MakeSnapshot
 from vmkeep.hypervisor import DomainState, RunState
 
