@@ -123,6 +123,8 @@ def test_what_would_kill_libvirtd_is_refused_until_it_was_restarted(second_host:
         failure = vmkeep.fails("checkpoint", *words)
         assert (failure.code, failure.status) == ("relations-torn", 30)
         assert "systemctl restart libvirtd" in failure.error["hint"]
+    for command in (["backup", "guest"], ["checkpoint", "repair", "guest"]):
+        assert vmkeep.fails(*command).code == "relations-torn"
     assert second_host.connection.isAlive()
     second_host.restart_libvirtd()
     text(vmkeep, "checkpoint", "redefine", "guest", file)

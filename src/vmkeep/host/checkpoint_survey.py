@@ -32,6 +32,7 @@ from vmkeep.host.checkpoint_repair import (
 )
 from vmkeep.host.checkpoints import Checkpoints, Lineage
 from vmkeep.host.journal import refuse_while_pending
+from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import disk_sizes, plannable_disks, with_volumes_found
 from vmkeep.host.running import refuse_beside_a_job
@@ -96,7 +97,7 @@ def plan_checkpoint_repair(
 ) -> RepairPlan:
     """Return what mends the VM's checkpoints; nothing is changed, and the caller holds the VM's lock.
 
-    Raises VmBusy, RestorePending, and InvalidRequest for a foreign name that is not there.
+    Raises VmBusy, RestorePending, RelationsTorn, and InvalidRequest for a foreign name that is not there.
     """
     refuse_while_pending(settings, domain.name, domain.uuid)
     run = domain.state().run
@@ -104,6 +105,7 @@ def plan_checkpoint_repair(
         raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
     if run is not RunState.OFF:
         refuse_beside_a_job(domain)
+    refuse_torn_checkpoints(domain)
     facts = _facts(domain, hypervisor, settings, request.checkpoints, repairing=True, hopeless=request.hopeless)
     judged = judge_checkpoints(facts)
     _refuse_unknown_names(request.foreign, judged, domain.name)

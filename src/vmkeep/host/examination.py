@@ -12,6 +12,7 @@ from vmkeep.errors import VmBusy
 from vmkeep.host.bases import Bases, Standing
 from vmkeep.host.bitmaps import Chains, image_chains
 from vmkeep.host.instant import StateSource, state_sources
+from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import (
     definition_to_keep,
@@ -65,9 +66,11 @@ def examine(
 
     ``find_point`` returns a point of the VM by its id, also one that is not among ``points``.
 
-    Raises VmBusy while the VM is neither off nor standing, or another job runs.
+    Raises VmBusy while the VM is neither off nor standing, or another job runs; RelationsTorn when libvirtd would not
+    survive a change to the VM's checkpoints.
     """
     stopped = _is_stopped(domain)
+    refuse_torn_checkpoints(domain)
     live_xml = domain.definition_xml(secure=True)
     found = with_volumes_found(parse_definition(live_xml), hypervisor)
     chains = image_chains(found)

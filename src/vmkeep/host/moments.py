@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmkeep.config import Settings, prepare_home
-from vmkeep.errors import RelationsTorn, VmBusy, VmOff
+from vmkeep.errors import RelationsTorn, VmBusy, VmkeepError, VmOff
 from vmkeep.host.lock import lock_vm
 from vmkeep.host.momentorders import (
     CreateCheckpoint,
@@ -22,7 +22,10 @@ from vmkeep.host.momentorders import (
     named,
 )
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState
+from vmkeep.logs import get_logger
 from vmkeep.moments import MomentKind, parse_moment, redefinable
+
+_log = get_logger(__name__)
 
 
 class LocalMoments:
@@ -136,6 +139,20 @@ def read_for_change(register: DomainMoments, *, secure: bool = False, domain: bo
                 vm=found.vm,
             )
     return found
+
+
+def refuse_torn_checkpoints(domain: Domain) -> None:
+    """Raise RelationsTorn when libvirtd would not survive a change to the checkpoints of a VM.
+
+    What else stands in the way of reading them is left to those who need them.
+    """
+    register = DomainMoments(domain, MomentKind.CHECKPOINT)
+    try:
+        read_for_change(register)
+    except RelationsTorn:
+        raise
+    except VmkeepError as error:
+        _log.info("relations not looked at", vm=domain.name, error=error.message)
 
 
 def _torn(found: VmMoments, register: DomainMoments) -> set[str]:

@@ -33,6 +33,7 @@ from vmkeep.host.findings import (
 from vmkeep.host.instant import state_sources
 from vmkeep.host.judgement import Moments, sound_targets
 from vmkeep.host.lock import FileLock
+from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.safety import end_job
@@ -360,6 +361,7 @@ def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoin
         if domain.backup_socket() == mend.socket:
             end_job(domain, mend.socket)
         return f"ended the backup job of {domain.name}"
+    refuse_torn_checkpoints(domain)
     definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
     chains = {}
     for disk in definition.disks:
