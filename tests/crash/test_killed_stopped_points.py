@@ -59,9 +59,9 @@ _PLACES = [
     Place("before", _DOMAIN + "redefine_checkpoint", kept=True),
     Place("after", _DOMAIN + "redefine_checkpoint", kept=True),
     Place("after", _DOMAIN + "forget_checkpoint", kept=True),
-    Place("before", "vmkeep.host.bases:remove_bitmap", kept=True),
-    Place("after", "vmkeep.host.bases:remove_bitmap", kept=True),
-    Place("after", "vmkeep.host.bases:remove_bitmap#2", kept=True),
+    Place("before", "vmkeep.host.checkpoints:remove_bitmap", kept=True),
+    Place("after", "vmkeep.host.checkpoints:remove_bitmap", kept=True),
+    Place("after", "vmkeep.host.checkpoints:remove_bitmap#2", kept=True),
     Place("after", _STOPPED + "remove_leavings", kept=True),
 ]
 
