@@ -334,7 +334,10 @@ class Bed:
         found += [str(path) for path in run.iterdir()] if run.exists() else []
         found += [f"guardian process {pid}" for pid in self.guardians()]
         if self.vm.state() is VmState.OFF and not new_allowed:
-            found += [f"bitmap {name}" for name in self.bitmaps() - set(before)]
+            try:
+                found += [f"bitmap {name}" for name in self.bitmaps() - set(before)]
+            except subprocess.CalledProcessError:
+                found.append("an image whose bitmaps are being changed")  # qemu-img looks without a lock
         guards = self.home / "guards"
         if guards.exists() and not record_allowed:
             found += [str(path) for path in guards.iterdir()]

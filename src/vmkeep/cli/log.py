@@ -34,7 +34,7 @@ def log(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Show what was done: backups and restores, newest last, with their choices and how they ended."""
+    """Show what was done: backups, restores and snapshots, newest last, with their choices and how they ended."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         shown = _chosen(running, vm, limit)
         if running.console.json:
@@ -114,4 +114,6 @@ def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json_text.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return " ".join(value.split()) if "\n" in value else value  # a document
+    return json_text.dumps(value, ensure_ascii=False)

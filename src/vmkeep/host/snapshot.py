@@ -240,10 +240,12 @@ class Snapshotting:
             return
         reason: VmkeepError | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="vmkeep-snapshot") as maker:
+            most = 0
             made = maker.submit(snapshots.create, planned.xml, disk_only=False, reuse=request.reuse_external)
             while not wait([made], _LOOK_SECONDS).done:
                 done, total = snapshots.saved_bytes()
-                self._watch(Progress("saving memory", None, done, total))
+                most = max(most, done)  # libvirt tells nothing of it any more when it comes to the disks
+                self._watch(Progress("saving memory", None, most, max(most, total)))
                 try:
                     self._stop()
                 except VmkeepError as stopped:
