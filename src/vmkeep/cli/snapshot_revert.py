@@ -121,7 +121,7 @@ def _revert(running: Session, request: RevertSnapshot, *, safety: bool, yes: boo
 
 
 def _question(request: RevertSnapshot, checked: RevertChecked, *, safety: bool) -> str:
-    what = " and ".join(_parts(checked.disks, checked.states, memory=checked.memory))
+    what = ", ".join(_parts(checked.disks, checked.states, memory=checked.memory))
     stopped = "It runs, and its plug is pulled first. " if checked.running else ""
     told = "A safety point of it is taken first." if safety else "No safety point of it is taken."
     lost = [
