@@ -195,7 +195,7 @@ class Revert:
             self._drop_bitmaps(domain, journal)
             Reversion(domain).revert(revert.snapshot, paused=revert.with_memory)
             return
-        self._make_current(domain, revert.snapshot)
+        self._make_current(domain, revert.snapshot, revert.checkpoints)
         if revert.memory:
             # Those of an attempt that was killed may have been open in a QEMU that is gone.
             self._make_overlays(revert.overlays)
@@ -236,14 +236,13 @@ class Revert:
             if name.startswith(self._prefix) or revert.drop_checkpoints:
                 domain.forget_checkpoint(name)
 
-    def _make_current(self, domain: Domain, name: str) -> None:
+    def _make_current(self, domain: Domain, name: str, checkpoints: Sequence[str]) -> None:
         """Make a snapshot libvirt's current one.
 
         While a VM is off and has checkpoints libvirt 9.0 takes no snapshot, redefined ones neither ("cannot perform
         block operations while checkpoint exists"). The journal holds them, and they are listed again afterwards.
         """
-        for checkpoint in sorted(domain.checkpoint_names()):
-            domain.forget_checkpoint(checkpoint)
+        _forget_for_now(domain, checkpoints)
         reversion = Reversion(domain)
         xml = reversion.snapshot_xml(name)
         snapshot, _ = read_snapshot(xml, domain)
@@ -311,9 +310,7 @@ class Revert:
     def _list_moments(self, domain: Domain, revert: SnapshotRevert) -> list[str]:
         """Let libvirt list snapshots and checkpoints as they fit the new images; return warnings."""
         warnings = []
-        known = {parse_checkpoint(xml, redefine=True).name for xml in revert.checkpoints}
-        for name in sorted(domain.checkpoint_names() & known):
-            domain.forget_checkpoint(name)
+        _forget_for_now(domain, revert.checkpoints)
         try:
             guard_branches(self._hypervisor, domain)
         except VmkeepError as error:
@@ -425,7 +422,7 @@ class Revert:
         if revert.former_current in ("", revert.snapshot):
             return
         try:
-            self._make_current(domain, revert.former_current)
+            self._make_current(domain, revert.former_current, revert.checkpoints)
         except VmkeepError as error:
             _log.warning("current snapshot", vm=domain.name, snapshot=revert.former_current, error=error.message)
 
@@ -462,6 +459,17 @@ class Revert:
 
 
 # -- what all of it needs --------------------------------------------------------------------------------------
+
+
+def _forget_for_now(domain: Domain, checkpoints: Sequence[str]) -> None:
+    """Let libvirt forget checkpoints of which the journal has all; first it is proved that it takes them again."""
+    listed = domain.checkpoint_names()
+    known = {str(parse_checkpoint(xml, redefine=True).name): xml for xml in checkpoints}
+    there = [name for name in known if name in listed]
+    for name in there:
+        domain.redefine_checkpoint(known[name])
+    for name in there:
+        domain.forget_checkpoint(name)
 
 
 def _list_again(domain: Domain, checkpoints: Sequence[str]) -> None:
