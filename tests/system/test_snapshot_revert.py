@@ -65,6 +65,8 @@ def test_vm_goes_back_to_its_snapshots_twice_and_the_points_after_it_are_right(h
     _change(vm, 1)
     first = vmkeep.backup("guest")
     first_truth = Truth.of(vm)
+    with vm.own_backup_job(["vda"], checkpoint="somebody-else"):
+        pass
     vm.write_random("vda", start=5 * MiB, length=64 * KiB, seed=77)
     one = take(vm, vmkeep, "one")
     _change(vm, 3)
@@ -85,9 +87,10 @@ def test_vm_goes_back_to_its_snapshots_twice_and_the_points_after_it_are_right(h
     assert _definition(vm) == definition
     assert (names(vm), current(vm)) == (["one", "two"], "one")
     _assert_nothing_left(vm, vmkeep)
-    (checkpoint,) = checkpoints(vm)
+    theirs, checkpoint = checkpoints(vm)
+    assert theirs == "somebody-else"
     assert checkpoint.endswith(first["id"])
-    assert bitmaps(vm.disk_path("vda")) == bitmaps(one.images["vda"]) == [checkpoint]
+    assert sorted(bitmaps(vm.disk_path("vda"))) == sorted(bitmaps(one.images["vda"])) == [theirs, checkpoint]
     content = {path: path.read_bytes() for taken in (one, two) for path in taken.images.values()}
 
     vm.start(paused=True)
