@@ -295,6 +295,27 @@ def test_snapshot_that_the_vm_was_reverted_to_can_be_deleted_by_libvirt_after_di
     assert vm.state() is VmState.OFF
 
 
+def test_snapshot_is_deleted_when_what_the_revert_left_is_gone(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _define(host)
+    taken = take(vm, vmkeep, "one")
+    vm.write_random("vda", start=MiB, length=64 * KiB, seed=4)
+    left = _revert(vmkeep, "one", "--stop", "--no-safety")["left"]
+    vm.start(paused=True)
+    failure = vmkeep.fails("snapshot", "delete", "guest", "one")
+    assert (failure.code, failure.status) == ("snapshot-needed", 19)
+    assert names(vm) == ["one"]
+
+    for path in left:
+        vm.host.path(path).unlink()
+    vm.write_random("vdb", start=MiB, length=64 * KiB, seed=5)
+    truth = Truth.of(vm)
+    assert vmkeep.json("snapshot", "delete", "guest", "one")["deleted"]["snapshots"] == ["one"]
+    assert names(vm) == []
+    assert {disk.target: disk.path for disk in vm.disks()} == taken.images
+    point = vmkeep.backup("guest")
+    truth.assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
+
+
 def _all(vm: Vm) -> tuple[str, dict[str, bytes], bytes, bytes, list[str], str]:
     """Return all that a refusal must leave as it is."""
     disks = {path.name: path.read_bytes() for path in (vm.host.dir / "disks").iterdir()}

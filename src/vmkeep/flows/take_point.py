@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from vmkeep.catalog import CatalogPoint
+from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.premises import catalog_point, catalog_states, known_point
@@ -105,7 +105,13 @@ def _parent(services: Services, opened: PointOpened) -> str | None:
     known = [point.id for point in services.catalog.points_of_vm(opened.vm_uuid)]
     if opened.base is not None and opened.base not in known:
         return opened.base
-    vm = services.catalog.vm(opened.vm_uuid)
+    return descent(services.catalog, opened.vm_uuid)
+
+
+def descent(catalog: Catalog, vm_uuid: str) -> str | None:
+    """Return the point that a VM's state descends from, as far as the catalogue tells; None: from none."""
+    known = [point.id for point in catalog.points_of_vm(vm_uuid)]
+    vm = catalog.vm(vm_uuid)
     if vm is not None and vm.before_first:
         return None
     if vm is not None and vm.current_point in known:

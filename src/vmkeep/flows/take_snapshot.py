@@ -12,7 +12,7 @@ from vmkeep.errors import VmkeepError
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
-from vmkeep.flows.take_point import newest_states
+from vmkeep.flows.take_point import descent, newest_states
 from vmkeep.host.tasks import (
     CloseSnapshot,
     LeaveSnapshot,
@@ -68,14 +68,13 @@ def record_snapshot(services: Services, made: SnapshotMade, stored: SnapshotStor
     """Make the snapshot, its state versions and its pins known, in one transaction."""
     catalog = services.catalog
     catalog.see_vm(made.vm_uuid, made.vm_name)
-    vm = catalog.vm(made.vm_uuid)
     catalog.record_snapshot(
         CatalogSnapshot(
             id=made.operation,
             vm_uuid=made.vm_uuid,
             name=made.name,
             creation_time=made.creation_time,
-            current_point=None if vm is None else vm.current_point,
+            current_point=descent(catalog, made.vm_uuid),
             created=made.created,
             states=tuple(CatalogState(**state) for state in stored.states),
         )

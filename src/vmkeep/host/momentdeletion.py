@@ -7,12 +7,25 @@ over descendants kills libvirtd 9.0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Final
 
-from vmkeep.errors import ChoiceRequired, DeletionStopped, Interrupted, MomentNotFound, VmkeepError
+from vmkeep.errors import (
+    ChoiceRequired,
+    DeletionStopped,
+    HypervisorError,
+    Interrupted,
+    MomentNotFound,
+    SnapshotNeeded,
+    VmkeepError,
+)
 from vmkeep.host.momentorders import DeleteMoments, MomentsChanged, is_base_name, moment_errors, named, to_be_deleted
 from vmkeep.host.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
 from vmkeep.moments import MomentKind
+
+# What libvirt 9.0 says of a snapshot whose overlay the VM is not on.
+_NOT_IN_CHAIN: Final = "could not find base disk source in disk source chain"
 
 
 def delete_moments(
@@ -25,9 +38,12 @@ def delete_moments(
         names = to_be_deleted(found.tree(), order.name, order.mode)
     _demand_consent(order, names, domain.name)
     if order.kind is MomentKind.SNAPSHOT and not order.metadata_only:
-        from vmkeep.host.snapshot_branches import refuse_dangerous_deletion
+        from vmkeep.host.snapshot_branches import guard_branches, refuse_dangerous_deletion
 
         refuse_dangerous_deletion(hypervisor, domain, names)
+        if found.running or not domain.checkpoint_names():
+            # What kept a record from naming the overlay that the VM is on may be gone since the last revert.
+            guard_branches(hypervisor, domain)
     delete_one = _deleter(domain, order, register, hypervisor, running=found.running)
     deleted: list[str] = []
     for name in names:
@@ -67,7 +83,9 @@ def _deleter(
     """Return what deletes one moment of the VM as it is now."""
     if order.metadata_only:
         return register.forget
-    if order.kind is MomentKind.SNAPSHOT or running:
+    if order.kind is MomentKind.SNAPSHOT:
+        return partial(_delete_snapshot, register, domain.name)
+    if running:
         return register.delete
     from vmkeep.host.storedbitmaps import StoredBitmaps
 
@@ -79,6 +97,21 @@ def _deleter(
         register.forget(name)
 
     return delete_stored
+
+
+def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
+    try:
+        register.delete(name)
+    except HypervisorError as error:
+        if _NOT_IN_CHAIN not in error.message:
+            raise
+        raise SnapshotNeeded(
+            f"snapshot {name!r} of VM {vm!r} cannot be merged: since a revert the VM is on other images, and what it "
+            "was on before still stands on those of the snapshot",
+            vm=vm,
+            hint="Delete the image files that the revert left, if nothing needs them, start the VM and delete the "
+            f"snapshot then. Or remove libvirt's record only: `vmkeep snapshot delete {vm} {name} --metadata`.",
+        ) from error
 
 
 def _so_far(kind: MomentKind, deleted: list[str], names: tuple[str, ...]) -> str:
