@@ -5,35 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from vmkeep.config import Settings
 from vmkeep.errors import VmkeepError
 from vmkeep.host import restore, surveying
-from vmkeep.host.checkpoint_health import CheckpointHealth
-from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
-from vmkeep.host.checkpoint_survey import (
-    CheckpointRequest,
-    RepairRequest,
-    StepDone,
-    look_at_checkpoints,
-    plan_checkpoint_repair,
-    repair_checkpoint,
-)
 from vmkeep.host.checkup import check_host, mend
 from vmkeep.host.connecting import LazyConnection
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.inplace import InPlace, check_in_place
 from vmkeep.host.journal import RestoreJournal, journal_path
-from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
-from vmkeep.host.moments import LocalMoments
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
-from vmkeep.host.snapshot import Snapshotting, snapshot_xml
-from vmkeep.host.snapshot_health import SnapshotHealth
-from vmkeep.host.snapshot_premises import check_revert, stop_for_revert
-from vmkeep.host.snapshot_revert import Revert
-from vmkeep.host.snapshot_survey import look_at_snapshots
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import (
     AbandonPoint,
@@ -74,8 +58,19 @@ from vmkeep.host.tasks import (
 )
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.logs import get_logger
-from vmkeep.moments import MomentKind
 from vmkeep.repository import Repository, unanswered
+
+# What a point needs is imported above; the rest when it is asked for, because a point is mostly its start.
+if TYPE_CHECKING:
+    from vmkeep.host.checkpoint_health import CheckpointHealth
+    from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
+    from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest, StepDone
+    from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
+    from vmkeep.host.moments import LocalMoments
+    from vmkeep.host.snapshot import Snapshotting
+    from vmkeep.host.snapshot_health import SnapshotHealth
+    from vmkeep.host.snapshot_revert import Revert
+    from vmkeep.moments import MomentKind
 
 _log = get_logger(__name__)
 
@@ -114,7 +109,6 @@ class LocalHost:
         self._open_repository = repository
         self._connection = LazyConnection(settings.uri)
         self._operations: dict[str, _Operation] = {}
-        self._moments = LocalMoments(settings, self._connected)
 
     def close(self) -> None:
         """Close the connection to libvirt; what was begun on the host is not ended by this.
@@ -145,6 +139,8 @@ class LocalHost:
         return surveying.survey(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
 
     def snapshot_xml(self, request: MakeSnapshot) -> str:
+        from vmkeep.host.snapshot import snapshot_xml
+
         return snapshot_xml(self._connected(), request)
 
     # -- check-up ----------------------------------------------------------------------------------------------
@@ -156,6 +152,12 @@ class LocalHost:
         return mend(self._connected, self._repository, order)
 
     # -- moments -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _moments(self) -> LocalMoments:
+        from vmkeep.host.moments import LocalMoments
+
+        return LocalMoments(self._settings, self._connected)
 
     def moments(self, kind: MomentKind, vm: str, *, secure: bool = False, domain: bool = False) -> VmMoments:
         return self._moments.moments(kind, vm, secure=secure, domain=domain)
@@ -174,18 +176,26 @@ class LocalHost:
     # -- their health ------------------------------------------------------------------------------------------
 
     def checkpoint_health(self, request: CheckpointRequest) -> tuple[CheckpointHealth, ...]:
+        from vmkeep.host.checkpoint_survey import look_at_checkpoints
+
         hypervisor = self._connected()
         return look_at_checkpoints(hypervisor.domain(request.vm), hypervisor, self._settings, request)
 
     def snapshot_health(self, name_or_uuid: str) -> tuple[SnapshotHealth, ...]:
+        from vmkeep.host.snapshot_survey import look_at_snapshots
+
         hypervisor = self._connected()
         return look_at_snapshots(hypervisor.domain(name_or_uuid), hypervisor)
 
     def checkpoint_repair(self, request: RepairRequest) -> RepairPlan:
+        from vmkeep.host.checkpoint_survey import plan_checkpoint_repair
+
         hypervisor = self._connected()
         return plan_checkpoint_repair(hypervisor.domain(request.checkpoints.vm), hypervisor, self._settings, request)
 
     def repair_checkpoint(self, vm_uuid: str, step: RepairStep) -> StepDone:
+        from vmkeep.host.checkpoint_survey import repair_checkpoint
+
         hypervisor = self._connected()
         return repair_checkpoint(hypervisor.domain(vm_uuid), hypervisor, step)
 
@@ -299,8 +309,12 @@ class LocalHost:
                     return self._revert(operation, task.operation).settle()
                 return self._in_place(operation, task.operation).settle()
             case CheckRevert() as task:
+                from vmkeep.host.snapshot_premises import check_revert
+
                 return check_revert(self._connected(), self._repository(), self._settings, task)
             case StopForRevert() as task:
+                from vmkeep.host.snapshot_premises import stop_for_revert
+
                 return stop_for_revert(self._connected(), self._settings, task)
             case ParkForRevert() as task:
                 return self._revert(operation, task.operation).park(task)
@@ -337,6 +351,8 @@ class LocalHost:
 
     def _revert(self, operation: _Operation, operation_id: str) -> Revert:
         if operation.revert is None:
+            from vmkeep.host.snapshot_revert import Revert
+
             operation.revert = Revert(self._settings, self._connected(), self._repository(), operation_id)
         operation.revert.serve(stop=operation.stop, watch=operation.watch)
         return operation.revert
@@ -349,6 +365,8 @@ class LocalHost:
 
     def _snapshotting(self, operation: _Operation, operation_id: str) -> Snapshotting:
         if operation.snapshotting is None:
+            from vmkeep.host.snapshot import Snapshotting
+
             operation.snapshotting = Snapshotting(
                 self._settings, self._connected(), operation_id, stop=operation.stop, watch=operation.watch
             )
