@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,29 +23,34 @@ def image(tmp_path: Path) -> Path:
 
 def test_program_that_has_an_image_open_for_writing_is_named_until_it_ends(image: Path) -> None:
     assert writer_of(image) is None
-    process = _serve(image)
-    assert writer_of(image) == f"qemu-nbd (process {process.pid})"
-    process.kill()
-    process.wait()
+    with _served(image) as process:
+        assert writer_of(image) == f"qemu-nbd (process {process.pid})"
     assert writer_of(image) is None
 
 
 def test_program_that_only_reads_an_image_is_none_and_may_go_on(image: Path) -> None:
-    process = _serve(image, "-r")
-    assert writer_of(image) is None
-    process.kill()
-    process.wait()
+    with _served(image, "-r"):
+        assert writer_of(image) is None
 
 
 def test_file_that_is_not_there_has_no_writer(tmp_path: Path) -> None:
     assert writer_of(tmp_path / "nothing") is None
 
 
-def _serve(image: Path, *options: str) -> subprocess.Popen[bytes]:
-    socket = image.with_suffix(".sock")
-    process = subprocess.Popen(["qemu-nbd", *options, "-f", "qcow2", "-t", "-k", str(socket), str(image)])
-    deadline = time.monotonic() + 60
-    while not socket.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
+@contextmanager
+def _served(image: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Let qemu-nbd have the image open: it makes its socket before, and greets afterwards."""
+    path = image.with_suffix(".sock")
+    process = subprocess.Popen(["qemu-nbd", *options, "-f", "qcow2", "-t", "-k", str(path), str(image)])
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
+            deadline = time.monotonic() + 60
+            while connection.connect_ex(str(path)) != 0:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert connection.recv(8) == b"NBDMAGIC"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
