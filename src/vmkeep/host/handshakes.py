@@ -69,7 +69,7 @@ def abort_job(domain: Domain, socket: str, directory: str, owner: int | None = N
                 hint="QEMU may be held up by its storage. `vmkeep doctor --fix` ends the job later.",
             )
         domain.abort_backup()
-        if owner is not None and not _ended(domain, socket):
+        if owner is not None and not job_ends(domain, socket, _ANSWER_SECONDS):
             _kill(owner)
 
 
@@ -90,9 +90,12 @@ def _nobody_connecting(domain: Domain, directory: str, owner: int | None) -> Ite
         os.close(lock)
 
 
-def _ended(domain: Domain, socket: str) -> bool:
-    """Wait until the job is gone; libvirt asks QEMU to end it and does not wait."""
-    deadline = time.monotonic() + _ANSWER_SECONDS
+def job_ends(domain: Domain, socket: str, seconds: float) -> bool:
+    """Return whether the job that serves at ``socket`` is gone, or goes within that time.
+
+    libvirt asks QEMU to end a job and does not wait, and QEMU closes the connections some time before.
+    """
+    deadline = time.monotonic() + seconds
     while domain.backup_socket() == socket:
         if time.monotonic() > deadline:
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from vmkeep.errors import (
 from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
-from vmkeep.host.handshakes import making_connection
+from vmkeep.host.handshakes import job_ends, making_connection
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant, refuse_unwritten_variables
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
@@ -41,7 +40,6 @@ from vmkeep.transfer.source import DiskSource
 
 _SCRATCH_MAKERS = 4
 _ENDING_SECONDS = 1.0
-_LOOK_SECONDS = 0.02
 _STANDING = (RunState.RUNNING, RunState.PAUSED)
 
 
@@ -158,7 +156,7 @@ class RunningExposure:
         try:
             if self._subject.domain.state().run not in _STANDING:
                 return JobAborted("the VM was stopped while its point was copied", vm=vm, disk=error.disk)
-            if self._job_ends():
+            if job_ends(self._subject.domain, self._record.socket, _ENDING_SECONDS):
                 return JobAborted(
                     "the backup job was ended while the point was copied; a full scratch disk is the usual cause",
                     vm=vm,
@@ -170,15 +168,6 @@ class RunningExposure:
         except VmNotFound:
             return JobAborted("the VM is gone; it was removed while its point was copied", vm=vm, disk=error.disk)
         return error
-
-    def _job_ends(self) -> bool:
-        """Return whether the job is gone, or goes just now: QEMU closes the connections some time before."""
-        deadline = time.monotonic() + _ENDING_SECONDS
-        while self._subject.domain.backup_socket() == self._record.socket:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_LOOK_SECONDS)
-        return True
 
     def keep(self) -> None:
         self._guardian.stage(Stage.KEEP)
