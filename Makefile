@@ -1,5 +1,5 @@
 # Every target works on a fresh Debian 12 or 13, without another one before it, and can be run again.
-.PHONY: setup dev demo test check bench lock install help
+.PHONY: setup dev demo test check bench lock install soak help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -28,6 +28,9 @@ check: dev  ## Run the static checks
 bench: dev  ## Measure against peers on this machine (docs/performance.md)
 	@scripts/bench-peers
 	@scripts/as-root $(BIN)/python -m bench $(ARGS)
+
+soak: dev  ## Live random lives of VMs (SEED, STEPS or MINUTES, JOBS; CONTRIBUTING.md)
+	@scripts/as-root $(BIN)/python -m tests.soak --seed $(or $(SEED),1) $(if $(STEPS),--steps $(STEPS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 install:  ## Install vmkeep for all users of this machine, outside of the checkout (PREFIX, default /opt/vmkeep)
 	@scripts/install
