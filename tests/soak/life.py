@@ -70,8 +70,7 @@ class Life:
         sabotage = self._plan.sabotage if step >= self._sabotaged_at else None
         if sabotage is not None and SABOTAGES[sabotage].possible(world):
             self._tell(step, f"sabotage {sabotage}", SABOTAGES[sabotage].run(world, chance))
-            check(world)
-            prove_all(world)
+            find_harm(world)
             raise RuntimeError(f"the sabotage {sabotage} was not found")
         guest = chance.choice(world.guests)
         drawn = draw(world, guest, chance)
@@ -102,6 +101,12 @@ class Life:
         self._tell(step, "VIOLATION", reason)
         told = f"seed {self._plan.seed}, life {self._number}, step {step}: {reason} [{again}]"
         self._ledger.violations.append(told)
+
+
+def find_harm(world: World) -> None:
+    """Look at everything, as after a step and at the end of a life."""
+    check(world)
+    prove_all(world)
 
 
 def draw(world: World, guest: Guest, chance: random.Random) -> Operation:

@@ -11,6 +11,9 @@ from tests.soak.world import World
 from tests.system.offline import qemu_img
 
 
+_left: list[object] = []
+
+
 @dataclass(frozen=True, slots=True)
 class Sabotage:
     run: Callable[[World, random.Random], str]
@@ -68,7 +71,9 @@ def _leave_a_job(world: World, chance: random.Random) -> str:
     """A backup job goes on that nobody reads."""
     guest = chance.choice([guest for guest in world.guests if not guest.off])
     target = min(guest.disks)
-    guest.vm.own_backup_job([target]).__enter__()
+    job = guest.vm.own_backup_job([target])
+    job.__enter__()
+    _left.append(job)  # its end would be the end of the job
     return guest.name
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.rig import Host
 from tests.soak.command import Commands, Outcome
@@ -106,9 +107,10 @@ class World:
 class Hosts:
     """The host of the lives of one process, and a second one as soon as something migrates."""
 
-    def __init__(self) -> None:
+    def __init__(self, started: Mapping[str, Host] = MappingProxyType({})) -> None:
+        """``started``: hosts that somebody else ends."""
         self._stack = ExitStack()
-        self._hosts: dict[str, Host] = {}
+        self._hosts = dict(started)
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:

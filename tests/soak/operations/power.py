@@ -15,7 +15,7 @@ from tests.soak.world import World
 
 @operation(10, is_off)
 def start(_world: World, guest: Guest, chance: random.Random) -> str:
-    run = chance.random() < 0.3
+    run = chance.random() < 0.2  # its firmware takes some seconds to come to rest
     guest.start(run=run)
     return guest.state.value
 
@@ -32,7 +32,7 @@ def pause(_world: World, guest: Guest, _chance: random.Random) -> str:
     return ""
 
 
-@operation(2, lambda _world, guest: guest.state is VmState.PAUSED)
+@operation(1, lambda _world, guest: guest.state is VmState.PAUSED)
 def resume(_world: World, guest: Guest, _chance: random.Random) -> str:
     guest.resume()
     return ""
