@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.soak.command import Outcome, Running
@@ -40,13 +39,15 @@ def disturb(world: World, running: Running, chance: random.Random) -> str:
 
 def _do(kind: str, world: World, running: Running, length: float) -> None:
     if kind == "kill":
-        running.signal(signal.SIGKILL)
-    elif kind in ("term", "int"):
-        running.signal(signal.SIGTERM if kind == "term" else signal.SIGINT)
+        running.send(signal.SIGKILL)
+    elif kind == "term":
+        running.send(signal.SIGTERM)
+    elif kind == "int":
+        running.send_to_all(signal.SIGINT)
     elif kind == "stop":
-        running.signal(signal.SIGSTOP)
+        running.send_to_all(signal.SIGSTOP)
         time.sleep(length)
-        running.signal(signal.SIGCONT)
+        running.send_to_all(signal.SIGCONT)
     else:
         numbers = [signal.SIGKILL] if kind == "kill guardian" else [signal.SIGSTOP, signal.SIGCONT]
         guardians = world.commands.guardians()
@@ -210,35 +211,3 @@ def disturbed_restore_to_files(world: World, guest: Guest, chance: random.Random
         raise Violation(f"nothing was restored to {output}")
     shutil.rmtree(output, ignore_errors=True)
     return f"{point[:8]} {end.told}"
-
-
-@operation(4)
-def two_at_once(world: World, guest: Guest, chance: random.Random) -> str:
-    """Two commands at one time: each ends as it would alone, or is refused because the other holds the VM."""
-    moment = guest.now()
-    first = world.commands.start("backup", guest.name)
-    time.sleep(chance.choice((0.0, 0.2, 0.6, 1.0)))
-    second, words = _second(world, guest, chance)
-    outcomes = [first.wait(), second.wait()]
-    told = []
-    for outcome in outcomes:
-        world.expect(outcome, "vm-busy", *(["incomplete"] if outcome.words[1:2] == ("health",) else []))
-        if outcome.done and outcome.words[0] == "backup":
-            told.append(keep_taken(world, outcome.document["point"], moment))
-    if all(outcome.code == "vm-busy" for outcome in outcomes):
-        raise Violation(f"both were refused: {outcomes[0].told()}; {outcomes[1].told()}")
-    return f"{' '.join(words)}: {outcomes[0].code}, {outcomes[1].code} {'; '.join(told)}"
-
-
-def _second(world: World, guest: Guest, chance: random.Random) -> tuple[Running, list[str]]:
-    words: Callable[[], list[str]] = chance.choice(
-        (
-            lambda: ["backup", guest.name],
-            lambda: ["points"],
-            lambda: ["vm", "list"],
-            lambda: ["doctor", "--fix"],
-            lambda: ["checkpoint", "health", guest.name],
-        )
-    )
-    chosen = words()
-    return world.commands.start(*chosen), chosen
