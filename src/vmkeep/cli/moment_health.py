@@ -10,6 +10,7 @@ import typer
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import Console, table
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.commandline import command_line
 from vmkeep.errors import OperationFailed
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def repair(
             raise OperationFailed(
                 f"not all checkpoints of VM {vm!r} could be repaired",
                 vm=vm,
-                hint=f"What is left is listed; `vmkeep checkpoint health {vm}` shows it again.",
+                hint=f"What is left is listed; `{command_line('vmkeep checkpoint health', vm)}` shows it again.",
             )
 
 
@@ -145,7 +146,7 @@ def _demand_sound(health: Sequence[CheckpointHealth], vm: str) -> None:
         raise OperationFailed(
             f"{number} not sound in VM {vm!r}",
             vm=vm,
-            hint=f"`vmkeep checkpoint repair {vm} --dry-run` shows what mends it.",
+            hint=f"`{command_line('vmkeep checkpoint repair', vm, options='--dry-run')}` shows what mends it.",
         )
 
 
