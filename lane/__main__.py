@@ -41,6 +41,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="make the tree anew")
     parser.add_argument("--remove", action="store_true", help="remove the tree and run nothing")
     parser.add_argument("--directory", type=Path, default=Path("/var/cache/vmkeep-lane"), help="where lanes are kept")
+    parser.add_argument("--checkout", type=Path, default=_CHECKOUT, help="what is cloned (the one this stands in)")
     parser.add_argument("command", nargs="?", default=COMMAND, help=f"for bash, in the clone ({COMMAND})")
     options = parser.parse_args(arguments)
     if Path(options.name).name != options.name or options.name in ("..", ".", "cache"):
@@ -67,8 +68,8 @@ def _run(tree: Tree, options: argparse.Namespace) -> int:
         if new and run_in_room(room, ["/bin/sh", "-c", _REFRESH], inside, "/root") != 0:
             remove(tree.root)
             raise LaneError("the new Debian cannot reach its packages; what apt said is above")
-        changed = checkout.left_out(_CHECKOUT)
-        commit = checkout.clone(_CHECKOUT, tree.root)
+        changed = checkout.left_out(options.checkout)
+        commit = checkout.clone(options.checkout, tree.root)
         if changed:
             print(f"lane: {changed} files differ from the last commit; their changes are left out", flush=True)
         print(f"lane: {tree.suite}, commit {commit[:12]}: {options.command}", flush=True)

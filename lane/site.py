@@ -81,11 +81,15 @@ def environment(outside: Mapping[str, str], tree: Path) -> dict[str, str]:
 
 
 def package_directories(outside: Mapping[str, str], root: Path = Path("/")) -> list[Path]:
-    """Return the directories of this machine in which pip is told to look for packages, by settings or environment."""
+    """Return the directories of this machine in which pip is told to look for packages, by settings or environment.
+
+    Of an index (PEP 503, always called ``simple``) it is the directory above, where its files usually are.
+    """
     texts = [value for name, value in outside.items() if name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL")]
     for name in _COPIED[:3]:
         if (root / name).is_file():
             lines = (root / name).read_text().splitlines()
             texts += [line for line in lines if not line.lstrip().startswith(("cert", "#", "cache-dir", "log"))]
     found = {Path(os.path.normpath(match)) for text in texts for match in _LOCAL_PATH.findall(text)}
+    found = {path.parent if path.name == "simple" else path for path in found}
     return sorted(path for path in found if path != Path("/") and path.is_dir())
