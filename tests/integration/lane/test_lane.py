@@ -136,9 +136,7 @@ def test_what_debootstrap_mounts_is_gone_with_it(tmp_path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_signal_ends_every_process_in_the_room(
-    room: Room, number: signal.Signals, status: int
-) -> None:
+def test_a_signal_ends_every_process_in_the_room(room: Room, number: signal.Signals, status: int) -> None:
     """Also those that left the command's session, and also when the lane itself is killed."""
     code = (
         "import sys; from pathlib import Path; from lane.room import *; "
