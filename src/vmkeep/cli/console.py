@@ -1,6 +1,7 @@
 """Everything a command writes: tables and progress for people, one JSON document for programs, errors for both.
 
-With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one.
+With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one. With
+``--quiet`` a command reports nothing: errors, warnings and documents that were asked for are left.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Console:
 
     def __init__(self, *, json_wanted: bool) -> None:
         self.json = json_wanted
+        self.quiet = False
         self.debug_log: str | None = None
         self._notices: list[str] = []
 
@@ -45,7 +47,9 @@ class Console:
             sys.stdout.flush()
 
     def show(self, *parts: RenderableType) -> None:
-        """Print texts and tables for people."""
+        """Print texts and tables for people, unless they want quiet."""
+        if self.quiet:
+            return
         console = _rich(sys.stdout)
         with _written():
             for part in parts:
@@ -68,6 +72,11 @@ class Console:
         else:
             self._say(f"vmkeep: {printable(sentence)}\n")
 
+    def remark(self, sentence: str) -> None:
+        """Say something good to know beside the result, unless people want quiet."""
+        if not self.quiet:
+            self.notice(sentence)
+
     def failure(self, error: VmkeepError) -> None:
         """Print an error, with what to do next."""
         notes = list(getattr(error, "__notes__", ()))
@@ -77,7 +86,7 @@ class Console:
                 value["notes"] = notes
             self._say_json(value)
             return
-        lines = [f"vmkeep: error: {error.message}", *(f"  also: {note}" for note in notes)]
+        lines = [f"vmkeep: error: {error.message} [{error.code}]", *(f"  also: {note}" for note in notes)]
         if error.hint:
             lines.append(f"  hint: {error.hint}")
         self._say("".join(f"{printable(line)}\n" for line in lines))
@@ -106,7 +115,7 @@ class Console:
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:
         """Show how an operation comes on, with rate and time left; no more than notes where there is no terminal."""
-        if self.json or not sys.stderr.isatty():
+        if self.json or self.quiet or not sys.stderr.isatty():
             yield self._note
             return
         from vmkeep.cli.progress import progress_bar
@@ -167,6 +176,17 @@ def size_text(size_bytes: int | None) -> str:
             return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time span for people: "0.4 s", "75 s", "12 min 5 s", "3 h 2 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def time_text(created: str) -> str:

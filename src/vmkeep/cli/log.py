@@ -27,7 +27,7 @@ def log(
     context: typer.Context,
     vm: Annotated[
         str | None,
-        typer.Argument(metavar="[VM]", help="Name or UUID.", autocompletion=complete_vm, show_default=False),
+        typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm, show_default=False),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Show the last N operations.")] = 50,
     json: JsonOption = False,
