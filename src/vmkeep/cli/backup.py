@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, duration_text, size_text, table
+from vmkeep.cli.console import Console, duration_text, size_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.tables import Table
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, VmkeepError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _show(console: Console, point: Mapping[str, Any]) -> None:
     state = [kind for kind in ("tpm", "nvram") if point["state"].get(kind, {}).get("present")]
     console.show(
         f"point {point['id']} of {point['vm']}: {point['kind']}",
-        table(("disk", "mode", "reason", "read", "stored"), rows, right=("read", "stored")),
+        Table(columns=("disk", "mode", "reason", "read", "stored"), rows=rows, right=("read", "stored")),
         f"state: {', '.join(state) or 'none'}; {_stood_still(point)}; it took {duration_text(point['seconds'])}",
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
@@ -341,7 +342,7 @@ def _find(hypervisor: Hypervisor, record: PointRecord) -> Domain:
         raise VmNotFound(
             f"VM {record.vm_name!r} ({record.vm_uuid}) of the point is not on this host",
             vm=record.vm_name,
-            hint=f"Restore it as a VM: `vmkeep restore {record.id} --as NAME`.",
+            hint=f"Restore it as a VM: `{command_line('vmkeep restore', record.id, options='--as NAME')}`.",
         )
     return found
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, FirmwareKind, TpmBackend
 from vmkeep.errors import HypervisorError, StateUnsupported, VmkeepError
 from vmkeep.hypervisor import Domain, RunState
@@ -166,7 +167,7 @@ def refuse_unwritten_variables(sources: Sequence[StateSource], vm: str) -> None:
                 "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
                 vm=vm,
                 path=str(source.path),
-                hint=f"Wake it (`virsh dompmwakeup {vm}`) or shut it down, and run the command again.",
+                hint=f"Wake it (`{command_line('virsh dompmwakeup', vm)}`) or shut it down, and run the command again.",
             )
 
 

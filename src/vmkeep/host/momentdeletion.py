@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import (
     ChoiceRequired,
     DeletionStopped,
@@ -105,12 +106,13 @@ def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
     except HypervisorError as error:
         if _NOT_IN_CHAIN not in error.message:
             raise
+        forget = command_line("vmkeep snapshot delete", vm, name, options="--metadata")
         raise SnapshotNeeded(
             f"snapshot {name!r} of VM {vm!r} cannot be merged: since a revert the VM is on other images, and what it "
             "was on before still stands on those of the snapshot",
             vm=vm,
             hint="Delete the image files that the revert left, if nothing needs them, start the VM and delete the "
-            f"snapshot then. Or remove libvirt's record only: `vmkeep snapshot delete {vm} {name} --metadata`.",
+            f"snapshot then. Or remove libvirt's record only: `{forget}`.",
         ) from error
 
 

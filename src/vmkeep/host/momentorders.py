@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import MomentExists, MomentInvalid, MomentNotFound, VmkeepError
 from vmkeep.moments import (
     AnyMoment,
@@ -155,7 +156,7 @@ def moment_error(
     which = f"the {kind}s" if name is None else f"{kind} {name!r}"
     words = f"{which} of VM {vm!r}: {error.message}"
     if error.code in (LibvirtError.VIR_ERR_NO_DOMAIN_CHECKPOINT, LibvirtError.VIR_ERR_NO_DOMAIN_SNAPSHOT):
-        return MomentNotFound(words, vm=vm, hint=hint or f"`vmkeep {kind} list {vm}` shows them.")
+        return MomentNotFound(words, vm=vm, hint=hint or f"`{command_line(f'vmkeep {kind} list', vm)}` shows them.")
     if error.code == LibvirtError.VIR_ERR_OPERATION_FAILED:
         return MomentExists(words, vm=vm, hint=hint)
     return MomentInvalid(words, vm=vm, hint=hint)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.definition.parking import is_parked, park, unpark
@@ -203,7 +204,8 @@ def require_off(domain: Domain) -> None:
         raise VmRunning(
             f"VM {domain.name!r} has a saved memory image, which belongs to its present disks",
             vm=domain.name,
-            hint=f"Start the VM and shut it down, or drop the memory: `virsh managedsave-remove {domain.name}`.",
+            hint=f"Start the VM and shut it down, or drop the memory: "
+            f"`{command_line('virsh managedsave-remove', domain.name)}`.",
         )
 
 

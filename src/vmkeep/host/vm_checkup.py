@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, StateUnsupported, VmkeepError, VmNotFound
@@ -145,20 +146,20 @@ class _Patient:
             message = (
                 f"it runs with other disks than it will have at its next start ({', '.join(dict.fromkeys(differing))})"
             )
-            remedy = f"virsh dumpxml --inactive {self.domain.name}"
+            remedy = command_line("virsh dumpxml", self.domain.name, options="--inactive")
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
 
     def _disks(self) -> Iterator[Finding]:
         for disk in survey(self.domain, self.hypervisor, self.settings).disks:
             if disk.problem is not None and disk.device not in ("cdrom", "floppy"):
                 message = f"disk {disk.target} cannot be in a point: {disk.problem}"
-                remedy = f"vmkeep backup --exclude {disk.target} {self.domain.name}"
+                remedy = command_line(f"vmkeep backup --exclude {shell_word(disk.target)}", self.domain.name)
                 yield self._finding(FindingCode.DISK_NOT_KEPT, message, remedy=remedy, path=disk.source)
 
     def _points(self) -> Iterator[Finding]:
         if self.request.remembered is None:
             return
-        backup = f"vmkeep backup {self.domain.name}"
+        backup = command_line("vmkeep backup", self.domain.name)
         newest = next(iter(self.known.points), None)
         if newest is None:
             yield self._finding(FindingCode.NEVER_BACKED_UP, "there is no point of it", remedy=backup)
@@ -247,7 +248,7 @@ class _Patient:
     def _restore_state(self, kind: str) -> str | None:
         """Return the command that puts the state of the newest point that has it back."""
         newest: RememberedPoint | None = next((point for point in self.known.points if kind in point.states), None)
-        return None if newest is None else f"vmkeep restore {newest.id} --in-place --only state"
+        return None if newest is None else command_line("vmkeep restore", newest.id, options="--in-place --only state")
 
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 
@@ -272,7 +273,7 @@ class _Patient:
             yield self._finding(FindingCode.LEFT_JOB, message, mend=EndJob(self.domain.uuid, socket))
         elif operation is None or self.operations.find(operation) is None:
             message = "a backup job that is not this installation's runs; backups are refused until it ends"
-            remedy = f"virsh domjobinfo {self.domain.name}"
+            remedy = command_line("virsh domjobinfo", self.domain.name)
             yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)
 
     def _checkpoints_and_bitmaps(self) -> Iterator[Finding]:

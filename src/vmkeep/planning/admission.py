@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.planning.codes import ExclusionReason, KeyState, RefusalCode
 from vmkeep.planning.model import Exclusion, PlannableDisk, PointRequest, Refusal
 
@@ -71,7 +72,7 @@ def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str 
         pool = (disk.source or "").partition("/")[0]
         return (
             f"is the volume {disk.source}, whose pool is not there or not active",
-            f"Start the pool (`virsh pool-start {pool}`)" if pool else "Start the pool",
+            f"Start the pool (`{command_line('virsh pool-start', pool)}`)" if pool else "Start the pool",
         )
     if disk.source_kind not in {"file", "block", "network"}:
         return f"is of type {disk.source_kind}, which cannot be read yet", None
