@@ -248,7 +248,7 @@ def _hold_asked(word: str) -> _Hold:
 
 
 def _end_hold(record: JobRecord, hold: _Hold, hypervisor: Hypervisor, owner: int) -> tuple[JobRecord, _Hold]:
-    """Let a guest go on whose time is over. Where it need not, its time begins anew; where libvirt fails, it stays over."""
+    """Let a guest go on whose time is over. Where it need not, that time begins anew; where libvirt fails, it stays."""
     if hold is _NO_HOLD or not hold.is_over(owner):
         return record, hold
     try:
