@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vmkeep.moments import CheckpointDisk, MomentKind
 
 app = typer.Typer(
+    short_help="libvirt's checkpoints of a VM, and their health.",
     help="libvirt's checkpoints of a VM: what its disks are read against.",
     epilog="Example: vmkeep checkpoint list win11 --tree",
     rich_markup_mode=None,
@@ -43,7 +44,7 @@ def create_checkpoint(
     context: typer.Context,
     vm: VmArgument,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Its name; without one, the time.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Its name; without one, the time.", show_default=False)
     ] = None,
     description: Annotated[
         str | None, typer.Option("--description", help="A text that is kept with it.", show_default=False)

@@ -115,12 +115,13 @@ def _parameters(ctx: typer.Context) -> Mapping[str, Any]:
     Before the value of an option the parser gives all up, arguments too, because the option has none yet: the line is
     parsed again without it.
     """
-    words = list(ctx.obj) if isinstance(ctx.obj, list) else []
+    words = list(ctx.obj.arguments)
     if not (words and words[-1].startswith("-")) or ctx.parent is None:
         return ctx.params
     for name in ctx.command_path.split()[1:]:
         words = words[words.index(name) + 1 :]
-    return ctx.command.make_context(ctx.info_name, words[:-1], parent=ctx.parent, resilient_parsing=True).params
+    again = ctx.command.make_context(ctx.info_name, words[:-1], parent=ctx.parent, resilient_parsing=True)
+    return again.params
 
 
 def _beginning(incomplete: str, offered: Mapping[str, str], *, without: Iterable[str] = ()) -> Offer:

@@ -1,6 +1,7 @@
 """Everything a command writes: tables and progress for people, one JSON document for programs, errors for both.
 
-With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one.
+With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one. With
+``--quiet`` a command reports nothing: errors, warnings and documents that were asked for are left.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Console:
 
     def __init__(self, *, json_wanted: bool) -> None:
         self.json = json_wanted
+        self.quiet = False
         self.debug_log: str | None = None
         self._notices: list[str] = []
 
@@ -46,7 +48,9 @@ class Console:
             sys.stdout.flush()
 
     def show(self, *parts: str | Table | Facts) -> None:
-        """Print texts and tables for people. Texts are cut by nobody, so that a path can be copied."""
+        """Print texts and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
+        if self.quiet:
+            return
         on_terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if on_terminal else None
         lines: list[str] = []
@@ -75,6 +79,11 @@ class Console:
         else:
             self._say(f"vmkeep: {printable(sentence)}\n")
 
+    def remark(self, sentence: str) -> None:
+        """Say something good to know beside the result, unless people want quiet."""
+        if not self.quiet:
+            self.notice(sentence)
+
     def failure(self, error: VmkeepError) -> None:
         """Print an error, with what to do next."""
         notes = list(getattr(error, "__notes__", ()))
@@ -84,7 +93,7 @@ class Console:
                 value["notes"] = notes
             self._say_json(value)
             return
-        lines = [f"vmkeep: error: {error.message}", *(f"  also: {note}" for note in notes)]
+        lines = [f"vmkeep: error: {error.message} [{error.code}]", *(f"  also: {note}" for note in notes)]
         if error.hint:
             lines.append(f"  hint: {error.hint}")
         self._say("".join(f"{printable(line)}\n" for line in lines))
@@ -108,12 +117,15 @@ class Console:
     def ask(self, question: str) -> bool:
         """Ask on the terminal and return whether the answer was yes."""
         self._say(f"{printable(question)} [y/N] ")
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        answer = sys.stdin.readline()
+        if not answer.endswith("\n"):
+            self._say("\n")  # the end of the input, which leaves the cursor behind the question
+        return answer.strip().lower() in ("y", "yes")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:
         """Show how an operation comes on, with rate and time left; no more than notes where there is no terminal."""
-        if self.json or not sys.stderr.isatty():
+        if self.json or self.quiet or not sys.stderr.isatty():
             yield self._note
             return
         from vmkeep.cli.progress import progress_bar
@@ -156,6 +168,17 @@ def size_text(size_bytes: int | None) -> str:
             return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time span for people: "0.4 s", "75 s", "12 min 5 s", "3 h 2 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def time_text(created: str) -> str:

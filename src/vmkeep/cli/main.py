@@ -17,7 +17,7 @@ from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, 
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.ondemand import OnDemandGroup
-from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
+from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption, QuietOption
 from vmkeep.cli.shells import ASKED_BY, INSTALL, SHOW, answer, install_or_show, is_asked_for
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
@@ -47,6 +47,7 @@ def before_command(
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
+    quiet: QuietOption = False,  # noqa: ARG001  its callback has told the console
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
     install_completion: Annotated[
         bool, typer.Option(INSTALL, help="Complete names in the shell you type in; or add: bash, zsh, fish.")

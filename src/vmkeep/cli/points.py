@@ -34,7 +34,7 @@ def points(
     context: typer.Context,
     vm: Annotated[
         str | None,
-        typer.Argument(metavar="[VM]", help="Name or UUID.", show_default=False, autocompletion=complete_vm),
+        typer.Argument(metavar="VM", help="Name or UUID.", show_default=False, autocompletion=complete_vm),
     ] = None,
     tree: Annotated[bool, typer.Option("--tree", help="Draw how points descend from each other.")] = False,
     json: JsonOption = False,

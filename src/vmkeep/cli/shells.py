@@ -80,12 +80,17 @@ def answer(environment: Mapping[str, str]) -> None:
     from typer._completion_classes import FishComplete
 
     from vmkeep.cli.completion import give_up_soon
+    from vmkeep.cli.interruption import Interruption
     from vmkeep.cli.main import app
+    from vmkeep.cli.session import Invocation
 
     give_up_soon()
     text = environment.get(LINE, "")
     words, incomplete = split_line(text)
-    shell = FishComplete(typer.main.get_command(app), {"obj": words}, "vmkeep", ASKED_BY)
+    # Options before the command tell it what they ask for.
+    console = Console(json_wanted=False)
+    invocation = Invocation(console, Interruption(console.notice), arguments=words)
+    shell = FishComplete(typer.main.get_command(app), {"obj": invocation}, "vmkeep", ASKED_BY)
     for item in shell.get_completions(words, incomplete):
         value, told = str(item.value), " ".join((item.help or "").split())
         if environment[ASKED_BY] == "bash":

@@ -38,7 +38,7 @@ NameArgument = Annotated[
 ]
 OptionalName = Annotated[
     str | None,
-    typer.Argument(metavar="[NAME]", help="The snapshot's name.", show_default=False, autocompletion=complete_snapshot),
+    typer.Argument(metavar="NAME", help="The snapshot's name.", show_default=False, autocompletion=complete_snapshot),
 ]
 CurrentOption = Annotated[bool, typer.Option("--current", help="The current snapshot, in place of a name.")]
 
@@ -147,7 +147,7 @@ def current_snapshot(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="The snapshot that shall be the current one.",
             show_default=False,
             autocompletion=complete_snapshot,

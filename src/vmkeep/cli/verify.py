@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: vmkeep verify win11@latest")(verify)
+    app.command(short_help="Prove that points are sound.", epilog="Example: vmkeep verify win11@latest")(verify)
 
 
 def verify(

@@ -7,7 +7,7 @@ backupBegin.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Literal
 
 from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, FirmwareKind, TpmBackend
-from vmkeep.errors import HypervisorError, StateUnsupported, VmkeepError
+from vmkeep.errors import HypervisorError, StateUnsupported, VmBusy, VmkeepError
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.moments import (
     Backup,
@@ -37,6 +37,8 @@ from vmkeep.statefiles.capture import CapturedState, capture
 from vmkeep.statefiles.location import StateRoots, tpm_file
 
 NVRAM_NAME = "nvram.fd"
+# A freeze waits until the guest has written out what it holds; libvirt's answer to it is waited for as long.
+AGENT_WORK_SECONDS = 65.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +182,13 @@ def fix_instant(
     running: bool,
     quiesce: bool,
     scratch_made: bool = False,
+    hold: Callable[[float], None],
+    pause_seconds: float,
 ) -> Instant:
     """Freeze when asked, suspend, begin the job with its checkpoint, read the state files, resume, thaw.
+
+    ``hold`` is the guardian's: it is told for how long the guest may stand still (``pause_seconds``), and raises
+    JobAborted when the guest went on before the state files were read.
 
     ``backup`` is None when no disk is read through a job; ``scratch_made``: its scratch files are there already. A VM
     that was paused is not resumed. On failure the VM runs as before; the job and the checkpoint, if they came to be,
@@ -189,25 +196,42 @@ def fix_instant(
     """
     try:
         if quiesce:
+            hold(AGENT_WORK_SECONDS)
             domain.freeze()
         begun = time.monotonic()
         try:
             if running:
+                hold(pause_seconds)
                 domain.suspend()
             created = datetime.now(UTC)
             if backup is not None:
                 domain.begin_backup(backup, checkpoint, scratch_made=scratch_made)
             states = tuple(read_state(source, domain.name) for source in sources)
+            if running:
+                hold(pause_seconds)
+            require_standing(domain, "its point was begun")
         finally:
             if running:
                 let_go_on(domain)
         pause_ms = (time.monotonic() - begun) * 1000 if running else 0.0
+        if quiesce:
+            hold(AGENT_WORK_SECONDS)
     finally:
         # Also after a freeze that failed: some of the file systems may be frozen. The guardian does it again when
         # this fails.
         if quiesce:
             domain.thaw()
     return Instant(as_text(created), states, round(pause_ms, 1))
+
+
+def require_standing(domain: Domain, what: str) -> None:
+    """Raise VmBusy for a VM that somebody resumed or stopped: its state files may be of different times."""
+    if domain.state().run is not RunState.PAUSED:
+        raise VmBusy(
+            f"VM {domain.name!r} was resumed or stopped by somebody while {what}",
+            vm=domain.name,
+            hint="Run the command again.",
+        )
 
 
 def read_state(source: StateSource, vm: str) -> CapturedState:

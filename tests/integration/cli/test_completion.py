@@ -67,6 +67,7 @@ def test_vms_points_and_what_belongs_to_a_vm_on_the_line_are_offered(home: Path)
     assert offered(home, "vmkeep verify we") == ["web\tall its points", points[0]]
     # libvirt's own driver for tests has a VM "test"; it is asked as well, with its state.
     assert offered(home, "vmkeep vm show ") == ["web\thas points", f"{SPACED}\thas points", "test\trunning"]
+    assert offered(home, "vmkeep -q --json vm show te") == ["test\trunning"]
     assert offered(home, "vmkeep backup web t") == ["test\trunning"]
     assert offered(home, "vmkeep restore web@latest --in-place --only v") == ["vda"]
     assert offered(home, "vmkeep snap") == ["snapshot\tlibvirt's snapshots of a VM."]
