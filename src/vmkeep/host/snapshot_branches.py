@@ -84,7 +84,7 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
                     disk=target,
                     path=below,
                     hint="Delete what needs it first. libvirt's record of the snapshot alone can be removed at any "
-                    f"time: `virsh snapshot-delete {domain.name} {name} --metadata`; all images stay then.",
+                    f"time: `vmkeep snapshot delete {domain.name} {name} --metadata`; all images stay then.",
                 )
 
 
