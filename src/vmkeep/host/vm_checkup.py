@@ -15,7 +15,8 @@ from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.bitmaps import Chain, look_at_bitmaps
+from vmkeep.host.bitmaps import Chain, image_chains, look_at_bitmaps
+from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -148,6 +149,12 @@ class _Patient:
             )
             remedy = command_line("virsh dumpxml", self.domain.name, options="--inactive")
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
+        # Of a VM that is off, the disks themselves are told of.
+        for target, fault in chain_faults(next_time, image_chains(next_time)).items():
+            message = f"disk {target} will be seen otherwise at its next start than its image says: {fault}"
+            yield self._finding(
+                FindingCode.DEFINITION_DIFFERS, message, remedy=command_line("virsh edit", self.domain.name)
+            )
 
     def _disks(self) -> Iterator[Finding]:
         for disk in survey(self.domain, self.hypervisor, self.settings).disks:
