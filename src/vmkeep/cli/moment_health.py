@@ -1,4 +1,4 @@
-"""`vmkeep checkpoint health`, `vmkeep checkpoint repair` and `vmkeep snapshot health`."""
+"""`vmkeep checkpoint health` and `repair`, `vmkeep snapshot health` and `repair`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def register_for_checkpoints(app: typer.Typer) -> None:
 
 
 def register_for_snapshots(app: typer.Typer) -> None:
-    """Add the command to ``vmkeep snapshot``."""
+    """Add the commands to ``vmkeep snapshot``."""
     app.command("health", epilog="Example: vmkeep snapshot health win11")(snapshot_health)
+    app.command("repair", epilog="Example: vmkeep snapshot repair win11 --dry-run")(snapshot_repair)
 
 
 def checkpoint_health(
@@ -136,6 +137,35 @@ def snapshot_health(
                 vm=vm,
                 hint="Each is listed with the reason. docs/operations.md says what can be done about it.",
             )
+
+
+def snapshot_repair(
+    context: typer.Context,
+    vm: VmArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Put right what libvirt's records of snapshots say of their images, where removing another's record changed it.
+
+    Only records are changed. It may be killed at any time and run again.
+    """
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        from vmkeep.cli.moments import changing
+        from vmkeep.host.momentorders import RepairSnapshots
+
+        with changing(running) as change:
+            done = change(RepairSnapshots(vm=vm, dry=dry_run))
+        if running.console.json:
+            steps = [{"snapshot": name, "does": told} for name, told in zip(done.names, done.notices, strict=True)]
+            running.console.document({"snapshot_repair": {"vm": done.vm, "dry_run": dry_run, "steps": steps}})
+            return
+        how = "would be put right" if dry_run else "was put right"
+        for name, told in zip(done.names, done.notices, strict=True):
+            running.console.show(f"the record of snapshot {name} {how}: {told}")
+        if not done.names:
+            running.console.show("nothing to repair")
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------

@@ -114,14 +114,25 @@ class ImportMoments:
     validate: bool = False
 
 
-MomentChange = CreateCheckpoint | DeleteMoments | RedefineMoment | ImportMoments
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairSnapshots:
+    """Put right what libvirt's records of a VM's snapshots say of the images; ``dry``: only say what would be."""
+
+    vm: str
+    dry: bool = False
+
+    kind: MomentKind = MomentKind.SNAPSHOT
+
+
+MomentChange = CreateCheckpoint | DeleteMoments | RedefineMoment | ImportMoments | RepairSnapshots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentsChanged:
     """What was done. ``names`` are those created, deleted or redefined, in that order; ``kept`` were equal already.
 
-    ``xml`` is what libvirt was asked for, of a checkpoint that is created. ``notices`` are sentences.
+    ``xml`` is what libvirt was asked for, of a checkpoint that is created. ``notices`` are sentences; of a repair, one
+    for each of ``names``.
     """
 
     vm: str

@@ -78,7 +78,7 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
             harmed = branches.harmed(names, os.path.realpath(overlay), below, present)
             if harmed:
                 what = ", ".join(sorted({user.what for user in harmed}))
-                forget = command_line("virsh snapshot-delete", domain.name, name, options="--metadata")
+                forget = command_line("vmkeep snapshot delete", domain.name, name, options="--metadata")
                 raise SnapshotNeeded(
                     f"snapshot {name!r} of VM {domain.name!r} cannot be deleted: {what} would be destroyed, because "
                     f"{below} would be written to or {overlay} removed",

@@ -94,6 +94,12 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
         return what, "Merge it into that image (`virsh blockcommit`)"
     if disk.encrypted_below and not running:
         return "stands on an encrypted image, and such disks can be read only while the VM runs", "Start the VM"
+    if disk.chain_fault is not None and not running:
+        what = f"would be read as its guest does not see it: {disk.chain_fault}"
+        return what, (
+            "Where the image is right, take <backingStore> out of the disk (`virsh edit`); where the definition is, "
+            "write that into the image (`qemu-img rebase -u`)"
+        )
     if running and disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
     if running and disk.device == "lun":
