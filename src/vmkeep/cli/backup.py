@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console, duration_text, size_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
@@ -34,7 +34,12 @@ def backup(
     full: Annotated[bool, typer.Option("--full", help="Read every disk whole, without a base.")] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="TARGET", help="Leave a disk out by target (vdb); may be repeated.", show_default=False),
+        typer.Option(
+            metavar="TARGET",
+            help="Leave a disk out by target (vdb); may be repeated.",
+            show_default=False,
+            autocompletion=complete_disk,
+        ),
     ] = None,
     quiesce: Annotated[
         bool, typer.Option("--quiesce", help="Freeze the guest's file systems for the instant, through its agent.")

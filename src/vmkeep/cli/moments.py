@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_moment, complete_vm
 from vmkeep.cli.tables import printable
 from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
@@ -39,7 +39,13 @@ XpathOption = Annotated[
 WrapOption = Annotated[bool, typer.Option("--wrap", help="With --xpath: in one element <nodes>.")]
 FromOption = Annotated[
     str | None,
-    typer.Option("--from", metavar="NAME", help="Only the children of this one.", show_default=False),
+    typer.Option(
+        "--from",
+        metavar="NAME",
+        help="Only the children of this one.",
+        show_default=False,
+        autocompletion=complete_moment,
+    ),
 ]
 DescendantsOption = Annotated[bool, typer.Option("--descendants", help="With --from: all that descends from it.")]
 
