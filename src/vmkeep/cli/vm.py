@@ -94,7 +94,7 @@ def show_vm(
                 disk.format or "",
                 size_text(disk.size_bytes),
                 disk.source or "no medium",
-                disk.problem or "",
+                disk.problem or disk.read_whole or "",
             )
             for disk in found.disks
         ]

@@ -227,8 +227,9 @@ class InPlace:
         """Make the point the base of its disks."""
         journal, domain = self._parking.resume(self._stop)
         definition = self._parking.definition(domain, journal)
-        rebind(domain, definition, journal.disks, self._prefix + journal.point, prefix=self._prefix, key=self._key)
-        return tuple(
+        name = self._prefix + journal.point
+        told = rebind(domain, definition, journal.disks, name, prefix=self._prefix, key=self._key)
+        return told + tuple(
             _harmed_bitmap(name, disk.target)
             for disk in journal.disks
             for name in broken_bitmaps(disk, prefix=self._prefix)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, FirmwareKind, TpmBackend
 from vmkeep.errors import HypervisorError, StateUnsupported, VmBusy, VmkeepError
+from vmkeep.host.bindings import noted
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.moments import (
     Backup,
@@ -107,11 +109,12 @@ def checkpoint_xml(
     *,
     creation_time: int = 0,
     parent: str | None = None,
+    begun: Mapping[str, str] = MappingProxyType({}),
 ) -> str | None:
     """Return the checkpoint with bitmaps in the disks of ``targets`` and in no others; None without such a disk.
 
     ``creation_time`` (seconds since 1970) is needed to redefine one, which then hangs from ``parent``; both are left
-    to libvirt when one is created.
+    to libvirt when one is created. ``begun`` names images in which bitmaps were made anew (``vmkeep.host.bindings``).
     """
     if not targets:
         return None
@@ -119,7 +122,7 @@ def checkpoint_xml(
         CheckpointDisk(disk.target, CheckpointType.BITMAP if disk.target in targets else CheckpointType.NO)
         for disk in definition.disks
     )
-    text = "Base of the next incremental point of vmkeep; deleted when that is made"
+    text = noted("Base of the next incremental point of vmkeep; deleted when that is made", begun)
     return format_checkpoint(
         Checkpoint(name=name, description=text, parent_name=parent, creation_time=creation_time, disks=disks)
     )

@@ -15,7 +15,7 @@ from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.bitmaps import Chain, image_chains, look_at_bitmaps
+from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
@@ -293,6 +293,7 @@ class _Patient:
             except VmkeepError as error:
                 message = f"the image of disk {disk.target} cannot be read: {error}"
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
+        yield from self._without_bitmaps(chains)
         images = {target: chain[0] for target, chain in chains.items()}
         checkpoints = {name: self.domain.checkpoint_targets(name) for name in self.domain.checkpoint_names()}
         yield from self._foreign(checkpoints, images)
@@ -311,6 +312,14 @@ class _Patient:
         )
         free = frozenset(target for target, image in images.items() if image.path not in self.shared)
         yield from self._of_ours(judged, free)
+
+    def _without_bitmaps(self, chains: Mapping[str, Chain]) -> Iterator[Finding]:
+        for disk in self.definition.disks:
+            amend = amending(disk, chains.get(disk.target, ()))
+            if amend is not None:
+                message = f"disk {disk.target}: {OLD_QCOW2}, so each backup reads the disk whole"
+                remedy = f"with the VM off: {amend}"
+                yield self._finding(FindingCode.IMAGE_WITHOUT_BITMAPS, message, remedy=remedy, path=disk.source)
 
     def _foreign(
         self, checkpoints: Mapping[str, frozenset[str]], images: Mapping[str, ImageLayer]

@@ -92,8 +92,8 @@ class PointRequest:
 class DiskPlan:
     """How one disk is read.
 
-    ``bitmap`` is whether a new bitmap is made in the disk; never in mode scan, else always. ``from_image`` is
-    whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
+    ``bitmap`` is whether a new bitmap is made in the disk; never in mode scan, else unless that fails. ``from_image``
+    is whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
     VM, and the transient ones of a running VM, on which libvirt begins no job. The image of those is the one below
     the overlay that the VM has open. ``base_point`` and ``base_checkpoint`` are set when, and only when, the mode
     is incremental. ``scratch_bytes`` is what its scratch must be able to grow to at any time, because QEMU would not
