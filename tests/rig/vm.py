@@ -82,6 +82,7 @@ class Vm:
         device_xml: Sequence[str],
         boot: DirectBoot | None = None,
         tpm_backend: str | None = None,
+        edit: Callable[[etree._Element], None] | None = None,
     ) -> Vm:
         """Make the disks and define the VM; ``Host.define`` is the way to call it."""
         if firmware not in ("uefi", "bios"):
@@ -105,6 +106,10 @@ class Vm:
             device_xml=device_xml,
             boot=boot,
         )
+        if edit is not None:
+            root = etree.fromstring(xml)
+            edit(root)
+            xml = _xml(root)
         return cls(host, host.connection.defineXML(xml).UUIDString(), name)
 
     # -- life ------------------------------------------------------------------------------------------------
