@@ -83,10 +83,13 @@ def run_disturbed(
 ) -> Disturbed:
     running = world.commands.start(*words)
     told = disturb(world, running, chance)
-    outcome = running.wait()
-    if not outcome.killed:
-        world.expect(outcome, *_TERMINATION, *refusals)
-    wait_until_safe(world)
+    try:
+        outcome = running.wait()
+        if not outcome.killed:
+            world.expect(outcome, *_TERMINATION, *refusals)
+        wait_until_safe(world)
+    except Violation as violation:
+        raise Violation(f"{told}: {violation}") from violation
     return Disturbed(outcome, f"{told}: {outcome.code}")
 
 
