@@ -26,11 +26,17 @@ class WritingGuest:
     """
 
     def __init__(
-        self, host: Host, name: str, *, size: int = 8 * MiB, policies: tuple[str | None, str | None] = (None, None)
+        self,
+        host: Host,
+        name: str,
+        *,
+        size: int = 8 * MiB,
+        policies: tuple[str | None, str | None] = (None, None),
+        iothread: bool = False,
     ) -> None:
         disks = [
             # The firmware lets a boot sector reach only the disks that are to be booted from.
-            Disk(target, size, error_policy=policy, extra_xml=(f"<boot order='{number}'/>",))
+            Disk(target, size, error_policy=policy, extra_xml=(f"<boot order='{number}'/>",), iothread=iothread)
             for number, (target, policy) in enumerate(zip(TARGETS, policies, strict=True), 1)
         ]
         self.vm = host.define(name, disks=disks, firmware="bios", tpm=False)

@@ -71,6 +71,8 @@ class DefinedDisk:
     ``source`` is the path of a file or device, ``PROTOCOL:NAME`` of a network image, ``POOL/VOLUME`` of a
     volume, or None. ``source_type`` is libvirt's own word for the kind. ``format`` is the image format of the
     driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``).
+    ``in_io_thread``: QEMU serves it outside of its main thread, by the disk's own driver or its controller's.
+    ``throttled``: it has limits of its input and output (``<iotune>``).
     """
 
     target: str
@@ -90,6 +92,8 @@ class DefinedDisk:
     source_index: int | None = None
     serial: str | None = None
     boot_order: int | None = None
+    in_io_thread: bool = False
+    throttled: bool = False
 
     @property
     def removable(self) -> bool:
