@@ -89,6 +89,17 @@ def _numbers(image: bytes) -> list[int]:
     return [int.from_bytes(image[start : start + 4], "little") for start in starts]
 
 
+def wait_until_in_io_thread(vm: Vm) -> None:
+    """Wait until the firmware has begun to use the VM's first disk: only from then on it is in its I/O thread.
+
+    While the VM is paused it is not there either, and nothing that clients do can harm QEMU.
+    """
+    deadline = time.monotonic() + 60
+    while vm.domain.blockStats(vm.disks()[0].target)[0] == 0:
+        assert time.monotonic() < deadline, "the firmware does not read the disk"
+        time.sleep(0.02)
+
+
 class Watch:
     """Looks at a VM all the time: how long it stood still, and how long its guest wrote nothing, at most."""
 

@@ -13,9 +13,9 @@ import pytest
 from lxml import etree
 
 from tests.crash.bed import wait_until
-from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
+from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal
 from tests.rig.cli import Vmkeep, finished
-from tests.system.busy_guest import WritingGuest
+from tests.system.busy_guest import WritingGuest, wait_until_in_io_thread
 from tests.system.held import held_in_its_copy, slowed_in_its_copy
 from tests.system.history import INCREMENTAL, History, modes
 from tests.system.truth import assert_left_alone, checkpoints, has_backup_job
@@ -28,11 +28,16 @@ _BUSES = {"virtio": ("vda", "vdb"), "scsi": ("sda", "sdb")}
 
 @pytest.fixture(params=_BUSES)
 def vm(host: Host, request: pytest.FixtureRequest) -> Vm:
-    """A paused VM with two disks in an I/O thread, of which the first has 16 MiB of content."""
-    disks = [Disk(target, 32 * MiB, bus=request.param, iothread=True) for target in _BUSES[request.param]]
-    vm = host.define("guest", disks=disks, firmware="bios", tpm=False)
-    vm.start(paused=True)
+    """A running VM with two disks in an I/O thread, of which the first has 16 MiB of content."""
+    vm = _started(host, [Disk(target, 32 * MiB, bus=request.param, iothread=True) for target in _BUSES[request.param]])
     vm.write_random(_first(vm), start=0, length=16 * MiB, seed=1)
+    return vm
+
+
+def _started(host: Host, disks: list[Disk]) -> Vm:
+    vm = host.define("guest", disks=disks, firmware="bios", tpm=False)
+    vm.start()
+    wait_until_in_io_thread(vm)
     return vm
 
 
@@ -54,14 +59,12 @@ def test_points_their_ends_and_snapshots_of_a_vm_whose_disks_are_in_an_io_thread
         assert status == expected
         wait_until(lambda: not has_backup_job(vm), "the job does not end", 20)
         wait_until(lambda: not any((vmkeep.home / "guards").iterdir()), "the guardian does not end", 20)
-        assert_left_alone(vm, state=VmState.PAUSED, checkpoints_before=before)
+        assert_left_alone(vm, checkpoints_before=before)
     vm.write(first, start=20 * MiB, length=64 * KiB, pattern=0x31)
     assert modes(history.keep()) == dict.fromkeys((disk.target for disk in vm.disks()), INCREMENTAL)
 
-    vm.resume()
     vmkeep.json("snapshot", "create", "guest", "before")
     assert vm.state() is VmState.RUNNING
-    vm.suspend()
     vm.write(first, start=21 * MiB, length=64 * KiB, pattern=0x32)
     assert modes(history.keep()) == dict.fromkeys((disk.target for disk in vm.disks()), INCREMENTAL)
     history.assert_kept()
@@ -90,17 +93,18 @@ def test_images_that_changed_places_are_read_again_over_the_same_connections(vm:
     one.rename(beside)
     other.rename(one)
     beside.rename(other)
-    vm.start(paused=True)
+    vm.start()
+    wait_until_in_io_thread(vm)
     assert modes(history.keep()) == dict.fromkeys((disk.target for disk in vm.disks()), ("full", "base-mismatch"))
 
     repository = vmkeep.home / "repository"
     vm.host.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", repository / "packs"], check=True)
     try:
         vm.write_random(second, start=0, length=16 * MiB, seed=10)
-        assert vmkeep.fails("backup", "guest").code == "no-space"
+        assert vmkeep.fails("backup", "--full", "guest").code == "no-space"
     finally:
         vm.host.run(["umount", "--lazy", repository / "packs"], check=True)
-    assert vm.state() is VmState.PAUSED
+    assert vm.state() is VmState.RUNNING
     assert not has_backup_job(vm)
     history.keep()
     history.assert_kept()
@@ -109,16 +113,18 @@ def test_images_that_changed_places_are_read_again_over_the_same_connections(vm:
 def test_vm_with_thirty_disks_gets_its_points(host: Host, vmkeep: Vmkeep) -> None:
     """QEMU's server takes 100 clients, and all are kept until the job is gone."""
     disks = [Disk(f"sd{_letters(number)}", 1 * MiB, bus="scsi", iothread=True) for number in range(30)]
-    vm = host.define("guest", disks=disks, firmware="bios", tpm=False)
-    vm.start(paused=True)
-    history = History(vm, vmkeep, uefi=False, tpm=False)
-    for number in range(2):
-        for disk in disks:
-            vm.write(disk.target, start=number * 256 * KiB, length=64 * KiB, pattern=number + 1)
-        point = history.keep()
+    vm = _started(host, disks)
+    for start in (0, 256 * KiB):
+        for number, disk in enumerate(disks, 1):
+            vm.write(disk.target, start=start, length=64 * KiB, pattern=number)
+        point = vmkeep.backup("guest")
         assert not has_backup_job(vm)
     assert point["kind"] == "incremental"
-    history.assert_kept()
+    output = vmkeep.restore(point, host.dir / "work" / "out", "--format", "raw")
+    for number, disk in enumerate(disks, 1):
+        written, rest = bytes([number]) * (64 * KiB), bytes(192 * KiB)
+        expected = written + rest + written + rest + bytes(512 * KiB)
+        assert_images_equal((output / f"{disk.target}.raw").read_bytes(), expected, disk.target)
 
 
 def _letters(number: int) -> str:
@@ -146,13 +152,8 @@ def test_guest_that_fills_the_scratch_of_disks_in_an_io_thread_runs_on(host: Hos
 
 def test_vm_that_qemu_would_die_of_is_refused_by_name_before_anything_is_begun(host: Host, vmkeep: Vmkeep) -> None:
     """Limits and an I/O thread on one disk: QEMU 7.2 dies when such a VM is resumed after a job began."""
-    vm = host.define(
-        "guest",
-        disks=[Disk("vda", 4 * MiB, iothread=True, extra_xml=(_LIMITS,)), Disk("vdb", 4 * MiB, iothread=True)],
-        firmware="bios",
-        tpm=False,
-    )
-    vm.start()
+    disks = [Disk("vda", 4 * MiB, iothread=True, extra_xml=(_LIMITS,)), Disk("vdb", 4 * MiB, iothread=True)]
+    vm = _started(host, disks)
     version = host.connection.getVersion()
     if version >= 9_000_000:
         pytest.skip("QEMU has no such fault since 9.0")
@@ -174,14 +175,13 @@ def test_vm_that_qemu_would_die_of_is_refused_by_name_before_anything_is_begun(h
 
 def test_qemu_that_died_is_told_as_that_with_its_last_words(host: Host, vmkeep: Vmkeep) -> None:
     """It is made to die as it would of another tool: one client more, which leaves early."""
-    vm = host.define("guest", disks=[Disk("vda", 32 * MiB, iothread=True)], firmware="bios", tpm=False)
-    vm.start(paused=True)
+    vm = _started(host, [Disk("vda", 32 * MiB, iothread=True)])
     vm.write_random("vda", start=0, length=24 * MiB, seed=1)
     if host.connection.getVersion() >= 9_000_000:
         pytest.skip("QEMU has no such fault since 9.0")
     with held_in_its_copy(vm, vmkeep) as process:
         socket = etree.fromstring(vm.domain.backupGetXMLDesc()).xpath("string(server/@socket)")
-        host.run(["nbdinfo", f"nbd+unix:///vda?socket={socket}"])
+        host.run(["nbdcopy", f"nbd+unix:///vda?socket={socket}", "null:"])
         wait_until(lambda: vm.state() is VmState.OFF, "QEMU lives", 20)
     status, document = finished(process)
     assert (status, document["error"]["code"]) == (32, "qemu-died")

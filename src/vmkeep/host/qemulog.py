@@ -56,7 +56,7 @@ def death_of(domain: Domain, uri: str, doing: str) -> QemuDied | None:
             return None
     except VmkeepError:
         return None
-    said = _last_words(lines)
+    said = last_words(lines)
     message = f"QEMU died {doing}, and VM {domain.name!r} with it"
     return QemuDied(f"{message}; it said: {said}" if said else message, vm=domain.name, path=str(log))
 
@@ -70,7 +70,7 @@ def _lines(log: Path) -> list[str]:
         return []
 
 
-def _last_words(lines: list[str]) -> str:
+def last_words(lines: list[str]) -> str:
     """Return the last line of QEMU's own since its start; nothing when it was silent, as one that was killed is."""
     words = ""
     continued = False
