@@ -10,7 +10,6 @@ from tests.rig import VmState
 from tests.soak.world import World
 from tests.system.offline import qemu_img
 
-
 _left: list[object] = []
 
 
