@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tests.soak.command import Outcome, Running
 from tests.soak.guest import Guest
 from tests.soak.invariants import prove_guest, wait_until_safe
+from tests.soak.known import stops_of_supervised_commands_are_spared
 from tests.soak.model import Moment, SnapshotModel, Violation
 from tests.soak.operations.pointcommands import keep_taken, point_words
 from tests.soak.operations.registry import has_points, operation
@@ -25,6 +26,8 @@ _BEGINS_SECONDS = 20.0
 def disturb(world: World, running: Running, chance: random.Random) -> str:
     """Do something bad to a command at a random moment, and say what; the moment is counted from its first record."""
     kind = chance.choice(("kill", "kill", "kill", "kill guardian", "stop", "stop guardian", "term", "int"))
+    if kind == "stop" and world.own_store and stops_of_supervised_commands_are_spared():
+        kind = "kill"
     recorded = running.words[0] in ("backup", "snapshot") or "--in-place" in running.words
     if recorded and chance.random() < 0.7:
         records = [world.home / "guards", world.home / "restores", world.home / "snapshots"]
