@@ -84,11 +84,12 @@ class World:
         if outcome.code not in codes:
             raise Violation(f"{outcome.code} in place of {' or '.join(codes)}: {outcome.told()}")
 
-    def keep_point(self, point_id: object, moment: Moment) -> str:
+    def keep_point(self, point_id: object, moment: Moment, *, safety: bool = False) -> str:
         """Remember a point that a command says that it made."""
         if not isinstance(point_id, str) or point_id in self.points.known:
             raise Violation(f"no id of a new point: {point_id!r}")
         self.points.known[point_id] = moment
+        self.points.safety |= {point_id} if safety else set()
         return point_id[:8]
 
     def may_have_made(self, moment: Moment) -> None:
