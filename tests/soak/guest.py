@@ -31,6 +31,7 @@ class Guest:
     state: VmState = VmState.OFF
     pid: str = ""
     settled: bool = False
+    saved: bool = False  # its memory is in a file of libvirt's, and it goes on from there when it is started
     snapshots: dict[str, SnapshotModel] = field(default_factory=dict)
     checkpoints: set[str] = field(default_factory=set)  # those of others
 
@@ -54,6 +55,11 @@ class Guest:
 
     def start(self, *, run: bool) -> None:
         """Start it paused; with ``run`` let its firmware come to rest, after which no state file changes."""
+        if self.saved:
+            self.vm.start()
+            self.state, self.settled, self.saved = VmState.RUNNING, True, False
+            self.pid = self.qemu_pid()
+            return
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -97,6 +103,12 @@ class Guest:
         """Let QEMU end in order."""
         self.vm.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
         self.ended()
+
+    def save_memory(self) -> None:
+        """virsh managedsave."""
+        self.vm.domain.managedSave()
+        self.ended()
+        self.saved = True
 
     def kill_qemu(self, *, flush: bool = True) -> None:
         """kill -9 of QEMU, after the guest has flushed its disks: what it wrote must be there afterwards."""

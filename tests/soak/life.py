@@ -113,7 +113,8 @@ def find_harm(world: World) -> None:
 
 def draw(world: World, guest: Guest, chance: random.Random) -> Operation:
     """Draw one of the operations that can be done to a VM now."""
-    possible = [each for each in OPERATIONS.values() if each.possible(world, guest)]
+    fitting = [each for each in OPERATIONS.values() if each.while_saved or not guest.saved]
+    possible = [each for each in fitting if each.possible(world, guest)]
     return chance.choices(possible, [each.weight for each in possible])[0]
 
 

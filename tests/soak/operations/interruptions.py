@@ -18,7 +18,7 @@ from tests.soak.world import World
 from tests.system.snapshots import kept_snapshot
 
 
-@operation(8)
+@operation(8, while_saved=True)
 def disturbed_backup(world: World, guest: Guest, chance: random.Random) -> str:
     words, excluded = point_words(guest, chance)
     moment = guest.now().without(excluded)

@@ -141,6 +141,18 @@ def restore_in_place_while_on(world: World, guest: Guest, chance: random.Random)
     return outcome.code
 
 
+@operation(3, lambda world, guest: guest.saved and has_points(world, guest), while_saved=True)
+def refused_while_saved(world: World, guest: Guest, chance: random.Random) -> str:
+    """A saved memory belongs to the present disks: nothing may take them back or put overlays on them."""
+    words = list(draw_in_place(world, guest, chance).words)
+    codes = ("vm-running", "invalid-request")
+    if chance.random() < 0.4:
+        words, codes = ["snapshot", "create", guest.name, world.fresh("refused")], ("vm-running", "vm-busy")
+    outcome = world.commands.run(*words)
+    world.expect_refused(outcome, *codes)
+    return f"{' '.join(words[:2])}: {outcome.code}"
+
+
 def become(guest: Guest, moment: Moment) -> None:
     """The VM holds this now: note it, and look at its state files at once, which nothing else tells later."""
     for target, disk in guest.disks.items():
