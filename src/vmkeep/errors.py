@@ -149,7 +149,10 @@ class RepositoryNotFound(VmkeepError):
     code = "repository-not-found"
     exit_status = 5
     http_status = 404
-    default_hint = "Check the directory and whether it is mounted; `vmkeep init --repository DIR` makes a new one."
+    default_hint = (
+        "Check the directory and whether it is mounted. If the repository was moved, give its new place: "
+        "`vmkeep init --repository DIR`."
+    )
 
 
 class TargetExists(VmkeepError):

@@ -40,7 +40,7 @@ def create_checkpoint(
     context: typer.Context,
     vm: VmArgument,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Its name; without one, the time.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Its name; without one, the time.", show_default=False)
     ] = None,
     description: Annotated[
         str | None, typer.Option("--description", help="A text that is kept with it.", show_default=False)

@@ -28,7 +28,7 @@ def doctor(
     vms: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[VM]...",
+            metavar="VM",
             help="Look at these VMs only; the host is looked at in any case.",
             autocompletion=complete_vm,
             show_default=False,

@@ -17,7 +17,7 @@ from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, 
 from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.ondemand import OnDemandGroup
-from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption
+from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption, QuietOption
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
 
@@ -45,6 +45,7 @@ def before_command(
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
+    quiet: QuietOption = False,  # noqa: ARG001  its callback has told the console
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
 ) -> None:
     invocation: Invocation = context.obj
@@ -122,7 +123,8 @@ def _translated(raised: BaseException) -> VmkeepError:
 
 def _usage_hint(raised: typer.TyperException) -> str:
     context = getattr(raised, "ctx", None)
-    return f"See `{context.command_path if context is not None else 'vmkeep'} --help`."
+    command_path = context.command_path if context is not None else "vmkeep"
+    return f"See `{command_path} --help`."
 
 
 def _json_wanted(arguments: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ import typer
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.points import PointArgument
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.commandline import command_line
 from vmkeep.errors import InvalidRequest
 from vmkeep.flows.requests import ImageFormat, TpmChoice
 
@@ -191,7 +192,7 @@ def _parts(request: RestoreInPlace) -> str:
 
 
 def _way_back(safety: str) -> str:
-    return f"vmkeep restore {safety} --in-place"
+    return command_line("vmkeep restore", safety, options="--in-place")
 
 
 def _tell(running: Session, restored: FilesRestored | VmRestored) -> None:

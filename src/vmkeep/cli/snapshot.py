@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The snapshot's name.")]
-OptionalName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The snapshot's name.", show_default=False)]
+OptionalName = Annotated[str | None, typer.Argument(metavar="NAME", help="The snapshot's name.", show_default=False)]
 CurrentOption = Annotated[bool, typer.Option("--current", help="The current snapshot, in place of a name.")]
 
 
@@ -140,7 +140,7 @@ def current_snapshot(
     vm: VmArgument,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="The snapshot that shall be the current one.", show_default=False),
+        typer.Argument(metavar="NAME", help="The snapshot that shall be the current one.", show_default=False),
     ] = None,
     only_name: Annotated[bool, typer.Option("--name", help="Print its name only.")] = False,
     security_info: SecurityOption = False,

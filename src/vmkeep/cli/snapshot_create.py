@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, table
+from vmkeep.cli.console import Console
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.tables import Table
 from vmkeep.errors import HostFileMissing, InvalidRequest, PermissionRefused
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _show(console: Console, snapshot: Mapping[str, Any]) -> None:
     state = [kind for kind in ("tpm", "nvram") if snapshot["state"][kind]["present"]]
     console.show(
         f"snapshot {snapshot['name']} of {snapshot['vm']}: {_KINDS[snapshot['kind']]}",
-        table(("disk", "written to from now on"), rows),
+        Table(columns=("disk", "written to from now on"), rows=rows),
         f"state: {', '.join(state) or 'none'}; {_stood_still(snapshot)}",
     )
 

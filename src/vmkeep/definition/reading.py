@@ -10,6 +10,7 @@ from uuid import UUID
 
 from lxml import etree
 
+from vmkeep.definition.chains import read_backing
 from vmkeep.definition.model import (
     USAGE,
     DefinedDisk,
@@ -160,6 +161,7 @@ def _read_disk(disk: etree._Element, controllers_in_io_threads: Collection[str])
             and (_attribute(disk, "address", "controller") or "0") in controllers_in_io_threads
         ),
         throttled=any(_is_limit(limit) for limit in disk.findall("iotune/*")),
+        backing=read_backing(disk),
     )
 
 

@@ -22,9 +22,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from vmkeep.errors import JobAborted
+from vmkeep.host.processstate import hangs_dead
 
 _LONGEST_WORD = 64
 _LOOK_SECONDS = 0.5
@@ -157,18 +157,6 @@ class HeldClients:
                 if ended:
                     self._open.remove(client)
                     client.close()
-
-
-def hangs_dead(process: int) -> bool:
-    """Return whether a process was killed and cannot end, because a thread of it hangs in the kernel.
-
-    Such a thread, in a call to storage that stalls, keeps its sockets open. The process is a zombie by then.
-    """
-    try:
-        after_name = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
-    except OSError:
-        return False  # gone, and its sockets say so
-    return after_name.split()[0] in ("Z", "X")
 
 
 def _has_passed(client: socket.socket, deadline: float) -> bool:

@@ -128,6 +128,8 @@ class FindingCode(StrEnum):
     """An image has bitmaps that are not vmkeep's. They are never touched."""
     IMAGE_UNREADABLE = "image-unreadable"
     """A disk's image is not there or cannot be read."""
+    IMAGE_WITHOUT_BITMAPS = "image-without-bitmaps"
+    """A disk's image is qcow2 of version 2, which holds no bitmaps: each backup reads the disk whole."""
     DEFINITION_DIFFERS = "definition-differs"
     """The VM runs with other disks than it will have at its next start."""
     TPM_MISSING = "tpm-missing"

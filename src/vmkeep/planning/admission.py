@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.planning.codes import ExclusionReason, KeyState, RefusalCode
 from vmkeep.planning.model import Exclusion, PlannableDisk, PointRequest, Refusal
 
@@ -92,7 +93,7 @@ def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str 
         pool = (disk.source or "").partition("/")[0]
         return (
             f"is the volume {disk.source}, whose pool is not there or not active",
-            f"Start the pool (`virsh pool-start {pool}`)" if pool else "Start the pool",
+            f"Start the pool (`{command_line('virsh pool-start', pool)}`)" if pool else "Start the pool",
         )
     if disk.source_kind not in {"file", "block", "network"}:
         return f"is of type {disk.source_kind}, which cannot be read yet", None
@@ -114,11 +115,22 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
         return what, "Merge it into that image (`virsh blockcommit`)"
     if disk.encrypted_below and not running:
         return "stands on an encrypted image, and such disks can be read only while the VM runs", "Start the VM"
-    if running and disk.transient and disk.encrypted:
+    if disk.chain_fault is not None and not running:
+        what = f"would be read as its guest does not see it: {disk.chain_fault}"
+        return what, (
+            "Where the image is right, take <backingStore> out of the disk (`virsh edit`); where the definition is, "
+            "write that into the image (`qemu-img rebase -u`)"
+        )
+    return _unfit_for_job(disk) if running else None
+
+
+def _unfit_for_job(disk: PlannableDisk) -> tuple[str, str] | None:
+    """Return why no point of the running VM can have the disk, and a remedy besides leaving it out."""
+    if disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
-    if running and disk.device == "lun":
+    if disk.device == "lun":
         return "is a LUN that the guest speaks SCSI to; a backup job of the running VM would break that", _STOP_IT
-    if running and disk.deadly_to_resume and not disk.transient:
+    if disk.deadly_to_resume and not disk.transient:
         return (
             (
                 "is in an I/O thread and has limits (<iotune>): QEMU before 9.0 dies when such a VM is resumed during "
@@ -126,9 +138,9 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
             ),
             f"{_STOP_IT}, take the limits away (`virsh blkdeviotune` with 0 for each) or the I/O thread, use QEMU 9.0",
         )
-    if running and disk.bus == "sd":
+    if disk.bus == "sd":
         return "is on the bus sd, on which libvirt begins no backup job", _STOP_IT
-    if running and disk.transient and not (disk.source_kind == "file" and disk.backing_chain):
+    if disk.transient and not (disk.source_kind == "file" and disk.backing_chain):
         return "is transient, and the image that it returns to when the VM stops was not found", _STOP_IT
     return None
 
