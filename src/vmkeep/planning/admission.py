@@ -121,11 +121,11 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
             "Where the image is right, take <backingStore> out of the disk (`virsh edit`); where the definition is, "
             "write that into the image (`qemu-img rebase -u`)"
         )
-    return _unusable_in_a_job(disk) if running else None
+    return _unfit_for_job(disk) if running else None
 
 
-def _unusable_in_a_job(disk: PlannableDisk) -> tuple[str, str | None] | None:
-    """Return what stands against a backup job of the running VM with this disk, and a remedy."""
+def _unfit_for_job(disk: PlannableDisk) -> tuple[str, str] | None:
+    """Return why no point of the running VM can have the disk, and a remedy besides leaving it out."""
     if disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
     if disk.device == "lun":
