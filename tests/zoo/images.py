@@ -23,6 +23,7 @@ class Laid:
     path: Path
     content: bytearray
     top: str  # the format of the top image: a snapshot lays qcow2 over a raw one
+    overlaid: bool = False  # a snapshot has laid another image over it
 
     @property
     def passphrase(self) -> str | None:

@@ -93,6 +93,7 @@ class Stage:
         if laid.image.place in ("file", "link"):
             disk = self.vm.disk(laid.image.target)
             assert disk.path is not None
+            laid.overlaid |= disk.path != laid.path
             laid.path, laid.top = disk.path, disk.format
 
     # -- what is held ------------------------------------------------------------------------------------------
