@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.console import size_text, time_text
-from vmkeep.cli.points import PointArgument
+from vmkeep.cli.points import PointArgument, find_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.errors import InvalidRequest
 from vmkeep.flows.requests import ImageFormat, TpmChoice
@@ -90,9 +90,10 @@ def restore(
             _refuse(("--force", force or None), needs="--output and --as")
             _in_place(running, point, tuple(dict.fromkeys(only or ())), tpm, yes=yes)
             return
+        restored: FilesRestored | VmRestored
         if output is not None:
             _refuse(("--tpm", tpm), ("--disks-dir", disks_dir), needs="--as")
-            restored: FilesRestored | VmRestored = _as_files(
+            restored, beside = _as_files(
                 running,
                 point,
                 output,
@@ -105,8 +106,8 @@ def restore(
             _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
             if tpm is TpmChoice.KEEP:
                 raise InvalidRequest("--tpm keep goes with --in-place only: a VM that is made has no TPM yet")
-            restored = _as_vm(running, point, name or "", tpm, disks_dir, force=force)
-        _tell(running, restored)
+            restored, beside = _as_vm(running, point, name or "", tpm, disks_dir, force=force)
+        _tell(running, restored, beside)
 
 
 def _as_files(
@@ -118,29 +119,29 @@ def _as_files(
     force: bool,
     decrypt: bool,
     secrets: bool,
-) -> FilesRestored:
+) -> tuple[FilesRestored, dict[str, list[str]]]:
     from vmkeep.flows.requests import RestoreFiles
 
-    found = running.premises.catalog.find_point(point)
+    found, beside = find_point(running, point)
     request = RestoreFiles(
         found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force, decrypt=decrypt, secrets=secrets
     )
     with running.engine() as engine, running.console.progress() as watch:
-        return engine.restore_files(request, watch)
+        return engine.restore_files(request, watch), beside
 
 
 def _as_vm(
     running: Session, point: str, name: str, tpm: TpmChoice | None, disks_dir: Path | None, *, force: bool
-) -> VmRestored:
+) -> tuple[VmRestored, dict[str, list[str]]]:
     from vmkeep.flows.requests import RestoreVm
 
     if not name.strip():
         raise InvalidRequest("The name of the VM is empty")
-    found = running.premises.catalog.find_point(point)
+    found, beside = find_point(running, point)
     directory = str(disks_dir.absolute()) if disks_dir is not None else None
     request = RestoreVm(found.id, name, tpm, directory, force)
     with running.engine() as engine, running.console.progress() as watch:
-        return engine.restore_vm(request, watch)
+        return engine.restore_vm(request, watch), beside
 
 
 def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoice | None, *, yes: bool) -> None:
@@ -150,7 +151,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         raise InvalidRequest(
             "--tpm new goes with --as only", hint="In place the TPM is the point's (same), or stays (keep)."
         )
-    found = running.premises.catalog.find_point(point)
+    found, beside = find_point(running, point)
     request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
     running.console.confirm(
         f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
@@ -169,7 +170,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         with running.console.progress() as watch:
             restored = engine.restore_in_place(replace(request, safety=safety), watch)
     if running.console.json:
-        running.console.document({"restored": {**_listed(asdict(restored)), "way_back": _way_back(safety)}})
+        running.console.document({"restored": {**_listed(asdict(restored)), "way_back": _way_back(safety), **beside}})
     else:
         parts = ", ".join((*restored.disks, *restored.states))
         running.console.show(
@@ -194,10 +195,10 @@ def _way_back(safety: str) -> str:
     return f"vmkeep restore {safety} --in-place"
 
 
-def _tell(running: Session, restored: FilesRestored | VmRestored) -> None:
+def _tell(running: Session, restored: FilesRestored | VmRestored, beside: dict[str, list[str]]) -> None:
     console = running.console
     if console.json:
-        console.document({"restored": _listed(asdict(restored))})
+        console.document({"restored": {**_listed(asdict(restored)), **beside}})
     else:
         console.show(*restored.files, _summary(restored))
     for warning in restored.warnings:
