@@ -15,7 +15,7 @@ from vmkeep.errors import InvalidRequest
 from vmkeep.flows.requests import ImageFormat, TpmChoice
 
 if TYPE_CHECKING:
-    from vmkeep.flows.requests import FilesRestored, RestoreInPlace, VmRestored
+    from vmkeep.flows.requests import FilesRestored, InPlaceRestored, RestoreInPlace, VmRestored
 
 _DISKS, _STATE = "disks", "state"
 
@@ -41,7 +41,7 @@ def restore(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PART", help="disks, state, or a disk by target; with --in-place; repeatable.", show_default=False
+            metavar="PART", help="disks, state, or a disk by target; not with --as; repeatable.", show_default=False
         ),
     ] = None,
     image_format: Annotated[
@@ -81,7 +81,9 @@ def restore(
             raise InvalidRequest("Give exactly one of --output DIR, --as NAME and --in-place")
         running.stand_apart()
         if not in_place:
-            _refuse(("--only", only), ("--yes", yes or None), needs="--in-place")
+            _refuse(("--yes", yes or None), needs="--in-place")
+        if name is not None:
+            _refuse(("--only", only), needs="--in-place and --output")
         if output is None:
             _refuse(("--secrets", secrets or None), needs="--output")
         if in_place:
@@ -101,6 +103,7 @@ def restore(
                 force=force,
                 decrypt=decrypt,
                 secrets=secrets,
+                only=tuple(dict.fromkeys(only or ())),
             )
         else:
             _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
@@ -119,12 +122,19 @@ def _as_files(
     force: bool,
     decrypt: bool,
     secrets: bool,
+    only: tuple[str, ...],
 ) -> tuple[FilesRestored, dict[str, list[str]]]:
     from vmkeep.flows.requests import RestoreFiles
 
     found, beside = find_point(running, point)
     request = RestoreFiles(
-        found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force, decrypt=decrypt, secrets=secrets
+        found.id,
+        str(output.absolute()),
+        image_format or ImageFormat.QCOW2,
+        force,
+        decrypt=decrypt,
+        secrets=secrets,
+        only=only,
     )
     with running.engine() as engine, running.console.progress() as watch:
         return engine.restore_files(request, watch), beside
@@ -153,13 +163,16 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         )
     found, beside = find_point(running, point)
     request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
-    running.console.confirm(
-        f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
-        f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
-        yes=yes,
-    )
     running.expect_job()
     with running.engine() as engine:
+        # What cannot be done is said before anybody is asked whether it shall be.
+        with running.console.progress() as watch:
+            engine.check_in_place(request, watch)
+        running.console.confirm(
+            f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
+            f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
+            yes=yes,
+        )
         with running.console.progress() as watch:
             taken = engine.take_safety_point(request, watch)
         safety = str(taken.point["id"])
@@ -174,12 +187,21 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
     else:
         parts = ", ".join((*restored.disks, *restored.states))
         running.console.show(
-            f"VM {restored.name} is at point {restored.point} again: {parts}; "
-            f"{size_text(restored.bytes_written)} written",
+            f"VM {restored.name} is at point {restored.point} again: {parts}; {_changed(restored)}",
             f"to go back: {_way_back(safety)}",
         )
     for warning in restored.warnings:
         running.console.notice(f"warning: {warning}")
+
+
+def _changed(restored: InPlaceRestored) -> str:
+    """Say how much of the disks was changed; an image that was made anew is told of by itself."""
+    done = []
+    if restored.bytes_written or not restored.bytes_zeroed:
+        done.append(f"{size_text(restored.bytes_written)} written")
+    if restored.bytes_zeroed:
+        done.append(f"{size_text(restored.bytes_zeroed)} made zero")
+    return ", ".join(done)
 
 
 def _parts(request: RestoreInPlace) -> str:
