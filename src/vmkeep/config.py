@@ -28,6 +28,7 @@ MAX_WORKERS = 64
 MAX_POINTS_AT_ONCE = 64
 DEFAULT_POINTS_AT_ONCE = 2
 DEFAULT_STALLED_AFTER_SECONDS = 900
+DEFAULT_LONGEST_PAUSE_SECONDS = 30
 
 _TYPES: Mapping[str, type[str | int]] = {
     "uri": str,
@@ -40,6 +41,7 @@ _TYPES: Mapping[str, type[str | int]] = {
     "compression": str,
     "points_at_once": int,
     "stalled_after_seconds": int,
+    "longest_pause_seconds": int,
 }
 _DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
 
@@ -52,6 +54,7 @@ class Settings:
     put scratch beside each image. ``run_dir`` holds sockets and must be short (a socket's path ends at 107 bytes).
     ``points_at_once`` is how many points this installation copies at one time, in however many processes.
     ``stalled_after_seconds`` is how long one call to the repository's storage may take.
+    ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
     """
 
     home: Path
@@ -65,6 +68,7 @@ class Settings:
     compression: str = ADAPTIVE
     points_at_once: int = DEFAULT_POINTS_AT_ONCE
     stalled_after_seconds: int = DEFAULT_STALLED_AFTER_SECONDS
+    longest_pause_seconds: int = DEFAULT_LONGEST_PAUSE_SECONDS
 
     @property
     def settings_path(self) -> Path:
@@ -258,12 +262,8 @@ def _check(path: Path, key: str, value: object) -> None:
             f'{path}: setting "points_at_once" must be 1 to {MAX_POINTS_AT_ONCE}',
             f"Correct points_at_once in {path}.",
         )
-    if key == "stalled_after_seconds" and number < 1:
-        raise _wrong(
-            path,
-            f'{path}: setting "stalled_after_seconds" must be 1 or more',
-            f"Correct stalled_after_seconds in {path}.",
-        )
+    if key in ("stalled_after_seconds", "longest_pause_seconds") and number < 1:
+        raise _wrong(path, f'{path}: setting "{key}" must be 1 or more', f"Correct {key} in {path}.")
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
         raise _wrong(
             path, f'{path}: setting "block_bytes" must be a power of two from 4096', f"Correct block_bytes in {path}."

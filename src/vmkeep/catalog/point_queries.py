@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -13,6 +12,7 @@ from vmkeep.catalog import models, texts
 from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint
 from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
+from vmkeep.commandline import shell_word
 from vmkeep.errors import PointNotFound
 
 SHORTEST_PREFIX = 4
@@ -121,7 +121,7 @@ def _hint_of_vm(connection: Connection, text: str) -> str | None:
     """Return what to write for a point of the VM that was named in place of one."""
     if not uuids_named(connection, text):
         return None
-    return f"That is a VM. Its newest point is {shlex.quote(text + LATEST)}; `vmkeep points` lists all."
+    return f"That is a VM. Its newest point is {shell_word(text + LATEST)}; `vmkeep points` lists all."
 
 
 def _at_time(connection: Connection, name: str, time: str) -> CatalogPoint:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, table
+from vmkeep.cli.completion import complete_checkpoint, complete_vm
+from vmkeep.cli.console import Console
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.tables import Table
+from vmkeep.commandline import command_line
 from vmkeep.errors import OperationFailed
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def repair(
         typer.Option(
             "--foreign",
             metavar="NAME",
+            autocompletion=complete_checkpoint,
             help="Mend this one too, which is not vmkeep's: a broken checkpoint, or a bitmap without one. Repeatable.",
             show_default=False,
         ),
@@ -100,7 +103,7 @@ def repair(
             raise OperationFailed(
                 f"not all checkpoints of VM {vm!r} could be repaired",
                 vm=vm,
-                hint=f"What is left is listed; `vmkeep checkpoint health {vm}` shows it again.",
+                hint=f"What is left is listed; `{command_line('vmkeep checkpoint health', vm)}` shows it again.",
             )
 
 
@@ -175,7 +178,7 @@ def _demand_sound(health: Sequence[CheckpointHealth], vm: str) -> None:
         raise OperationFailed(
             f"{number} not sound in VM {vm!r}",
             vm=vm,
-            hint=f"`vmkeep checkpoint repair {vm} --dry-run` shows what mends it.",
+            hint=f"`{command_line('vmkeep checkpoint repair', vm, options='--dry-run')}` shows what mends it.",
         )
 
 
@@ -203,7 +206,8 @@ def _show_checkpoints(console: Console, health: Sequence[CheckpointHealth]) -> N
             name = ""
         if not checkpoint.disks:
             rows.append((name, "", str(checkpoint.health), _use(checkpoint, ""), "it has no disks"))
-    console.show(table(("checkpoint", "disk", "health", "use", "why"), rows))
+    columns = ("checkpoint", "disk", "health", "use", "why")
+    console.show(Table(columns=columns, rows=rows, sentences=True, grouped=True))
     if any(not checkpoint.listed for checkpoint in health):
         console.show("(in brackets: a bitmap, which libvirt lists no checkpoint for)")
 
@@ -270,4 +274,5 @@ def _show_snapshots(console: Console, snapshots: Sequence[SnapshotHealth]) -> No
             name = ""
         if not snapshot.parts:
             rows.append((name, "", "", str(snapshot.health), "it keeps no disk and no memory"))
-    console.show(table(("snapshot", "part", "kept", "health", "why, or where"), rows))
+    columns = ("snapshot", "part", "kept", "health", "why, or where")
+    console.show(Table(columns=columns, rows=rows, sentences=True, grouped=True))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
@@ -226,8 +227,9 @@ class InPlace:
         """Make the point the base of its disks."""
         journal, domain = self._parking.resume(self._stop)
         definition = self._parking.definition(domain, journal)
-        rebind(domain, definition, journal.disks, self._prefix + journal.point, prefix=self._prefix, key=self._key)
-        return tuple(
+        name = self._prefix + journal.point
+        told = rebind(domain, definition, journal.disks, name, prefix=self._prefix, key=self._key)
+        return told + tuple(
             _harmed_bitmap(name, disk.target)
             for disk in journal.disks
             for name in broken_bitmaps(disk, prefix=self._prefix)
@@ -342,7 +344,7 @@ def _find(hypervisor: Hypervisor, record: PointRecord) -> Domain:
         raise VmNotFound(
             f"VM {record.vm_name!r} ({record.vm_uuid}) of the point is not on this host",
             vm=record.vm_name,
-            hint=f"Restore it as a VM: `vmkeep restore {record.id} --as NAME`.",
+            hint=f"Restore it as a VM: `{command_line('vmkeep restore', record.id, options='--as NAME')}`.",
         )
     return found
 

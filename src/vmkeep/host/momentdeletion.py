@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import (
     ChoiceRequired,
     DeletionStopped,
@@ -124,12 +125,13 @@ def _forget_snapshot(register: DomainMoments, name: str) -> None:
         replay.take_back(error)
         if isinstance(error, HypervisorError) and not found.running and WITH_CHECKPOINTS in error.message:
             vm = register.domain.name
+            start = command_line("virsh start", vm, options="--paused")
             raise VmOff(
                 f"the record of snapshot {name!r} of VM {vm!r} cannot be removed alone while the VM is off and has "
                 f"checkpoints: {named(child.name or '' for child in children)} hangs from it, and this libvirt would "
                 "change what that says",
                 vm=vm,
-                hint=f"Start the VM first (`virsh start {vm} --paused` is enough), or remove the records of what hangs "
+                hint=f"Start the VM first (`{start}` is enough), or remove the records of what hangs "
                 "from it as well: --children.",
             ) from error
         raise
@@ -139,7 +141,8 @@ def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
     try:
         register.delete(name)
     except HypervisorError as error:
-        record_only = f"remove libvirt's record only: `vmkeep snapshot delete {vm} {name} --metadata`."
+        forget = command_line("vmkeep snapshot delete", vm, name, options="--metadata")
+        record_only = f"remove libvirt's record only: `{forget}`."
         if _NOT_IN_CHAIN in error.message:
             raise SnapshotNeeded(
                 f"snapshot {name!r} of VM {vm!r} cannot be merged: since a revert the VM is on other images, and what "

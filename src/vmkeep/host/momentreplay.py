@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import MomentExists, MomentsForeign, VmBusy, VmkeepError, VmOff
 from vmkeep.host.momentorders import (
     ImportMoments,
@@ -183,7 +184,7 @@ def _refuse_foreign(domain: Domain, order: ImportMoments) -> None:
         raise MomentsForeign(
             f"the file holds {bundle.kind}s, not {order.kind}s",
             vm=domain.name,
-            hint=f"Run `vmkeep {bundle.kind} import {domain.name} FILE`.",
+            hint=f"Run `{command_line(f'vmkeep {bundle.kind} import', domain.name)} FILE`.",
         )
     if bundle.vm_uuid != domain.uuid:
         raise MomentsForeign(

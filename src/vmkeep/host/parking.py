@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.definition.parking import is_parked, park, unpark
@@ -218,12 +219,17 @@ class Parking:
 def require_off(domain: Domain) -> None:
     """Raise VmRunning unless the VM is off and has no saved memory."""
     if domain.state().run is not RunState.OFF:
-        raise VmRunning(f"VM {domain.name!r} is not off", vm=domain.name)
+        raise VmRunning(
+            f"VM {domain.name!r} is not off",
+            vm=domain.name,
+            hint=f"Shut the VM down (`{command_line('virsh shutdown', domain.name)}`) and run the command again.",
+        )
     if domain.has_saved_memory():
         raise VmRunning(
             f"VM {domain.name!r} has a saved memory image, which belongs to its present disks",
             vm=domain.name,
-            hint=f"Start the VM and shut it down, or drop the memory: `virsh managedsave-remove {domain.name}`.",
+            hint=f"Start the VM and shut it down, or drop the memory: "
+            f"`{command_line('virsh managedsave-remove', domain.name)}`.",
         )
 
 

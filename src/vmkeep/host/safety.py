@@ -27,7 +27,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.filesystem import sync_directory
-from vmkeep.host.handshakes import abort_job
+from vmkeep.host.handshakes import Owner, abort_job
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
@@ -48,8 +48,12 @@ class Stage(StrEnum):
 
     PREPARING = "preparing"  # files for the job are being made; a pause is somebody else's
     INSTANT = "instant"  # vmkeep may have suspended the VM
+    LATE = "late"  # the guardian let the guest go on, as vmkeep did not; a pause now is somebody else's
     COPY = "copy"  # the VM runs again; a pause now is somebody else's
     KEEP = "keep"  # the point is stored: the new checkpoint is its base from here on
+
+
+_AT_THE_INSTANT = (Stage.INSTANT, Stage.LATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def record_path(directory: Path, operation: str) -> Path:
     return directory / f"{operation}.json"
 
 
-def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: int | None = None) -> None:
+def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: Owner | None = None) -> None:
     """Undo what a dead vmkeep left of a point: the pause, the job, the checkpoint, the socket, the scratch files.
 
     After a snapshot, let the guest go on, and keep what makes the snapshot whole.
@@ -144,7 +148,7 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: in
         _rescue_point(record, hypervisor, owner)
 
 
-def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: int | None) -> None:
+def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner | None) -> None:
     started = time.monotonic()
     deadline = started + _PATIENCE_SECONDS
     quiet_since: float | None = None
@@ -153,7 +157,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: int |
             if hypervisor is None:
                 hypervisor = Hypervisor.connect(record.uri)
             # Whatever libvirtd did for the dead client is over by then, or libvirtd itself was restarted.
-            begun = record.stage is not Stage.INSTANT or time.monotonic() > started + _BEGIN_SECONDS
+            begun = record.stage not in _AT_THE_INSTANT or time.monotonic() > started + _BEGIN_SECONDS
             changed = _rescue_once(record, hypervisor, begun=begun, owner=owner)
         except HypervisorUnavailable:
             hypervisor = None
@@ -177,7 +181,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: int |
     remove_leavings(record)
 
 
-def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: int | None) -> bool:
+def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: Owner | None) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
     domain = hypervisor.find(record.uuid)
     if record.stopped:
@@ -260,7 +264,7 @@ def _remove_marks(record: JobRecord, domain: Domain | None, hypervisor: Hypervis
     return changed
 
 
-def resume_if_ours(record: JobRecord, domain: Domain, owner: int | None = None) -> bool:
+def resume_if_ours(record: JobRecord, domain: Domain, owner: Owner | None = None) -> bool:
     """Resume the VM when vmkeep suspended it, or when it stopped on a full scratch disk; return whether it did.
 
     A VM that was paused before stays paused, and so does one that somebody pauses during the copy.
@@ -277,6 +281,28 @@ def resume_if_ours(record: JobRecord, domain: Domain, owner: int | None = None) 
         domain.resume()
         return True
     return False
+
+
+def let_guest_go_on(record: JobRecord, hypervisor: Hypervisor) -> bool:
+    """Resume and thaw a guest that vmkeep, which lives, has stand still for too long; return whether it did.
+
+    Nothing else is undone: what vmkeep asked libvirt for may still be carried out, and libvirtd 9.0 crashes when a job
+    is ended meanwhile. What a snapshot needs to be whole is kept first. False: the guest does not stand still, or does
+    because libvirt saves its memory, which takes minutes for a large one. Raises what libvirt does.
+    """
+    domain = hypervisor.find(record.uuid)
+    if domain is None or not (record.quiesced or domain.state().run is RunState.PAUSED):
+        return False
+    if record.keepsake:
+        from vmkeep.host.snapshot_rescue import rescue_snapshot  # which needs this module
+
+        if domain.has_job():
+            return False
+        rescue_snapshot(record, hypervisor)
+        return True
+    resume_if_ours(record, domain)
+    _thaw_if_ours(record, domain)
+    return True
 
 
 def proven_scratch_falls_short(record: JobRecord) -> bool:
@@ -301,7 +327,7 @@ def _falls_short(scratches: Sequence[ProvenScratch]) -> bool:
     return about.f_bavail * about.f_frsize < missing
 
 
-def end_job(domain: Domain, socket: str, directory: str = "", owner: int | None = None) -> None:
+def end_job(domain: Domain, socket: str, directory: str = "", owner: Owner | None = None) -> None:
     """End the backup job, and resume a VM that its full scratch disk had stopped: QEMU then repeats the write.
 
     The job goes first: as long as it is there the write that failed would fail again. The arguments, and what is

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.definition.repointing import sliced_disks
 from vmkeep.errors import (
@@ -176,7 +177,7 @@ class _Choosing:
                     f"libvirt was stopped while it deleted snapshot {name!r}, so disk {disk.name} may be half merged",
                     vm=vm,
                     disk=disk.name,
-                    hint=f"Only its deletion can go on: `virsh snapshot-delete {vm} {name}`.",
+                    hint=f"Only its deletion can go on: `{command_line('virsh snapshot-delete', vm, name)}`.",
                 )
         wanted = in_snapshot & set(self._choice.only) if self._named() else in_snapshot
         gone = sorted(target for target in wanted if self._now.disk(target) is None)
@@ -271,7 +272,7 @@ class _Choosing:
                 vm=vm,
                 disk=target,
                 path=base,
-                hint=f"`vmkeep snapshot repair {vm}` puts the record right. Then revert.",
+                hint=f"`{command_line('vmkeep snapshot repair', vm)}` puts the record right. Then revert.",
             )
 
     def _refuse_written(self, target: str, base: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.definition.repointing import Placed, leave_chains_to_images, restand
 from vmkeep.errors import HypervisorError, VmkeepError, VmOff
@@ -71,10 +72,11 @@ def _redefine(reversion: Reversion, domain: Domain, mend: _Mend, *, current: boo
     except HypervisorError as error:
         if WITH_CHECKPOINTS not in error.message or domain.state().run is not RunState.OFF:
             raise
+        start = command_line("virsh start", domain.name, options="--paused")
         raise VmOff(
             f"VM {domain.name!r} is off and has checkpoints, and so this libvirt takes no record of a snapshot",
             vm=domain.name,
-            hint=f"Start the VM (`virsh start {domain.name} --paused` is enough), and run the command again.",
+            hint=f"Start the VM (`{start}` is enough), and run the command again.",
         ) from error
 
 

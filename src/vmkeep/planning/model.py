@@ -22,6 +22,8 @@ class PlannableDisk:
     the image could not be looked at.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
+    ``in_io_thread``: QEMU serves the disk outside of its main thread. ``deadly_to_resume``: QEMU dies when the VM is
+    resumed while a job has the disk.
     """
 
     target: str
@@ -45,6 +47,8 @@ class PlannableDisk:
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
     scratch_device: int | None = None
+    in_io_thread: bool = False
+    deadly_to_resume: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +98,8 @@ class PointRequest:
 class DiskPlan:
     """How one disk is read.
 
-    ``bitmap`` is whether a new bitmap is made in the disk; never in mode scan, else always. ``from_image`` is
-    whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
+    ``bitmap`` is whether a new bitmap is made in the disk; never in mode scan, else unless that fails. ``from_image``
+    is whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
     VM, and the transient ones of a running VM, on which libvirt begins no job. The image of those is the one below
     the overlay that the VM has open. ``base_point`` and ``base_checkpoint`` are set when, and only when, the mode
     is incremental. ``scratch_bytes`` is what its scratch must be able to grow to at any time, because QEMU would not
