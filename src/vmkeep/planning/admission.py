@@ -127,11 +127,11 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
             "Where the image is right, take <backingStore> out of the disk (`virsh edit`); where the definition is, "
             "write that into the image (`qemu-img rebase -u`)"
         )
-    return _unusable_in_a_job(disk) if running else None
+    return _unfit_for_job(disk) if running else None
 
 
-def _unusable_in_a_job(disk: PlannableDisk) -> tuple[str, str | None] | None:
-    """Return what stands against a backup job of the running VM with this disk, and a remedy."""
+def _unfit_for_job(disk: PlannableDisk) -> tuple[str, str] | None:
+    """Return why no point of the running VM can have the disk, and a remedy besides leaving it out."""
     if disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
     if disk.device == "lun":
@@ -142,7 +142,7 @@ def _unusable_in_a_job(disk: PlannableDisk) -> tuple[str, str | None] | None:
                 "is in an I/O thread and has limits (<iotune>): QEMU before 9.0 dies when such a VM is resumed during "
                 "a backup job, and with it the guest"
             ),
-            f"{_STOP_IT}, take the limits away (`virsh blkdeviotune` with 0 for each) or the I/O thread, or use QEMU 9.0",
+            f"{_STOP_IT}, take away the limits (`virsh blkdeviotune` with 0 for each) or I/O thread, or use QEMU 9.0",
         )
     if disk.bus == "sd":
         return "is on the bus sd, on which libvirt begins no backup job", _STOP_IT
