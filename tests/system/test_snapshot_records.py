@@ -76,6 +76,8 @@ def test_record_that_libvirt_changed_is_found_refused_and_mended(host: Host, for
     assert "repair" in why(told["S2"], "vda")
     refused = forked.fails("snapshot", "revert", "guest", "S2", "--stop", "--yes", "--no-safety")
     assert (refused.code, "snapshot repair" in refused.error["hint"]) == ("disk-unsupported", True)
+    refused = forked.fails("snapshot", "delete", "guest", "S2")
+    assert (refused.code, "snapshot repair" in refused.error["hint"]) == ("snapshot-needed", True)
     planned = forked.json("snapshot", "repair", "guest", "--dry-run")["snapshot_repair"]
     # S3 names the right image, and below it a chain that lacks one: a later libvirt would believe that.
     assert [step["snapshot"] for step in planned["steps"]] == ["S2", "S3"]
