@@ -70,7 +70,8 @@ class DefinedDisk:
 
     ``source`` is the path of a file or device, ``PROTOCOL:NAME`` of a network image, ``POOL/VOLUME`` of a
     volume, or None. ``source_type`` is libvirt's own word for the kind. ``format`` is the image format of the
-    driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``).
+    driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``). ``optional``: a
+    start without its source drops the disk (startupPolicy).
     """
 
     target: str
@@ -90,6 +91,7 @@ class DefinedDisk:
     source_index: int | None = None
     serial: str | None = None
     boot_order: int | None = None
+    optional: bool = False
 
     @property
     def removable(self) -> bool:

@@ -137,6 +137,7 @@ def _read_disk(disk: etree._Element) -> DefinedDisk:
         source_index=_number(_attribute(disk, "source", "index"), f"source index of disk {target}"),
         serial=_text(disk, "serial"),
         boot_order=_number(_attribute(disk, "boot", "order"), f"boot order of disk {target}"),
+        optional=_attribute(disk, "source", "startupPolicy") == "optional",
     )
 
 

@@ -9,6 +9,7 @@ for as long as the job lives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from vmkeep.planning.codes import ExclusionReason, KeyState, RefusalCode
@@ -31,6 +32,8 @@ def exclude(disk: PlannableDisk, request: PointRequest) -> Exclusion | None:
         return Exclusion(target=disk.target, reason=ExclusionReason.NO_MEDIUM)
     if is_removable(disk):
         return Exclusion(target=disk.target, reason=ExclusionReason.REMOVABLE_MEDIA)
+    if disk.optional and disk.missing:
+        return Exclusion(target=disk.target, reason=ExclusionReason.OPTIONAL_MISSING)
     return None
 
 
@@ -46,6 +49,29 @@ def refuse_request(request: PointRequest) -> list[Refusal]:
         )
         for target in sorted(request.exclude - set(known))
     ]
+
+
+def refuse_shared_files(disks: Sequence[PlannableDisk]) -> list[Refusal]:
+    """Return a refusal for each disk whose image is that of another disk before it.
+
+    QEMU (7.2, 10.0) begins no job on both ("Failed to get shared write lock"), and no image holds two bitmaps of one
+    name.
+    """
+    refusals, seen = [], dict[tuple[int, int], PlannableDisk]()
+    for disk in disks:
+        if disk.file_id is None:
+            continue
+        other = seen.setdefault(disk.file_id, disk)
+        if other is not disk and not (disk.readonly and other.readonly):
+            refusals.append(
+                Refusal(
+                    code=RefusalCode.DISK_UNSUPPORTED,
+                    target=disk.target,
+                    message=f"disks {other.target} and {disk.target} are one and the same image, {disk.source}",
+                    hint=f"Leave one of them out by name, with --exclude {disk.target}: the other holds it all.",
+                )
+            )
+    return refusals
 
 
 def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
@@ -86,6 +112,9 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
     """Return what of the disk's use stands against reading it, and a remedy besides leaving it out."""
     if disk.device not in {"disk", "lun"}:
         return f"is a {disk.device}, which cannot be read yet", None
+    if disk.corrupt is not None:
+        what = f"is marked as corrupt by QEMU ({disk.corrupt}), so nothing can be written to it"
+        return what, "Keep a copy of it, and repair it with the VM off (`qemu-img check -r all`)"
     if disk.encrypted and disk.key is KeyState.UNUSABLE:
         return "is encrypted in another way than by QEMU with LUKS and one passphrase, which cannot be read yet", None
     if disk.encrypted_below and not disk.encrypted:
