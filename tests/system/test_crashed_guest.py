@@ -33,7 +33,7 @@ def test_crashed_guest_is_kept_as_it_stands_and_nothing_takes_it_for_off(host: H
     assert vmkeep.json("vm", "show", "guest")["vm"]["state"] == "crashed"
     for refused in (
         vmkeep.fails("restore", first["id"], "--in-place", "--yes"),
-        vmkeep.fails("snapshot", "create", "guest", "with", "--memory", str(host.dir / "disks" / "memory")),
+        vmkeep.fails("snapshot", "create", "guest", "with", "--memspec", str(host.dir / "disks" / "memory")),
     ):
         assert "crashed" in refused.error["message"], refused
         assert "virsh destroy guest" in refused.error["hint"]

@@ -51,26 +51,31 @@ def refuse_request(request: PointRequest) -> list[Refusal]:
     ]
 
 
-def refuse_shared_files(disks: Sequence[PlannableDisk]) -> list[Refusal]:
-    """Return a refusal for each disk whose image is that of another disk before it.
+def refuse_shared_files(request: PointRequest, planned: Sequence[PlannableDisk]) -> list[Refusal]:
+    """Return a refusal for each disk of a point whose image is that of another disk of the VM too.
 
-    QEMU (7.2, 10.0) begins no job on both ("Failed to get shared write lock"), and no image holds two bitmaps of one
-    name.
+    While the VM runs, QEMU (7.2) begins no job on an image that another device has open as well ("Failed to get shared
+    write lock"), also when that one is in no point. And no image holds two bitmaps of one name.
     """
-    refusals, seen = [], dict[tuple[int, int], PlannableDisk]()
-    for disk in disks:
+    refusals, in_point = [], {disk.target for disk in planned}
+    first: dict[tuple[int, int], PlannableDisk] = {}
+    for disk in request.disks if request.running else planned:
         if disk.file_id is None:
             continue
-        other = seen.setdefault(disk.file_id, disk)
-        if other is not disk and not (disk.readonly and other.readonly):
-            refusals.append(
-                Refusal(
-                    code=RefusalCode.DISK_UNSUPPORTED,
-                    target=disk.target,
-                    message=f"disks {other.target} and {disk.target} are one and the same image, {disk.source}",
-                    hint=f"Leave one of them out by name, with --exclude {disk.target}: the other holds it all.",
-                )
+        other = first.setdefault(disk.file_id, disk)
+        if other is disk or (disk.readonly and other.readonly) or in_point.isdisjoint({disk.target, other.target}):
+            continue
+        hint = f"Leave one of them out by name, with --exclude {disk.target}: the other holds it all."
+        if request.running:
+            hint = f"{_STOP_IT}, with --exclude {disk.target}, or leave out both."
+        refusals.append(
+            Refusal(
+                code=RefusalCode.DISK_UNSUPPORTED,
+                target=disk.target,
+                message=f"disks {other.target} and {disk.target} are one and the same image, {disk.source}",
+                hint=hint,
             )
+        )
     return refusals
 
 

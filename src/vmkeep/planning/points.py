@@ -50,7 +50,7 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
             continue
         planned.append(disk)
         warnings.extend(_warn_of(disk, request))
-    refusals += refuse_shared_files(planned)
+    refusals += refuse_shared_files(request, planned)
     refusals += refuse_scratch(planned) if request.running else []
     if refusals:
         return Refused(refusals=tuple(refusals))
