@@ -149,7 +149,10 @@ class RepositoryNotFound(VmkeepError):
     code = "repository-not-found"
     exit_status = 5
     http_status = 404
-    default_hint = "Check the directory and whether it is mounted; `vmkeep init --repository DIR` makes a new one."
+    default_hint = (
+        "Check the directory and whether it is mounted. If the repository was moved, give its new place: "
+        "`vmkeep init --repository DIR`."
+    )
 
 
 class TargetExists(VmkeepError):
@@ -357,6 +360,16 @@ class JobAborted(HypervisorError):
     code = "job-aborted"
     exit_status = 32
     default_hint = "No point was made and the earlier ones are whole; run the command again."
+
+
+class QemuDied(JobAborted):
+    """The VM's QEMU died while a point of it was taken."""
+
+    code = "qemu-died"
+    default_hint = (
+        "No point was made and the earlier ones are whole. Start the VM again. If nobody killed QEMU, look for its "
+        "last words among the known faults (docs/guide/known-faults.md)."
+    )
 
 
 class VmStarted(JobAborted):

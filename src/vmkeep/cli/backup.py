@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, size_text, table
+from vmkeep.cli.completion import complete_disk, complete_vm
+from vmkeep.cli.console import Console, duration_text, size_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.tables import Table
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, VmkeepError
 
 if TYPE_CHECKING:
@@ -25,13 +28,18 @@ def backup(
     context: typer.Context,
     vms: Annotated[
         list[str] | None,
-        typer.Argument(metavar="VM...", help="Name or UUID.", show_default=False, autocompletion=complete_vm),
+        typer.Argument(metavar="VM", help="Name or UUID.", show_default=False, autocompletion=complete_vm),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every VM of the host.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Read every disk whole, without a base.")] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="TARGET", help="Leave a disk out by target (vdb); may be repeated.", show_default=False),
+        typer.Option(
+            metavar="TARGET",
+            help="Leave a disk out by target (vdb); may be repeated.",
+            show_default=False,
+            autocompletion=complete_disk,
+        ),
     ] = None,
     quiesce: Annotated[
         bool, typer.Option("--quiesce", help="Freeze the guest's file systems for the instant, through its agent.")
@@ -59,6 +67,10 @@ def backup(
                 found = [(vm.name, vm.uuid) for vm in host.vms()]
         else:
             found = [(name, name) for name in names]
+            if len(names) == 1 and not running.settings.catalog_path.exists():
+                # A name with a slip of the pen in it makes no repository and no key.
+                with running.host() as host:
+                    host.vm_uuid(names[0])
         requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels, quiesce)) for name, vm in found]
         running.expect_job()
         with running.engine(first_use=True) as engine:
@@ -69,8 +81,7 @@ def backup(
 
 
 def _one(running: Session, engine: Engine, request: TakePoint) -> None:
-    with running.console.progress() as watch:
-        taken = engine.take_point(request, watch)
+    taken = _take(running.console, engine, request)
     if running.console.json:
         running.console.document({"point": taken.point})
     else:
@@ -88,11 +99,13 @@ def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, Tak
     for name, request in requests:
         try:
             running.interruption.check()
-            taken = _take(console, engine, request, given_up)
+            if given_up is not None:
+                raise given_up.error  # the storage that one point waited for is that of the next as well
+            taken = _take(console, engine, request)
         except VmkeepError as error:
             failed.append({"vm": name, "error": error.as_dict()})
             if not console.json and not isinstance(error, Interrupted):
-                console.notice(f"{name}: {error.message} ({error.hint})")
+                console.notice(f"{name}: {error.message} [{error.code}] ({error.hint})")
             continue
         except GivenUp as given:
             given_up = given
@@ -119,11 +132,12 @@ def _raise_end(running: Session, given_up: GivenUp | None) -> None:
     running.interruption.check()
 
 
-def _take(console: Console, engine: Engine, request: TakePoint, given_up: GivenUp | None) -> PointTaken:
-    if given_up is not None:
-        raise given_up.error  # the storage that one point waited for is that of the next as well
+def _take(console: Console, engine: Engine, request: TakePoint) -> PointTaken:
+    """Take one point, and note with it how long that took."""
+    began = time.monotonic()
     with console.progress() as watch:
-        return engine.take_point(request, watch)
+        taken = engine.take_point(request, watch)
+    return replace(taken, point={**taken.point, "seconds": round(time.monotonic() - began, 3)})
 
 
 def _labels(texts: Sequence[str]) -> dict[str, str]:
@@ -152,8 +166,8 @@ def _show(console: Console, point: Mapping[str, Any]) -> None:
     state = [kind for kind in ("tpm", "nvram") if point["state"].get(kind, {}).get("present")]
     console.show(
         f"point {point['id']} of {point['vm']}: {point['kind']}",
-        table(("disk", "mode", "reason", "read", "stored"), rows, right=("read", "stored")),
-        f"state: {', '.join(state) or 'none'}; {_stood_still(point)}",
+        Table(columns=("disk", "mode", "reason", "read", "stored"), rows=rows, right=("read", "stored")),
+        f"state: {', '.join(state) or 'none'}; {_stood_still(point)}; it took {duration_text(point['seconds'])}",
     )
 
 

@@ -1,6 +1,7 @@
 """Everything a command writes: tables and progress for people, one JSON document for programs, errors for both.
 
-With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one.
+With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one. With
+``--quiet`` a command reports nothing: errors, warnings and documents that were asked for are left.
 """
 
 from __future__ import annotations
@@ -8,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vmkeep.cli.tables import Facts, Table, printable
 from vmkeep.errors import InvalidRequest, NoSpace, VmkeepError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.console import RenderableType
 
     from vmkeep.host.survey import Progress
 
 BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
-_PIPE_WIDTH = 500  # wide enough that a table that is read by a program is not cut
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 class ReaderGone(Exception):
@@ -33,6 +35,7 @@ class Console:
 
     def __init__(self, *, json_wanted: bool) -> None:
         self.json = json_wanted
+        self.quiet = False
         self.debug_log: str | None = None
         self._notices: list[str] = []
 
@@ -44,14 +47,22 @@ class Console:
             sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
             sys.stdout.flush()
 
-    def show(self, *parts: RenderableType) -> None:
-        """Print texts and tables for people."""
-        console = _rich(sys.stdout)
-        with _written():
-            for part in parts:
-                # Texts are cut by nobody, so that a path can be copied; tables fit the terminal.
-                console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
-            sys.stdout.flush()
+    def show(self, *parts: str | Table | Facts) -> None:
+        """Print texts and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
+        if self.quiet:
+            return
+        on_terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if on_terminal else None
+        lines: list[str] = []
+        for part in parts:
+            if isinstance(part, str):
+                lines.append(printable(part))
+                continue
+            shown = list(part.lines(width))
+            if on_terminal and isinstance(part, Table) and os.environ.get("TERM", "dumb") != "dumb":
+                shown[0] = f"{_BOLD}{shown[0]}{_PLAIN}"
+            lines += shown
+        self.text("".join(f"{line}\n" for line in lines))
 
     def text(self, text: str) -> None:
         """Print a text exactly as it is: a document, or what another program prints as well."""
@@ -68,6 +79,11 @@ class Console:
         else:
             self._say(f"vmkeep: {printable(sentence)}\n")
 
+    def remark(self, sentence: str) -> None:
+        """Say something good to know beside the result, unless people want quiet."""
+        if not self.quiet:
+            self.notice(sentence)
+
     def failure(self, error: VmkeepError) -> None:
         """Print an error, with what to do next."""
         notes = list(getattr(error, "__notes__", ()))
@@ -77,7 +93,7 @@ class Console:
                 value["notes"] = notes
             self._say_json(value)
             return
-        lines = [f"vmkeep: error: {error.message}", *(f"  also: {note}" for note in notes)]
+        lines = [f"vmkeep: error: {error.message} [{error.code}]", *(f"  also: {note}" for note in notes)]
         if error.hint:
             lines.append(f"  hint: {error.hint}")
         self._say("".join(f"{printable(line)}\n" for line in lines))
@@ -101,12 +117,15 @@ class Console:
     def ask(self, question: str) -> bool:
         """Ask on the terminal and return whether the answer was yes."""
         self._say(f"{printable(question)} [y/N] ")
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        answer = sys.stdin.readline()
+        if not answer.endswith("\n"):
+            self._say("\n")  # the end of the input, which leaves the cursor behind the question
+        return answer.strip().lower() in ("y", "yes")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:
         """Show how an operation comes on, with rate and time left; no more than notes where there is no terminal."""
-        if self.json or not sys.stderr.isatty():
+        if self.json or self.quiet or not sys.stderr.isatty():
             yield self._note
             return
         from vmkeep.cli.progress import progress_bar
@@ -139,24 +158,6 @@ class Console:
             sys.stderr.flush()
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> RenderableType:
-    """Return a table whose texts are shown as they are: no markup, and no control characters of others."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
-    for name in columns:
-        shown.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(printable(text)) for text in row))
-    return shown
-
-
-def printable(text: str) -> str:
-    """Return the text with what could steer a terminal written as escapes; line ends stay."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
 def size_text(size_bytes: int | None) -> str:
     """Return a number of bytes for people: "1.5 GiB"; "-" when unknown."""
     if size_bytes is None:
@@ -167,6 +168,17 @@ def size_text(size_bytes: int | None) -> str:
             return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time span for people: "0.4 s", "75 s", "12 min 5 s", "3 h 2 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def time_text(created: str) -> str:
@@ -204,5 +216,4 @@ def silence_output() -> None:
 def _rich(stream: Any) -> RichConsole:
     from rich.console import Console as RichConsole
 
-    width = None if stream.isatty() else _PIPE_WIDTH
-    return RichConsole(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return RichConsole(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=False)

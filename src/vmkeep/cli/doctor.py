@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("doctor", epilog="Example: vmkeep doctor --fix")(doctor)
+    app.command("doctor", short_help="Say what is wrong, and what mends it.", epilog="Example: vmkeep doctor --fix")(
+        doctor
+    )
 
 
 def doctor(
@@ -28,7 +30,7 @@ def doctor(
     vms: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[VM]...",
+            metavar="VM",
             help="Look at these VMs only; the host is looked at in any case.",
             autocompletion=complete_vm,
             show_default=False,

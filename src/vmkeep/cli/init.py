@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session, tell_first_use
 from vmkeep.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from vmkeep.flows.premises import InitReport
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +38,7 @@ def init(
         if console.json:
             console.document({"init": asdict(report)})
         else:
-            made = "made" if report.created else "ready"
-            console.show(f"repository {made}: {report.location}", f"key: {report.key_path}")
+            console.show(_repository(report), f"key: {report.key_path}")
             if adopt:
                 console.show(f"adopted: {report.adopted_points} points of {report.adopted_vms} VMs not known before")
             if report.created:
@@ -50,3 +52,9 @@ def init(
                 f"{len(report.damaged)} of the repository's points are damaged and were not adopted",
                 path=report.location,
             )
+
+
+def _repository(report: InitReport) -> str:
+    if report.moved_from is not None:
+        return f"repository moved: {report.moved_from} is now {report.location}"
+    return f"repository {'made' if report.created else 'ready'}: {report.location}"

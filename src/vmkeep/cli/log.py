@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import table, time_text
+from vmkeep.cli.console import time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
-from vmkeep.errors import VmNotFound
+from vmkeep.cli.tables import Table
+from vmkeep.errors import PointNotFound, VmNotFound
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog, Operation
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("log", epilog="Example: vmkeep log win11")(log)
+    app.command("log", short_help="Show what was done, and how it ended.", epilog="Example: vmkeep log win11")(log)
 
 
 def log(
     context: typer.Context,
     vm: Annotated[
         str | None,
-        typer.Argument(metavar="[VM]", help="Name or UUID.", autocompletion=complete_vm, show_default=False),
+        typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm, show_default=False),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Show the last N operations.")] = 50,
     json: JsonOption = False,
@@ -40,19 +41,29 @@ def log(
         if running.console.json:
             running.console.document({"operations": shown})
             return
-        columns = ("time", "operation", "VM", "result", "seconds", "choices")
+        columns = ("time", "operation", "VM", "result", "seconds", "choices", "why")
         rows = [
             (
                 time_text(entry["started"]),
                 entry["kind"],
-                entry["vm"] or "",
-                _result(entry),
+                _name(running.premises.catalog, entry),
+                entry["state"],
                 "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
-                ", ".join(f"{name}={_plain(value)}" for name, value in _choices(entry)),
+                ", ".join(_plain(name, value) for name, value in _choices(entry)),
+                (entry["error"] or {}).get("message") or "",
             )
             for entry in shown
         ]
-        running.console.show(table(columns, rows, right=("seconds",)) if rows else "no operations")
+        shown_table = Table(
+            columns=columns,
+            rows=rows,
+            right=("seconds",),
+            texts={"choices": 12},
+            drop=("seconds",),
+            names={"VM": 12},
+            sentences=True,
+        )
+        running.console.show(shown_table if rows else "no operations")
 
 
 def _chosen(running: Session, vm: str | None, limit: int) -> list[dict[str, Any]]:
@@ -98,13 +109,20 @@ def _entry(operation: Operation, running: Session) -> dict[str, Any]:
     }
 
 
+def _name(catalog: Catalog, entry: dict[str, Any]) -> str:
+    """Return the VM's name: `backup --all` asks by UUID, and a restore to files names a point only."""
+    if entry["vm"] is None:
+        point = entry["request"].get("point")
+        try:
+            return "" if point is None else catalog.find_point(point).vm_name
+        except PointNotFound:
+            return ""
+    named = catalog.vm(entry["vm"])
+    return entry["vm"] if named is None else named.name
+
+
 def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
-
-
-def _result(entry: dict[str, Any]) -> str:
-    error = entry["error"]
-    return f"{entry['state']}: {error.get('message')}" if error else str(entry["state"])
 
 
 def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
@@ -113,7 +131,15 @@ def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
     return [(name, value) for name, value in request if name != "vm" and value not in (None, False, "", [], {})]
 
 
-def _plain(value: object) -> str:
+def _plain(name: str, value: object) -> str:
+    """Return a choice as words: "full", "labels.why=update", "exclude=vda,vdb"."""
+    if value is True:
+        return name
+    if isinstance(value, Mapping):
+        return ", ".join(_plain(f"{name}.{key}", each) for key, each in value.items())
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return f"{name}={','.join(value)}"
     if isinstance(value, str):
-        return " ".join(value.split()) if "\n" in value else value  # a document
-    return json_text.dumps(value, ensure_ascii=False)
+        text = " ".join(value.split()) if "\n" in value else value  # a document
+        return f"{name}={text}"
+    return f"{name}={json_text.dumps(value, ensure_ascii=False)}"

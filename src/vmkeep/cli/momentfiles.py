@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmkeep.cli.session import Session
     from vmkeep.moments import MomentKind
 
-OutputArgument = Annotated[str, typer.Argument(metavar="[FILE]", help="A new file; - is standard output.")]
+OutputArgument = Annotated[str, typer.Argument(metavar="FILE", help="A new file; - is standard output.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Redefine those that are there and are not as the file has them.")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vmkeep.cli.console import table, time_text
+from vmkeep.cli.console import time_text
+from vmkeep.cli.tables import Facts, Table
 from vmkeep.host.momentorders import VmMoments
 from vmkeep.moments import AnyMoment, Checkpoint, CheckpointType, MomentKind, MomentTree, Snapshot, SnapshotLocation
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 NO_HEALTH: Mapping[str, str] = {}
 
@@ -56,7 +54,7 @@ def moment_object(
 
 def moment_table(
     objects: Sequence[Mapping[str, Any]], kind: MomentKind, *, parents: bool, health: bool = False
-) -> RenderableType:
+) -> Table:
     """Return a table of what ``moment_object`` returned."""
     columns = [str(kind), "created", *(("state", "location") if kind is MomentKind.SNAPSHOT else ("disks",))]
     columns += ["parent"] if parents else []
@@ -75,10 +73,13 @@ def moment_table(
         )
         for shown in objects
     ]
-    return table(columns, rows)
+    disks = ("disks",) if "disks" in columns else ()
+    return Table(
+        columns=columns, rows=rows, texts=dict.fromkeys(disks, 12), drop=disks if health else (), sentences=health
+    )
 
 
-def moment_facts(shown: Mapping[str, Any], kind: MomentKind) -> RenderableType:
+def moment_facts(shown: Mapping[str, Any], kind: MomentKind) -> Facts:
     """Return all that is known of one, a line each."""
     facts = [
         (str(kind), shown["name"]),
@@ -95,14 +96,22 @@ def moment_facts(shown: Mapping[str, Any], kind: MomentKind) -> RenderableType:
             ("current", "yes" if shown["current"] else "no"),
             ("state", shown["state"]),
             ("location", shown["location"]),
-            ("memory", memory["file"] or memory["location"]),
-            ("disks", _listed(f"{disk['target']} {disk['source'] or disk['location']}" for disk in shown["disks"])),
+            ("memory", memory["file"] or _where(memory["location"], "none")),
+            ("disks", _listed(_disk_text(disk) for disk in shown["disks"])),
         ]
     else:
         facts.append(("disks", _listed(disk["target"] for disk in shown["disks"])))
     if "health" in shown:
         facts.append(("health", shown["health"]))
-    return table(("", ""), facts)
+    return Facts(facts)
+
+
+def _disk_text(disk: Mapping[str, Any]) -> str:
+    return f"{disk['target']} {disk['source'] or _where(disk['location'], 'left out')}"
+
+
+def _where(location: str, absent: str) -> str:
+    return absent if location == str(SnapshotLocation.NO) else location
 
 
 def _listed(texts: Iterable[str]) -> str:

@@ -12,12 +12,14 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
+from vmkeep.cli.usage import conform
+
 ON_DEMAND: Final[Mapping[str, str]] = {"checkpoint": "vmkeep.cli.checkpoint", "snapshot": "vmkeep.cli.snapshot"}
 """The names of such groups, each with the module whose ``app`` it is."""
 
 
 class OnDemandGroup(TyperGroup):
-    """The command `vmkeep` with those groups beside what it is made with."""
+    """The command `vmkeep` with those groups beside what it is made with. Its option --quiet is every command's."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(dict.fromkeys((*super().list_commands(ctx), *ON_DEMAND)))
@@ -27,4 +29,8 @@ class OnDemandGroup(TyperGroup):
             group = typer.main.get_group(importlib.import_module(ON_DEMAND[cmd_name]).app)
             group.name = cmd_name
             self.commands[cmd_name] = group
-        return super().get_command(ctx, cmd_name)
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            quiet = next(option for option in self.params if "--quiet" in option.opts)
+            conform(command, option=quiet)
+        return command

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli.completion import complete_part
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.points import PointArgument
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.commandline import command_line
 from vmkeep.errors import InvalidRequest
 from vmkeep.flows.requests import ImageFormat, TpmChoice
 
@@ -41,7 +43,10 @@ def restore(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PART", help="disks, state, or a disk by target; with --in-place; repeatable.", show_default=False
+            metavar="PART",
+            autocompletion=complete_part,
+            help="disks, state, or a disk by target; with --in-place; repeatable.",
+            show_default=False,
         ),
     ] = None,
     image_format: Annotated[
@@ -191,7 +196,7 @@ def _parts(request: RestoreInPlace) -> str:
 
 
 def _way_back(safety: str) -> str:
-    return f"vmkeep restore {safety} --in-place"
+    return command_line("vmkeep restore", safety, options="--in-place")
 
 
 def _tell(running: Session, restored: FilesRestored | VmRestored) -> None:

@@ -13,6 +13,7 @@ import typer
 from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
 from vmkeep.config import Settings, load_settings, prepare_home
+from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
@@ -25,7 +26,23 @@ ConnectOption = Annotated[
     str | None,
     typer.Option("--connect", "-c", metavar="URI", help="The libvirt to speak to, as for virsh.", show_default=False),
 ]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print errors and warnings only, as a timer wants it.",
+        callback=lambda context, value: _ask_for_quiet(context, wanted=value),
+        expose_value=False,
+    ),
+]
+"""An option of every command that is declared once: ``vmkeep.cli.ondemand`` adds it to each."""
 DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
+
+
+def _ask_for_quiet(context: typer.Context, *, wanted: bool) -> None:
+    console: Console = context.obj.console
+    console.quiet = console.quiet or wanted
 
 
 @dataclass
@@ -130,6 +147,8 @@ def session(context: typer.Context, *, json: bool, connect: str | None, debug: b
     invocation.console.json = invocation.console.json or json
     invocation.connect = connect or invocation.connect
     invocation.debug = debug or invocation.debug
+    if invocation.console.json and invocation.console.quiet:
+        raise InvalidRequest("--json and --quiet are mutually exclusive", hint="Leave one of them out.")
     running = Session(invocation)
     try:
         if invocation.debug:
@@ -142,5 +161,5 @@ def session(context: typer.Context, *, json: bool, connect: str | None, debug: b
 def tell_first_use(console: Console, report: InitReport) -> None:
     """Say what was made, and above all where the key is: without it nothing can ever be restored."""
     if report.created:
-        console.notice(f"made a repository in {report.location}")
+        console.remark(f"made a repository in {report.location}")
     console.notice(f"its key is {report.key_path}; keep a copy elsewhere, as `vmkeep key export` prints it")

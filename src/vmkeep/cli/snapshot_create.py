@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, table
+from vmkeep.cli.completion import complete_disk, complete_vm
+from vmkeep.cli.console import Console
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.tables import Table
 from vmkeep.errors import HostFileMissing, InvalidRequest, PermissionRefused
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def create(
         list[str] | None,
         typer.Option(
             metavar="DISK[,snapshot=TYPE][,driver=TYPE][,stype=TYPE][,file=PATH]",
+            autocompletion=complete_disk,
             help="How one disk takes part; may be repeated. TYPE of snapshot: external, internal, no.",
             show_default=False,
         ),
@@ -175,7 +177,7 @@ def _show(console: Console, snapshot: Mapping[str, Any]) -> None:
     state = [kind for kind in ("tpm", "nvram") if snapshot["state"][kind]["present"]]
     console.show(
         f"snapshot {snapshot['name']} of {snapshot['vm']}: {_KINDS[snapshot['kind']]}",
-        table(("disk", "written to from now on"), rows),
+        Table(columns=("disk", "written to from now on"), rows=rows),
         f"state: {', '.join(state) or 'none'}; {_stood_still(snapshot)}",
     )
 

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import size_text, table, time_text
+from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.tables import Facts, Table
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog
     from vmkeep.host.survey import SurveyedVm
 
 app = typer.Typer(
+    short_help="The VMs of the host, and whether a point would hold all of them.",
     help="The VMs of the host: disks, firmware, TPM, last point, and whether a point would be complete.",
     epilog="Example: vmkeep vm list",
     rich_markup_mode=None,
@@ -47,11 +49,16 @@ def list_vms(
                 vm["firmware"],
                 vm["tpm"] or "none",
                 time_text(vm["last_point"]["created"]) if vm["last_point"] else "never",
-                "yes" if vm["complete"] else "; ".join(vm["problems"]) or "no",
+                "yes" if vm["complete"] else "no",
             )
             for vm in vms
         ]
-        running.console.show(table(columns, rows) if rows else "no VMs")
+        if not rows:
+            running.console.show("no VMs")
+            return
+        drop = ("firmware", "TPM")
+        why = [f"{vm['name']}: {problem}" for vm in vms for problem in vm["problems"]]
+        running.console.show(Table(columns=columns, rows=rows, texts={"disks": 10}, drop=drop), *why)
 
 
 @app.command("show", epilog="Example: vmkeep vm show win11")
@@ -93,7 +100,7 @@ def show_vm(
             for disk in found.disks
         ]
         columns = ("disk", "device", "format", "size", "source", "problem")
-        running.console.show(table(("", ""), facts), "", table(columns, disks, right=("size",)))
+        running.console.show(Facts(facts), "", Table(columns=columns, rows=disks, right=("size",), sentences=True))
 
 
 def _described(vm: SurveyedVm, catalog: Catalog) -> dict[str, Any]:

@@ -65,13 +65,35 @@ class DiskEncryption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackingLayer:
+    """An image below another as a definition names it; ``path`` None: it is no file or device."""
+
+    path: str | None
+    format: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefinedBacking:
+    """What a definition says to stand below a disk's image, the nearest first.
+
+    ``ends``: nothing stands below the last one, whatever that image says; else that image says what does.
+    """
+
+    layers: tuple[BackingLayer, ...] = ()
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefinedDisk:
     """A disk or drive of a domain.
 
     ``source`` is the path of a file or device, ``PROTOCOL:NAME`` of a network image, ``POOL/VOLUME`` of a
     volume, or None. ``source_type`` is libvirt's own word for the kind. ``format`` is the image format of the
-    driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``). ``optional``: a
-    start without its source drops the disk (startupPolicy).
+    driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``). ``backing`` is
+    what the definition itself says to stand below the image; None: it leaves that to the image.
+    ``in_io_thread``: QEMU serves it outside of its main thread, by the disk's own driver or its controller's.
+    ``throttled``: it has limits of its input and output (``<iotune>``).
+    ``optional``: a start without its source drops the disk (startupPolicy).
     """
 
     target: str
@@ -92,6 +114,9 @@ class DefinedDisk:
     serial: str | None = None
     boot_order: int | None = None
     optional: bool = False
+    backing: DefinedBacking | None = None
+    in_io_thread: bool = False
+    throttled: bool = False
 
     @property
     def removable(self) -> bool:

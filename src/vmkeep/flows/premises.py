@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from vmkeep.catalog import Catalog, CatalogPoint, CatalogState
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, KnownRepository
 from vmkeep.config import ALWAYS, Settings, prepare_home, resolve_location, save_repository_location
 from vmkeep.errors import (
     IntegrityError,
@@ -47,13 +47,17 @@ class DamagedPoint:
 
 @dataclass(frozen=True, slots=True)
 class InitReport:
-    """What `vmkeep init` did. ``created``: the repository is new; ``adopted_*`` count what the catalogue gained."""
+    """What `vmkeep init` did. ``created``: the repository is new; ``adopted_*`` count what the catalogue gained.
+
+    ``moved_from`` is where this installation's repository was before, None when it is where it was.
+    """
 
     repository: str
     location: str
     key: str
     key_path: str
     created: bool
+    moved_from: str | None = None
     adopted_points: int = 0
     adopted_vms: int = 0
     damaged: tuple[DamagedPoint, ...] = ()
@@ -271,6 +275,7 @@ class Premises:
             key=self._key.key_id,
             key_path=str(self._key.path),
             created=created,
+            moved_from=_former_place(known, repository),
         )
 
     def _open(self, location: str) -> Repository:
@@ -303,6 +308,12 @@ class Premises:
             time.sleep(_WAIT_SECONDS)
         with lock:
             yield
+
+
+def _former_place(known: KnownRepository | None, repository: Repository) -> str | None:
+    if known is None or known.id != repository.id or known.location == repository.location:
+        return None
+    return known.location
 
 
 def catalog_point(record: PointRecord) -> CatalogPoint:

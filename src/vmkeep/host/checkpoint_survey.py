@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy, VmkeepError
@@ -153,7 +154,7 @@ def _refuse_unknown_names(names: frozenset[str], judged: Sequence[CheckpointHeal
         raise InvalidRequest(
             f"VM {vm!r} has no checkpoint or bitmap {name!r} that is not vmkeep's",
             vm=vm,
-            hint=f"`vmkeep checkpoint health {vm}` lists them. Those of vmkeep need no --foreign.",
+            hint=f"`{command_line('vmkeep checkpoint health', vm)}` lists them. Those of vmkeep need no --foreign.",
         )
 
 

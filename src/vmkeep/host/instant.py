@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, FirmwareKind, TpmBackend
 from vmkeep.errors import HypervisorError, StateUnsupported, VmBusy, VmkeepError
 from vmkeep.host.bindings import noted
@@ -171,7 +172,7 @@ def refuse_unwritten_variables(sources: Sequence[StateSource], vm: str) -> None:
                 "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
                 vm=vm,
                 path=str(source.path),
-                hint=f"Wake it (`virsh dompmwakeup {vm}`) or shut it down, and run the command again.",
+                hint=f"Wake it (`{command_line('virsh dompmwakeup', vm)}`) or shut it down, and run the command again.",
             )
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, SourceKind, TpmBackend, parse_definition
 from vmkeep.errors import HypervisorError, VmkeepError, error_classes
+from vmkeep.host.chains import chain_faults
 from vmkeep.host.passphrases import key_state, secret_of
+from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import PlannableDisk, Refused
 from vmkeep.transfer.imagefile import ImageLayer
@@ -70,6 +72,7 @@ def plannable_disks(
     running: bool,
 ) -> tuple[PlannableDisk, ...]:
     """Return the disks of a VM as the plan sees them. ``chains`` are the images of each disk, the top one first."""
+    faults = chain_faults(live, chains)
     return tuple(
         PlannableDisk(
             target=disk.target,
@@ -86,6 +89,7 @@ def plannable_disks(
             secret=secret_of(disk) or None,
             key=key_state(hypervisor, disk, running=running),
             encrypted_below=any(layer.encrypted for layer in chains.get(disk.target, ())[1:]),
+            chain_fault=faults.get(disk.target),
             size_bytes=sizes.get(disk.target),
             error_policy=disk.error_policy,
             free_scratch_bytes=_free_bytes(scratch_directory(disk, settings)),
@@ -96,6 +100,8 @@ def plannable_disks(
             file_id=_file_id(disk),
             optional=disk.optional,
             missing=not running and _is_missing(disk),
+            in_io_thread=disk.in_io_thread,
+            deadly_to_resume=running and _is_deadly_to_resume(disk, live.name, hypervisor),
         )
         for disk in live.disks
     )
@@ -117,6 +123,10 @@ def _is_missing(disk: DefinedDisk) -> bool:
     if disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
         return False
     return not Path(disk.source).exists()
+
+
+def _is_deadly_to_resume(disk: DefinedDisk, vm: str, hypervisor: Hypervisor) -> bool:
+    return disk.in_io_thread and disk.throttled and qemu_version(vm, hypervisor) < SERVES_IO_THREADS_UNHARMED
 
 
 def _free_bytes(directory: Path) -> int | None:

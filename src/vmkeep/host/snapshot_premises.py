@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import SourceKind
 from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmBusy, VmNotFound, VmRunning
@@ -25,8 +26,8 @@ def check_revert(
     """Refuse what cannot be done, before anything is changed; the VM may run where it will be stopped."""
     domain = hypervisor.domain(request.vm)
     refuse_while_pending(settings, domain.name, domain.uuid)
-    running = _refuse_state(domain, stop=request.stop)
     xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+    running = _refuse_state(domain, stop=request.stop)
     present = domain.definition_xml(inactive=True, secure=True)
     definition = with_volumes_found(read_definition(present, domain), hypervisor)
     reversal = choose(hypervisor, domain, definition, xml, request.choice, request.known)
@@ -72,7 +73,8 @@ def _refuse_state(domain: Domain, *, stop: bool) -> bool:
         raise VmNotFound(
             f"VM {domain.name!r} is transient: it is gone when it stops, and its snapshots with it",
             vm=domain.name,
-            hint=f"Make it persistent first: `virsh dumpxml {domain.name} > FILE`, then `virsh define FILE`.",
+            hint=f"Make it persistent first: `{command_line('virsh dumpxml', domain.name)} > FILE`, then "
+            "`virsh define FILE`.",
         )
     if run is RunState.OFF:
         require_off(domain)

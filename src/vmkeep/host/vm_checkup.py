@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, look_at_bitmaps
+from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
+from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -36,6 +38,7 @@ from vmkeep.host.lock import FileLock
 from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
+from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
@@ -120,7 +123,7 @@ class _Patient:
     def parts(self, *, parked: bool) -> tuple[Callable[[], Iterator[Finding]], ...]:
         """Return what is looked at, each by itself."""
         always = (self._definition, self._tpm, self._state_files, self._points, self._snapshots)
-        return always if parked else (*always, self._disks, self._moments)
+        return always if parked else (*always, self._disks, self._io_threads, self._moments)
 
     def _finding(
         self,
@@ -145,20 +148,39 @@ class _Patient:
             message = (
                 f"it runs with other disks than it will have at its next start ({', '.join(dict.fromkeys(differing))})"
             )
-            remedy = f"virsh dumpxml --inactive {self.domain.name}"
+            remedy = command_line("virsh dumpxml", self.domain.name, options="--inactive")
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
+        # Of a VM that is off, the disks themselves are told of.
+        for target, fault in chain_faults(next_time, image_chains(next_time)).items():
+            message = f"disk {target} will be seen otherwise at its next start than its image says: {fault}"
+            yield self._finding(
+                FindingCode.DEFINITION_DIFFERS, message, remedy=command_line("virsh edit", self.domain.name)
+            )
 
     def _disks(self) -> Iterator[Finding]:
         for disk in survey(self.domain, self.hypervisor, self.settings).disks:
             if disk.problem is not None and disk.device not in ("cdrom", "floppy"):
                 message = f"disk {disk.target} cannot be in a point: {disk.problem}"
-                remedy = f"vmkeep backup --exclude {disk.target} {self.domain.name}"
+                remedy = command_line(f"vmkeep backup --exclude {shell_word(disk.target)}", self.domain.name)
                 yield self._finding(FindingCode.DISK_NOT_KEPT, message, remedy=remedy, path=disk.source)
+
+    def _io_threads(self) -> Iterator[Finding]:
+        threaded = [disk.target for disk in self.definition.disks if disk.in_io_thread and not disk.removable]
+        if not threaded or not self.running:
+            return
+        version = qemu_version(self.domain.name, self.hypervisor)
+        if version < SERVES_IO_THREADS_UNHARMED:
+            qemu = ".".join(map(str, version))
+            message = (
+                f"disks of it are in I/O threads ({', '.join(threaded)}), and QEMU {qemu} dies when a client of a "
+                "backup job leaves such a disk early: vmkeep keeps it alive, other programs may not"
+            )
+            yield self._finding(FindingCode.IO_THREADS, message)
 
     def _points(self) -> Iterator[Finding]:
         if self.request.remembered is None:
             return
-        backup = f"vmkeep backup {self.domain.name}"
+        backup = command_line("vmkeep backup", self.domain.name)
         newest = next(iter(self.known.points), None)
         if newest is None:
             yield self._finding(FindingCode.NEVER_BACKED_UP, "there is no point of it", remedy=backup)
@@ -247,7 +269,7 @@ class _Patient:
     def _restore_state(self, kind: str) -> str | None:
         """Return the command that puts the state of the newest point that has it back."""
         newest: RememberedPoint | None = next((point for point in self.known.points if kind in point.states), None)
-        return None if newest is None else f"vmkeep restore {newest.id} --in-place --only state"
+        return None if newest is None else command_line("vmkeep restore", newest.id, options="--in-place --only state")
 
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 
@@ -272,7 +294,7 @@ class _Patient:
             yield self._finding(FindingCode.LEFT_JOB, message, mend=EndJob(self.domain.uuid, socket))
         elif operation is None or self.operations.find(operation) is None:
             message = "a backup job that is not this installation's runs; backups are refused until it ends"
-            remedy = f"virsh domjobinfo {self.domain.name}"
+            remedy = command_line("virsh domjobinfo", self.domain.name)
             yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)
 
     def _checkpoints_and_bitmaps(self) -> Iterator[Finding]:

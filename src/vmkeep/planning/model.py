@@ -17,11 +17,14 @@ class PlannableDisk:
     another word, which is told to the user. ``backing_chain`` lists the images below the top one, nearest first.
     ``holds_bitmaps`` is False for a qcow2 image of version 2 (``compat=0.10``), in which QEMU stores none.
     ``secret`` names the libvirt secret of an encrypted disk, ``key`` is whether its value can be had, and
-    ``encrypted_below`` whether an image below the top one is encrypted.
+    ``encrypted_below`` whether an image below the top one is encrypted. ``chain_fault`` says how the images below the
+    top one differ from those that a start of the VM would put there, None where they do not.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
     ``corrupt`` names the image of the disk that QEMU marked as corrupt, ``file_id`` tells its top image from others,
     and ``optional`` is whether the VM starts without the disk when its image is missing, as ``missing`` says it is.
+    ``in_io_thread``: QEMU serves the disk outside of its main thread. ``deadly_to_resume``: QEMU dies when the VM is
+    resumed while a job has the disk.
     """
 
     target: str
@@ -39,6 +42,7 @@ class PlannableDisk:
     secret: str | None = None
     key: KeyState = KeyState.KNOWN
     encrypted_below: bool = False
+    chain_fault: str | None = None
     size_bytes: int | None = None
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
@@ -47,6 +51,8 @@ class PlannableDisk:
     file_id: tuple[int, int] | None = None
     optional: bool = False
     missing: bool = False
+    in_io_thread: bool = False
+    deadly_to_resume: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmkeep.planning.admission import exclude, is_removable, refuse_disk, refuse_request, refuse_shared_files
+from vmkeep.planning.admission import (
+    exclude,
+    is_removable,
+    refuse_disk,
+    refuse_number,
+    refuse_request,
+    refuse_shared_files,
+)
 from vmkeep.planning.bases import find_base
 from vmkeep.planning.codes import ExclusionReason, Mode, Reason, WarningCode
 from vmkeep.planning.model import (
@@ -51,7 +58,7 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
         planned.append(disk)
         warnings.extend(_warn_of(disk, request))
     refusals += refuse_shared_files(request, planned)
-    refusals += refuse_scratch(planned) if request.running else []
+    refusals += [*refuse_scratch(planned), *refuse_number(planned)] if request.running else []
     if refusals:
         return Refused(refusals=tuple(refusals))
     proven = scratch_to_prove(planned) if request.running else {}

@@ -128,9 +128,29 @@ def test_error_is_one_json_object_on_standard_error_and_nothing_on_standard_outp
 def test_error_for_people_has_a_hint_and_no_traceback(home: Path) -> None:
     answer = vmkeep(home, "points", "nobody")
     assert answer.out == ""
-    assert answer.err.splitlines()[0] == 'vmkeep: error: No point was ever taken of a VM "nobody"'
+    assert answer.err.splitlines()[0] == 'vmkeep: error: No point was ever taken of a VM "nobody" [vm-not-found]'
     assert "hint:" in answer.err
     assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--quiet", "points"), ("points", "-q"), ("point", "show", "win11@latest", "-q")]
+)
+def test_quiet_reports_nothing(home: Path, arguments: tuple[str, ...]) -> None:
+    answer = vmkeep(home, *arguments)
+    assert (answer.status, answer.out, answer.err) == (0, "", "")
+
+
+def test_quiet_leaves_errors_and_their_status(home: Path) -> None:
+    loud, quiet = (vmkeep(home, "points", "nobody", *options) for options in ((), ("--quiet",)))
+    assert (quiet.status, quiet.out, quiet.err) == (3, "", loud.err)
+    assert "[vm-not-found]" in quiet.err
+
+
+def test_quiet_and_json_are_one_or_the_other(home: Path) -> None:
+    for arguments in (("--quiet", "points", "--json"), ("--json", "points", "--quiet")):
+        answer = vmkeep(home, *arguments)
+        assert (answer.status, answer.error()["code"]) == (2, "invalid-request")
 
 
 def test_wrong_setting_ends_the_command_with_its_name(home: Path) -> None:

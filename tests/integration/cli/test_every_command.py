@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import typer
 from vmkeep.cli.main import app
 from vmkeep.errors import Interrupted, error_classes
 
-COMMON = {"--json", "--connect", "-c", "--debug"}
+COMMON = {"--json", "--connect", "-c", "--debug", "--quiet", "-q"}
 
 
 def below(command: Any) -> list[tuple[str, Any]]:
@@ -59,6 +60,18 @@ def test_every_command_takes_the_common_options(name: str) -> None:
 def test_every_option_is_explained(name: str) -> None:
     for parameter in NAMES[name].params:
         assert getattr(parameter, "help", None), parameter.name
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if not hasattr(NAMES[name], "commands")))
+def test_usage_names_arguments_as_manual_pages_do(name: str) -> None:
+    command = NAMES[name]
+    with typer.Context(command, info_name=name) as context:
+        usage, _, rest = command.get_help(context).partition("\n")
+    arguments = usage.removeprefix(f"Usage: {name} [OPTIONS]").split()
+    assert all(re.fullmatch(r"[A-Z|]+|\[[A-Z|]+\](\.\.\.)?", argument) for argument in arguments), usage
+    described = rest.partition("Arguments:\n")[2].partition("\n\n")[0]
+    assert "<" not in described
+    assert all(argument.strip("[].") in described for argument in arguments)
 
 
 def test_common_options_stand_before_the_command_too() -> None:

@@ -73,6 +73,35 @@ def first(tmp_path: Path) -> Path:
     return home
 
 
+def test_moved_repository_is_gone_on_with_at_its_new_place(first: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "repository", tmp_path / "moved"
+    old.rename(new)
+    gone = vmkeep(first, "verify", "--all")
+    assert gone.status == 5
+    assert "`vmkeep init --repository DIR`" in gone.err
+    assert "new one" not in gone.err
+    (finding,) = [
+        each
+        for each in vmkeep(first, "-c", "test:///default", "doctor", "--json").document()["doctor"]["findings"]
+        if each["code"] == "repository-missing"
+    ]
+    assert "vmkeep init --repository" in finding["remedy"]
+    told = vmkeep(first, "init", "--repository", str(new))
+    assert (told.status, told.err) == (0, "")
+    assert told.out.splitlines()[0] == f"repository moved: {old} is now {new}"
+    assert vmkeep(first, "verify", "--all").status == 0
+    again = vmkeep(first, "init", "--repository", str(new), "--json").document()["init"]
+    assert (again["created"], again["moved_from"]) == (False, None)
+
+
+def test_place_without_the_repository_is_no_new_place_of_it(first: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository").rename(tmp_path / "moved")
+    refused = vmkeep(first, "init", "--repository", str(tmp_path / "empty"))
+    assert refused.status == 2
+    assert str(tmp_path / "repository") in refused.err
+    assert not (tmp_path / "empty").exists()
+
+
 @pytest.fixture
 def passphrase(tmp_path: Path) -> str:
     path = tmp_path / "passphrase"

@@ -147,7 +147,7 @@ def test_the_json_of_every_command_is_described(name: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_command_lines_in_documents_use_commands_and_options_that_exist(document: Path) -> None:
     known = commands()
-    common = {"--json", "--connect", "-c", "--debug", "--version", "--help", "-h"}
+    common = {"--json", "--connect", "-c", "--debug", "--quiet", "-q", "--version", "--help", "-h"}
     common |= {"--install-completion", "--show-completion"}
     for line in command_lines(document.read_text(encoding="utf-8")):
         words = shlex.split(line.partition(" | ")[0].partition(" && ")[0], comments=True)
