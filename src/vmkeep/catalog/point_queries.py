@@ -80,18 +80,18 @@ def find(connection: Connection, text: str) -> CatalogPoint:
     wanted = text.lower()
     if len(wanted) < SHORTEST_PREFIX:
         raise PointNotFound(
-            f'"{text}" is too short for the id of a point', hint=f"Give {SHORTEST_PREFIX} characters of it or more."
+            f"{text!r} is too short for the id of a point", hint=f"Give {SHORTEST_PREFIX} characters of it or more."
         )
     # Not LIKE: a user's "%" or "_" must not match anything.
     fits = select(points).where(points.c.id >= wanted, points.c.id < wanted + "\U0010ffff").order_by(*_OLDEST_FIRST)
     found = _points(connection, fits.limit(_LISTED_CANDIDATES + 1))
     if not found:
-        raise PointNotFound(f'No point has an id that begins with "{text}"')
+        raise PointNotFound(f"No point has an id that begins with {text!r}")
     if len(found) > 1:
         shown = [f"{point.id} ({point.vm_name}, {point.created})" for point in found[:_LISTED_CANDIDATES]]
         more = " and more" if len(found) > _LISTED_CANDIDATES else ""
         raise PointNotFound(
-            f'"{text}" fits several points: {", ".join(shown)}{more}', hint="Give more characters of the id."
+            f"{text!r} fits several points: {', '.join(shown)}{more}", hint="Give more characters of the id."
         )
     return found[0]
 
@@ -100,11 +100,11 @@ def _latest(connection: Connection, name: str) -> CatalogPoint:
     uuids = uuids_named(connection, name)
     newest = [point for uuid in uuids for point in _points(connection, _newest_of(uuid))]
     if not newest:
-        raise PointNotFound(f'There is no point of a VM "{name}"', vm=name)
+        raise PointNotFound(f"There is no point of a VM {name!r}", vm=name)
     if len(newest) > 1:
         shown = ", ".join(f"{point.id} (VM {point.vm_uuid}, {point.created})" for point in newest)
         raise PointNotFound(
-            f'Several VMs are called "{name}"; their latest points: {shown}',
+            f"Several VMs are called {name!r}; their latest points: {shown}",
             vm=name,
             hint="Name the point by its id, or the VM by its UUID.",
         )

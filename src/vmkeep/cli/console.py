@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import InvalidRequest, NoSpace, VmkeepError
+from vmkeep.filesystem import size_text as size_text
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -164,18 +165,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 def printable(text: str) -> str:
     """Return the text with what could steer a terminal written as escapes; line ends stay."""
     return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
-def size_text(size_bytes: int | None) -> str:
-    """Return a number of bytes for people: "1.5 GiB"; "-" when unknown."""
-    if size_bytes is None:
-        return "-"
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def duration_text(seconds: float) -> str:

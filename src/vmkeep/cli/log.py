@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +48,7 @@ def log(
                 entry["vm"] or "",
                 _result(entry),
                 "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
-                ", ".join(f"{name}={_plain(value)}" for name, value in _choices(entry)),
+                ", ".join(_choice(name, value) for name, value in _choices(entry)),
             )
             for entry in shown
         ]
@@ -64,7 +64,7 @@ def _chosen(running: Session, vm: str | None, limit: int) -> list[dict[str, Any]
             operation for operation in operations if operation.vm in named or operation.request.get("point") in points
         )
         if not operations and len(named) == 1:
-            raise VmNotFound(f'Nothing was ever done with a VM "{vm}"', vm=vm, hint="`vmkeep log` shows everything.")
+            raise VmNotFound(f"Nothing was ever done with a VM {vm!r}", vm=vm, hint="`vmkeep log` shows everything.")
     return [_entry(operation, running) for operation in reversed(operations[:limit])]
 
 
@@ -111,6 +111,15 @@ def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
     """Leave out what was not chosen, and the VM, which has a column of its own."""
     request = entry["request"].items()
     return [(name, value) for name, value in request if name != "vm" and value not in (None, False, "", [], {})]
+
+
+def _choice(name: str, value: object) -> str:
+    """Return a choice as it was given on the command line, more or less."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.removesuffix('s')} {each}={_plain(one)}" for each, one in value.items())
+    if isinstance(value, list | tuple):
+        return f"{name}={','.join(map(_plain, value))}"
+    return f"{name}={_plain(value)}"
 
 
 def _plain(value: object) -> str:

@@ -154,9 +154,10 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
     request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
     running.console.confirm(
         f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
-        f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
+        f"over VM {found.vm_name!r} as it is now? A safety point of it is taken first.",
         yes=yes,
     )
+    running.require_rights(found.vm_name, "restore --in-place")
     running.expect_job()
     with running.engine() as engine:
         with running.console.progress() as watch:

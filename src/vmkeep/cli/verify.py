@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_point
-from vmkeep.cli.console import Console, size_text
+from vmkeep.cli.console import Console, size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, VmkeepError, VmNotFound
 
@@ -50,6 +50,7 @@ def verify(
             result = _everything(running, sample / 100)
         else:
             result = _points(running, _chosen(running, what), sample / 100)
+        _name(running, result["verified"])
         if running.console.json:
             running.console.document(result)
         else:
@@ -65,7 +66,7 @@ def _chosen(running: Session, what: str) -> list[str]:
     except VmNotFound:
         return [catalog.find_point(what).id]
     if not found:
-        raise PointNotFound(f'There is no point of VM "{what}"', vm=what)
+        raise PointNotFound(f"There is no point of VM {what!r}", vm=what)
     return found
 
 
@@ -130,6 +131,18 @@ def _verdict(
     return {"point": point_id, "ok": ok, "blocks": blocks, "bytes": size_bytes, "findings": findings}
 
 
+def _name(running: Session, verified: Sequence[dict[str, Any]]) -> None:
+    """Add the VM and the time of each point; null where the catalogue does not know it."""
+    known = {point["id"]: point for point in running.premises.catalog.summaries(None)}
+    for verdict in verified:
+        point = known.get(verdict["point"], {})
+        verdict.update(vm=point.get("vm"), created=point.get("created"))
+
+
+def _whose(verdict: dict[str, Any]) -> str:
+    return "" if verdict["vm"] is None else f" of {verdict['vm']}, {time_text(verdict['created'])}"
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
     return {"object": finding.object, "what": finding.what, "harms": list(finding.harms)}
 
@@ -149,7 +162,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     lines = []
     for point in result["verified"]:
         read = f" ({point['blocks']} blocks, {size_text(point['bytes'])})" if point["blocks"] is not None else ""
-        lines.append(f"point {point['point']}: {'sound' if point['ok'] else 'DAMAGED'}{read}")
+        lines.append(f"point {point['point']}{_whose(point)}: {'sound' if point['ok'] else 'DAMAGED'}{read}")
     findings = result.get("findings", [each for point in result["verified"] for each in point["findings"]])
     for finding in findings:
         harms = ", ".join(finding["harms"]) or "no point"

@@ -51,7 +51,12 @@ def list_vms(
             )
             for vm in vms
         ]
-        running.console.show(table(columns, rows) if rows else "no VMs")
+        skipped = [
+            f"{vm['name']}: skipped by `vmkeep backup --all`" + (f" ({vm['reason']})" if vm["reason"] else "")
+            for vm in vms
+            if vm["skip"]
+        ]
+        running.console.show(table(columns, rows) if rows else "no VMs", *skipped)
 
 
 @app.command("show", epilog="Example: vmkeep vm show win11")
@@ -80,6 +85,8 @@ def show_vm(
             ("last point", f"{last['id']}, {time_text(last['created'])}" if last else "never"),
             ("complete", "yes" if found.complete else "no"),
             *(("problem", problem) for problem in found.problems),
+            *([("skipped", "by `vmkeep backup --all`")] if found.skip else []),
+            *([("reason", found.reason)] if found.reason else []),
         ]
         disks = [
             (
