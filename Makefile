@@ -1,5 +1,5 @@
 # Every target works on a fresh Debian 12 or 13, without another one before it, and can be run again.
-.PHONY: setup dev demo test check bench lock install help
+.PHONY: setup dev demo test check bench lane lock install help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -28,6 +28,9 @@ check: dev  ## Run the static checks
 bench: dev  ## Measure against peers on this machine (docs/performance.md)
 	@scripts/bench-peers
 	@scripts/as-root $(BIN)/python -m bench $(ARGS)
+
+lane:  ## Run demo and test on a bare Debian: SUITE=trixie|bookworm RUN='make demo' FRESH=1 NAME=...
+	@scripts/as-root python3 -m lane $(if $(SUITE),--suite $(SUITE)) $(if $(NAME),--name $(NAME)) $(if $(FRESH),--fresh) "$${RUN:-make demo && make test}"
 
 install:  ## Install vmkeep for all users of this machine, outside of the checkout (PREFIX, default /opt/vmkeep)
 	@scripts/install

@@ -28,6 +28,7 @@ MAX_WORKERS = 64
 MAX_POINTS_AT_ONCE = 64
 DEFAULT_POINTS_AT_ONCE = 2
 DEFAULT_STALLED_AFTER_SECONDS = 900
+DEFAULT_LONGEST_PAUSE_SECONDS = 30
 
 _TYPES: Mapping[str, type[str | int]] = {
     "uri": str,
@@ -40,6 +41,7 @@ _TYPES: Mapping[str, type[str | int]] = {
     "compression": str,
     "points_at_once": int,
     "stalled_after_seconds": int,
+    "longest_pause_seconds": int,
 }
 _VMS = "vm"
 _VM_TYPES: Mapping[str, tuple[type, str]] = {
@@ -70,8 +72,9 @@ class Settings:
     ``repository`` is a location: an absolute directory, or a URL of a store. ``scratch_dir`` None lets vmkeep
     put scratch beside each image. ``run_dir`` holds sockets and must be short (a socket's path ends at 107 bytes).
     ``points_at_once`` is how many points this installation copies at one time, in however many processes.
-    ``stalled_after_seconds`` is how long one call to the repository's storage may take. ``vms`` is by the name or UUID
-    that stands in the settings file.
+    ``stalled_after_seconds`` is how long one call to the repository's storage may take.
+    ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
+    ``vms`` is by the name or UUID that stands in the settings file.
     """
 
     home: Path
@@ -85,6 +88,7 @@ class Settings:
     compression: str = ADAPTIVE
     points_at_once: int = DEFAULT_POINTS_AT_ONCE
     stalled_after_seconds: int = DEFAULT_STALLED_AFTER_SECONDS
+    longest_pause_seconds: int = DEFAULT_LONGEST_PAUSE_SECONDS
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
 
     def of_vm(self, name: str, uuid: str) -> VmSettings:
@@ -308,7 +312,7 @@ def _check(path: Path, key: str, value: object) -> None:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 to {MAX_WORKERS}", f"Correct {key} in {path}.")
     if key == "points_at_once" and not 1 <= number <= MAX_POINTS_AT_ONCE:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 to {MAX_POINTS_AT_ONCE}", f"Correct {key} in {path}.")
-    if key == "stalled_after_seconds" and number < 1:
+    if key in ("stalled_after_seconds", "longest_pause_seconds") and number < 1:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 or more", f"Correct {key} in {path}.")
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
         raise _wrong(path, f"{path}: setting {key!r} must be a power of two from 4096", f"Correct {key} in {path}.")

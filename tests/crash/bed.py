@@ -206,6 +206,14 @@ class Zygote:
         """SIGKILL the run that holds, as the driver does to itself elsewhere."""
         self._host.run(["kill", "-KILL", self._pid_file.read_text()], check=True)
 
+    def stop(self) -> None:
+        """Let the run that holds stand still, as Ctrl-Z, a debugger or a frozen control group would."""
+        self._host.run(["kill", "-STOP", self._pid_file.read_text()], check=True)
+
+    def go_on(self) -> None:
+        """End what ``stop`` began."""
+        self._host.run(["kill", "-CONT", self._pid_file.read_text()], check=True)
+
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, duration_text, size_text, table
+from vmkeep.cli.console import Console, duration_text, size_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.tables import Table
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, PermissionRefused, VmkeepError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _refused(running: Session, vms: Sequence[str]) -> dict[str, VmkeepError]:
     refused: dict[str, VmkeepError] = {}
     for vm in vms:
         try:
-            running.require_rights(vm, "backup")
+            running.require_rights(vm)
         except PermissionRefused as error:
             refused[vm] = error
     return refused
@@ -213,7 +214,7 @@ def _show(running: Session, point: Mapping[str, Any]) -> None:
     because = _because(running.settings.of_vm(point["vm"], point["vm_uuid"]).reason)
     running.console.show(
         f"point {point['id']} of {point['vm']}: {point['kind']}",
-        table(("disk", "mode", "reason", "read", "stored"), rows, right=("read", "stored")),
+        Table(columns=("disk", "mode", "reason", "read", "stored"), rows=rows, right=("read", "stored")),
         f"state: {', '.join(state) or 'none'}; {_stood_still(point)}; it took {duration_text(point['seconds'])}",
         *([f"left out by vmkeep.toml: {', '.join(left_out)}{because}"] if left_out else []),
     )

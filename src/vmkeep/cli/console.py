@@ -9,21 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vmkeep.cli.tables import Facts, Table, printable
 from vmkeep.errors import InvalidRequest, NoSpace, VmkeepError
 from vmkeep.filesystem import size_text as size_text
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.console import RenderableType
 
     from vmkeep.host.survey import Progress
 
 BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
-_PIPE_WIDTH = 500  # wide enough that a table that is read by a program is not cut
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 class ReaderGone(Exception):
@@ -47,16 +48,22 @@ class Console:
             sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
             sys.stdout.flush()
 
-    def show(self, *parts: RenderableType) -> None:
-        """Print texts and tables for people, unless they want quiet."""
+    def show(self, *parts: str | Table | Facts) -> None:
+        """Print texts and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
         if self.quiet:
             return
-        console = _rich(sys.stdout)
-        with _written():
-            for part in parts:
-                # Texts are cut by nobody, so that a path can be copied; tables fit the terminal.
-                console.print(printable(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
-            sys.stdout.flush()
+        on_terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if on_terminal else None
+        lines: list[str] = []
+        for part in parts:
+            if isinstance(part, str):
+                lines.append(printable(part))
+                continue
+            shown = list(part.lines(width))
+            if on_terminal and isinstance(part, Table) and os.environ.get("TERM", "dumb") != "dumb":
+                shown[0] = f"{_BOLD}{shown[0]}{_PLAIN}"
+            lines += shown
+        self.text("".join(f"{line}\n" for line in lines))
 
     def text(self, text: str) -> None:
         """Print a text exactly as it is: a document, or what another program prints as well."""
@@ -149,24 +156,6 @@ class Console:
             sys.stderr.flush()
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> RenderableType:
-    """Return a table whose texts are shown as they are: no markup, and no control characters of others."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
-    for name in columns:
-        shown.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(printable(text)) for text in row))
-    return shown
-
-
-def printable(text: str) -> str:
-    """Return the text with what could steer a terminal written as escapes; line ends stay."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
 def duration_text(seconds: float) -> str:
     """Return a time span for people: "0.4 s", "75 s", "12 min 5 s", "3 h 2 min"."""
     if seconds < 10:
@@ -213,5 +202,4 @@ def silence_output() -> None:
 def _rich(stream: Any) -> RichConsole:
     from rich.console import Console as RichConsole
 
-    width = None if stream.isatty() else _PIPE_WIDTH
-    return RichConsole(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return RichConsole(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=False)

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: an operation that runs is asked to stop, and its clean end is waited for."""
+"""Ctrl-C and SIGTERM: an operation that runs is asked to stop, and its clean end is waited for.
+
+Ctrl-Z: the process stops when no guest stands still because of it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from vmkeep.errors import Interrupted, Terminated
+from vmkeep.host.stillness import forget_stop, stop_this_process
 
 Cancel = Callable[[Interrupted], None]
 
@@ -22,8 +26,11 @@ class Interruption:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the two signals; only the main thread may."""
+        """Handle the signals; only the main thread may."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:  # whoever started it may have it ignored
+            before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda _number, _frame: stop_this_process())
+            before[signal.SIGCONT] = signal.signal(signal.SIGCONT, lambda _number, _frame: forget_stop())
         try:
             yield
         finally:

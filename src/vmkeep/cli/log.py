@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import table, time_text
+from vmkeep.cli.console import time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.tables import Table
 from vmkeep.errors import VmNotFound
 
 if TYPE_CHECKING:
@@ -40,19 +41,29 @@ def log(
         if running.console.json:
             running.console.document({"operations": shown})
             return
-        columns = ("time", "operation", "VM", "result", "seconds", "choices")
+        columns = ("time", "operation", "VM", "result", "seconds", "choices", "why")
         rows = [
             (
                 time_text(entry["started"]),
                 entry["kind"],
                 entry["vm"] or "",
-                _result(entry),
+                entry["state"],
                 "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
-                ", ".join(_choice(name, value) for name, value in _choices(entry)),
+                ", ".join(_plain(name, value) for name, value in _choices(entry)),
+                (entry["error"] or {}).get("message") or "",
             )
             for entry in shown
         ]
-        running.console.show(table(columns, rows, right=("seconds",)) if rows else "no operations")
+        shown_table = Table(
+            columns=columns,
+            rows=rows,
+            right=("seconds",),
+            texts={"choices": 12},
+            drop=("seconds",),
+            names={"VM": 12},
+            sentences=True,
+        )
+        running.console.show(shown_table if rows else "no operations")
 
 
 def _chosen(running: Session, vm: str | None, limit: int) -> list[dict[str, Any]]:
@@ -102,27 +113,21 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _result(entry: dict[str, Any]) -> str:
-    error = entry["error"]
-    return f"{entry['state']}: {error.get('message')}" if error else str(entry["state"])
-
-
 def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
     """Leave out what was not chosen, and the VM, which has a column of its own."""
     request = entry["request"].items()
     return [(name, value) for name, value in request if name != "vm" and value not in (None, False, "", [], {})]
 
 
-def _choice(name: str, value: object) -> str:
-    """Return a choice as it was given on the command line, more or less."""
+def _plain(name: str, value: object) -> str:
+    """Return a choice as words: "full", "labels.why=update", "exclude=vda,vdb"."""
+    if value is True:
+        return name
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.removesuffix('s')} {each}={_plain(one)}" for each, one in value.items())
-    if isinstance(value, list | tuple):
-        return f"{name}={','.join(map(_plain, value))}"
-    return f"{name}={_plain(value)}"
-
-
-def _plain(value: object) -> str:
+        return ", ".join(_plain(f"{name}.{key}", each) for key, each in value.items())
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return f"{name}={','.join(value)}"
     if isinstance(value, str):
-        return " ".join(value.split()) if "\n" in value else value  # a document
-    return json_text.dumps(value, ensure_ascii=False)
+        text = " ".join(value.split()) if "\n" in value else value  # a document
+        return f"{name}={text}"
+    return f"{name}={json_text.dumps(value, ensure_ascii=False)}"

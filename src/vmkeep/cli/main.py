@@ -123,7 +123,8 @@ def _translated(raised: BaseException) -> VmkeepError:
 
 def _usage_hint(raised: typer.TyperException) -> str:
     context = getattr(raised, "ctx", None)
-    return f"See `{context.command_path if context is not None else 'vmkeep'} --help`."
+    command_path = context.command_path if context is not None else "vmkeep"
+    return f"See `{command_path} --help`."
 
 
 def _json_wanted(arguments: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""`vmkeep checkpoint health`, `vmkeep checkpoint repair` and `vmkeep snapshot health`."""
+"""`vmkeep checkpoint health` and `repair`, `vmkeep snapshot health` and `repair`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, table
+from vmkeep.cli.console import Console
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.tables import Table
+from vmkeep.commandline import command_line
 from vmkeep.errors import OperationFailed
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ def register_for_checkpoints(app: typer.Typer) -> None:
 
 
 def register_for_snapshots(app: typer.Typer) -> None:
-    """Add the command to ``vmkeep snapshot``."""
+    """Add the commands to ``vmkeep snapshot``."""
     app.command("health", epilog="Example: vmkeep snapshot health win11")(snapshot_health)
+    app.command("repair", epilog="Example: vmkeep snapshot repair win11 --dry-run")(snapshot_repair)
 
 
 def checkpoint_health(
@@ -99,7 +102,7 @@ def repair(
             raise OperationFailed(
                 f"not all checkpoints of VM {vm!r} could be repaired",
                 vm=vm,
-                hint=f"What is left is listed; `vmkeep checkpoint health {vm}` shows it again.",
+                hint=f"What is left is listed; `{command_line('vmkeep checkpoint health', vm)}` shows it again.",
             )
 
 
@@ -135,6 +138,35 @@ def snapshot_health(
             )
 
 
+def snapshot_repair(
+    context: typer.Context,
+    vm: VmArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Put right what libvirt's records of snapshots say of their images, where removing another's record changed it.
+
+    Only records are changed. It may be killed at any time and run again.
+    """
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        from vmkeep.cli.moments import changing
+        from vmkeep.host.momentorders import RepairSnapshots
+
+        with changing(running) as change:
+            done = change(RepairSnapshots(vm=vm, dry=dry_run))
+        if running.console.json:
+            steps = [{"snapshot": name, "does": told} for name, told in zip(done.names, done.notices, strict=True)]
+            running.console.document({"snapshot_repair": {"vm": done.vm, "dry_run": dry_run, "steps": steps}})
+            return
+        how = "would be put right" if dry_run else "was put right"
+        for name, told in zip(done.names, done.notices, strict=True):
+            running.console.show(f"the record of snapshot {name} {how}: {told}")
+        if not done.names:
+            running.console.show("nothing to repair")
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +177,7 @@ def _demand_sound(health: Sequence[CheckpointHealth], vm: str) -> None:
         raise OperationFailed(
             f"{number} not sound in VM {vm!r}",
             vm=vm,
-            hint=f"`vmkeep checkpoint repair {vm} --dry-run` shows what mends it.",
+            hint=f"`{command_line('vmkeep checkpoint repair', vm, options='--dry-run')}` shows what mends it.",
         )
 
 
@@ -173,7 +205,8 @@ def _show_checkpoints(console: Console, health: Sequence[CheckpointHealth]) -> N
             name = ""
         if not checkpoint.disks:
             rows.append((name, "", str(checkpoint.health), _use(checkpoint, ""), "it has no disks"))
-    console.show(table(("checkpoint", "disk", "health", "use", "why"), rows))
+    columns = ("checkpoint", "disk", "health", "use", "why")
+    console.show(Table(columns=columns, rows=rows, sentences=True, grouped=True))
     if any(not checkpoint.listed for checkpoint in health):
         console.show("(in brackets: a bitmap, which libvirt lists no checkpoint for)")
 
@@ -240,4 +273,5 @@ def _show_snapshots(console: Console, snapshots: Sequence[SnapshotHealth]) -> No
             name = ""
         if not snapshot.parts:
             rows.append((name, "", "", str(snapshot.health), "it keeps no disk and no memory"))
-    console.show(table(("snapshot", "part", "kept", "health", "why, or where"), rows))
+    columns = ("snapshot", "part", "kept", "health", "why, or where")
+    console.show(Table(columns=columns, rows=rows, sentences=True, grouped=True))

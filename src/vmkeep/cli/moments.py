@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import printable
+from vmkeep.cli.tables import printable
 from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
 if TYPE_CHECKING:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vmkeep.cli.console import table, time_text
+from vmkeep.cli.console import time_text
+from vmkeep.cli.tables import Facts, Table
 from vmkeep.host.momentorders import VmMoments
 from vmkeep.moments import AnyMoment, Checkpoint, CheckpointType, MomentKind, MomentTree, Snapshot, SnapshotLocation
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 NO_HEALTH: Mapping[str, str] = {}
 
@@ -56,7 +54,7 @@ def moment_object(
 
 def moment_table(
     objects: Sequence[Mapping[str, Any]], kind: MomentKind, *, parents: bool, health: bool = False
-) -> RenderableType:
+) -> Table:
     """Return a table of what ``moment_object`` returned."""
     columns = [str(kind), "created", *(("state", "location") if kind is MomentKind.SNAPSHOT else ("disks",))]
     columns += ["parent"] if parents else []
@@ -75,10 +73,12 @@ def moment_table(
         )
         for shown in objects
     ]
-    return table(columns, rows)
+    return Table(
+        columns=columns, rows=rows, texts={} if kind is MomentKind.SNAPSHOT else {"disks": 12}, sentences=health
+    )
 
 
-def moment_facts(shown: Mapping[str, Any], kind: MomentKind) -> RenderableType:
+def moment_facts(shown: Mapping[str, Any], kind: MomentKind) -> Facts:
     """Return all that is known of one, a line each."""
     facts = [
         (str(kind), shown["name"]),
@@ -102,7 +102,7 @@ def moment_facts(shown: Mapping[str, Any], kind: MomentKind) -> RenderableType:
         facts.append(("disks", _listed(disk["target"] for disk in shown["disks"])))
     if "health" in shown:
         facts.append(("health", shown["health"]))
-    return table(("", ""), facts)
+    return Facts(facts)
 
 
 def _listed(texts: Iterable[str]) -> str:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_point, complete_vm
-from vmkeep.cli.console import printable, size_text, table, time_text
+from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.tables import Facts, Table, printable
 
 SHORTEST_ID = 8
 
@@ -124,7 +125,7 @@ def _labels(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in point["labels"].items())
 
 
-def _list(listed: Sequence[Mapping[str, Any]], length: int) -> Any:
+def _list(listed: Sequence[Mapping[str, Any]], length: int) -> Table:
     columns = ("point", "VM", "kind", "created", "read", "stored", "labels")
     rows = [
         (
@@ -138,7 +139,14 @@ def _list(listed: Sequence[Mapping[str, Any]], length: int) -> Any:
         )
         for point in listed
     ]
-    return table(columns, rows, right=("read", "stored"))
+    return Table(
+        columns=columns,
+        rows=rows,
+        right=("read", "stored"),
+        texts={"labels": 10},
+        drop=("read",),
+        names={"VM": 12},
+    )
 
 
 def _tree(listed: Sequence[Mapping[str, Any]], length: int) -> list[str]:
@@ -157,7 +165,7 @@ def _tree(listed: Sequence[Mapping[str, Any]], length: int) -> list[str]:
     return lines
 
 
-def _details(point: Mapping[str, Any]) -> list[Any]:
+def _details(point: Mapping[str, Any]) -> list[str | Table | Facts]:
     facts = [
         ("point", point["id"]),
         ("VM", f"{point['vm']} ({point['vm_uuid']})"),
@@ -189,4 +197,4 @@ def _details(point: Mapping[str, Any]) -> list[Any]:
         for disk in point["disks"]
     ]
     columns = ("disk", "mode", "reason", "size", "read", "stored", "source")
-    return [table(("", ""), facts), "", table(columns, disks, right=("size", "read", "stored"))]
+    return [Facts(facts), "", Table(columns=columns, rows=disks, right=("size", "read", "stored"))]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
-from vmkeep.cli.console import printable
+from vmkeep.cli.tables import printable
 from vmkeep.host.survey import Progress
 
 

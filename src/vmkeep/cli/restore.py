@@ -11,6 +11,7 @@ import typer
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.points import PointArgument
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.commandline import command_line
 from vmkeep.errors import InvalidRequest
 from vmkeep.flows.requests import ImageFormat, TpmChoice
 
@@ -157,7 +158,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         f"over VM {found.vm_name!r} as it is now? A safety point of it is taken first.",
         yes=yes,
     )
-    running.require_rights(found.vm_name, "restore --in-place")
+    running.require_rights(found.vm_name)
     running.expect_job()
     with running.engine() as engine:
         with running.console.progress() as watch:
@@ -192,7 +193,7 @@ def _parts(request: RestoreInPlace) -> str:
 
 
 def _way_back(safety: str) -> str:
-    return f"vmkeep restore {safety} --in-place"
+    return command_line("vmkeep restore", safety, options="--in-place")
 
 
 def _tell(running: Session, restored: FilesRestored | VmRestored) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import Console, table
+from vmkeep.cli.console import Console
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.tables import Table
 from vmkeep.errors import HostFileMissing, InvalidRequest, PermissionRefused
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _print_xml(running: Session, request: TakeSnapshot) -> None:
 
 
 def _take(running: Session, request: TakeSnapshot) -> None:
-    running.require_rights(request.vm, "snapshot create")
+    running.require_rights(request.vm)
     running.stand_apart()
     running.expect_job()
     with running.engine(first_use=True) as engine, running.console.progress() as watch:
@@ -176,7 +177,7 @@ def _show(console: Console, snapshot: Mapping[str, Any]) -> None:
     state = [kind for kind in ("tpm", "nvram") if snapshot["state"][kind]["present"]]
     console.show(
         f"snapshot {snapshot['name']} of {snapshot['vm']}: {_KINDS[snapshot['kind']]}",
-        table(("disk", "written to from now on"), rows),
+        Table(columns=("disk", "written to from now on"), rows=rows),
         f"state: {', '.join(state) or 'none'}; {_stood_still(snapshot)}",
     )
 

@@ -9,6 +9,7 @@ import typer
 
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.commandline import command_line
 from vmkeep.errors import HypervisorError, InvalidRequest
 from vmkeep.flows.requests import RevertSnapshot, RunAfterwards, TpmChoice
 
@@ -98,7 +99,7 @@ def revert(
 
 
 def _revert(running: Session, request: RevertSnapshot, *, safety: bool, yes: bool) -> None:
-    running.require_rights(request.vm, "snapshot revert")
+    running.require_rights(request.vm)
     running.expect_job()
     with running.engine(first_use=True) as engine:
         with running.console.progress() as watch:
@@ -142,7 +143,7 @@ def _parts(disks: tuple[str, ...], states: tuple[str, ...], *, memory: bool) -> 
 
 
 def _way_back(safety: str) -> str:
-    return f"vmkeep restore {safety} --in-place"
+    return command_line("vmkeep restore", safety, options="--in-place")
 
 
 def _tell(running: Session, reverted: SnapshotReverted) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 _ENDING_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
@@ -81,21 +82,28 @@ def _apart(home: Path, repository: Path) -> bool:
 
 
 def _wait(child: int, heard: int) -> NoReturn:
-    os.set_blocking(heard, False)
-    said, said_at = b"", 0.0
+    end = os.pidfd_open(child)
+    awaited, said, said_at, to_stop = [end, heard], b"", 0.0, False
     while True:
-        came = signal.sigtimedwait(_WATCHED, _LOOK_SECONDS)
-        # What comes from the terminal goes to the whole process group, to the child as well.
-        if came is not None and came.si_signo != signal.SIGCHLD and came.si_code <= 0:
-            os.kill(child, came.si_signo)
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
+        ready, _, _ = select.select(awaited, [], [], _LOOK_SECONDS)
+        for number in signal.sigpending() & set(_WATCHED):
+            # sigtimedwait would do, but for a stop in it: Python's (3.11, 3.13) then may answer with no signal at all.
+            came = signal.sigwaitinfo({number})
+            # What comes from the terminal goes to the whole process group, to the child as well.
+            if came.si_code <= 0:
+                os.kill(child, number)
+            to_stop = to_stop or number == signal.SIGTSTP
+        # After the child, which may put it off: a shell that finds the command stopped may let it go on at once.
+        if to_stop and os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG) is not None:
+            to_stop = False
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if end in ready:
+            _, status = os.waitpid(child, 0)
             _end_like(os.waitstatus_to_exitcode(status))
-        if not said:
-            with suppress(BlockingIOError):
-                said = os.read(heard, 1)
-            said_at = time.monotonic()
-        elif time.monotonic() - said_at > _ENDING_SECONDS:
+        if heard in ready:
+            said, said_at = os.read(heard, 1), time.monotonic()
+            awaited.remove(heard)
+        if said and time.monotonic() - said_at > _ENDING_SECONDS:
             os._exit(said[0])
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_vm
-from vmkeep.cli.console import size_text, table, time_text
+from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.tables import Facts, Table
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog
@@ -47,16 +48,21 @@ def list_vms(
                 vm["firmware"],
                 vm["tpm"] or "none",
                 time_text(vm["last_point"]["created"]) if vm["last_point"] else "never",
-                "yes" if vm["complete"] else "; ".join(vm["problems"]) or "no",
+                "yes" if vm["complete"] else "no",
             )
             for vm in vms
         ]
-        skipped = [
+        if not rows:
+            running.console.show("no VMs")
+            return
+        drop = ("firmware", "TPM")
+        why = [f"{vm['name']}: {problem}" for vm in vms for problem in vm["problems"]]
+        why += [
             f"{vm['name']}: skipped by `vmkeep backup --all`" + (f" ({vm['reason']})" if vm["reason"] else "")
             for vm in vms
             if vm["skip"]
         ]
-        running.console.show(table(columns, rows) if rows else "no VMs", *skipped)
+        running.console.show(Table(columns=columns, rows=rows, texts={"disks": 10}, drop=drop), *why)
 
 
 @app.command("show", epilog="Example: vmkeep vm show win11")
@@ -95,12 +101,12 @@ def show_vm(
                 disk.format or "",
                 size_text(disk.size_bytes),
                 disk.source or "no medium",
-                disk.problem or "",
+                disk.problem or disk.read_whole or "",
             )
             for disk in found.disks
         ]
         columns = ("disk", "device", "format", "size", "source", "problem")
-        running.console.show(table(("", ""), facts), "", table(columns, disks, right=("size",)))
+        running.console.show(Facts(facts), "", Table(columns=columns, rows=disks, right=("size",), sentences=True))
 
 
 def _described(vm: SurveyedVm, catalog: Catalog) -> dict[str, Any]:

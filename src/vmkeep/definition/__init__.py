@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vmkeep.definition.model import (
     USAGE,
+    BackingLayer,
+    DefinedBacking,
     DefinedDisk,
     Definition,
     DefinitionError,
@@ -21,6 +23,8 @@ from vmkeep.definition.remapping import DiskPlacement, Remap, remap
 
 __all__ = [
     "USAGE",
+    "BackingLayer",
+    "DefinedBacking",
     "DefinedDisk",
     "Definition",
     "DefinitionError",

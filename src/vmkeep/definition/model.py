@@ -65,12 +65,32 @@ class DiskEncryption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackingLayer:
+    """An image below another as a definition names it; ``path`` None: it is no file or device."""
+
+    path: str | None
+    format: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefinedBacking:
+    """What a definition says to stand below a disk's image, the nearest first.
+
+    ``ends``: nothing stands below the last one, whatever that image says; else that image says what does.
+    """
+
+    layers: tuple[BackingLayer, ...] = ()
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefinedDisk:
     """A disk or drive of a domain.
 
     ``source`` is the path of a file or device, ``PROTOCOL:NAME`` of a network image, ``POOL/VOLUME`` of a
     volume, or None. ``source_type`` is libvirt's own word for the kind. ``format`` is the image format of the
-    driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``).
+    driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``). ``backing`` is
+    what the definition itself says to stand below the image; None: it leaves that to the image.
     """
 
     target: str
@@ -90,6 +110,7 @@ class DefinedDisk:
     source_index: int | None = None
     serial: str | None = None
     boot_order: int | None = None
+    backing: DefinedBacking | None = None
 
     @property
     def removable(self) -> bool:

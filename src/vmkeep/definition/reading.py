@@ -9,6 +9,7 @@ from uuid import UUID
 
 from lxml import etree
 
+from vmkeep.definition.chains import read_backing
 from vmkeep.definition.model import (
     USAGE,
     DefinedDisk,
@@ -137,6 +138,7 @@ def _read_disk(disk: etree._Element) -> DefinedDisk:
         source_index=_number(_attribute(disk, "source", "index"), f"source index of disk {target}"),
         serial=_text(disk, "serial"),
         boot_order=_number(_attribute(disk, "boot", "order"), f"boot order of disk {target}"),
+        backing=read_backing(disk),
     )
 
 

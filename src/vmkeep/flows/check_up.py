@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState
+from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
 from vmkeep.errors import (
     CatalogError,
@@ -188,8 +188,9 @@ class CheckUp:
 
     def _move_aside(self, database: str) -> str:
         """Return the command that moves a database aside, with its journal: that belongs to no other one."""
-        home = shlex.quote(str(self._settings.home))
-        return f"mkdir {home}/damaged && mv {home}/{database}* {home}/damaged/"
+        home = str(self._settings.home)
+        aside = f"{home}/damaged/"
+        return f"mkdir {shell_word(aside)} && mv {shell_word(home)}/{database}* {shell_word(aside)}"
 
     def _request(self, catalog: Catalog) -> CheckupRequest:
         """Return what the host must know. Operations are read last: see the head of this module."""
@@ -285,7 +286,7 @@ class CheckUp:
         known = set(catalog.point_ids())
         for point_id in sorted((known & known_before) - stored):
             message = f"the repository does not hold the point {point_id}: it cannot be restored; is all of it mounted?"
-            remedy = f"vmkeep point delete {point_id} --yes"
+            remedy = command_line("vmkeep point delete", point_id, options="--yes")
             yield Finding(FindingCode.POINT_NOT_STORED, message, remedy=remedy, path=f"{path}/points/{point_id}")
         under_way = {operation.id for operation in catalog.unfinished_operations()}
         for point_id in sorted(stored - known - under_way):

@@ -12,6 +12,7 @@ from functools import partial
 
 from vmkeep.definition import Definition
 from vmkeep.errors import VmkeepError
+from vmkeep.host.bindings import as_bound
 from vmkeep.host.bitmaps import Bitmaps, Chains, look_at_bitmaps
 from vmkeep.host.checkpoints import Checkpoints, Lineage
 from vmkeep.host.tasks import KnownPoint
@@ -83,9 +84,37 @@ class Bases:
         lost = [name for name in lineage.in_order(wanted) if name not in listed]
         listed |= {name for name in lost if self._list_again(name, lineage)}
         asked = [name for name in wanted if name in listed]
-        bitmaps = look_at_bitmaps(self._domain, self._definition, self._images.chains, asked, stopped=self._stopped)
-        bases = tuple(base_of(self._points[name], name, bitmaps, listed=name in listed) for name in wanted)
+        bitmaps = self._look(asked)
+        told = {str(checkpoint.name): checkpoint.description for checkpoint in self._domain.checkpoints()}
+        bases = tuple(
+            base_of(as_bound(self._points[name], told.get(name), bitmaps.chains), name, bitmaps, listed=name in listed)
+            for name in wanted
+        )
         return Standing(bases, bitmaps.valid_bytes or {}, tuple(self._warnings))
+
+    def _look(self, names: Collection[str]) -> Bitmaps:
+        """Ask libvirt for checkpoints. A disk that grew after a snapshot is taken out of those it cannot answer for.
+
+        libvirt merges the bitmaps of a disk's images to tell of one, and QEMU merges none of different sizes. Nothing
+        can be read against such a bitmap any more, and the other disks of the checkpoint stay incremental.
+        """
+        bitmaps = look_at_bitmaps(self._domain, self._definition, self._images.chains, names, stopped=self._stopped)
+        grown = {target for target in bitmaps.chains if bitmaps.grew(target)}
+        if not (bitmaps.refused and grown):
+            return bitmaps
+        for name in bitmaps.refused:
+            try:
+                self._take_out(name, grown)
+            except VmkeepError as error:
+                self._warnings.append(f"The checkpoint {name} cannot be used again: {error}")
+        return look_at_bitmaps(self._domain, self._definition, self._images.chains, names, stopped=self._stopped)
+
+    def _take_out(self, name: str, targets: Collection[str]) -> None:
+        having = self._domain.checkpoint_targets(name)
+        if having.issubset(targets):
+            self._checkpoints.remove(name)
+        else:
+            self._checkpoints.narrow(name, having.difference(targets), having.intersection(targets))
 
     def _find_points(self, listed: frozenset[str]) -> None:
         for name in sorted(self._ours(listed | self._stored) - self._points.keys()):

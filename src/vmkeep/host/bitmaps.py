@@ -6,13 +6,14 @@ for all of them.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
 from vmkeep.definition import DefinedDisk, Definition, SourceKind
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmkeepError
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
 from vmkeep.planning import BitmapHealth, judge_bitmap
@@ -21,6 +22,7 @@ from vmkeep.transfer.imagelock import writer_of
 
 _log = get_logger(__name__)
 _BITMAP_FORMAT: Final = "qcow2"
+OLD_QCOW2: Final = "its image is qcow2 of version 2, which cannot hold a bitmap"
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 Chain = tuple[ImageLayer, ...]
 Chains = Mapping[str, Chain]
@@ -33,7 +35,8 @@ class Bitmaps:
     ``chains`` are the images of each disk that may hold bitmaps, the top one first. ``valid_bytes`` is, of a VM that
     runs, how much each disk changed since each checkpoint that libvirt was asked for, where the bitmap is valid; it is
     None of one that is off. ``unread`` says why a disk's images could not be read, ``writers`` what else has images
-    of a VM that is off open, and ``unasked`` why libvirt could not be asked.
+    of a VM that is off open, and ``unasked`` why libvirt could not be asked. ``refused`` are the checkpoints of which
+    libvirt says nothing, and why: one bitmap that it cannot merge with others keeps it from telling of any.
     """
 
     chains: Chains
@@ -41,6 +44,7 @@ class Bitmaps:
     unread: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     writers: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     unasked: str | None = None
+    refused: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
 
     @property
     def running(self) -> bool:
@@ -63,6 +67,8 @@ class Bitmaps:
     def health(self, name: str, target: str) -> BitmapHealth:
         """Return how the bitmap of that name is in a disk."""
         valid = self.valid_in_qemu(name, target)
+        if name in self.refused:
+            return BitmapHealth.UNFITTING if self.grew(target) else BitmapHealth.UNKNOWN
         if not valid and self.why_unknown(target) is not None:
             return BitmapHealth.UNKNOWN
         layers = self.layers(name, target)
@@ -71,6 +77,10 @@ class Bitmaps:
         # Of a checkpoint that libvirt does not list it says nothing, and of a VM that runs an image tells no soundness.
         said = False if self.running and valid is None else valid
         return judge_bitmap(layers, valid_in_qemu=said)
+
+    def grew(self, target: str) -> bool:
+        """Return whether the images of a disk are of different sizes: it grew or shrank since the lower ones."""
+        return len({layer.size_bytes for layer in self.chains.get(target, ())}) > 1
 
     def why_unknown(self, target: str) -> str | None:
         """Return why nothing is known of a disk's bitmaps, for people; None when they could be looked at."""
@@ -103,13 +113,28 @@ def look_at_bitmaps(
         writers = {target: writer for target, chain in kept.items() if (writer := _writer(chain)) is not None}
         return Bitmaps(chains=kept, valid_bytes=None, unread=missed, writers=writers)
     asked = () if unasked is not None else names
-    valid = {name: domain.checkpoint_dirty_bytes(name) for name in asked}
-    return Bitmaps(chains=kept, valid_bytes=valid, unread=missed, unasked=unasked)
+    valid, refused = {}, {}
+    for name in asked:
+        try:
+            valid[name] = domain.checkpoint_dirty_bytes(name)
+        except HypervisorUnavailable:
+            raise
+        except HypervisorError as error:
+            _log.warning("bitmaps not told", checkpoint=name, error=error.message)
+            refused[name] = error.message
+    return Bitmaps(chains=kept, valid_bytes=valid, unread=missed, unasked=unasked, refused=refused)
 
 
 def can_hold_bitmaps(disk: DefinedDisk) -> bool:
     """Tell whether libvirt makes bitmaps of a disk."""
     return disk.format == _BITMAP_FORMAT and not (disk.readonly or disk.transient or disk.removable)
+
+
+def amending(disk: DefinedDisk, chain: Chain) -> str | None:
+    """Return the command that makes the image of a disk one that holds bitmaps; None where there is nothing to do."""
+    if not chain or chain[0].holds_bitmaps or not can_hold_bitmaps(disk):
+        return None
+    return f"qemu-img amend -f {_BITMAP_FORMAT} -o compat=1.1 {shlex.quote(chain[0].path)}"
 
 
 def image_chains(definition: Definition) -> dict[str, Chain]:

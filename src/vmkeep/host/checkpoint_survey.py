@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy, VmkeepError
 from vmkeep.host.bases import base_of, checkpoint_prefix, newest_by_disk
+from vmkeep.host.bindings import as_bound
 from vmkeep.host.bitmaps import Bitmaps, Chains, describe_chains, look_at_bitmaps
 from vmkeep.host.checkpoint_health import CheckpointFacts, CheckpointHealth, Standing, judge_checkpoints
 from vmkeep.host.checkpoint_repair import (
@@ -152,7 +154,7 @@ def _refuse_unknown_names(names: frozenset[str], judged: Sequence[CheckpointHeal
         raise InvalidRequest(
             f"VM {vm!r} has no checkpoint or bitmap {name!r} that is not vmkeep's",
             vm=vm,
-            hint=f"`vmkeep checkpoint health {vm}` lists them. Those of vmkeep need no --foreign.",
+            hint=f"`{command_line('vmkeep checkpoint health', vm)}` lists them. Those of vmkeep need no --foreign.",
         )
 
 
@@ -290,7 +292,8 @@ def next_bases(
 
 def _as_base(facts: CheckpointFacts, name: str, hopeless: frozenset[tuple[str, str]]) -> Base:
     """Return a point as the next one may start from it. A lost checkpoint counts as one that is defined again."""
-    base = base_of(facts.points[name], name, facts.bitmaps, listed=True)
+    told = facts.listed[name].description if name in facts.listed else None
+    base = base_of(as_bound(facts.points[name], told, facts.bitmaps.chains), name, facts.bitmaps, listed=True)
     if name in facts.listed or not facts.bitmaps.running:
         return base
     hoped = {

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import InvalidRequest, PermissionRefused, VmkeepError
@@ -198,7 +199,7 @@ def _tools() -> Iterator[Finding]:
     for tool, package in _TOOLS.items():
         if shutil.which(tool) is None:
             message = f"the program {tool} is not installed"
-            yield Finding(FindingCode.TOOL_MISSING, message, remedy=f"apt-get install {package}", path=tool)
+            yield Finding(FindingCode.TOOL_MISSING, message, remedy=command_line("apt-get install", package), path=tool)
 
 
 def _directories(settings: Settings) -> Iterator[Finding]:
@@ -211,7 +212,9 @@ def _directories(settings: Settings) -> Iterator[Finding]:
         yield Finding(FindingCode.RUN_DIR_UNUSABLE, message, remedy="sudo vmkeep doctor", path=str(run_dir))
     elif run_dir.is_dir() and os.geteuid() == 0 and not run_dir.stat().st_mode & _GROUP_AND_OTHERS_ENTER:
         message = "QEMU, which runs as another user, cannot enter the directory of the sockets"
-        yield Finding(FindingCode.RUN_DIR_UNUSABLE, message, remedy=f"chmod 711 {run_dir}", path=str(run_dir))
+        yield Finding(
+            FindingCode.RUN_DIR_UNUSABLE, message, remedy=command_line("chmod 711", run_dir), path=str(run_dir)
+        )
     length = len(os.fsencode(run_dir / _LONGEST_SOCKET))
     if length > LONGEST_PATH_BYTES:
         message = f"a socket in run_dir would have a path of {length} bytes, and {LONGEST_PATH_BYTES} is the most"
@@ -221,7 +224,10 @@ def _directories(settings: Settings) -> Iterator[Finding]:
     if scratch_dir is not None and not (scratch_dir.is_dir() and _usable(scratch_dir)):
         message = "scratch_dir of the settings is not a directory that can be written"
         yield Finding(
-            FindingCode.SCRATCH_DIR_UNUSABLE, message, remedy=f"mkdir -p {scratch_dir}", path=str(scratch_dir)
+            FindingCode.SCRATCH_DIR_UNUSABLE,
+            message,
+            remedy=command_line("mkdir -p", scratch_dir),
+            path=str(scratch_dir),
         )
 
 
@@ -248,4 +254,4 @@ def _space(settings: Settings, directories: set[Path]) -> Iterator[Finding]:
             continue
         seen.add(device)
         message = f"only {size_text(free)} of {size_text(total)} are free here"
-        yield Finding(FindingCode.SPACE_LOW, message, remedy=f"df -h {directory}", path=str(directory))
+        yield Finding(FindingCode.SPACE_LOW, message, remedy=command_line("df -h", directory), path=str(directory))

@@ -132,6 +132,8 @@ class FindingCode(StrEnum):
     """This user may not use files of the VM that a point of it needs."""
     IMAGE_UNREADABLE = "image-unreadable"
     """A disk's image is not there or cannot be read."""
+    IMAGE_WITHOUT_BITMAPS = "image-without-bitmaps"
+    """A disk's image is qcow2 of version 2, which holds no bitmaps: each backup reads the disk whole."""
     DEFINITION_DIFFERS = "definition-differs"
     """The VM runs with other disks than it will have at its next start."""
     TPM_MISSING = "tpm-missing"

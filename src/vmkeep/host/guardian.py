@@ -4,6 +4,9 @@ It is a session leader of its own, so a signal to vmkeep's process group does no
 of the VM together with vmkeep, so nothing else begins before it is done. vmkeep talks to it over a socket: first
 come the record's path and the locks (``vmkeep.host.standby``), then one word a line: ``copy`` and ``keep`` are
 stages, ``done`` means that nothing is left to do. The end of the socket without ``done`` means that vmkeep is dead.
+``hold SECONDS`` is said before the guest is frozen or suspended: from then on it may stand still for so long. When that
+is over and vmkeep still has it stand (it was stopped, or libvirt is slow), the guest goes on, and each later word but
+``done`` is answered with ``late``: what vmkeep read since then is of no instant.
 While the job runs it also watches for a VM that stopped on a full scratch disk: it ends the job and resumes the VM,
 and QEMU repeats the write that failed. Of a VM that QEMU would not stop, it ends the job before the scratch is full.
 
@@ -13,12 +16,15 @@ and QEMU repeats the write that failed. Of a VM that QEMU would not stop, it end
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import select
 import signal
 import socket
 import struct
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmkeep.errors import JobAborted, VmkeepError
@@ -26,6 +32,7 @@ from vmkeep.host.lock import FileLock
 from vmkeep.host.safety import (
     JobRecord,
     Stage,
+    let_guest_go_on,
     proven_scratch_falls_short,
     record_path,
     rescue,
@@ -35,8 +42,16 @@ from vmkeep.host.standby import standing
 from vmkeep.hypervisor import Hypervisor
 
 _WATCH_SECONDS = 0.5
+# A process that was stopped does nothing to end the pause; one that is only slow may be about to.
+_STOPPED_SECONDS = 2.0
 _READY = b"ready\n"
+_LATE = b"late\n"
 _DONE = "done"
+_HOLD = "hold"
+_STOPPED = ("T", "t")  # by a signal, by a debugger
+# vmkeep was killed and cannot end: a thread of it hangs in the kernel, in a call to storage that stalls, and keeps the
+# socket open.
+_DEAD = ("Z", "X")
 _MOST_LOCKS = 8
 _LONGEST_PATH = 4097
 
@@ -51,6 +66,8 @@ class Guardian:
         other command takes the job for an abandoned one while the process is still coming up.
         Raises JobAborted when it does not come up: without a guardian no guest is touched.
         """
+        self._vm = record.vm
+        self._limit_seconds = 0.0
         self._path = record_path(records, record.operation)
         lock = FileLock.try_acquire(self._path.with_suffix(".lock"), f"{record.operation} (process {os.getpid()})")
         if lock is None:
@@ -84,6 +101,15 @@ class Guardian:
         """Tell how far the job is. Returns when the record on disk says so too."""
         self._say(stage)
 
+    def hold(self, seconds: float) -> None:
+        """Say that the guest may stand still for so long from now on.
+
+        Raises JobAborted when it went on meanwhile, because an earlier such time was over. So a second call proves
+        that what was done since the first was done while it stood still.
+        """
+        self._limit_seconds = seconds
+        self._converse(f"{_HOLD} {seconds}")
+
     def done(self) -> None:
         """Nothing of the job is left: remove the record and end."""
         with suppress(JobAborted):  # killed meanwhile: then there was nothing more to guard
@@ -106,11 +132,22 @@ class Guardian:
         self._lock.release()
 
     def _say(self, word: str) -> None:
+        self._converse(word)
+
+    def _converse(self, word: str) -> None:
         try:
             self._socket.sendall(word.encode() + b"\n")
             answer = self._answer()
         except (BrokenPipeError, ConnectionResetError):
             answer = b""
+        if answer == _LATE:
+            raise JobAborted(
+                f"the guest of VM {self._vm!r} stood still for longer than the {self._limit_seconds:g} s that it may, "
+                "or for as long as vmkeep was stopped, so it was let go on and nothing is kept",
+                vm=self._vm,
+                hint="If vmkeep was not stopped (SIGSTOP, a debugger), libvirt or the storage was slow: "
+                "`longest_pause_seconds` in vmkeep.toml allows more. Run the command again.",
+            )
         if answer != _READY:
             raise JobAborted("the guardian of the backup job has ended, or ended the job to save the guest")
 
@@ -150,12 +187,13 @@ def main() -> int:
 
 def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket.socket) -> tuple[JobRecord, bool]:
     """Follow the job until vmkeep says ``done`` (True) or is gone (False)."""
-    pending = b""
+    pending, hold = b"", _NO_HOLD
     while True:
         readable, _, _ = select.select([vmkeep], [], [], _WATCH_SECONDS)
         if not readable:
-            if _hangs_dead(vmkeep):
+            if _state_of(_owner(vmkeep)) in _DEAD:
                 return record, False
+            record, hold = _end_hold(record, hold, hypervisor, _owner(vmkeep))
             if _saved_from_full_scratch(record, hypervisor, _owner(vmkeep)):
                 # vmkeep finds the job gone and reports it; its next word gets no answer.
                 return record, False
@@ -169,27 +207,64 @@ def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket
             if word == _DONE:
                 _answer(vmkeep)
                 return record, True
-            reached = dataclasses.replace(record, stage=Stage(word))
+            if record.stage is Stage.LATE:
+                _answer(vmkeep, _LATE)
+                continue
+            hold = _hold_asked(word)
             try:
-                reached.save(path.parent)
+                record = _reached(path, record, word)
             except OSError:
                 return record, False  # a full disk: without an answer vmkeep gives the point up
-            record = reached
             _answer(vmkeep)
 
 
-def _hangs_dead(vmkeep: socket.socket) -> bool:
-    """Return whether vmkeep was killed and cannot end, because a thread of it hangs in the kernel.
+def _reached(path: Path, record: JobRecord, word: str) -> JobRecord:
+    """Return the record as it is when vmkeep has said a word. A new stage is on disk then."""
+    if word.startswith(_HOLD):
+        return record
+    reached = dataclasses.replace(record, stage=Stage(word))
+    reached.save(path.parent)
+    return reached
 
-    Such a thread, in a call to storage that stalls, keeps the socket open. The process is a zombie by then.
-    """
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """For how long the guest may stand still, and since when it may."""
+
+    since: float
+    seconds: float
+
+    def is_over(self, owner: int) -> bool:
+        waited = time.monotonic() - self.since
+        return waited > self.seconds or (waited > _STOPPED_SECONDS and _state_of(owner) in _STOPPED)
+
+
+_NO_HOLD = _Hold(0.0, math.inf)
+
+
+def _hold_asked(word: str) -> _Hold:
+    """Return for how long the guest may stand still from this word on; a new stage begins with a guest that runs."""
+    return _Hold(time.monotonic(), float(word.removeprefix(_HOLD))) if word.startswith(_HOLD) else _NO_HOLD
+
+
+def _end_hold(record: JobRecord, hold: _Hold, hypervisor: Hypervisor, owner: int) -> tuple[JobRecord, _Hold]:
+    """Let a guest go on whose time is over. Where it need not, that time begins anew; where libvirt fails, it stays."""
+    if hold is _NO_HOLD or not hold.is_over(owner):
+        return record, hold
     try:
-        after_name = (
-            Path(f"/proc/{_owner(vmkeep)}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
-        )
+        if let_guest_go_on(record, hypervisor):
+            return dataclasses.replace(record, stage=Stage.LATE), _NO_HOLD
+    except VmkeepError:
+        return record, hold
+    return record, dataclasses.replace(hold, since=time.monotonic())
+
+
+def _state_of(process: int) -> str:
+    """Return the letter of a process's state (proc(5)), empty for one that is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
     except OSError:
-        return False  # gone, and the socket says so
-    return after_name.split()[0] in ("Z", "X")
+        return ""
 
 
 def _owner(vmkeep: socket.socket) -> int:
@@ -215,10 +290,10 @@ def _received(vmkeep: socket.socket) -> bytes:
         return b""
 
 
-def _answer(vmkeep: socket.socket) -> None:
-    """Tell vmkeep to go on. One that died since it asked is found dead by the next read."""
+def _answer(vmkeep: socket.socket, word: bytes = _READY) -> None:
+    """Tell vmkeep to go on, or not. One that died since it asked is found dead by the next read."""
     with suppress(BrokenPipeError, ConnectionResetError):
-        vmkeep.sendall(_READY)
+        vmkeep.sendall(word)
 
 
 def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor, owner: int) -> bool:

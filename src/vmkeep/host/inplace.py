@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
@@ -232,8 +233,9 @@ class InPlace:
         """Make the point the base of its disks."""
         journal, domain = self._parking.resume(self._stop)
         definition = self._parking.definition(domain, journal)
-        rebind(domain, definition, journal.disks, self._prefix + journal.point, prefix=self._prefix, key=self._key)
-        return tuple(
+        name = self._prefix + journal.point
+        told = rebind(domain, definition, journal.disks, name, prefix=self._prefix, key=self._key)
+        return told + tuple(
             _harmed_bitmap(name, disk.target)
             for disk in journal.disks
             for name in broken_bitmaps(disk, prefix=self._prefix)
@@ -252,7 +254,7 @@ class InPlace:
             self._parking.resume(self._stop)
             journal = replace(journal, stage=RestoreStage.RELEASED)
             self._parking.save(journal)
-        self._parking.unpark(domain, journal)
+        self._parking.unpark(domain, journal, written=[disk.target for disk in journal.disks])
         warnings = []
         try:
             discard_replaced(DiscardReplaced(journal.items))
@@ -284,14 +286,15 @@ class InPlace:
         if journal.stage is RestoreStage.RELEASED:
             self.release(journal.vm_uuid)
             return
-        if journal.stage is RestoreStage.PARKED:
+        begun = journal.stage is not RestoreStage.PARKED
+        if not begun:
             withdraw_items(WithdrawItems(journal.items))
         elif journal.stage is not RestoreStage.ROLLED_BACK:
             self._roll_back(journal, domain)
             journal = replace(journal, stage=RestoreStage.ROLLED_BACK)
             # Before the VM may start: from here on its disks are the guest's again.
             self._parking.save(journal)
-        self._parking.unpark(domain, journal)
+        self._parking.unpark(domain, journal, written=[disk.target for disk in journal.disks] if begun else ())
         self._end(journal)
 
     def _roll_back(self, journal: RestoreJournal, domain: Domain) -> None:
@@ -347,7 +350,7 @@ def _find(hypervisor: Hypervisor, record: PointRecord) -> Domain:
         raise VmNotFound(
             f"VM {record.vm_name!r} ({record.vm_uuid}) of the point is not on this host",
             vm=record.vm_name,
-            hint=f"Restore it as a VM: `vmkeep restore {record.id} --as NAME`.",
+            hint=f"Restore it as a VM: `{command_line('vmkeep restore', record.id, options='--as NAME')}`.",
         )
     return found
 

@@ -7,14 +7,17 @@ backupBegin.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, FirmwareKind, TpmBackend
-from vmkeep.errors import HypervisorError, StateUnsupported, VmkeepError
+from vmkeep.errors import HypervisorError, StateUnsupported, VmBusy, VmkeepError
+from vmkeep.host.bindings import noted
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.moments import (
     Backup,
@@ -36,6 +39,8 @@ from vmkeep.statefiles.capture import CapturedState, capture
 from vmkeep.statefiles.location import StateRoots, tpm_file
 
 NVRAM_NAME = "nvram.fd"
+# A freeze waits until the guest has written out what it holds; libvirt's answer to it is waited for as long.
+AGENT_WORK_SECONDS = 65.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +109,12 @@ def checkpoint_xml(
     *,
     creation_time: int = 0,
     parent: str | None = None,
+    begun: Mapping[str, str] = MappingProxyType({}),
 ) -> str | None:
     """Return the checkpoint with bitmaps in the disks of ``targets`` and in no others; None without such a disk.
 
     ``creation_time`` (seconds since 1970) is needed to redefine one, which then hangs from ``parent``; both are left
-    to libvirt when one is created.
+    to libvirt when one is created. ``begun`` names images in which bitmaps were made anew (``vmkeep.host.bindings``).
     """
     if not targets:
         return None
@@ -116,7 +122,7 @@ def checkpoint_xml(
         CheckpointDisk(disk.target, CheckpointType.BITMAP if disk.target in targets else CheckpointType.NO)
         for disk in definition.disks
     )
-    text = "Base of the next incremental point of vmkeep; deleted when that is made"
+    text = noted("Base of the next incremental point of vmkeep; deleted when that is made", begun)
     return format_checkpoint(
         Checkpoint(name=name, description=text, parent_name=parent, creation_time=creation_time, disks=disks)
     )
@@ -166,7 +172,7 @@ def refuse_unwritten_variables(sources: Sequence[StateSource], vm: str) -> None:
                 "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
                 vm=vm,
                 path=str(source.path),
-                hint=f"Wake it (`virsh dompmwakeup {vm}`) or shut it down, and run the command again.",
+                hint=f"Wake it (`{command_line('virsh dompmwakeup', vm)}`) or shut it down, and run the command again.",
             )
 
 
@@ -179,8 +185,13 @@ def fix_instant(
     running: bool,
     quiesce: bool,
     scratch_made: bool = False,
+    hold: Callable[[float], None],
+    pause_seconds: float,
 ) -> Instant:
     """Freeze when asked, suspend, begin the job with its checkpoint, read the state files, resume, thaw.
+
+    ``hold`` is the guardian's: it is told for how long the guest may stand still (``pause_seconds``), and raises
+    JobAborted when the guest went on before the state files were read.
 
     ``backup`` is None when no disk is read through a job; ``scratch_made``: its scratch files are there already. A VM
     that was paused is not resumed. On failure the VM runs as before; the job and the checkpoint, if they came to be,
@@ -188,25 +199,42 @@ def fix_instant(
     """
     try:
         if quiesce:
+            hold(AGENT_WORK_SECONDS)
             domain.freeze()
         begun = time.monotonic()
         try:
             if running:
+                hold(pause_seconds)
                 domain.suspend()
             created = datetime.now(UTC)
             if backup is not None:
                 domain.begin_backup(backup, checkpoint, scratch_made=scratch_made)
             states = tuple(read_state(source, domain.name) for source in sources)
+            if running:
+                hold(pause_seconds)
+            require_standing(domain, "its point was begun")
         finally:
             if running:
                 let_go_on(domain)
         pause_ms = (time.monotonic() - begun) * 1000 if running else 0.0
+        if quiesce:
+            hold(AGENT_WORK_SECONDS)
     finally:
         # Also after a freeze that failed: some of the file systems may be frozen. The guardian does it again when
         # this fails.
         if quiesce:
             domain.thaw()
     return Instant(as_text(created), states, round(pause_ms, 1))
+
+
+def require_standing(domain: Domain, what: str) -> None:
+    """Raise VmBusy for a VM that somebody resumed or stopped: its state files may be of different times."""
+    if domain.state().run is not RunState.PAUSED:
+        raise VmBusy(
+            f"VM {domain.name!r} was resumed or stopped by somebody while {what}",
+            vm=domain.name,
+            hint="Run the command again.",
+        )
 
 
 def read_state(source: StateSource, vm: str) -> CapturedState:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.errors import StoreError, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
@@ -38,7 +38,6 @@ from vmkeep.statefiles.installation import remove
 _LEFT: Final = re.compile(r"\.(?P<name>.+)\.(?P<operation>[0-9a-f]{12})\.(?P<kind>scratch|partial|replaced|published)")
 _SHORT_ID: Final = re.compile(r"[0-9a-f]{12}")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-_UNKNOWN_REMEDY: Final = "If no other vmkeep uses this host: rm -r -- {}"
 
 
 def living_operations(settings: Settings, operations: Iterable[KnownOperation]) -> Operations:
@@ -74,7 +73,7 @@ def _judge(path: Path, name: str, short_id: str, kind: str, operations: Operatio
     known = operations.find(short_id)
     if known is None:
         message = f"a {_WORDS[kind]} of an operation ({short_id}) that this installation does not know"
-        return Finding(FindingCode.UNKNOWN_LEFT, message, remedy=_UNKNOWN_REMEDY.format(_quoted(path)), path=str(path))
+        return Finding(FindingCode.UNKNOWN_LEFT, message, remedy=_remove_unknown(path), path=str(path))
     ended = operations.ended(short_id)
     if ended is None:
         return None  # under way, or told as interrupted
@@ -100,7 +99,7 @@ def _kept_aside(aside: Path, final: Path, operation: KnownOperation) -> Finding:
         message = f"{message}, and nothing is at its place"
         return Finding(FindingCode.KEPT_ASIDE, message, path=str(aside), mend=PutAsideBack(str(aside), str(final)))
     message += "; look which of both you want" if there else ", and nothing is at its place; it is left for you"
-    remedy = f"mv -T -- {_quoted(aside)} {_quoted(final)}"
+    remedy = command_line("mv -T --", aside, final)
     return Finding(FindingCode.KEPT_ASIDE, message, remedy=remedy, path=str(aside))
 
 
@@ -114,9 +113,7 @@ def left_sockets(settings: Settings, operations: Operations) -> Iterator[Finding
             continue
         if operations.find(path.name) is None:
             message = f"the sockets of an operation ({path.name}) that this installation does not know"
-            yield Finding(
-                FindingCode.UNKNOWN_LEFT, message, remedy=_UNKNOWN_REMEDY.format(_quoted(path)), path=str(path)
-            )
+            yield Finding(FindingCode.UNKNOWN_LEFT, message, remedy=_remove_unknown(path), path=str(path))
         elif (ended := operations.ended(path.name)) is not None:
             message = f"the sockets of the operation {ended.id}, which has ended"
             yield Finding(FindingCode.LEFT_SOCKET, message, path=str(path), mend=RemoveLeft(str(path), path.name))
@@ -133,7 +130,7 @@ def interrupted_jobs(settings: Settings) -> Iterator[Finding]:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"the record of an interrupted backup cannot be read: {error}"
-            remedy = f"Look at the VM's pause, job and checkpoints with virsh, then: rm -- {_quoted(path)}"
+            remedy = f"Look at the VM's pause, job and checkpoints with virsh, then: {command_line('rm --', path)}"
             yield Finding(FindingCode.POINT_INTERRUPTED, message, remedy=remedy, path=str(path))
             continue
         paused = " The VM may be paused since then." if record.was_running and record.stage is Stage.INSTANT else ""
@@ -180,7 +177,7 @@ def pending_restores(settings: Settings) -> Iterator[tuple[str, Finding]]:
             continue
         except (OSError, ValueError) as error:
             message = f"the journal of a restore in place cannot be read: {error}"
-            remedy = f"Look at the VM's disks with virsh edit; when they are right: rm -- {_quoted(path)}"
+            remedy = f"Look at the VM's disks with virsh edit; when they are right: {command_line('rm --', path)}"
             yield path.stem, Finding(FindingCode.RESTORE_PENDING, message, remedy=remedy, path=str(path))
             continue
         if FileLock.is_held(settings.locks_dir / f"{journal.vm_uuid}.lock"):
@@ -205,7 +202,7 @@ def open_to_others(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             FindingCode.HOME_NOT_PRIVATE,
             message,
-            remedy=f"chmod go-rwx -- {_quoted(settings.home)}",
+            remedy=command_line("chmod go-rwx --", settings.home),
             path=str(settings.home),
             mend=_privacy(settings.home),
         )
@@ -214,7 +211,7 @@ def open_to_others(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 FindingCode.KEY_NOT_PRIVATE,
                 "other users may read the key, which opens everything in the repository",
-                remedy=f"chmod go-rwx -- {_quoted(path)}",
+                remedy=command_line("chmod go-rwx --", path),
                 path=str(path),
                 mend=_privacy(path),
             )
@@ -295,5 +292,5 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+def _remove_unknown(path: Path) -> str:
+    return f"If no other vmkeep uses this host: {command_line('rm -r --', path)}"

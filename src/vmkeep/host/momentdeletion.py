@@ -2,14 +2,21 @@
 
 libvirt's own deletion of a subtree is not atomic: a failure half-way leaves moments without parents, and the next walk
 over descendants kills libvirtd 9.0.
+
+When libvirt 9.0 removes the record of an external snapshot alone, it rewrites the records of all that descends from it
+as if its overlay had been merged: they name the image below then, which is not theirs (seen; 11.3 leaves them). So
+what hangs from a snapshot is first hung from that one's parent; nothing descends from it when it is forgotten, and
+whoever dies in between leaves nothing that is not true.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import (
     ChoiceRequired,
     DeletionStopped,
@@ -18,14 +25,17 @@ from vmkeep.errors import (
     MomentNotFound,
     SnapshotNeeded,
     VmkeepError,
+    VmOff,
 )
 from vmkeep.host.momentorders import DeleteMoments, MomentsChanged, is_base_name, moment_errors, named, to_be_deleted
-from vmkeep.host.moments import read_for_change
+from vmkeep.host.moments import WITH_CHECKPOINTS, read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
 from vmkeep.moments import MomentKind
 
 # What libvirt 9.0 says of a snapshot whose overlay the VM is not on.
 _NOT_IN_CHAIN: Final = "could not find base disk source in disk source chain"
+# What libvirt 11.3 says of one from which another hangs that was not made on its overlay.
+_RECORD_MISSING: Final = "snapshot VM disk source and parent disk source are not the same"
 
 
 def delete_moments(
@@ -82,7 +92,7 @@ def _deleter(
 ) -> Callable[[str], None]:
     """Return what deletes one moment of the VM as it is now."""
     if order.metadata_only:
-        return register.forget
+        return register.forget if order.kind is MomentKind.CHECKPOINT else partial(_forget_snapshot, register)
     if order.kind is MomentKind.SNAPSHOT:
         return partial(_delete_snapshot, register, domain.name)
     if running:
@@ -99,19 +109,57 @@ def _deleter(
     return delete_stored
 
 
+def _forget_snapshot(register: DomainMoments, name: str) -> None:
+    """Remove the record of a snapshot when nothing descends from it any more."""
+    from vmkeep.host.momentreplay import Replay
+
+    found = read_for_change(register, secure=True, domain=True)
+    parent = next((moment.parent_name for moment in found.moments if moment.name == name), None)
+    children = [moment for moment in found.moments if moment.parent_name == name]
+    replay = Replay(register, found, lambda: None, validate=False)
+    try:
+        for child in children:
+            replay.redefine(replace(child, parent_name=parent))
+        register.forget(name)
+    except BaseException as error:
+        replay.take_back(error)
+        if isinstance(error, HypervisorError) and not found.running and WITH_CHECKPOINTS in error.message:
+            vm = register.domain.name
+            start = command_line("virsh start", vm, options="--paused")
+            raise VmOff(
+                f"the record of snapshot {name!r} of VM {vm!r} cannot be removed alone while the VM is off and has "
+                f"checkpoints: {named(child.name or '' for child in children)} hangs from it, and this libvirt would "
+                "change what that says",
+                vm=vm,
+                hint=f"Start the VM first (`{start}` is enough), or remove the records of what hangs "
+                "from it as well: --children.",
+            ) from error
+        raise
+
+
 def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
     try:
         register.delete(name)
     except HypervisorError as error:
-        if _NOT_IN_CHAIN not in error.message:
-            raise
-        raise SnapshotNeeded(
-            f"snapshot {name!r} of VM {vm!r} cannot be merged: since a revert the VM is on other images, and what it "
-            "was on before still stands on those of the snapshot",
-            vm=vm,
-            hint="Delete the image files that the revert left, if nothing needs them, start the VM and delete the "
-            f"snapshot then. Or remove libvirt's record only: `vmkeep snapshot delete {vm} {name} --metadata`.",
-        ) from error
+        forget = command_line("vmkeep snapshot delete", vm, name, options="--metadata")
+        record_only = f"remove libvirt's record only: `{forget}`."
+        if _NOT_IN_CHAIN in error.message:
+            raise SnapshotNeeded(
+                f"snapshot {name!r} of VM {vm!r} cannot be merged: since a revert the VM is on other images, and what "
+                "it was on before still stands on those of the snapshot",
+                vm=vm,
+                hint="Delete the image files that the revert left, if nothing needs them, start the VM and delete the "
+                f"snapshot then. Or {record_only}",
+            ) from error
+        if _RECORD_MISSING in error.message:
+            raise SnapshotNeeded(
+                f"snapshot {name!r} of VM {vm!r} cannot be merged by libvirt: the record of a snapshot between it and "
+                "those that hang from it was removed, so their images do not follow each other in its records",
+                vm=vm,
+                hint=f"Delete what hangs from it first. Or {record_only} All images stay then, and `virsh blockcommit` "
+                "merges overlays that the VM is on.",
+            ) from error
+        raise
 
 
 def _so_far(kind: MomentKind, deleted: list[str], names: tuple[str, ...]) -> str:

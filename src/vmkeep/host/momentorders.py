@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import MomentExists, MomentInvalid, MomentNotFound, VmkeepError
 from vmkeep.moments import (
     AnyMoment,
@@ -113,14 +114,25 @@ class ImportMoments:
     validate: bool = False
 
 
-MomentChange = CreateCheckpoint | DeleteMoments | RedefineMoment | ImportMoments
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairSnapshots:
+    """Put right what libvirt's records of a VM's snapshots say of the images; ``dry``: only say what would be."""
+
+    vm: str
+    dry: bool = False
+
+    kind: MomentKind = MomentKind.SNAPSHOT
+
+
+MomentChange = CreateCheckpoint | DeleteMoments | RedefineMoment | ImportMoments | RepairSnapshots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentsChanged:
     """What was done. ``names`` are those created, deleted or redefined, in that order; ``kept`` were equal already.
 
-    ``xml`` is what libvirt was asked for, of a checkpoint that is created. ``notices`` are sentences.
+    ``xml`` is what libvirt was asked for, of a checkpoint that is created. ``notices`` are sentences; of a repair, one
+    for each of ``names``.
     """
 
     vm: str
@@ -155,7 +167,7 @@ def moment_error(
     which = f"the {kind}s" if name is None else f"{kind} {name!r}"
     words = f"{which} of VM {vm!r}: {error.message}"
     if error.code in (LibvirtError.VIR_ERR_NO_DOMAIN_CHECKPOINT, LibvirtError.VIR_ERR_NO_DOMAIN_SNAPSHOT):
-        return MomentNotFound(words, vm=vm, hint=hint or f"`vmkeep {kind} list {vm}` shows them.")
+        return MomentNotFound(words, vm=vm, hint=hint or f"`{command_line(f'vmkeep {kind} list', vm)}` shows them.")
     if error.code == LibvirtError.VIR_ERR_OPERATION_FAILED:
         return MomentExists(words, vm=vm, hint=hint)
     return MomentInvalid(words, vm=vm, hint=hint)

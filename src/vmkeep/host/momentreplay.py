@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import MomentExists, MomentsForeign, VmBusy, VmkeepError, VmOff
 from vmkeep.host.momentorders import (
     ImportMoments,
@@ -30,7 +31,7 @@ from vmkeep.moments import (
 )
 
 
-class _Replay:
+class Replay:
     """Changes of libvirt's records of one VM, each with how it is taken back."""
 
     def __init__(self, register: DomainMoments, found: VmMoments, stop: Callable[[], None], *, validate: bool) -> None:
@@ -108,7 +109,7 @@ def redefine_moment(domain: Domain, order: RedefineMoment, stop: Callable[[], No
             tree.redefine(moment, current=order.current)
         else:
             tree.redefine(moment)
-    replay = _Replay(register, found, stop, validate=order.validate)
+    replay = Replay(register, found, stop, validate=order.validate)
     try:
         replay.redefine(moment, order.xml, current=order.current and order.renamed is None)
         if order.renamed is not None:
@@ -119,7 +120,7 @@ def redefine_moment(domain: Domain, order: RedefineMoment, stop: Callable[[], No
     return MomentsChanged(vm=domain.name, uuid=domain.uuid, names=(name,))
 
 
-def _finish_renaming(replay: _Replay, order: RedefineMoment, found: VmMoments, moment: AnyMoment) -> None:
+def _finish_renaming(replay: Replay, order: RedefineMoment, found: VmMoments, moment: AnyMoment) -> None:
     """Put the renamed snapshot into the place of the old one; virsh would hang its children from its parent."""
     if not order.clone:
         for child in found.moments:
@@ -142,7 +143,7 @@ def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None
     equal = _equal_already(order, found)
     tree = _joined(found, (bundled.moment for bundled in bundle.moments), domain.name)
     ordered = [moment.name or "" for moment in tree.descendants() if moment.name in held]
-    replay = _Replay(register, found, stop, validate=order.validate)
+    replay = Replay(register, found, stop, validate=order.validate)
     try:
         for name in ordered:
             # What is equal is redefined only so that it is validated.
@@ -183,7 +184,7 @@ def _refuse_foreign(domain: Domain, order: ImportMoments) -> None:
         raise MomentsForeign(
             f"the file holds {bundle.kind}s, not {order.kind}s",
             vm=domain.name,
-            hint=f"Run `vmkeep {bundle.kind} import {domain.name} FILE`.",
+            hint=f"Run `{command_line(f'vmkeep {bundle.kind} import', domain.name)} FILE`.",
         )
     if bundle.vm_uuid != domain.uuid:
         raise MomentsForeign(

@@ -6,6 +6,7 @@ It needs libvirt only, so that its commands start fast: the repository, and what
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from vmkeep.config import Settings, prepare_home
 from vmkeep.errors import RelationsTorn, VmBusy, VmkeepError, VmOff
@@ -17,6 +18,7 @@ from vmkeep.host.momentorders import (
     MomentChange,
     MomentsChanged,
     RedefineMoment,
+    RepairSnapshots,
     VmMoments,
     moment_errors,
     named,
@@ -26,6 +28,8 @@ from vmkeep.logs import get_logger
 from vmkeep.moments import MomentKind, parse_moment, redefinable
 
 _log = get_logger(__name__)
+WITH_CHECKPOINTS: Final = "while checkpoint exists"
+"""What libvirt 9.0 says to a record of a snapshot that it is given while the VM is off and has checkpoints."""
 
 
 class LocalMoments:
@@ -102,6 +106,10 @@ class LocalMoments:
                 from vmkeep.host.momentreplay import import_moments
 
                 return import_moments(domain, order, stop)
+            case RepairSnapshots():
+                from vmkeep.host.snapshot_repair import repair_snapshots
+
+                return repair_snapshots(domain, order, hypervisor, stop)
 
 
 def read_moments(register: DomainMoments, *, secure: bool = False, domain: bool = False) -> VmMoments:

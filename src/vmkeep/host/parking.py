@@ -6,17 +6,25 @@ keeps both over the death of a process. A step goes on only when all three are a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.definition.parking import is_parked, park, unpark
+from vmkeep.definition.repointing import leave_chains_to_images
 from vmkeep.errors import Interrupted, InvalidRequest, RestorePending, VmNotFound, VmRunning
+from vmkeep.host.bitmaps import image_chains
+from vmkeep.host.chains import chain_faults
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path
 from vmkeep.host.lock import FileLock, lock_vm
+from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.selection import Selection
 from vmkeep.host.tasks import DeliveredItem, ParkVm
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.logs import get_logger
+
+_log = get_logger(__name__)
 
 
 class Parking:
@@ -174,14 +182,27 @@ class Parking:
                 hint=f"Remove {path}, then restore in place once more: point {journal.safety} is the VM before.",
             )
 
-    def unpark(self, domain: Domain, journal: RestoreJournal) -> None:
-        """Let the VM start again; one that is not parked is left as it is."""
+    def unpark(self, domain: Domain, journal: RestoreJournal, *, written: Collection[str] = ()) -> None:
+        """Let the VM start again; one that is not parked is left as it is.
+
+        ``written`` are disks that were made what a point has, each by what its image says to stand below it: the
+        definition says nothing else of them afterwards.
+        """
         if not journal.parked_path:
             return
         present = domain.definition_xml(inactive=True, secure=True)
         back = unpark(present, journal.parked_path, journal.parked_target, journal.parked_element)
         if back is not None:
-            self._hypervisor.define(back, domain.name)
+            self._hypervisor.define(self._with_chains_of_images(back, domain, written), domain.name)
+
+    def _with_chains_of_images(self, xml: str, domain: Domain, targets: Collection[str]) -> str:
+        """Return a definition in which these disks stand on what their images say; the same where they do already."""
+        definition = with_volumes_found(read_definition(xml, domain), self._hypervisor)
+        wrong = chain_faults(definition, image_chains(definition)).keys() & set(targets)
+        if not wrong:
+            return xml
+        _log.info("chains left to the images", vm=domain.name, disks=sorted(wrong))
+        return leave_chains_to_images(xml, wrong)
 
     def definition_xml(self, domain: Domain, journal: RestoreJournal | None) -> str:
         """Return the inactive definition as it is without its parking."""
@@ -203,7 +224,8 @@ def require_off(domain: Domain) -> None:
         raise VmRunning(
             f"VM {domain.name!r} has a saved memory image, which belongs to its present disks",
             vm=domain.name,
-            hint=f"Start the VM and shut it down, or drop the memory: `virsh managedsave-remove {domain.name}`.",
+            hint=f"Start the VM and shut it down, or drop the memory: "
+            f"`{command_line('virsh managedsave-remove', domain.name)}`.",
         )
 
 

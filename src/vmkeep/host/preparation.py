@@ -10,6 +10,7 @@ from pathlib import Path
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, SourceKind, TpmBackend, parse_definition
 from vmkeep.errors import HypervisorError, VmkeepError, error_classes
+from vmkeep.host.chains import chain_faults
 from vmkeep.host.passphrases import key_state, secret_of
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import PlannableDisk, Refused
@@ -69,6 +70,7 @@ def plannable_disks(
     running: bool,
 ) -> tuple[PlannableDisk, ...]:
     """Return the disks of a VM as the plan sees them. ``chains`` are the images of each disk, the top one first."""
+    faults = chain_faults(live, chains)
     return tuple(
         PlannableDisk(
             target=disk.target,
@@ -85,6 +87,7 @@ def plannable_disks(
             secret=secret_of(disk) or None,
             key=key_state(hypervisor, disk, running=running),
             encrypted_below=any(layer.encrypted for layer in chains.get(disk.target, ())[1:]),
+            chain_fault=faults.get(disk.target),
             size_bytes=sizes.get(disk.target),
             error_policy=disk.error_policy,
             free_scratch_bytes=_free_bytes(scratch_directory(disk, settings)),

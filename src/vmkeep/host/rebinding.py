@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from vmkeep.definition import Definition
-from vmkeep.errors import TargetExists, VmBusy
+from vmkeep.errors import TargetExists, VmBusy, VmkeepError
 from vmkeep.host.instant import checkpoint_xml
 from vmkeep.host.journal import JournalDisk
 from vmkeep.hypervisor import Domain
@@ -20,6 +21,7 @@ from vmkeep.transfer.imagekey import ImageKey
 
 _log = get_logger(__name__)
 _BITMAP_FORMAT = "qcow2"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _CLOSING_SECONDS = 60.0
 _WAIT_SECONDS = 0.1
 # libvirt makes no checkpoints on this bus.
@@ -34,26 +36,39 @@ def rebind(
     *,
     prefix: str,
     key: Callable[[JournalDisk], ImageKey | None],
-) -> None:
+) -> tuple[str, ...]:
     """Make ``checkpoint`` the base of these disks and of no others than it was; can be repeated after a crash.
+
+    Returns a sentence for each disk that can hold a bitmap and gets none all the same: what was restored is whole, and
+    its next point reads it whole.
 
     ``definition`` is the VM's without its parking; ``key`` is asked for what opens a disk's image. Names that do not
     begin with ``prefix`` are left alone.
     """
-    fresh = set()
+    fresh: dict[str, str] = {}
+    told = []
     for disk in disks:
         if disk.format != _BITMAP_FORMAT:
             continue
-        recording = _can_record(definition, disk.target)
-        _make_bitmap_afresh(disk, checkpoint if recording else None, prefix, key(disk))
-        if recording:
-            fresh.add(disk.target)
+        (top,) = describe_image(disk.path, disk.format, chain=False)
+        recording = top.holds_bitmaps and _can_record(definition, disk.target)
+        refused = _make_bitmap_afresh(disk, checkpoint if recording else None, prefix, key(disk))
+        if refused is not None:
+            told.append(no_bitmap(disk.target, refused))
+        elif recording:
+            fresh[disk.target] = disk.path
     bound = {disk.target for disk in disks}
     listed = domain.checkpoint_names()
     names = {name for name in listed if name.startswith(prefix)} - {checkpoint}
-    _redefine(domain, definition, checkpoint, fresh | (_bitmaps(domain, checkpoint, listed) - bound))
+    _redefine(domain, definition, checkpoint, {*fresh, *(_bitmaps(domain, checkpoint, listed) - bound)}, fresh)
     for name in sorted(names):
         _redefine(domain, definition, name, _bitmaps(domain, name, listed) - bound)
+    return tuple(told)
+
+
+def no_bitmap(target: str, error: VmkeepError) -> str:
+    """Return the sentence that tells of a disk whose bitmap could not be made."""
+    return f"Disk {target} gets no bitmap, so its next point reads it whole: {error.message}"
 
 
 def rebind_to_bitmaps(
@@ -77,10 +92,11 @@ def rebind_to_bitmaps(
     )
 
 
-def _make_bitmap_afresh(disk: JournalDisk, name: str | None, prefix: str, key: ImageKey | None) -> None:
+def _make_bitmap_afresh(disk: JournalDisk, name: str | None, prefix: str, key: ImageKey | None) -> VmkeepError | None:
     """Remove our bitmaps from an image and add this one; a qemu-img of a killed vmkeep that has it open is waited for.
 
-    An existing one of the same name goes too: what it recorded until now is of no use any more.
+    An existing one of the same name goes too: what it recorded until now is of no use any more. Returns why none could
+    be added. One that cannot be removed is raised: it would be taken for the base of what is no longer there.
     """
     deadline = time.monotonic() + _CLOSING_SECONDS
     while True:
@@ -89,13 +105,22 @@ def _make_bitmap_afresh(disk: JournalDisk, name: str | None, prefix: str, key: I
             for bitmap in top.bitmaps:
                 if bitmap.name.startswith(prefix):
                     remove_bitmap(disk.path, disk.format, bitmap.name, key)
-            if name is not None:
-                add_bitmap(disk.path, disk.format, name, key)
-            return
+            return None if name is None else _add_bitmap(disk, name, key)
         except (VmBusy, TargetExists):  # it made the bitmap just now
             if time.monotonic() > deadline:
                 raise
             time.sleep(_WAIT_SECONDS)
+
+
+def _add_bitmap(disk: JournalDisk, name: str, key: ImageKey | None) -> VmkeepError | None:
+    try:
+        add_bitmap(disk.path, disk.format, name, key)
+    except (VmBusy, TargetExists):
+        raise
+    except VmkeepError as error:
+        _log.warning("no bitmap", disk=disk.target, error=error.message)
+        return error
+    return None
 
 
 def broken_bitmaps(disk: JournalDisk, *, prefix: str) -> tuple[str, ...]:
@@ -117,9 +142,11 @@ def _bitmaps(domain: Domain, name: str, listed: frozenset[str]) -> frozenset[str
     return domain.checkpoint_disks(name) if name in listed else frozenset()
 
 
-def _redefine(domain: Domain, definition: Definition, name: str, targets: Iterable[str]) -> None:
+def _redefine(
+    domain: Domain, definition: Definition, name: str, targets: Iterable[str], begun: Mapping[str, str] = _NOTHING
+) -> None:
     """Let libvirt list the checkpoint with bitmaps in these disks, or not at all when there are none."""
-    xml = checkpoint_xml(definition, name, frozenset(targets), creation_time=int(time.time()))
+    xml = checkpoint_xml(definition, name, frozenset(targets), creation_time=int(time.time()), begun=begun)
     if xml is None:
         domain.forget_checkpoint(name)
     else:

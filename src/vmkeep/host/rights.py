@@ -52,8 +52,8 @@ def lacking_rights(
     return (*images, *_of_states(definition, uri), *(_of_job(uri) if running else ()))
 
 
-def refuse_without_rights(domain: Domain, hypervisor: Hypervisor, settings: Settings, command: str) -> None:
-    """Raise PermissionRefused when this user lacks rights that ``command``, words behind `vmkeep`, needs."""
+def refuse_without_rights(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> None:
+    """Raise PermissionRefused when this user lacks rights that a point of the VM, or a restore over it, needs."""
     if os.geteuid() == 0:
         return
     try:
@@ -64,18 +64,13 @@ def refuse_without_rights(domain: Domain, hypervisor: Hypervisor, settings: Sett
     never = settings.of_vm(domain.name, domain.uuid).exclude
     lacking = lacking_rights(definition, hypervisor.uri, running=running, left_out=never)
     if lacking:
-        raise rights_refused(lacking, domain.name, command)
-
-
-def rights_refused(lacking: tuple[Lacking, ...], vm: str, command: str) -> PermissionRefused:
-    """Return the error that names everything that is lacking, and says how ``command`` is run with all rights."""
-    return PermissionRefused(
-        f"VM {vm!r}: {'; '.join(map(str, lacking))}",
-        vm=vm,
-        path=lacking[0].path,
-        hint=f"Run it as root: `sudo vmkeep {command} ...`; root's points are in an installation of their own. Nothing "
-        "was begun. docs/guide/unprivileged.md says what other users may do.",
-    )
+        raise PermissionRefused(
+            f"VM {domain.name!r}: {'; '.join(map(str, lacking))}",
+            vm=domain.name,
+            path=lacking[0].path,
+            hint="Nothing was begun. Run the command as root (with sudo), whose points are in an installation of their "
+            "own. docs/guide/unprivileged.md says what other users may do.",
+        )
 
 
 def may_be_there(path: Path) -> bool:

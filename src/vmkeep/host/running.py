@@ -29,6 +29,7 @@ from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
 from vmkeep.host.socket import job_socket
+from vmkeep.host.stillness import guest_stands_still
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan
 from vmkeep.transfer.imagefile import ImageLayer
@@ -107,15 +108,18 @@ class RunningExposure:
             )
             if running:
                 sync_images(subject.chains)
-            instant = fix_instant(
-                domain,
-                job if scratch else None,
-                checkpoint_xml(subject.definition, subject.checkpoint, subject.marked),
-                subject.states,
-                running=running,
-                quiesce=quiesce,
-                scratch_made=bool(encrypted),
-            )
+            with guest_stands_still():
+                instant = fix_instant(
+                    domain,
+                    job if scratch else None,
+                    checkpoint_xml(subject.definition, subject.checkpoint, subject.marked),
+                    subject.states,
+                    running=running,
+                    quiesce=quiesce,
+                    scratch_made=bool(encrypted),
+                    hold=guardian.hold,
+                    pause_seconds=settings.longest_pause_seconds,
+                )
             # QEMU has opened the scratch, and nobody needs to open it again.
             forget_secret(record, subject.hypervisor)
             guardian.stage(Stage.COPY)

@@ -48,8 +48,12 @@ class Stage(StrEnum):
 
     PREPARING = "preparing"  # files for the job are being made; a pause is somebody else's
     INSTANT = "instant"  # vmkeep may have suspended the VM
+    LATE = "late"  # the guardian let the guest go on, as vmkeep did not; a pause now is somebody else's
     COPY = "copy"  # the VM runs again; a pause now is somebody else's
     KEEP = "keep"  # the point is stored: the new checkpoint is its base from here on
+
+
+_AT_THE_INSTANT = (Stage.INSTANT, Stage.LATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: int |
             if hypervisor is None:
                 hypervisor = Hypervisor.connect(record.uri)
             # Whatever libvirtd did for the dead client is over by then, or libvirtd itself was restarted.
-            begun = record.stage is not Stage.INSTANT or time.monotonic() > started + _BEGIN_SECONDS
+            begun = record.stage not in _AT_THE_INSTANT or time.monotonic() > started + _BEGIN_SECONDS
             changed = _rescue_once(record, hypervisor, begun=begun, owner=owner)
         except HypervisorUnavailable:
             hypervisor = None
@@ -277,6 +281,28 @@ def resume_if_ours(record: JobRecord, domain: Domain, owner: int | None = None) 
         domain.resume()
         return True
     return False
+
+
+def let_guest_go_on(record: JobRecord, hypervisor: Hypervisor) -> bool:
+    """Resume and thaw a guest that vmkeep, which lives, has stand still for too long; return whether it did.
+
+    Nothing else is undone: what vmkeep asked libvirt for may still be carried out, and libvirtd 9.0 crashes when a job
+    is ended meanwhile. What a snapshot needs to be whole is kept first. False: the guest does not stand still, or does
+    because libvirt saves its memory, which takes minutes for a large one. Raises what libvirt does.
+    """
+    domain = hypervisor.find(record.uuid)
+    if domain is None or not (record.quiesced or domain.state().run is RunState.PAUSED):
+        return False
+    if record.keepsake:
+        from vmkeep.host.snapshot_rescue import rescue_snapshot  # which needs this module
+
+        if domain.has_job():
+            return False
+        rescue_snapshot(record, hypervisor)
+        return True
+    resume_if_ours(record, domain)
+    _thaw_if_ours(record, domain)
+    return True
 
 
 def proven_scratch_falls_short(record: JobRecord) -> bool:

@@ -17,7 +17,15 @@ from pathlib import Path
 from vmkeep.config import Settings
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError
 from vmkeep.host.guardian import Guardian
-from vmkeep.host.instant import StateSource, as_text, let_go_on, read_state, state_sources
+from vmkeep.host.instant import (
+    AGENT_WORK_SECONDS,
+    StateSource,
+    as_text,
+    let_go_on,
+    read_state,
+    require_standing,
+    state_sources,
+)
 from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.keepsake import (
     Keepsake,
@@ -36,6 +44,7 @@ from vmkeep.host.safety import JobRecord
 from vmkeep.host.snapshot_outcome import recorded_snapshot, whole_snapshot
 from vmkeep.host.snapshot_plan import INTERNAL, MEMORY, PlannedSnapshot, plan_snapshot
 from vmkeep.host.snapshot_rescue import mark_overlays, put_checkpoints_back
+from vmkeep.host.stillness import guest_stands_still
 from vmkeep.host.surroundings import Surroundings, surroundings
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
@@ -124,7 +133,7 @@ class Snapshotting:
                 if not keepsake.stopped:
                     refuse_beside_a_job(domain)
                 self._watch(Progress("snapshot"))
-                self._ask(request, domain, prepared, keepsake)
+                self._ask(request, domain, prepared, keepsake, guardian.hold)
             except BaseException:
                 guardian.rescue_now()
                 raise
@@ -191,35 +200,50 @@ class Snapshotting:
         guardian.wait_ready()
         return guardian
 
-    def _ask(self, request: MakeSnapshot, domain: Domain, prepared: _Prepared, keepsake: Keepsake) -> None:
+    def _ask(
+        self,
+        request: MakeSnapshot,
+        domain: Domain,
+        prepared: _Prepared,
+        keepsake: Keepsake,
+        hold: Callable[[float], None],
+    ) -> None:
         if keepsake.stopped:
             self._ask_of_stopped(request, domain, prepared, keepsake)
         else:
-            self._ask_of_standing(request, domain, prepared, keepsake)
+            with guest_stands_still():
+                self._ask_of_standing(request, domain, prepared, keepsake, hold)
             if keepsake.kind != "disks" and keepsake.was_running:
                 DomainSnapshots(domain).say_it_ran(keepsake.name)
         make_states_durable(self._place)
 
-    def _ask_of_standing(self, request: MakeSnapshot, domain: Domain, prepared: _Prepared, keepsake: Keepsake) -> None:
+    def _ask_of_standing(
+        self,
+        request: MakeSnapshot,
+        domain: Domain,
+        prepared: _Prepared,
+        keepsake: Keepsake,
+        hold: Callable[[float], None],
+    ) -> None:
         """Freeze, suspend, snapshot, read the state files, resume, thaw: all of one instant."""
-        halted = False
+        halted, pause_seconds = False, self._settings.longest_pause_seconds
         if keepsake.was_running:
             sync_images(prepared.around.chains)
         try:
             if request.quiesce:
+                hold(AGENT_WORK_SECONDS)
                 domain.freeze()
             begun = time.monotonic()
             try:
                 if keepsake.was_running:
+                    hold(pause_seconds)
                     domain.suspend()
                 created = datetime.now(UTC)
                 self._create(request, domain, prepared.planned)
                 states = tuple(read_state(source, domain.name) for source in prepared.sources)
-                if domain.state().run is not RunState.PAUSED:
-                    raise VmBusy(
-                        f"VM {domain.name!r} was resumed or stopped by somebody while its snapshot was made",
-                        vm=domain.name,
-                    )
+                if keepsake.was_running:
+                    hold(pause_seconds)
+                require_standing(domain, "its snapshot was made")
                 pause_ms = (time.monotonic() - begun) * 1000 if keepsake.was_running else 0.0
                 keep_states(self._place, KeptStates(as_text(created), round(pause_ms, 1), states))
                 if request.halt:
@@ -228,6 +252,8 @@ class Snapshotting:
             finally:
                 if keepsake.was_running and not halted:
                     let_go_on(domain)
+            if request.quiesce and not halted:
+                hold(AGENT_WORK_SECONDS)
         finally:
             if request.quiesce and not halted:
                 domain.thaw()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import DefinitionError, parse_definition
 from vmkeep.errors import PermissionRefused, SnapshotNeeded, VmkeepError
 from vmkeep.host.preparation import with_volumes_found
@@ -77,6 +78,7 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
             harmed = branches.harmed(names, os.path.realpath(overlay), below, present)
             if harmed:
                 what = ", ".join(sorted({user.what for user in harmed}))
+                forget = command_line("vmkeep snapshot delete", domain.name, name, options="--metadata")
                 raise SnapshotNeeded(
                     f"snapshot {name!r} of VM {domain.name!r} cannot be deleted: {what} would be destroyed, because "
                     f"{below} would be written to or {overlay} removed",
@@ -84,7 +86,7 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
                     disk=target,
                     path=below,
                     hint="Delete what needs it first. libvirt's record of the snapshot alone can be removed at any "
-                    f"time: `virsh snapshot-delete {domain.name} {name} --metadata`; all images stay then.",
+                    f"time: `{forget}`; all images stay then.",
                 )
 
 

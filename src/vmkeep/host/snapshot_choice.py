@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.definition.repointing import sliced_disks
 from vmkeep.errors import (
@@ -26,6 +27,7 @@ from vmkeep.errors import (
 from vmkeep.host.instant import StateSource, state_sources
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.selection import DISKS, KEEP_TPM, STATE, ChosenState, chosen_state
+from vmkeep.host.snapshot_health import image_of_overlay
 from vmkeep.host.tasks import KnownSnapshot, KnownState, RevertChoice
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.moments import MomentError, Snapshot, SnapshotLocation, SnapshotState, parse_snapshot
@@ -175,7 +177,7 @@ class _Choosing:
                     f"libvirt was stopped while it deleted snapshot {name!r}, so disk {disk.name} may be half merged",
                     vm=vm,
                     disk=disk.name,
-                    hint=f"Only its deletion can go on: `virsh snapshot-delete {vm} {name}`.",
+                    hint=f"Only its deletion can go on: `{command_line('virsh snapshot-delete', vm, name)}`.",
                 )
         wanted = in_snapshot & set(self._choice.only) if self._named() else in_snapshot
         gone = sorted(target for target in wanted if self._now.disk(target) is None)
@@ -243,8 +245,29 @@ class _Choosing:
         if internal:
             self._refuse_without_internal(target, base, now)
         else:
+            self._refuse_changed_record(target, base.path)
             self._refuse_written(target, base.path)
         return ChosenImage(target, base, now.source)
+
+    def _refuse_changed_record(self, target: str, base: str) -> None:
+        """Refuse an image of an earlier snapshot, which libvirt names when it thinks that this one's was merged."""
+        overlay = next((disk for disk in self._snapshot.disks if disk.name == target), None)
+        if overlay is None or overlay.source is None:
+            return
+        try:
+            right = image_of_overlay(describe_image(overlay.source, overlay.format or "qcow2"), base)
+        except VmkeepError:
+            return  # it is not needed for anything else here
+        if right is not None:
+            vm = self._domain.name
+            raise DiskUnsupported(
+                f"libvirt's record of snapshot {self._snapshot.name!r} names {base} for disk {target}, and it was made "
+                f"on {right}: the record was changed when that of an earlier snapshot was removed",
+                vm=vm,
+                disk=target,
+                path=base,
+                hint=f"`{command_line('vmkeep snapshot repair', vm)}` puts the record right. Then revert.",
+            )
 
     def _refuse_written(self, target: str, base: str) -> None:
         """Refuse an image to which a VM may have written since the snapshot: no overlay keeps it from that."""

@@ -164,9 +164,25 @@ def _external(facts: SnapshotFacts, disk: SnapshotDisk, source: str) -> tuple[He
     overlay = facts.images.get(disk.source, Unread("its overlay was not looked at"))
     if isinstance(overlay, Unread):
         return (Health.BROKEN if overlay.absent else Health.UNKNOWN), f"its overlay: {overlay.why}"
+    right = image_of_overlay(overlay, source)
+    if right is not None:
+        return Health.BROKEN, (
+            f"libvirt's record names {source}, and the overlay that was made of it stands on {right}: the record was "
+            "changed when that of an earlier snapshot was removed; `vmkeep snapshot repair` puts it right"
+        )
     if any(source in (layer.path for layer in chain[1:]) for chain in _chains(facts)):
         return Health.SOUND, ""
     return Health.BROKEN, f"neither the VM nor an overlay of a snapshot stands on {source} any more"
+
+
+def image_of_overlay(overlay: Chain, source: str) -> str | None:
+    """Return the image that really held a disk at a snapshot whose record names an earlier one; None where it is right.
+
+    What an overlay was made on stands directly below it. libvirt 9.0 rewrites records as if the overlay of a snapshot
+    had been merged when only its record is removed, so such a record names an image further down in the same chain.
+    """
+    below = [layer.path for layer in overlay[1:]]
+    return below[0] if source in below[1:] and below[0] != source else None
 
 
 def _chains(facts: SnapshotFacts) -> Iterator[Chain]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line, shell_word
 from vmkeep.definition import DefinedDisk, FirmwareKind
 from vmkeep.errors import (
     ChoiceRequired,
@@ -125,7 +126,7 @@ def _refuse_state(request: MakeSnapshot, around: Surroundings) -> None:
         raise StateUnsupported(
             "the VM was suspended by its guest, and libvirt makes no snapshot of such a VM",
             vm=vm,
-            hint=f"Wake it (`virsh dompmwakeup {vm}`) or shut it down, and run the command again.",
+            hint=f"Wake it (`{command_line('virsh dompmwakeup', vm)}`) or shut it down, and run the command again.",
         )
     off = state.run is RunState.OFF
     if off and around.saved:
@@ -133,7 +134,8 @@ def _refuse_state(request: MakeSnapshot, around: Surroundings) -> None:
         raise VmRunning(
             f"the memory of VM {vm!r} is saved (managed save), and belongs to the disks as they are",
             vm=vm,
-            hint=f"Start the VM and make the snapshot, or drop the memory: `virsh managedsave-remove {vm}`.",
+            hint=f"Start the VM and make the snapshot, or drop the memory: "
+            f"`{command_line('virsh managedsave-remove', vm)}`.",
         )
     if request.halt and (off or not around.persistent):
         why = "it is off already" if off else "it is transient: libvirt would forget it, and its snapshots"
@@ -336,13 +338,15 @@ def _refuse_unfit_overlay(overlay: Path, disk: SnapshotDisk, defined: DefinedDis
     (layer,) = describe_image(overlay, "qcow2", chain=False)
     below = os.path.realpath(layer.backing) if layer.backing is not None else None
     if below != os.path.realpath(defined.source or "") or holds_data(layer) or layer.bitmaps:
+        make = command_line(
+            f"qemu-img create -f qcow2 -F {defined.image_format} -b {shell_word(str(defined.source))}", overlay
+        )
         raise InvalidRequest(
             f"{overlay} is no empty overlay of {defined.source}: the disk would be another one with it",
             vm=vm,
             disk=disk.name,
             path=str(overlay),
-            hint=f"Make it with `qemu-img create -f qcow2 -F {defined.image_format} -b {defined.source} {overlay}`, or "
-            "leave out --reuse-external.",
+            hint=f"Make it with `{make}`, or leave out --reuse-external.",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import SourceKind
 from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmBusy, VmNotFound, VmRunning
@@ -72,7 +73,8 @@ def _refuse_state(domain: Domain, *, stop: bool) -> bool:
         raise VmNotFound(
             f"VM {domain.name!r} is transient: it is gone when it stops, and its snapshots with it",
             vm=domain.name,
-            hint=f"Make it persistent first: `virsh dumpxml {domain.name} > FILE`, then `virsh define FILE`.",
+            hint=f"Make it persistent first: `{command_line('virsh dumpxml', domain.name)} > FILE`, then "
+            "`virsh define FILE`.",
         )
     if run is RunState.OFF:
         require_off(domain)
@@ -95,7 +97,8 @@ def _refuse_jobs(domain: Domain) -> None:
             f"a block job (copy, commit or pull) works on disk {', '.join(busy)} of VM {domain.name!r}",
             vm=domain.name,
             disk=busy[0],
-            hint=f"Wait for it to end (`virsh blockjob {domain.name} {busy[0]}` shows it), or abort it.",
+            hint=f"Wait for it to end (`{command_line('virsh blockjob', domain.name, busy[0])}` shows it), or "
+            "abort it.",
         )
 
 

@@ -17,6 +17,7 @@ from vmkeep.errors import (
     HostFileMissing,
     HypervisorError,
     HypervisorUnavailable,
+    NoSpace,
     TransferError,
     VmBusy,
     VmkeepError,
@@ -142,7 +143,7 @@ def mark_overlays(keepsake: Keepsake, domain: Domain) -> bool:
     if domain.state().run is not RunState.OFF:
         return False
     for disk in keepsake.overlays:
-        with suppress(HostFileMissing, TransferError, VmBusy):
+        with suppress(HostFileMissing, TransferError, NoSpace, VmBusy):
             (below,) = describe_image(disk.image, disk.image_format, chain=False)
             (top,) = describe_image(disk.overlay, disk.overlay_format, chain=False)
             missing = [bitmap for bitmap in below.bitmaps if top.bitmap(bitmap.name) is None]

@@ -19,7 +19,7 @@ from vmkeep.config import Settings
 from vmkeep.definition import DefinitionError
 from vmkeep.definition.parking import is_parked, unpark
 from vmkeep.definition.repointing import repoint
-from vmkeep.errors import Interrupted, RestorePending, VmBusy, VmkeepError
+from vmkeep.errors import Interrupted, NoSpace, RestorePending, TransferError, VmBusy, VmkeepError
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import (
@@ -168,7 +168,11 @@ class Revert:
             self._watch(Progress("overlays", overlay.target))
             make_overlay(overlay.path, describe_image(overlay.base, overlay.base_format)[0])
             for name, granularity in overlay.bitmaps:
-                add_bitmap(overlay.path, "qcow2", name, granularity_bytes=granularity)
+                try:
+                    add_bitmap(overlay.path, "qcow2", name, granularity_bytes=granularity)
+                except (TransferError, NoSpace) as error:
+                    # The next point finds it missing and reads the disk whole.
+                    _log.warning("no bitmap", disk=overlay.target, bitmap=name, error=error.message)
             try:
                 os.chown(overlay.path, overlay.owner, overlay.group)
                 os.chmod(overlay.path, overlay.mode)  # noqa: PTH101  beside its sibling

@@ -7,19 +7,20 @@ locks. When the VM is started meanwhile, or any of its files changes, what was r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.config import Settings
-from vmkeep.errors import HostFileMissing, TransferError, VmBusy, VmkeepError, VmStarted
+from vmkeep.errors import HostFileMissing, NoSpace, PermissionRefused, TransferError, VmBusy, VmkeepError, VmStarted
 from vmkeep.host.bases import Bases
 from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, as_text, checkpoint_xml, read_state
 from vmkeep.host.passphrases import secret_of
+from vmkeep.host.rebinding import no_bitmap
 from vmkeep.host.safety import JobRecord, MarkedImage, Stage, remove_leavings
 from vmkeep.hypervisor import RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan, Reason
@@ -73,16 +74,12 @@ class StoppedExposure:
         guardian = guarded(subject, settings, record)
         try:
             stop()
-            plan = _with_maps_proved(subject, Path(record.socket))
-            try:
-                for image in record.images:
-                    add_bitmap(image.path, image.format, record.checkpoint, subject.key(image.target))
-            except VmBusy as error:
-                if subject.domain.state().run is RunState.OFF:
-                    raise  # another program has the image open
-                raise _started(subject) from error
+            without = _mark(subject, record)
+            # Afterwards, because a new bitmap for which there is no room takes the others of its image along.
+            plan = _with_maps_proved(subject, Path(record.socket), set(without))
             created = datetime.now(UTC)
             states, warnings = _read_states(subject)
+            warnings += tuple(no_bitmap(target, error) for target, error in without.items())
             exposure = cls(subject, settings, record, guardian, plan, Instant(as_text(created), states, 0.0), warnings)
             exposure.prove()
             guardian.stage(Stage.COPY)
@@ -131,7 +128,8 @@ class StoppedExposure:
         try:
             # The VM may run by now; then libvirt removes the older bitmaps itself.
             stopped = subject.domain.state().run is RunState.OFF
-            xml = checkpoint_xml(subject.definition, subject.checkpoint, subject.marked, creation_time=int(time.time()))
+            marked = tuple(disk.target for disk in self.plan.disks if disk.bitmap)
+            xml = checkpoint_xml(subject.definition, subject.checkpoint, marked, creation_time=int(time.time()))
             if xml is not None:
                 subject.domain.redefine_checkpoint(xml)
             warnings += self._remove_older(stopped=stopped)
@@ -218,8 +216,25 @@ def _served(subject: Subject, planned: DiskPlan, socket: Path) -> Iterator[DiskS
         yield LayeredSource(source, below) if below else source
 
 
-def _with_maps_proved(subject: Subject, socket: Path) -> PointPlan:
+def _mark(subject: Subject, record: JobRecord) -> dict[str, VmkeepError]:
+    """Add the new bitmaps; return for which disks that failed, and why. Their next point reads them whole."""
+    without: dict[str, VmkeepError] = {}
+    for image in record.images:
+        try:
+            add_bitmap(image.path, image.format, record.checkpoint, subject.key(image.target))
+        except VmBusy as error:
+            if subject.domain.state().run is RunState.OFF:
+                raise  # another program has the image open
+            raise _started(subject) from error
+        except (TransferError, NoSpace, PermissionRefused) as error:
+            without[image.target] = error
+    return without
+
+
+def _with_maps_proved(subject: Subject, socket: Path, without: Collection[str]) -> PointPlan:
     """Return the plan with every disk read whole whose bitmap QEMU does not load after all.
+
+    ``without`` are the disks that get no new bitmap.
 
     A bitmap whose directory entry is sound can still not fit its disk; nothing but loading it tells.
     """
@@ -239,7 +254,7 @@ def _with_maps_proved(subject: Subject, socket: Path) -> PointPlan:
                     base_point=None,
                     base_checkpoint=None,
                 )
-        disks.append(planned)
+        disks.append(replace(planned, bitmap=planned.bitmap and planned.target not in without))
     return replace(subject.plan, disks=tuple(disks))
 
 

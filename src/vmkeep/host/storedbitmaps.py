@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, VmkeepError
 from vmkeep.host.bitmaps import image_chains
@@ -39,7 +40,7 @@ class StoredBitmaps:
             error.vm = vm
             error.hint = (
                 f"{error.hint} Or forget the checkpoint and leave its bitmaps where they are: "
-                f"`vmkeep checkpoint delete {vm} {name} --metadata`."
+                f"`{command_line('vmkeep checkpoint delete', vm, name, options='--metadata')}`."
             )
             raise
 

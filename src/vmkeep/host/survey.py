@@ -10,8 +10,9 @@ from typing import Literal
 class SurveyedDisk:
     """A disk as the definition has it. ``size_bytes`` is None where it cannot be read (VM off, no medium).
 
-    ``problem`` says why a point would leave it out or be refused; None when it would be kept whole. ``left_out`` is
-    whether the VM's settings leave it out of every point.
+    ``problem`` says why a point would leave it out or be refused; None when it would be kept whole. ``read_whole``
+    says why each point reads all of it where that can be changed, and how. ``left_out`` is whether the VM's settings
+    leave it out of every point.
     """
 
     target: str
@@ -20,6 +21,7 @@ class SurveyedDisk:
     format: str | None
     size_bytes: int | None
     problem: str | None
+    read_whole: str | None = None
     left_out: bool = False
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal, cast
 
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
+from vmkeep.definition import DefinedDisk, Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
-from vmkeep.host.bitmaps import image_chains
+from vmkeep.host.bitmaps import OLD_QCOW2, Chains, amending, image_chains
 from vmkeep.host.instant import state_sources
 from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
 from vmkeep.host.rights import STATE_NAMES, lacking_rights, may_be_there
@@ -50,6 +50,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
             format=disk.format,
             size_bytes=sizes.get(disk.target),
             problem=_LEFT_OUT if disk.target in left_out else by_target.get(disk.target) or excluded.get(disk.target),
+            read_whole=_read_whole(disk, chains),
             left_out=disk.target in left_out,
         )
         for disk in definition.disks
@@ -67,6 +68,11 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
         skip=lasting.skip,
         reason=lasting.reason or None,
     )
+
+
+def _read_whole(disk: DefinedDisk, chains: Chains) -> str | None:
+    amend = amending(disk, chains.get(disk.target, ()))
+    return None if amend is None else f"{OLD_QCOW2}, so each point reads it whole; with the VM off: `{amend}`"
 
 
 def _excluded(definition: Definition, planned: tuple[Exclusion, ...]) -> dict[str, str]:

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.bitmaps import Chain, look_at_bitmaps
+from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
+from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -175,20 +177,26 @@ class _Patient:
             message = (
                 f"it runs with other disks than it will have at its next start ({', '.join(dict.fromkeys(differing))})"
             )
-            remedy = f"virsh dumpxml --inactive {self.domain.name}"
+            remedy = command_line("virsh dumpxml", self.domain.name, options="--inactive")
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
+        # Of a VM that is off, the disks themselves are told of.
+        for target, fault in chain_faults(next_time, image_chains(next_time)).items():
+            message = f"disk {target} will be seen otherwise at its next start than its image says: {fault}"
+            yield self._finding(
+                FindingCode.DEFINITION_DIFFERS, message, remedy=command_line("virsh edit", self.domain.name)
+            )
 
     def _disks(self) -> Iterator[Finding]:
         for disk in survey(self.domain, self.hypervisor, self.settings).disks:
             if disk.problem is not None and not disk.left_out and disk.device not in ("cdrom", "floppy"):
                 message = f"disk {disk.target} cannot be in a point: {disk.problem}"
-                remedy = f"vmkeep backup --exclude {disk.target} {self.domain.name}"
+                remedy = command_line(f"vmkeep backup --exclude {shell_word(disk.target)}", self.domain.name)
                 yield self._finding(FindingCode.DISK_NOT_KEPT, message, remedy=remedy, path=disk.source)
 
     def _points(self) -> Iterator[Finding]:
         if self.request.remembered is None:
             return
-        backup = f"vmkeep backup {self.domain.name}"
+        backup = command_line("vmkeep backup", self.domain.name)
         newest = next(iter(self.known.points), None)
         if self._lasting.skip:
             return
@@ -279,7 +287,7 @@ class _Patient:
     def _restore_state(self, kind: str) -> str | None:
         """Return the command that puts the state of the newest point that has it back."""
         newest: RememberedPoint | None = next((point for point in self.known.points if kind in point.states), None)
-        return None if newest is None else f"vmkeep restore {newest.id} --in-place --only state"
+        return None if newest is None else command_line("vmkeep restore", newest.id, options="--in-place --only state")
 
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 
@@ -304,7 +312,7 @@ class _Patient:
             yield self._finding(FindingCode.LEFT_JOB, message, mend=EndJob(self.domain.uuid, socket))
         elif operation is None or self.operations.find(operation) is None:
             message = "a backup job that is not this installation's runs; backups are refused until it ends"
-            remedy = f"virsh domjobinfo {self.domain.name}"
+            remedy = command_line("virsh domjobinfo", self.domain.name)
             yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)
 
     def _checkpoints_and_bitmaps(self) -> Iterator[Finding]:
@@ -319,6 +327,7 @@ class _Patient:
             except VmkeepError as error:
                 message = f"the image of disk {disk.target} cannot be read: {error}"
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
+        yield from self._without_bitmaps(chains)
         images = {target: chain[0] for target, chain in chains.items()}
         checkpoints = {name: self.domain.checkpoint_targets(name) for name in self.domain.checkpoint_names()}
         yield from self._foreign(checkpoints, images)
@@ -337,6 +346,14 @@ class _Patient:
         )
         free = frozenset(target for target, image in images.items() if image.path not in self.shared)
         yield from self._of_ours(judged, free)
+
+    def _without_bitmaps(self, chains: Mapping[str, Chain]) -> Iterator[Finding]:
+        for disk in self.definition.disks:
+            amend = amending(disk, chains.get(disk.target, ()))
+            if amend is not None:
+                message = f"disk {disk.target}: {OLD_QCOW2}, so each backup reads the disk whole"
+                remedy = f"with the VM off: {amend}"
+                yield self._finding(FindingCode.IMAGE_WITHOUT_BITMAPS, message, remedy=remedy, path=disk.source)
 
     def _foreign(
         self, checkpoints: Mapping[str, frozenset[str]], images: Mapping[str, ImageLayer]

@@ -13,6 +13,7 @@ from typing import Final
 
 import libvirt
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import CheckpointBroken, HypervisorError, MomentExists, MomentInvalid, MomentNotFound, VmkeepError
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.translation import libvirt_errors, translate
@@ -187,10 +188,11 @@ class DomainMoments:
     def _with_way_out(self, error: VmkeepError, name: str) -> VmkeepError:
         if type(error) is HypervisorError:
             vm = self.domain.name
-            error.hint = f"`vmkeep {self.kind} delete {vm} {name} --metadata` removes libvirt's record of it only."
+            forget = command_line(f"vmkeep {self.kind} delete", vm, name, options="--metadata")
+            error.hint = f"`{forget}` removes libvirt's record of it only."
         return error
 
     def _not_found(self, name: str) -> MomentNotFound:
         vm = self.domain.name
-        hint = f"`vmkeep {self.kind} list {vm}` shows them."
+        hint = f"`{command_line(f'vmkeep {self.kind} list', vm)}` shows them."
         return MomentNotFound(f"VM {vm!r} has no {self.kind} {name!r}", vm=vm, hint=hint)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import libvirt
 from lxml import etree
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import MomentNotFound
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.translation import libvirt_errors
@@ -87,5 +88,7 @@ class Reversion:
                     raise
             vm = self._domain.name
             raise MomentNotFound(
-                f"VM {vm!r} has no snapshot {name!r}", vm=vm, hint=f"`vmkeep snapshot list {vm}` shows them."
+                f"VM {vm!r} has no snapshot {name!r}",
+                vm=vm,
+                hint=f"`{command_line('vmkeep snapshot list', vm)}` shows them.",
             ) from error

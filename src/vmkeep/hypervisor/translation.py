@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import libvirt
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import (
     HypervisorError,
     HypervisorUnavailable,
@@ -68,6 +69,6 @@ def translate(error: libvirt.libvirtError, doing: str, vm: str | None) -> Vmkeep
             f"libvirt could not {doing}, because QEMU has not opened the disks yet: {text}",
             vm=vm,
             hint="A saved memory was loaded, and the VM has been paused since. Let it run for a moment "
-            f"(`virsh resume {vm or 'VM'}`; it may be suspended again), and run the command again.",
+            f"(`{command_line('virsh resume', vm or 'VM')}`; it may be suspended again), and run the command again.",
         )
     return HypervisorError(f"libvirt could not {doing}: {text}", vm=vm)

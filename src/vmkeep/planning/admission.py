@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.planning.codes import ExclusionReason, KeyState, RefusalCode
 from vmkeep.planning.model import Exclusion, PlannableDisk, PointRequest, Refusal
 
@@ -73,7 +74,7 @@ def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str 
         pool = (disk.source or "").partition("/")[0]
         return (
             f"is the volume {disk.source}, whose pool is not there or not active",
-            f"Start the pool (`virsh pool-start {pool}`)" if pool else "Start the pool",
+            f"Start the pool (`{command_line('virsh pool-start', pool)}`)" if pool else "Start the pool",
         )
     if disk.source_kind not in {"file", "block", "network"}:
         return f"is of type {disk.source_kind}, which cannot be read yet", None
@@ -95,6 +96,12 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
         return what, "Merge it into that image (`virsh blockcommit`)"
     if disk.encrypted_below and not running:
         return "stands on an encrypted image, and such disks can be read only while the VM runs", "Start the VM"
+    if disk.chain_fault is not None and not running:
+        what = f"would be read as its guest does not see it: {disk.chain_fault}"
+        return what, (
+            "Where the image is right, take <backingStore> out of the disk (`virsh edit`); where the definition is, "
+            "write that into the image (`qemu-img rebase -u`)"
+        )
     if running and disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
     if running and disk.device == "lun":

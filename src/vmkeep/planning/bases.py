@@ -68,7 +68,7 @@ def _change_since(disk: PlannableDisk, then: BaseDisk, *, sound: bool) -> tuple[
     """
     if then.source != disk.source:
         below = then.source in disk.backing_chain
-        if below and not sound:
+        if below and not sound and then.size_bytes == disk.size_bytes:
             return Reason.EXTERNAL_SNAPSHOT, f"it was {then.source} and is an overlay of that, {disk.source}"
         if not below:
             return Reason.SOURCE_CHANGED, f"it was {then.source} and is {disk.source}"

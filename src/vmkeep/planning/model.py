@@ -17,7 +17,8 @@ class PlannableDisk:
     another word, which is told to the user. ``backing_chain`` lists the images below the top one, nearest first.
     ``holds_bitmaps`` is False for a qcow2 image of version 2 (``compat=0.10``), in which QEMU stores none.
     ``secret`` names the libvirt secret of an encrypted disk, ``key`` is whether its value can be had, and
-    ``encrypted_below`` whether an image below the top one is encrypted.
+    ``encrypted_below`` whether an image below the top one is encrypted. ``chain_fault`` says how the images below the
+    top one differ from those that a start of the VM would put there, None where they do not.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
     """
@@ -37,6 +38,7 @@ class PlannableDisk:
     secret: str | None = None
     key: KeyState = KeyState.KNOWN
     encrypted_below: bool = False
+    chain_fault: str | None = None
     size_bytes: int | None = None
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
@@ -92,8 +94,8 @@ class PointRequest:
 class DiskPlan:
     """How one disk is read.
 
-    ``bitmap`` is whether a new bitmap is made in the disk; never in mode scan, else always. ``from_image`` is
-    whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
+    ``bitmap`` is whether a new bitmap is made in the disk; never in mode scan, else unless that fails. ``from_image``
+    is whether the disk is read from its image and not through a backup job of the running VM: all disks of a stopped
     VM, and the transient ones of a running VM, on which libvirt begins no job. The image of those is the one below
     the overlay that the VM has open. ``base_point`` and ``base_checkpoint`` are set when, and only when, the mode
     is incremental. ``scratch_bytes`` is what its scratch must be able to grow to at any time, because QEMU would not

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from vmkeep.cli.checkpoint import read_diskspec
 from vmkeep.cli.moments import Listing
 from vmkeep.cli.momentshown import moment_facts, moment_object, moment_table
+from vmkeep.cli.tables import Facts, Table
 from vmkeep.errors import InvalidRequest
 from vmkeep.host.momentorders import VmMoments
 from vmkeep.moments import Checkpoint, CheckpointDisk, MomentKind, Snapshot, SnapshotDisk, SnapshotMemory
@@ -55,11 +54,8 @@ def objects(found: VmMoments, health: dict[str, str] | None = None) -> list[dict
     return [moment_object(moment, found, tree, health or {}) for moment in found.moments]
 
 
-def text(shown: Any) -> list[str]:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(shown)
-    assert isinstance(console.file, io.StringIO)
-    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+def text(shown: Table | Facts) -> list[str]:
+    return [" ".join(line.split()) for line in shown.lines(120)]
 
 
 def test_object_of_a_checkpoint_has_its_place_and_the_disks_with_bitmaps() -> None:

@@ -1,0 +1,45 @@
+"""The chain that a definition names against the one that the images name: a guest reads the former, a tool the latter.
+
+Wherever they differ a point of the VM while it is off would hold what its guest never saw, and the next start would
+show the guest what is in no point. So such a disk is refused, and a restore or revert leaves none behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from vmkeep.definition import DefinedBacking, Definition
+from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.transfer.images import LUKS
+
+
+def chain_faults(definition: Definition, chains: Mapping[str, Sequence[ImageLayer]]) -> dict[str, str]:
+    """Return, by target, how definition and images differ, for people. ``chains`` are those that could be read."""
+    faults = {disk.target: backing_fault(disk.backing, chains.get(disk.target, ())) for disk in definition.disks}
+    return {target: fault for target, fault in faults.items() if fault is not None}
+
+
+def backing_fault(defined: DefinedBacking | None, chain: Sequence[ImageLayer]) -> str | None:
+    """Return how what a definition puts below an image differs from what stands there by the images; None: in nothing.
+
+    ``chain`` is the image with all below it, the top one first; empty when it could not be read.
+    """
+    if defined is None or not chain:
+        return None
+    below = chain[1:]
+    for named, layer in zip(defined.layers, below, strict=False):
+        if named.path is not None and os.path.realpath(named.path) != os.path.realpath(layer.path):
+            return f"the VM's definition puts {named.path} below it, and the image itself {layer.path}"
+        # libvirt has no word of its own for a raw image that is encrypted.
+        if named.format not in (None, layer.format) and (named.format, layer.format) != ("raw", LUKS):
+            return (
+                f"the VM's definition takes {layer.path} below it for {named.format}, and the image for {layer.format}"
+            )
+    if len(defined.layers) > len(below):
+        return f"the VM's definition puts {defined.layers[len(below)].path} below it, and its image names nothing there"
+    if defined.ends and len(below) > len(defined.layers):
+        return (
+            f"the VM's definition lets nothing stand below it where its image names {below[len(defined.layers)].path}"
+        )
+    return None
