@@ -1,5 +1,5 @@
 # Every target works on a fresh Debian 12 or 13, without another one before it, and can be run again.
-.PHONY: setup dev demo test check bench lane lock install help
+.PHONY: setup dev demo test check bench soak zoo lane lock install help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -29,8 +29,14 @@ bench: dev  ## Measure against peers on this machine (docs/performance.md)
 	@scripts/bench-peers
 	@scripts/as-root $(BIN)/python -m bench $(ARGS)
 
+zoo: dev  ## Play every configuration of docs/guide/configurations.md whole: ROWS=name,... JOBS=2
+	@scripts/as-root $(BIN)/python -m tests.zoo $(if $(ROWS),--rows $(ROWS)) $(if $(JOBS),--jobs $(JOBS))
+
 lane:  ## Run demo and test on a bare Debian: SUITE=trixie|bookworm RUN='make demo' FRESH=1 NAME=...
 	@scripts/as-root python3 -m lane $(if $(SUITE),--suite $(SUITE)) $(if $(NAME),--name $(NAME)) $(if $(FRESH),--fresh) "$${RUN:-make demo && make test}"
+
+soak: dev  ## Live random lives of VMs (SEED, STEPS or MINUTES, JOBS; CONTRIBUTING.md)
+	@scripts/as-root $(BIN)/python -m tests.soak --seed $(or $(SEED),1) $(if $(STEPS),--steps $(STEPS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 install:  ## Install vmkeep for all users of this machine, outside of the checkout (PREFIX, default /opt/vmkeep)
 	@scripts/install

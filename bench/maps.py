@@ -18,8 +18,9 @@ _DISK = ("sparse-random", "size=200G", "percent=50", "runlength=131072", "seed=1
 _READ = """
 import sys, time
 from vmkeep.extents import cut, merge
+from vmkeep.transfer.connections import Connections
 from vmkeep.transfer.nbd import NbdSource
-source = NbdSource(sys.argv[1], "", None)
+source = NbdSource(Connections(sys.argv[1]).export("", most=4), None)
 begun = time.monotonic()
 extents = merge(source.dirty_map(), source.zero_map(), source.size_bytes)
 if sys.argv[2] == "cut":

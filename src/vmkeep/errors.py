@@ -362,6 +362,16 @@ class JobAborted(HypervisorError):
     default_hint = "No point was made and the earlier ones are whole; run the command again."
 
 
+class QemuDied(JobAborted):
+    """The VM's QEMU died while a point of it was taken."""
+
+    code = "qemu-died"
+    default_hint = (
+        "No point was made and the earlier ones are whole. Start the VM again. If nobody killed QEMU, look for its "
+        "last words among the known faults (docs/guide/known-faults.md)."
+    )
+
+
 class VmStarted(JobAborted):
     """A VM that was off was started while a point of it was copied."""
 

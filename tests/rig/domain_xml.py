@@ -43,6 +43,7 @@ class Disk:
     error_policy: str | None = None  # "stop", "report", "ignore" or "enospace", as libvirt's error_policy
     create_options: tuple[str, ...] = ()  # for qemu-img create -o, "cluster_size=4k"
     extra_xml: tuple[str, ...] = ()  # further elements of <disk>
+    iothread: bool = False  # served in an I/O thread of QEMU: by its own driver, or its SCSI controller's
     secret: Secret | None = None  # makes the image LUKS: qcow2 with LUKS in it, or raw with nothing but LUKS
 
 
@@ -65,10 +66,13 @@ class DiskInUse:
     format: str
     path: Path | None
     secret: str | None = None  # of an encrypted disk, its UUID or usage
+    iothread: bool = False
 
 
 def disks_of(xml: str) -> list[DiskInUse]:
     """Return the disks of a domain's XML in its order."""
+    root = etree.fromstring(xml)
+    threaded = bool(root.xpath("devices/controller[@type='scsi']/driver/@iothread"))
     return [
         DiskInUse(
             target=str(element.xpath("string(target/@dev)")),
@@ -77,13 +81,16 @@ def disks_of(xml: str) -> list[DiskInUse]:
             format=str(element.xpath("string(driver/@type)")),
             path=Path(str(element.xpath("string(source/@file)"))) if element.find("source") is not None else None,
             secret=str(element.xpath("string(source/encryption/secret/@*[name()!='type'])")) or None,
+            iothread=bool(element.xpath("driver/@iothread")) or (threaded and element.xpath("target/@bus") == ["scsi"]),
         )
-        for element in etree.fromstring(xml).iterfind("devices/disk")
+        for element in root.iterfind("devices/disk")
     ]
 
 
 def disk_element(disk: Disk, path: Path | None) -> etree._Element:
     driver = E.driver(name="qemu", type=disk.format, discard="unmap")
+    if disk.iothread and disk.bus == "virtio":
+        driver.set("iothread", "1")
     if disk.error_policy is not None:
         driver.set("error_policy", disk.error_policy)
     element = E.disk(driver, type="file", device=disk.device)
@@ -120,6 +127,8 @@ def domain_xml(
     if not any(disk.bus == "usb" for disk, _ in disks):
         devices.append(E.controller(type="usb", model="none"))
     devices.append(E.memballoon(model="none"))
+    if any(disk.iothread and disk.bus == "scsi" for disk, _ in disks):
+        devices.append(E.controller(E.driver(iothread="1"), type="scsi", index="0", model="virtio-scsi"))
     devices.extend([etree.fromstring(text) for text in device_xml])
     system = E.os(E.type("hvm", arch="x86_64", machine="q35"))
     if uefi:
@@ -130,6 +139,7 @@ def domain_xml(
         E.name(name),
         E.memory(str(memory_mib), unit="MiB"),
         E.vcpu("1"),
+        *([E.iothreads("1")] if any(disk.iothread for disk, _ in disks) else []),
         system,
         E.features(E.acpi()),
         devices,

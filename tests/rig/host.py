@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -271,10 +271,12 @@ class Host:
         device_xml: Sequence[str] = (),
         boot: DirectBoot | None = None,
         tpm_backend: str | None = None,
+        edit: Callable[[etree._Element], None] | None = None,
     ) -> Vm:
         """Define a VM with new disks. ``firmware`` is ``uefi`` or ``bios``; ``device_xml`` goes into its devices.
 
         ``tpm_backend`` is the TPM's <backend> in place of the usual one.
+        ``edit`` changes the definition before libvirt gets it.
         ``boot`` makes it a guest with an operating system (tests/guest); without one only its firmware runs.
         """
         return Vm.define(
@@ -287,6 +289,7 @@ class Host:
             device_xml=device_xml,
             boot=boot,
             tpm_backend=tpm_backend,
+            edit=edit,
         )
 
     def secret(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import libvirt
+import nbd
 from lxml import etree
 from lxml.builder import E
 
@@ -45,6 +46,7 @@ _UNDEFINE_ALL = (
 _NVRAM_SPARE_BYTES = 512
 _TIMEOUT_SECONDS = 20.0
 _HALTED_SAMPLES = 20
+_READ_BYTES = 4 << 20
 
 
 class VmState(enum.Enum):
@@ -82,6 +84,7 @@ class Vm:
         device_xml: Sequence[str],
         boot: DirectBoot | None = None,
         tpm_backend: str | None = None,
+        edit: Callable[[etree._Element], None] | None = None,
     ) -> Vm:
         """Make the disks and define the VM; ``Host.define`` is the way to call it."""
         if firmware not in ("uefi", "bios"):
@@ -105,6 +108,10 @@ class Vm:
             device_xml=device_xml,
             boot=boot,
         )
+        if edit is not None:
+            root = etree.fromstring(xml)
+            edit(root)
+            xml = _xml(root)
         return cls(host, host.connection.defineXML(xml).UUIDString(), name)
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -243,7 +250,13 @@ class Vm:
         self.qemu_io(target, [f"write -P {pattern:#04x} {start} {length}" for start, length in ranges])
 
     def write_zeroes(self, target: str, *, start: int, length: int, unmap: bool = False) -> None:
-        """Make a range zero as a guest's WRITE ZEROES does, with leave to drop the storage when ``unmap``."""
+        """Make a range zero as a guest's WRITE ZEROES does, with leave to drop the storage when ``unmap``.
+
+        Of a disk in an I/O thread it is written as zeros: the monitor's ``write -z`` on such a disk kills QEMU 7.2.
+        """
+        if self.disk(target).iothread:
+            self.write(target, start=start, length=length, pattern=0)
+            return
         self.qemu_io(target, [f"write {'-zu' if unmap else '-z'} {start} {length}"])
 
     def discard(self, target: str, *, start: int, length: int) -> None:
@@ -276,11 +289,24 @@ class Vm:
             images.convert_to_raw(self.disk_path(target), raw, self.disk(target).format, self.passphrase(target))
             return
         raw.unlink(missing_ok=True)
+        if self.disk(target).iothread:
+            self._read_and_stay(target, raw)
+            return
         with self.own_backup_job([target]) as socket:
             command = ["nbdcopy", f"nbd+unix:///{target}?socket={socket}", str(raw)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise RigError(f"{self.name}: reading {target} failed: {result.stderr.strip()}")
+
+    def _read_and_stay(self, target: str, raw: Path) -> None:
+        """Read a disk and leave its export only when the job is gone: QEMU 7.2 would die (see ``Disk.iothread``)."""
+        client = nbd.NBD()
+        client.set_export_name(target)
+        with raw.open("wb") as file, self.own_backup_job([target]) as socket:
+            client.connect_unix(str(socket))
+            size = client.get_size()
+            for start in range(0, size, _READ_BYTES):
+                file.write(client.pread(min(_READ_BYTES, size - start), start))
 
     def dirty_ranges(self, target: str, since: str) -> list[tuple[int, int]]:
         """Return the ranges (start, length) that QEMU calls dirty since a checkpoint of the running VM."""

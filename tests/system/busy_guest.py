@@ -26,11 +26,17 @@ class WritingGuest:
     """
 
     def __init__(
-        self, host: Host, name: str, *, size: int = 8 * MiB, policies: tuple[str | None, str | None] = (None, None)
+        self,
+        host: Host,
+        name: str,
+        *,
+        size: int = 8 * MiB,
+        policies: tuple[str | None, str | None] = (None, None),
+        iothread: bool = False,
     ) -> None:
         disks = [
             # The firmware lets a boot sector reach only the disks that are to be booted from.
-            Disk(target, size, error_policy=policy, extra_xml=(f"<boot order='{number}'/>",))
+            Disk(target, size, error_policy=policy, extra_xml=(f"<boot order='{number}'/>",), iothread=iothread)
             for number, (target, policy) in enumerate(zip(TARGETS, policies, strict=True), 1)
         ]
         self.vm = host.define(name, disks=disks, firmware="bios", tpm=False)
@@ -81,6 +87,17 @@ class WritingGuest:
 def _numbers(image: bytes) -> list[int]:
     starts = range(_FIRST, _FIRST + _SLOTS * _WRITE_BYTES, _WRITE_BYTES)
     return [int.from_bytes(image[start : start + 4], "little") for start in starts]
+
+
+def wait_until_in_io_thread(vm: Vm) -> None:
+    """Wait until the firmware has begun to use the VM's first disk: only from then on it is in its I/O thread.
+
+    While the VM is paused it is not there either, and nothing that clients do can harm QEMU.
+    """
+    deadline = time.monotonic() + 60
+    while vm.domain.blockStats(vm.disks()[0].target)[0] == 0:
+        assert time.monotonic() < deadline, "the firmware does not read the disk"
+        time.sleep(0.02)
 
 
 class Watch:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def directory(host: Host) -> Path:
     return directory
 
 
+@dataclass(frozen=True, slots=True)
+class _Killed:
+    process: subprocess.Popen[str]
+
+    def kill_owner(self) -> None:
+        self.process.kill()
+
+
 @contextmanager
 def _connecting(host: Host, socket: Path, directory: Path) -> Iterator[subprocess.Popen[str]]:
     command: list[str | Path] = ["python3", "-c", _CLIENT, socket, directory / "handshakes"]
@@ -76,7 +85,7 @@ def test_job_stays_until_a_connection_is_made_and_ends_when_its_process_stands_s
             abort_job(domain, str(socket), str(directory))
         assert has_backup_job(vm)
 
-        abort_job(domain, str(socket), str(directory), owner=client.pid)
+        abort_job(domain, str(socket), str(directory), owner=_Killed(client))
         assert client.wait(5) == -signal.SIGKILL
     _assert_alive(vm)
 

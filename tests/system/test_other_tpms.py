@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 
 from tests.rig import Disk, Host, KiB, MiB, SoftwareTpm, Vm
 from tests.rig.cli import Vmkeep
+from tests.rig.external_tpm import external_tpm
 from tests.system.truth import Truth
 
 pytestmark = pytest.mark.system
@@ -63,24 +61,6 @@ def test_tpm_1_2_comes_back_as_vm_in_place_and_as_files(host: Host, vmkeep: Vmke
     back.start(paused=True)
     back.destroy()
     assert endorsement_key(back) == key
-
-
-@contextlib.contextmanager
-def external_tpm(host: Host) -> Iterator[str]:
-    """A swtpm that libvirt did not start; yields its socket."""
-    directory = host.dir / "jobs" / "tpm"
-    directory.mkdir()
-    socket = directory / "sock"
-    control = f"type=unixio,path={socket},mode=0666"
-    process = host.popen(["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={directory}", "--ctrl", control])
-    try:
-        while not socket.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        yield f"<backend type='external'><source type='unix' mode='connect' path='{socket}'/></backend>"
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def told_of_tpm(vmkeep: Vmkeep, vm: str) -> tuple[Any, list[str], list[str]]:

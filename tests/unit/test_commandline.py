@@ -14,7 +14,7 @@ from vmkeep.commandline import command_line, shell_word
 
 SOURCES = sorted(Path(__file__).resolve().parents[2].glob("src/vmkeep/**/*.py"))
 QUOTING = {"command_line", "shell_word"}
-OURS = {"__version__", "command_path", "database"}  # no names of others
+OURS = {"__version__", "command_path", "database", "INSTALL", "'|'.join(SCRIPTS)"}  # no names of others
 PROGRAMS = "vmkeep|virsh|qemu-img|systemctl|sudo|apt-get|chmod|mkdir|mv|rm|cp|df|kill|swtpm"
 NAMES = [
     "win 11",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console, duration_text, size_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
@@ -35,7 +35,12 @@ def backup(
     full: Annotated[bool, typer.Option("--full", help="Read every disk whole, without a base.")] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="TARGET", help="Leave a disk out by target (vdb); may be repeated.", show_default=False),
+        typer.Option(
+            metavar="TARGET",
+            help="Leave a disk out by target (vdb); may be repeated.",
+            show_default=False,
+            autocompletion=complete_disk,
+        ),
     ] = None,
     quiesce: Annotated[
         bool, typer.Option("--quiesce", help="Freeze the guest's file systems for the instant, through its agent.")
@@ -66,6 +71,10 @@ def backup(
         else:
             skipped = []
             found = [(name, name) for name in names]
+            if len(names) == 1 and not running.settings.catalog_path.exists():
+                # A name with a slip of the pen in it makes no repository and no key.
+                with running.host() as host:
+                    host.vm_uuid(names[0])
         requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels, quiesce)) for name, vm in found]
         refused = _refused(running, [request.vm for _, request in requests])
         if requests and len(refused) == len(requests):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmkeep.cli import moment_health, momentfiles, moments
+from vmkeep.cli.completion import complete_checkpoint, complete_disk
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
     ChildrenOption,
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
     from vmkeep.moments import CheckpointDisk, MomentKind
 
 app = typer.Typer(
+    short_help="libvirt's checkpoints of a VM, and their health.",
     help="libvirt's checkpoints of a VM: what its disks are read against.",
     epilog="Example: vmkeep checkpoint list win11 --tree",
     rich_markup_mode=None,
 )
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The checkpoint's name.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The checkpoint's name.", autocompletion=complete_checkpoint)
+]
 
 
 @app.command("create", epilog="Example: vmkeep checkpoint create win11 monday --diskspec vda")
@@ -50,6 +54,7 @@ def create_checkpoint(
         typer.Option(
             "--diskspec",
             metavar="DISK[,checkpoint=TYPE][,bitmap=NAME]",
+            autocompletion=complete_disk,
             help="A disk that takes part (or not: checkpoint=no); may be repeated. Without any: all that can.",
             show_default=False,
         ),

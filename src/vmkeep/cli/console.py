@@ -118,7 +118,10 @@ class Console:
     def ask(self, question: str) -> bool:
         """Ask on the terminal and return whether the answer was yes."""
         self._say(f"{printable(question)} [y/N] ")
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        answer = sys.stdin.readline()
+        if not answer.endswith("\n"):
+            self._say("\n")  # the end of the input, which leaves the cursor behind the question
+        return answer.strip().lower() in ("y", "yes")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("doctor", epilog="Example: vmkeep doctor --fix")(doctor)
+    app.command("doctor", short_help="Say what is wrong, and what mends it.", epilog="Example: vmkeep doctor --fix")(
+        doctor
+    )
 
 
 def doctor(

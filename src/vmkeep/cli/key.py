@@ -15,6 +15,7 @@ from vmkeep.errors import HostFileMissing, InvalidRequest, NoSpace, PermissionRe
 from vmkeep.filesystem import write_new_file
 
 app = typer.Typer(
+    short_help="Export the repository's key, and import it.",
     help="The repository's key: as printable text, protected by a passphrase.",
     epilog="Example: vmkeep key export --output key.txt",
     rich_markup_mode=None,

@@ -13,7 +13,7 @@ from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
-from vmkeep.errors import VmNotFound
+from vmkeep.errors import PointNotFound, VmNotFound
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog, Operation
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("log", epilog="Example: vmkeep log win11")(log)
+    app.command("log", short_help="Show what was done, and how it ended.", epilog="Example: vmkeep log win11")(log)
 
 
 def log(
@@ -46,7 +46,7 @@ def log(
             (
                 time_text(entry["started"]),
                 entry["kind"],
-                entry["vm"] or "",
+                _name(running.premises.catalog, entry),
                 entry["state"],
                 "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
                 ", ".join(_plain(name, value) for name, value in _choices(entry)),
@@ -107,6 +107,18 @@ def _entry(operation: Operation, running: Session) -> dict[str, Any]:
         "request": dict(operation.request),
         "error": None if operation.error is None else dict(operation.error),
     }
+
+
+def _name(catalog: Catalog, entry: dict[str, Any]) -> str:
+    """Return the VM's name: `backup --all` asks by UUID, and a restore to files names a point only."""
+    if entry["vm"] is None:
+        point = entry["request"].get("point")
+        try:
+            return "" if point is None else catalog.find_point(point).vm_name
+        except PointNotFound:
+            return ""
+    named = catalog.vm(entry["vm"])
+    return entry["vm"] if named is None else named.name
 
 
 def _moment(text: str) -> datetime:

@@ -18,6 +18,7 @@ from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.ondemand import OnDemandGroup
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption, QuietOption
+from vmkeep.cli.shells import ASKED_BY, INSTALL, SHOW, answer, install_or_show, is_asked_for
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     epilog=f"{EXAMPLE}   (exit status 0 means that all that was asked for was done)",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    add_completion=False,  # ours is in vmkeep.cli.shells
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _module in (init, backup, points, restore, verify, doctor, log):
@@ -47,6 +49,10 @@ def before_command(
     debug: DebugOption = False,
     quiet: QuietOption = False,  # noqa: ARG001  its callback has told the console
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    install_completion: Annotated[
+        bool, typer.Option(INSTALL, help="Complete names in the shell you type in; or add: bash, zsh, fish.")
+    ] = False,
+    show_completion: Annotated[bool, typer.Option(SHOW, help="Print the shell's script for that.")] = False,
 ) -> None:
     invocation: Invocation = context.obj
     invocation.console.json = invocation.console.json or json
@@ -57,6 +63,9 @@ def before_command(
             invocation.console.document({"version": __version__})
         else:
             invocation.console.show(f"vmkeep {__version__}")
+        raise typer.Exit(0)
+    if install_completion or show_completion:
+        install_or_show([INSTALL if install_completion else SHOW], invocation.console)
         raise typer.Exit(0)
     if context.invoked_subcommand is None:
         if invocation.console.json:
@@ -71,6 +80,9 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     interruption = Interruption(console.notice)
     invocation = Invocation(console, interruption, arguments=arguments, ends_process=ends_process)
     try:
+        if is_asked_for(arguments):
+            install_or_show(arguments, console)
+            return 0
         with interruption.installed():
             command = typer.main.get_command(app)
             result = command.main(args=list(arguments), prog_name="vmkeep", standalone_mode=False, obj=invocation)
@@ -98,6 +110,8 @@ def run() -> NoReturn:
     """The entry point of the installed command."""
     # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay.
     gc.set_threshold(50_000)
+    if ASKED_BY in os.environ:
+        _complete()
     status = main(sys.argv[1:], ends_process=True)
     # All that was opened is closed by now. Taking the modules apart, as the interpreter does at its end, would take
     # 0.14 s, a sixth of a short command.
@@ -107,6 +121,14 @@ def run() -> NoReturn:
             stream.flush()
     tell_status(status)
     os._exit(status)
+
+
+def _complete() -> NoReturn:
+    """Answer a shell. Whatever goes wrong, the line that is being typed stays as it is."""
+    with contextlib.suppress(BaseException):
+        answer(os.environ)
+        sys.stdout.flush()
+    os._exit(0)
 
 
 def _translated(raised: BaseException) -> VmkeepError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_checkpoint, complete_vm
 from vmkeep.cli.console import Console
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.tables import Table
@@ -76,6 +76,7 @@ def repair(
         typer.Option(
             "--foreign",
             metavar="NAME",
+            autocompletion=complete_checkpoint,
             help="Mend this one too, which is not vmkeep's: a broken checkpoint, or a bitmap without one. Repeatable.",
             show_default=False,
         ),

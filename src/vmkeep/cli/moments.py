@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_moment, complete_vm
 from vmkeep.cli.tables import printable
 from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
@@ -39,7 +39,13 @@ XpathOption = Annotated[
 WrapOption = Annotated[bool, typer.Option("--wrap", help="With --xpath: in one element <nodes>.")]
 FromOption = Annotated[
     str | None,
-    typer.Option("--from", metavar="NAME", help="Only the children of this one.", show_default=False),
+    typer.Option(
+        "--from",
+        metavar="NAME",
+        help="Only the children of this one.",
+        show_default=False,
+        autocompletion=complete_moment,
+    ),
 ]
 DescendantsOption = Annotated[bool, typer.Option("--descendants", help="With --from: all that descends from it.")]
 
@@ -100,7 +106,7 @@ def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -
         chosen = select(tree, choice)
         if wanted.tree and not running.console.json:
             lines = draw_tree(tree, wanted.start, descendants=wanted.descendants)
-            running.console.text("".join(f"{printable(line)}\n" for line in lines))
+            running.console.text("".join(f"{printable(line).rstrip()}\n" for line in lines))
             return
     if wanted.name and not running.console.json:
         running.console.text("".join(f"{printable(moment.name or '')}\n" for moment in chosen))

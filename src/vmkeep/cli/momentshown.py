@@ -73,8 +73,9 @@ def moment_table(
         )
         for shown in objects
     ]
+    disks = ("disks",) if "disks" in columns else ()
     return Table(
-        columns=columns, rows=rows, texts={} if kind is MomentKind.SNAPSHOT else {"disks": 12}, sentences=health
+        columns=columns, rows=rows, texts=dict.fromkeys(disks, 12), drop=disks if health else (), sentences=health
     )
 
 
@@ -95,14 +96,22 @@ def moment_facts(shown: Mapping[str, Any], kind: MomentKind) -> Facts:
             ("current", "yes" if shown["current"] else "no"),
             ("state", shown["state"]),
             ("location", shown["location"]),
-            ("memory", memory["file"] or memory["location"]),
-            ("disks", _listed(f"{disk['target']} {disk['source'] or disk['location']}" for disk in shown["disks"])),
+            ("memory", memory["file"] or _where(memory["location"], "none")),
+            ("disks", _listed(_disk_text(disk) for disk in shown["disks"])),
         ]
     else:
         facts.append(("disks", _listed(disk["target"] for disk in shown["disks"])))
     if "health" in shown:
         facts.append(("health", shown["health"]))
     return Facts(facts)
+
+
+def _disk_text(disk: Mapping[str, Any]) -> str:
+    return f"{disk['target']} {disk['source'] or _where(disk['location'], 'left out')}"
+
+
+def _where(location: str, absent: str) -> str:
+    return absent if location == str(SnapshotLocation.NO) else location
 
 
 def _listed(texts: Iterable[str]) -> str:

@@ -5,12 +5,31 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bars
 
 from vmkeep.cli.tables import printable
 from vmkeep.host.survey import Progress
+
+
+class _Measured(ProgressColumn):
+    """A column that shows nothing before there is an amount: "0/? bytes ?" tells nobody anything."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self._column = column
+
+    def render(self, task: Task) -> RenderableType:
+        return self._column(task) if task.total or task.completed else ""
 
 
 @contextlib.contextmanager
@@ -18,10 +37,8 @@ def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Show a bar that goes when the operation ends; what is yielded takes each report, from any thread."""
     bars = Bars(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        *(_Measured(column) for column in (BarColumn(), DownloadColumn(binary_units=True))),
+        *(_Measured(column) for column in (TransferSpeedColumn(), TimeRemainingColumn())),
         console=console,
         transient=True,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli.completion import complete_part
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.points import PointArgument
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
@@ -42,7 +43,10 @@ def restore(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PART", help="disks, state, or a disk by target; with --in-place; repeatable.", show_default=False
+            metavar="PART",
+            autocompletion=complete_part,
+            help="disks, state, or a disk by target; with --in-place; repeatable.",
+            show_default=False,
         ),
     ] = None,
     image_format: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmkeep.cli import moment_health, momentfiles, moments, snapshot_create, snapshot_revert
+from vmkeep.cli.completion import complete_snapshot
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
     ChildrenOption,
@@ -32,8 +33,13 @@ app = typer.Typer(
     epilog="Example: vmkeep snapshot list win11 --tree",
     rich_markup_mode=None,
 )
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The snapshot's name.")]
-OptionalName = Annotated[str | None, typer.Argument(metavar="NAME", help="The snapshot's name.", show_default=False)]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The snapshot's name.", autocompletion=complete_snapshot)
+]
+OptionalName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="The snapshot's name.", show_default=False, autocompletion=complete_snapshot),
+]
 CurrentOption = Annotated[bool, typer.Option("--current", help="The current snapshot, in place of a name.")]
 
 
@@ -140,7 +146,12 @@ def current_snapshot(
     vm: VmArgument,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="The snapshot that shall be the current one.", show_default=False),
+        typer.Argument(
+            metavar="NAME",
+            help="The snapshot that shall be the current one.",
+            show_default=False,
+            autocompletion=complete_snapshot,
+        ),
     ] = None,
     only_name: Annotated[bool, typer.Option("--name", help="Print its name only.")] = False,
     security_info: SecurityOption = False,

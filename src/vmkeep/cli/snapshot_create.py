@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
@@ -59,6 +59,7 @@ def create(
         list[str] | None,
         typer.Option(
             metavar="DISK[,snapshot=TYPE][,driver=TYPE][,stype=TYPE][,file=PATH]",
+            autocompletion=complete_disk,
             help="How one disk takes part; may be repeated. TYPE of snapshot: external, internal, no.",
             show_default=False,
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_part, complete_snapshot, complete_vm
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.commandline import command_line
 from vmkeep.errors import HypervisorError, InvalidRequest
@@ -27,11 +27,14 @@ def register(app: typer.Typer) -> None:
 def revert(
     context: typer.Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The snapshot, as libvirt names it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The snapshot, as libvirt names it.", autocompletion=complete_snapshot)
+    ],
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PART",
+            autocompletion=complete_part,
             help="disks, state (UEFI variables and TPM), or a disk by target; repeatable. Leaves the memory.",
             show_default=False,
         ),

@@ -86,7 +86,12 @@ def cut_middle(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return the text in lines of at most ``width`` cells, broken at blanks only: a long word stays whole."""
+    """Return the text in lines of at most ``width`` cells, broken at blanks only: a long word stays whole.
+
+    So does a path, which may hold blanks.
+    """
+    if text.startswith("/"):
+        return [text]
     lines = [""]
     for word in text.split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word

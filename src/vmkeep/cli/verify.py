@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.completion import complete_point
+from vmkeep.cli.completion import complete_point_or_vm
 from vmkeep.cli.console import Console, size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, VmkeepError, VmNotFound
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: vmkeep verify win11@latest")(verify)
+    app.command(short_help="Prove that points are sound.", epilog="Example: vmkeep verify win11@latest")(verify)
 
 
 def verify(
@@ -29,7 +29,7 @@ def verify(
             metavar="POINT|VM",
             help="A point, or a VM for all its points.",
             show_default=False,
-            autocompletion=complete_point,
+            autocompletion=complete_point_or_vm,
         ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every object of the repository.")] = False,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmkeep.host.survey import SurveyedVm
 
 app = typer.Typer(
+    short_help="The VMs of the host, and whether a point would hold all of them.",
     help="The VMs of the host: disks, firmware, TPM, last point, and whether a point would be complete.",
     epilog="Example: vmkeep vm list",
     rich_markup_mode=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Final
 from uuid import UUID
 
@@ -52,7 +53,8 @@ def read_definition(root: etree._Element) -> Definition:
     if not name:
         raise DefinitionError("the domain has no name")
     os_type = root.find("os/type")
-    disks = tuple(_read_disk(disk) for disk in disk_elements(root))
+    controllers = _controllers_in_io_threads(root)
+    disks = tuple(_read_disk(disk, controllers) for disk in disk_elements(root))
     doubled = [target for target, count in Counter(disk.target for disk in disks).items() if count > 1]
     if doubled:
         raise DefinitionError(f"two disks of the domain have the target {doubled[0]!r}")
@@ -117,7 +119,22 @@ def _read_uuid(root: etree._Element) -> str | None:
         raise DefinitionError(f"{text!r} is not a UUID") from error
 
 
-def _read_disk(disk: etree._Element) -> DefinedDisk:
+def _controllers_in_io_threads(root: etree._Element) -> frozenset[str]:
+    """Return the indexes of the SCSI controllers whose disks are served in an I/O thread."""
+    controllers = root.findall("devices/controller[@type='scsi']")
+    return frozenset(each.get("index", "0") for each in controllers if _has_io_thread(each.find("driver")))
+
+
+def _has_io_thread(driver: etree._Element | None) -> bool:
+    # Since libvirt 10.0 also <iothreads>, which gives each queue one.
+    return driver is not None and (driver.get("iothread") is not None or driver.find("iothreads") is not None)
+
+
+def _is_limit(element: etree._Element) -> bool:
+    return element.tag != "group_name" and element_text(element).strip() not in ("", "0")
+
+
+def _read_disk(disk: etree._Element, controllers_in_io_threads: Collection[str]) -> DefinedDisk:
     target = disk_target(disk)
     kind, source = _read_source(disk)
     return DefinedDisk(
@@ -138,6 +155,12 @@ def _read_disk(disk: etree._Element) -> DefinedDisk:
         source_index=_number(_attribute(disk, "source", "index"), f"source index of disk {target}"),
         serial=_text(disk, "serial"),
         boot_order=_number(_attribute(disk, "boot", "order"), f"boot order of disk {target}"),
+        in_io_thread=_has_io_thread(disk.find("driver"))
+        or (
+            _attribute(disk, "target", "bus") == "scsi"
+            and (_attribute(disk, "address", "controller") or "0") in controllers_in_io_threads
+        ),
+        throttled=any(_is_limit(limit) for limit in disk.findall("iotune/*")),
         backing=read_backing(disk),
     )
 

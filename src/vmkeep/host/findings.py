@@ -148,6 +148,8 @@ class FindingCode(StrEnum):
     """Something of the VM's TPM is in no point."""
     DISK_NOT_KEPT = "disk-not-kept"
     """A disk cannot be in a point, so a backup of the VM is refused unless the disk is excluded."""
+    IO_THREADS = "io-threads"
+    """Disks are in I/O threads, and backups of other programs may kill the QEMU that runs the VM."""
     SNAPSHOT_GONE = "snapshot-gone"
     """State is kept with a snapshot that libvirt no longer lists: nothing can go back to it."""
     NEVER_BACKED_UP = "never-backed-up"

@@ -28,7 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmkeep.errors import JobAborted, VmkeepError
+from vmkeep.host.clients import Channel, HeldClients
 from vmkeep.host.lock import FileLock
+from vmkeep.host.processstate import hangs_dead, is_stopped
 from vmkeep.host.safety import (
     JobRecord,
     Stage,
@@ -48,11 +50,8 @@ _READY = b"ready\n"
 _LATE = b"late\n"
 _DONE = "done"
 _HOLD = "hold"
-_STOPPED = ("T", "t")  # by a signal, by a debugger
-# vmkeep was killed and cannot end: a thread of it hangs in the kernel, in a call to storage that stalls, and keeps the
-# socket open.
-_DEAD = ("Z", "X")
-_MOST_LOCKS = 8
+_MOST_DESCRIPTORS = 9
+_DECISION_SECONDS = 6.0
 _LONGEST_PATH = 4097
 
 
@@ -83,7 +82,8 @@ class Guardian:
         self._process = guardian.process
         self._socket = guardian.socket
         self._answers = guardian.socket.makefile("rb")
-        guardian.hand_over(self._path, (*hold, lock.descriptor))
+        self.clients = Channel()
+        guardian.hand_over(self._path, (*hold, lock.descriptor), self.clients)
 
     def wait_ready(self) -> None:
         """Wait until it watches; raises JobAborted when it could not."""
@@ -116,20 +116,24 @@ class Guardian:
             self._say(_DONE)
         self._close()
         self._process.wait()
+        self.clients.close()
         self._path.unlink(missing_ok=True)
         self._lock.release()
 
-    def rescue_now(self) -> None:
-        """Let the guardian undo the job, and wait for it; when it was killed, undo it here.
+    def rescue_now(self) -> bool:
+        """Let the guardian undo the job, and wait; when it was killed, undo it here. Return whether it is undone.
 
         A record that cannot be carried out, because libvirt does not answer, stays for the next command.
         """
+        self.clients.give_up()
         self._close()
         self._process.wait()
         with suppress(VmkeepError, FileNotFoundError):
             rescue(JobRecord.load(self._path))
             self._path.unlink(missing_ok=True)
+        self.clients.close()
         self._lock.release()
+        return not self._path.exists()
 
     def _say(self, word: str) -> None:
         self._converse(word)
@@ -170,36 +174,52 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     vmkeep = _conversation()
     # The descriptors of the locks stay open until this process ends.
-    words, _, _, _ = socket.recv_fds(vmkeep, _LONGEST_PATH, _MOST_LOCKS)
+    words, descriptors, _, _ = socket.recv_fds(vmkeep, _LONGEST_PATH, _MOST_DESCRIPTORS)
     if not words:
         return 0  # there was no job
     path = Path(words.decode().rstrip("\n"))
     record = JobRecord.load(path)
     hypervisor = Hypervisor.connect(record.uri)
+    clients = HeldClients(socket.socket(fileno=descriptors[-1]), _owner(vmkeep))
     _answer(vmkeep)
-    record, finished = _watch(path, record, hypervisor, vmkeep)
+    record, finished = _watch(path, record, hypervisor, vmkeep, clients)
     if not finished:
-        rescue(record, hypervisor, owner=_owner(vmkeep))
+        _rescue(record, hypervisor, clients)
     path.unlink(missing_ok=True)
     path.with_suffix(".lock").unlink(missing_ok=True)
     return 0
 
 
-def _watch(path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket.socket) -> tuple[JobRecord, bool]:
+def _rescue(record: JobRecord, hypervisor: Hypervisor, clients: HeldClients) -> None:
+    """Undo the job. Where the end of this process would end a guest, it goes on until it has done it."""
+    while True:
+        try:
+            rescue(record, hypervisor, owner=clients)
+            return
+        except VmkeepError:
+            if not clients.any_open():
+                raise
+
+
+def _watch(
+    path: Path, record: JobRecord, hypervisor: Hypervisor, vmkeep: socket.socket, clients: HeldClients
+) -> tuple[JobRecord, bool]:
     """Follow the job until vmkeep says ``done`` (True) or is gone (False)."""
     pending, hold = b"", _NO_HOLD
     while True:
         readable, _, _ = select.select([vmkeep], [], [], _WATCH_SECONDS)
         if not readable:
-            if _state_of(_owner(vmkeep)) in _DEAD:
+            if hangs_dead(_owner(vmkeep)):
+                clients.wait_decided(_DECISION_SECONDS)
                 return record, False
             record, hold = _end_hold(record, hold, hypervisor, _owner(vmkeep))
-            if _saved_from_full_scratch(record, hypervisor, _owner(vmkeep)):
+            if _saved_from_full_scratch(record, hypervisor, clients):
                 # vmkeep finds the job gone and reports it; its next word gets no answer.
                 return record, False
             continue
         received = _received(vmkeep)
         if not received:
+            clients.wait_decided(_DECISION_SECONDS)
             return record, False
         *lines, pending = (pending + received).split(b"\n")
         for line in lines:
@@ -236,7 +256,7 @@ class _Hold:
 
     def is_over(self, owner: int) -> bool:
         waited = time.monotonic() - self.since
-        return waited > self.seconds or (waited > _STOPPED_SECONDS and _state_of(owner) in _STOPPED)
+        return waited > self.seconds or (waited > _STOPPED_SECONDS and is_stopped(owner))
 
 
 _NO_HOLD = _Hold(0.0, math.inf)
@@ -257,14 +277,6 @@ def _end_hold(record: JobRecord, hold: _Hold, hypervisor: Hypervisor, owner: int
     except VmkeepError:
         return record, hold
     return record, dataclasses.replace(hold, since=time.monotonic())
-
-
-def _state_of(process: int) -> str:
-    """Return the letter of a process's state (proc(5)), empty for one that is gone."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 def _owner(vmkeep: socket.socket) -> int:
@@ -296,7 +308,7 @@ def _answer(vmkeep: socket.socket, word: bytes = _READY) -> None:
         vmkeep.sendall(word)
 
 
-def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor, owner: int) -> bool:
+def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor, owner: HeldClients) -> bool:
     """Resume a VM that stopped on an I/O error during our job; libvirt being away is no reason to end.
 
     A job whose scratch must not run out is ended (by the caller) as soon as it might.

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from vmkeep.errors import JobAborted, VmBusy
 from vmkeep.hypervisor import Domain
@@ -31,6 +31,14 @@ _HANDSHAKE_SECONDS = 2.0
 _DEATH_SECONDS = 5.0
 _ANSWER_SECONDS = 3.0
 _LOOK_SECONDS = 0.01
+
+
+class Owner(Protocol):
+    """The process of vmkeep whose job it is."""
+
+    def kill_owner(self) -> None:
+        """Kill it, and return when nothing of it is in the way any more."""
+        ...
 
 
 @contextmanager
@@ -49,7 +57,7 @@ def making_connection(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def abort_job(domain: Domain, socket: str, directory: str, owner: int | None = None) -> None:
+def abort_job(domain: Domain, socket: str, directory: str, owner: Owner | None = None) -> None:
     """End the backup job that serves at ``socket`` as soon as nobody connects to it.
 
     ``directory`` is where ``making_connection`` was told to lock, empty when that is not known. ``owner`` is the
@@ -59,7 +67,7 @@ def abort_job(domain: Domain, socket: str, directory: str, owner: int | None = N
     with _nobody_connecting(domain, directory, owner):
         answered = answers_handshakes(socket, _ANSWER_SECONDS)
         if not answered and owner is not None:
-            _kill(owner)
+            owner.kill_owner()
             answered = answers_handshakes(socket, _ANSWER_SECONDS)
         if not answered:
             raise VmBusy(
@@ -70,11 +78,11 @@ def abort_job(domain: Domain, socket: str, directory: str, owner: int | None = N
             )
         domain.abort_backup()
         if owner is not None and not job_ends(domain, socket, _ANSWER_SECONDS):
-            _kill(owner)
+            owner.kill_owner()
 
 
 @contextmanager
-def _nobody_connecting(domain: Domain, directory: str, owner: int | None) -> Iterator[None]:
+def _nobody_connecting(domain: Domain, directory: str, owner: Owner | None) -> Iterator[None]:
     lock = _opened(Path(directory), 0) if directory else None
     if lock is None:
         yield  # no connection was ever made
@@ -82,7 +90,7 @@ def _nobody_connecting(domain: Domain, directory: str, owner: int | None) -> Ite
     try:
         if not _acquired(lock, _HANDSHAKE_SECONDS):
             if owner is not None:
-                _kill(owner)
+                owner.kill_owner()
             if owner is None or not _acquired(lock, _DEATH_SECONDS):
                 raise VmBusy(f"a connection to the backup job of VM {domain.name!r} is being made", vm=domain.name)
         yield
@@ -101,11 +109,6 @@ def job_ends(domain: Domain, socket: str, seconds: float) -> bool:
             return False
         time.sleep(_LOOK_SECONDS)
     return True
-
-
-def _kill(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
 
 
 def _opened(directory: Path, how: int) -> int | None:

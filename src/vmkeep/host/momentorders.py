@@ -160,6 +160,9 @@ def moment_errors(kind: MomentKind, vm: str, *, name: str | None = None, hint: s
         raise moment_error(error, kind, vm, name=name, hint=hint) from error
 
 
+_UNKNOWN_NAME: Final = re.compile("no domain [a-z]+ with matching name '(.*)'", re.DOTALL)
+
+
 def moment_error(
     error: MomentError, kind: MomentKind, vm: str, *, name: str | None = None, hint: str | None = None
 ) -> VmkeepError:
@@ -167,6 +170,8 @@ def moment_error(
     which = f"the {kind}s" if name is None else f"{kind} {name!r}"
     words = f"{which} of VM {vm!r}: {error.message}"
     if error.code in (LibvirtError.VIR_ERR_NO_DOMAIN_CHECKPOINT, LibvirtError.VIR_ERR_NO_DOMAIN_SNAPSHOT):
+        if (unknown := _UNKNOWN_NAME.fullmatch(error.message)) is not None:
+            words = f"VM {vm!r} has no {kind} {unknown[1]!r}"
         return MomentNotFound(words, vm=vm, hint=hint or f"`{command_line(f'vmkeep {kind} list', vm)}` shows them.")
     if error.code == LibvirtError.VIR_ERR_OPERATION_FAILED:
         return MomentExists(words, vm=vm, hint=hint)

@@ -219,7 +219,11 @@ class Parking:
 def require_off(domain: Domain) -> None:
     """Raise VmRunning unless the VM is off and has no saved memory."""
     if domain.state().run is not RunState.OFF:
-        raise VmRunning(f"VM {domain.name!r} is not off", vm=domain.name)
+        raise VmRunning(
+            f"VM {domain.name!r} is not off",
+            vm=domain.name,
+            hint=f"Shut the VM down (`{command_line('virsh shutdown', domain.name)}`) and run the command again.",
+        )
     if domain.has_saved_memory():
         raise VmRunning(
             f"VM {domain.name!r} has a saved memory image, which belongs to its present disks",

@@ -12,6 +12,7 @@ from vmkeep.definition import DefinedDisk, Definition, SourceKind, TpmBackend, p
 from vmkeep.errors import HypervisorError, VmkeepError, error_classes
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.passphrases import key_state, secret_of
+from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import PlannableDisk, Refused
 from vmkeep.transfer.imagefile import ImageLayer
@@ -94,9 +95,15 @@ def plannable_disks(
             scratch_device=_device(scratch_directory(disk, settings)),
             backing_chain=tuple(layer.path for layer in chains.get(disk.target, ())[1:]),
             holds_bitmaps=all(layer.holds_bitmaps for layer in chains.get(disk.target, ())[:1]),
+            in_io_thread=disk.in_io_thread,
+            deadly_to_resume=running and _is_deadly_to_resume(disk, live.name, hypervisor),
         )
         for disk in live.disks
     )
+
+
+def _is_deadly_to_resume(disk: DefinedDisk, vm: str, hypervisor: Hypervisor) -> bool:
+    return disk.in_io_thread and disk.throttled and qemu_version(vm, hypervisor) < SERVES_IO_THREADS_UNHARMED
 
 
 def _free_bytes(directory: Path) -> int | None:

@@ -27,11 +27,13 @@ from vmkeep.host.guardian import Guardian
 from vmkeep.host.handshakes import job_ends, making_connection
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant, refuse_unwritten_variables
 from vmkeep.host.preparation import scratch_directory
+from vmkeep.host.qemulog import death_of
 from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
 from vmkeep.host.socket import job_socket
 from vmkeep.host.stillness import guest_stands_still
 from vmkeep.hypervisor import Domain, RunState
-from vmkeep.planning import DiskPlan, Mode, PointPlan
+from vmkeep.planning import MOST_CLIENTS, DiskPlan, Mode, PointPlan
+from vmkeep.transfer.connections import Connections
 from vmkeep.transfer.imagefile import ImageLayer
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.images import create_image
@@ -41,6 +43,8 @@ from vmkeep.transfer.source import DiskSource
 
 _SCRATCH_MAKERS = 4
 _ENDING_SECONDS = 1.0
+# After abortJob libvirt lists a job for some 0.3 s (30 disks), and as long as QEMU's storage is held up.
+_GONE_SECONDS = 30.0
 _STANDING = (RunState.RUNNING, RunState.PAUSED)
 
 
@@ -56,6 +60,7 @@ class RunningExposure:
         self._settings = settings
         self._record = record
         self._guardian = guardian
+        self._clients = Connections(record.socket, connecting=partial(making_connection, Path(record.directory)))
         self.instant = instant
 
     @classmethod
@@ -123,8 +128,11 @@ class RunningExposure:
             # QEMU has opened the scratch, and nobody needs to open it again.
             forget_secret(record, subject.hypervisor)
             guardian.stage(Stage.COPY)
-        except BaseException:
+        except BaseException as error:
             guardian.rescue_now()
+            died = death_of(domain, subject.uri, "at the instant of the point")
+            if died is not None and isinstance(error, VmkeepError):
+                raise died from error
             raise
         return cls(subject, settings, record, guardian, instant)
 
@@ -145,9 +153,17 @@ class RunningExposure:
             with ImageServer(disk.source, disk.image_format, socket) as server:
                 yield server.source()
         else:
-            bitmap = f"backup-{target}" if planned.mode is Mode.INCREMENTAL else None
-            connecting = partial(making_connection, Path(self._record.directory))
-            yield NbdSource(self._record.socket, target, bitmap, connecting=connecting)
+            disks = len(self._record.scratch)
+            bitmap = f"qemu:dirty-bitmap:backup-{target}" if planned.mode is Mode.INCREMENTAL else None
+            export = self._clients.export(
+                target,
+                bitmap=bitmap,
+                most=MOST_CLIENTS // disks,
+                keeper=self._guardian.clients if disk.in_io_thread else None,
+            )
+            yield NbdSource(export, bitmap)
+            if disks > MOST_CLIENTS and not disk.in_io_thread:
+                self._clients.close(target)  # the next disks need the room, and QEMU lets these leave
 
     def watched(self, stop: Callable[[], None]) -> Callable[[], None]:
         return stop  # the job keeps the instant, whatever the guest writes
@@ -156,11 +172,16 @@ class RunningExposure:
         return
 
     def explain(self, error: TransferError) -> VmkeepError:
-        vm = self._subject.domain.name
+        domain, vm = self._subject.domain, self._subject.domain.name
         try:
-            if self._subject.domain.state().run not in _STANDING:
+            # QEMU's end breaks connections before libvirt knows of it.
+            ended = job_ends(domain, self._record.socket, _ENDING_SECONDS)
+            died = death_of(domain, self._subject.uri, "while the point was copied")
+            if died is not None:
+                return died
+            if domain.state().run not in _STANDING:
                 return JobAborted("the VM was stopped while its point was copied", vm=vm, disk=error.disk)
-            if job_ends(self._subject.domain, self._record.socket, _ENDING_SECONDS):
+            if ended:
                 return JobAborted(
                     "the backup job was ended while the point was copied; a full scratch disk is the usual cause",
                     vm=vm,
@@ -170,29 +191,44 @@ class RunningExposure:
         except HypervisorUnavailable:
             return JobAborted("libvirt went away while the point was copied", vm=vm, disk=error.disk)
         except VmNotFound:
-            return JobAborted("the VM is gone; it was removed while its point was copied", vm=vm, disk=error.disk)
+            died = death_of(domain, self._subject.uri, "while the point was copied")
+            return died or JobAborted(
+                "the VM is gone; it was removed while its point was copied", vm=vm, disk=error.disk
+            )
         return error
 
     def keep(self) -> None:
         self._guardian.stage(Stage.KEEP)
 
     def close(self) -> list[str]:
-        domain = self._subject.domain
+        domain, subject = self._subject.domain, self._subject
         try:
             if domain.backup_socket() == self._record.socket:
                 end_job(domain, self._record.socket, self._record.directory)
         except VmkeepError as error:
-            self._guardian.rescue_now()
-            return [f"The backup job could not be ended at once; the guardian goes on with it: {error}"]
-        subject = self._subject
+            return self._close_late(error)
         bases = Bases(domain, subject.definition, {}, stopped=False, prefix=subject.prefix, points=())
         warnings = bases.remove_older({subject.checkpoint, *subject.kept})
+        try:
+            if not job_ends(domain, self._record.socket, _GONE_SECONDS):
+                raise VmBusy(f"libvirt still lists the backup job of VM {domain.name!r}", vm=domain.name)
+        except VmNotFound:
+            pass  # a transient VM was stopped, and the job with it
+        except VmkeepError as error:
+            return warnings + self._close_late(error)
+        self._clients.close()
         remove_leavings(self._record)
         self._guardian.done()
-        return warnings
+        died = death_of(domain, subject.uri, "when the point was stored already")
+        return warnings if died is None else [*warnings, f"{died.message}."]
+
+    def _close_late(self, error: VmkeepError) -> list[str]:
+        self.abandon()
+        return [f"The backup job could not be ended at once; the guardian goes on with it: {error}"]
 
     def abandon(self) -> None:
-        self._guardian.rescue_now()
+        if self._guardian.rescue_now():
+            self._clients.close()
 
 
 def sync_images(chains: Mapping[str, Sequence[ImageLayer]]) -> None:

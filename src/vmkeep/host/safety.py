@@ -27,7 +27,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.filesystem import sync_directory
-from vmkeep.host.handshakes import abort_job
+from vmkeep.host.handshakes import Owner, abort_job
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
@@ -131,7 +131,7 @@ def record_path(directory: Path, operation: str) -> Path:
     return directory / f"{operation}.json"
 
 
-def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: int | None = None) -> None:
+def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: Owner | None = None) -> None:
     """Undo what a dead vmkeep left of a point: the pause, the job, the checkpoint, the socket, the scratch files.
 
     After a snapshot, let the guest go on, and keep what makes the snapshot whole.
@@ -148,7 +148,7 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: in
         _rescue_point(record, hypervisor, owner)
 
 
-def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: int | None) -> None:
+def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner | None) -> None:
     started = time.monotonic()
     deadline = started + _PATIENCE_SECONDS
     quiet_since: float | None = None
@@ -181,7 +181,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: int |
     remove_leavings(record)
 
 
-def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: int | None) -> bool:
+def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: Owner | None) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
     domain = hypervisor.find(record.uuid)
     if record.stopped:
@@ -264,7 +264,7 @@ def _remove_marks(record: JobRecord, domain: Domain | None, hypervisor: Hypervis
     return changed
 
 
-def resume_if_ours(record: JobRecord, domain: Domain, owner: int | None = None) -> bool:
+def resume_if_ours(record: JobRecord, domain: Domain, owner: Owner | None = None) -> bool:
     """Resume the VM when vmkeep suspended it, or when it stopped on a full scratch disk; return whether it did.
 
     A VM that was paused before stays paused, and so does one that somebody pauses during the copy.
@@ -327,7 +327,7 @@ def _falls_short(scratches: Sequence[ProvenScratch]) -> bool:
     return about.f_bavail * about.f_frsize < missing
 
 
-def end_job(domain: Domain, socket: str, directory: str = "", owner: int | None = None) -> None:
+def end_job(domain: Domain, socket: str, directory: str = "", owner: Owner | None = None) -> None:
     """End the backup job, and resume a VM that its full scratch disk had stopped: QEMU then repeats the write.
 
     The job goes first: as long as it is there the write that failed would fail again. The arguments, and what is

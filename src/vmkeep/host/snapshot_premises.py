@@ -26,8 +26,8 @@ def check_revert(
     """Refuse what cannot be done, before anything is changed; the VM may run where it will be stopped."""
     domain = hypervisor.domain(request.vm)
     refuse_while_pending(settings, domain.name, domain.uuid)
-    running = _refuse_state(domain, stop=request.stop)
     xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+    running = _refuse_state(domain, stop=request.stop)
     present = domain.definition_xml(inactive=True, secure=True)
     definition = with_volumes_found(read_definition(present, domain), hypervisor)
     reversal = choose(hypervisor, domain, definition, xml, request.choice, request.known)

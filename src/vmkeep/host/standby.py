@@ -14,6 +14,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from vmkeep.host.clients import Channel
+
 _standing: list[Standby] = []
 
 
@@ -33,10 +35,12 @@ class Standby:
                 cwd="/",
             )
 
-    def hand_over(self, record: Path, hold: tuple[int, ...]) -> None:
-        """Give it its job: the path of the record, and descriptors of locks, which it holds as long as it lives."""
+    def hand_over(self, record: Path, hold: tuple[int, ...], clients: Channel) -> None:
+        """Give it its job: the path of the record, descriptors of locks, which it holds as long as it lives, and the
+        channel over which it is given the job's clients."""
         with suppress(BrokenPipeError, ConnectionResetError):  # it is dead; whoever waits for its answer is told
-            socket.send_fds(self.socket, [str(record).encode() + b"\n"], hold)
+            socket.send_fds(self.socket, [str(record).encode() + b"\n"], (*hold, clients.theirs.fileno()))
+        clients.theirs.close()
 
 
 def stand_by(records: Path) -> None:

@@ -38,6 +38,7 @@ from vmkeep.host.lock import FileLock
 from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
+from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.host.rights import STATE_NAMES, lacking_rights
 from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
@@ -130,7 +131,7 @@ class _Patient:
             self._points,
             self._snapshots,
         )
-        return always if parked else (*always, self._disks, self._moments)
+        return always if parked else (*always, self._disks, self._io_threads, self._moments)
 
     def _finding(
         self,
@@ -192,6 +193,19 @@ class _Patient:
                 message = f"disk {disk.target} cannot be in a point: {disk.problem}"
                 remedy = command_line(f"vmkeep backup --exclude {shell_word(disk.target)}", self.domain.name)
                 yield self._finding(FindingCode.DISK_NOT_KEPT, message, remedy=remedy, path=disk.source)
+
+    def _io_threads(self) -> Iterator[Finding]:
+        threaded = [disk.target for disk in self.definition.disks if disk.in_io_thread and not disk.removable]
+        if not threaded or not self.running:
+            return
+        version = qemu_version(self.domain.name, self.hypervisor)
+        if version < SERVES_IO_THREADS_UNHARMED:
+            qemu = ".".join(map(str, version))
+            message = (
+                f"disks of it are in I/O threads ({', '.join(threaded)}), and QEMU {qemu} dies when a client of a "
+                "backup job leaves such a disk early: vmkeep keeps it alive, other programs may not"
+            )
+            yield self._finding(FindingCode.IO_THREADS, message)
 
     def _points(self) -> Iterator[Finding]:
         if self.request.remembered is None:

@@ -36,6 +36,15 @@ class Hypervisor:
                 raise PermissionRefused(f"libvirt at {uri} refused the connection: {text}", path=uri) from error
             raise HypervisorUnavailable(f"libvirt at {uri} cannot be reached: {text}", path=uri) from error
 
+    @classmethod
+    def look(cls, uri: str) -> Hypervisor:
+        """Open ``uri`` for reading only, which asks nobody for a password. Raises HypervisorUnavailable."""
+        try:
+            return cls(libvirt.openReadOnly(uri), uri)
+        except libvirt.libvirtError as error:
+            text = error.get_error_message()
+            raise HypervisorUnavailable(f"libvirt at {uri} cannot be reached: {text}", path=uri) from error
+
     def close(self) -> None:
         """Close the connection; what runs on the host goes on."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmkeep.planning.admission import MOST_CLIENTS
 from vmkeep.planning.bitmaps import StoredBitmap, judge_bitmap
 from vmkeep.planning.codes import BitmapHealth, ExclusionReason, KeyState, Mode, Reason, RefusalCode, WarningCode
 from vmkeep.planning.model import (
@@ -19,6 +20,7 @@ from vmkeep.planning.model import (
 from vmkeep.planning.points import plan_disk, plan_point
 
 __all__ = [
+    "MOST_CLIENTS",
     "Base",
     "BaseDisk",
     "BitmapHealth",

@@ -4,11 +4,15 @@ A disk that cannot be read right is refused by name, never left out. Sources of 
 libvirt begins no block job on a disk that is transient or on the bus sd (``qemuDomainDiskBlockJobIsSupported``;
 tried on 9.0 and 11.3). QEMU's scsi-block, which a LUN is, does all input and output with SG_IO, and the filter that a
 backup job puts in front of the disk (``copy-before-write``) passes no such request on, so the guest would see errors
-for as long as the job lives.
+for as long as the job lives. QEMU before 9.0 dies when a VM is resumed during a job of a disk that is in an I/O thread
+and has limits (``<iotune>``; "qemu_mutex_unlock_impl: Operation not permitted", tried with 7.2.22 on both buses; with
+that disk out of the job the guest lives, whatever the others are). It also dies when a client leaves the export of a
+disk in an I/O thread, so clients of these are kept until the job is gone, and QEMU's server takes 100.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from vmkeep.commandline import command_line
@@ -16,6 +20,8 @@ from vmkeep.planning.codes import ExclusionReason, KeyState, RefusalCode
 from vmkeep.planning.model import Exclusion, PlannableDisk, PointRequest, Refusal
 
 _REMOVABLE: Final = frozenset({"cdrom", "floppy"})
+# Some of the 100 are left for whoever looks at the job, and for the handshake that proves that it can be ended.
+MOST_CLIENTS: Final = 80
 _STOP_IT: Final = "Make the point while the VM is off"
 
 
@@ -48,6 +54,21 @@ def refuse_request(request: PointRequest) -> list[Refusal]:
             hint=f"Its disks are {', '.join(known)}." if known else "It has no disks.",
         )
         for target in sorted(request.exclude - set(known))
+    ]
+
+
+def refuse_number(planned: Sequence[PlannableDisk]) -> list[Refusal]:
+    """Refuse more disks in I/O threads than a job of the running VM can have clients for."""
+    threaded = [disk for disk in planned if disk.in_io_thread and not disk.transient]
+    if len(threaded) <= MOST_CLIENTS:
+        return []
+    return [
+        Refusal(
+            code=RefusalCode.DISK_UNSUPPORTED,
+            target=threaded[MOST_CLIENTS].target,
+            message=f"{len(threaded)} disks are in I/O threads, and a backup job can serve {MOST_CLIENTS} of them",
+            hint=f"{_STOP_IT}, or leave some out with --exclude.",
+        )
     ]
 
 
@@ -102,13 +123,26 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
             "Where the image is right, take <backingStore> out of the disk (`virsh edit`); where the definition is, "
             "write that into the image (`qemu-img rebase -u`)"
         )
-    if running and disk.transient and disk.encrypted:
+    return _unfit_for_job(disk) if running else None
+
+
+def _unfit_for_job(disk: PlannableDisk) -> tuple[str, str] | None:
+    """Return why no point of the running VM can have the disk, and a remedy besides leaving it out."""
+    if disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
-    if running and disk.device == "lun":
+    if disk.device == "lun":
         return "is a LUN that the guest speaks SCSI to; a backup job of the running VM would break that", _STOP_IT
-    if running and disk.bus == "sd":
+    if disk.deadly_to_resume and not disk.transient:
+        return (
+            (
+                "is in an I/O thread and has limits (<iotune>): QEMU before 9.0 dies when such a VM is resumed during "
+                "a backup job, and with it the guest"
+            ),
+            f"{_STOP_IT}, take the limits away (`virsh blkdeviotune` with 0 for each) or the I/O thread, use QEMU 9.0",
+        )
+    if disk.bus == "sd":
         return "is on the bus sd, on which libvirt begins no backup job", _STOP_IT
-    if running and disk.transient and not (disk.source_kind == "file" and disk.backing_chain):
+    if disk.transient and not (disk.source_kind == "file" and disk.backing_chain):
         return "is transient, and the image that it returns to when the VM stops was not found", _STOP_IT
     return None
 

@@ -21,6 +21,8 @@ class PlannableDisk:
     top one differ from those that a start of the VM would put there, None where they do not.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
+    ``in_io_thread``: QEMU serves the disk outside of its main thread. ``deadly_to_resume``: QEMU dies when the VM is
+    resumed while a job has the disk.
     """
 
     target: str
@@ -43,6 +45,8 @@ class PlannableDisk:
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
     scratch_device: int | None = None
+    in_io_thread: bool = False
+    deadly_to_resume: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmkeep.planning.admission import exclude, is_removable, refuse_disk, refuse_request
+from vmkeep.planning.admission import exclude, is_removable, refuse_disk, refuse_number, refuse_request
 from vmkeep.planning.bases import find_base
 from vmkeep.planning.codes import Mode, Reason, WarningCode
 from vmkeep.planning.model import (
@@ -49,7 +49,7 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
             continue
         planned.append(disk)
         warnings.extend(_warn_of(disk, request))
-    refusals += refuse_scratch(planned) if request.running else []
+    refusals += [*refuse_scratch(planned), *refuse_number(planned)] if request.running else []
     if refusals:
         return Refused(refusals=tuple(refusals))
     proven = scratch_to_prove(planned) if request.running else {}

@@ -1,23 +1,26 @@
-"""An NBD export of QEMU's as a disk source.
+"""An NBD export of QEMU's as a disk source, and questions to its server that never come to an export.
 
-Each map is read over a connection of its own with one metadata context. With two contexts on one connection a
-reply may cover different lengths for each, and a reader that walks both with one offset drifts; two independent
-cursors cannot.
+Each map is read with requests of its own for one metadata context, of which nothing but that context's answer is
+taken. A reply for two contexts may cover different lengths for each, and a reader that walks both with one offset
+drifts; two independent cursors cannot.
 """
 
 from __future__ import annotations
 
+import os
 import socket as socketlib
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import nbd
 
 from vmkeep.errors import TransferError
 from vmkeep.extents import Reply, everything_dirty
 
+BASE_ALLOCATION: str = nbd.CONTEXT_BASE_ALLOCATION
 # A request for block status counts in 32 bits; a multiple of every cluster size below that keeps replies aligned.
 _STATUS_STEP_BYTES = 2 << 30
 # The NBD protocol's greeting of a server, and a client's answer: its flags (newstyle), and the option to give up.
@@ -26,21 +29,23 @@ _GIVE_UP = struct.pack(">I8sII", 1, b"IHAVEOPT", 2, 0)
 
 
 class NbdConnection:
-    """One connection to an export; raises TransferError for every failure of it.
+    """One connection to an export, over a socket that is connected; raises TransferError for every failure of it.
 
-    ``label`` is how errors name the disk, where the name of the export does not tell a user which one it is.
+    ``contexts`` are what its maps can be of. ``label`` is how errors name the disk. It never says goodbye, and the
+    server learns nothing of its end as long as somebody has the socket.
     """
 
-    def __init__(self, socket: str, export: str, context: str | None = None, *, label: str | None = None) -> None:
-        self._label = label = label or export
+    def __init__(self, socket: socketlib.socket, export: str, contexts: Sequence[str], label: str) -> None:
+        self._label = label
         self._handle = nbd.NBD()
         try:
             self._handle.set_export_name(export)
-            if context is not None:
+            for context in contexts:
                 self._handle.add_meta_context(context)
-            self._handle.connect_unix(socket)
-            if context is not None and not self._handle.can_meta_context(context):
-                raise TransferError(f"QEMU's export of disk {label} offers no {context}", disk=label)
+            self._handle.connect_socket(os.dup(socket.fileno()))
+            for context in contexts:
+                if not self._handle.can_meta_context(context):
+                    raise TransferError(f"QEMU's export of disk {label} offers no {context}", disk=label)
             self.size_bytes: int = self._handle.get_size()
         except nbd.Error as error:
             raise TransferError(f"the export of disk {label} cannot be opened: {error.string}", disk=label) from error
@@ -54,92 +59,92 @@ class NbdConnection:
                 f"reading disk {self._label} at {start} failed: {error.string}", disk=self._label
             ) from error
 
-    def status(self) -> Iterator[Reply]:
-        """Yield (start, length, flags) of the connection's context over the whole export."""
-        position = 0
-        while position < self.size_bytes:
-            replies: list[int] = []
+    def status(self, context: str, start: int, length: int) -> list[int]:
+        """Return what the context says from ``start`` on: lengths and flags by turns, maybe for less or for more."""
+        replies: list[int] = []
 
-            def take(_context: str, _offset: int, entries: list[int], _error: object, into: list[int] = replies) -> int:
-                into.extend(entries)
-                return 0
+        def take(of: str, _offset: int, entries: list[int], _error: object) -> int:
+            if of == context:
+                replies.extend(entries)
+            return 0
 
-            step = min(_STATUS_STEP_BYTES, self.size_bytes - position)
-            try:
-                self._handle.block_status(step, position, take)
-            except nbd.Error as error:
-                raise TransferError(
-                    f"the map of disk {self._label} cannot be read at {position}: {error.string}", disk=self._label
-                ) from error
-            if not replies:
-                raise TransferError(f"QEMU gave no map of disk {self._label} at {position}", disk=self._label)
-            # No calls in here: a map can have millions of extents.
-            for length, flags in zip(replies[::2], replies[1::2], strict=True):
-                end = position + length
-                if end > self.size_bytes:
-                    # The last extent of a reply may reach past what was asked, and past the end of the export.
-                    end = self.size_bytes
-                    if end <= position:
-                        break
-                yield position, end - position, flags
-                position = end
+        try:
+            self._handle.block_status(length, start, take)
+        except nbd.Error as error:
+            raise TransferError(
+                f"the map of disk {self._label} cannot be read at {start}: {error.string}", disk=self._label
+            ) from error
+        if not replies:
+            raise TransferError(f"QEMU gave no map of disk {self._label} at {start}", disk=self._label)
+        return replies
 
-    def close(self) -> None:
-        """Say goodbye; a connection that is broken already has nothing to say.
 
-        The socket goes with the handle: libnbd's binding has no close before 1.20 (Debian 12 has 1.14).
-        """
-        with suppress(nbd.Error):
-            self._handle.shutdown()
+class Export(Protocol):
+    """An export of a server, and connections to it (``vmkeep.transfer.connections``)."""
+
+    def lend(self, context: str | None = None) -> AbstractContextManager[NbdConnection]:
+        """Lend a connection for one request after the other, one whose maps can be of ``context``."""
+        ...
 
 
 class NbdSource:
-    """A disk as an NBD export shows it. ``bitmap`` is the name of the exported dirty bitmap, None for all.
+    """A disk as an NBD export shows it. ``bitmap`` is the context of the exported dirty bitmap, None for all.
 
-    ``label`` is how errors name the disk; the name of the export if None.
+    Connections are borrowed for a request, so a map that nobody reads to its end holds none.
     """
 
-    def __init__(
-        self,
-        socket: str,
-        export: str,
-        bitmap: str | None,
-        *,
-        label: str | None = None,
-        connecting: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        """``connecting`` is entered while a connection is made."""
-        self._socket = socket
+    def __init__(self, export: Export, bitmap: str | None) -> None:
         self._export = export
         self._bitmap = bitmap
-        self._label = label
-        self._connecting = connecting
-        probe = self.connect()
-        self._size_bytes = probe.size_bytes
-        probe.close()
+        with export.lend(BASE_ALLOCATION) as connection:
+            self._size_bytes = connection.size_bytes
 
     @property
     def size_bytes(self) -> int:
         return self._size_bytes
 
-    def connect(self, context: str | None = None) -> NbdConnection:
-        with self._connecting():
-            return NbdConnection(self._socket, self._export, context, label=self._label)
+    def connect(self) -> BorrowingReader:
+        return BorrowingReader(self._export)
 
     def dirty_map(self) -> Iterator[Reply]:
         if self._bitmap is None:
             return everything_dirty(self._size_bytes)
-        return self._status(f"qemu:dirty-bitmap:{self._bitmap}")
+        return self._status(self._bitmap)
 
     def zero_map(self) -> Iterator[Reply]:
-        return self._status(nbd.CONTEXT_BASE_ALLOCATION)
+        return self._status(BASE_ALLOCATION)
 
     def _status(self, context: str) -> Iterator[Reply]:
-        connection = self.connect(context)
-        try:
-            yield from connection.status()
-        finally:
-            connection.close()
+        position = 0
+        while position < self._size_bytes:
+            step = min(_STATUS_STEP_BYTES, self._size_bytes - position)
+            with self._export.lend(context) as connection:
+                replies = connection.status(context, position, step)
+            # No calls in here: a map can have millions of extents.
+            for length, flags in zip(replies[::2], replies[1::2], strict=True):
+                end = position + length
+                if end > self._size_bytes:
+                    # The last extent of a reply may reach past what was asked, and past the end of the export.
+                    end = self._size_bytes
+                    if end <= position:
+                        break
+                yield position, end - position, flags
+                position = end
+
+
+class BorrowingReader:
+    """Reads an export over whichever connection is free."""
+
+    def __init__(self, export: Export) -> None:
+        self._export = export
+
+    def read(self, start: int, length: int) -> bytearray:
+        """Return ``length`` bytes from ``start``; raises TransferError."""
+        with self._export.lend() as connection:
+            return connection.read(start, length)
+
+    def close(self) -> None:
+        """Nothing is to be given back."""
 
 
 def export_names(socket: str, timeout_seconds: float) -> frozenset[str] | None:

@@ -31,6 +31,7 @@ import nbd
 from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
 from vmkeep.filesystem import file_error, passes_cache
 from vmkeep.logs import get_logger
+from vmkeep.transfer.connections import Connections
 from vmkeep.transfer.imagefile import describe_image, image_error, image_node
 from vmkeep.transfer.imagekey import HandedKey, ImageKey, handed
 from vmkeep.transfer.nbd import NbdSource, export_names
@@ -46,6 +47,8 @@ _STOP_SECONDS = 10.0
 _CLOSE_SECONDS = 600.0
 _POLL_SECONDS = 0.02
 _EXPORT = ""
+# Those that write, and one that asks whether it answers.
+_CONNECTIONS_FOR_OTHERS = 4
 _NOISE = ("Disconnect client", "option negotiation failed")
 # A request counts in 32 bits; libnbd refuses more than 64 MiB of data at once.
 _WRITE_BYTES = 32 << 20
@@ -171,7 +174,7 @@ class ImageServer:
         bitmap: str | None = None,
         writable: bool = False,
         new: bool = False,
-        shared: int = 8,
+        shared: int = 16,
         key: ImageKey | None = None,
     ) -> None:
         self._path = str(Path(path).absolute())
@@ -187,6 +190,7 @@ class ImageServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._words: IO[bytes] | None = None
         self._connections: list[ImageConnection] = []
+        self._readers = Connections(str(socket))
 
     @property
     def pid(self) -> int:
@@ -196,7 +200,9 @@ class ImageServer:
 
     def source(self, label: str | None = None) -> NbdSource:
         """Return the image as a disk to capture; errors name it by ``label``, by its path without one."""
-        return NbdSource(str(self._socket), _EXPORT, self._bitmap, label=label or self._path)
+        bitmap = None if self._bitmap is None else f"qemu:dirty-bitmap:{self._bitmap}"
+        most = self._shared - _CONNECTIONS_FOR_OTHERS
+        return NbdSource(self._readers.export(_EXPORT, bitmap=bitmap, most=most, label=label or self._path), bitmap)
 
     def connect(self) -> ImageConnection:
         """Return a new connection, for writing if the server is writable; closed at the latest with the server."""
@@ -316,6 +322,7 @@ class ImageServer:
 
     def _stop(self) -> None:
         assert self._process is not None
+        self._readers.close()
         for connection in self._connections:
             connection.close()
         died = self._process.poll()

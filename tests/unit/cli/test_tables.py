@@ -113,4 +113,5 @@ def test_every_cell_that_may_not_be_cut_is_there_in_one_piece(rows: list[tuple[s
 
 
 def test_words_are_never_broken() -> None:
-    assert wrapped("/a/very/long/path of it", 6) == ["/a/very/long/path", "of it"]
+    assert wrapped("verylongword of it", 6) == ["verylongword", "of it"]
+    assert wrapped("/images/my old box.qcow2", 6) == ["/images/my old box.qcow2"]

@@ -253,3 +253,24 @@ def test_emulated_tpm_leaves_a_place_of_its_own_that_may_be_another_vms() -> Non
 
 def test_value_can_be_replaced() -> None:
     assert replace(parse_definition(source("bios")), name="x").name == "x"
+
+
+_THREADED = """<domain type='kvm'><name>vm</name><devices>
+<controller type='scsi' index='0' model='virtio-scsi'><driver iothread='2'/></controller>
+<controller type='scsi' index='1' model='virtio-scsi'/>
+<controller type='sata' index='1'><driver iothread='1'/></controller>
+<disk type='file'><driver type='qcow2' iothread='1'/><source file='/a'/><target dev='vda' bus='virtio'/>
+  <iotune><total_bytes_sec>0</total_bytes_sec><group_name>both</group_name></iotune></disk>
+<disk type='file'><driver type='qcow2'><iothreads><iothread id='1'/></iothreads></driver>
+  <source file='/b'/><target dev='vdb' bus='virtio'/><iotune><read_iops_sec>7</read_iops_sec></iotune></disk>
+<disk type='file'><source file='/c'/><target dev='vdc' bus='virtio'/></disk>
+<disk type='file'><source file='/d'/><target dev='sda' bus='scsi'/></disk>
+<disk type='file'><source file='/e'/><target dev='sdb' bus='scsi'/><address type='drive' controller='1'/></disk>
+<disk type='file'><source file='/f'/><target dev='sdc' bus='sata'/><address type='drive' controller='0'/></disk>
+</devices></domain>"""
+
+
+def test_disks_in_io_threads_and_with_limits_are_known() -> None:
+    disks = parse_definition(_THREADED).disks
+    assert [disk.target for disk in disks if disk.in_io_thread] == ["vda", "vdb", "sda"]
+    assert [disk.target for disk in disks if disk.throttled] == ["vdb"]

@@ -10,6 +10,7 @@ import pytest
 
 from vmkeep import errors
 from vmkeep.planning import (
+    MOST_CLIENTS,
     Base,
     BaseDisk,
     BitmapHealth,
@@ -533,3 +534,29 @@ def test_every_code_has_its_meaning_beside_it() -> None:
             meaning = kind.body[index + 1]
             assert isinstance(meaning, ast.Expr), ast.unparse(kind.body[index])
             assert isinstance(ast.literal_eval(meaning.value), str)
+
+
+def test_disk_that_qemu_would_die_of_is_refused_only_where_a_job_has_it_and_the_vm_is_resumed() -> None:
+    deadly = with_vda(in_io_thread=True, deadly_to_resume=True)
+    outcome = plan_point(deadly)
+    assert isinstance(outcome, Refused)
+    assert [(refused.code, refused.target) for refused in outcome.refusals] == [(RefusalCode.DISK_UNSUPPORTED, "vda")]
+    assert "iotune" in outcome.refusals[0].message
+    assert "--exclude vda" in outcome.refusals[0].hint
+    assert isinstance(plan_point(replace(deadly, running=False)), PointPlan)
+    assert isinstance(plan_point(replace(deadly, exclude=frozenset({"vda"}))), PointPlan)
+    transient = with_vda(deadly_to_resume=True, transient=True, backing_chain=("/images/base.qcow2",))
+    assert isinstance(plan_point(transient), PointPlan)  # which is read from its image
+
+
+def test_no_more_disks_in_io_threads_are_planned_than_a_job_has_clients_for() -> None:
+    disks = tuple(disk(f"sd{number}", in_io_thread=True) for number in range(MOST_CLIENTS + 1))
+    request = replace(SOUND, disks=disks)
+    outcome = plan_point(request)
+    assert isinstance(outcome, Refused)
+    assert str(MOST_CLIENTS) in outcome.refusals[0].message
+    assert isinstance(plan_point(replace(request, disks=disks[1:])), PointPlan)
+    assert isinstance(plan_point(replace(request, exclude=frozenset({"sd7"}))), PointPlan)
+    assert isinstance(plan_point(replace(request, running=False)), PointPlan)
+    others = tuple(replace(each, in_io_thread=False) for each in disks)
+    assert isinstance(plan_point(replace(request, disks=others)), PointPlan)

@@ -1,0 +1,157 @@
+"""Points: taken, deleted, verified, listed; and the commands that only look."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from tests.rig import VmState
+from tests.soak.guest import Guest
+from tests.soak.invariants import prove_point
+from tests.soak.model import Moment, Violation
+from tests.soak.operations.registry import has_points, operation
+from tests.soak.world import World
+
+
+def point_words(guest: Guest, chance: random.Random) -> tuple[list[str], set[str]]:
+    """Draw how a point is asked for; return the words and the disks that it leaves out."""
+    words, excluded = ["backup", guest.name], set()
+    if chance.random() < 0.15:
+        words.append("--full")
+    if chance.random() < 0.15 and len(guest.disks) > 1:
+        excluded = {chance.choice(sorted(guest.disks))}
+        words += ["--exclude", *excluded]
+    return words, excluded
+
+
+@operation(14)
+def backup(world: World, guest: Guest, chance: random.Random) -> str:
+    words, excluded = point_words(guest, chance)
+    moment = guest.now().without(excluded)
+    outcome = world.commands.run(*words)
+    world.expect(outcome)
+    return keep_taken(world, outcome.document["point"], moment, excluded)
+
+
+def keep_taken(world: World, point: dict[str, object], moment: Moment, excluded: set[str] | None = None) -> str:
+    """Compare a point that a command printed with what it must be, and remember it."""
+    disks = point["disks"]
+    assert isinstance(disks, list)
+    targets = {disk["target"] for disk in disks}
+    if targets != set(moment.images):
+        raise Violation(f"point {point['id']} has disks {sorted(targets)} in place of {sorted(moment.images)}")
+    told = point["excluded"]
+    assert isinstance(told, list)
+    if {each["target"] for each in told} != (excluded or set()):
+        raise Violation(f"point {point['id']} tells {told} as excluded in place of {excluded}")
+    short = world.keep_point(point["id"], moment)
+    return " ".join([short, *("{target}:{mode}({reason})".format(**disk) for disk in disks)])
+
+
+@operation(1, lambda _world, guest: guest.state is not VmState.RUNNING)
+def backup_with_quiesce(world: World, guest: Guest, _chance: random.Random) -> str:
+    """There is no agent in these guests: refused, and nothing is touched. Of a VM that is off nothing is to freeze."""
+    moment = guest.now()
+    outcome = world.commands.run("backup", guest.name, "--quiesce")
+    if guest.off and outcome.done:
+        return keep_taken(world, outcome.document["point"], moment)
+    world.expect_refused(outcome, "agent-unavailable")
+    return outcome.code
+
+
+@operation(2)
+def backup_all(world: World, _guest: Guest, _chance: random.Random) -> str:
+    moments = {guest.name: guest.now() for guest in world.guests}
+    outcome = world.commands.run("backup", "--all")
+    world.expect(outcome)
+    return "; ".join(keep_taken(world, point, moments[point["vm"]]) for point in outcome.document["points"])
+
+
+@operation(3, lambda world, guest: len(world.points_of(guest)) > 2)
+def delete_point(world: World, guest: Guest, chance: random.Random) -> str:
+    point = chance.choice(sorted(world.points_of(guest)))
+    world.expect(world.commands.run("point", "delete", point, "--yes"))
+    del world.points.known[point]
+    return point[:8]
+
+
+@operation(3, has_points)
+def restore_to_files(world: World, guest: Guest, chance: random.Random) -> str:
+    point = chance.choice(sorted(world.points_of(guest)))
+    prove_point(world, point)
+    return point[:8]
+
+
+@operation(1, has_points)
+def verify(world: World, guest: Guest, chance: random.Random) -> str:
+    what = chance.choice(("--all", guest.name, *sorted(world.points_of(guest))[:2]))
+    sample = ["--sample", "20"] if chance.random() < 0.3 else []
+    outcome = world.commands.run("verify", what, *sample)
+    world.expect(outcome)
+    if not outcome.document["ok"]:
+        raise Violation(f"verify ends with 0 and is not ok: {outcome.told()}")
+    return what
+
+
+@operation(2)
+def look(world: World, guest: Guest, chance: random.Random) -> str:
+    """Commands that only read. A health that is not sound ends with `incomplete`, which is their answer."""
+    words, codes = chance.choice(_looks(world, guest))
+    outcome = world.commands.run(*words)
+    world.expect(outcome, *codes)
+    return f"{' '.join(words)}: {outcome.code}"
+
+
+def _looks(world: World, guest: Guest) -> Sequence[tuple[list[str], tuple[str, ...]]]:
+    looks: list[tuple[list[str], tuple[str, ...]]] = [
+        (["vm", "list"], ()),
+        (["vm", "show", guest.name], ()),
+        (["log"], ()),
+        (["log", guest.name], ()),
+        (["points", guest.name], ()),
+        (["checkpoint", "list", guest.name], ()),
+        (["checkpoint", "tree", guest.name], ()),
+        (["checkpoint", "health", guest.name], ("incomplete",)),
+        (["checkpoint", "repair", guest.name, "--dry-run"], ()),
+        (["snapshot", "list", guest.name], ()),
+        (["snapshot", "health", guest.name], ("incomplete",)),
+    ]
+    if world.points_of(guest):
+        looks.append((["point", "show", f"{guest.name}@latest"], ()))
+        looks.append((["init"], ()))
+    return looks
+
+
+@operation(2)
+def doctor(world: World, guest: Guest, chance: random.Random) -> str:
+    """What doctor calls a problem it must say with `incomplete`; a VM that is whole has none."""
+    words = ["doctor", *([guest.name] if chance.random() < 0.3 else []), *(["--fix"] if chance.random() < 0.6 else [])]
+    outcome = world.commands.run(*words)
+    world.expect(outcome)
+    return " ".join(words[1:])
+
+
+@operation(1, has_points)
+def adopt(world: World, _guest: Guest, _chance: random.Random) -> str:
+    """The catalogue is lost, and built again from the repository."""
+    for path in world.home.glob("catalog.sqlite*"):
+        path.unlink()
+    outcome = world.commands.run("init", "--adopt")
+    world.expect(outcome)
+    adopted = outcome.document["init"]["adopted_points"]
+    if adopted != len(world.points.known):
+        raise Violation(f"{adopted} points were adopted, of {len(world.points.known)}")
+    for snapshot in (snapshot for other in world.guests for snapshot in other.snapshots.values()):
+        snapshot.ours = False  # what was kept with snapshots stood in the catalogue
+    return f"{adopted} points"
+
+
+@operation(1, has_points)
+def export_key(world: World, _guest: Guest, _chance: random.Random) -> str:
+    phrase = world.work("phrase")
+    phrase.write_text("correct horse\n")
+    outcome = world.commands.run("key", "export", "--passphrase-file", phrase)
+    world.expect(outcome)
+    if "BEGIN" not in outcome.document["key"]["text"]:
+        raise Violation(f"no key: {outcome.told()}")
+    return ""

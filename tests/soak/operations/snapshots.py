@@ -1,0 +1,146 @@
+"""Snapshots, by vmkeep and by virsh, on the way there and back."""
+
+from __future__ import annotations
+
+import random
+
+from tests.rig import VmState
+from tests.soak.guest import Guest, snapshot_sources
+from tests.soak.model import Moment, SnapshotModel, States
+from tests.soak.operations.registry import has_snapshots, is_on, operation
+from tests.soak.operations.restores import become
+from tests.soak.world import World
+
+_MOST_SNAPSHOTS = 4
+
+
+def can_have_one(_world: World, guest: Guest) -> bool:
+    """An encrypted disk takes no part, and one disk at least must."""
+    return len(guest.snapshots) < _MOST_SNAPSHOTS and set(guest.disks) > guest.encrypted
+
+
+def snapshot_words(world: World, guest: Guest) -> tuple[list[str], SnapshotModel]:
+    """Return the words that make a snapshot of all disks that can be in one, and what must come of it."""
+    name = world.fresh("snap")
+    words = ["snapshot", "create", guest.name, name]
+    for target in sorted(guest.encrypted):
+        words += ["--diskspec", f"{target},snapshot=no"]
+    moment = guest.now().without(guest.encrypted)
+    return words, SnapshotModel(name, moment, ours=True, all_targets=frozenset(guest.disks))
+
+
+@operation(5, can_have_one)
+def snapshot_create(world: World, guest: Guest, _chance: random.Random) -> str:
+    words, made = snapshot_words(world, guest)
+    world.expect(world.commands.run(*words))
+    guest.snapshots[made.name] = made
+    return made.name
+
+
+@operation(2, lambda world, guest: can_have_one(world, guest) and is_on(world, guest))
+def virsh_snapshot(world: World, guest: Guest, _chance: random.Random) -> str:
+    name = world.fresh("other")
+    moment = guest.now().without(guest.encrypted)
+    words = ["virsh", "snapshot-create-as", guest.name, name, "--disk-only", "--atomic"]
+    for target in sorted(guest.encrypted):
+        words += ["--diskspec", f"{target},snapshot=no"]
+    world.host.run(words, check=True)
+    guest.snapshots[name] = SnapshotModel(name, moment, ours=False, all_targets=frozenset(guest.disks))
+    return name
+
+
+def draw_revert(guest: Guest, chance: random.Random) -> tuple[list[str], SnapshotModel]:
+    """Draw a snapshot and return the words that go back to it; its state files only when it is known to have them."""
+    snapshot = guest.snapshots[chance.choice(sorted(guest.snapshots))]
+    words = ["snapshot", "revert", guest.name, snapshot.name, "--yes", "--stop"]
+    words += [] if snapshot.ours else ["--only", "disks"]
+    words += ["--no-safety"] if chance.random() < 0.4 else []
+    words += ["--discard"] if chance.random() < 0.2 else []
+    return words, snapshot
+
+
+def _can_revert(_world: World, guest: Guest) -> bool:
+    return bool(guest.snapshots)
+
+
+@operation(4, _can_revert)
+def snapshot_revert(world: World, guest: Guest, chance: random.Random) -> str:
+    words, snapshot = draw_revert(guest, chance)
+    paused = chance.random() < 0.2
+    words += ["--paused"] if paused else []
+    if snapshot.spoilt:
+        return f"{snapshot.name} is spoilt: nobody can go back to it"
+    guest.flush_all()
+    before = guest.now()
+    outcome = world.commands.run(*words)
+    told = " ".join(words[2:])
+    missing, since = set(snapshot.moment.images) - set(guest.disks), set(guest.disks) - snapshot.all_targets
+    if missing or since:
+        world.expect_refused(outcome, "invalid-request")
+        return f"{told}: {outcome.code}"
+    world.expect(outcome)
+    reverted = outcome.document["reverted"]
+    if reverted["safety"] is not None:
+        world.keep_point(reverted["safety"], before)
+    guest.ended()
+    if paused:
+        guest.state, guest.pid = VmState.PAUSED, guest.qemu_pid()
+    become(guest, after_revert(before, snapshot))
+    return told
+
+
+def after_revert(before: Moment, snapshot: SnapshotModel) -> Moment:
+    """Return what a VM is after it went back: disks that are not in the snapshot stay."""
+    states = snapshot.moment.states if snapshot.ours else before.states
+    known = States(states.nvram, states.tpm)
+    return Moment(before.vm_uuid, {**before.images, **snapshot.moment.images}, known, before.encrypted)
+
+
+@operation(3, has_snapshots)
+def snapshot_delete(world: World, guest: Guest, chance: random.Random) -> str:
+    """Deleted with what it holds; where an image is needed by something else it is refused and all stays."""
+    name = chance.choice(sorted(guest.snapshots))
+    outcome = world.commands.run("snapshot", "delete", guest.name, name, "--yes")
+    if world.expect(outcome, "snapshot-needed", "hypervisor-error"):
+        del guest.snapshots[name]
+    return f"{name}: {outcome.code}"
+
+
+@operation(1, has_snapshots)
+def snapshot_forget(world: World, guest: Guest, chance: random.Random) -> str:
+    """libvirt's record goes, by us or by virsh; all images stay."""
+    name = chance.choice(sorted(guest.snapshots))
+    if chance.random() < 0.5:
+        world.expect(world.commands.run("snapshot", "delete", guest.name, name, "--metadata", "--yes"))
+    else:
+        world.host.run(["virsh", "snapshot-delete", guest.name, name, "--metadata"], check=True)
+    del guest.snapshots[name]
+    return name
+
+
+def _can_commit(_world: World, guest: Guest) -> bool:
+    return not guest.off and bool(guest.snapshots)
+
+
+@operation(2, _can_commit)
+def virsh_blockcommit(world: World, guest: Guest, chance: random.Random) -> str:
+    """A disk's overlay is merged into the image below: a snapshot that stands on that is lost."""
+    from tests.soak.invariants import image_chain
+
+    paths = guest.paths()
+    deep = [
+        target
+        for target, disk in sorted(guest.disks.items())
+        if len(image_chain(paths[target], disk.kind.format)) > 1 and not disk.kind.luks
+    ]
+    if not deep:
+        return "no disk has an overlay"
+    target = chance.choice(deep)
+    chain = image_chain(paths[target], guest.disks[target].kind.format)
+    written = set(chain[1:])
+    words = ["virsh", "blockcommit", guest.name, target, "--active", "--pivot", "--wait"]
+    sources = {name: set(map(str, snapshot_sources(guest, name).values())) for name in guest.snapshots}
+    world.host.run(words, check=True)
+    for name, snapshot in guest.snapshots.items():
+        snapshot.spoilt = snapshot.spoilt or bool(sources[name] & {*written, chain[0]})
+    return f"{target} into {chain[-1]}"

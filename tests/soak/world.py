@@ -1,0 +1,133 @@
+"""All that a life has: the host, its VMs, the points, and vmkeep's home."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from tests.rig import Host
+from tests.soak.command import Commands, Outcome
+from tests.soak.guest import Guest
+from tests.soak.ledger import Ledger
+from tests.soak.machine import make_machine, shared_secret
+from tests.soak.model import Moment, Points, Violation
+
+
+@dataclass(slots=True)
+class World:
+    """``commands`` is vmkeep in a home of this life."""
+
+    host: Host
+    hosts: Hosts
+    commands: Commands
+    ledger: Ledger
+    guests: list[Guest] = field(default_factory=list)
+    points: Points = field(default_factory=Points)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def add_guest(self, chance: random.Random) -> Guest:
+        shared_secret(self.host)
+        vm, disks = make_machine(self.host, f"vm{len(self.guests) + 1}", chance)
+        guest = Guest(self.host, vm, disks)
+        guest.start(run=False)  # makes UEFI variables and TPM state
+        self.guests.append(guest)
+        return guest
+
+    def fresh(self, what: str) -> str:
+        """Return a name that was not used in this life."""
+        return f"{what}{next(self._numbers)}"
+
+    @property
+    def home(self) -> Path:
+        return self.commands.vmkeep.home
+
+    def work(self, name: str) -> Path:
+        return self.host.dir / "work" / name
+
+    def points_of(self, guest: Guest) -> dict[str, Moment]:
+        return {key: moment for key, moment in self.points.known.items() if moment.vm_uuid == guest.vm.uuid}
+
+    # -- what commands did -------------------------------------------------------------------------------------
+
+    def expect(self, outcome: Outcome, *refusals: str) -> bool:
+        """Return whether it was done; raise Violation for an end that is neither that nor one of these codes."""
+        if outcome.done:
+            return True
+        if outcome.code not in refusals:
+            raise Violation(f"not done, and {outcome.code} is not to be expected here: {outcome.told()}")
+        return False
+
+    def expect_refused(self, outcome: Outcome, *codes: str) -> None:
+        """Raise Violation unless it was refused with one of these codes."""
+        if outcome.code not in codes:
+            raise Violation(f"{outcome.code} in place of {' or '.join(codes)}: {outcome.told()}")
+
+    def keep_point(self, point_id: object, moment: Moment) -> str:
+        """Remember a point that a command says that it made."""
+        if not isinstance(point_id, str) or point_id in self.points.known:
+            raise Violation(f"no id of a new point: {point_id!r}")
+        self.points.known[point_id] = moment
+        return point_id[:8]
+
+    def may_have_made(self, moment: Moment) -> None:
+        """A command that was killed may have stored this as a point, or not."""
+        self.points.pending.append(moment)
+
+    def settle_points(self, listed: Collection[str]) -> None:
+        """Compare the points that vmkeep lists with the model, and resolve what killed commands left open."""
+        lost = set(self.points.known) - set(listed) - self.points.deleting
+        if lost:
+            raise Violation(f"points are gone: {sorted(lost)}")
+        for gone in self.points.deleting - set(listed):
+            self.points.known.pop(gone, None)
+        self.points.deleting &= set(listed)
+        for unknown in sorted(set(listed) - set(self.points.known)):
+            self._adopt(unknown)
+
+    def _adopt(self, point_id: str) -> None:
+        """Give a point that a killed command made the one moment that it can be of."""
+        shown = self.commands.run("point", "show", point_id).document["point"]
+        fitting = [moment for moment in self.points.pending if moment.vm_uuid == shown["vm_uuid"]]
+        if not fitting:
+            raise Violation(f"a point that nobody made: {point_id} of {shown['vm']}")
+        sizes = {disk["target"]: disk["size_bytes"] for disk in shown["disks"]}
+        for moment in fitting:
+            if {target: image.size_bytes for target, image in moment.images.items()} == sizes:
+                self.points.known[point_id] = moment
+                self.points.pending.remove(moment)
+                return
+        raise Violation(f"point {point_id} has disks {sizes}, which no command was asked to keep")
+
+
+class Hosts:
+    """The host of the lives of one process, and a second one as soon as something migrates."""
+
+    def __init__(self, started: Mapping[str, Host] = MappingProxyType({})) -> None:
+        """``started``: hosts that somebody else ends."""
+        self._stack = ExitStack()
+        self._hosts = dict(started)
+
+    def host(self, name: str) -> Host:
+        if name not in self._hosts:
+            self._hosts[name] = self._stack.enter_context(Host(name))
+        return self._hosts[name]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@contextmanager
+def new_world(hosts: Hosts, ledger: Ledger) -> Iterator[World]:
+    """A world without VMs; everything of it is gone afterwards, also when it ended badly."""
+    host = hosts.host("alpha")
+    host.clear()
+    commands = Commands(host, ledger.count_outcome)
+    try:
+        yield World(host, hosts, commands, ledger)
+    finally:
+        commands.close()
