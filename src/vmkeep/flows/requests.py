@@ -27,7 +27,8 @@ class ImageFormat(StrEnum):
 class TakePoint:
     """Take a point of one VM. ``vm`` is a name or a UUID; ``exclude`` names disks by target.
 
-    ``quiesce`` freezes the guest's file systems for the instant, through its agent.
+    ``quiesce`` freezes the guest's file systems for the instant, through its agent. ``demanded`` are disks that must be
+    in the point although the VM's settings leave them out: they are about to be written over.
     """
 
     vm: str
@@ -35,6 +36,7 @@ class TakePoint:
     exclude: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     quiesce: bool = False
+    demanded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class PointTaken:
 class RestoreFiles:
     """Write a point's disks, NVRAM, TPM directory and definition into a directory, and its ``secrets`` when asked.
 
-    ``decrypt`` writes plain images of disks that were encrypted; without it they are encrypted again.
+    ``decrypt`` writes plain images of disks that were encrypted; without it they are encrypted again. ``only`` holds
+    "disks", "state" and targets of disks; empty means all, and the definition.
     """
 
     point: str
@@ -58,6 +61,7 @@ class RestoreFiles:
     force: bool = False
     decrypt: bool = False
     secrets: bool = False
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ class InPlaceRestored:
     disks: tuple[str, ...]
     states: tuple[str, ...]
     bytes_written: int
+    bytes_zeroed: int = 0
     warnings: tuple[str, ...] = ()
 
 
