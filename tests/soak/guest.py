@@ -222,8 +222,9 @@ class Guest:
     def paths(self) -> dict[str, Path]:
         return {disk.target: disk.path for disk in self.vm.disks() if disk.path is not None}
 
-    def formats(self) -> dict[str, str]:
-        return {disk.target: disk.format for disk in self.vm.disks()}
+    def hold_bitmaps(self) -> set[str]:
+        """Return the disks whose images can hold bitmaps: qcow2 of version 3, by their own headers."""
+        return {target for target, path in self.paths().items() if _is_qcow2_version_3(path)}
 
 
 def snapshot_sources(guest: Guest, name: str) -> dict[str, Path]:
@@ -236,6 +237,11 @@ def snapshot_sources(guest: Guest, name: str) -> dict[str, Path]:
         if target in taken and path:
             found[target] = Path(path)
     return found
+
+
+def _is_qcow2_version_3(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"QFI\xfb\0\0\0\3"
 
 
 def read_image(path: Path, image_format: str, raw: Path, passphrase: str | None = None) -> None:
