@@ -30,4 +30,5 @@ def test_tool_comes_to_its_end_when_its_command_is_interrupted_from_the_terminal
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=60)
+    image.unlink()
     assert (process.returncode, said) == (0, "interrupted\nmade\n")
