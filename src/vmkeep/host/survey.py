@@ -35,7 +35,7 @@ class SurveyedVm:
 
     name: str
     uuid: str
-    state: Literal["running", "paused", "off", "other"]
+    state: Literal["running", "paused", "crashed", "off", "other"]
     disks: tuple[SurveyedDisk, ...]
     firmware: Literal["uefi", "bios"]
     nvram: str | None

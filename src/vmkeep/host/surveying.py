@@ -22,11 +22,13 @@ _LEFT_OUT = "left out by vmkeep.toml"
 
 def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> SurveyedVm:
     """Return the VM's disks, firmware and TPM, and whether a point of it would be whole."""
-    run = domain.state().run
+    state = domain.state()
+    run = state.run
+    shown = "crashed" if state.crashed else str(run)
     try:
         definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
     except DefinitionError as error:
-        return _unreadable(domain, run, error)
+        return _unreadable(domain, shown, error)
     running = run in (RunState.RUNNING, RunState.PAUSED)
     chains = image_chains(definition)
     sizes = disk_sizes(domain, definition, chains)
@@ -58,7 +60,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     return SurveyedVm(
         name=domain.name,
         uuid=domain.uuid,
-        state=cast("Literal['running', 'paused', 'off', 'other']", str(run)),
+        state=cast("Literal['running', 'paused', 'crashed', 'off', 'other']", shown),
         disks=disks,
         firmware="uefi" if definition.firmware.kind == "uefi" else "bios",
         nvram=_nvram(definition, settings),
@@ -109,11 +111,11 @@ def _tpm(definition: Definition) -> str | None:
     return f"{tpm.backend} {tpm.version or '2.0'}"
 
 
-def _unreadable(domain: Domain, run: RunState, error: DefinitionError) -> SurveyedVm:
+def _unreadable(domain: Domain, shown: str, error: DefinitionError) -> SurveyedVm:
     return SurveyedVm(
         name=domain.name,
         uuid=domain.uuid,
-        state=cast("Literal['running', 'paused', 'off', 'other']", str(run)),
+        state=cast("Literal['running', 'paused', 'crashed', 'off', 'other']", shown),
         disks=(),
         firmware="bios",
         nvram=None,

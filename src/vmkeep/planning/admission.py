@@ -40,6 +40,8 @@ def exclude(disk: PlannableDisk, request: PointRequest) -> Exclusion | None:
         return Exclusion(target=disk.target, reason=ExclusionReason.NO_MEDIUM)
     if is_removable(disk):
         return Exclusion(target=disk.target, reason=ExclusionReason.REMOVABLE_MEDIA)
+    if disk.optional and disk.missing:
+        return Exclusion(target=disk.target, reason=ExclusionReason.OPTIONAL_MISSING)
     return None
 
 
@@ -55,6 +57,34 @@ def refuse_request(request: PointRequest) -> list[Refusal]:
         )
         for target in sorted(request.exclude - set(known))
     ]
+
+
+def refuse_shared_files(request: PointRequest, planned: Sequence[PlannableDisk]) -> list[Refusal]:
+    """Return a refusal for each disk of a point whose image is that of another disk of the VM too.
+
+    While the VM runs, QEMU (7.2) begins no job on an image that another device has open as well ("Failed to get shared
+    write lock"), also when that one is in no point. And no image holds two bitmaps of one name.
+    """
+    refusals, in_point = [], {disk.target for disk in planned}
+    first: dict[tuple[int, int], PlannableDisk] = {}
+    for disk in request.disks if request.running else planned:
+        if disk.file_id is None:
+            continue
+        other = first.setdefault(disk.file_id, disk)
+        if other is disk or (disk.readonly and other.readonly) or in_point.isdisjoint({disk.target, other.target}):
+            continue
+        hint = f"Leave one of them out by name, with --exclude {disk.target}: the other holds it all."
+        if request.running:
+            hint = f"{_STOP_IT}, with --exclude {disk.target}, or leave out both."
+        refusals.append(
+            Refusal(
+                code=RefusalCode.DISK_UNSUPPORTED,
+                target=disk.target,
+                message=f"disks {other.target} and {disk.target} are one and the same image, {disk.source}",
+                hint=hint,
+            )
+        )
+    return refusals
 
 
 def refuse_number(planned: Sequence[PlannableDisk]) -> list[Refusal]:
@@ -76,17 +106,23 @@ def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
     """Return why the disk cannot be in a point of the VM as it is now, or None."""
     fault = _unreadable_source(disk, running=running) or _unreadable_use(disk, running=running)
     if fault is None and disk.size_bytes is None:
-        fault = "has a size that is not known: its image cannot be read; is the file there?", None
+        fault = _without_size(disk)
     if fault is not None:
         what, remedy = fault
-        leave_out = f"by name with --exclude {disk.target}; the point then says that it lacks it."
         return Refusal(
             code=RefusalCode.DISK_UNSUPPORTED,
             target=disk.target,
             message=f"disk {disk.target} {what}",
-            hint=f"{remedy}, or leave it out {leave_out}" if remedy else f"Leave it out {leave_out}",
+            hint=f"{remedy}." if remedy else "",
+            leave_out=True,
         )
     return None if running else _refuse_key(disk)
+
+
+def _without_size(disk: PlannableDisk) -> tuple[str, str | None]:
+    if disk.image_fault is not None:
+        return f"cannot be read: {disk.image_fault}", "Put the image in its place, and make it readable"
+    return "has a size that is not known", None
 
 
 def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str | None] | None:
@@ -110,6 +146,9 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
     """Return what of the disk's use stands against reading it, and a remedy besides leaving it out."""
     if disk.device not in {"disk", "lun"}:
         return f"is a {disk.device}, which cannot be read yet", None
+    if disk.corrupt is not None:
+        what = f"is marked as corrupt by QEMU ({disk.corrupt}), so nothing can be written to it"
+        return what, "Keep a copy of it, and repair it with the VM off (`qemu-img check -r all`)"
     if disk.encrypted and disk.key is KeyState.UNUSABLE:
         return "is encrypted in another way than by QEMU with LUKS and one passphrase, which cannot be read yet", None
     if disk.encrypted_below and not disk.encrypted:
@@ -138,7 +177,7 @@ def _unfit_for_job(disk: PlannableDisk) -> tuple[str, str] | None:
                 "is in an I/O thread and has limits (<iotune>): QEMU before 9.0 dies when such a VM is resumed during "
                 "a backup job, and with it the guest"
             ),
-            f"{_STOP_IT}, take the limits away (`virsh blkdeviotune` with 0 for each) or the I/O thread, use QEMU 9.0",
+            f"{_STOP_IT}, take away the limits (`virsh blkdeviotune` with 0 for each) or I/O thread, or use QEMU 9.0",
         )
     if disk.bus == "sd":
         return "is on the bus sd, on which libvirt begins no backup job", _STOP_IT
@@ -151,7 +190,6 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
     """Refuse an encrypted disk of a VM that is off whose passphrase libvirt does not tell."""
     if not disk.encrypted or disk.key is KeyState.KNOWN:
         return None
-    leave_out = f"or leave the disk out with --exclude {disk.target}."
     if disk.key is KeyState.PRIVATE:
         return Refusal(
             code=RefusalCode.SECRET_PRIVATE,
@@ -160,9 +198,8 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
                 f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, which is private: "
                 "libvirt tells its value to nobody, so the disk cannot be read while the VM is off"
             ),
-            hint=(
-                f"Start the VM, define the secret anew with private='no' (after `virsh secret-undefine`), {leave_out}"
-            ),
+            hint="Start the VM, or define the secret anew with private='no' (after `virsh secret-undefine`).",
+            leave_out=True,
         )
     return Refusal(
         code=RefusalCode.SECRET_MISSING,
@@ -171,5 +208,6 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
             f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, "
             "which libvirt does not have, or has no value for"
         ),
-        hint=f"`virsh secret-define` and `virsh secret-set-value` give libvirt the secret; {leave_out}",
+        hint="`virsh secret-define` and `virsh secret-set-value` give libvirt the secret.",
+        leave_out=True,
     )
