@@ -56,6 +56,7 @@ def test_restore_ended_by_a_signal_leaves_nothing(host: Host, vmkeep: Vmkeep, ki
 
     assert (status, document["error"]["code"]) == (143, "terminated")
     assert files_below(images) == {}
+    assert not output.exists()  # it was made for the files
     assert host.connection.listAllDomains() == []
     vmkeep.json(*command)
     if kind == "files":

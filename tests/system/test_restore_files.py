@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from tests.rig import Disk, Host, KiB, MiB
+from tests.rig import Disk, Host, KiB, MiB, assert_images_equal, read_offline_image
 from tests.rig.cli import NO_LIBVIRT, Vmkeep
 from tests.system.kept import Kept, packs
-from tests.system.truth import Truth, files_below
+from tests.system.truth import PERMALL, Truth, files_below
 
 pytestmark = pytest.mark.system
 
@@ -45,6 +45,28 @@ def vmkeep(kept: Kept, session_host: Host, tmp_path: Path) -> Vmkeep:
 
 
 # -- restore to files ------------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_point_come_back_as_files(kept: Kept, vmkeep: Vmkeep, tmp_path: Path) -> None:
+    point, truth = kept.points[0], kept.truths[0]
+    parts: dict[str, tuple[list[str], set[str]]] = {
+        "one": (["--only", "vdb"], {"vdb.qcow2"}),
+        "disks": (["--only", "disks"], {"vda.qcow2", "vdb.qcow2"}),
+        "state": (["--only", "state"], {"nvram.fd", "tpm"}),
+        "both": (["--only", "vda", "--only", "state"], {"vda.qcow2", "nvram.fd", "tpm"}),
+    }
+    for name, (options, files) in parts.items():
+        output = vmkeep.restore(point, tmp_path / name, *options)
+        assert {path.name for path in output.iterdir()} == files
+        for target, image in truth.images.items():
+            if f"{target}.qcow2" in files:
+                assert_images_equal(read_offline_image(output / f"{target}.qcow2", "qcow2"), image, target)
+        if "tpm" in files:
+            assert ((output / PERMALL).read_bytes(), (output / "nvram.fd").read_bytes()) == (truth.tpm, truth.nvram)
+    output = tmp_path / "none"
+    unknown = vmkeep.fails("restore", point["id"], "--output", output, "--only", "vdz", env=NO_LIBVIRT)
+    assert (unknown.code, unknown.error["disk"]) == ("invalid-request", "vdz")
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("image_format", ["qcow2", "raw"])

@@ -151,6 +151,24 @@ def test_guest_that_wrote_between_points_is_the_point_again(host: Host, vmkeep: 
     assert vm.read_image("vda") == truth.images["vda"]
 
 
+def test_zeroes_that_were_put_back_are_told(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _started_once(host, [Disk("vda", 4 * MiB), Disk("vdb", 2 * MiB, format="raw")])
+    zeroed, zeros = vmkeep.backup("guest"), Truth.of(vm)
+    for target in ("vda", "vdb"):
+        write_offline(vm, target, random_bytes(3, 512 * KiB), start=1 * MiB)
+    written, data = vmkeep.backup("guest"), Truth.of(vm)
+    told = _restore(vmkeep, zeroed, "--only", "disks")
+    assert (told["bytes_written"], told["bytes_zeroed"]) == (0, 1 * MiB)
+    zeros.assert_vm(vm)
+    back = vmkeep.run("restore", written["id"], "--in-place", "--yes").stdout
+    assert "1.0 MiB written" in back
+    assert "made zero" not in back
+    data.assert_vm(vm)
+    again = vmkeep.run("restore", zeroed["id"], "--in-place", "--yes").stdout
+    assert "1.0 MiB made zero" in again
+    assert "0 B" not in again
+
+
 def test_disks_of_every_kind_go_back(host: Host, vmkeep: Vmkeep) -> None:
     base = host.dir / "disks" / "base.qcow2"
     overlay = host.dir / "disks" / "over lay,1.qcow2"
@@ -301,6 +319,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_changed(host: Host, v
         vm.start(paused=paused)
         running = _refused(vmkeep, point)
         assert (running.code, running.status, running.error["vm"]) == ("vm-running", 16, "guest")
+        # Nobody is asked for what cannot be done.
+        assert vmkeep.fails("restore", point["id"], "--in-place").code == "vm-running"
         assert vm.state() is (VmState.PAUSED if paused else VmState.RUNNING)
         vm.destroy()
     vm.start(paused=True)

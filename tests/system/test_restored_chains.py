@@ -58,8 +58,9 @@ def _on_overlays(host: Host, vmkeep: Vmkeep) -> tuple[Vm, dict[str, Any], Truth,
 
 
 def test_image_made_anew_is_read_alone_although_the_definition_named_what_was_below_the_old_one(
-    host: Host, vmkeep: Vmkeep
+    host: Host, forked: Forked
 ) -> None:
+    vmkeep = forked
     vm, point, then, now = _on_overlays(host, vmkeep)
     overlays = {target: vm.disk_path(target) for target in ("vda", "vdb")}
     overlays["vda"].rename(overlays["vda"].with_suffix(".aside"))  # the disk that the VM is parked by
@@ -69,6 +70,17 @@ def test_image_made_anew_is_read_alone_although_the_definition_named_what_was_be
     told = "\n".join(restored["warnings"])
     assert ("vda was missing" in told, "vdb was of another size" in told) == (True, True)
     assert "<backingStore" not in _definition(vm)
+    # The state that was left is no latest point, wherever one is asked for, and it is named.
+    asked = vmkeep.json("point", "show", "guest@latest")["point"]
+    assert (asked["id"], asked["newer_safety_points"]) == (point["id"], [restored["safety"]])
+    assert restored["safety"] in vmkeep.run("point", "show", "guest@latest").stderr
+    verified = vmkeep.json("verify", "guest@latest")
+    assert ([each["point"] for each in verified["verified"]], verified["newer_safety_points"]) == (
+        [point["id"]],
+        [restored["safety"]],
+    )
+    (listed,) = vmkeep.json("vm", "list")["vms"]
+    assert listed["last_point"]["id"] == point["id"]
     _assert_guest_reads(vm, vmkeep, then)
 
     # The way back makes the grown disk anew once more; it holds all of it by itself then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -75,6 +76,8 @@ def test_record_that_libvirt_changed_is_found_refused_and_mended(host: Host, for
     assert "repair" in why(told["S2"], "vda")
     refused = forked.fails("snapshot", "revert", "guest", "S2", "--stop", "--yes", "--no-safety")
     assert (refused.code, "snapshot repair" in refused.error["hint"]) == ("disk-unsupported", True)
+    refused = forked.fails("snapshot", "delete", "guest", "S2")
+    assert (refused.code, "snapshot repair" in refused.error["hint"]) == ("snapshot-needed", True)
     planned = forked.json("snapshot", "repair", "guest", "--dry-run")["snapshot_repair"]
     # S3 names the right image, and below it a chain that lacks one: a later libvirt would believe that.
     assert [step["snapshot"] for step in planned["steps"]] == ["S2", "S3"]
@@ -87,3 +90,25 @@ def test_record_that_libvirt_changed_is_found_refused_and_mended(host: Host, for
     assert forked.json("snapshot", "repair", "guest")["snapshot_repair"]["steps"] == []
     _revert(forked, "S2")
     taken["S2"].truth.assert_vm(vm)
+
+
+def test_snapshot_before_a_gap_in_the_records_is_merged_right_or_refused_with_the_way_out(
+    host: Host, forked: Forked
+) -> None:
+    """libvirt 9.0 merges it; 11.3 refuses, because the images of its records do not follow each other."""
+    vm, taken = _with_snapshots(host, forked, "S1", "S2", "S3")
+    now = {target: vm.read_image(target) for target in ("vda", "vdb")}
+    forked.json("snapshot", "delete", "guest", "S2", "--metadata")
+    result = forked.run("--json", "snapshot", "delete", "guest", "S1")
+    if result.returncode == 0:
+        assert names(vm) == ["S3"]
+    else:
+        error = json.loads(result.stderr)["error"]
+        assert (error["code"], result.returncode) == ("snapshot-needed", 19), error
+        assert "--metadata" in error["hint"]
+        assert names(vm) == ["S1", "S3"]
+        forked.json("snapshot", "delete", "guest", "S1", "--metadata")
+    assert {target: vm.read_image(target) for target in now} == now
+    assert {name: told["health"] for name, told in health(forked).items()} == {"S3": "sound"}
+    _revert(forked, "S3")
+    taken["S3"].truth.assert_vm(vm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -161,6 +162,24 @@ def test_memory_comes_back_with_disks_uefi_variables_and_tpm_of_its_instant(host
     reverted = _revert(vmkeep, "kept", "--no-memory", "--no-safety", "--discard")
     assert (reverted["memory"], reverted["state"], reverted["left"]) == (False, "off", [])
     kept.truth.assert_vm(vm)
+
+
+def test_disk_that_was_plugged_since_is_not_in_the_vm_whose_memory_went_back(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    take(vm, vmkeep, "kept", memory=True, uefi=False, tpm=False)
+    image = host.dir / "disks" / "plugged.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
+    words = ["virsh", "attach-disk", "guest", str(image), "vdc", "--subdriver", "qcow2", "--persistent"]
+    host.run(words, check=True)
+    reverted = _revert(vmkeep, "kept", "--stop", "--paused", "--no-safety", "--force")
+    assert [disk.target for disk in vm.disks()] == ["vda"]
+    assert "vdc" in _definition(vm)
+    (told,) = (warning for warning in reverted["warnings"] if "vdc" in warning)
+    assert "goes on without it" in told
+    assert "left as it is" not in told
+    reverted = _revert(vmkeep, "kept", "--stop", "--no-memory", "--no-safety", "--force")
+    assert any("vdc is not in the snapshot, so it is left as it is" in told for told in reverted["warnings"])
 
 
 def test_internal_snapshot_goes_back_with_its_tpm_although_there_are_checkpoints(host: Host, vmkeep: Vmkeep) -> None:

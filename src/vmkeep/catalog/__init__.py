@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from vmkeep.catalog.catalog import Catalog
 from vmkeep.catalog.operations import TRANSITIONS, Operation, OperationState
-from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogSnapshot, CatalogState, CatalogVm, KnownRepository
+from vmkeep.catalog.records import (
+    SAFETY_LABEL,
+    Adopted,
+    CatalogPoint,
+    CatalogSnapshot,
+    CatalogState,
+    CatalogVm,
+    KnownRepository,
+)
 
 __all__ = [
+    "SAFETY_LABEL",
     "TRANSITIONS",
     "Adopted",
     "Catalog",

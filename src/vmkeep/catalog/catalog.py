@@ -146,12 +146,23 @@ class Catalog:
             return point_queries.newest_first(connection, (uuid.lower(),))
 
     def find_point(self, text: str) -> CatalogPoint:
-        """Return the point that a full id, a unique beginning of one, or VM@latest means.
+        """Return the point that a full id, a unique beginning of one, VM@latest or VM@TIME means.
 
-        Raises PointNotFound, with the candidates when there are several.
+        The latter two never mean a safety point: that holds the state that somebody wanted to leave. Raises
+        PointNotFound, with the candidates when there are several.
         """
         with self._database.reading() as connection:
             return point_queries.find(connection, text)
+
+    def newest_made(self, vm_uuid: str) -> CatalogPoint | None:
+        """Return the newest point of a VM that is no safety point."""
+        with self._database.reading() as connection:
+            return point_queries.newest_made(connection, vm_uuid.lower())
+
+    def newer_safety_points(self, point: CatalogPoint) -> tuple[str, ...]:
+        """Return the ids of the safety points of a point's VM that are newer than it, newest first."""
+        with self._database.reading() as connection:
+            return point_queries.newer_safety_points(connection, point)
 
     def forget_point(self, point_id: str) -> bool:
         """Remove a point and its pins; False when it was not known. State versions stay known."""

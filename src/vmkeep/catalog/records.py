@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+SAFETY_LABEL: Final = "vmkeep.safety"
+"""The label of a point that a restore in place or a revert took first: of the state that was left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,11 @@ class CatalogPoint:
     pause_ms: float
     labels: Mapping[str, str]
     document: Mapping[str, Any]
+
+    @property
+    def is_safety(self) -> bool:
+        """Whether it holds the state that a restore in place or a revert left, and nobody asked for it."""
+        return SAFETY_LABEL in self.labels
 
     def summary(self) -> dict[str, Any]:
         """Return the point as `vmkeep backup --json` and `vmkeep points --json` print it."""

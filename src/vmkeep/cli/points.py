@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vmkeep.cli.completion import complete_point, complete_vm
 from vmkeep.cli.console import size_text, time_text
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Facts, Table, printable
+
+if TYPE_CHECKING:
+    from vmkeep.catalog import CatalogPoint
 
 SHORTEST_ID = 8
 
@@ -22,8 +25,29 @@ point_app = typer.Typer(
 )
 PointArgument = Annotated[
     str,
-    typer.Argument(metavar="POINT", help="The id, its first characters, or VM@latest.", autocompletion=complete_point),
+    typer.Argument(
+        metavar="POINT", help="The id, its first characters, VM@latest, or VM@TIME.", autocompletion=complete_point
+    ),
 ]
+
+
+def find_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, list[str]]]:
+    """Return the point that was named, and what a JSON document says beside it.
+
+    VM@latest is the newest point that somebody or a timer made. Where a restore in place left a newer state, that is
+    named: the VM may have been brought back from it on purpose, or by mistake.
+    """
+    catalog = running.premises.catalog
+    found = catalog.find_point(text)
+    if not text.endswith("@latest"):
+        return found, {}
+    newer = list(catalog.newer_safety_points(found))
+    if newer:
+        running.console.notice(
+            f"{text} is point {found.id}, taken {time_text(found.created)}; newer is the state that was left by a "
+            f"restore or revert, in safety point {', '.join(newer)}"
+        )
+    return found, {"newer_safety_points": newer}
 
 
 def register(app: typer.Typer) -> None:
@@ -69,10 +93,10 @@ def show(
     """Show all that is known of a point."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         catalog = running.premises.catalog
-        found = catalog.find_point(point)
+        found, beside = find_point(running, point)
         children = [other["id"] for other in catalog.summaries(found.vm_uuid) if other["parent"] == found.id]
         sources = {disk.get("target"): disk for disk in found.document.get("disks", ())}
-        shown = {**found.summary(), "children": children}
+        shown = {**found.summary(), "children": children, **beside}
         for disk in shown["disks"]:
             known = sources.get(disk["target"], {})
             disk.update(source=known.get("source"), format=known.get("format"))
@@ -94,7 +118,7 @@ def delete(
     """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.stand_apart()
-        found = running.premises.catalog.find_point(point)
+        found, _ = find_point(running, point)
         running.console.confirm(
             f'Delete point {found.id} of VM "{found.vm_name}", taken {time_text(found.created)}, for ever?', yes=yes
         )

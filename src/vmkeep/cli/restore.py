@@ -10,14 +10,14 @@ import typer
 
 from vmkeep.cli.completion import complete_part
 from vmkeep.cli.console import size_text, time_text
-from vmkeep.cli.points import PointArgument
+from vmkeep.cli.points import PointArgument, find_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.commandline import command_line
 from vmkeep.errors import InvalidRequest
 from vmkeep.flows.requests import ImageFormat, TpmChoice
 
 if TYPE_CHECKING:
-    from vmkeep.flows.requests import FilesRestored, RestoreInPlace, VmRestored
+    from vmkeep.flows.requests import FilesRestored, InPlaceRestored, RestoreInPlace, VmRestored
 
 _DISKS, _STATE = "disks", "state"
 
@@ -45,7 +45,7 @@ def restore(
         typer.Option(
             metavar="PART",
             autocompletion=complete_part,
-            help="disks, state, or a disk by target; with --in-place; repeatable.",
+            help="disks, state, or a disk by target; not with --as; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +86,9 @@ def restore(
             raise InvalidRequest("Give exactly one of --output DIR, --as NAME and --in-place")
         running.stand_apart()
         if not in_place:
-            _refuse(("--only", only), ("--yes", yes or None), needs="--in-place")
+            _refuse(("--yes", yes or None), needs="--in-place")
+        if name is not None:
+            _refuse(("--only", only), needs="--in-place and --output")
         if output is None:
             _refuse(("--secrets", secrets or None), needs="--output")
         if in_place:
@@ -95,9 +97,10 @@ def restore(
             _refuse(("--force", force or None), needs="--output and --as")
             _in_place(running, point, tuple(dict.fromkeys(only or ())), tpm, yes=yes)
             return
+        restored: FilesRestored | VmRestored
         if output is not None:
             _refuse(("--tpm", tpm), ("--disks-dir", disks_dir), needs="--as")
-            restored: FilesRestored | VmRestored = _as_files(
+            restored, beside = _as_files(
                 running,
                 point,
                 output,
@@ -105,13 +108,14 @@ def restore(
                 force=force,
                 decrypt=decrypt,
                 secrets=secrets,
+                only=tuple(dict.fromkeys(only or ())),
             )
         else:
             _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
             if tpm is TpmChoice.KEEP:
                 raise InvalidRequest("--tpm keep goes with --in-place only: a VM that is made has no TPM yet")
-            restored = _as_vm(running, point, name or "", tpm, disks_dir, force=force)
-        _tell(running, restored)
+            restored, beside = _as_vm(running, point, name or "", tpm, disks_dir, force=force)
+        _tell(running, restored, beside)
 
 
 def _as_files(
@@ -123,29 +127,36 @@ def _as_files(
     force: bool,
     decrypt: bool,
     secrets: bool,
-) -> FilesRestored:
+    only: tuple[str, ...],
+) -> tuple[FilesRestored, dict[str, list[str]]]:
     from vmkeep.flows.requests import RestoreFiles
 
-    found = running.premises.catalog.find_point(point)
+    found, beside = find_point(running, point)
     request = RestoreFiles(
-        found.id, str(output.absolute()), image_format or ImageFormat.QCOW2, force, decrypt=decrypt, secrets=secrets
+        found.id,
+        str(output.absolute()),
+        image_format or ImageFormat.QCOW2,
+        force,
+        decrypt=decrypt,
+        secrets=secrets,
+        only=only,
     )
     with running.engine() as engine, running.console.progress() as watch:
-        return engine.restore_files(request, watch)
+        return engine.restore_files(request, watch), beside
 
 
 def _as_vm(
     running: Session, point: str, name: str, tpm: TpmChoice | None, disks_dir: Path | None, *, force: bool
-) -> VmRestored:
+) -> tuple[VmRestored, dict[str, list[str]]]:
     from vmkeep.flows.requests import RestoreVm
 
     if not name.strip():
         raise InvalidRequest("The name of the VM is empty")
-    found = running.premises.catalog.find_point(point)
+    found, beside = find_point(running, point)
     directory = str(disks_dir.absolute()) if disks_dir is not None else None
     request = RestoreVm(found.id, name, tpm, directory, force)
     with running.engine() as engine, running.console.progress() as watch:
-        return engine.restore_vm(request, watch)
+        return engine.restore_vm(request, watch), beside
 
 
 def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoice | None, *, yes: bool) -> None:
@@ -155,15 +166,18 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         raise InvalidRequest(
             "--tpm new goes with --as only", hint="In place the TPM is the point's (same), or stays (keep)."
         )
-    found = running.premises.catalog.find_point(point)
+    found, beside = find_point(running, point)
     request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
-    running.console.confirm(
-        f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
-        f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
-        yes=yes,
-    )
     running.expect_job()
     with running.engine() as engine:
+        # What cannot be done is said before anybody is asked whether it shall be.
+        with running.console.progress() as watch:
+            engine.check_in_place(request, watch)
+        running.console.confirm(
+            f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
+            f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
+            yes=yes,
+        )
         with running.console.progress() as watch:
             taken = engine.take_safety_point(request, watch)
         safety = str(taken.point["id"])
@@ -174,16 +188,25 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         with running.console.progress() as watch:
             restored = engine.restore_in_place(replace(request, safety=safety), watch)
     if running.console.json:
-        running.console.document({"restored": {**_listed(asdict(restored)), "way_back": _way_back(safety)}})
+        running.console.document({"restored": {**_listed(asdict(restored)), "way_back": _way_back(safety), **beside}})
     else:
         parts = ", ".join((*restored.disks, *restored.states))
         running.console.show(
-            f"VM {restored.name} is at point {restored.point} again: {parts}; "
-            f"{size_text(restored.bytes_written)} written",
+            f"VM {restored.name} is at point {restored.point} again: {parts}; {_changed(restored)}",
             f"to go back: {_way_back(safety)}",
         )
     for warning in restored.warnings:
         running.console.notice(f"warning: {warning}")
+
+
+def _changed(restored: InPlaceRestored) -> str:
+    """Say how much of the disks was changed; an image that was made anew is told of by itself."""
+    done = []
+    if restored.bytes_written or not restored.bytes_zeroed:
+        done.append(f"{size_text(restored.bytes_written)} written")
+    if restored.bytes_zeroed:
+        done.append(f"{size_text(restored.bytes_zeroed)} made zero")
+    return ", ".join(done)
 
 
 def _parts(request: RestoreInPlace) -> str:
@@ -199,10 +222,10 @@ def _way_back(safety: str) -> str:
     return command_line("vmkeep restore", safety, options="--in-place")
 
 
-def _tell(running: Session, restored: FilesRestored | VmRestored) -> None:
+def _tell(running: Session, restored: FilesRestored | VmRestored, beside: dict[str, list[str]]) -> None:
     console = running.console
     if console.json:
-        console.document({"restored": _listed(asdict(restored))})
+        console.document({"restored": {**_listed(asdict(restored)), **beside}})
     else:
         console.show(*restored.files, _summary(restored))
     for warning in restored.warnings:

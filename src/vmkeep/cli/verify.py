@@ -9,6 +9,7 @@ import typer
 
 from vmkeep.cli.completion import complete_point_or_vm
 from vmkeep.cli.console import Console, size_text
+from vmkeep.cli.points import find_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, VmkeepError, VmNotFound
 
@@ -49,7 +50,8 @@ def verify(
         if what is None:
             result = _everything(running, sample / 100)
         else:
-            result = _points(running, _chosen(running, what), sample / 100)
+            chosen, beside = _chosen(running, what)
+            result = {**_points(running, chosen, sample / 100), **beside}
         if running.console.json:
             running.console.document(result)
         else:
@@ -58,15 +60,16 @@ def verify(
             raise IntegrityError(_damage(result), path=running.premises.repository.location)
 
 
-def _chosen(running: Session, what: str) -> list[str]:
+def _chosen(running: Session, what: str) -> tuple[list[str], dict[str, list[str]]]:
     catalog = running.premises.catalog
     try:
         found = [point["id"] for point in catalog.summaries(what)]
     except VmNotFound:
-        return [catalog.find_point(what).id]
+        point, beside = find_point(running, what)
+        return [point.id], beside
     if not found:
         raise PointNotFound(f'There is no point of VM "{what}"', vm=what)
-    return found
+    return found, {}
 
 
 def _points(running: Session, ids: Sequence[str], sample: float) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def _everything(running: Session, sample: float) -> dict[str, Any]:
         "sample": sample * 100,
         "findings": findings,
         "packs": report.packs,
+        "blocks": report.blocks,
         "bytes": report.bytes_read,
     }
 
@@ -147,15 +151,20 @@ def _reported(watch: Callable[[Progress], None], stage: str) -> Callable[[int, i
 
 def _show(console: Console, result: dict[str, Any]) -> None:
     lines = []
+    sound = "sound" if result["sample"] == 100 else "sound as far as read"
     for point in result["verified"]:
         read = f" ({point['blocks']} blocks, {size_text(point['bytes'])})" if point["blocks"] is not None else ""
-        lines.append(f"point {point['point']}: {'sound' if point['ok'] else 'DAMAGED'}{read}")
+        lines.append(f"point {point['point']}: {sound if point['ok'] else 'DAMAGED'}{read}")
     findings = result.get("findings", [each for point in result["verified"] for each in point["findings"]])
     for finding in findings:
         harms = ", ".join(finding["harms"]) or "no point"
         lines.append(f"{finding['object']}: {finding['what']}; harms {harms}")
     if "packs" in result:
-        lines.append(f"{result['packs']} packs, {size_text(result['bytes'])} read")
+        read = f"{result['blocks']} blocks in {result['packs']} packs, {size_text(result['bytes'])} read"
+        lines.append(read if result["sample"] == 100 else f"sample: {result['sample']:g} % of the blocks; {read}")
+    elif result["sample"] != 100:
+        read_bytes = sum(point["bytes"] or 0 for point in result["verified"])
+        lines.append(f"sample: {result['sample']:g} % of the blocks; {size_text(read_bytes)} read")
     console.show(*(lines or ["no points"]))
 
 

@@ -104,9 +104,9 @@ def show_vm(
 
 
 def _described(vm: SurveyedVm, catalog: Catalog) -> dict[str, Any]:
-    newest = catalog.points_of_vm(vm.uuid)[:1]
+    newest = catalog.newest_made(vm.uuid)
     last: Mapping[str, Any] | None = None
-    if newest:
-        last = {"id": newest[0].id, "created": newest[0].created, "kind": newest[0].kind}
+    if newest is not None:
+        last = {"id": newest.id, "created": newest.created, "kind": newest.kind}
     described = asdict(vm)
     return {**described, "disks": list(described["disks"]), "problems": list(vm.problems), "last_point": last}

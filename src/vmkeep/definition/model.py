@@ -90,10 +90,9 @@ class DefinedDisk:
     ``source`` is the path of a file or device, ``PROTOCOL:NAME`` of a network image, ``POOL/VOLUME`` of a
     volume, or None. ``source_type`` is libvirt's own word for the kind. ``format`` is the image format of the
     driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``). ``backing`` is
-    what the definition itself says to stand below the image; None: it leaves that to the image.
-    ``in_io_thread``: QEMU serves it outside of its main thread, by the disk's own driver or its controller's.
-    ``throttled``: it has limits of its input and output (``<iotune>``).
-    ``optional``: a start without its source drops the disk (startupPolicy).
+    what the definition itself says to stand below the image; None: it leaves that to the image. ``in_io_thread``: QEMU
+    serves it outside of its main thread, by the disk's own driver or its controller's. ``throttled``: it has limits of
+    its input and output (``<iotune>``). ``optional``: a start without its source drops the disk (startupPolicy).
     """
 
     target: str
@@ -114,9 +113,9 @@ class DefinedDisk:
     serial: str | None = None
     boot_order: int | None = None
     optional: bool = False
-    backing: DefinedBacking | None = None
     in_io_thread: bool = False
     throttled: bool = False
+    backing: DefinedBacking | None = None
 
     @property
     def removable(self) -> bool:

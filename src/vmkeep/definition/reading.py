@@ -156,13 +156,13 @@ def _read_disk(disk: etree._Element, controllers_in_io_threads: Collection[str])
         serial=_text(disk, "serial"),
         boot_order=_number(_attribute(disk, "boot", "order"), f"boot order of disk {target}"),
         optional=_attribute(disk, "source", "startupPolicy") == "optional",
-        backing=read_backing(disk),
         in_io_thread=_has_io_thread(disk.find("driver"))
         or (
             _attribute(disk, "target", "bus") == "scsi"
             and (_attribute(disk, "address", "controller") or "0") in controllers_in_io_threads
         ),
         throttled=any(_is_limit(limit) for limit in disk.findall("iotune/*")),
+        backing=read_backing(disk),
     )
 
 

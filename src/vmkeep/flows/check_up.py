@@ -354,6 +354,7 @@ def _remembered_point(point: CatalogPoint, current: str | None) -> RememberedPoi
         states={str(state["kind"]): str(state["sha256"]) for state in states},
         current=point.id == current,
         secrets=tuple(str(secret["uuid"]) for secret in point.document.get("secrets", ())),
+        safety=point.is_safety,
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import DatabaseError
 
-from vmkeep.catalog import Operation, OperationState
+from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
 from vmkeep.errors import CatalogError, GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
 from vmkeep.filesystem import file_error, make_private_file
 from vmkeep.flows.patience import patiently
@@ -69,7 +69,6 @@ from vmkeep.host.tasks import (
 from vmkeep.logs import get_logger
 
 _log = get_logger(__name__)
-SAFETY_LABEL = "vmkeep.safety"
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
 R = TypeVar("R")
 Watch = Callable[[Progress], None]

@@ -49,7 +49,8 @@ class PointTaken:
 class RestoreFiles:
     """Write a point's disks, NVRAM, TPM directory and definition into a directory, and its ``secrets`` when asked.
 
-    ``decrypt`` writes plain images of disks that were encrypted; without it they are encrypted again.
+    ``decrypt`` writes plain images of disks that were encrypted; without it they are encrypted again. ``only`` holds
+    "disks", "state" and targets of disks; empty means all, and the definition.
     """
 
     point: str
@@ -58,6 +59,7 @@ class RestoreFiles:
     force: bool = False
     decrypt: bool = False
     secrets: bool = False
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class InPlaceRestored:
     disks: tuple[str, ...]
     states: tuple[str, ...]
     bytes_written: int
+    bytes_zeroed: int = 0
     warnings: tuple[str, ...] = ()
 
 

@@ -21,7 +21,7 @@ from vmkeep.host.tasks import (
 @flow("restore.files", after_crash=AfterCrash.FINISH)
 def restore_files(plan: Plan, request: RestoreFiles) -> FilesRestored:
     """Write everything beside its place, then rename; all of it appears, or none."""
-    prepared = plan.step(prepare, plan, request)
+    prepared = plan.step(prepare, plan, request, undo=lambda prepared: remove_directory(plan, prepared))
     items = prepared.items
     delivered = plan.step(deliver, plan, request, items, undo=lambda _: withdraw(plan, items))
     plan.step(publish, plan, items, request.force)
@@ -45,6 +45,7 @@ def prepare(plan: Plan, request: RestoreFiles) -> FilesPrepared:
         force=request.force,
         secrets=request.secrets,
         decrypt=request.decrypt,
+        only=request.only,
     )
     prepared: FilesPrepared = plan.services.on_host(plan.operation, task)
     return prepared
@@ -66,6 +67,11 @@ def publish(plan: Plan, items: tuple[DeliveredItem, ...], force: bool) -> None:
 def discard_replaced(plan: Plan, items: tuple[DeliveredItem, ...]) -> None:
     """Remove what --force replaced."""
     plan.services.on_host(plan.operation, DiscardReplaced(items))
+
+
+def remove_directory(plan: Plan, prepared: FilesPrepared) -> Any:
+    """Undo ``prepare``: a directory that was made for the files goes when nothing is in it."""
+    return plan.services.on_host(plan.operation, WithdrawItems((), prepared.directory))
 
 
 def withdraw(plan: Plan, items: tuple[DeliveredItem, ...]) -> Any:

@@ -39,6 +39,7 @@ def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
         disks=parked.disks,
         states=parked.states,
         bytes_written=written.bytes_written,
+        bytes_zeroed=written.bytes_zeroed,
         warnings=(*parked.warnings, *harmed, *left),
     )
 

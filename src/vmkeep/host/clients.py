@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from vmkeep.errors import JobAborted
-from vmkeep.host.process import hangs_dead
+from vmkeep.host.processstate import hangs_dead
 
 _LONGEST_WORD = 64
 _LOOK_SECONDS = 0.5

@@ -361,7 +361,7 @@ class KnownOperation:
 class RememberedPoint:
     """A point of the VM. ``states`` is the content's hash by kind; ``current``: the VM's state descends from it.
 
-    ``secrets`` are the UUIDs of those that it holds.
+    ``secrets`` are the UUIDs of those that it holds. ``safety``: it is of the state that a restore in place left.
     """
 
     id: str
@@ -370,6 +370,7 @@ class RememberedPoint:
     states: Mapping[str, str]
     current: bool = False
     secrets: tuple[str, ...] = ()
+    safety: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from pathlib import Path
 from vmkeep.errors import JobAborted, VmkeepError
 from vmkeep.host.clients import Channel, HeldClients
 from vmkeep.host.lock import FileLock
-from vmkeep.host.process import hangs_dead, state_of
+from vmkeep.host.processstate import hangs_dead, is_stopped
 from vmkeep.host.safety import (
     JobRecord,
     Stage,
@@ -50,7 +50,6 @@ _READY = b"ready\n"
 _LATE = b"late\n"
 _DONE = "done"
 _HOLD = "hold"
-_STOPPED = ("T", "t")  # by a signal, by a debugger
 _MOST_DESCRIPTORS = 9
 _DECISION_SECONDS = 6.0
 _LONGEST_PATH = 4097
@@ -257,7 +256,7 @@ class _Hold:
 
     def is_over(self, owner: int) -> bool:
         waited = time.monotonic() - self.since
-        return waited > self.seconds or (waited > _STOPPED_SECONDS and state_of(owner) in _STOPPED)
+        return waited > self.seconds or (waited > _STOPPED_SECONDS and is_stopped(owner))
 
 
 _NO_HOLD = _Hold(0.0, math.inf)

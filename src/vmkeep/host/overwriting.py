@@ -28,7 +28,7 @@ from vmkeep.repository import PointRecord, Repository, StoredDisk
 from vmkeep.transfer.imagefile import describe_image
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.images import LUKS
-from vmkeep.transfer.inplace import overwrite, overwrite_differing
+from vmkeep.transfer.inplace import Overwritten, overwrite, overwrite_differing
 from vmkeep.transfer.server import ImageServer, end_abandoned
 
 _DIRTY = 1
@@ -134,7 +134,7 @@ class Overwriting:
     ) -> DisksWritten:
         """Write the planned blocks of the point, durably."""
         planned = {disk.target: _planned_bytes(disk, record) for disk in disks}
-        total, done, written = sum(planned.values()), 0, 0
+        total, done, written = sum(planned.values()), 0, Overwritten()
         for disk in disks:
 
             def progress(settled: int, target: str = disk.target) -> None:
@@ -144,11 +144,11 @@ class Overwriting:
 
             if disk.runs:
                 written += self._write_disk(disk, record, stop, progress)
-        return DisksWritten(written, total)
+        return DisksWritten(written.written_bytes, total, written.zeroed_bytes)
 
     def _write_disk(
         self, disk: JournalDisk, record: PointRecord, stop: Callable[[], None], progress: Callable[[int], None]
-    ) -> int:
+    ) -> Overwritten:
         stored = stored_disk(record, disk.target)
         assert stored is not None
         assert disk.runs is not None

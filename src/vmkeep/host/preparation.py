@@ -15,8 +15,8 @@ from vmkeep.host.chains import chain_faults
 from vmkeep.host.passphrases import key_state, secret_of
 from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.hypervisor import Domain, Hypervisor
-from vmkeep.planning import PlannableDisk, Refused
-from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.planning import PlannableDisk, Refused, hint_of
+from vmkeep.transfer.imagefile import ImageLayer, describe_image
 
 
 def disk_sizes(domain: Domain, definition: Definition, chains: Mapping[str, Sequence[ImageLayer]]) -> dict[str, int]:
@@ -90,6 +90,7 @@ def plannable_disks(
             key=key_state(hypervisor, disk, running=running),
             encrypted_below=any(layer.encrypted for layer in chains.get(disk.target, ())[1:]),
             chain_fault=faults.get(disk.target),
+            image_fault=_image_fault(disk) if sizes.get(disk.target) is None else None,
             size_bytes=sizes.get(disk.target),
             error_policy=disk.error_policy,
             free_scratch_bytes=_free_bytes(scratch_directory(disk, settings)),
@@ -123,6 +124,17 @@ def _is_missing(disk: DefinedDisk) -> bool:
     if disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
         return False
     return not Path(disk.source).exists()
+
+
+def _image_fault(disk: DefinedDisk) -> str | None:
+    """Return why the image of a disk cannot be looked at, for people."""
+    if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
+        return None
+    try:
+        describe_image(disk.source, disk.image_format)
+    except VmkeepError as error:
+        return error.message
+    return None
 
 
 def _is_deadly_to_resume(disk: DefinedDisk, vm: str, hypervisor: Hypervisor) -> bool:
@@ -194,5 +206,4 @@ def refusal(outcome: Refused, vm: str) -> VmkeepError:
     first = outcome.refusals[0]
     kind = error_classes()[str(first.code)]
     message = "; ".join(refused.message for refused in outcome.refusals)
-    hints = dict.fromkeys(refused.hint for refused in outcome.refusals)
-    return kind(message, vm=vm, disk=first.target, hint=" ".join(hints))
+    return kind(message, vm=vm, disk=first.target, hint=hint_of(outcome.refusals))

@@ -39,6 +39,7 @@ from vmkeep.errors import (
 from vmkeep.filesystem import sync_directory
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
+from vmkeep.host.selection import STATE, asked_disks
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -73,15 +74,9 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
     Raises SecretMissing or SecretPrivate for a disk that was encrypted and cannot be encrypted again: what was no
     plain data on the host does not become so unasked.
     """
-    record = repository.point(request.point_id)
+    record = _asked(repository.point(request.point_id), request.only)
     secrets = secrets_of_point(record, connect) if not request.decrypt else {}
     output = Path(request.output)
-    try:
-        output.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError as error:
-        raise HostFileMissing(f"the directory {output.parent} does not exist", path=str(output)) from error
-    except FileExistsError as error:
-        raise TargetExists(f"{output} is not a directory", path=str(output)) from error
     disks = []
     for disk in record.disks:
         secret = secrets.get(disk.target, "")
@@ -96,11 +91,38 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
         for state in record.states
     ]
     definition = item_at("definition", "definition", output / _DEFINITION_FILE, request.operation)
-    items = (*disks, *states, definition, *_secret_items(record, output, request))
+    items = (*disks, *states, *(() if request.only else (definition,)), *_secret_items(record, output, request))
     _refuse_existing(items, force=request.force)
-    return FilesPrepared(
-        items, (*_absences(record), *told_of_encryption(record, secrets), *_told_of_secrets(record, request))
+    warnings = (*_absences(record), *told_of_encryption(record, secrets), *_told_of_secrets(record, request))
+    return FilesPrepared(items, warnings, str(output) if _make_directory(output) else "")
+
+
+def _asked(record: PointRecord, only: Sequence[str]) -> PointRecord:
+    """Return the point with no more than the parts that were asked for. Raises InvalidRequest."""
+    if not only:
+        return record
+    targets = asked_disks(record, only)
+    asked = replace(
+        record,
+        disks=tuple(disk for disk in record.disks if disk.target in targets),
+        states=record.states if STATE in only else (),
     )
+    if not asked.disks and not asked.states:
+        raise InvalidRequest(f"point {record.id} holds nothing of what was asked for", vm=record.vm_name)
+    return asked
+
+
+def _make_directory(output: Path) -> bool:
+    """Make the directory; False when it is there already."""
+    try:
+        output.mkdir(mode=0o700)
+    except FileNotFoundError as error:
+        raise HostFileMissing(f"the directory {output.parent} does not exist", path=str(output)) from error
+    except FileExistsError as error:
+        if not output.is_dir():
+            raise TargetExists(f"{output} is not a directory", path=str(output)) from error
+        return False
+    return True
 
 
 def _secret_items(record: PointRecord, output: Path, request: PrepareFiles) -> list[DeliveredItem]:
@@ -319,6 +341,9 @@ def withdraw_items(request: WithdrawItems) -> None:
     """Remove what was staged and, of what was published, only what came from our staging."""
     for item in request.items:
         withdraw(Path(item.staged), Path(item.final), aside=_aside(item), marker=_marker(item))
+    if request.directory:
+        with contextlib.suppress(OSError):  # somebody put something into it
+            Path(request.directory).rmdir()
 
 
 def discard_replaced(request: DiscardReplaced) -> None:

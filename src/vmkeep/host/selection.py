@@ -121,7 +121,7 @@ def select(
     ``definition``, ``images`` and ``sources`` are those of the VM as it is now. Raises InvalidRequest,
     DiskUnsupported, StateUnsupported or HostFileMissing for what cannot be done.
     """
-    asked = _asked_disks(record, only)
+    asked = asked_disks(record, only)
     were_encrypted = _encrypted_then(record)
     warnings: list[str] = []
     disks = []
@@ -155,7 +155,8 @@ def select(
     )
 
 
-def _asked_disks(record: PointRecord, only: Sequence[str]) -> set[str]:
+def asked_disks(record: PointRecord, only: Sequence[str]) -> set[str]:
+    """Return the targets of a point's disks that ``--only`` means. Raises InvalidRequest for one that it has not."""
     targets = {disk.target for disk in record.disks}
     for name in only:
         if name not in (DISKS, STATE) and name not in targets:

@@ -74,6 +74,16 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
     branches = _Branches(hypervisor, domain)
     for name in names:
         for target, overlay, below in branches.merged(reversion.snapshot_xml(name)):
+            if branches.skips_images(overlay, below):
+                raise SnapshotNeeded(
+                    f"snapshot {name!r} of VM {domain.name!r} cannot be deleted: libvirt's record of it names {below} "
+                    f"for disk {target}, which is not the image that {overlay} stands on, and libvirt would merge all "
+                    "between them",
+                    vm=domain.name,
+                    disk=target,
+                    path=below,
+                    hint=f"Put the record right first: `{command_line('vmkeep snapshot repair', domain.name)}`.",
+                )
             present = branches.present.get(target, ())
             harmed = branches.harmed(names, os.path.realpath(overlay), below, present)
             if harmed:
@@ -135,6 +145,10 @@ class _Branches:
             for disk in snapshot.disks
             if disk.location is SnapshotLocation.EXTERNAL and disk.source is not None and disk.name in images
         ]
+
+    def skips_images(self, overlay: str, below: str) -> bool:
+        """Tell whether other images lie between an overlay and the one that its snapshot's record names."""
+        return below in self._chain(overlay, "qcow2")[2:]
 
     def harmed(self, names: Collection[str], overlay: str, below: str, present: Chain) -> list[ImageUser]:
         """Return what the merge of an overlay harms, besides the snapshots of these names."""

@@ -197,11 +197,17 @@ class _Choosing:
                 disk=new[0],
                 hint="Detach it, or let it stay as it is with --force.",
             )
-        self._warnings += [
-            f"Disk {disk.target} is not in the snapshot, so it is left as it is."
-            for disk in _fixed(self._now)
-            if disk.target not in in_snapshot and not disk.readonly and not self._states_only()
-        ]
+        for present in _fixed(self._now):
+            if present.target in in_snapshot or present.readonly or self._states_only():
+                continue
+            if present.target in new and self._memory_goes_back():
+                # QEMU goes on with the devices that it had then, whatever the definition of the next start has.
+                self._warnings.append(
+                    f"Disk {present.target} came to the VM after the snapshot: the VM goes on without it, as then. "
+                    "What is on it stays, and the VM has it again when it was shut down and is started."
+                )
+            else:
+                self._warnings.append(f"Disk {present.target} is not in the snapshot, so it is left as it is.")
 
     def _named(self) -> bool:
         only = set(self._choice.only)
@@ -302,6 +308,11 @@ class _Choosing:
             )
 
     # -- memory ------------------------------------------------------------------------------------------------
+
+    def _memory_goes_back(self) -> bool:
+        """Tell whether an external snapshot's memory is put back: what was asked for leaves it in."""
+        external = self._snapshot.memory.location is SnapshotLocation.EXTERNAL
+        return external and self._choice.memory and not self._choice.only
 
     def _with_memory(self, *, internal: bool) -> bool:
         location = self._snapshot.memory.location

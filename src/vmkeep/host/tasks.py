@@ -146,7 +146,8 @@ class PrepareFiles:
     """Choose the paths of a restore to files and check that nothing is in the way. Answers FilesPrepared.
 
     ``operation`` makes the staged names unique, so that two restores at once keep out of each other's way. ``decrypt``
-    writes plain images of disks that were encrypted. With ``secrets`` those of the point are among the files.
+    writes plain images of disks that were encrypted. With ``secrets`` those of the point are among the files. ``only``
+    holds "disks", "state" and targets; empty means all, and the definition.
     """
 
     operation: str
@@ -156,12 +157,16 @@ class PrepareFiles:
     force: bool
     decrypt: bool = False
     secrets: bool = False
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FilesPrepared:
+    """``directory`` is the output directory where it was made now, to be removed again when nothing comes into it."""
+
     items: tuple[DeliveredItem, ...]
     warnings: tuple[str, ...]
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +229,10 @@ class PublishItems:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawItems:
-    """Undo DeliverItems and PublishItems: what was replaced comes back."""
+    """Undo DeliverItems and PublishItems: what was replaced comes back. ``directory`` goes when it is empty then."""
 
     items: tuple[DeliveredItem, ...]
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,10 +331,11 @@ class WriteRestore:
 
 @dataclass(frozen=True, slots=True)
 class DisksWritten:
-    """``bytes_written`` is data; ``bytes_planned`` what might have been written, zeroes included."""
+    """``bytes_written`` is data, ``bytes_zeroed`` what became zero; ``bytes_planned`` what might have been either."""
 
     bytes_written: int
     bytes_planned: int
+    bytes_zeroed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,8 @@ class _Patient:
         if self.request.remembered is None:
             return
         backup = command_line("vmkeep backup", self.domain.name)
-        newest = next(iter(self.known.points), None)
+        # That of the state which a restore left is no point that somebody or a timer made.
+        newest = next((point for point in self.known.points if not point.safety), None)
         if newest is None:
             yield self._finding(FindingCode.NEVER_BACKED_UP, "there is no point of it", remedy=backup)
             return
@@ -267,8 +268,10 @@ class _Patient:
         return self._finding(FindingCode.STATE_SUPERSEDED, message, remedy=self._restore_state(kind), path=str(path))
 
     def _restore_state(self, kind: str) -> str | None:
-        """Return the command that puts the state of the newest point that has it back."""
-        newest: RememberedPoint | None = next((point for point in self.known.points if kind in point.states), None)
+        """Return the command that puts the state back: of the point that the VM descends from, else of the newest."""
+        held = [point for point in self.known.points if kind in point.states]
+        held.sort(key=lambda point: (not point.current, point.safety))
+        newest: RememberedPoint | None = next(iter(held), None)
         return None if newest is None else command_line("vmkeep restore", newest.id, options="--in-place --only state")
 
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------

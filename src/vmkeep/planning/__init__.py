@@ -16,6 +16,7 @@ from vmkeep.planning.model import (
     Refusal,
     Refused,
     Warned,
+    hint_of,
 )
 from vmkeep.planning.points import plan_disk, plan_point
 
@@ -39,6 +40,7 @@ __all__ = [
     "StoredBitmap",
     "Warned",
     "WarningCode",
+    "hint_of",
     "judge_bitmap",
     "plan_disk",
     "plan_point",

@@ -104,17 +104,23 @@ def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
     """Return why the disk cannot be in a point of the VM as it is now, or None."""
     fault = _unreadable_source(disk, running=running) or _unreadable_use(disk, running=running)
     if fault is None and disk.size_bytes is None:
-        fault = "has a size that is not known: its image cannot be read; is the file there?", None
+        fault = _without_size(disk)
     if fault is not None:
         what, remedy = fault
-        leave_out = f"by name with --exclude {disk.target}; the point then says that it lacks it."
         return Refusal(
             code=RefusalCode.DISK_UNSUPPORTED,
             target=disk.target,
             message=f"disk {disk.target} {what}",
-            hint=f"{remedy}, or leave it out {leave_out}" if remedy else f"Leave it out {leave_out}",
+            hint=f"{remedy}." if remedy else "",
+            leave_out=True,
         )
     return None if running else _refuse_key(disk)
+
+
+def _without_size(disk: PlannableDisk) -> tuple[str, str | None]:
+    if disk.image_fault is not None:
+        return f"cannot be read: {disk.image_fault}", "Put the image in its place, and make it readable"
+    return "has a size that is not known", None
 
 
 def _unreadable_source(disk: PlannableDisk, *, running: bool) -> tuple[str, str | None] | None:
@@ -154,11 +160,11 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
             "Where the image is right, take <backingStore> out of the disk (`virsh edit`); where the definition is, "
             "write that into the image (`qemu-img rebase -u`)"
         )
-    return _unusable_in_a_job(disk) if running else None
+    return _unfit_for_job(disk) if running else None
 
 
-def _unusable_in_a_job(disk: PlannableDisk) -> tuple[str, str | None] | None:
-    """Return what stands against a backup job of the running VM with this disk, and a remedy."""
+def _unfit_for_job(disk: PlannableDisk) -> tuple[str, str] | None:
+    """Return why no point of the running VM can have the disk, and a remedy besides leaving it out."""
     if disk.transient and disk.encrypted:
         return "is transient and encrypted; its image can be read only while the VM is off", _STOP_IT
     if disk.device == "lun":
@@ -169,7 +175,7 @@ def _unusable_in_a_job(disk: PlannableDisk) -> tuple[str, str | None] | None:
                 "is in an I/O thread and has limits (<iotune>): QEMU before 9.0 dies when such a VM is resumed during "
                 "a backup job, and with it the guest"
             ),
-            f"{_STOP_IT}, take the limits away (`virsh blkdeviotune` with 0 for each) or the I/O thread, use QEMU 9.0",
+            f"{_STOP_IT}, take away the limits (`virsh blkdeviotune` with 0 for each) or I/O thread, or use QEMU 9.0",
         )
     if disk.bus == "sd":
         return "is on the bus sd, on which libvirt begins no backup job", _STOP_IT
@@ -182,7 +188,6 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
     """Refuse an encrypted disk of a VM that is off whose passphrase libvirt does not tell."""
     if not disk.encrypted or disk.key is KeyState.KNOWN:
         return None
-    leave_out = f"or leave the disk out with --exclude {disk.target}."
     if disk.key is KeyState.PRIVATE:
         return Refusal(
             code=RefusalCode.SECRET_PRIVATE,
@@ -191,9 +196,8 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
                 f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, which is private: "
                 "libvirt tells its value to nobody, so the disk cannot be read while the VM is off"
             ),
-            hint=(
-                f"Start the VM, define the secret anew with private='no' (after `virsh secret-undefine`), {leave_out}"
-            ),
+            hint="Start the VM, or define the secret anew with private='no' (after `virsh secret-undefine`).",
+            leave_out=True,
         )
     return Refusal(
         code=RefusalCode.SECRET_MISSING,
@@ -202,5 +206,6 @@ def _refuse_key(disk: PlannableDisk) -> Refusal | None:
             f"disk {disk.target} is encrypted with the libvirt secret {disk.secret}, "
             "which libvirt does not have, or has no value for"
         ),
-        hint=f"`virsh secret-define` and `virsh secret-set-value` give libvirt the secret; {leave_out}",
+        hint="`virsh secret-define` and `virsh secret-set-value` give libvirt the secret.",
+        leave_out=True,
     )

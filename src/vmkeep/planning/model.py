@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -18,7 +18,8 @@ class PlannableDisk:
     ``holds_bitmaps`` is False for a qcow2 image of version 2 (``compat=0.10``), in which QEMU stores none.
     ``secret`` names the libvirt secret of an encrypted disk, ``key`` is whether its value can be had, and
     ``encrypted_below`` whether an image below the top one is encrypted. ``chain_fault`` says how the images below the
-    top one differ from those that a start of the VM would put there, None where they do not.
+    top one differ from those that a start of the VM would put there, None where they do not. ``image_fault`` says why
+    the image could not be looked at.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
     ``corrupt`` names the image of the disk that QEMU marked as corrupt, ``file_id`` tells its top image from others,
@@ -43,6 +44,7 @@ class PlannableDisk:
     key: KeyState = KeyState.KNOWN
     encrypted_below: bool = False
     chain_fault: str | None = None
+    image_fault: str | None = None
     size_bytes: int | None = None
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
@@ -140,12 +142,29 @@ class Warned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """One reason why no point is made; ``target`` is the disk, also one that the VM has not."""
+    """One reason why no point is made; ``target`` is the disk, also one that the VM has not.
+
+    ``hint`` is what to do, a sentence. ``leave_out``: or the disk is left out by name.
+    """
 
     code: RefusalCode
     target: str
     message: str
-    hint: str
+    hint: str = ""
+    leave_out: bool = False
+
+
+def hint_of(refusals: Sequence[Refusal]) -> str:
+    """Return what to do about all of them, each thing once."""
+    hints = [hint for hint in dict.fromkeys(refused.hint for refused in refusals) if hint]
+    left_out = [f"--exclude {refused.target}" for refused in refusals if refused.leave_out]
+    if left_out:
+        it, lacks = ("it", "it lacks it") if len(left_out) == 1 else ("them", "it lacks them")
+        hints.append(
+            f"{'Or leave' if hints else 'Leave'} {it} out by name with {' '.join(left_out)}; the point then says that "
+            f"{lacks}."
+        )
+    return " ".join(hints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,9 +65,10 @@ def refuse_scratch(disks: Sequence[PlannableDisk]) -> list[Refusal]:
                     f"all that is written: {need} bytes with the other disks there; the free space {free}, and {harm}"
                 ),
                 hint=(
-                    "Make room for the scratch or set scratch_dir, set another error_policy, make the point while the "
-                    f"VM is off, or leave the disk out with --exclude {disk.target}."
+                    "Make room for the scratch or set scratch_dir, set another error_policy, or make the point while "
+                    "the VM is off."
                 ),
+                leave_out=True,
             )
         )
     return refusals

@@ -7,9 +7,8 @@ that cannot be restored in full.
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -39,6 +38,7 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.manifest import Children, Geometry, decode_node, geometry_of
 from vmkeep.repository.packs import open_index, read_index
 from vmkeep.repository.record import BlockRef, PointRecord, StoredDisk
+from vmkeep.repository.sampling import Share
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
@@ -77,7 +77,8 @@ class PointReport:
 class RepositoryReport:
     """``points`` are those looked at; ``harmed`` those that cannot be restored in full.
 
-    ``damaged_packs`` are there, but later points should not use them: see ``Repository.condemn``.
+    ``blocks`` is how many were read. ``damaged_packs`` are there, but later points should not use them: see
+    ``Repository.condemn``.
     """
 
     findings: tuple[Finding, ...]
@@ -85,6 +86,7 @@ class RepositoryReport:
     packs: int
     bytes_read: int
     damaged_packs: tuple[bytes, ...] = ()
+    blocks: int = 0
 
     @property
     def harmed(self) -> tuple[str, ...]:
@@ -93,6 +95,24 @@ class RepositoryReport:
     @property
     def sound(self) -> bool:
         return not self.findings
+
+
+@dataclass(frozen=True, slots=True)
+class _PackRead:
+    """What reading a pack found. ``problem``: of its structure; ``bad``: frames that did not open, by offset.
+
+    ``size_bytes`` is how much was read, and ``blocks`` the number of blocks in that.
+    """
+
+    size_bytes: int
+    problem: str | None = None
+    blocks: int = 0
+    bad: tuple[tuple[int, str], ...] = ()
+
+
+def _beside_frames(entries: Sequence[PackEntry], size_bytes: int) -> int:
+    """Return how much of a pack is header, index and trailer, which are read for the index."""
+    return PACK_HEADER_BYTES + size_bytes - max((entry.offset + entry.length for entry in entries), default=0)
 
 
 class Verification:
@@ -111,6 +131,7 @@ class Verification:
         self._sealer = sealer
         self._point = point
         self._sample = sample
+        self._share = Share(sample) if sample < 1.0 else None
         self._progress = progress
         self._found: dict[tuple[str, str], set[str]] = {}
         self._read_bytes = 0
@@ -119,7 +140,7 @@ class Verification:
         self._sizes: dict[bytes, int] | None = None
         self._unsound: dict[bytes, str] = {}
         self._indexes: OrderedDict[bytes, dict[int, PackEntry]] = OrderedDict()
-        # Packs of which every frame was read and opened, and the frames of theirs that did not open.
+        # Packs of which every frame, or the share of them, was read and opened, and those that did not open.
         self._proved: set[bytes] = set()
         self._bad: dict[tuple[bytes, int], str] = {}
         self._sound_nodes: set[tuple[BlockRef, int]] = set()
@@ -142,7 +163,7 @@ class Verification:
         points.sort()
         self._check_keyring(format_bytes, key, points)
         sizes = self._pack_sizes()
-        self._total_bytes = sum(sizes.values())
+        self._total_bytes = int(sum(sizes.values()) * self._sample)
         self._check_packs(sizes)
         for item in self._store.list(STATES):
             if is_name(item.name.removeprefix(STATES)):
@@ -158,7 +179,7 @@ class Verification:
         self._check_notes()
         findings = self._findings()
         damaged = sorted({pack for item in findings if (pack := pack_of_name(item.object)) in sizes})
-        return RepositoryReport(findings, tuple(points), len(sizes), self._read_bytes, tuple(damaged))
+        return RepositoryReport(findings, tuple(points), len(sizes), self._read_bytes, tuple(damaged), self._blocks)
 
     def _check_notes(self) -> None:
         """Look at what writers and prunes tell each other; it harms no point, but a prune must be able to trust it."""
@@ -247,11 +268,8 @@ class Verification:
         return sound
 
     def _check_blocks(self, disk: StoredDisk, present: Sequence[tuple[int, BlockRef]], point_id: str) -> bool:
-        if self._sample < 1.0:
-            present = [item for item in present if random.random() < self._sample]  # noqa: S311  (a sample, no secret)
         sound = True
-        self._blocks += len(present)
-        unread = []
+        unread: list[tuple[int, BlockRef]] = []
         for block, ref in present:
             if ref.pack not in self._proved:
                 unread.append((block, ref))
@@ -263,6 +281,9 @@ class Verification:
             if problem is not None:
                 self._find(pack_name(ref.pack), problem, point_id)
                 sound = False
+        if self._share is not None:
+            unread = self._share.of(unread, lambda item: (item[1].pack, item[1].offset, item[1].length))
+        self._blocks += len(unread)
         for (block, ref), opened in zip(unread, self._open(FrameKind.BLOCK, [ref for _, ref in unread]), strict=True):
             problem = opened if isinstance(opened, str) else None
             if problem is None and len(opened) != disk.plain_bytes(block):
@@ -287,7 +308,7 @@ class Verification:
             if isinstance(frame, str):
                 opened.append(frame)
                 continue
-            if ref.pack not in self._proved:
+            if ref.pack not in self._proved or self._share is not None:
                 self._advance(len(frame))
             try:
                 opened.append(self._sealer.open(kind, ref.id, frame, describe(ref)))
@@ -321,11 +342,17 @@ class Verification:
             size = self._pack_sizes().get(pack)
             if size is None:
                 raise ObjectMissing(f"{pack_name(pack)} is not in the repository", path=pack_name(pack))
-            index = {entry.offset: entry for entry in read_index(self._store, self._sealer, pack, size)}
-            self._indexes[pack] = index
-            if len(self._indexes) > _INDEXES:
-                self._indexes.popitem(last=False)
+            entries = read_index(self._store, self._sealer, pack, size)
+            if pack not in self._proved:
+                self._advance(_beside_frames(entries, size))
+            index = self._keep_index(pack, entries)
         self._indexes.move_to_end(pack)
+        return index
+
+    def _keep_index(self, pack: bytes, entries: Sequence[PackEntry]) -> dict[int, PackEntry]:
+        index = self._indexes[pack] = {entry.offset: entry for entry in entries}
+        if len(self._indexes) > _INDEXES:
+            self._indexes.popitem(last=False)
         return index
 
     def _entry_problem(self, kind: FrameKind, ref: BlockRef) -> str | None:
@@ -343,56 +370,68 @@ class Verification:
         for item in self._store.list(PACKS):
             if pack_of_name(item.name) is None:
                 self._find(item.name, "this is not an object of a repository")
-        for pack, problem, bad in self._read_packs(list(sizes)):
-            self._advance(sizes[pack])
-            if problem is not None:
-                self._unsound[pack] = problem
-                self._find(pack_name(pack), problem)
+        for pack, read in self._read_packs(list(sizes)):
+            self._advance(read.size_bytes)
+            if read.problem is not None:
+                self._unsound[pack] = read.problem
+                self._find(pack_name(pack), read.problem)
                 continue
-            if self._sample >= 1.0:
-                self._proved.add(pack)
-            for offset, message in bad:
+            self._blocks += read.blocks
+            self._proved.add(pack)
+            for offset, message in read.bad:
                 self._bad[pack, offset] = message
                 self._find(pack_name(pack), message)
 
-    def _read_packs(self, packs: Sequence[bytes]) -> Iterator[tuple[bytes, str | None, list[tuple[int, str]]]]:
-        waiting: deque[tuple[bytes, Future[tuple[str | None, list[tuple[int, str]]]]]] = deque()
+    def _read_packs(self, packs: Sequence[bytes]) -> Iterator[tuple[bytes, _PackRead]]:
+        waiting: deque[tuple[bytes, Future[_PackRead]]] = deque()
         pool = ThreadPoolExecutor(max_workers=_PACKS_AT_A_TIME, thread_name_prefix="vmkeep-verify")
         try:
             for pack in packs:
                 waiting.append((pack, pool.submit(self._read_pack, pack, self._pack_sizes()[pack])))
                 if len(waiting) > _PACKS_AT_A_TIME:
                     done, future = waiting.popleft()
-                    yield (done, *future.result())
+                    yield done, future.result()
             while waiting:
                 done, future = waiting.popleft()
-                yield (done, *future.result())
+                yield done, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read_pack(self, pack: bytes, size_bytes: int) -> tuple[str | None, list[tuple[int, str]]]:
-        """Read a whole pack and open every frame; return what is wrong with its structure, and the bad frames."""
-        bad: list[tuple[int, str]] = []
+    def _read_pack(self, pack: bytes, size_bytes: int) -> _PackRead:
+        """Read a pack, or the share of it, and open every frame that was read."""
         try:
+            if self._share is not None:
+                return self._read_share(pack, size_bytes, self._share)
             (content,) = self._store.ranges(pack_name(pack), [(0, size_bytes)]) if size_bytes else [memoryview(b"")]
             start, length = parse_trailer(bytes(content[-TRAILER_BYTES:]), len(content), pack)
             header = bytes(content[:PACK_HEADER_BYTES])
             entries = open_index(self._sealer, pack, header, content[start : start + length], start)
         except VmkeepError as error:
-            return error.message, bad
-        for entry in entries:
-            if self._sample < 1.0 and random.random() >= self._sample:  # noqa: S311  (a sample, no secret)
-                continue
+            return _PackRead(size_bytes, problem=error.message)
+        frames = (content[entry.offset : entry.offset + entry.length] for entry in entries)
+        return self._opened(pack, entries, frames, size_bytes)
+
+    def _read_share(self, pack: bytes, size_bytes: int, share: Share) -> _PackRead:
+        entries = read_index(self._store, self._sealer, pack, size_bytes)
+        chosen = share.of(entries, lambda entry: (pack, entry.offset, entry.length))
+        refs = [BlockRef(entry.id, pack, entry.offset, entry.length) for entry in chosen]
+        read_bytes = _beside_frames(entries, size_bytes) + sum(entry.length for entry in chosen)
+        return self._opened(pack, chosen, fetch_frames(self._store, refs), read_bytes)
+
+    def _opened(
+        self, pack: bytes, entries: Sequence[PackEntry], frames: Iterable[memoryview], read_bytes: int
+    ) -> _PackRead:
+        bad: list[tuple[int, str]] = []
+        for entry, frame in zip(entries, frames, strict=True):
             where = f"{pack_name(pack)} at {entry.offset}"
             try:
-                plain = self._sealer.open(
-                    entry.kind, entry.id, content[entry.offset : entry.offset + entry.length], where
-                )
+                plain = self._sealer.open(entry.kind, entry.id, frame, where)
                 if len(plain) != entry.plain_bytes:
                     bad.append((entry.offset, f"{where} has a wrong length"))
             except ObjectDamaged as error:
                 bad.append((entry.offset, error.message))
-        return None, bad
+        blocks = sum(entry.kind is FrameKind.BLOCK for entry in entries)
+        return _PackRead(read_bytes, blocks=blocks, bad=tuple(bad))
 
     # -- format and keyring ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from vmkeep.extents.ranges import READS_AS_ZERO, Reply
@@ -30,24 +31,36 @@ class OpenImage(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """How many bytes of data were written to an image, and how many were made zero."""
+
+    written_bytes: int = 0
+    zeroed_bytes: int = 0
+
+    def __add__(self, other: Overwritten) -> Overwritten:
+        return Overwritten(self.written_bytes + other.written_bytes, self.zeroed_bytes + other.zeroed_bytes)
+
+
 def overwrite(
     image: OpenImage, pieces: Iterable[Piece], *, stop: Callable[[], None], progress: Callable[[int], None]
-) -> int:
-    """Write the pieces, ascending, as they are; return the bytes of data written (zeroes are not counted).
+) -> Overwritten:
+    """Write the pieces, ascending, as they are, and return how much that was.
 
     ``stop`` raises when the operation was cancelled; ``progress`` is told how many bytes were settled since the
     last call.
     """
-    written = 0
+    done = Overwritten()
     for start, length, content in _joined(pieces):
         stop()
         if content is None:
             image.zero(start, length)
+            done += Overwritten(zeroed_bytes=length)
         else:
             image.write(start, content)
-            written += length
+            done += Overwritten(written_bytes=length)
         progress(length)
-    return written
+    return done
 
 
 def overwrite_differing(
@@ -58,21 +71,21 @@ def overwrite_differing(
     block_bytes: int,
     stop: Callable[[], None],
     progress: Callable[[int], None],
-) -> int:
-    """Read what is at the pieces and write only the blocks that differ; return the bytes of data written.
+) -> Overwritten:
+    """Read what is at the pieces and write only the blocks that differ; return how much that was.
 
     ``zero_map`` says what of the image is known to be zero before anything is written; that is not read.
     """
     zeros = [(start, start + length) for start, length, flags in zero_map if flags & READS_AS_ZERO]
-    written = 0
+    done = Overwritten()
     for start, length, content in _joined(pieces):
         if content is None:
-            _zero_differing(image, start, length, zeros, block_bytes, stop)
+            done += Overwritten(zeroed_bytes=_zero_differing(image, start, length, zeros, block_bytes, stop))
         else:
             stop()
-            written += _write_differing(image, start, content, block_bytes)
+            done += Overwritten(written_bytes=_write_differing(image, start, content, block_bytes))
         progress(length)
-    return written
+    return done
 
 
 def _write_differing(image: OpenImage, start: int, content: bytes, block_bytes: int) -> int:
@@ -101,8 +114,8 @@ def _zero_differing(
     zeros: Sequence[tuple[int, int]],
     block_bytes: int,
     stop: Callable[[], None],
-) -> None:
-    end = start + length
+) -> int:
+    end, zeroed, settled = start + length, 0, start
     for begin, until in _outside(start, end, zeros):
         for place in range(begin, until, PIECE_BYTES):
             stop()
@@ -112,6 +125,10 @@ def _zero_differing(
                 first = max(start, place - place % block_bytes)
                 last = min(end, place + len(present) + -(place + len(present)) % block_bytes)
                 image.zero(first, last - first)
+                # Two pieces may reach into one block.
+                zeroed += last - max(first, settled)
+                settled = last
+    return zeroed
 
 
 def _outside(start: int, end: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
-from vmkeep.catalog import Catalog, CatalogSnapshot, CatalogState, Operation, OperationState
+from vmkeep.catalog import SAFETY_LABEL, Catalog, CatalogSnapshot, CatalogState, Operation, OperationState
 from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
 
 
@@ -66,6 +67,72 @@ def test_point_is_found_by_id_by_beginning_and_as_latest(catalog: Catalog) -> No
     assert catalog.find_point("ABCD") == first
     assert catalog.find_point("win11@latest") == second
     assert catalog.find_point(f"{WIN11}@latest") == second
+
+
+def test_latest_is_the_newest_point_that_somebody_made_and_not_the_state_that_a_restore_left(catalog: Catalog) -> None:
+    made = example_point("p1")
+    safety = [example_point(f"s{minute}", minute=minute, labels={SAFETY_LABEL: made.id}) for minute in (5, 6)]
+    catalog.record_point(safety[0])
+    with pytest.raises(PointNotFound) as caught:
+        catalog.find_point("win11@latest")
+    assert safety[0].id in caught.value.message
+    catalog.record_point(made)
+    catalog.record_point(safety[1])
+    assert catalog.find_point("win11@latest") == made
+    assert catalog.newest_made(WIN11) == made
+    assert catalog.newer_safety_points(made) == (safety[1].id, safety[0].id)
+    later = example_point("p2", minute=7, labels={"why": "timer"})
+    catalog.record_point(later)
+    assert catalog.find_point("win11@latest") == later
+    assert catalog.newer_safety_points(later) == ()
+    # By its id it is a point like any other.
+    assert catalog.find_point(safety[1].id) == safety[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "minute"),
+    [
+        ("2026-03-01T10:03Z", 3),
+        ("2026-03-01T10:03:00Z", 3),
+        ("2026-03-01T10:04:59+00:00", 3),
+        ("2026-03-01T11:03+01:00", 3),
+        ("2026-03-01 12:05:00+02:00", 3),
+        ("2026-03-01T10:59Z", 9),
+        ("2026-03-02", 9),
+        ("2026-03-01", 9),  # the day is included
+        ("2026-03-01 04:03", 3),  # the time of this place
+        ("2026-03-01 04", 9),
+    ],
+)
+def test_point_is_found_by_a_time(catalog: Catalog, monkeypatch: pytest.MonkeyPatch, text: str, minute: int) -> None:
+    monkeypatch.setenv("TZ", "XYZ+6")  # six hours behind
+    time.tzset()
+    try:
+        for made in (1, 3, 9):
+            catalog.record_point(example_point(f"p{made}", minute=made, vm_name="a@b"))
+        catalog.record_point(example_point("s", minute=4, vm_name="a@b", labels={SAFETY_LABEL: number("p1")}))
+        assert catalog.find_point(f"a@b@{text}").id == number(f"p{minute}")
+        assert catalog.find_point(f"{WIN11}@{text}").id == number(f"p{minute}")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("win11@2026-03-01T09:00Z", "2026-03-01"),  # before the first one: which that is
+        ("win11@yesterday", "2026-11-29T14:30"),  # how a time is written
+        ("win11@2026-13-01", "2026-11-29T14:30"),
+        ("win11", "win11@latest"),
+        ("nobody@2026-03-01", "nobody"),
+    ],
+)
+def test_name_or_time_that_means_no_point_is_told_what_would(catalog: Catalog, text: str, word: str) -> None:
+    catalog.record_point(example_point("p1"))
+    with pytest.raises(PointNotFound) as caught:
+        catalog.find_point(text)
+    assert word in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_ambiguous_beginning_lists_the_candidates(catalog: Catalog) -> None:

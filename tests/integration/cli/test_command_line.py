@@ -181,19 +181,6 @@ def test_version_is_printed_as_text_and_as_json(home: Path) -> None:
     assert set(vmkeep(home, "--version", "--json").document()) == {"version"}
 
 
-def test_shell_is_offered_points(home: Path) -> None:
-    asked = {"_VMKEEP_COMPLETE": "complete_bash", "COMP_WORDS": "vmkeep point show w", "COMP_CWORD": "3"}
-    ended = subprocess.run(
-        COMMAND,
-        env={**environment(home), **asked},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "win11@latest" in ended.stdout
-
-
 def test_reader_that_goes_away_is_no_fault(home: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -26,6 +26,7 @@ from vmkeep.planning import (
     Refused,
     WarningCode,
     codes,
+    hint_of,
     plan_point,
 )
 
@@ -75,7 +76,7 @@ def planned(request: PointRequest) -> PointPlan:
 def refused(request: PointRequest) -> list[tuple[str, str]]:
     plan = plan_point(request)
     assert isinstance(plan, Refused)
-    assert all(refusal.message and refusal.hint for refusal in plan.refusals)
+    assert all(refusal.message and hint_of([refusal]) for refusal in plan.refusals)
     return [(refusal.code, refusal.target) for refusal in plan.refusals]
 
 
@@ -83,7 +84,17 @@ def the_refusal(request: PointRequest) -> tuple[str, str]:
     plan = plan_point(request)
     assert isinstance(plan, Refused)
     (refusal,) = plan.refusals
-    return refusal.message, refusal.hint
+    return refusal.message, hint_of([refusal])
+
+
+def test_what_to_do_about_many_disks_is_said_once() -> None:
+    disks = tuple(disk(f"vd{letter}", size_bytes=None, image_fault=f"/{letter} is not there") for letter in "abcdef")
+    plan = plan_point(replace(SOUND, disks=disks, bases=()))
+    assert isinstance(plan, Refused)
+    hint = hint_of(plan.refusals)
+    assert hint.count("Put the image in its place") == 1
+    assert "Or leave them out by name with --exclude vda --exclude vdb --exclude vdc" in hint
+    assert hint.count("the point then says") == 1
 
 
 # -- incremental, or the reason why not ------------------------------------------------------------------------
@@ -388,7 +399,8 @@ def test_vm_that_has_no_disks_gets_a_point_without_a_warning(disks: tuple[Planna
         ({"device": "tape"}, "tape"),
         ({"encrypted": True, "key": KeyState.UNUSABLE}, "encrypted"),
         ({"encrypted": True, "key": KeyState.UNUSABLE, "format": "raw"}, "encrypted"),
-        ({"size_bytes": None}, "is the file there?"),
+        ({"size_bytes": None}, "size that is not known"),
+        ({"size_bytes": None, "image_fault": "the disk image, /x, is not there"}, "/x, is not there"),
     ],
 )
 def test_disk_that_cannot_be_read_right_is_refused_by_name_until_it_is_excluded(
@@ -542,7 +554,7 @@ def test_disk_that_qemu_would_die_of_is_refused_only_where_a_job_has_it_and_the_
     assert isinstance(outcome, Refused)
     assert [(refused.code, refused.target) for refused in outcome.refusals] == [(RefusalCode.DISK_UNSUPPORTED, "vda")]
     assert "iotune" in outcome.refusals[0].message
-    assert "--exclude vda" in outcome.refusals[0].hint
+    assert "--exclude vda" in hint_of(outcome.refusals)
     assert isinstance(plan_point(replace(deadly, running=False)), PointPlan)
     assert isinstance(plan_point(replace(deadly, exclude=frozenset({"vda"}))), PointPlan)
     transient = with_vda(deadly_to_resume=True, transient=True, backing_chain=("/images/base.qcow2",))
