@@ -108,6 +108,17 @@ def plannable_disks(
     )
 
 
+def _image_fault(disk: DefinedDisk) -> str | None:
+    """Return why the image of a disk cannot be looked at, for people."""
+    if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
+        return None
+    try:
+        describe_image(disk.source, disk.image_format)
+    except VmkeepError as error:
+        return error.message
+    return None
+
+
 def _file_id(disk: DefinedDisk) -> tuple[int, int] | None:
     """Return what tells a file or device of this host from others, whatever name it goes by."""
     if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
@@ -124,17 +135,6 @@ def _is_missing(disk: DefinedDisk) -> bool:
     if disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
         return False
     return not Path(disk.source).exists()
-
-
-def _image_fault(disk: DefinedDisk) -> str | None:
-    """Return why the image of a disk cannot be looked at, for people."""
-    if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
-        return None
-    try:
-        describe_image(disk.source, disk.image_format)
-    except VmkeepError as error:
-        return error.message
-    return None
 
 
 def _is_deadly_to_resume(disk: DefinedDisk, vm: str, hypervisor: Hypervisor) -> bool:

@@ -34,6 +34,8 @@ def exclude(disk: PlannableDisk, request: PointRequest) -> Exclusion | None:
     """Return why the disk or drive is not in the point, or None when it is."""
     if disk.target in request.exclude:
         return Exclusion(target=disk.target, reason=ExclusionReason.REQUESTED)
+    if disk.target in request.never:
+        return Exclusion(target=disk.target, reason=ExclusionReason.SETTINGS)
     if disk.source_kind == "none":
         return Exclusion(target=disk.target, reason=ExclusionReason.NO_MEDIUM)
     if is_removable(disk):

@@ -100,6 +100,8 @@ class ExclusionReason(StrEnum):
 
     REQUESTED = "requested"
     """It was excluded by name."""
+    SETTINGS = "settings"
+    """The settings of the VM exclude it for good."""
     REMOVABLE_MEDIA = "removable-media"
     """A drive for CDs or floppies; its medium is no state of the VM."""
     NO_MEDIUM = "no-medium"

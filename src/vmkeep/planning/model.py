@@ -87,8 +87,9 @@ class Base:
 class PointRequest:
     """All that a plan is made from.
 
-    ``bases`` are the newest first. ``killed`` is whether the VM is off because its QEMU died (libvirt: shut off,
-    crashed), which explains bitmaps that are lost. ``vm`` is for the messages.
+    ``exclude`` are disks that the request names, ``never`` those that the VM's settings leave out of every point, also
+    targets that it has not. ``bases`` are the newest first. ``killed`` is whether the VM is off because its QEMU died
+    (libvirt: shut off, crashed), which explains bitmaps that are lost. ``vm`` is for the messages.
     """
 
     vm: str
@@ -97,6 +98,7 @@ class PointRequest:
     bases: tuple[Base, ...] = ()
     force_full: bool = False
     exclude: frozenset[str] = frozenset()
+    never: frozenset[str] = frozenset()
     killed: bool = False
 
 

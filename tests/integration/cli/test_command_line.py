@@ -128,7 +128,7 @@ def test_error_is_one_json_object_on_standard_error_and_nothing_on_standard_outp
 def test_error_for_people_has_a_hint_and_no_traceback(home: Path) -> None:
     answer = vmkeep(home, "points", "nobody")
     assert answer.out == ""
-    assert answer.err.splitlines()[0] == 'vmkeep: error: No point was ever taken of a VM "nobody" [vm-not-found]'
+    assert answer.err.splitlines()[0] == "vmkeep: error: No point was ever taken of a VM 'nobody' [vm-not-found]"
     assert "hint:" in answer.err
     assert "Traceback" not in answer.err
 

@@ -133,7 +133,7 @@ def latest(world: World, guest: Guest, _chance: random.Random) -> str:
     shown = world.commands.run("point", "show", f"{guest.name}@latest")
     if shown.document["point"]["id"] != made[-1]:
         raise Violation(f"{guest.name}@latest is {shown.document['point']['id']} in place of {made[-1]}")
-    return made[-1][:8]
+    return str(made[-1][:8])
 
 
 @operation(2)
