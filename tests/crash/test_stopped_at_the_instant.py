@@ -131,6 +131,6 @@ def test_guest_goes_on_when_vmkeep_is_stopped_in_a_snapshot(
 
     assert error["code"] == ("job-aborted" if whole else "snapshot-incomplete"), error
     assert bed.vm.state() is VmState.RUNNING
-    kept = bed.zygote.run(["look"], ["kept", bed.vm.name]).acts[1]
+    kept = bed.zygote.run(["look"], ["kept", bed.vm.uuid]).acts[1]
     assert kept.get(name) == (states if whole else None)
     bed.sound = True
