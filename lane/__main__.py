@@ -18,6 +18,7 @@ from lane.tree import SUITES, Tree, install_debootstrap, remove
 
 COMMAND = "make demo && make test"
 _CHECKOUT = Path(__file__).resolve().parents[1]
+_SIGNALLED = 128
 _REFRESH = "apt-get -q update >/dev/null && update-ca-certificates >/dev/null"
 
 
@@ -65,8 +66,10 @@ def _run(tree: Tree, options: argparse.Namespace) -> int:
         site.copy_settings(tree.root)
         room = _room(tree)
         inside = site.environment(os.environ, tree.root)
-        if new and run_in_room(room, ["/bin/sh", "-c", _REFRESH], inside, "/root") != 0:
+        if new and (status := run_in_room(room, ["/bin/sh", "-c", _REFRESH], inside, "/root")) != 0:
             remove(tree.root)
+            if status > _SIGNALLED:
+                return status
             raise LaneError("the new Debian cannot reach its packages; what apt said is above")
         changed = checkout.left_out(options.checkout)
         commit = checkout.clone(options.checkout, tree.root)

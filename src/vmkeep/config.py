@@ -13,7 +13,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,26 @@ _TYPES: Mapping[str, type[str | int]] = {
     "stalled_after_seconds": int,
     "longest_pause_seconds": int,
 }
+_VMS = "vm"
+_VM_TYPES: Mapping[str, tuple[type, str]] = {
+    "exclude": (list, "a list of disks by target"),
+    "skip": (bool, "true or false"),
+    "reason": (str, "text in quotes"),
+}
+_VM_EXAMPLE = """Write it like this: [vm."NAME"], and below it exclude = ["vdb"] or skip = true, and reason = "why"."""
 _DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
+
+
+@dataclass(frozen=True, slots=True)
+class VmSettings:
+    """What holds of one VM for good: disks that are in none of its points, and whether `backup --all` leaves it out.
+
+    ``exclude`` are targets. ``reason`` is for people; empty when none was given.
+    """
+
+    exclude: tuple[str, ...] = ()
+    skip: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,7 @@ class Settings:
     ``points_at_once`` is how many points this installation copies at one time, in however many processes.
     ``stalled_after_seconds`` is how long one call to the repository's storage may take.
     ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
+    ``vms`` is by the name or UUID that stands in the settings file.
     """
 
     home: Path
@@ -69,6 +89,11 @@ class Settings:
     points_at_once: int = DEFAULT_POINTS_AT_ONCE
     stalled_after_seconds: int = DEFAULT_STALLED_AFTER_SECONDS
     longest_pause_seconds: int = DEFAULT_LONGEST_PAUSE_SECONDS
+    vms: Mapping[str, VmSettings] = field(default_factory=dict)
+
+    def of_vm(self, name: str, uuid: str) -> VmSettings:
+        """Return what the settings file says of a VM: by its name, else by its UUID."""
+        return self.vms.get(name) or self.vms.get(uuid) or VmSettings()
 
     @property
     def settings_path(self) -> Path:
@@ -136,6 +161,7 @@ def load_settings(
         # One more than there are processors, because one of them waits for QEMU most of the time.
         workers=min(8, (os.cpu_count() or 2) + 1),
         compression=str(found.get("compression", ADAPTIVE)),
+        vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
     numbers = {key: int(found[key]) for key, kind in _TYPES.items() if kind is int and key in found}
@@ -222,7 +248,7 @@ def _run_dir(home: Path, environ: Mapping[str, str], *, root: bool) -> Path:
     return Path(given) / "vmkeep" if given.startswith("/") else home / "run"
 
 
-def _read(path: Path) -> dict[str, str | int]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         parsed: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -234,40 +260,62 @@ def _read(path: Path) -> dict[str, str | int]:
     except OSError as error:
         raise _translated(error, path) from error
     for key, value in parsed.items():
-        _check(path, key, value)
+        if key != _VMS:
+            _check(path, key, value)
     return parsed
+
+
+def _vms(path: Path, tables: object) -> dict[str, VmSettings]:
+    """Return the settings of each VM. Raises InvalidRequest naming the VM and the setting."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise _wrong(path, f"{path}: setting {_VMS!r} must hold one table for each VM", _VM_EXAMPLE)
+    return {name: _vm(path, name, table) for name, table in tables.items()}
+
+
+def _vm(path: Path, name: str, table: Mapping[str, object]) -> VmSettings:
+    where = f"{path}: VM {name!r}"
+    for key in table:
+        if key not in _VM_TYPES:
+            raise _wrong(path, f"{where}: unknown setting {key!r}", f"Those of a VM are: {', '.join(_VM_TYPES)}.")
+    for key, value in table.items():
+        kind, words = _VM_TYPES[key]
+        if not isinstance(value, kind):
+            raise _wrong(path, f"{where}: {key!r} must be {words}", _VM_EXAMPLE)
+    exclude: Any = table.get("exclude", [])
+    if not all(isinstance(target, str) and target.strip() for target in exclude):
+        raise _wrong(path, f"{where}: 'exclude' must be {_VM_TYPES['exclude'][1]}", _VM_EXAMPLE)
+    settings = VmSettings(
+        exclude=tuple(dict.fromkeys(exclude)),
+        skip=bool(table.get("skip", False)),
+        reason=" ".join(str(table.get("reason", "")).split()),
+    )
+    if settings.reason and not (settings.exclude or settings.skip):
+        raise _wrong(path, f"{where} has a reason, but neither 'exclude' nor 'skip'", _VM_EXAMPLE)
+    return settings
 
 
 def _check(path: Path, key: str, value: object) -> None:
     wanted = _TYPES.get(key)
     if wanted is None:
-        known = ", ".join(sorted(_TYPES))
-        raise _wrong(path, f'{path}: unknown setting "{key}"', f"The settings are: {known}.")
+        known = ", ".join(sorted([*_TYPES, _VMS]))
+        raise _wrong(path, f"{path}: unknown setting {key!r}", f"The settings are: {known}.")
     if not isinstance(value, wanted) or isinstance(value, bool):
         kind = "text in quotes" if wanted is str else "a whole number"
-        raise _wrong(path, f'{path}: setting "{key}" must be {kind}', f"Correct {key} in {path}.")
+        raise _wrong(path, f"{path}: setting {key!r} must be {kind}", f"Correct {key} in {path}.")
     directory = key in _DIRECTORIES or (key == "repository" and "://" not in str(value))
     if directory and not str(value).startswith("/"):
-        raise _wrong(path, f'{path}: setting "{key}" must be an absolute directory', f"Correct {key} in {path}.")
+        raise _wrong(path, f"{path}: setting {key!r} must be an absolute directory", f"Correct {key} in {path}.")
     if key == "compression" and value not in (ADAPTIVE, ALWAYS):
-        raise _wrong(
-            path, f'{path}: setting "compression" must be "{ADAPTIVE}" or "{ALWAYS}"', f"Correct compression in {path}."
-        )
+        raise _wrong(path, f"{path}: setting {key!r} must be {ADAPTIVE!r} or {ALWAYS!r}", f"Correct {key} in {path}.")
     number = value if isinstance(value, int) else 0
     if key == "workers" and not 1 <= number <= MAX_WORKERS:
-        raise _wrong(path, f'{path}: setting "workers" must be 1 to {MAX_WORKERS}', f"Correct workers in {path}.")
+        raise _wrong(path, f"{path}: setting {key!r} must be 1 to {MAX_WORKERS}", f"Correct {key} in {path}.")
     if key == "points_at_once" and not 1 <= number <= MAX_POINTS_AT_ONCE:
-        raise _wrong(
-            path,
-            f'{path}: setting "points_at_once" must be 1 to {MAX_POINTS_AT_ONCE}',
-            f"Correct points_at_once in {path}.",
-        )
+        raise _wrong(path, f"{path}: setting {key!r} must be 1 to {MAX_POINTS_AT_ONCE}", f"Correct {key} in {path}.")
     if key in ("stalled_after_seconds", "longest_pause_seconds") and number < 1:
-        raise _wrong(path, f'{path}: setting "{key}" must be 1 or more', f"Correct {key} in {path}.")
+        raise _wrong(path, f"{path}: setting {key!r} must be 1 or more", f"Correct {key} in {path}.")
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
-        raise _wrong(
-            path, f'{path}: setting "block_bytes" must be a power of two from 4096', f"Correct block_bytes in {path}."
-        )
+        raise _wrong(path, f"{path}: setting {key!r} must be a power of two from 4096", f"Correct {key} in {path}.")
 
 
 def _wrong(path: Path, message: str, hint: str) -> InvalidRequest:

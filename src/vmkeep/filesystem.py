@@ -114,3 +114,15 @@ def file_error(error: OSError, path: Path) -> VmkeepError:
             f"the directory {path.parent} does not exist", path=where, hint="Make the directory, or choose another one."
         )
     return StoreError(f"{path} cannot be written: {error.strerror}", path=where)
+
+
+def size_text(size_bytes: int | None) -> str:
+    """Return a number of bytes for people: "1.5 GiB"; "-" when unknown."""
+    if size_bytes is None:
+        return "-"
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

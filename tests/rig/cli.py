@@ -34,10 +34,14 @@ class Failure:
 
 
 class Vmkeep:
-    """The command on one host. ``home`` replaces VMKEEP_HOME, for an installation of its own."""
+    """The command on one host. ``home`` replaces VMKEEP_HOME, for an installation of its own.
 
-    def __init__(self, host: Host, *, home: Path | None = None) -> None:
+    ``user`` is the number of the user that runs it in place of root, with no group and no capability.
+    """
+
+    def __init__(self, host: Host, *, home: Path | None = None, user: int | None = None) -> None:
         self.host = host
+        self._become = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         self.home = home if home is not None else host.dir / "home"
 
     @property
@@ -52,11 +56,11 @@ class Vmkeep:
     ) -> subprocess.CompletedProcess[str]:
         """Run it as a person would, and return what it printed."""
         environment = {**self.environment, **(env or {})}
-        return self.host.run([COMMAND, *arguments], env=environment, input=input)
+        return self.host.run([*self._become, COMMAND, *arguments], env=environment, input=input)
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start it with ``--json`` and do not wait for it."""
-        return self.host.popen([COMMAND, "--json", *arguments], env=self.environment)
+        return self.host.popen([*self._become, COMMAND, "--json", *arguments], env=self.environment)
 
     def json(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Run a command that must succeed and return its document."""

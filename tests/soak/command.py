@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.crash.bed import Zygote
 from tests.rig import Host
-from tests.rig.cli import Vmkeep
+from tests.rig.cli import COMMAND, Vmkeep
 from tests.soak.model import Violation
 
 HANGS_SECONDS = 240.0
@@ -100,7 +100,9 @@ class Commands:
 
     def start(self, *words: str | Path) -> Running:
         """Start a real process of it."""
-        return Running(tuple(str(word) for word in words), self.vmkeep.start(*words), self._judged)
+        command = [COMMAND, "--json", *words]
+        process = self._host.popen(command, env=self.vmkeep.environment, start_new_session=True)
+        return Running(tuple(str(word) for word in words), process, self._judged)
 
     def guardians(self) -> list[int]:
         """Return the guardians of this home that live, as seen from outside."""
@@ -144,9 +146,15 @@ class Running:
             raise Violation(f"vmkeep {' '.join(self.words)} hangs: killed after {HANGS_SECONDS} s") from None
         return self._judged(Outcome(self.words, self.process.returncode, out, err))
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
+        """Send it to the process that was started, which may have left its work to a child."""
         if self.process.poll() is None:
             os.kill(self.process.pid, number)
+
+    def send_to_all(self, number: signal.Signals) -> None:
+        """Send it to its process group, as a terminal does; a guardian is not in it."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait until something has come to be, the command is over, or the time is."""

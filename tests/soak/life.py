@@ -40,13 +40,14 @@ class Life:
         chance = self._chance("life")
         self._steps = chance.randint(40, 80)
         self._vms = chance.choice((1, 1, 2))
+        self._own_store = chance.random() < 0.4
         self._sabotaged_at = chance.randint(8, 12)
 
     def live(self, most_steps: int) -> bool:
         """Live it, at most so many steps; return whether nothing was violated."""
         self._ledger.lives += 1
         step = 0
-        with new_world(self._hosts, self._ledger) as world:
+        with new_world(self._hosts, self._ledger, own_store=self._own_store) as world:
             try:
                 for _ in range(self._vms):
                     self._tell(0, "make", _describe(world.add_guest(self._chance(f"vm{_}"))))

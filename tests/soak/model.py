@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tests.rig import VmState
 from tests.soak.image import Image
 
 
@@ -81,6 +82,7 @@ class SnapshotModel:
     moment: Moment
     ours: bool
     all_targets: frozenset[str]
+    memory: VmState | None = None  # what the VM did, when the memory is in it
     spoilt: bool = False  # something else wrote into its images (blockcommit): libvirt lists it, its content is gone
 
 
@@ -91,3 +93,4 @@ class Points:
     known: dict[str, Moment] = field(default_factory=dict)
     pending: list[Moment] = field(default_factory=list)
     deleting: set[str] = field(default_factory=set)
+    safety: set[str] = field(default_factory=set)  # those of known that were taken before a VM went back

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.rig import VmState
 from tests.soak.world import World
@@ -21,8 +22,8 @@ class Sabotage:
 
 def _flip_a_byte(world: World, chance: random.Random) -> str:
     """A pack of the repository has another byte at its middle, as a bad disk would have it."""
-    packs = sorted((world.home / "repository" / "packs").glob("*/*"), key=lambda path: path.stat().st_size)
-    pack = packs[-1]
+    inside = Path(f"/proc/{world.host.init_pid}/root{world.repository}")
+    pack = max((inside / "packs").glob("*/*"), key=lambda path: path.stat().st_size)
     place = pack.stat().st_size // 2
     with pack.open("r+b") as file:
         file.seek(place)

@@ -35,7 +35,7 @@ _FOUND = {
 
 @pytest.fixture
 def world(host: Host) -> Iterator[World]:
-    with new_world(Hosts({"alpha": host}), Ledger(io.StringIO())) as world:
+    with new_world(Hosts({"alpha": host}), Ledger(io.StringIO()), own_store=False) as world:
         yield world
 
 

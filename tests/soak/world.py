@@ -17,15 +17,21 @@ from tests.soak.ledger import Ledger
 from tests.soak.machine import make_machine, shared_secret
 from tests.soak.model import Moment, Points, Violation
 
+_STORE_SIZE = "512m"
+
 
 @dataclass(slots=True)
 class World:
-    """``commands`` is vmkeep in a home of this life."""
+    """``commands`` is vmkeep in a home of this life.
+
+    ``own_store``: the repository is on a file system of its own, so that vmkeep does its work in a child process.
+    """
 
     host: Host
     hosts: Hosts
     commands: Commands
     ledger: Ledger
+    own_store: bool
     guests: list[Guest] = field(default_factory=list)
     points: Points = field(default_factory=Points)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -45,6 +51,17 @@ class World:
     @property
     def home(self) -> Path:
         return self.commands.vmkeep.home
+
+    @property
+    def repository(self) -> Path:
+        """Where the repository is, as the host sees it."""
+        return (self.host.dir / "store" if self.own_store else self.home) / "repository"
+
+    def small_directory(self, name: str, size: str) -> Path:
+        """Return a new directory inside the host on a file system of its own, of which nothing is seen outside."""
+        directory = self.host.dir / "work" / self.fresh(name)
+        mount_small(self.host, directory, size)
+        return directory
 
     def work(self, name: str) -> Path:
         return self.host.dir / "work" / name
@@ -67,11 +84,12 @@ class World:
         if outcome.code not in codes:
             raise Violation(f"{outcome.code} in place of {' or '.join(codes)}: {outcome.told()}")
 
-    def keep_point(self, point_id: object, moment: Moment) -> str:
+    def keep_point(self, point_id: object, moment: Moment, *, safety: bool = False) -> str:
         """Remember a point that a command says that it made."""
         if not isinstance(point_id, str) or point_id in self.points.known:
             raise Violation(f"no id of a new point: {point_id!r}")
         self.points.known[point_id] = moment
+        self.points.safety |= {point_id} if safety else set()
         return point_id[:8]
 
     def may_have_made(self, moment: Moment) -> None:
@@ -122,12 +140,26 @@ class Hosts:
 
 
 @contextmanager
-def new_world(hosts: Hosts, ledger: Ledger) -> Iterator[World]:
+def new_world(hosts: Hosts, ledger: Ledger, *, own_store: bool) -> Iterator[World]:
     """A world without VMs; everything of it is gone afterwards, also when it ended badly."""
     host = hosts.host("alpha")
     host.clear()
+    store = host.dir / "store"
+    if own_store:
+        mount_small(host, store, _STORE_SIZE)
     commands = Commands(host, ledger.count_outcome)
+    world = World(host, hosts, commands, ledger, own_store)
     try:
-        yield World(host, hosts, commands, ledger)
+        if own_store:
+            world.expect(commands.run("init", "--repository", world.repository))
+        yield world
     finally:
         commands.close()
+        if own_store:
+            host.run(["umount", "--lazy", store], check=True)
+
+
+def mount_small(host: Host, directory: Path, size: str) -> None:
+    """Give the host a directory that is a file system of its own, in memory."""
+    directory.mkdir(exist_ok=True)
+    host.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=1777", "tmpfs", directory], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.bed import wait_until
-from tests.rig import Host, KiB, MiB, VmState, read_offline_image
+from tests.rig import Disk, Host, KiB, MiB, VmState, read_offline_image
 from tests.rig.cli import Vmkeep, finished
 from tests.system.busy_guest import TARGETS, WritingGuest
 from tests.system.held import held_in_its_copy, slowed_in_its_copy
@@ -39,6 +39,18 @@ def _assert_guest_met_no_error(guest: WritingGuest, vmkeep: Vmkeep, scratch: Pat
     point = vmkeep.backup("writer")
     output = vmkeep.restore(point, vmkeep.host.dir / "work" / "out")
     guest.assert_of_one_instant({t: read_offline_image(output / f"{t}.qcow2", "qcow2") for t in TARGETS})
+
+
+def test_scratch_without_room_for_its_own_tables_is_told_as_full(
+    host: Host, vmkeep: Vmkeep, small_scratch: Path
+) -> None:
+    host.run(["mount", "-o", "remount,size=64k", small_scratch], check=True)
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    refused = vmkeep.fails("backup", "guest")
+    assert (refused.code, refused.status) == ("no-space", 34)
+    assert host.run(["ls", "-A", small_scratch]).stdout == ""
+    assert_left_alone(vm, state=VmState.PAUSED)
 
 
 @pytest.mark.parametrize("policy", [None, "stop", "enospace"])

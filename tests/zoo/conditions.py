@@ -54,7 +54,7 @@ def _block_copy(stage: Stage) -> Iterator[None]:
 @contextlib.contextmanager
 def _crashed(stage: Stage) -> Iterator[None]:
     """The guest says so through its pvpanic device, and QEMU stays."""
-    stage.vm.monitor("o/b 0x505 1")
+    stage.vm.monitor("o /b 0x505 1")
     deadline = time.monotonic() + 20
     while stage.vm.domain.state()[0] != libvirt.VIR_DOMAIN_CRASHED:
         assert time.monotonic() < deadline, "the VM does not crash"

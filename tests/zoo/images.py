@@ -22,6 +22,8 @@ class Laid:
     image: Image
     path: Path
     content: bytearray
+    top: str  # the format of the top image: a snapshot lays qcow2 over a raw one
+    overlaid: bool = False  # a snapshot has laid another image over it
 
     @property
     def passphrase(self) -> str | None:
@@ -30,8 +32,8 @@ class Laid:
     def opened(self) -> list[str]:
         """Return how QEMU's tools are told to open it."""
         if self.passphrase is None:
-            return ["-f", self.image.format, str(self.path)]
-        options = luks_options(Path(str(self.path).replace(",", ",,")), self.image.format)
+            return ["-f", self.top, str(self.path)]
+        options = luks_options(Path(str(self.path).replace(",", ",,")), self.top)
         return ["--object", luks_object(self.passphrase), "--image-opts", options]
 
     def write_off(self, start: int, data: bytes, scratch: Path) -> None:
@@ -43,13 +45,13 @@ class Laid:
         self.content[start : start + len(data)] = data
 
     def read_off(self) -> bytes:
-        return read_offline_image(self.path, self.image.format, self.passphrase)[self.image.slice_at :]
+        return read_offline_image(self.path, self.top, self.passphrase)[self.image.slice_at :]
 
 
 def lay(image: Image, path: Path, seed: int) -> Laid:
     """Make an image and what lies below it. libvirt 9.0 gives QEMU no right to what lies below, so it is readable."""
     content = _first_content(image, seed)
-    laid = Laid(image, path, content)
+    laid = Laid(image, path, content, image.format)
     if image.encrypted:
         make_luks(path, image.format, image.size_bytes, PASSPHRASE, image.options)
         return laid

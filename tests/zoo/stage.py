@@ -91,9 +91,10 @@ class Stage:
     def _follow(self, laid: Laid) -> None:
         """Look where the disk's top image is now."""
         if laid.image.place in ("file", "link"):
-            path = self.vm.disk(laid.image.target).path
-            if path is not None and path != laid.path:
-                laid.path = path
+            disk = self.vm.disk(laid.image.target)
+            assert disk.path is not None
+            laid.overlaid |= disk.path != laid.path
+            laid.path, laid.top = disk.path, disk.format
 
     # -- what is held ------------------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ def _disk(
     if image.place == "block":
         first = lay(image, directory / file, number + 1)
         device = resources.enter_context(loop_device(path, bytes(first.content), *_sectors(image)))
-        return None, _element(image, "block", f"dev='{device}'"), Laid(image, device, first.content)
+        return None, _element(image, "block", f"dev='{device}'"), Laid(image, device, first.content, image.format)
     laid = lay(image, path, number + 1)
     if image.place == "volume":
         host.run(["virsh", "pool-create-as", f"zoo{number}", "dir", "--target", str(directory)], check=True)

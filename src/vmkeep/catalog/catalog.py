@@ -315,7 +315,7 @@ class Catalog:
         uuids = vm_queries.uuids_named(connection, vm)
         if not uuids:
             raise VmNotFound(
-                f'No point was ever taken of a VM "{vm}"',
+                f"No point was ever taken of a VM {vm!r}",
                 vm=vm,
                 hint="`vmkeep points` without a name shows all points.",
             )

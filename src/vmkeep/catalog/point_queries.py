@@ -100,19 +100,19 @@ def find(connection: Connection, text: str) -> CatalogPoint:
     hint = _hint_of_vm(connection, text)
     if len(wanted) < SHORTEST_PREFIX:
         raise PointNotFound(
-            f'"{text}" is too short for the id of a point',
+            f"{text!r} is too short for the id of a point",
             hint=hint or f"Give {SHORTEST_PREFIX} characters of it or more.",
         )
     # Not LIKE: a user's "%" or "_" must not match anything.
     fits = select(points).where(points.c.id >= wanted, points.c.id < wanted + "\U0010ffff").order_by(*_OLDEST_FIRST)
     found = _points(connection, fits.limit(_LISTED_CANDIDATES + 1))
     if not found:
-        raise PointNotFound(f'No point has an id that begins with "{text}"', hint=hint)
+        raise PointNotFound(f"No point has an id that begins with {text!r}", hint=hint)
     if len(found) > 1:
         shown = [f"{point.id} ({point.vm_name}, {point.created})" for point in found[:_LISTED_CANDIDATES]]
         more = " and more" if len(found) > _LISTED_CANDIDATES else ""
         raise PointNotFound(
-            f'"{text}" fits several points: {", ".join(shown)}{more}', hint="Give more characters of the id."
+            f"{text!r} fits several points: {', '.join(shown)}{more}", hint="Give more characters of the id."
         )
     return found[0]
 
@@ -127,7 +127,7 @@ def _hint_of_vm(connection: Connection, text: str) -> str | None:
 def _at_time(connection: Connection, name: str, time: str) -> CatalogPoint:
     until = end_of_named_time(time)
     if until is None:
-        raise PointNotFound(f'"{time}" is neither "latest" nor a time', hint=f"A time is written as {TIME_FORMS}.")
+        raise PointNotFound(f'{time!r} is neither "latest" nor a time', hint=f"A time is written as {TIME_FORMS}.")
     return _newest(connection, name, until)
 
 
@@ -139,7 +139,7 @@ def _newest(connection: Connection, name: str, until: datetime | None) -> Catalo
     if len(newest) > 1:
         shown = ", ".join(f"{point.id} (VM {point.vm_uuid}, {point.created})" for point in newest)
         raise PointNotFound(
-            f'Several VMs are called "{name}"; their latest points: {shown}',
+            f"Several VMs are called {name!r}; their latest points: {shown}",
             vm=name,
             hint="Name the point by its id, or the VM by its UUID.",
         )
@@ -151,12 +151,12 @@ def _none_found(connection: Connection, name: str, uuids: Sequence[str], until: 
     made = [row for row in rows if _is_made(row)]
     if made and until is not None:
         first = min(made, key=lambda row: str(row.created))
-        words = f'VM "{name}" has no point from {until.isoformat(timespec="seconds")} or before'
+        words = f"VM {name!r} has no point from {until.isoformat(timespec='seconds')} or before"
         return PointNotFound(words, vm=name, hint=f"Its first one, {first.id}, was taken at {first.created}.")
     if rows and not made:
-        words = f'VM "{name}" has safety points only, which restores in place took: {", ".join(row.id for row in rows)}'
+        words = f"VM {name!r} has safety points only, which restores in place took: {', '.join(row.id for row in rows)}"
         return PointNotFound(words, vm=name, hint="Name one by its id to go back to the state that was left.")
-    return PointNotFound(f'There is no point of a VM "{name}"', vm=name)
+    return PointNotFound(f"There is no point of a VM {name!r}", vm=name)
 
 
 def _outlines(vm_uuid: str) -> Select[tuple[Any, ...]]:

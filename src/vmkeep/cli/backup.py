@@ -13,11 +13,12 @@ from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console, duration_text, size_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
-from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, VmkeepError
+from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, PermissionRefused, VmkeepError
 
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.requests import PointTaken, TakePoint
+    from vmkeep.host.survey import SurveyedVm
 
 
 def register(app: typer.Typer) -> None:
@@ -64,20 +65,37 @@ def backup(
         if every:
             # By UUID: two names may look alike, and a VM may be renamed meanwhile.
             with running.host() as host:
-                found = [(vm.name, vm.uuid) for vm in host.vms()]
+                surveyed = host.vms()
+            skipped = [vm for vm in surveyed if vm.skip]
+            found = [(vm.name, vm.uuid) for vm in surveyed if not vm.skip]
         else:
+            skipped = []
             found = [(name, name) for name in names]
             if len(names) == 1 and not running.settings.catalog_path.exists():
                 # A name with a slip of the pen in it makes no repository and no key.
                 with running.host() as host:
                     host.vm_uuid(names[0])
         requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels, quiesce)) for name, vm in found]
+        refused = _refused(running, [request.vm for _, request in requests])
+        if requests and len(refused) == len(requests):
+            raise next(iter(refused.values()))  # before a repository is made, and its key
         running.expect_job()
         with running.engine(first_use=True) as engine:
             if len(requests) == 1 and not every:
                 _one(running, engine, requests[0][1])
             else:
-                _several(running, engine, requests)
+                _several(running, engine, requests, refused, skipped)
+
+
+def _refused(running: Session, vms: Sequence[str]) -> dict[str, VmkeepError]:
+    """Return why this user may not take a point of those VMs of which it may not."""
+    refused: dict[str, VmkeepError] = {}
+    for vm in vms:
+        try:
+            running.require_rights(vm)
+        except PermissionRefused as error:
+            refused[vm] = error
+    return refused
 
 
 def _one(running: Session, engine: Engine, request: TakePoint) -> None:
@@ -85,12 +103,29 @@ def _one(running: Session, engine: Engine, request: TakePoint) -> None:
     if running.console.json:
         running.console.document({"point": taken.point})
     else:
-        _show(running.console, taken.point)
+        _show(running, taken.point)
     for warning in taken.warnings:
         running.console.notice(f"warning: {warning}")
+    _tell_of_settings(running, taken.point)
 
 
-def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, TakePoint]]) -> None:
+def _tell_of_settings(running: Session, point: Mapping[str, Any]) -> None:
+    """Say that a VM which was named is one that `backup --all` leaves out."""
+    lasting = running.settings.of_vm(point["vm"], point["vm_uuid"])
+    if lasting.skip:
+        told = (
+            f"VM {point['vm']!r} is skipped by `backup --all`{_because(lasting.reason)}; it was named, so it was taken"
+        )
+        running.console.remark(told)
+
+
+def _several(
+    running: Session,
+    engine: Engine,
+    requests: Sequence[tuple[str, TakePoint]],
+    refused: Mapping[str, VmkeepError],
+    skipped: Sequence[SurveyedVm],
+) -> None:
     """Take them one after the other; a failure does not stop the others, a signal or stalled storage does."""
     points: list[Mapping[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -99,9 +134,7 @@ def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, Tak
     for name, request in requests:
         try:
             running.interruption.check()
-            if given_up is not None:
-                raise given_up.error  # the storage that one point waited for is that of the next as well
-            taken = _take(console, engine, request)
+            taken = _take_next(console, engine, request, refused, given_up)
         except VmkeepError as error:
             failed.append({"vm": name, "error": error.as_dict()})
             if not console.json and not isinstance(error, Interrupted):
@@ -115,9 +148,9 @@ def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, Tak
         for warning in taken.warnings:
             console.notice(f"warning: {name}: {warning}")
         if not console.json:
-            _show(console, taken.point)
-    if console.json:
-        console.document({"points": points, "failed": failed})
+            _show(running, taken.point)
+        _tell_of_settings(running, taken.point)
+    _tell_end(console, points, failed, skipped)
     _raise_end(running, given_up)
     if failed:
         raise OperationFailed(
@@ -125,11 +158,33 @@ def _several(running: Session, engine: Engine, requests: Sequence[tuple[str, Tak
         )
 
 
+def _tell_end(console: Console, points: Sequence[Any], failed: Sequence[Any], skipped: Sequence[SurveyedVm]) -> None:
+    if console.json:
+        document = {"points": points, "failed": failed}
+        console.document({**document, "skipped": [{"vm": vm.name, "reason": vm.reason} for vm in skipped]})
+    elif skipped:
+        console.show(*(f"{vm.name}: skipped by vmkeep.toml{_because(vm.reason)}" for vm in skipped))
+
+
 def _raise_end(running: Session, given_up: GivenUp | None) -> None:
     """Raise what ended all of them: stalled storage, or a signal."""
     if given_up is not None:
         raise given_up
     running.interruption.check()
+
+
+def _take_next(
+    console: Console,
+    engine: Engine,
+    request: TakePoint,
+    refused: Mapping[str, VmkeepError],
+    given_up: GivenUp | None,
+) -> PointTaken:
+    if given_up is not None:
+        raise given_up.error  # the storage that one point waited for is that of the next as well
+    if request.vm in refused:
+        raise refused[request.vm]
+    return _take(console, engine, request)
 
 
 def _take(console: Console, engine: Engine, request: TakePoint) -> PointTaken:
@@ -145,14 +200,14 @@ def _labels(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InvalidRequest(f'"{text}" is not a label', hint="Write it as --label KEY=VALUE.")
+            raise InvalidRequest(f"{text!r} is not a label", hint="Write it as --label KEY=VALUE.")
         if name in labels:
-            raise InvalidRequest(f'The label "{name}" is given twice')
+            raise InvalidRequest(f"The label {name!r} is given twice")
         labels[name] = value
     return labels
 
 
-def _show(console: Console, point: Mapping[str, Any]) -> None:
+def _show(running: Session, point: Mapping[str, Any]) -> None:
     rows = [
         (
             str(disk["target"]),
@@ -164,11 +219,18 @@ def _show(console: Console, point: Mapping[str, Any]) -> None:
         for disk in point["disks"]
     ]
     state = [kind for kind in ("tpm", "nvram") if point["state"].get(kind, {}).get("present")]
-    console.show(
+    left_out = [str(disk["target"]) for disk in point["excluded"] if disk["reason"] == "settings"]
+    because = _because(running.settings.of_vm(point["vm"], point["vm_uuid"]).reason)
+    running.console.show(
         f"point {point['id']} of {point['vm']}: {point['kind']}",
         Table(columns=("disk", "mode", "reason", "read", "stored"), rows=rows, right=("read", "stored")),
         f"state: {', '.join(state) or 'none'}; {_stood_still(point)}; it took {duration_text(point['seconds'])}",
+        *([f"left out by vmkeep.toml: {', '.join(left_out)}{because}"] if left_out else []),
     )
+
+
+def _because(reason: str | None) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _stood_still(point: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmkeep.cli.tables import Facts, Table, printable
 from vmkeep.errors import InvalidRequest, NoSpace, VmkeepError
+from vmkeep.filesystem import size_text as size_text
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -156,18 +157,6 @@ class Console:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-def size_text(size_bytes: int | None) -> str:
-    """Return a number of bytes for people: "1.5 GiB"; "-" when unknown."""
-    if size_bytes is None:
-        return "-"
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def duration_text(seconds: float) -> str:

@@ -75,7 +75,7 @@ def _chosen(running: Session, vm: str | None, limit: int) -> list[dict[str, Any]
             operation for operation in operations if operation.vm in named or operation.request.get("point") in points
         )
         if not operations and len(named) == 1:
-            raise VmNotFound(f'Nothing was ever done with a VM "{vm}"', vm=vm, hint="`vmkeep log` shows everything.")
+            raise VmNotFound(f"Nothing was ever done with a VM {vm!r}", vm=vm, hint="`vmkeep log` shows everything.")
     return [_entry(operation, running) for operation in reversed(operations[:limit])]
 
 

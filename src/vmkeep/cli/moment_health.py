@@ -58,7 +58,7 @@ def checkpoint_health(
             looked = MomentHealth(running.premises, host).checkpoints(vm)
         if looked.busy is not None:
             running.console.notice(
-                f"{looked.busy} works on VM {vm} now: whether a checkpoint is left over could not be told"
+                f"{looked.busy} works on VM {vm!r} now: whether a checkpoint is left over could not be told"
             )
         if running.console.json:
             running.console.document(_checkpoints_document(looked))

@@ -243,7 +243,7 @@ def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None
         bases = [name for name in doomed if is_base_name(name)]
         if bases:
             question = (
-                f'Delete {", ".join(bases)}? The next point of VM "{found.vm}" is read against '
+                f"Delete {', '.join(bases)}? The next point of VM {found.vm!r} is read against "
                 f"{'it' if len(bases) == 1 else 'one of them'}; without it the disks are read whole."
             )
             running.console.confirm(question, yes=yes)

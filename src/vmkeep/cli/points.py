@@ -120,7 +120,7 @@ def delete(
         running.stand_apart()
         found, _ = find_point(running, point)
         running.console.confirm(
-            f'Delete point {found.id} of VM "{found.vm_name}", taken {time_text(found.created)}, for ever?', yes=yes
+            f"Delete point {found.id} of VM {found.vm_name!r}, taken {time_text(found.created)}, for ever?", yes=yes
         )
         with running.engine() as engine:
             engine.delete_point(found.id)

@@ -168,6 +168,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         )
     found, beside = find_point(running, point)
     request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
+    running.require_rights(found.vm_name)
     running.expect_job()
     with running.engine() as engine:
         if not yes:
@@ -176,7 +177,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
                 engine.check_in_place(request, watch)
         running.console.confirm(
             f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
-            f'over VM "{found.vm_name}" as it is now? A safety point of it is taken first.',
+            f"over VM {found.vm_name!r} as it is now? A safety point of it is taken first.",
             yes=yes,
         )
         with running.console.progress() as watch:

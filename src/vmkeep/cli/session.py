@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +84,15 @@ class Session:
 
         with contextlib.closing(LocalHost(self.settings, lambda: self.premises.repository)) as host:
             yield host
+
+    def require_rights(self, vm: str) -> None:
+        """Raise PermissionRefused when this user may not use the files of a VM that a point of it needs.
+
+        To be called before anything is made or begun. Root is not looked at.
+        """
+        if os.geteuid() != 0:
+            with self.host() as host:
+                host.refuse_without_rights(vm)
 
     @contextlib.contextmanager
     def moments(self) -> Iterator[LocalMoments]:

@@ -157,6 +157,7 @@ def _print_xml(running: Session, request: TakeSnapshot) -> None:
 
 
 def _take(running: Session, request: TakeSnapshot) -> None:
+    running.require_rights(request.vm)
     running.stand_apart()
     running.expect_job()
     with running.engine(first_use=True) as engine, running.console.progress() as watch:
@@ -217,7 +218,7 @@ def _memory(text: str) -> SnapshotMemory:
     location = location or (SnapshotLocation.EXTERNAL if file else SnapshotLocation.INTERNAL)
     if (file is None) is (location is SnapshotLocation.EXTERNAL):
         raise InvalidRequest(
-            f'--memspec "{text}": memory in a file is external, and needs the path of the file; no other has one'
+            f"--memspec {text!r}: memory in a file is external, and needs the path of the file; no other has one"
         )
     return SnapshotMemory(location, file if file is None else str(Path(file).absolute()))
 
@@ -227,7 +228,7 @@ def _disk(text: str) -> SnapshotDisk:
 
     disk, *parts = _parts(text)
     if not disk:
-        raise InvalidRequest(f'--diskspec "{text}" names no disk')
+        raise InvalidRequest(f"--diskspec {text!r} names no disk")
     found = SnapshotDisk(disk)
     for part in parts:
         key, _, value = part.partition("=")
@@ -250,7 +251,7 @@ def _location(value: str, text: str) -> Any:
     try:
         return SnapshotLocation(value)
     except ValueError as error:
-        raise InvalidRequest(f'"{value}" in "{text}": a snapshot is external, internal, or no') from error
+        raise InvalidRequest(f"{value!r} in {text!r}: a snapshot is external, internal, or no") from error
 
 
 def _parts(text: str) -> list[str]:
@@ -259,7 +260,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _refuse_spec(option: str, text: str, part: str) -> NoReturn:
-    raise InvalidRequest(f'{option} "{text}": "{part}" is not known', hint="See `vmkeep snapshot create --help`.")
+    raise InvalidRequest(f"{option} {text!r}: {part!r} is not known", hint="See `vmkeep snapshot create --help`.")
 
 
 def _read(path: Path) -> str:

@@ -102,6 +102,7 @@ def revert(
 
 
 def _revert(running: Session, request: RevertSnapshot, *, safety: bool, yes: bool) -> None:
+    running.require_rights(request.vm)
     running.expect_job()
     with running.engine(first_use=True) as engine:
         with running.console.progress() as watch:
@@ -133,7 +134,7 @@ def _question(request: RevertSnapshot, checked: RevertChecked, *, safety: bool) 
         *(["its present UEFI variables and TPM"] if checked.states and not safety else []),
     ]
     gone = f" What is lost: {' and '.join(lost)}." if lost else ""
-    return f'Take VM "{checked.vm_name}" back to snapshot "{request.snapshot}": {what}? {stopped}{told}{gone}'
+    return f"Take VM {checked.vm_name!r} back to snapshot {request.snapshot!r}: {what}? {stopped}{told}{gone}"
 
 
 def _parts(disks: tuple[str, ...], states: tuple[str, ...], *, memory: bool) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli.completion import complete_point_or_vm
-from vmkeep.cli.console import Console, size_text
+from vmkeep.cli.console import Console, size_text, time_text
 from vmkeep.cli.points import find_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, VmkeepError, VmNotFound
@@ -52,6 +52,7 @@ def verify(
         else:
             chosen, beside = _chosen(running, what)
             result = {**_points(running, chosen, sample / 100), **beside}
+        _name(running, result["verified"])
         if running.console.json:
             running.console.document(result)
         else:
@@ -68,7 +69,7 @@ def _chosen(running: Session, what: str) -> tuple[list[str], dict[str, list[str]
         point, beside = find_point(running, what)
         return [point.id], beside
     if not found:
-        raise PointNotFound(f'There is no point of VM "{what}"', vm=what)
+        raise PointNotFound(f"There is no point of VM {what!r}", vm=what)
     return found, {}
 
 
@@ -134,6 +135,18 @@ def _verdict(
     return {"point": point_id, "ok": ok, "blocks": blocks, "bytes": size_bytes, "findings": findings}
 
 
+def _name(running: Session, verified: Sequence[dict[str, Any]]) -> None:
+    """Add the VM and the time of each point; null where the catalogue does not know it."""
+    known = {point["id"]: point for point in running.premises.catalog.summaries(None)}
+    for verdict in verified:
+        point = known.get(verdict["point"], {})
+        verdict.update(vm=point.get("vm"), created=point.get("created"))
+
+
+def _whose(verdict: dict[str, Any]) -> str:
+    return "" if verdict["vm"] is None else f" of {verdict['vm']}, {time_text(verdict['created'])}"
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
     return {"object": finding.object, "what": finding.what, "harms": list(finding.harms)}
 
@@ -154,7 +167,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     sound = "sound" if result["sample"] == 100 else "sound as far as read"
     for point in result["verified"]:
         read = f" ({point['blocks']} blocks, {size_text(point['bytes'])})" if point["blocks"] is not None else ""
-        lines.append(f"point {point['point']}: {sound if point['ok'] else 'DAMAGED'}{read}")
+        lines.append(f"point {point['point']}{_whose(point)}: {sound if point['ok'] else 'DAMAGED'}{read}")
     findings = result.get("findings", [each for point in result["verified"] for each in point["findings"]])
     for finding in findings:
         harms = ", ".join(finding["harms"]) or "no point"

@@ -58,6 +58,11 @@ def list_vms(
             return
         drop = ("firmware", "TPM")
         why = [f"{vm['name']}: {problem}" for vm in vms for problem in vm["problems"]]
+        why += [
+            f"{vm['name']}: skipped by `vmkeep backup --all`" + (f" ({vm['reason']})" if vm["reason"] else "")
+            for vm in vms
+            if vm["skip"]
+        ]
         running.console.show(Table(columns=columns, rows=rows, texts={"disks": 10}, drop=drop), *why)
 
 
@@ -87,6 +92,8 @@ def show_vm(
             ("last point", f"{last['id']}, {time_text(last['created'])}" if last else "never"),
             ("complete", "yes" if found.complete else "no"),
             *(("problem", problem) for problem in found.problems),
+            *([("skipped", "by `vmkeep backup --all`")] if found.skip else []),
+            *([("reason", found.reason)] if found.reason else []),
         ]
         disks = [
             (

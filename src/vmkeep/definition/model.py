@@ -92,7 +92,8 @@ class DefinedDisk:
     driver. ``source_index`` is the number in the node names of a running QEMU (``libvirt-N-format``). ``backing`` is
     what the definition itself says to stand below the image; None: it leaves that to the image. ``in_io_thread``: QEMU
     serves it outside of its main thread, by the disk's own driver or its controller's. ``throttled``: it has limits of
-    its input and output (``<iotune>``).
+    its input and output (``<iotune>``). ``optional``: a start without its source drops the disk
+    (startupPolicy).
     """
 
     target: str
@@ -112,6 +113,7 @@ class DefinedDisk:
     source_index: int | None = None
     serial: str | None = None
     boot_order: int | None = None
+    optional: bool = False
     in_io_thread: bool = False
     throttled: bool = False
     backing: DefinedBacking | None = None

@@ -155,6 +155,7 @@ def _read_disk(disk: etree._Element, controllers_in_io_threads: Collection[str])
         source_index=_number(_attribute(disk, "source", "index"), f"source index of disk {target}"),
         serial=_text(disk, "serial"),
         boot_order=_number(_attribute(disk, "boot", "order"), f"boot order of disk {target}"),
+        optional=_attribute(disk, "source", "startupPolicy") == "optional",
         in_io_thread=_has_io_thread(disk.find("driver"))
         or (
             _attribute(disk, "target", "bus") == "scsi"

@@ -239,7 +239,7 @@ class CheckUp:
     def _interrupted(self, catalog: Catalog) -> Iterator[Finding]:
         for operation in catalog.unfinished_operations():
             if not owner_lives(self._settings, operation.owner):
-                about = "" if operation.vm is None else f" of VM {operation.vm}"
+                about = "" if operation.vm is None else f" of VM {operation.vm!r}"
                 message = f"the operation {operation.kind}{about} ({operation.id}) was killed; it is undone or finished"
                 yield Finding(FindingCode.OPERATION_INTERRUPTED, message, vm=operation.vm, recovered=True)
 

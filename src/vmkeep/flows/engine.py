@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -171,7 +171,7 @@ class Engine:
         """
         checked = self.check_in_place(request, watch)
         labels = {SAFETY_LABEL: request.point}
-        return self.take_point(TakePoint(checked.vm_name, exclude=checked.missing, labels=labels), watch)
+        return self.take_point(_safety_point(checked, labels), watch)
 
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
         """Raise what refuses a restore in place; nothing is changed."""
@@ -211,7 +211,7 @@ class Engine:
     def take_point_before_revert(self, request: RevertSnapshot, checked: RevertChecked, watch: Watch) -> PointTaken:
         """Take the point of the VM as it is now. Disks whose image is gone are left out of it."""
         labels = {SAFETY_LABEL: f"snapshot {request.snapshot}"}
-        return self.take_point(TakePoint(checked.vm_name, exclude=checked.missing, labels=labels), watch)
+        return self.take_point(_safety_point(checked, labels), watch)
 
     def revert_snapshot(self, request: RevertSnapshot, watch: Watch) -> SnapshotReverted:
         """Take a VM back to a snapshot; on failure it is as before. The request is one that ``check_revert`` returned.
@@ -479,6 +479,12 @@ class Engine:
             return f"the interrupted deletion of point {point_id} could not be finished: {error}"
         self._end(operation.id, OperationState.DONE, None)
         return f"the interrupted deletion of point {point_id} was finished"
+
+
+def _safety_point(checked: InPlaceChecked | RevertChecked, labels: Mapping[str, str]) -> TakePoint:
+    """Return the request for the point of a VM as it is before it is written over: it holds whatever will be."""
+    demanded = tuple(target for target in checked.disks if target not in checked.missing)
+    return TakePoint(checked.vm_name, exclude=checked.missing, labels=labels, demanded=demanded)
 
 
 def _use_write_ahead_log(path: Path) -> None:

@@ -27,7 +27,8 @@ class ImageFormat(StrEnum):
 class TakePoint:
     """Take a point of one VM. ``vm`` is a name or a UUID; ``exclude`` names disks by target.
 
-    ``quiesce`` freezes the guest's file systems for the instant, through its agent.
+    ``quiesce`` freezes the guest's file systems for the instant, through its agent. ``demanded`` are disks that must be
+    in the point although the VM's settings leave them out: they are about to be written over.
     """
 
     vm: str
@@ -35,6 +36,7 @@ class TakePoint:
     exclude: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     quiesce: bool = False
+    demanded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

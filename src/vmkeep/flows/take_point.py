@@ -55,6 +55,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         points=tuple(known_point(point) for point in history),
         states=newest_states(services, uuid, history),
         quiesce=request.quiesce,
+        demanded=tuple(request.demanded),
     )
     opened: PointOpened = services.on_host(plan.operation, task)
     return opened

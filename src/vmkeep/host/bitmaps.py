@@ -6,12 +6,12 @@ for all of them.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk, Definition, SourceKind
 from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmkeepError
 from vmkeep.hypervisor import Domain
@@ -134,7 +134,7 @@ def amending(disk: DefinedDisk, chain: Chain) -> str | None:
     """Return the command that makes the image of a disk one that holds bitmaps; None where there is nothing to do."""
     if not chain or chain[0].holds_bitmaps or not can_hold_bitmaps(disk):
         return None
-    return f"qemu-img amend -f {_BITMAP_FORMAT} -o compat=1.1 {shlex.quote(chain[0].path)}"
+    return command_line(f"qemu-img amend -f {_BITMAP_FORMAT} -o compat=1.1", chain[0].path)
 
 
 def image_chains(definition: Definition) -> dict[str, Chain]:

@@ -17,6 +17,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import InvalidRequest, PermissionRefused, VmkeepError
+from vmkeep.filesystem import size_text
 from vmkeep.host import leftovers
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -74,6 +75,8 @@ def check_host(settings: Settings, connect: Callable[[], Hypervisor], request: C
         if not request.vms_only:
             findings += _versions(*versions)
         domains = hypervisor.domains()
+        if not request.vms_only:
+            findings += _settings_of_no_vm(settings, domains)
         findings += _vms(hypervisor, settings, request, operations, domains, frozenset(pending))
     if not request.vms_only:
         directories = {*_state_directories(settings), *_file_directories(domains), *map(Path, request.directories)}
@@ -120,6 +123,15 @@ def _vms(
     for domain in chosen:
         is_parked = domain.uuid in parked
         yield from check_vm(domain, hypervisor, settings, request, operations, shared=shared, parked=is_parked)
+
+
+def _settings_of_no_vm(settings: Settings, domains: tuple[Domain, ...]) -> Iterator[Finding]:
+    known = {name for domain in domains for name in (domain.name, domain.uuid)}
+    path = str(settings.settings_path)
+    for name in settings.vms:
+        if name not in known:
+            message = f"it has settings for a VM {name!r}, which this host has not"
+            yield Finding(FindingCode.SETTING_UNUSED, message, remedy=f"Correct [vm] in {path}.", path=path)
 
 
 def _shared_images(domains: tuple[Domain, ...]) -> frozenset[str]:
@@ -241,5 +253,5 @@ def _space(settings: Settings, directories: set[Path]) -> Iterator[Finding]:
         if device in seen or total == 0 or (free >= _LEAST_BYTES and free >= total * _LEAST_SHARE):
             continue
         seen.add(device)
-        message = f"only {free / (1 << 30):.1f} GiB of {total / (1 << 30):.1f} GiB are free here"
+        message = f"only {size_text(free)} of {size_text(total)} are free here"
         yield Finding(FindingCode.SPACE_LOW, message, remedy=command_line("df -h", directory), path=str(directory))

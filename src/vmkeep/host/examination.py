@@ -78,7 +78,7 @@ def examine(
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)
     # What is read is encrypted for the VM as it stands; what is restored may name another secret.
     secrets, withheld = read_secrets(hypervisor, needed_secrets(live, parse_definition(definition_xml)))
-    warnings += state_warnings(live) + withheld + _memory_warning(domain, stopped=stopped)
+    warnings += state_warnings(live) + withheld + _memory_warning(domain, stopped=stopped) + _crash_warning(domain)
     states = state_sources(live, StateRoots.of(hypervisor.uri))
     bases = Bases(
         domain,
@@ -116,6 +116,17 @@ def _is_stopped(domain: Domain) -> bool:
     if run is not RunState.OFF:
         refuse_beside_a_job(domain)
     return run is RunState.OFF
+
+
+def _crash_warning(domain: Domain) -> list[str]:
+    if not domain.state().crashed:
+        return []
+    return [
+        (
+            "The guest crashed, and QEMU was kept with its disks as they were then; so the point holds them. "
+            f"`virsh destroy {domain.name}` ends that QEMU."
+        )
+    ]
 
 
 def _memory_warning(domain: Domain, *, stopped: bool) -> list[str]:

@@ -54,6 +54,8 @@ class FindingCode(StrEnum):
     """Other users may look into the home directory of vmkeep."""
     KEY_NOT_PRIVATE = "key-not-private"
     """Other users may read the key, and with it everything in the repository."""
+    SETTING_UNUSED = "setting-unused"
+    """The settings file has something of a VM that the host has not, or of a disk that the VM has not."""
     SPACE_LOW = "space-low"
     """A file system that vmkeep writes to has less than 1 GiB or 5 % free."""
 
@@ -126,6 +128,8 @@ class FindingCode(StrEnum):
     """An image has a bitmap of vmkeep's that nothing needs."""
     FOREIGN_BITMAP = "foreign-bitmap"
     """An image has bitmaps that are not vmkeep's. They are never touched."""
+    RIGHTS_LACKING = "rights-lacking"
+    """This user may not use files of the VM that a point of it needs."""
     IMAGE_UNREADABLE = "image-unreadable"
     """A disk's image is not there or cannot be read."""
     IMAGE_WITHOUT_BITMAPS = "image-without-bitmaps"
@@ -208,6 +212,8 @@ _WARNINGS: Final = frozenset(
         FindingCode.STATE_SUPERSEDED,
         FindingCode.SNAPSHOT_GONE,
         FindingCode.DISK_NOT_KEPT,
+        FindingCode.SETTING_UNUSED,
+        FindingCode.RIGHTS_LACKING,
     }
 )
 

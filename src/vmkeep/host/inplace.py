@@ -65,7 +65,13 @@ def check_in_place(
     )
     selection, _ = _select(hypervisor, record, definition, request.only, request.tpm)
     secrets = _plan_secrets(hypervisor, repository, record, definition, selection)
-    return InPlaceChecked(domain.uuid, domain.name, selection.missing, (*selection.warnings, *secrets.warnings))
+    return InPlaceChecked(
+        domain.uuid,
+        domain.name,
+        selection.missing,
+        (*selection.warnings, *secrets.warnings),
+        disks=tuple(disk.target for disk in selection.disks),
+    )
 
 
 class InPlace:

@@ -138,6 +138,13 @@ class LocalHost:
         hypervisor = self._connected()
         return surveying.survey(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
 
+    def refuse_without_rights(self, name_or_uuid: str) -> None:
+        """Raise PermissionRefused when this user may not use the files of a VM that a point of it needs."""
+        from vmkeep.host.rights import refuse_without_rights
+
+        hypervisor = self._connected()
+        refuse_without_rights(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
+
     def snapshot_xml(self, request: MakeSnapshot) -> str:
         from vmkeep.host.snapshot import snapshot_xml
 

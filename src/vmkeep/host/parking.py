@@ -218,7 +218,14 @@ class Parking:
 
 def require_off(domain: Domain) -> None:
     """Raise VmRunning unless the VM is off and has no saved memory."""
-    if domain.state().run is not RunState.OFF:
+    state = domain.state()
+    if state.crashed:
+        raise VmRunning(
+            f"the guest of VM {domain.name!r} crashed, and QEMU still has its disks: it is not off",
+            vm=domain.name,
+            hint=f"Back it up as it stands if you like; `virsh destroy {domain.name}` then ends its QEMU.",
+        )
+    if state.run is not RunState.OFF:
         raise VmRunning(
             f"VM {domain.name!r} is not off",
             vm=domain.name,

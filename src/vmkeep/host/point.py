@@ -170,6 +170,8 @@ class Point:
             bases=examined.standing.bases,
             force_full=self._request.full,
             exclude=frozenset(self._request.exclude),
+            never=frozenset(self._settings.of_vm(examined.domain.name, examined.domain.uuid).exclude)
+            - frozenset(self._request.demanded),
             killed=examined.killed,
         )
         warnings: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,10 @@ def plannable_disks(
             scratch_device=_device(scratch_directory(disk, settings)),
             backing_chain=tuple(layer.path for layer in chains.get(disk.target, ())[1:]),
             holds_bitmaps=all(layer.holds_bitmaps for layer in chains.get(disk.target, ())[:1]),
+            corrupt=next((layer.path for layer in chains.get(disk.target, ()) if layer.corrupt), None),
+            file_id=_file_id(disk),
+            optional=disk.optional,
+            missing=not running and _is_missing(disk),
             in_io_thread=disk.in_io_thread,
             deadly_to_resume=running and _is_deadly_to_resume(disk, live.name, hypervisor),
         )
@@ -112,6 +117,24 @@ def _image_fault(disk: DefinedDisk) -> str | None:
     except VmkeepError as error:
         return error.message
     return None
+
+
+def _file_id(disk: DefinedDisk) -> tuple[int, int] | None:
+    """Return what tells a file or device of this host from others, whatever name it goes by."""
+    if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
+        return None
+    try:
+        about = Path(disk.source).stat()
+    except OSError:
+        return None
+    # One device may have several nodes.
+    return (-1, about.st_rdev) if stat.S_ISBLK(about.st_mode) else (about.st_dev, about.st_ino)
+
+
+def _is_missing(disk: DefinedDisk) -> bool:
+    if disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
+        return False
+    return not Path(disk.source).exists()
 
 
 def _is_deadly_to_resume(disk: DefinedDisk, vm: str, hypervisor: Hypervisor) -> bool:

@@ -56,6 +56,7 @@ from vmkeep.host.tasks import (
     WithdrawItems,
 )
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.planning import ExclusionReason
 from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
@@ -446,7 +447,7 @@ def _absences(record: PointRecord) -> tuple[str, ...]:
     told = [
         f"Disk {disk.target} is not in the point ({disk.reason}), so the restored VM lacks it."
         for disk in record.excluded
-        if disk.reason == "requested"
+        if disk.reason in (ExclusionReason.REQUESTED, ExclusionReason.SETTINGS)
     ]
     return (*told, *record.warnings)
 

@@ -14,6 +14,7 @@ from vmkeep.config import Settings
 from vmkeep.errors import (
     AgentUnavailable,
     HostFileMissing,
+    HypervisorError,
     HypervisorUnavailable,
     JobAborted,
     TransferError,
@@ -42,6 +43,7 @@ from vmkeep.transfer.server import ImageServer
 from vmkeep.transfer.source import DiskSource
 
 _SCRATCH_MAKERS = 4
+_STEM_BYTES = 200
 _ENDING_SECONDS = 1.0
 # After abortJob libvirt lists a job for some 0.3 s (30 disks), and as long as QEMU's storage is held up.
 _GONE_SECONDS = 30.0
@@ -74,6 +76,7 @@ class RunningExposure:
         if quiesce:
             require_agent(domain, running=running)
         scratch = _scratch(subject, settings)
+        refuse_jobs(domain, scratch)
         encrypted = [target for target in scratch if _is_encrypted(subject, target)]
         record = JobRecord(
             operation=subject.operation,
@@ -133,6 +136,8 @@ class RunningExposure:
             died = death_of(domain, subject.uri, "at the instant of the point")
             if died is not None and isinstance(error, VmkeepError):
                 raise died from error
+            if isinstance(error, HypervisorError) and _has_ended(domain):
+                raise JobAborted("the VM was stopped just before its point was begun", vm=domain.name) from error
             raise
         return cls(subject, settings, record, guardian, instant)
 
@@ -255,6 +260,29 @@ def refuse_beside_a_job(domain: Domain) -> None:
         )
 
 
+def refuse_jobs(domain: Domain, targets: Collection[str] | None = None) -> None:
+    """Refuse beside any job, also one on a single disk, of these or of all: libvirt begins no other on that disk."""
+    refuse_beside_a_job(domain)
+    busy = [target for target in domain.block_jobs() if targets is None or target in targets]
+    if busy:
+        raise VmBusy(
+            f"a block job (copy, commit or pull) works on disk {', '.join(busy)} of VM {domain.name!r}",
+            vm=domain.name,
+            disk=busy[0],
+            hint=f"Wait for it to end (`virsh blockjob {domain.name} {busy[0]}` shows it), or abort it.",
+        )
+
+
+def _has_ended(domain: Domain) -> bool:
+    """Return whether the VM is gone, or off; a libvirt that does not answer tells nothing."""
+    try:
+        return domain.state().run not in _STANDING
+    except VmNotFound:
+        return True
+    except HypervisorError:
+        return False
+
+
 def _refuse_changed_state(domain: Domain, *, running: bool) -> None:
     """Refuse when somebody paused the VM, or let it run, while the scratch was made: that must stay as it is."""
     if (domain.state().run is RunState.RUNNING) is not running:
@@ -327,6 +355,7 @@ def _scratch(subject: Subject, settings: Settings) -> dict[str, Path]:
                 path=str(directory),
                 hint="Make it, or set scratch_dir in vmkeep.toml to one that QEMU can write to.",
             )
-        stem = Path(disk.source or "disk").name
+        # Of 255 bytes that a name may have, ours takes 30 and a target's name.
+        stem = os.fsencode(Path(disk.source or "disk").name)[:_STEM_BYTES].decode(errors="ignore")
         scratch[disk.target] = directory / f".{stem}.{disk.target}.{subject.operation[:12]}.scratch"
     return scratch

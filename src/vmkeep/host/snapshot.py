@@ -39,7 +39,7 @@ from vmkeep.host.keepsake import (
 )
 from vmkeep.host.lock import FileLock, lock_vm
 from vmkeep.host.preparation import state_warnings
-from vmkeep.host.running import refuse_beside_a_job, require_agent, sync_images
+from vmkeep.host.running import refuse_beside_a_job, refuse_jobs, require_agent, sync_images
 from vmkeep.host.safety import JobRecord
 from vmkeep.host.snapshot_outcome import recorded_snapshot, whole_snapshot
 from vmkeep.host.snapshot_plan import INTERNAL, MEMORY, PlannedSnapshot, plan_snapshot
@@ -146,7 +146,7 @@ class Snapshotting:
     def _prepare(self, request: MakeSnapshot, domain: Domain) -> _Prepared:
         off = domain.state().run is RunState.OFF
         if not off:
-            refuse_beside_a_job(domain)
+            refuse_jobs(domain)
         around = surroundings(domain, self._hypervisor)
         planned = plan_snapshot(request, around, int(time.time()))
         sources = state_sources(around.definition, StateRoots.of(self._hypervisor.uri))

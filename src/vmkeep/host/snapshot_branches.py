@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.definition import DefinitionError, parse_definition
-from vmkeep.errors import SnapshotNeeded, VmkeepError
+from vmkeep.errors import PermissionRefused, SnapshotNeeded, VmkeepError
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.snapshot_choice import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion
@@ -203,32 +203,54 @@ class _Branches:
         """Learn of the overlays that lie beside images: a revert leaves what the VM was on before."""
         for directory in sorted({Path(image).parent for image in images} - self._directories):
             self._directories.add(directory)
-            with suppress(OSError):
+            with _seen(str(directory)), suppress(FileNotFoundError):
                 for path in sorted(directory.iterdir()):
                     if path.is_file() and _is_overlay(path):
                         self._users.append(ImageUser(f"image {path}", self._chain(str(path), "qcow2"), is_file=True))
 
     def _chains(self, vm: Domain, inactive: bool) -> Iterator[tuple[str, Chain]]:
-        with suppress(VmkeepError, DefinitionError):  # gone just now, or a machine of another kind
+        try:
             definition = with_volumes_found(parse_definition(vm.definition_xml(inactive=inactive)), self._hypervisor)
-            for disk in definition.disks:
-                if disk.source is not None and not disk.removable:
-                    yield disk.target, self._chain(disk.source, disk.image_format)
+        except (VmkeepError, DefinitionError):
+            return  # gone just now, or a machine of another kind
+        for disk in definition.disks:
+            if disk.source is not None and not disk.removable:
+                yield disk.target, self._chain(disk.source, disk.image_format)
 
     def _chain(self, path: str, image_format: str) -> Chain:
         key = f"{image_format}:{path}"
         if key not in self._known:
             try:
                 self._known[key] = tuple(os.path.realpath(layer.path) for layer in describe_image(path, image_format))
+            except PermissionRefused as error:
+                raise _unseen(error.path or path) from error
             except VmkeepError:
                 self._known[key] = (os.path.realpath(path),)  # what it stood on is lost already
         return self._known[key]
 
 
+@contextmanager
+def _seen(path: str) -> Iterator[None]:
+    """Raise PermissionRefused where this user may not look: what stands on the images cannot be told then."""
+    try:
+        yield
+    except PermissionError as error:
+        raise _unseen(error.filename or path) from error
+
+
+def _unseen(path: str) -> PermissionRefused:
+    return PermissionRefused(
+        f"this user may not read {path}, so nobody can tell whether the deletion would destroy something",
+        path=path,
+        hint="Nothing was changed. Run it as root. libvirt's record alone can be removed with --metadata; all images "
+        "stay then.",
+    )
+
+
 def _is_overlay(path: Path) -> bool:
     """Tell whether a file is a qcow2 image with a backing file, from the beginning of its header."""
     try:
-        with path.open("rb") as stream:
+        with _seen(str(path)), path.open("rb") as stream:
             magic, _version, backing = _HEADER.unpack(stream.read(_HEADER.size))
             return bool(magic == _MAGIC and backing != 0)
     except (OSError, struct.error):

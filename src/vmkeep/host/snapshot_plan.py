@@ -170,6 +170,12 @@ def _kind(request: MakeSnapshot, asked: Snapshot, around: Surroundings) -> str:
         raise InvalidRequest(f"VM {vm!r} is off, so it has no memory to keep", vm=vm, hint="Leave out --memspec.")
     if memory.location is SnapshotLocation.NO and internal and around.state.run is not RunState.OFF:
         raise InvalidRequest("an internal snapshot of a VM that is not off needs its memory", vm=vm)
+    if around.state.crashed and (internal or memory.file is not None):
+        raise StateUnsupported(
+            f"the guest of VM {vm!r} crashed, so there is no memory to go on with",
+            vm=vm,
+            hint=f"Make a snapshot of its disks only, or end its QEMU first (`virsh destroy {vm}`).",
+        )
     if request.quiesce and (internal or memory.file is not None):
         raise InvalidRequest(
             "--quiesce is for snapshots of the disks only: with its memory the guest goes on where it was",

@@ -13,7 +13,7 @@ from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.parking import read_definition, require_off
 from vmkeep.host.preparation import with_volumes_found
-from vmkeep.host.running import refuse_beside_a_job
+from vmkeep.host.running import refuse_jobs
 from vmkeep.host.snapshot_choice import Reversal, choose
 from vmkeep.host.tasks import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
@@ -60,7 +60,7 @@ def stop_for_revert(hypervisor: Hypervisor, settings: Settings, request: StopFor
     domain = hypervisor.domain(request.vm_uuid)
     refuse_while_pending(settings, domain.name, domain.uuid)
     if domain.state().run is not RunState.OFF:
-        _refuse_jobs(domain)
+        refuse_jobs(domain)
         domain.power_off()
 
 
@@ -79,7 +79,7 @@ def _refuse_state(domain: Domain, *, stop: bool) -> bool:
     if run is RunState.OFF:
         require_off(domain)
         return False
-    _refuse_jobs(domain)
+    refuse_jobs(domain)
     if not stop:
         raise VmRunning(
             f"VM {domain.name!r} is not off",
@@ -87,19 +87,6 @@ def _refuse_state(domain: Domain, *, stop: bool) -> bool:
             hint="Shut it down, or give --stop: its plug is pulled then, because what it does now is dropped anyway.",
         )
     return True
-
-
-def _refuse_jobs(domain: Domain) -> None:
-    refuse_beside_a_job(domain)
-    busy = domain.block_jobs()
-    if busy:
-        raise VmBusy(
-            f"a block job (copy, commit or pull) works on disk {', '.join(busy)} of VM {domain.name!r}",
-            vm=domain.name,
-            disk=busy[0],
-            hint=f"Wait for it to end (`{command_line('virsh blockjob', domain.name, busy[0])}` shows it), or "
-            "abort it.",
-        )
 
 
 def refuse_foreign_bitmaps(domain: Domain, reversal: Reversal, prefix: str) -> None:

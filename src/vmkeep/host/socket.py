@@ -18,7 +18,7 @@ from vmkeep.hypervisor import Domain
 
 # sun_path of sockaddr_un, less the NUL.
 LONGEST_PATH_BYTES: Final = 107
-_DIRECTORIES: Final = Path("/var/lib/libvirt/qemu")
+SOCKET_DIRECTORIES: Final = Path("/var/lib/libvirt/qemu")
 _OF_JOB: Final = re.compile(r"vmkeep-([0-9a-f]{12})\.nbd")
 
 
@@ -37,7 +37,7 @@ def job_socket(domain: Domain, uri: str, settings: Settings, operation: str) -> 
     if number is None or not urlsplit(uri).path.endswith("/system"):
         return fallback
     # libvirt shortens the name; the number is the VM's alone as long as it runs.
-    found = [path for path in _DIRECTORIES.glob(f"domain-{number}-*") if path.is_dir()]
+    found = [path for path in SOCKET_DIRECTORIES.glob(f"domain-{number}-*") if path.is_dir()]
     chosen = [path / f"vmkeep-{operation[:12]}.nbd" for path in found]
     if len(chosen) != 1 or len(os.fsencode(chosen[0])) > LONGEST_PATH_BYTES:
         return fallback

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal, cast
 
 from vmkeep.config import Settings
@@ -11,31 +10,40 @@ from vmkeep.errors import StateUnsupported
 from vmkeep.host.bitmaps import OLD_QCOW2, Chains, amending, image_chains
 from vmkeep.host.instant import state_sources
 from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
+from vmkeep.host.rights import STATE_NAMES, lacking_rights, may_be_there
 from vmkeep.host.secret import needed_secrets, read_secrets
 from vmkeep.host.survey import SurveyedDisk, SurveyedVm
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import Exclusion, PointRequest, Refused, plan_point
 from vmkeep.statefiles.location import StateRoots
 
+_LEFT_OUT = "left out by vmkeep.toml"
+
 
 def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> SurveyedVm:
     """Return the VM's disks, firmware and TPM, and whether a point of it would be whole."""
-    run = domain.state().run
+    state = domain.state()
+    run = state.run
+    shown = "crashed" if state.crashed else str(run)
     try:
         definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
     except DefinitionError as error:
-        return _unreadable(domain, run, error)
+        return _unreadable(domain, shown, error)
     running = run in (RunState.RUNNING, RunState.PAUSED)
     chains = image_chains(definition)
     sizes = disk_sizes(domain, definition, chains)
     plannable = plannable_disks(definition, sizes, settings, chains, hypervisor, running=running)
-    outcome = plan_point(PointRequest(vm=domain.name, running=running, disks=plannable))
+    lasting = settings.of_vm(domain.name, domain.uuid)
+    never = frozenset(lasting.exclude)
+    outcome = plan_point(PointRequest(vm=domain.name, running=running, disks=plannable, never=never))
     refusals = outcome.refusals if isinstance(outcome, Refused) else ()
     excluded = _excluded(definition, outcome.excluded if not isinstance(outcome, Refused) else ())
     by_target = {refused.target: refused.message for refused in refusals if refused.target is not None}
-    problems = [refused.message for refused in refusals] + _state_problems(
-        definition, hypervisor, settings, running=running
-    )
+    left_out = frozenset(disk.target for disk in definition.disks if disk.target in never and not disk.removable)
+    problems = [refused.message for refused in refusals]
+    problems += [f"disk {target} is {_LEFT_OUT}" for target in sorted(left_out)]
+    problems += _state_problems(definition, hypervisor, settings, running=running)
+    problems += map(str, lacking_rights(definition, hypervisor.uri, running=running, left_out=never))
     disks = tuple(
         SurveyedDisk(
             target=disk.target,
@@ -43,21 +51,24 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
             source=disk.source,
             format=disk.format,
             size_bytes=sizes.get(disk.target),
-            problem=by_target.get(disk.target) or excluded.get(disk.target),
+            problem=_LEFT_OUT if disk.target in left_out else by_target.get(disk.target) or excluded.get(disk.target),
             read_whole=_read_whole(disk, chains),
+            left_out=disk.target in left_out,
         )
         for disk in definition.disks
     )
     return SurveyedVm(
         name=domain.name,
         uuid=domain.uuid,
-        state=cast("Literal['running', 'paused', 'off', 'other']", str(run)),
+        state=cast("Literal['running', 'paused', 'crashed', 'off', 'other']", shown),
         disks=disks,
         firmware="uefi" if definition.firmware.kind == "uefi" else "bios",
         nvram=_nvram(definition, settings),
         tpm=_tpm(definition),
         complete=not problems,
         problems=tuple(problems),
+        skip=lasting.skip,
+        reason=lasting.reason or None,
     )
 
 
@@ -79,11 +90,10 @@ def _state_problems(definition: Definition, hypervisor: Hypervisor, settings: Se
     except StateUnsupported as error:
         return [*problems, error.message]
     for source in sources:
-        what = "TPM state" if source.kind == "tpm" else "UEFI variables"
-        if not running and not source.path.exists():
-            problems.append(f"no {what} yet: it was never started")
-        elif not os.access(source.path, os.R_OK):
-            problems.append(f"its {what} cannot be read at {source.path}")
+        if not running and not may_be_there(source.path):
+            problems.append(f"no {STATE_NAMES[source.kind]} yet: it was never started")
+        elif running and not may_be_there(source.path):
+            problems.append(f"its {STATE_NAMES[source.kind]} cannot be read at {source.path}")
     return problems
 
 
@@ -101,11 +111,11 @@ def _tpm(definition: Definition) -> str | None:
     return f"{tpm.backend} {tpm.version or '2.0'}"
 
 
-def _unreadable(domain: Domain, run: RunState, error: DefinitionError) -> SurveyedVm:
+def _unreadable(domain: Domain, shown: str, error: DefinitionError) -> SurveyedVm:
     return SurveyedVm(
         name=domain.name,
         uuid=domain.uuid,
-        state=cast("Literal['running', 'paused', 'off', 'other']", str(run)),
+        state=cast("Literal['running', 'paused', 'crashed', 'off', 'other']", shown),
         disks=(),
         firmware="bios",
         nvram=None,

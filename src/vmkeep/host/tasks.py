@@ -51,6 +51,7 @@ class OpenPoint:
     """Plan the point and fix its instant: job, checkpoint, NVRAM and TPM. Answers PointOpened.
 
     ``points`` are all of the VM, newest first. The copy that follows reads from the job that this leaves running.
+    ``demanded`` are disks that must be in the point, also if the VM's settings leave them out.
     """
 
     point_id: str
@@ -60,6 +61,7 @@ class OpenPoint:
     points: tuple[KnownPoint, ...]
     states: tuple[KnownState, ...]
     quiesce: bool = False
+    demanded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +282,16 @@ class CheckInPlace:
 
 @dataclass(frozen=True, slots=True)
 class InPlaceChecked:
-    """``missing`` are the targets of the VM's disks that have no image any more; no safety point can hold them."""
+    """``missing`` are the targets of the VM's disks that have no image any more; no safety point can hold them.
+
+    ``disks`` are the targets of those that would be written over; a safety point must hold them.
+    """
 
     vm_uuid: str
     vm_name: str
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
+    disks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

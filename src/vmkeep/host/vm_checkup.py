@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from vmkeep.commandline import command_line, shell_word
-from vmkeep.config import Settings
+from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
-from vmkeep.errors import DiskUnsupported, StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.errors import DiskUnsupported, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
 from vmkeep.host.chains import chain_faults
@@ -39,6 +39,7 @@ from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
+from vmkeep.host.rights import STATE_NAMES, lacking_rights
 from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
@@ -49,7 +50,6 @@ from vmkeep.transfer.imagefile import ImageLayer, describe_image
 
 _OLD: Final = timedelta(days=7)
 _ANY_OF_OURS: Final = "vmkeep-"
-_WHAT: Final = {"tpm": "TPM state", "nvram": "UEFI variables"}
 _MISSING: Final = {"tpm": FindingCode.TPM_MISSING, "nvram": FindingCode.NVRAM_MISSING}
 
 
@@ -122,7 +122,15 @@ class _Patient:
 
     def parts(self, *, parked: bool) -> tuple[Callable[[], Iterator[Finding]], ...]:
         """Return what is looked at, each by itself."""
-        always = (self._definition, self._tpm, self._state_files, self._points, self._snapshots)
+        always = (
+            self._settings_of_it,
+            self._rights,
+            self._definition,
+            self._tpm,
+            self._state_files,
+            self._points,
+            self._snapshots,
+        )
         return always if parked else (*always, self._disks, self._io_threads, self._moments)
 
     def _finding(
@@ -135,6 +143,28 @@ class _Patient:
         mend: VmMend | None = None,
     ) -> Finding:
         return Finding(code, message, remedy=remedy, vm=self.domain.name, path=path, mend=mend)
+
+    # -- settings and rights -----------------------------------------------------------------------------------
+
+    def _settings_of_it(self) -> Iterator[Finding]:
+        known = {disk.target for disk in self.definition.disks}
+        for target in self._lasting.exclude:
+            if target not in known:
+                message = f"the settings leave out its disk {target}, and it has none of that name"
+                remedy = f"Correct exclude of the VM in {self.settings.settings_path}."
+                path = str(self.settings.settings_path)
+                yield self._finding(FindingCode.SETTING_UNUSED, message, remedy=remedy, path=path)
+
+    @property
+    def _lasting(self) -> VmSettings:
+        return self.settings.of_vm(self.domain.name, self.domain.uuid)
+
+    def _rights(self) -> Iterator[Finding]:
+        never = self._lasting.exclude
+        lacking = lacking_rights(self.definition, self.hypervisor.uri, running=self.running, left_out=never)
+        if lacking:
+            message = f"{'; '.join(map(str, lacking))}: a point of it needs root"
+            yield self._finding(FindingCode.RIGHTS_LACKING, message, remedy="sudo vmkeep doctor", path=lacking[0].path)
 
     # -- definition, disks, points -----------------------------------------------------------------------------
 
@@ -159,7 +189,7 @@ class _Patient:
 
     def _disks(self) -> Iterator[Finding]:
         for disk in survey(self.domain, self.hypervisor, self.settings).disks:
-            if disk.problem is not None and disk.device not in ("cdrom", "floppy"):
+            if disk.problem is not None and not disk.left_out and disk.device not in ("cdrom", "floppy"):
                 message = f"disk {disk.target} cannot be in a point: {disk.problem}"
                 remedy = command_line(f"vmkeep backup --exclude {shell_word(disk.target)}", self.domain.name)
                 yield self._finding(FindingCode.DISK_NOT_KEPT, message, remedy=remedy, path=disk.source)
@@ -183,6 +213,8 @@ class _Patient:
         backup = command_line("vmkeep backup", self.domain.name)
         # That of the state which a restore left is no point that somebody or a timer made.
         newest = next((point for point in self.known.points if not point.safety), None)
+        if self._lasting.skip:
+            return
         if newest is None:
             yield self._finding(FindingCode.NEVER_BACKED_UP, "there is no point of it", remedy=backup)
             return
@@ -255,14 +287,14 @@ class _Patient:
 
     def _state_missing(self, kind: str, path: Path) -> Finding:
         what = "blank TPM, to which nothing that the guest sealed opens" if kind == "tpm" else "blank set of them"
-        message = f"its {_WHAT[kind]} should be at {path} and is gone: starting the VM now would make a {what}"
+        message = f"its {STATE_NAMES[kind]} should be at {path} and is gone: starting the VM now would make a {what}"
         if kind == "nvram":
             message = message.replace("and is gone", "and are gone")
         return self._finding(_MISSING[kind], message, remedy=self._restore_state(kind), path=str(path))
 
     def _state_superseded(self, kind: str, path: Path, generation: int, newest: int) -> Finding:
         message = (
-            f"its {_WHAT[kind]} at {path} equals version {generation}, and version {newest} is the newest: "
+            f"its {STATE_NAMES[kind]} at {path} equals version {generation}, and version {newest} is the newest: "
             "somebody put an older file back, which rolls the guest's state back"
         )
         return self._finding(FindingCode.STATE_SUPERSEDED, message, remedy=self._restore_state(kind), path=str(path))
@@ -307,6 +339,8 @@ class _Patient:
                 continue
             try:
                 chains[disk.target] = _chain(disk.source, disk.image_format)
+            except PermissionRefused:
+                return  # what this user may not do was said, and without its images nothing of ours can be judged
             except VmkeepError as error:
                 message = f"the image of disk {disk.target} cannot be read: {error}"
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)

@@ -37,20 +37,23 @@ _RUN_STATES = {
     # Suspended by the guest itself (S3): its processors stand still, and QEMU serves a backup job as always.
     libvirt.VIR_DOMAIN_PMSUSPENDED: RunState.PAUSED,
     libvirt.VIR_DOMAIN_SHUTOFF: RunState.OFF,
-    libvirt.VIR_DOMAIN_CRASHED: RunState.OFF,
+    # Its guest crashed and QEMU was kept (`on_crash` preserve): it holds its disks, and serves a job as always.
+    libvirt.VIR_DOMAIN_CRASHED: RunState.PAUSED,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DomainState:
     """Run state; whether the VM stopped itself on an I/O error (which includes a full scratch disk); whether it is
-    off because its QEMU died; whether its guest suspended it (S3); whether libvirt is starting it just now."""
+    off because its QEMU died; whether its guest suspended it (S3); whether libvirt is starting it just now; whether its
+    guest crashed and QEMU was kept, so that only a reset or the end of QEMU lets anything go on."""
 
     run: RunState
     io_error: bool
     killed: bool = False
     asleep: bool = False
     starting: bool = False
+    crashed: bool = False
 
 
 class Domain:
@@ -79,6 +82,7 @@ class Domain:
             asleep=state == libvirt.VIR_DOMAIN_PMSUSPENDED,
             # Also while a memory is read from its file, which may take minutes.
             starting=state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+            crashed=state == libvirt.VIR_DOMAIN_CRASHED,
         )
 
     def definition_xml(self, *, inactive: bool = False, secure: bool = False) -> str:

@@ -12,6 +12,7 @@ from vmkeep.commandline import command_line
 from vmkeep.errors import (
     HypervisorError,
     HypervisorUnavailable,
+    NoSpace,
     PermissionRefused,
     VmBusy,
     VmkeepError,
@@ -39,6 +40,14 @@ _REFUSED = frozenset(
 # it was paused, or started with --paused from a managed save) has inactive disks until it first runs, and no job can
 # begin. libvirt 9.0 with QEMU 7.2 makes the job. The text is QEMU's; libvirt passes it on as an internal error.
 _INACTIVE_DISK = re.compile(r"Inactive '[^']*' can't be a backing child of active '")
+
+# QEMU's words for ENOSPC, in the middle of libvirt's ("failed to format image: 'Could not write refcount table: No
+# space left on device'", seen on 9.0 for scratch). libvirtd runs with the C locale unless somebody changed its unit.
+_FULL = "No space left on device"
+_FREE_SPACE = (
+    "Free space where the VM's images are, or where `scratch_dir` is, and run the command again; what was there is "
+    "unharmed."
+)
 
 
 @contextmanager
@@ -71,4 +80,6 @@ def translate(error: libvirt.libvirtError, doing: str, vm: str | None) -> Vmkeep
             hint="A saved memory was loaded, and the VM has been paused since. Let it run for a moment "
             f"(`{command_line('virsh resume', vm or 'VM')}`; it may be suspended again), and run the command again.",
         )
+    if _FULL in text:
+        return NoSpace(f"libvirt could not {doing}: {text}", vm=vm, hint=_FREE_SPACE)
     return HypervisorError(f"libvirt could not {doing}: {text}", vm=vm)

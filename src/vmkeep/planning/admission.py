@@ -34,10 +34,14 @@ def exclude(disk: PlannableDisk, request: PointRequest) -> Exclusion | None:
     """Return why the disk or drive is not in the point, or None when it is."""
     if disk.target in request.exclude:
         return Exclusion(target=disk.target, reason=ExclusionReason.REQUESTED)
+    if disk.target in request.never:
+        return Exclusion(target=disk.target, reason=ExclusionReason.SETTINGS)
     if disk.source_kind == "none":
         return Exclusion(target=disk.target, reason=ExclusionReason.NO_MEDIUM)
     if is_removable(disk):
         return Exclusion(target=disk.target, reason=ExclusionReason.REMOVABLE_MEDIA)
+    if disk.optional and disk.missing:
+        return Exclusion(target=disk.target, reason=ExclusionReason.OPTIONAL_MISSING)
     return None
 
 
@@ -53,6 +57,34 @@ def refuse_request(request: PointRequest) -> list[Refusal]:
         )
         for target in sorted(request.exclude - set(known))
     ]
+
+
+def refuse_shared_files(request: PointRequest, planned: Sequence[PlannableDisk]) -> list[Refusal]:
+    """Return a refusal for each disk of a point whose image is that of another disk of the VM too.
+
+    While the VM runs, QEMU (7.2) begins no job on an image that another device has open as well ("Failed to get shared
+    write lock"), also when that one is in no point. And no image holds two bitmaps of one name.
+    """
+    refusals, in_point = [], {disk.target for disk in planned}
+    first: dict[tuple[int, int], PlannableDisk] = {}
+    for disk in request.disks if request.running else planned:
+        if disk.file_id is None:
+            continue
+        other = first.setdefault(disk.file_id, disk)
+        if other is disk or (disk.readonly and other.readonly) or in_point.isdisjoint({disk.target, other.target}):
+            continue
+        hint = f"Leave one of them out by name, with --exclude {disk.target}: the other holds it all."
+        if request.running:
+            hint = f"{_STOP_IT}, with --exclude {disk.target}, or leave out both."
+        refusals.append(
+            Refusal(
+                code=RefusalCode.DISK_UNSUPPORTED,
+                target=disk.target,
+                message=f"disks {other.target} and {disk.target} are one and the same image, {disk.source}",
+                hint=hint,
+            )
+        )
+    return refusals
 
 
 def refuse_number(planned: Sequence[PlannableDisk]) -> list[Refusal]:
@@ -114,6 +146,9 @@ def _unreadable_use(disk: PlannableDisk, *, running: bool) -> tuple[str, str | N
     """Return what of the disk's use stands against reading it, and a remedy besides leaving it out."""
     if disk.device not in {"disk", "lun"}:
         return f"is a {disk.device}, which cannot be read yet", None
+    if disk.corrupt is not None:
+        what = f"is marked as corrupt by QEMU ({disk.corrupt}), so nothing can be written to it"
+        return what, "Keep a copy of it, and repair it with the VM off (`qemu-img check -r all`)"
     if disk.encrypted and disk.key is KeyState.UNUSABLE:
         return "is encrypted in another way than by QEMU with LUKS and one passphrase, which cannot be read yet", None
     if disk.encrypted_below and not disk.encrypted:

@@ -100,10 +100,14 @@ class ExclusionReason(StrEnum):
 
     REQUESTED = "requested"
     """It was excluded by name."""
+    SETTINGS = "settings"
+    """The settings of the VM exclude it for good."""
     REMOVABLE_MEDIA = "removable-media"
     """A drive for CDs or floppies; its medium is no state of the VM."""
     NO_MEDIUM = "no-medium"
     """A drive with nothing in it."""
+    OPTIONAL_MISSING = "optional-missing"
+    """The image is not there, and libvirt starts the VM without the disk then (startupPolicy optional)."""
 
 
 class RefusalCode(StrEnum):
@@ -130,5 +134,7 @@ class WarningCode(StrEnum):
     """What the guest wrote to the disk since it was started is not in the point."""
     ENCRYPTED_DISK = "encrypted-disk"
     """The point does not hold the secret that the disk is encrypted with on the host."""
+    OPTIONAL_MISSING = "optional-missing"
+    """A disk that libvirt drops at a start without its image is not in the point, because the image is not there."""
     NO_DISKS = "no-disks"
     """The VM has disks and the point holds none of them."""

@@ -22,6 +22,8 @@ class PlannableDisk:
     the image could not be looked at.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
+    ``corrupt`` names the image of the disk that QEMU marked as corrupt, ``file_id`` tells its top image from others,
+    and ``optional`` is whether the VM starts without the disk when its image is missing, as ``missing`` says it is.
     ``in_io_thread``: QEMU serves the disk outside of its main thread. ``deadly_to_resume``: QEMU dies when the VM is
     resumed while a job has the disk.
     """
@@ -47,6 +49,10 @@ class PlannableDisk:
     error_policy: str | None = None
     free_scratch_bytes: int | None = None
     scratch_device: int | None = None
+    corrupt: str | None = None
+    file_id: tuple[int, int] | None = None
+    optional: bool = False
+    missing: bool = False
     in_io_thread: bool = False
     deadly_to_resume: bool = False
 
@@ -81,8 +87,9 @@ class Base:
 class PointRequest:
     """All that a plan is made from.
 
-    ``bases`` are the newest first. ``killed`` is whether the VM is off because its QEMU died (libvirt: shut off,
-    crashed), which explains bitmaps that are lost. ``vm`` is for the messages.
+    ``exclude`` are disks that the request names, ``never`` those that the VM's settings leave out of every point, also
+    targets that it has not. ``bases`` are the newest first. ``killed`` is whether the VM is off because its QEMU died
+    (libvirt: shut off, crashed), which explains bitmaps that are lost. ``vm`` is for the messages.
     """
 
     vm: str
@@ -91,6 +98,7 @@ class PointRequest:
     bases: tuple[Base, ...] = ()
     force_full: bool = False
     exclude: frozenset[str] = frozenset()
+    never: frozenset[str] = frozenset()
     killed: bool = False
 
 

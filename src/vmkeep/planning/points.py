@@ -11,9 +11,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmkeep.planning.admission import exclude, is_removable, refuse_disk, refuse_number, refuse_request
+from vmkeep.planning.admission import (
+    exclude,
+    is_removable,
+    refuse_disk,
+    refuse_number,
+    refuse_request,
+    refuse_shared_files,
+)
 from vmkeep.planning.bases import find_base
-from vmkeep.planning.codes import Mode, Reason, WarningCode
+from vmkeep.planning.codes import ExclusionReason, Mode, Reason, WarningCode
 from vmkeep.planning.model import (
     Base,
     DiskPlan,
@@ -42,6 +49,7 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
         exclusion = exclude(disk, request)
         if exclusion is not None:
             excluded.append(exclusion)
+            warnings.extend(_warn_of_missing(disk) if exclusion.reason is ExclusionReason.OPTIONAL_MISSING else ())
             continue
         refusal = refuse_disk(disk, running=request.running)
         if refusal is not None:
@@ -49,6 +57,7 @@ def plan_point(request: PointRequest) -> PointPlan | Refused:
             continue
         planned.append(disk)
         warnings.extend(_warn_of(disk, request))
+    refusals += refuse_shared_files(request, planned)
     refusals += [*refuse_scratch(planned), *refuse_number(planned)] if request.running else []
     if refusals:
         return Refused(refusals=tuple(refusals))
@@ -125,6 +134,14 @@ def _warn_of(disk: PlannableDisk, request: PointRequest) -> list[Warned]:
     if disk.encrypted:
         warnings.append(_warn_of_secret(disk))
     return warnings
+
+
+def _warn_of_missing(disk: PlannableDisk) -> list[Warned]:
+    message = (
+        f"disk {disk.target} is not in the point: its image {disk.source} is not there, and libvirt starts the VM "
+        "without the disk then (startupPolicy='optional')"
+    )
+    return [Warned(code=WarningCode.OPTIONAL_MISSING, target=disk.target, message=message)]
 
 
 def _warn_of_secret(disk: PlannableDisk) -> Warned:

@@ -70,7 +70,7 @@ class ImageLayer:
     ``backing`` is the path of the next layer. ``holds_bitmaps``: the format has room for bitmaps, as qcow2 has from its
     version 3 on ("compat 1.1"). ``bitmaps`` are those in the file: what a running VM keeps in
     memory is not there, and what it loaded from the file is ``in_use`` while it runs. ``snapshots`` are the internal
-    ones.
+    ones. ``corrupt``: QEMU marked it so, and opens it for reading only until it is repaired.
     """
 
     path: str
@@ -82,6 +82,7 @@ class ImageLayer:
     backing: str | None
     holds_bitmaps: bool = True
     snapshots: tuple[ImageSnapshot, ...] = ()
+    corrupt: bool = False
 
     def bitmap(self, name: str) -> ImageBitmap | None:
         """Return the bitmap of that name."""
@@ -106,10 +107,14 @@ def add_bitmap(
 
     Unless given, the granularity is QEMU's default for the image, which is also what libvirt's checkpoints have: the
     cluster size, between 4 and 64 KiB. Raises TargetExists when there is one of that name, VmBusy when the image is
-    open, and otherwise as ``describe_image``.
+    open, NoSpace when there is no room for it, and otherwise as ``describe_image``.
     """
     change = ("--add", *(() if granularity_bytes is None else ("-g", str(granularity_bytes))))
     _change_bitmap(change, path, image_format, name, key, f"add the bitmap {name} to {path}")
+    (top,) = describe_image(path, image_format, chain=False)
+    if top.bitmap(name) is None:
+        # qemu-img 7.2 ends with 0 when there was no room for it; the bitmaps that were there are broken then.
+        raise NoSpace(f"could not add the bitmap {name} to {path}: there is no room for it", path=str(path))
 
 
 def remove_bitmap(path: str | Path, image_format: str, name: str, key: ImageKey | None = None) -> bool:
@@ -305,6 +310,7 @@ def _layer(path: str, info: dict[str, Any]) -> ImageLayer:
             ImageSnapshot(name=snapshot["name"], memory_bytes=snapshot.get("vm-state-size", 0))
             for snapshot in info.get("snapshots", ())
         ),
+        corrupt=bool(specific.get("corrupt", False)),
     )
 
 

@@ -128,7 +128,7 @@ def test_error_is_one_json_object_on_standard_error_and_nothing_on_standard_outp
 def test_error_for_people_has_a_hint_and_no_traceback(home: Path) -> None:
     answer = vmkeep(home, "points", "nobody")
     assert answer.out == ""
-    assert answer.err.splitlines()[0] == 'vmkeep: error: No point was ever taken of a VM "nobody" [vm-not-found]'
+    assert answer.err.splitlines()[0] == "vmkeep: error: No point was ever taken of a VM 'nobody' [vm-not-found]"
     assert "hint:" in answer.err
     assert "Traceback" not in answer.err
 
@@ -179,19 +179,6 @@ def test_fault_of_vmkeep_itself_is_an_error_and_its_traceback_is_in_the_debug_lo
 def test_version_is_printed_as_text_and_as_json(home: Path) -> None:
     assert vmkeep(home, "--version").out.startswith("vmkeep ")
     assert set(vmkeep(home, "--version", "--json").document()) == {"version"}
-
-
-def test_shell_is_offered_points(home: Path) -> None:
-    asked = {"_VMKEEP_COMPLETE": "complete_bash", "COMP_WORDS": "vmkeep point show w", "COMP_CWORD": "3"}
-    ended = subprocess.run(
-        COMMAND,
-        env={**environment(home), **asked},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "win11@latest" in ended.stdout
 
 
 def test_reader_that_goes_away_is_no_fault(home: Path) -> None:

@@ -138,7 +138,7 @@ def test_all_asks_the_host_for_its_vms(
     module.LocalHost = Host  # type: ignore[attr-defined] # a module made by hand declares nothing
     monkeypatch.setitem(sys.modules, "vmkeep.host.local", module)
     status, document, _ = answer(capsys, "backup", "--all")
-    assert (status, set(document), document["failed"]) == (0, {"points", "failed"}, [])
+    assert (status, set(document), document["failed"]) == (0, {"points", "failed", "skipped"}, [])
     assert [request.vm for request in engine.asked] == [WIN11]
     status, document, _ = answer(capsys, "vm", "list")
     assert (status, document["vms"][0]["last_point"]["id"]) == (0, number("a"))

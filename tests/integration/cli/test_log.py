@@ -64,6 +64,12 @@ def test_all_operations_newest_last_with_what_was_chosen_and_how_they_ended(home
     assert (operations[5]["finished"], operations[5]["seconds"]) == (None, None)
 
 
+def test_choices_are_shown_as_they_are_given_and_not_as_json(home: Path) -> None:
+    first = vmkeep(home, "log").out.splitlines()[1]
+    assert "full, labels.why=update" in first
+    assert "{" not in first
+
+
 def test_running_operation_is_running_as_long_as_its_process_lives(home: Path) -> None:
     with FileLock.try_acquire(home / "owners" / "owner.lock") or pytest.fail("not locked"):
         os.utime(home / "owners" / "owner.lock", (1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -259,7 +260,9 @@ def test_debug_log_has_no_secret(first: Path, tmp_path: Path, passphrase: str) -
 def test_verify_proves_sound_points_and_names_harmed_ones(first: Path, tmp_path: Path) -> None:
     whole = vmkeep(first, "verify", "--all", "--json")
     assert (whole.status, whole.document()["ok"]) == (0, True)
-    assert [point["ok"] for point in whole.document()["verified"]] == [True, True]
+    assert [(point["ok"], point["vm"]) for point in whole.document()["verified"]] == [(True, "win11")] * 2
+    told = vmkeep(first, "verify", "--all").out.splitlines()
+    assert all(re.fullmatch(r"point \w{32} of win11, 2026-03-01 \d\d:00:0\d: sound", line) for line in told[:2]), told
     one = vmkeep(first, "verify", "win11@latest", "--json").document()
     assert one["verified"][0]["blocks"] == 1
     for pack in (tmp_path / "repository" / "packs").glob("*/*"):

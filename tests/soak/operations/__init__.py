@@ -6,6 +6,7 @@ from tests.soak.operations import (  # noqa: F401  importing them is what regist
     interruptions,
     pointcommands,
     power,
+    pressure,
     restores,
     snapshots,
 )

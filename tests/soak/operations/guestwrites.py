@@ -58,11 +58,11 @@ def write_random(_world: World, guest: Guest, chance: random.Random) -> str:
     return ", ".join(told)
 
 
-def _can_zero(_world: World, guest: Guest) -> bool:
+def can_zero(_world: World, guest: Guest) -> bool:
     return guest.off or not (guest.in_io_threads and zeroes_end_a_guest_with_io_threads())
 
 
-@operation(5, _can_zero)
+@operation(5, can_zero)
 def write_zeroes(_world: World, guest: Guest, chance: random.Random) -> str:
     target = draw_target(guest, chance)
     start, length = _draw_range(guest, target, chance)
@@ -71,7 +71,7 @@ def write_zeroes(_world: World, guest: Guest, chance: random.Random) -> str:
     return f"{target} {start}+{length}{' unmap' if unmap else ''}"
 
 
-@operation(4, lambda world, guest: is_on(world, guest) and _can_zero(world, guest))
+@operation(4, lambda world, guest: is_on(world, guest) and can_zero(world, guest))
 def discard(_world: World, guest: Guest, chance: random.Random) -> str:
     target = draw_target(guest, chance)
     start, length = _draw_range(guest, target, chance, unit=BLOCK_BYTES)

@@ -69,6 +69,17 @@ def remove_bitmap(_world: World, guest: Guest, chance: random.Random) -> str:
     return f"{name} of {path.name}"
 
 
+@operation(1, lambda _world, guest: bool(guest.checkpoints))
+def import_checkpoints(world: World, guest: Guest, chance: random.Random) -> str:
+    """Exported, one forgotten by virsh, and imported: all are listed again."""
+    file = world.work(world.fresh("checkpoints"))
+    world.expect(world.commands.run("checkpoint", "export", guest.name, file))
+    name = chance.choice(sorted(guest.checkpoints))
+    world.host.run(["virsh", "checkpoint-delete", guest.name, name, "--metadata"], check=True)
+    world.expect(world.commands.run("checkpoint", "import", guest.name, file))
+    return name
+
+
 @operation(1)
 def repair_checkpoints(world: World, guest: Guest, _chance: random.Random) -> str:
     outcome = world.commands.run("checkpoint", "repair", guest.name)

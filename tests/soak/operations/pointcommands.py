@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tests.rig import VmState
 from tests.soak.guest import Guest
 from tests.soak.invariants import prove_point
+from tests.soak.known import latest_may_be_a_safety_point
 from tests.soak.model import Moment, Violation
 from tests.soak.operations.registry import has_points, operation
 from tests.soak.world import World
@@ -120,6 +121,19 @@ def _looks(world: World, guest: Guest) -> Sequence[tuple[list[str], tuple[str, .
         looks.append((["point", "show", f"{guest.name}@latest"], ()))
         looks.append((["init"], ()))
     return looks
+
+
+@operation(1, has_points)
+def latest(world: World, guest: Guest, _chance: random.Random) -> str:
+    """VM@latest is the newest point that somebody made, not what a restore in place kept of the state that it left."""
+    listed = world.commands.run("points", guest.name).document["points"]
+    made = [point["id"] for point in listed if point["id"] not in world.points.safety]
+    if not made or latest_may_be_a_safety_point():
+        return "spared"
+    shown = world.commands.run("point", "show", f"{guest.name}@latest")
+    if shown.document["point"]["id"] != made[-1]:
+        raise Violation(f"{guest.name}@latest is {shown.document['point']['id']} in place of {made[-1]}")
+    return str(made[-1][:8])
 
 
 @operation(2)

@@ -6,9 +6,13 @@ import random
 from dataclasses import dataclass
 
 from tests.soak.guest import Guest
+from tests.soak.invariants import image_chain
+from tests.soak.known import new_overlays_are_spared
 from tests.soak.model import Moment, States, Violation
 from tests.soak.operations.registry import has_points, is_off, is_on, operation
 from tests.soak.world import World
+
+_LOST_IMAGES = 0.15
 
 
 @operation(1, has_points)
@@ -47,6 +51,7 @@ class InPlace:
     before: Moment
     after: Moment
     refusal: str | None
+    chosen: frozenset[str]
 
 
 def draw_in_place(world: World, guest: Guest, chance: random.Random) -> InPlace:
@@ -69,8 +74,23 @@ def draw_in_place(world: World, guest: Guest, chance: random.Random) -> InPlace:
         words=(*words, *(["--tpm", "keep"] if keep_tpm else [])),
         before=before,
         after=Moment(guest.vm.uuid, images, states, guest.encrypted),
+        chosen=frozenset(chosen),
         refusal="invalid-request" if lacking else None if guest.off else "vm-running",
     )
+
+
+def is_spared(guest: Guest, asked: InPlace) -> bool:
+    """Return whether an overlay of another size would have to be made anew."""
+    return new_overlays_are_spared() and any(
+        asked.before.images[target].size_bytes != asked.after.images[target].size_bytes
+        for target in asked.chosen & _overlays(guest)
+    )
+
+
+def _overlays(guest: Guest) -> set[str]:
+    return {
+        target for target, path in guest.paths().items() if len(image_chain(path, guest.disks[target].kind.format)) > 1
+    }
 
 
 def _draw_parts(moment: Moment, chance: random.Random) -> list[str]:
@@ -88,15 +108,29 @@ def _draw_parts(moment: Moment, chance: random.Random) -> list[str]:
 @operation(8, lambda world, guest: has_points(world, guest) and is_off(world, guest))
 def restore_in_place(world: World, guest: Guest, chance: random.Random) -> str:
     asked = draw_in_place(world, guest, chance)
+    if is_spared(guest, asked):
+        return "spared"
+    removed = _remove_an_image(guest, asked, chance)
     outcome = world.commands.run(*asked.words)
     told = " ".join(asked.words[1:])
     if asked.refusal is not None:
         world.expect_refused(outcome, asked.refusal)
         return f"{told}: {outcome.code}"
     world.expect(outcome)
-    safety = world.keep_point(outcome.document["restored"]["safety"], asked.before)
+    safety = world.keep_point(outcome.document["restored"]["safety"], asked.before.without(removed), safety=True)
     become(guest, asked.after)
-    return f"{told}, safety point {safety}"
+    return f"{told}, safety point {safety}{''.join(f', {target} was gone' for target in removed)}"
+
+
+def _remove_an_image(guest: Guest, asked: InPlace, chance: random.Random) -> set[str]:
+    """Now and then lose the image of a disk that goes back; it is made anew."""
+    paths = guest.paths()
+    lost = sorted(asked.chosen & set(guest.disks) - (_overlays(guest) if new_overlays_are_spared() else set()))
+    if asked.refusal is not None or not lost or chance.random() > _LOST_IMAGES:
+        return set()
+    target = chance.choice(lost)
+    paths[target].unlink()
+    return {target}
 
 
 @operation(1, lambda world, guest: has_points(world, guest) and is_on(world, guest))

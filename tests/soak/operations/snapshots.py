@@ -12,6 +12,7 @@ from tests.soak.operations.restores import become
 from tests.soak.world import World
 
 _MOST_SNAPSHOTS = 4
+_WITH_MEMORY = 0.2
 
 
 def can_have_one(_world: World, guest: Guest) -> bool:
@@ -19,22 +20,25 @@ def can_have_one(_world: World, guest: Guest) -> bool:
     return len(guest.snapshots) < _MOST_SNAPSHOTS and set(guest.disks) > guest.encrypted
 
 
-def snapshot_words(world: World, guest: Guest) -> tuple[list[str], SnapshotModel]:
+def snapshot_words(world: World, guest: Guest, chance: random.Random) -> tuple[list[str], SnapshotModel]:
     """Return the words that make a snapshot of all disks that can be in one, and what must come of it."""
     name = world.fresh("snap")
     words = ["snapshot", "create", guest.name, name]
     for target in sorted(guest.encrypted):
         words += ["--diskspec", f"{target},snapshot=no"]
+    memory = guest.state if not guest.off and not guest.encrypted and chance.random() < _WITH_MEMORY else None
+    if memory is not None:
+        words += ["--memspec", f"file={world.host.dir / 'disks' / f'{guest.name}.{name}.memory'}"]
     moment = guest.now().without(guest.encrypted)
-    return words, SnapshotModel(name, moment, ours=True, all_targets=frozenset(guest.disks))
+    return words, SnapshotModel(name, moment, ours=True, all_targets=frozenset(guest.disks), memory=memory)
 
 
 @operation(5, can_have_one)
-def snapshot_create(world: World, guest: Guest, _chance: random.Random) -> str:
-    words, made = snapshot_words(world, guest)
+def snapshot_create(world: World, guest: Guest, chance: random.Random) -> str:
+    words, made = snapshot_words(world, guest, chance)
     world.expect(world.commands.run(*words))
     guest.snapshots[made.name] = made
-    return made.name
+    return made.name if made.memory is None else f"{made.name} with memory"
 
 
 @operation(2, lambda world, guest: can_have_one(world, guest) and is_on(world, guest))
@@ -53,7 +57,7 @@ def draw_revert(guest: Guest, chance: random.Random) -> tuple[list[str], Snapsho
     """Draw a snapshot and return the words that go back to it; its state files only when it is known to have them."""
     snapshot = guest.snapshots[chance.choice(sorted(guest.snapshots))]
     words = ["snapshot", "revert", guest.name, snapshot.name, "--yes", "--stop"]
-    words += [] if snapshot.ours else ["--only", "disks"]
+    words += [] if snapshot.ours else ["--only", "disks"]  # which leaves the memory
     words += ["--no-safety"] if chance.random() < 0.4 else []
     words += ["--discard"] if chance.random() < 0.2 else []
     return words, snapshot
@@ -68,6 +72,7 @@ def snapshot_revert(world: World, guest: Guest, chance: random.Random) -> str:
     words, snapshot = draw_revert(guest, chance)
     paused = chance.random() < 0.2
     words += ["--paused"] if paused else []
+    afterwards = VmState.PAUSED if paused else (snapshot.memory or VmState.OFF) if snapshot.ours else VmState.OFF
     if snapshot.spoilt:
         return f"{snapshot.name} is spoilt: nobody can go back to it"
     guest.flush_all()
@@ -81,12 +86,17 @@ def snapshot_revert(world: World, guest: Guest, chance: random.Random) -> str:
     world.expect(outcome)
     reverted = outcome.document["reverted"]
     if reverted["safety"] is not None:
-        world.keep_point(reverted["safety"], before)
-    guest.ended()
-    if paused:
-        guest.state, guest.pid = VmState.PAUSED, guest.qemu_pid()
+        world.keep_point(reverted["safety"], before, safety=True)
+    went_back(guest, afterwards)
     become(guest, after_revert(before, snapshot))
     return told
+
+
+def went_back(guest: Guest, state: VmState) -> None:
+    """Note that the VM has another QEMU, or none. One that goes on from a memory has a firmware that came to rest."""
+    guest.ended()
+    guest.state, guest.pid = state, guest.qemu_pid()
+    guest.settled = state is VmState.RUNNING
 
 
 def after_revert(before: Moment, snapshot: SnapshotModel) -> Moment:
@@ -116,6 +126,19 @@ def snapshot_forget(world: World, guest: Guest, chance: random.Random) -> str:
         world.host.run(["virsh", "snapshot-delete", guest.name, name, "--metadata"], check=True)
     del guest.snapshots[name]
     return name
+
+
+@operation(1, is_on)
+def virsh_blockcopy(world: World, guest: Guest, chance: random.Random) -> str:
+    """A disk moves to another file, flat; what it was on stays as it is."""
+    plain = sorted(set(guest.disks) - guest.encrypted)
+    if not plain:
+        return "no disk can be copied"
+    target = chance.choice(plain)
+    place = world.host.dir / "disks" / f"{guest.name}-{world.fresh('moved')}.qcow2"
+    words = ["virsh", "blockcopy", guest.name, target, "--dest", str(place), "--format", "qcow2"]
+    world.host.run([*words, "--transient-job", "--wait", "--pivot"], check=True)
+    return f"{target} to {place.name}"
 
 
 def _can_commit(_world: World, guest: Guest) -> bool:

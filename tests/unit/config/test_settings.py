@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmkeep.config import load_settings, save_repository_location
+from vmkeep.config import VmSettings, load_settings, save_repository_location
 from vmkeep.errors import InvalidRequest
 
 
@@ -54,6 +54,16 @@ def test_user_without_root_has_the_homes_of_the_xdg_specification(
         ('repository = "relative"', "repository"),
         ("[uri]\nx = 1", "uri"),
         ("not toml", "vmkeep.toml"),
+        ("vm = 3", "'vm'"),
+        ("vm = [1]", "'vm'"),
+        ("[vm]\nskip = true", "'vm'"),
+        ("[vm.x]\nskipp = true", "VM 'x': unknown setting 'skipp'"),
+        ("[vm.x]\nskip = 1", "VM 'x': 'skip' must be true or false"),
+        ("[vm.x]\nexclude = 'vdb'", "VM 'x': 'exclude' must be a list"),
+        ("[vm.x]\nexclude = [1]", "VM 'x': 'exclude' must be a list"),
+        ("[vm.x]\nexclude = ['']", "VM 'x': 'exclude' must be a list"),
+        ("[vm.x]\nskip = true\nreason = 1", "VM 'x': 'reason' must be text"),
+        ("[vm.x]\nreason = 'x'", "VM 'x' has a reason, but neither"),
     ],
 )
 def test_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, named: str) -> None:
@@ -91,3 +101,22 @@ def test_file_that_cannot_be_changed_safely_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(InvalidRequest):
         save_repository_location(load_settings(home=tmp_path, environ={}), "/new")
     assert path.read_text() == text
+
+
+def test_settings_of_a_vm_are_found_by_its_name_and_else_by_its_uuid(tmp_path: Path) -> None:
+    (tmp_path / "vmkeep.toml").write_text(
+        '[vm."win 11"]\nexclude = ["vdb", "vdc", "vdb"]\nreason = """\non the\n  SAN"""\n'
+        "[vm.0a]\nskip = true\n[vm.other]\nskip = false\n"
+    )
+    settings = load_settings(home=tmp_path, environ={})
+    assert settings.of_vm("win 11", "0b") == VmSettings(exclude=("vdb", "vdc"), reason="on the SAN")
+    assert settings.of_vm("x", "0a") == VmSettings(skip=True)
+    assert settings.of_vm("other", "0a") == VmSettings()
+    assert settings.of_vm("x", "0b") == VmSettings()
+
+
+def test_saving_the_location_keeps_the_settings_of_vms(tmp_path: Path) -> None:
+    (tmp_path / "vmkeep.toml").write_text('[vm."repository"]\nexclude = ["vdb"]\n')
+    saved = save_repository_location(load_settings(home=tmp_path, environ={}), "/new")
+    assert saved.of_vm("repository", "").exclude == ("vdb",)
+    assert load_settings(home=tmp_path, environ={}).of_vm("repository", "").exclude == ("vdb",)

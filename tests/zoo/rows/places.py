@@ -95,6 +95,17 @@ ROWS = (
         ),
     ),
     Row(
+        "startup-optional-disk",
+        "a disk with `startupPolicy='optional'` whose file is missing",
+        devices=(
+            (
+                "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+                "<source file='{place}/no-such.qcow2' startupPolicy='optional'/><target dev='vdb' bus='virtio'/></disk>"
+            ),
+        ),
+        remark="kept without it, and every point says so",
+    ),
+    Row(
         "slice",
         "a part of a file (`<slices>`)",
         (

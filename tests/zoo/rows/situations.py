@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.zoo.row import KEPT, Promise, Refused, Row
+from tests.zoo.row import KEPT, Edit, Promise, Refused, Row
 
+_PRESERVED = Edit("/domain", children=("<on_crash>preserve</on_crash>",))
 _PANIC = ("<panic model='isa'/>",)
 
 ROWS = (
@@ -70,6 +71,7 @@ ROWS = (
         "crashed, with `on_crash` preserve",
         condition="crashed",
         devices=_PANIC,
+        edits=(_PRESERVED,),
         promise=Promise(meanwhile=KEPT),
     ),
 )
