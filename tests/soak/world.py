@@ -118,6 +118,7 @@ class World:
             if {target: image.size_bytes for target, image in moment.images.items()} == sizes:
                 self.points.known[point_id] = moment
                 self.points.pending.remove(moment)
+                self.points.safety |= {point_id} if "vmkeep.safety" in shown["labels"] else set()
                 return
         raise Violation(f"point {point_id} has disks {sizes}, which no command was asked to keep")
 
