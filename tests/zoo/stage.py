@@ -134,10 +134,10 @@ class Stage:
             assert self._nvram() == held.nvram, "the UEFI variables are not those"
             assert self._tpm() == held.tpm, "the TPM state is not that"
 
-    def assert_left_alone(self, state: VmState) -> None:
-        """Fail when the VM is in another state, or a backup job is left."""
+    def assert_left_alone(self, state: VmState, *, job: bool = False) -> None:
+        """Fail when the VM is in another state, a backup job is left, or another's is gone."""
         assert self.vm.state() is state, f"the VM is {self.vm.state().value}, it was {state.value}"
-        assert not has_backup_job(self.vm), "a backup job is left"
+        assert has_backup_job(self.vm) is job, "another's backup job is gone" if job else "a backup job is left"
 
     def close(self) -> None:
         with contextlib.suppress(libvirt.libvirtError):
