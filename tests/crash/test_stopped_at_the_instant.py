@@ -129,7 +129,9 @@ def test_guest_goes_on_when_vmkeep_is_stopped_in_a_snapshot(
     error = bed.zygote.finish().error
     wait_until(lambda: bed.guardians() == [], "the guardian does not end")
 
-    assert error["code"] == ("job-aborted" if whole else "snapshot-incomplete"), error
+    # A memory that vmkeep has saved when it wakes is broken off, if the guardian still looks after the guest then.
+    broken_off = {"job-aborted", "hypervisor-error"} if memory else set()
+    assert error["code"] in ({"job-aborted"} if whole else {"snapshot-incomplete", *broken_off}), error
     assert bed.vm.state() is VmState.RUNNING
     kept = bed.zygote.run(["look"], ["kept", bed.vm.uuid]).acts[1]
     assert kept.get(name) == (states if whole else None)
