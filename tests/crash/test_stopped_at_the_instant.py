@@ -124,6 +124,7 @@ def test_guest_goes_on_when_vmkeep_is_stopped_in_a_snapshot(
     bed.zygote.stop()
     wait_until(lambda: bed.vm.state() is VmState.RUNNING, "the guest still stands", _STOPPED_SECONDS)
     bed.change()
+    later = {"tpm": bed.vm.tpm_state().hex(), "nvram": bed.vm.nvram().hex()}
     bed.zygote.go.touch()
     bed.zygote.go_on()
     error = bed.zygote.finish().error
@@ -134,5 +135,6 @@ def test_guest_goes_on_when_vmkeep_is_stopped_in_a_snapshot(
     assert error["code"] in ({"job-aborted"} if whole else {"snapshot-incomplete", *broken_off}), error
     assert bed.vm.state() is VmState.RUNNING
     kept = bed.zygote.run(["look"], ["kept", bed.vm.uuid]).acts[1]
-    assert kept.get(name) == (states if whole else None)
+    # One that was made too late is of its own instant, if the guardian could keep the states of that.
+    assert kept.get(name) in ([states] if whole else [None, *([later] if memory else [])])
     bed.sound = True
