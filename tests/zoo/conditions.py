@@ -24,13 +24,16 @@ class Condition:
 
     context: _Context
     off: bool = False
+    job: bool = False  # it is a backup job, which must outlive our command
 
 
 @contextlib.contextmanager
 def _paused(stage: Stage) -> Iterator[None]:
     stage.vm.suspend()
-    yield
-    stage.vm.resume()
+    try:
+        yield
+    finally:
+        stage.vm.resume()
 
 
 @contextlib.contextmanager
@@ -46,9 +49,11 @@ def _block_copy(stage: Stage) -> Iterator[None]:
     copy = stage.directory / "mirror.qcow2"
     words = ["virsh", "blockcopy", stage.vm.name, target, "--dest", str(copy), "--format", "qcow2", "--transient-job"]
     stage.host.run([*words, "--wait"], check=True)
-    yield
-    stage.vm.domain.blockJobAbort(target)
-    copy.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        stage.vm.domain.blockJobAbort(target)
+        copy.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -59,17 +64,21 @@ def _crashed(stage: Stage) -> Iterator[None]:
     while stage.vm.domain.state()[0] != libvirt.VIR_DOMAIN_CRASHED:
         assert time.monotonic() < deadline, "the VM does not crash"
         time.sleep(0.05)
-    yield
-    stage.vm.destroy()
-    stage.start()
+    try:
+        yield
+    finally:
+        stage.vm.destroy()
+        stage.start()
 
 
 @contextlib.contextmanager
 def _managed_save(stage: Stage) -> Iterator[None]:
     stage.start()
     stage.vm.domain.managedSave()
-    yield
-    stage.vm.domain.managedSaveRemove()
+    try:
+        yield
+    finally:
+        stage.vm.domain.managedSaveRemove()
 
 
 @contextlib.contextmanager
@@ -84,8 +93,10 @@ def _image_missing(stage: Stage) -> Iterator[None]:
     path = next(iter(stage.laid.values())).path
     aside = path.with_name("aside")
     path.rename(aside)
-    yield
-    aside.rename(path)
+    try:
+        yield
+    finally:
+        aside.rename(path)
 
 
 @contextlib.contextmanager
@@ -93,8 +104,10 @@ def _image_corrupt(stage: Stage) -> Iterator[None]:
     """QEMU has marked it so."""
     path = next(iter(stage.laid.values())).path
     before = _change_byte(path, lambda byte: byte | _CORRUPT)
-    yield
-    _change_byte(path, lambda _byte: before)
+    try:
+        yield
+    finally:
+        _change_byte(path, lambda _byte: before)
 
 
 def _change_byte(path: Path, change: Callable[[int], int]) -> int:
@@ -147,13 +160,15 @@ def _transient(stage: Stage) -> Iterator[None]:
         | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
         | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     )
-    yield
-    stage.host.connection.defineXML(definition)
+    try:
+        yield
+    finally:
+        stage.host.connection.defineXML(definition)
 
 
 CONDITIONS = {
     "paused": Condition(_paused),
-    "another backup": Condition(_another_backup),
+    "another backup": Condition(_another_backup, job=True),
     "block copy": Condition(_block_copy),
     "crashed": Condition(_crashed),
     "another definition": Condition(_another_definition),

@@ -63,10 +63,10 @@ class _Play:
         assert isinstance(document, dict)
         return document
 
-    def take_point(self, outcome: Outcome) -> None:
+    def take_point(self, outcome: Outcome, *, job: bool = False) -> None:
         held, state = self.stage.held(), self.vm.state()
         document = self.expect(outcome, "backup", "--", self.vm.name)
-        self.stage.assert_left_alone(state)
+        self.stage.assert_left_alone(state, job=job)
         if document is None:
             return
         point = document["point"]
@@ -79,6 +79,7 @@ class _Play:
 
     def _mode(self, laid: Laid) -> set[str]:
         """Return how a disk may be read now. What a snapshot lays over an image without bitmaps can have some."""
+        self.stage.follow(laid)
         if laid.overlaid and laid.image.mode == "scan":
             return {"full", "incremental"}
         return {laid.image.mode if self.points or laid.image.mode == "scan" else "full"}
@@ -138,7 +139,7 @@ def _point_while_its_condition_holds(game: _Play) -> None:
                 game.points.append((document["points"][-1], held))
             game.stage.assert_left_alone(state)
         else:
-            game.take_point(game.promise.meanwhile)
+            game.take_point(game.promise.meanwhile, job=condition.job)
     if condition.off:
         game.stage.start()
 

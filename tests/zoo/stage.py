@@ -57,7 +57,7 @@ class Stage:
         off = self.vm.state() is VmState.OFF
         for number, laid in enumerate(self.laid.values()):
             if laid.image.written:
-                self._follow(laid)
+                self.follow(laid)
                 self._write(laid, self._seed * 100 + number, off=off)
         if self.row.uefi and self._nvram() is not None:
             self.vm.change_nvram()
@@ -88,7 +88,7 @@ class Stage:
             self.vm.discard(laid.image.target, start=zero, length=64 * KiB)
             laid.content[zero : zero + 64 * KiB] = bytes(64 * KiB)
 
-    def _follow(self, laid: Laid) -> None:
+    def follow(self, laid: Laid) -> None:
         """Look where the disk's top image is now."""
         if laid.image.place in ("file", "link"):
             disk = self.vm.disk(laid.image.target)
@@ -124,7 +124,7 @@ class Stage:
         off = self.vm.state() is VmState.OFF
         for target, content in held.disks.items():
             laid = self.laid[target]
-            self._follow(laid)
+            self.follow(laid)
             if off:
                 if laid.image.place != "nbd":
                     assert_images_equal(laid.read_off(), content, target)
@@ -134,10 +134,10 @@ class Stage:
             assert self._nvram() == held.nvram, "the UEFI variables are not those"
             assert self._tpm() == held.tpm, "the TPM state is not that"
 
-    def assert_left_alone(self, state: VmState) -> None:
-        """Fail when the VM is in another state, or a backup job is left."""
+    def assert_left_alone(self, state: VmState, *, job: bool = False) -> None:
+        """Fail when the VM is in another state, a backup job is left, or another's is gone."""
         assert self.vm.state() is state, f"the VM is {self.vm.state().value}, it was {state.value}"
-        assert not has_backup_job(self.vm), "a backup job is left"
+        assert has_backup_job(self.vm) is job, "another's backup job is gone" if job else "a backup job is left"
 
     def close(self) -> None:
         with contextlib.suppress(libvirt.libvirtError):

@@ -103,6 +103,7 @@ ROWS = (
                 "<source file='{place}/no-such.qcow2' startupPolicy='optional'/><target dev='vdb' bus='virtio'/></disk>"
             ),
         ),
+        promise=Promise(revert=Refused("invalid-request", "--force")),
         remark="kept without it, and every point says so",
     ),
     Row(
