@@ -40,7 +40,7 @@ class Life:
         self._steps = chance.randint(40, 80)
         self._vms = chance.choice((1, 1, 2))
         self._own_store = chance.random() < 0.4
-        self._sabotaged_at = chance.randint(8, 12)
+        self._sabotaged_at = chance.randint(5, 8)
 
     def live(self, most_steps: int) -> bool:
         """Live it, at most so many steps; return whether nothing was violated."""

@@ -34,6 +34,7 @@ class World:
     own_store: bool
     guests: list[Guest] = field(default_factory=list)
     points: Points = field(default_factory=Points)
+    settled_at: int = 0  # how many commands had ended when the points were last compared
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def add_guest(self, chance: random.Random) -> Guest:

@@ -79,6 +79,7 @@ class _Play:
 
     def _mode(self, laid: Laid) -> set[str]:
         """Return how a disk may be read now. What a snapshot lays over an image without bitmaps can have some."""
+        self.stage.follow(laid)
         if laid.overlaid and laid.image.mode == "scan":
             return {"full", "incremental"}
         return {laid.image.mode if self.points or laid.image.mode == "scan" else "full"}

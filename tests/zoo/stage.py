@@ -57,7 +57,7 @@ class Stage:
         off = self.vm.state() is VmState.OFF
         for number, laid in enumerate(self.laid.values()):
             if laid.image.written:
-                self._follow(laid)
+                self.follow(laid)
                 self._write(laid, self._seed * 100 + number, off=off)
         if self.row.uefi and self._nvram() is not None:
             self.vm.change_nvram()
@@ -88,7 +88,7 @@ class Stage:
             self.vm.discard(laid.image.target, start=zero, length=64 * KiB)
             laid.content[zero : zero + 64 * KiB] = bytes(64 * KiB)
 
-    def _follow(self, laid: Laid) -> None:
+    def follow(self, laid: Laid) -> None:
         """Look where the disk's top image is now."""
         if laid.image.place in ("file", "link"):
             disk = self.vm.disk(laid.image.target)
@@ -124,7 +124,7 @@ class Stage:
         off = self.vm.state() is VmState.OFF
         for target, content in held.disks.items():
             laid = self.laid[target]
-            self._follow(laid)
+            self.follow(laid)
             if off:
                 if laid.image.place != "nbd":
                     assert_images_equal(laid.read_off(), content, target)
