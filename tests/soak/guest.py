@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -258,8 +257,3 @@ def read_image(path: Path, image_format: str, raw: Path, passphrase: str | None 
 def grown(size_bytes: int, more_bytes: int) -> int:
     """Return a larger size that every format can have."""
     return min(-(-(size_bytes + more_bytes) // 512) * 512, 96 * MiB)
-
-
-def unlink(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
