@@ -5,6 +5,7 @@ Each test does all of its cases on one VM: a guest that was killed by one of the
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -168,6 +169,7 @@ def test_vm_that_qemu_would_die_of_is_refused_by_name_before_anything_is_begun(h
     assert all(word in refused.error["hint"] for word in ("off", "blkdeviotune", "--exclude vda"))
     assert_left_alone(vm)
     assert "vda" in str(vmkeep.json("vm", "show", "guest")["vm"]["problems"])
+    assert "vda, vdb" in _io_threads_found(vmkeep)
 
     vmkeep.backup("guest", "--exclude", "vda")
     host.run(["virsh", "blkdeviotune", "guest", "vda", "--total-bytes-sec", "0"], check=True)
@@ -177,6 +179,13 @@ def test_vm_that_qemu_would_die_of_is_refused_by_name_before_anything_is_begun(h
     assert vm.state() is VmState.RUNNING
     vm.destroy()
     vmkeep.backup("guest")
+    assert _io_threads_found(vmkeep) == ""
+
+
+def _io_threads_found(vmkeep: Vmkeep) -> str:
+    """Return what doctor says of the VM's I/O threads."""
+    findings = json.loads(vmkeep.run("--json", "doctor", "guest").stdout)["doctor"]["findings"]
+    return "".join(finding["message"] for finding in findings if finding["code"] == "io-threads")
 
 
 def test_qemu_that_died_is_told_as_that_with_its_last_words(host: Host, vmkeep: Vmkeep) -> None:
