@@ -311,7 +311,7 @@ def test_image_that_another_program_has_open_is_unknown_and_left_until_it_is_clo
 
 
 def test_bitmap_that_went_with_its_overlay_is_not_waited_for(host: Host, vmkeep: Forked) -> None:
-    """A raw disk had an overlay, which a checkpoint was in, was committed, and has another overlay: no next point starts there."""
+    """The overlay of a raw disk was committed after a point, and there is another: no next point starts from that."""
     vm = host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 2 * MiB, format="raw")], tpm=False)
     vm.start(paused=True)
     host.run(["virsh", "snapshot-create-as", "guest", "before", "--disk-only"], check=True)

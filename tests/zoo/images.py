@@ -29,6 +29,11 @@ class Laid:
     def passphrase(self) -> str | None:
         return PASSPHRASE if self.image.encrypted else None
 
+    @property
+    def _begin(self) -> int:
+        """Where the disk begins in its top image: a slice is of the image at the bottom only."""
+        return 0 if self.overlaid else self.image.slice_at
+
     def opened(self) -> list[str]:
         """Return how QEMU's tools are told to open it."""
         if self.passphrase is None:
@@ -39,13 +44,13 @@ class Laid:
     def write_off(self, start: int, data: bytes, scratch: Path) -> None:
         """Write as a tool does while no VM uses the image."""
         scratch.write_bytes(data)
-        at = start + self.image.slice_at
+        at = start + self._begin
         command = ["qemu-io", "-c", f"write -s {scratch} {at} {len(data)}", *self.opened()]
         subprocess.run(command, check=True, capture_output=True)
         self.content[start : start + len(data)] = data
 
     def read_off(self) -> bytes:
-        return read_offline_image(self.path, self.top, self.passphrase)[self.image.slice_at :]
+        return read_offline_image(self.path, self.top, self.passphrase)[self._begin :]
 
 
 def lay(image: Image, path: Path, seed: int) -> Laid:

@@ -22,7 +22,7 @@ from tests.zoo.stage import EXTERNAL_TPM, Held, Stage, staged, tpm_files
 
 _SNAPSHOT, _COPY = "zoo-snapshot", "zoo-copy"
 _SETTINGS = 'scratch_dir = "{disks}"\nimages_dir = "{disks}"\n'
-_BROKEN = (AssertionError, RigError, libvirt.libvirtError, subprocess.SubprocessError, OSError)
+_BROKEN = (AssertionError, RigError, libvirt.libvirtError, subprocess.SubprocessError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)

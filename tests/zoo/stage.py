@@ -93,7 +93,7 @@ class Stage:
         if laid.image.place in ("file", "link"):
             disk = self.vm.disk(laid.image.target)
             assert disk.path is not None
-            laid.overlaid |= disk.path != laid.path
+            laid.overlaid |= disk.path != laid.path and laid.image.in_snapshot
             laid.path, laid.top = disk.path, disk.format
 
     # -- what is held ------------------------------------------------------------------------------------------

@@ -141,6 +141,12 @@ class Firmware:
     nvram_format: str = "raw"
     template: str | None = None
     secure_boot: bool = False
+    stateless: bool = False
+
+    @property
+    def has_variables(self) -> bool:
+        """Whether UEFI variables belong to the VM: not with BIOS, and not with firmware that forgets them."""
+        return self.kind is FirmwareKind.UEFI and not self.stateless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -225,6 +225,7 @@ def _read_firmware(root: etree._Element) -> Firmware:
         nvram_format="raw" if nvram is None else nvram.get("format", "raw"),
         template=None if nvram is None else nvram.get("template"),
         secure_boot=loader is not None and loader.get("secure") == "yes",
+        stateless=loader is not None and loader.get("stateless") == "yes",
     )
 
 

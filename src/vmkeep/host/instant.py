@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from vmkeep.commandline import command_line
-from vmkeep.definition import Definition, FirmwareKind, TpmBackend
+from vmkeep.definition import Definition, TpmBackend
 from vmkeep.errors import HypervisorError, StateUnsupported, VmBusy, VmkeepError
 from vmkeep.host.bindings import noted
 from vmkeep.hypervisor import Domain, RunState
@@ -135,7 +135,7 @@ def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSourc
     """
     sources = []
     firmware, tpm, vm = definition.firmware, definition.tpm, definition.name
-    if firmware.kind is FirmwareKind.UEFI:
+    if firmware.has_variables:
         if firmware.nvram_type != "file":
             raise StateUnsupported(
                 "the UEFI variables of the VM are not in a file of this host",

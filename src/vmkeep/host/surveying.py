@@ -99,7 +99,7 @@ def _state_problems(definition: Definition, hypervisor: Hypervisor, settings: Se
 
 def _nvram(definition: Definition, settings: Settings) -> str | None:
     """Return the file of the UEFI variables, which libvirt 9.0 does not name of a VM that is off (11.3 does)."""
-    if definition.firmware.kind != "uefi":
+    if not definition.firmware.has_variables:
         return None
     return definition.firmware.nvram or str(StateRoots.of(settings.uri).nvram_file(definition.name))
 

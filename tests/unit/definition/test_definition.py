@@ -160,6 +160,15 @@ def test_firmware_is_told_from_each_form(os: str, kind: FirmwareKind, nvram: str
     assert (moved.nvram, moved.nvram_type, moved.nvram_format) == ("/new", "file", "qcow2")
 
 
+def test_stateless_firmware_has_no_variables() -> None:
+    loader = "<loader readonly='yes' type='pflash' stateless='{}'>/OVMF</loader>"
+    for stateless in ("yes", "no"):
+        xml = f"<domain><name>a</name><os>{loader.format(stateless)}</os></domain>"
+        firmware = parse_definition(xml).firmware
+        assert (firmware.kind, firmware.has_variables) == (FirmwareKind.UEFI, stateless == "no")
+    assert not parse_definition("<domain><name>a</name><os/></domain>").firmware.has_variables
+
+
 def test_disk_of_a_type_not_known_is_never_taken_for_a_file() -> None:
     disk_xml = "<disk type='vhostuser'><source file='/x'/><target dev='vda'/></disk>"
     (disk,) = parse_definition(f"<domain><name>a</name><devices>{disk_xml}</devices></domain>").disks

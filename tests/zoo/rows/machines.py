@@ -91,7 +91,7 @@ ROWS = (
             "<sound model='ich9'/>",
             "<serial type='pty'/>",
             "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>",
-            "<watchdog model='itco' action='reset'/>",
+            "<watchdog model='i6300esb' action='reset'/>",
             "<video><model type='virtio'/></video>",
         ),
         edits=(Edit("devices/memballoon[@model='none']", remove=True),),
@@ -130,7 +130,7 @@ ROWS = (
     ),
     Row(
         "described",
-        "title, description, metadata, generation id, on_poweroff",
+        "title, description, metadata, generation id, on_reboot",
         edits=(
             Edit(
                 "/domain",
@@ -139,7 +139,7 @@ ROWS = (
                     "<description>two\nlines &lt;tag&gt;</description>",
                     "<metadata><a:app xmlns:a='urn:example'><a:owner>somebody</a:owner></a:app></metadata>",
                     "<genid>43dc0cf8-809b-4adb-9bea-a9abb5f3d90e</genid>",
-                    "<on_poweroff>preserve</on_poweroff>",
+                    "<on_reboot>destroy</on_reboot>",
                 ),
             ),
         ),

@@ -9,6 +9,7 @@ _READ_ONLY = Image("vdb", 2 * MiB, elements=("<readonly/>",), mode="scan", writt
 _REFUSED = Promise(
     running=Refused("disk-unsupported", "vdb"),
     off=Refused("disk-unsupported", "vdb"),
+    revert=Refused("disk-unsupported", "vdb"),  # of the safety point
 )
 # There is no such thing to start the VM with.
 _OFF_ONLY = Promise(
@@ -119,13 +120,18 @@ ROWS = (
                 children=("<slices><slice type='storage' offset='1048576' size='2097152'/></slices>",),
             ),
         ),
+        promise=Promise(
+            in_place=Refused("disk-unsupported", "vdb"),
+            revert=Refused("disk-unsupported", "part of its image"),
+        ),
+        remark="in place was tried with a snapshot over the part",
     ),
     Row(
         "transient-disk",
         "a transient disk beside another",
         (
             Image(),
-            Image("vdb", 2 * MiB, elements=("<transient/>",), mode="scan", written=False),
+            Image("vdb", 2 * MiB, elements=("<transient/>",), mode="scan", written=False, in_snapshot=False),
         ),
         promise=Promise(snapshot=Refused("disk-unsupported", "vdb")),
     ),
@@ -220,18 +226,6 @@ ROWS = (
             ),
         ),
         promise=_OFF_ONLY,
-    ),
-    Row(
-        "host-usb",
-        "a USB device of the host that is not there (`startupPolicy='optional'`)",
-        devices=(
-            (
-                "<hostdev mode='subsystem' type='usb'><source startupPolicy='optional'><vendor id='0x1234'/>"
-                "<product id='0xbeef'/></source></hostdev>"
-            ),
-            "<controller type='usb' model='qemu-xhci'/>",
-        ),
-        edits=(Edit("devices/controller[@model='none']", remove=True),),
     ),
     Row(
         "shared-folder",
