@@ -59,6 +59,11 @@ def run_disturbed(
         if kind == "kill both":
             put_right(world)
         wait_until_safe(world)
+        if kind == "kill libvirtd" and has_stuck_job(guest):
+            guest.stop()
+            world.host.restart_libvirtd()
+            _wait_for_libvirtd(world)
+            told += ", the job stuck in libvirt and the VM was stopped"
     except Violation as violation:
         raise Violation(f"{told}: {violation}") from violation
     return Disturbed(outcome, f"{told}: {outcome.code}")
@@ -119,6 +124,15 @@ def _do(kind: str, world: World, guest: Guest, running: Running, chance: random.
         _wait_for_libvirtd(world)
     else:
         guest.kill_qemu(flush=False)
+
+
+def has_stuck_job(guest: Guest) -> bool:
+    """Return whether libvirt says that a backup job is there which has no data, and does not end (see ``known``)."""
+    try:
+        guest.vm.domain.jobInfo()
+    except libvirt.libvirtError as error:
+        return "backup job data missing" in error.get_error_message()
+    return False
 
 
 def _send(pids: list[int], number: signal.Signals) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import libvirt
 from lxml import etree
 
 from tests.rig import VmState
@@ -71,8 +72,11 @@ def _check_life(guest: Guest) -> None:
         raise Violation(f"{what}; QEMU's log ends: {said}")
     if pid != guest.pid:
         raise Violation(f"{guest.name} has QEMU {pid or 'none'} in place of {guest.pid or 'none'}")
-    if state is not VmState.OFF and has_backup_job(guest.vm):
-        raise Violation(f"{guest.name} has a backup job: {guest.vm.domain.backupGetXMLDesc()}")
+    if state is not VmState.OFF:
+        if has_backup_job(guest.vm):
+            raise Violation(f"{guest.name} has a backup job: {guest.vm.domain.backupGetXMLDesc()}")
+        if guest.vm.domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+            raise Violation(f"{guest.name} has a job: {guest.vm.domain.jobStats()}")
 
 
 def _check_moments(guest: Guest) -> None:
