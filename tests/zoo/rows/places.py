@@ -121,10 +121,11 @@ ROWS = (
             ),
         ),
         promise=Promise(
+            off=Refused("disk-unsupported", "vdb"),
             in_place=Refused("disk-unsupported", "vdb"),
             revert=Refused("disk-unsupported", "part of its image"),
         ),
-        remark="in place was tried with a snapshot over the part",
+        remark="off and in place were tried with a snapshot over the part",
     ),
     Row(
         "transient-disk",
