@@ -93,3 +93,20 @@ def _wait_for_guardian(quiet: QuietGuest, before: list[str]) -> None:
     while vm.state() is not VmState.RUNNING or has_backup_job(vm) or checkpoints(vm) != before:
         assert time.monotonic() < deadline, (vm.state(), has_backup_job(vm), checkpoints(vm), before)
         time.sleep(0.05)
+
+
+def test_frozen_guest_is_thawed_when_vmkeep_is_stopped(quiet: QuietGuest) -> None:
+    vm, before = quiet.guest.vm, checkpoints(quiet.guest.vm)
+    quiet.zygote.start(
+        ["backup", "linux", "quiesce"], traps=[Trap("after", "vmkeep.hypervisor.domain:Domain.freeze", "hold")]
+    )
+    quiet.zygote.wait_reached()
+    quiet.zygote.stop()
+    stopped_at = time.monotonic()
+    quiet.guest.run("date > /mnt/thawed && sync", timeout_seconds=8)
+    assert time.monotonic() - stopped_at < 6
+    quiet.zygote.go.touch()
+    quiet.zygote.go_on()
+    assert quiet.zygote.finish().error["code"] == "job-aborted"
+    _wait_for_guardian(quiet, before)
+    assert vm.state() is VmState.RUNNING

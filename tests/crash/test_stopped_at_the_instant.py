@@ -124,13 +124,17 @@ def test_guest_goes_on_when_vmkeep_is_stopped_in_a_snapshot(
     bed.zygote.stop()
     wait_until(lambda: bed.vm.state() is VmState.RUNNING, "the guest still stands", _STOPPED_SECONDS)
     bed.change()
+    later = {"tpm": bed.vm.tpm_state().hex(), "nvram": bed.vm.nvram().hex()}
     bed.zygote.go.touch()
     bed.zygote.go_on()
     error = bed.zygote.finish().error
     wait_until(lambda: bed.guardians() == [], "the guardian does not end")
 
-    assert error["code"] == ("job-aborted" if whole else "snapshot-incomplete"), error
+    # A memory that vmkeep has saved when it wakes is broken off, if the guardian still looks after the guest then.
+    broken_off = {"job-aborted", "hypervisor-error"} if memory else set()
+    assert error["code"] in ({"job-aborted"} if whole else {"snapshot-incomplete", *broken_off}), error
     assert bed.vm.state() is VmState.RUNNING
-    kept = bed.zygote.run(["look"], ["kept", bed.vm.name]).acts[1]
-    assert kept.get(name) == (states if whole else None)
+    kept = bed.zygote.run(["look"], ["kept", bed.vm.uuid]).acts[1]
+    # One that was made too late is of its own instant, if the guardian could keep the states of that.
+    assert kept.get(name) in ([states] if whole else [None, *([later] if memory else [])])
     bed.sound = True

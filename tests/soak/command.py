@@ -37,7 +37,8 @@ class Outcome:
 
     @property
     def killed(self) -> bool:
-        return self.status == -signal.SIGKILL
+        """Whether a signal ended it: SIGKILL, or another in its first tenths of a second, before it handles any."""
+        return self.status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
     @property
     def document(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Commands:
         self._host = host
         self._seen = seen
         self._zygote = Zygote(host, self.vmkeep.home)
+        self.ended = 0
 
     def close(self) -> None:
         self._zygote.close()
@@ -120,7 +122,9 @@ class Commands:
 
     def _judged(self, outcome: Outcome) -> Outcome:
         self._seen(outcome)
-        if outcome.status == 1 or "Traceback" in outcome.err:
+        self.ended += 1
+        # Python itself tells of a Ctrl-C while it begins to import vmkeep.
+        if outcome.status == 1 or ("Traceback" in outcome.err and not outcome.killed):
             raise Violation(f"a fault of vmkeep: {outcome.told()}")
         if not outcome.killed and not outcome.done and not outcome.error:
             raise Violation(f"no error object: {outcome.told()}")

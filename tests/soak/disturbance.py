@@ -13,7 +13,7 @@ import libvirt
 from tests.soak.command import Outcome, Running
 from tests.soak.guest import Guest
 from tests.soak.invariants import wait_until_safe
-from tests.soak.known import holders_keep_a_guest_alive, stops_of_supervised_commands_are_spared
+from tests.soak.known import holders_keep_a_guest_alive
 from tests.soak.model import Violation
 from tests.soak.world import World
 
@@ -46,7 +46,7 @@ def run_disturbed(
     world: World, guest: Guest, words: list[str], chance: random.Random, refusals: tuple[str, ...] = ()
 ) -> Disturbed:
     """Run a command, do something bad at a random moment, and wait until nothing is in danger any more."""
-    kind = _draw(world, guest, words, chance)
+    kind = _draw(guest, words, chance)
     guest.flush_all()
     running = world.commands.start(*words)
     delay = _wait(world, running, chance)
@@ -69,10 +69,8 @@ def put_right(world: World) -> None:
     world.expect(world.commands.run("doctor", "--fix"))
 
 
-def _draw(world: World, guest: Guest, words: list[str], chance: random.Random) -> str:
+def _draw(guest: Guest, words: list[str], chance: random.Random) -> str:
     possible = dict(_KINDS)
-    if world.own_store and stops_of_supervised_commands_are_spared():
-        del possible["stop"]
     if guest.off or words[0] != "backup":
         del possible["kill qemu"]  # what a snapshot or a revert of a dead VM must come to is not modelled
     if guest.in_io_threads and not holders_keep_a_guest_alive():

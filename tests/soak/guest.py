@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ class Guest:
     state: VmState = VmState.OFF
     pid: str = ""
     settled: bool = False
+    saved: bool = False  # its memory is in a file of libvirt's, and it goes on from there when it is started
     snapshots: dict[str, SnapshotModel] = field(default_factory=dict)
     checkpoints: set[str] = field(default_factory=set)  # those of others
 
@@ -54,6 +54,11 @@ class Guest:
 
     def start(self, *, run: bool) -> None:
         """Start it paused; with ``run`` let its firmware come to rest, after which no state file changes."""
+        if self.saved:
+            self.vm.start()
+            self.state, self.settled, self.saved = VmState.RUNNING, True, False
+            self.pid = self.qemu_pid()
+            return
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -97,6 +102,12 @@ class Guest:
         """Let QEMU end in order."""
         self.vm.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
         self.ended()
+
+    def save_memory(self) -> None:
+        """virsh managedsave."""
+        self.vm.domain.managedSave()
+        self.ended()
+        self.saved = True
 
     def kill_qemu(self, *, flush: bool = True) -> None:
         """kill -9 of QEMU, after the guest has flushed its disks: what it wrote must be there afterwards."""
@@ -210,8 +221,9 @@ class Guest:
     def paths(self) -> dict[str, Path]:
         return {disk.target: disk.path for disk in self.vm.disks() if disk.path is not None}
 
-    def formats(self) -> dict[str, str]:
-        return {disk.target: disk.format for disk in self.vm.disks()}
+    def hold_bitmaps(self) -> set[str]:
+        """Return the disks whose images can hold bitmaps: qcow2 of version 3, by their own headers."""
+        return {target for target, path in self.paths().items() if _is_qcow2_version_3(path)}
 
 
 def snapshot_sources(guest: Guest, name: str) -> dict[str, Path]:
@@ -224,6 +236,11 @@ def snapshot_sources(guest: Guest, name: str) -> dict[str, Path]:
         if target in taken and path:
             found[target] = Path(path)
     return found
+
+
+def _is_qcow2_version_3(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"QFI\xfb\0\0\0\3"
 
 
 def read_image(path: Path, image_format: str, raw: Path, passphrase: str | None = None) -> None:
@@ -240,8 +257,3 @@ def read_image(path: Path, image_format: str, raw: Path, passphrase: str | None 
 def grown(size_bytes: int, more_bytes: int) -> int:
     """Return a larger size that every format can have."""
     return min(-(-(size_bytes + more_bytes) // 512) * 512, 96 * MiB)
-
-
-def unlink(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()

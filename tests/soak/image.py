@@ -68,14 +68,6 @@ class Image:
         number, told = wrong[0]
         return f"{len(wrong)} blocks differ, the first at {number * BLOCK_BYTES} ({told})"
 
-    def written_ranges(self) -> list[tuple[int, int]]:
-        """Return the blocks (start, length) that are not zero."""
-        return [
-            (number * BLOCK_BYTES, min(BLOCK_BYTES, self.size_bytes - number * BLOCK_BYTES))
-            for number, block in enumerate(self._blocks)
-            if block is not _ZERO
-        ]
-
 
 def _block_count(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_BYTES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -18,7 +18,7 @@ class Ledger:
     log: TextIO
     steps: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     violations: list[str] = field(default_factory=list)
     lives: int = 0
 
@@ -26,9 +26,18 @@ class Ledger:
         verb = " ".join(word for word in outcome.words[:2] if word.isalpha() and not word.startswith("vm"))
         self.ends[f"{verb or outcome.words[0]}: {outcome.status} {outcome.code}"] += 1
 
-    def write(self, line: str) -> None:
-        self.log.write(line + "\n")
+    def begin_line(self, text: str) -> None:
+        """Begin a line, so that a step that hangs is seen."""
+        self.log.write(text)
         self.log.flush()
+
+    def end_line(self, text: str) -> None:
+        self.log.write(text + "\n")
+        self.log.flush()
+
+    def count_step(self, name: str, seconds: float) -> None:
+        self.steps[name] += 1
+        self.seconds[name] += seconds
 
     @property
     def total(self) -> int:
@@ -43,7 +52,8 @@ class Ledger:
         counted = json.loads(path.read_text())
         self.steps.update(counted["steps"])
         self.ends.update(counted["ends"])
-        self.seconds.update(counted["seconds"])
+        for name, seconds in counted["seconds"].items():
+            self.seconds[name] += seconds
         self.violations += counted["violations"]
         self.lives += counted["lives"]
 

@@ -7,7 +7,6 @@ import time
 import traceback
 from dataclasses import dataclass
 
-from tests.rig import VmState
 from tests.soak.guest import Guest
 from tests.soak.invariants import check, prove_all, prove_guest
 from tests.soak.ledger import Ledger
@@ -41,7 +40,7 @@ class Life:
         self._steps = chance.randint(40, 80)
         self._vms = chance.choice((1, 1, 2))
         self._own_store = chance.random() < 0.4
-        self._sabotaged_at = chance.randint(8, 12)
+        self._sabotaged_at = chance.randint(5, 8)
 
     def live(self, most_steps: int) -> bool:
         """Live it, at most so many steps; return whether nothing was violated."""
@@ -49,8 +48,8 @@ class Life:
         step = 0
         with new_world(self._hosts, self._ledger, own_store=self._own_store) as world:
             try:
-                for _ in range(self._vms):
-                    self._tell(0, "make", _describe(world.add_guest(self._chance(f"vm{_}"))))
+                for number in range(self._vms):
+                    self._tell(0, "make", _describe(world.add_guest(self._chance(f"vm{number}"))))
                 steps = min(self._steps, most_steps)
                 for step in range(1, steps + 1):
                     if step == self._plan.stop_before:
@@ -72,32 +71,34 @@ class Life:
         if sabotage is not None and SABOTAGES[sabotage].possible(world):
             self._tell(step, f"sabotage {sabotage}", SABOTAGES[sabotage].run(world, chance))
             find_harm(world)
-            raise RuntimeError(f"the sabotage {sabotage} was not found")
+            raise AssertionError(f"the sabotage {sabotage} was not found")
         guest = chance.choice(world.guests)
         drawn = draw(world, guest, chance)
         began = time.monotonic()
-        self._tell(step, f"{guest.name} {drawn.name}", "begins")
+        self._ledger.begin_line(f"{self._place(step)}: {guest.name} {drawn.name}: ")
         told = drawn.run(world, guest, chance)
         check(world)
         if step % _PROOF_EVERY == 0:
             prove_guest(world, guest)
         seconds = time.monotonic() - began
-        self._ledger.steps[drawn.name] += 1
-        self._ledger.seconds[drawn.name] += seconds  # type: ignore[assignment] # a Counter counts anything that adds
-        state = "" if guest.state is VmState.OFF else f", {guest.state.value}"
-        self._tell(step, f"{guest.name} {drawn.name}", f"{told}{state} ({seconds:.1f} s)")
+        self._ledger.count_step(drawn.name, seconds)
+        self._ledger.end_line(f"{told} [{guest.state.value}, {seconds:.1f} s]")
 
     def _chance(self, what: object) -> random.Random:
         """Each step draws from numbers of its own, so that one that ended otherwise does not change the next."""
         return random.Random(f"{self._plan.seed}/{self._number}/{what}")
 
+    def _place(self, step: int) -> str:
+        return f"seed {self._plan.seed} life {self._number} step {step}"
+
     def _tell(self, step: int, what: str, how: str) -> None:
-        self._ledger.write(f"{self._plan.seed} life {self._number} step {step}: {what}: {how}")
+        self._ledger.end_line(f"{self._place(step)}: {what}: {how}")
 
     def _violated(self, step: int, error: Exception) -> None:
+        self._ledger.end_line("")
         reason = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
         if not isinstance(error, Violation):
-            self._ledger.write(traceback.format_exc())
+            self._ledger.end_line(traceback.format_exc())
         again = f"make soak SEED={self._plan.seed} ARGS='--only-life {self._number}'"
         self._tell(step, "VIOLATION", reason)
         told = f"seed {self._plan.seed}, life {self._number}, step {step}: {reason} [{again}]"
@@ -112,7 +113,8 @@ def find_harm(world: World) -> None:
 
 def draw(world: World, guest: Guest, chance: random.Random) -> Operation:
     """Draw one of the operations that can be done to a VM now."""
-    possible = [each for each in OPERATIONS.values() if each.possible(world, guest)]
+    fitting = [each for each in OPERATIONS.values() if each.while_saved or not guest.saved]
+    possible = [each for each in fitting if each.possible(world, guest)]
     return chance.choices(possible, [each.weight for each in possible])[0]
 
 

@@ -11,7 +11,6 @@ from lxml.builder import E
 from tests.rig import Disk, Host, KiB, MiB, Vm
 from tests.rig.images import make_luks, random_bytes
 from tests.soak.image import Image
-from tests.soak.known import spared_kinds
 from tests.soak.model import KINDS, DiskKind, DiskModel
 from tests.system.offline import qemu_img
 
@@ -35,19 +34,17 @@ _IO_THREAD_CONTROLLER = "1"
 
 def draw_kinds(chance: random.Random) -> list[DiskKind]:
     """Draw the disks of a VM. The first is one that a snapshot and a bitmap can be made of."""
-    spared = spared_kinds()
-    kinds = [_draw(chance, _FIRST_WEIGHTS, spared)]
+    kinds = [_draw(chance, _FIRST_WEIGHTS)]
     for _ in range(chance.choice((0, 0, 1, 1, 2, 3))):
-        drawn = _draw(chance, _WEIGHTS, spared)
+        drawn = _draw(chance, _WEIGHTS)
         if drawn.luks and any(kind.luks for kind in kinds):
             drawn = KINDS["qcow2"]  # the scratch of an encrypted disk takes QEMU 2 s to make
         kinds.append(drawn)
     return kinds
 
 
-def _draw(chance: random.Random, weights: dict[str, int], spared: frozenset[str]) -> DiskKind:
-    names = [name for name in weights if name not in spared]
-    (name,) = chance.choices(names, [weights[name] for name in names])
+def _draw(chance: random.Random, weights: dict[str, int]) -> DiskKind:
+    (name,) = chance.choices(list(weights), list(weights.values()))
     return KINDS[name]
 
 

@@ -34,6 +34,7 @@ class World:
     own_store: bool
     guests: list[Guest] = field(default_factory=list)
     points: Points = field(default_factory=Points)
+    settled_at: int = 0  # how many commands had ended when the points were last compared
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def add_guest(self, chance: random.Random) -> Guest:
@@ -118,6 +119,7 @@ class World:
             if {target: image.size_bytes for target, image in moment.images.items()} == sizes:
                 self.points.known[point_id] = moment
                 self.points.pending.remove(moment)
+                self.points.safety |= {point_id} if "vmkeep.safety" in shown["labels"] else set()
                 return
         raise Violation(f"point {point_id} has disks {sizes}, which no command was asked to keep")
 

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 Offer = list[tuple[str, str]]
 """Words, each with what it is."""
 
-PATIENCE_SECONDS: Final = (
-    10.0  # a host with seven times the work for its processors took more than 3; Ctrl-C ends it too
-)
+PATIENCE_SECONDS: Final = 10.0  # for a busy host; a Tab that waits for a libvirt which hangs is ended by Ctrl-C too
 _SHORT_ID: Final = 8
 
 

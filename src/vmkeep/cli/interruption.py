@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -31,17 +32,25 @@ class Interruption:
         if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:  # whoever started it may have it ignored
             before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda _number, _frame: stop_this_process())
             before[signal.SIGCONT] = signal.signal(signal.SIGCONT, lambda _number, _frame: forget_stop())
+        tell_swallowed = sys.unraisablehook
+        sys.unraisablehook = lambda told: None if isinstance(told.exc_value, Interrupted) else tell_swallowed(told)
         try:
             yield
         finally:
+            sys.unraisablehook = tell_swallowed
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
     def handed_to(self, cancel: Cancel) -> Iterator[None]:
-        """While this holds, a signal calls ``cancel`` and raises nothing: the operation itself ends with the error."""
+        """While this holds, a signal calls ``cancel`` and raises nothing: the operation itself ends with the error.
+
+        Raises what was received before. It was raised then, but Python swallows what is raised in a callback of a weak
+        reference, of which an import has many (seen with 3.11: Ctrl-C while a restore began was lost).
+        """
         self._cancel = cancel
         try:
+            self.check()
             yield
         finally:
             self._cancel = None

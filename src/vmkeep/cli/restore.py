@@ -171,9 +171,10 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
     running.require_rights(found.vm_name)
     running.expect_job()
     with running.engine() as engine:
-        # What cannot be done is said before anybody is asked whether it shall be.
-        with running.console.progress() as watch:
-            engine.check_in_place(request, watch)
+        if not yes:
+            # What cannot be done is said before anybody is asked whether it shall be.
+            with running.console.progress() as watch:
+                engine.check_in_place(request, watch)
         running.console.confirm(
             f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
             f"over VM {found.vm_name!r} as it is now? A safety point of it is taken first.",

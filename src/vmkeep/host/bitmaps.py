@@ -134,7 +134,7 @@ def amending(disk: DefinedDisk, chain: Chain) -> str | None:
     """Return the command that makes the image of a disk one that holds bitmaps; None where there is nothing to do."""
     if not chain or chain[0].holds_bitmaps or not can_hold_bitmaps(disk):
         return None
-    return command_line(f"qemu-img amend -f {_BITMAP_FORMAT} -o compat=1.1", chain[0].path)
+    return command_line("qemu-img amend -f qcow2 -o compat=1.1", chain[0].path)
 
 
 def image_chains(definition: Definition) -> dict[str, Chain]:

@@ -68,7 +68,7 @@ class Channel:
     def _send(self, word: bytes, descriptors: list[int]) -> None:
         try:
             socket.send_fds(self._ours, [word], descriptors)
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except OSError as error:
             raise JobAborted("the guardian of the backup job has ended, or ended the job to save the guest") from error
 
 

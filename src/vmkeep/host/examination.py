@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
@@ -124,7 +125,7 @@ def _crash_warning(domain: Domain) -> list[str]:
     return [
         (
             "The guest crashed, and QEMU was kept with its disks as they were then; so the point holds them. "
-            f"`virsh destroy {domain.name}` ends that QEMU."
+            f"`{command_line('virsh destroy', domain.name)}` ends that QEMU."
         )
     ]
 

@@ -147,7 +147,7 @@ class Guardian:
         if answer == _LATE:
             raise JobAborted(
                 f"the guest of VM {self._vm!r} stood still for longer than the {self._limit_seconds:g} s that it may, "
-                "or for as long as vmkeep was stopped, so it was let go on and nothing is kept",
+                "or vmkeep was stopped, so it was let go on: what was read since is of no instant, and is not kept",
                 vm=self._vm,
                 hint="If vmkeep was not stopped (SIGSTOP, a debugger), libvirt or the storage was slow: "
                 "`longest_pause_seconds` in vmkeep.toml allows more. Run the command again.",

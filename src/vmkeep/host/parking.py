@@ -223,7 +223,7 @@ def require_off(domain: Domain) -> None:
         raise VmRunning(
             f"the guest of VM {domain.name!r} crashed, and QEMU still has its disks: it is not off",
             vm=domain.name,
-            hint=f"Back it up as it stands if you like; `virsh destroy {domain.name}` then ends its QEMU.",
+            hint=f"Back it up as it stands if you like; `{command_line('virsh destroy', domain.name)}` ends its QEMU.",
         )
     if state.run is not RunState.OFF:
         raise VmRunning(

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.errors import (
     AgentUnavailable,
@@ -269,7 +270,8 @@ def refuse_jobs(domain: Domain, targets: Collection[str] | None = None) -> None:
             f"a block job (copy, commit or pull) works on disk {', '.join(busy)} of VM {domain.name!r}",
             vm=domain.name,
             disk=busy[0],
-            hint=f"Wait for it to end (`virsh blockjob {domain.name} {busy[0]}` shows it), or abort it.",
+            hint=f"Wait for it to end (`{command_line('virsh blockjob', domain.name, busy[0])}` shows it), or "
+            "abort it.",
         )
 
 

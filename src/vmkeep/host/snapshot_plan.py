@@ -174,7 +174,7 @@ def _kind(request: MakeSnapshot, asked: Snapshot, around: Surroundings) -> str:
         raise StateUnsupported(
             f"the guest of VM {vm!r} crashed, so there is no memory to go on with",
             vm=vm,
-            hint=f"Make a snapshot of its disks only, or end its QEMU first (`virsh destroy {vm}`).",
+            hint=f"Make a snapshot of its disks only, or end its QEMU first (`{command_line('virsh destroy', vm)}`).",
         )
     if request.quiesce and (internal or memory.file is not None):
         raise InvalidRequest(

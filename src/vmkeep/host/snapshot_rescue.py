@@ -103,6 +103,8 @@ def _keep(keepsake: Keepsake, place: Path, domain: Domain) -> None:
     sources = [StateSource(each.kind, Path(each.path), each.file, each.format) for each in keepsake.sources]
     try:
         states = tuple(read_state(source, keepsake.vm) for source in sources)
+        if domain.state().run is not RunState.PAUSED:
+            return  # of a vmkeep that woke too late: libvirt resumes what it had to suspend itself
         keep_states(place, KeptStates(as_text(datetime.now(UTC)), 0.0, states))
     except VmkeepError as error:
         _log.warning("the state of a snapshot was not kept", vm=domain.name, error=error.message)

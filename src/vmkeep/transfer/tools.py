@@ -48,8 +48,16 @@ def run_tool(
     """
     command = [*(dying_with_us("KILL", name) if dying else [find_tool(name)]), *arguments]
     _log.debug("running", command=shlex.join(command))
+    # In a session of its own: Ctrl-C would end it at once, with an image in the middle of a change, and the command
+    # would tell of a tool that failed in place of the Ctrl-C.
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, pass_fds=descriptors
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=descriptors,
     )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip() or f"{name} ended with status {done.returncode}"

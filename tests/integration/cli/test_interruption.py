@@ -32,6 +32,23 @@ def test_signal_asks_the_running_operation_to_stop_and_is_said_once() -> None:
         interruption.check()
 
 
+class _Gone:
+    """Python swallows what is raised while an object is taken away, or in a callback of one, as imports have."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_signal_that_python_swallowed_lets_no_operation_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    interruption = Interruption(lambda _: None)
+    with interruption.installed():
+        gone = [_Gone()]
+        gone.clear()
+        with pytest.raises(Interrupted), interruption.handed_to(lambda _: None):
+            pass
+    assert capsys.readouterr().err == ""
+
+
 def test_handlers_of_before_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interruption(lambda _: None).installed():

@@ -89,3 +89,15 @@ def test_removal_takes_the_installation_and_no_word_more(checkout: Path) -> None
     assert ended.returncode == 0, ended.stderr
     assert not prefix.exists()
     assert [entry.name for entry in bindir.iterdir()] == ["other"]
+
+
+def test_removal_leaves_a_directory_that_is_no_installation(checkout: Path) -> None:
+    prefix = checkout.parent / "opt"
+    prefix.mkdir()
+    (prefix / "others").write_text("")
+    if os.geteuid() != 0:
+        pytest.skip("it would ask for root")
+    ended = run(checkout, "scripts/install", "--remove")
+    assert ended.returncode == 1
+    assert str(prefix) in ended.stderr
+    assert (prefix / "others").exists()

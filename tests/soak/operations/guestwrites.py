@@ -12,8 +12,7 @@ from tests.rig import KiB, MiB
 from tests.rig.images import luks_object, luks_options
 from tests.soak.guest import Guest, grown
 from tests.soak.image import BLOCK_BYTES
-from tests.soak.invariants import image_chain
-from tests.soak.known import grown_overlays_are_spared, zeroes_end_a_guest_with_io_threads
+from tests.soak.known import zeroes_end_a_guest_with_io_threads
 from tests.soak.machine import disk_xml, free_target, make_image
 from tests.soak.model import KINDS, DiskModel
 from tests.soak.operations.registry import is_on, operation
@@ -89,10 +88,7 @@ def change_states(_world: World, guest: Guest, chance: random.Random) -> str:
 @operation(3)
 def grow(_world: World, guest: Guest, chance: random.Random) -> str:
     """blockresize of a running VM, qemu-img resize of one that is off."""
-    growing = sorted(guest.disks) if not grown_overlays_are_spared() else _without_overlay(guest)
-    if not growing:
-        return "no disk can grow"
-    target = chance.choice(growing)
+    target = draw_target(guest, chance)
     image = guest.disks[target].image
     size = grown(image.size_bytes, chance.choice((512, 64 * KiB, 3 * MiB)))
     if guest.off:
@@ -101,15 +97,6 @@ def grow(_world: World, guest: Guest, chance: random.Random) -> str:
         guest.vm.domain.blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
     image.grow(size)
     return f"{target} to {size}"
-
-
-def _without_overlay(guest: Guest) -> list[str]:
-    paths = guest.paths()
-    return [
-        target
-        for target, disk in sorted(guest.disks.items())
-        if len(image_chain(paths[target], disk.kind.format)) == (2 if disk.kind.overlay else 1)
-    ]
 
 
 def _resize_image(guest: Guest, target: str, size: int) -> None:

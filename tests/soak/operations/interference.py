@@ -17,17 +17,21 @@ _MOST_CHECKPOINTS = 3
 def create_checkpoint(world: World, guest: Guest, chance: random.Random) -> str:
     """By vmkeep or by virsh; either way it is not vmkeep's own."""
     name = world.fresh("mark")
-    if chance.random() < 0.5:
-        capable = [target for target, disk in sorted(guest.formats().items()) if disk == "qcow2"]
-        specs = [word for target in sorted(guest.disks) for word in _spec(target, target in capable)]
+    if chance.random() < 0.5 and guest.hold_bitmaps():
+        capable = guest.hold_bitmaps()
+        specs = [word for target in sorted(guest.disks) for word in _spec(target, capable=target in capable)]
         world.host.run(["virsh", "checkpoint-create-as", guest.name, name, *specs], check=True)
     else:
-        world.expect(world.commands.run("checkpoint", "create", guest.name, name))
+        outcome = world.commands.run("checkpoint", "create", guest.name, name)
+        if not guest.hold_bitmaps():
+            world.expect_refused(outcome, "disk-unsupported", "moment-invalid")
+            return f"{name}: {outcome.code}"
+        world.expect(outcome)
     guest.checkpoints.add(name)
     return name
 
 
-def _spec(target: str, capable: bool) -> list[str]:
+def _spec(target: str, *, capable: bool) -> list[str]:
     return ["--diskspec", target if capable else f"{target},checkpoint=no"]
 
 

@@ -12,13 +12,13 @@ from tests.soak.invariants import assert_files_are, prove_guest
 from tests.soak.model import Moment, SnapshotModel, Violation
 from tests.soak.operations.pointcommands import keep_taken, point_words
 from tests.soak.operations.registry import has_points, operation
-from tests.soak.operations.restores import become, draw_in_place, is_spared
+from tests.soak.operations.restores import become, draw_in_place
 from tests.soak.operations.snapshots import after_revert, can_have_one, draw_revert, snapshot_words
 from tests.soak.world import World
 from tests.system.snapshots import kept_snapshot
 
 
-@operation(8)
+@operation(8, while_saved=True)
 def disturbed_backup(world: World, guest: Guest, chance: random.Random) -> str:
     words, excluded = point_words(guest, chance)
     moment = guest.now().without(excluded)
@@ -34,7 +34,7 @@ def disturbed_backup(world: World, guest: Guest, chance: random.Random) -> str:
 def disturbed_restore_in_place(world: World, guest: Guest, chance: random.Random) -> str:
     """Afterwards the VM is wholly the point or wholly what it was."""
     asked = draw_in_place(world, guest, chance)
-    if asked.refusal is not None or is_spared(guest, asked):
+    if asked.refusal is not None:
         return "it would be refused"
     end = run_disturbed(world, guest, list(asked.words), chance)
     if end.outcome.done:

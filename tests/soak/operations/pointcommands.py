@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from tests.rig import VmState
 from tests.soak.guest import Guest
 from tests.soak.invariants import prove_point
-from tests.soak.known import latest_may_be_a_safety_point
 from tests.soak.model import Moment, Violation
 from tests.soak.operations.registry import has_points, operation
 from tests.soak.world import World
@@ -25,7 +24,7 @@ def point_words(guest: Guest, chance: random.Random) -> tuple[list[str], set[str
     return words, excluded
 
 
-@operation(14)
+@operation(14, while_saved=True)
 def backup(world: World, guest: Guest, chance: random.Random) -> str:
     words, excluded = point_words(guest, chance)
     moment = guest.now().without(excluded)
@@ -60,7 +59,7 @@ def backup_with_quiesce(world: World, guest: Guest, _chance: random.Random) -> s
     return outcome.code
 
 
-@operation(2)
+@operation(2, while_saved=True)
 def backup_all(world: World, _guest: Guest, _chance: random.Random) -> str:
     moments = {guest.name: guest.now() for guest in world.guests}
     outcome = world.commands.run("backup", "--all")
@@ -68,7 +67,7 @@ def backup_all(world: World, _guest: Guest, _chance: random.Random) -> str:
     return "; ".join(keep_taken(world, point, moments[point["vm"]]) for point in outcome.document["points"])
 
 
-@operation(3, lambda world, guest: len(world.points_of(guest)) > 2)
+@operation(3, lambda world, guest: len(world.points_of(guest)) > 2, while_saved=True)
 def delete_point(world: World, guest: Guest, chance: random.Random) -> str:
     point = chance.choice(sorted(world.points_of(guest)))
     world.expect(world.commands.run("point", "delete", point, "--yes"))
@@ -76,14 +75,14 @@ def delete_point(world: World, guest: Guest, chance: random.Random) -> str:
     return point[:8]
 
 
-@operation(3, has_points)
+@operation(3, has_points, while_saved=True)
 def restore_to_files(world: World, guest: Guest, chance: random.Random) -> str:
     point = chance.choice(sorted(world.points_of(guest)))
     prove_point(world, point)
     return point[:8]
 
 
-@operation(1, has_points)
+@operation(1, has_points, while_saved=True)
 def verify(world: World, guest: Guest, chance: random.Random) -> str:
     what = chance.choice(("--all", guest.name, *sorted(world.points_of(guest))[:2]))
     sample = ["--sample", "20"] if chance.random() < 0.3 else []
@@ -94,7 +93,7 @@ def verify(world: World, guest: Guest, chance: random.Random) -> str:
     return what
 
 
-@operation(2)
+@operation(2, while_saved=True)
 def look(world: World, guest: Guest, chance: random.Random) -> str:
     """Commands that only read. A health that is not sound ends with `incomplete`, which is their answer."""
     words, codes = chance.choice(_looks(world, guest))
@@ -128,15 +127,15 @@ def latest(world: World, guest: Guest, _chance: random.Random) -> str:
     """VM@latest is the newest point that somebody made, not what a restore in place kept of the state that it left."""
     listed = world.commands.run("points", guest.name).document["points"]
     made = [point["id"] for point in listed if point["id"] not in world.points.safety]
-    if not made or latest_may_be_a_safety_point():
-        return "spared"
+    if not made:
+        return "all are safety points"
     shown = world.commands.run("point", "show", f"{guest.name}@latest")
     if shown.document["point"]["id"] != made[-1]:
         raise Violation(f"{guest.name}@latest is {shown.document['point']['id']} in place of {made[-1]}")
-    return str(made[-1][:8])
+    return str(made[-1])[:8]
 
 
-@operation(2)
+@operation(2, while_saved=True)
 def doctor(world: World, guest: Guest, chance: random.Random) -> str:
     """What doctor calls a problem it must say with `incomplete`; a VM that is whole has none."""
     words = ["doctor", *([guest.name] if chance.random() < 0.3 else []), *(["--fix"] if chance.random() < 0.6 else [])]

@@ -13,7 +13,7 @@ from tests.soak.operations.registry import is_off, is_on, operation
 from tests.soak.world import World
 
 
-@operation(10, is_off)
+@operation(10, is_off, while_saved=True)
 def start(_world: World, guest: Guest, chance: random.Random) -> str:
     run = chance.random() < 0.2  # its firmware takes some seconds to come to rest
     guest.start(run=run)
@@ -55,6 +55,12 @@ def restart_libvirtd(_world: World, guest: Guest, chance: random.Random) -> str:
     number = chance.choice((signal.SIGKILL, signal.SIGTERM))
     guest.host.restart_libvirtd(number)
     return number.name
+
+
+@operation(1, lambda _world, guest: guest.state is VmState.RUNNING and guest.settled)
+def managed_save(_world: World, guest: Guest, _chance: random.Random) -> str:
+    guest.save_memory()
+    return ""
 
 
 def _can_migrate(_world: World, guest: Guest) -> bool:

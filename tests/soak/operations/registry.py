@@ -22,17 +22,20 @@ class Operation:
     weight: int
     run: Step
     possible: Condition
+    while_saved: bool
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(weight: int, possible: Condition = lambda _world, _guest: True) -> Callable[[Step], Step]:
-    """Register a function under its own name."""
+def operation(
+    weight: int, possible: Condition = lambda _world, _guest: True, *, while_saved: bool = False
+) -> Callable[[Step], Step]:
+    """Register a function under its own name. ``while_saved``: also of a VM whose memory is saved (managed save)."""
 
     def register(run: Step) -> Step:
         name = run.__name__.replace("_", "-")
-        OPERATIONS[name] = Operation(name, weight, run, possible)
+        OPERATIONS[name] = Operation(name, weight, run, possible, while_saved)
         return run
 
     return register

@@ -6,8 +6,6 @@ import random
 from dataclasses import dataclass
 
 from tests.soak.guest import Guest
-from tests.soak.invariants import image_chain
-from tests.soak.known import new_overlays_are_spared
 from tests.soak.model import Moment, States, Violation
 from tests.soak.operations.registry import has_points, is_off, is_on, operation
 from tests.soak.world import World
@@ -79,20 +77,6 @@ def draw_in_place(world: World, guest: Guest, chance: random.Random) -> InPlace:
     )
 
 
-def is_spared(guest: Guest, asked: InPlace) -> bool:
-    """Return whether an overlay of another size would have to be made anew."""
-    return new_overlays_are_spared() and any(
-        asked.before.images[target].size_bytes != asked.after.images[target].size_bytes
-        for target in asked.chosen & _overlays(guest)
-    )
-
-
-def _overlays(guest: Guest) -> set[str]:
-    return {
-        target for target, path in guest.paths().items() if len(image_chain(path, guest.disks[target].kind.format)) > 1
-    }
-
-
 def _draw_parts(moment: Moment, chance: random.Random) -> list[str]:
     drawn = chance.random()
     if drawn < 0.6 or not moment.images:
@@ -108,8 +92,6 @@ def _draw_parts(moment: Moment, chance: random.Random) -> list[str]:
 @operation(8, lambda world, guest: has_points(world, guest) and is_off(world, guest))
 def restore_in_place(world: World, guest: Guest, chance: random.Random) -> str:
     asked = draw_in_place(world, guest, chance)
-    if is_spared(guest, asked):
-        return "spared"
     removed = _remove_an_image(guest, asked, chance)
     outcome = world.commands.run(*asked.words)
     told = " ".join(asked.words[1:])
@@ -125,7 +107,7 @@ def restore_in_place(world: World, guest: Guest, chance: random.Random) -> str:
 def _remove_an_image(guest: Guest, asked: InPlace, chance: random.Random) -> set[str]:
     """Now and then lose the image of a disk that goes back; it is made anew."""
     paths = guest.paths()
-    lost = sorted(asked.chosen & set(guest.disks) - (_overlays(guest) if new_overlays_are_spared() else set()))
+    lost = sorted(asked.chosen & set(guest.disks))
     if asked.refusal is not None or not lost or chance.random() > _LOST_IMAGES:
         return set()
     target = chance.choice(lost)
@@ -139,6 +121,18 @@ def restore_in_place_while_on(world: World, guest: Guest, chance: random.Random)
     outcome = world.commands.run(*asked.words)
     world.expect_refused(outcome, "vm-running", *(["invalid-request"] if asked.refusal == "invalid-request" else []))
     return outcome.code
+
+
+@operation(3, lambda world, guest: guest.saved and has_points(world, guest), while_saved=True)
+def refused_while_saved(world: World, guest: Guest, chance: random.Random) -> str:
+    """A saved memory belongs to the present disks: nothing may take them back or put overlays on them."""
+    words = list(draw_in_place(world, guest, chance).words)
+    codes = ("vm-running", "invalid-request")
+    if chance.random() < 0.4:
+        words, codes = ["snapshot", "create", guest.name, world.fresh("refused")], ("vm-running", "vm-busy")
+    outcome = world.commands.run(*words)
+    world.expect_refused(outcome, *codes)
+    return f"{' '.join(words[:2])}: {outcome.code}"
 
 
 def become(guest: Guest, moment: Moment) -> None:

@@ -6,6 +6,7 @@ import random
 
 from tests.rig import VmState
 from tests.soak.guest import Guest, snapshot_sources
+from tests.soak.invariants import image_chain, image_format
 from tests.soak.model import Moment, SnapshotModel, States
 from tests.soak.operations.registry import has_snapshots, is_on, operation
 from tests.soak.operations.restores import become
@@ -141,6 +142,12 @@ def virsh_blockcopy(world: World, guest: Guest, chance: random.Random) -> str:
     return f"{target} to {place.name}"
 
 
+def _images_below(guest: Guest, name: str) -> set[str]:
+    """Return all images that a snapshot needs: those with its state and what they stand on."""
+    sources = snapshot_sources(guest, name).values()
+    return {image for path in sources if path.exists() for image in image_chain(path, image_format(path))}
+
+
 def _can_commit(_world: World, guest: Guest) -> bool:
     return not guest.off and bool(guest.snapshots)
 
@@ -148,8 +155,6 @@ def _can_commit(_world: World, guest: Guest) -> bool:
 @operation(2, _can_commit)
 def virsh_blockcommit(world: World, guest: Guest, chance: random.Random) -> str:
     """A disk's overlay is merged into the image below: a snapshot that stands on that is lost."""
-    from tests.soak.invariants import image_chain
-
     paths = guest.paths()
     deep = [
         target
@@ -162,8 +167,8 @@ def virsh_blockcommit(world: World, guest: Guest, chance: random.Random) -> str:
     chain = image_chain(paths[target], guest.disks[target].kind.format)
     written = set(chain[1:])
     words = ["virsh", "blockcommit", guest.name, target, "--active", "--pivot", "--wait"]
-    sources = {name: set(map(str, snapshot_sources(guest, name).values())) for name in guest.snapshots}
+    standing = {name: _images_below(guest, name) for name in guest.snapshots}
     world.host.run(words, check=True)
     for name, snapshot in guest.snapshots.items():
-        snapshot.spoilt = snapshot.spoilt or bool(sources[name] & {*written, chain[0]})
+        snapshot.spoilt = snapshot.spoilt or bool(standing[name] & {*written, chain[0]})
     return f"{target} into {chain[-1]}"
