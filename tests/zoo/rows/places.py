@@ -24,12 +24,17 @@ _OFF_ONLY = Promise(
 _BOOT = ("<boot order='1'/>",)
 
 ROWS = (
-    Row("pool-volume", "a volume of a storage pool (`<source pool=... volume=...>`)", (Image(place="volume"),)),
+    Row(
+        "pool-volume",
+        "a volume of a storage pool (`<source pool=... volume=...>`)",
+        (Image(place="volume"),),
+        promise=Promise(snapshot=Refused("invalid-request", "not a regular file")),
+    ),
     Row(
         "block-device",
         "raw on a block device",
         (Image(place="block", format="raw", mode="scan"),),
-        promise=Promise(snapshot=Refused("target-exists", "vda")),
+        promise=Promise(snapshot=Refused("invalid-request", "not a regular file")),
     ),
     Row(
         "network-nbd",
