@@ -43,7 +43,11 @@ ROWS = (
             Image(),
             Image("vdb", place="nbd", format="raw", mode="scan", in_place=False),
         ),
-        promise=Promise(off=Refused("disk-unsupported", "vdb")),
+        promise=Promise(
+            off=Refused("disk-unsupported", "vdb"),
+            in_place=Refused("disk-unsupported", "vdb"),
+            revert=Refused("disk-unsupported", "vdb"),  # of the safety point
+        ),
     ),
     Row("read-only", "a read-only disk beside another", (Image(), _READ_ONLY), sample=True),
     Row(
@@ -55,7 +59,14 @@ ROWS = (
         ),
         promise=Promise(snapshot=Refused("disk-unsupported", "vdb")),
     ),
-    Row("no-disk", "no disk at all", ()),
+    Row(
+        "no-disk",
+        "no disk at all, UEFI and TPM",
+        (),
+        firmware="uefi",
+        tpm="<backend type='emulator' version='2.0'/>",
+        promise=Promise(snapshot=Refused("invalid-request", "no disk")),
+    ),
     Row(
         "cdrom-empty",
         "an empty CD drive",
