@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 
 from lxml import etree
@@ -10,6 +11,7 @@ from lxml.builder import E
 
 from tests.rig import Disk, Host, KiB, MiB, Vm
 from tests.rig.images import make_luks, random_bytes
+from tests.soak.guest import read_image
 from tests.soak.image import Image
 from tests.soak.model import KINDS, DiskKind, DiskModel
 from tests.system.offline import qemu_img
@@ -80,6 +82,7 @@ def make_image(path: Path, kind: DiskKind, chance: random.Random) -> Image:
     image = Image(size)
     if kind.luks:
         make_luks(path, kind.format, size, _PASSPHRASE)
+        fill_with_unwritten(image, path, kind, 0)
     elif kind.overlay:
         base = path.with_name(f"{path.stem}-base.raw")
         content = random_bytes(chance.getrandbits(32), size // 2 // 512 * 512)
@@ -92,6 +95,15 @@ def make_image(path: Path, kind: DiskKind, chance: random.Random) -> Image:
         options = ["-o", "compat=0.10"] if kind.version_2 else []
         qemu_img("create", "-q", "-f", kind.format, *options, path, size)
     return image
+
+
+def fill_with_unwritten(image: Image, path: Path, kind: DiskKind, start: int) -> None:
+    """Take over what a guest reads from ``start`` on, where nothing was written: of raw LUKS, zeros decrypted."""
+    if kind.luks and kind.format == "raw":
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            raw = Path(directory) / "raw"
+            read_image(path, kind.format, raw, _PASSPHRASE)
+            image.write(start, raw.read_bytes()[start:])
 
 
 def disk_xml(host: Host, target: str, kind: DiskKind, path: Path) -> etree._Element:

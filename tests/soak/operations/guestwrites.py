@@ -13,7 +13,7 @@ from tests.rig.images import luks_object, luks_options
 from tests.soak.guest import Guest, grown
 from tests.soak.image import BLOCK_BYTES
 from tests.soak.known import zeroes_end_a_guest_with_io_threads
-from tests.soak.machine import disk_xml, free_target, make_image
+from tests.soak.machine import disk_xml, fill_with_unwritten, free_target, make_image
 from tests.soak.model import KINDS, DiskModel
 from tests.soak.operations.registry import is_on, operation
 from tests.soak.world import World
@@ -89,13 +89,16 @@ def change_states(_world: World, guest: Guest, chance: random.Random) -> str:
 def grow(_world: World, guest: Guest, chance: random.Random) -> str:
     """blockresize of a running VM, qemu-img resize of one that is off."""
     target = draw_target(guest, chance)
-    image = guest.disks[target].image
+    image, path = guest.disks[target].image, guest.vm.disk(target).path
+    before = image.size_bytes
     size = grown(image.size_bytes, chance.choice((512, 64 * KiB, 3 * MiB)))
     if guest.off:
         _resize_image(guest, target, size)
     else:
         guest.vm.domain.blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
     image.grow(size)
+    assert path is not None
+    fill_with_unwritten(image, path, guest.disks[target].kind, before)
     return f"{target} to {size}"
 
 

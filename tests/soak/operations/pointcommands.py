@@ -108,7 +108,7 @@ def _looks(world: World, guest: Guest) -> Sequence[tuple[list[str], tuple[str, .
         (["vm", "show", guest.name], ()),
         (["log"], ()),
         (["log", guest.name], ()),
-        (["points", guest.name], ()),
+        (["points", guest.name], () if world.points_of(guest) else ("vm-not-found",)),
         (["checkpoint", "list", guest.name], ()),
         (["checkpoint", "tree", guest.name], ()),
         (["checkpoint", "health", guest.name], ("incomplete",)),
