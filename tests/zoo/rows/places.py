@@ -177,7 +177,7 @@ ROWS = (
         promise=Promise(
             running=Refused("disk-unsupported", "vdc"),
             off=Refused("disk-unsupported", "vdc"),
-            snapshot=Refused("disk-unsupported", "vdb"),
+            snapshot=Refused("invalid-request", "vdc"),
         ),
     ),
     Row(
