@@ -96,7 +96,8 @@ class Life:
 
     def _violated(self, step: int, error: Exception) -> None:
         self._ledger.end_line("")
-        reason = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
+        said = getattr(error, "stderr", None) or ""  # of a tool that failed
+        reason = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error} {said}".strip()
         if not isinstance(error, Violation):
             self._ledger.end_line(traceback.format_exc())
         again = f"make soak SEED={self._plan.seed} ARGS='--only-life {self._number}'"

@@ -310,6 +310,20 @@ def test_image_that_another_program_has_open_is_unknown_and_left_until_it_is_clo
     vmkeep.assert_all_kept()
 
 
+def test_bitmap_that_went_with_its_overlay_is_not_waited_for(host: Host, vmkeep: Forked) -> None:
+    """The overlay of a raw disk was committed after a point, and there is another: no next point starts from that."""
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 2 * MiB, format="raw")], tpm=False)
+    vm.start(paused=True)
+    host.run(["virsh", "snapshot-create-as", "guest", "before", "--disk-only"], check=True)
+    vmkeep.backup("guest")
+    host.run(["virsh", "blockcommit", "guest", "vdb", "--active", "--pivot", "--wait"], check=True)
+    point = vmkeep.backup("guest")
+    assert {target: mode for target, (mode, _) in modes(point).items()} == {"vda": "incremental", "vdb": "scan"}
+    host.run(["virsh", "snapshot-create-as", "guest", "after", "--disk-only"], check=True)
+    assert set(health(vmkeep)) == {point["checkpoint"]}
+    assert repair(vmkeep)["done"] == []
+
+
 def test_vm_with_checkpoints_made_by_virsh_alone(host: Host, vmkeep: Forked) -> None:
     vm = small_vm(host)
     for number in range(2):

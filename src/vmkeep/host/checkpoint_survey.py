@@ -196,7 +196,9 @@ def _facts(
     sizes = disk_sizes(domain, definition, bitmaps.chains)
     disks = plannable_disks(definition, sizes, settings, bitmaps.chains, hypervisor, running=not stopped)
     bases = next_bases(facts, disks, vm=domain.name, killed=state.killed, hopeless=hopeless)
-    return replace(facts, bases=bases)
+    # One that no next point would start from is not asked for: the disk is another image by now, or holds no bitmaps.
+    hoped = {target: name for target, name in facts.in_memory.items() if bases.get(target) == name}
+    return replace(facts, bases=bases, in_memory=hoped)
 
 
 def definition_of(domain: Domain, hypervisor: Hypervisor) -> Definition:

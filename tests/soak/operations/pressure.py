@@ -113,8 +113,13 @@ def two_at_once(world: World, guest: Guest, chance: random.Random) -> str:
 
 def _settle(world: World, outcome: Outcome, moments: dict[str, Moment]) -> str:
     judges = outcome.words[1:2] == ("health",)
-    # Another command's work may look to doctor like something that is not finished.
-    world.expect(outcome, "vm-busy", *(["incomplete"] if judges else []))
+    # The other command's work may look like something that is not finished, and before it there may be no repository.
+    world.expect(
+        outcome,
+        "vm-busy",
+        *(["incomplete"] if judges else []),
+        *(["repository-not-found"] if outcome.words[0] == "verify" and not world.points.known else []),
+    )
     if outcome.done and outcome.words[0] == "backup":
         point = outcome.document["point"]
         return keep_taken(world, point, moments[point["vm"]])

@@ -80,7 +80,8 @@ def snapshot_revert(world: World, guest: Guest, chance: random.Random) -> str:
     before = guest.now()
     outcome = world.commands.run(*words)
     told = " ".join(words[2:])
-    missing, since = set(snapshot.moment.images) - set(guest.disks), set(guest.disks) - snapshot.all_targets
+    missing = set(snapshot.moment.images) - set(guest.disks)
+    since = set(guest.disks) - snapshot.all_targets if snapshot.ours else set()  # with --only they stay as they are
     if missing or since:
         world.expect_refused(outcome, "invalid-request")
         return f"{told}: {outcome.code}"
