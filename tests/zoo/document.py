@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.zoo.row import KEPT, Outcome, Promise, Row
+from tests.zoo.row import KEPT, NOT_TRIED, Outcome, Promise, Row
 from tests.zoo.rows import ROWS, SECTIONS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/guide/configurations.md"
@@ -72,6 +72,8 @@ def _cells(row: Row, *, meanwhile: bool) -> list[str]:
 
 
 def _told(promise: Promise, name: str) -> str:
+    if name == "revert" and promise.snapshot != KEPT:
+        return str(NOT_TRIED)
     if name != "restore":
         outcome = getattr(promise, name)
         assert isinstance(outcome, Outcome)

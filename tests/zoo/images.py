@@ -59,6 +59,8 @@ def lay(image: Image, path: Path, seed: int) -> Laid:
     laid = Laid(image, path, content, image.format)
     if image.encrypted:
         make_luks(path, image.format, image.size_bytes, PASSPHRASE, image.options)
+        if image.format == "raw":  # a guest reads noise where nothing was written: zeros of the file, decrypted
+            content[:] = laid.read_off()
         return laid
     formats = [*image.layers, image.format]
     below: tuple[Path, str] | None = None

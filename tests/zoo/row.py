@@ -112,7 +112,7 @@ class Image:
     in_snapshot: bool = True  # a revert puts it back
     slice_at: int = 0  # where the disk begins in its file (<slices>)
     looks_like_qcow2: bool = False  # a raw disk on which the guest has written the header of an image
-    sound_zeroes: bool = True  # False: QEMU 7.2 dies when its monitor writes zeroes there, as if told by a guest
+    fragile: bool = False  # QEMU 7.2 dies when the rig writes zeroes to it, or reads it by a job of its own
 
 
 @dataclass(frozen=True, slots=True)

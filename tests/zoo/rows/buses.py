@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.rig import KiB, MiB
-from tests.zoo.row import Edit, Image, Row
+from tests.zoo.row import Edit, Image, Promise, Refused, Row
 
 _SCSI = "<controller type='scsi' index='0' model='{model}'/>"
 _LIMITS = "<iotune><total_bytes_sec>104857600</total_bytes_sec><total_iops_sec>5000</total_iops_sec></iotune>"
@@ -55,8 +55,8 @@ ROWS = (
         "iothread",
         "virtio-blk in an I/O thread",
         (
-            Image(driver=_driver(iothread="1"), sound_zeroes=False),
-            Image("vdb", driver=_driver(iothread="2"), sound_zeroes=False),
+            Image(driver=_driver(iothread="1"), fragile=True),
+            Image("vdb", driver=_driver(iothread="2"), fragile=True),
         ),
         edits=(_THREADS,),
         sample=True,
@@ -64,9 +64,18 @@ ROWS = (
     Row(
         "iothread-scsi",
         "virtio-scsi in an I/O thread",
-        (Image("sda", bus="scsi", sound_zeroes=False),),
+        (Image("sda", bus="scsi", fragile=True),),
         edits=(_THREADS,),
         devices=(_SCSI_IN_A_THREAD,),
+    ),
+    Row(
+        "iothread-iotune",
+        "an I/O thread and limits on one disk",
+        (Image(driver=_driver(iothread="1"), elements=(_LIMITS,), fragile=True),),
+        edits=(_THREADS,),
+        promise=Promise(running=Refused("disk-unsupported", "virsh blkdeviotune")),
+        promise_of_libvirt_11=Promise(),
+        remark="it is the QEMU before 9.0 that cannot ([known faults](known-faults.md))",
     ),
     Row("iotune", "limits (`iotune`)", (Image(elements=(_LIMITS,)),)),
     Row(

@@ -46,6 +46,8 @@ ROWS = (
     Row(
         "uefi-2m",
         "UEFI of the old size (2 MiB)",
+        promise_of_libvirt_11=Promise(*[NOT_TRIED] * 8),
+        remark="Debian 13 has no such firmware",
         firmware="own",
         edits=(
             Edit(

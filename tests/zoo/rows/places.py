@@ -24,12 +24,17 @@ _OFF_ONLY = Promise(
 _BOOT = ("<boot order='1'/>",)
 
 ROWS = (
-    Row("pool-volume", "a volume of a storage pool (`<source pool=... volume=...>`)", (Image(place="volume"),)),
+    Row(
+        "pool-volume",
+        "a volume of a storage pool (`<source pool=... volume=...>`)",
+        (Image(place="volume"),),
+        promise=Promise(snapshot=Refused("invalid-request", "not a regular file")),
+    ),
     Row(
         "block-device",
         "raw on a block device",
         (Image(place="block", format="raw", mode="scan"),),
-        promise=Promise(snapshot=Refused("target-exists", "vda")),
+        promise=Promise(snapshot=Refused("invalid-request", "not a regular file")),
     ),
     Row(
         "network-nbd",
@@ -38,7 +43,11 @@ ROWS = (
             Image(),
             Image("vdb", place="nbd", format="raw", mode="scan", in_place=False),
         ),
-        promise=Promise(off=Refused("disk-unsupported", "vdb")),
+        promise=Promise(
+            off=Refused("disk-unsupported", "vdb"),
+            in_place=Refused("disk-unsupported", "vdb"),
+            revert=Refused("disk-unsupported", "vdb"),  # of the safety point
+        ),
     ),
     Row("read-only", "a read-only disk beside another", (Image(), _READ_ONLY), sample=True),
     Row(
@@ -50,7 +59,14 @@ ROWS = (
         ),
         promise=Promise(snapshot=Refused("disk-unsupported", "vdb")),
     ),
-    Row("no-disk", "no disk at all", ()),
+    Row(
+        "no-disk",
+        "no disk at all, UEFI and TPM",
+        (),
+        firmware="uefi",
+        tpm="<backend type='emulator' version='2.0'/>",
+        promise=Promise(snapshot=Refused("invalid-request", "no disk")),
+    ),
     Row(
         "cdrom-empty",
         "an empty CD drive",
@@ -121,10 +137,11 @@ ROWS = (
             ),
         ),
         promise=Promise(
+            off=Refused("disk-unsupported", "vdb"),
             in_place=Refused("disk-unsupported", "vdb"),
             revert=Refused("disk-unsupported", "part of its image"),
         ),
-        remark="in place was tried with a snapshot over the part",
+        remark="off and in place were tried with a snapshot over the part",
     ),
     Row(
         "transient-disk",
@@ -160,7 +177,7 @@ ROWS = (
         promise=Promise(
             running=Refused("disk-unsupported", "vdc"),
             off=Refused("disk-unsupported", "vdc"),
-            snapshot=Refused("disk-unsupported", "vdb"),
+            snapshot=Refused("invalid-request", "vdc"),
         ),
     ),
     Row(
