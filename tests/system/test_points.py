@@ -148,6 +148,7 @@ def test_json_has_the_documented_shape(host: Host, vmkeep: Vmkeep) -> None:
     assert point["labels"] == {"why": "before the update", "by": "me=you"}
     second = vmkeep.json("backup", "guest", "--full")["point"]
     assert (second["kind"], second["parent"], second["disks"][0]["reason"]) == ("full", point["id"], "forced")
+    assert min(point.pop("seconds"), second.pop("seconds")) > 0  # of the command, not of the point
     assert vmkeep.json("points", "guest")["points"] == [point, second]
 
 

@@ -44,7 +44,7 @@ def _assert_guest_met_no_error(guest: WritingGuest, vmkeep: Vmkeep, scratch: Pat
 def test_scratch_without_room_for_its_own_tables_is_told_as_full(
     host: Host, vmkeep: Vmkeep, small_scratch: Path
 ) -> None:
-    host.run(["mount", "-o", "remount,size=64k", small_scratch], check=True)
+    host.run(["mount", "-o", "remount,size=8k", small_scratch], check=True)
     vm = host.define("guest", disks=[Disk("vda", 8 * MiB)], firmware="bios", tpm=False)
     vm.start(paused=True)
     refused = vmkeep.fails("backup", "guest")

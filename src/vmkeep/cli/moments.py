@@ -106,7 +106,7 @@ def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -
         chosen = select(tree, choice)
         if wanted.tree and not running.console.json:
             lines = draw_tree(tree, wanted.start, descendants=wanted.descendants)
-            running.console.text("".join(f"{printable(line).rstrip()}\n" for line in lines))
+            running.console.text("".join(f"{printable(line)}\n" for line in lines))
             return
     if wanted.name and not running.console.json:
         running.console.text("".join(f"{printable(moment.name or '')}\n" for moment in chosen))

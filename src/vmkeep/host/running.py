@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.errors import (
     AgentUnavailable,
-    HostFileMissing,
     HypervisorError,
     HypervisorUnavailable,
     JobAborted,
@@ -28,23 +26,19 @@ from vmkeep.host.exposure import Subject, guarded
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.handshakes import job_ends, making_connection
 from vmkeep.host.instant import Instant, backup_xml, checkpoint_xml, fix_instant, refuse_unwritten_variables
-from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.qemulog import death_of
 from vmkeep.host.safety import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
+from vmkeep.host.scratch import encrypted_targets, make_scratch, scratch_files
 from vmkeep.host.socket import job_socket
 from vmkeep.host.stillness import guest_stands_still
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.planning import MOST_CLIENTS, DiskPlan, Mode, PointPlan
 from vmkeep.transfer.connections import Connections
 from vmkeep.transfer.imagefile import ImageLayer
-from vmkeep.transfer.imagekey import ImageKey
-from vmkeep.transfer.images import create_image
 from vmkeep.transfer.nbd import NbdSource
 from vmkeep.transfer.server import ImageServer
 from vmkeep.transfer.source import DiskSource
 
-_SCRATCH_MAKERS = 4
-_STEM_BYTES = 200
 _ENDING_SECONDS = 1.0
 # After abortJob libvirt lists a job for some 0.3 s (30 disks), and as long as QEMU's storage is held up.
 _GONE_SECONDS = 30.0
@@ -76,9 +70,9 @@ class RunningExposure:
             refuse_unwritten_variables(subject.states, domain.name)
         if quiesce:
             require_agent(domain, running=running)
-        scratch = _scratch(subject, settings)
+        scratch = scratch_files(subject, settings)
         refuse_jobs(domain, scratch)
-        encrypted = [target for target in scratch if _is_encrypted(subject, target)]
+        encrypted = encrypted_targets(subject, scratch)
         record = JobRecord(
             operation=subject.operation,
             uri=subject.uri,
@@ -91,7 +85,7 @@ class RunningExposure:
             scratch=tuple(str(path) for path in scratch.values()),
             quiesced=quiesce,
             secret=str(UUID(subject.operation)) if encrypted else "",
-            stage=Stage.PREPARING if encrypted else Stage.INSTANT,
+            stage=Stage.PREPARING,
             proven=tuple(
                 ProvenScratch(str(scratch[disk.target]), disk.scratch_bytes)
                 for disk in subject.plan.disks
@@ -102,11 +96,11 @@ class RunningExposure:
         try:
             stop()
             refuse_beside_a_job(domain)
+            made = make_scratch(subject, record, scratch, encrypted, stop)
             if encrypted:
-                _make_scratch(subject, record, scratch, encrypted, stop)
-                refuse_beside_a_job(domain)
-                _refuse_changed_state(domain, running=running)
-                guardian.stage(Stage.INSTANT)
+                refuse_beside_a_job(domain)  # that took seconds
+            _refuse_changed_state(domain, running=running)
+            guardian.stage(Stage.INSTANT)
             job = backup_xml(
                 subject.plan,
                 subject.definition,
@@ -125,7 +119,7 @@ class RunningExposure:
                     subject.states,
                     running=running,
                     quiesce=quiesce,
-                    scratch_made=bool(encrypted),
+                    scratch_made=made,
                     hold=guardian.hold,
                     pause_seconds=settings.longest_pause_seconds,
                 )
@@ -304,60 +298,3 @@ def require_agent(domain: Domain, *, running: bool) -> None:
             hint="Resume the VM, or leave out --quiesce: the disks of a paused VM keep still anyway.",
         )
     domain.require_agent()
-
-
-def _is_encrypted(subject: Subject, target: str) -> bool:
-    disk = subject.definition.disk(target)
-    return disk is not None and disk.encryption is not None
-
-
-def _make_scratch(
-    subject: Subject,
-    record: JobRecord,
-    scratch: Mapping[str, Path],
-    encrypted: Collection[str],
-    stop: Callable[[], None],
-) -> None:
-    """Make the scratch files before the instant: those of encrypted disks with a key of our own, which nobody keeps.
-
-    QEMU needs some 6 s to make and open one with a key derivation as strong as its default, and libvirt would have it
-    do so in backupBegin, with the guest standing still (two disks: 13 s). libvirt makes all scratch files or none.
-    """
-    key = ImageKey.random()
-    text = f"Scratch of a backup of {subject.domain.name}, made by vmkeep; removed when the backup has begun"
-    subject.hypervisor.secrets.keep_in_memory(record.secret, text, key.reveal())
-    owner = subject.definition.dac_owner
-
-    def make(target: str) -> None:
-        path, size_bytes = scratch[target], subject.domain.disk_capacity_bytes(target)
-        create_image(path, "qcow2", size_bytes, key if target in encrypted else None, strong=False)
-        if owner is not None and os.geteuid() == 0:
-            os.chown(path, *owner)  # where libvirt leaves owners alone, QEMU must be able to open it all the same
-
-    # Even with a weak derivation qemu-img takes 2 s for each, in which it measures the processor.
-    with ThreadPoolExecutor(_SCRATCH_MAKERS, thread_name_prefix="vmkeep-scratch") as makers:
-        for _ in makers.map(make, scratch):
-            stop()
-
-
-def _scratch(subject: Subject, settings: Settings) -> dict[str, Path]:
-    """Return the scratch file of each disk that goes into the job; libvirt takes a transient disk into none."""
-    scratch = {}
-    for planned in subject.plan.disks:
-        disk = subject.definition.disk(planned.target)
-        assert disk is not None
-        if planned.from_image:
-            continue
-        directory = scratch_directory(disk, settings)
-        if not directory.is_dir():
-            raise HostFileMissing(
-                f"the directory {directory} for the scratch of disk {disk.target} is not there",
-                vm=subject.domain.name,
-                disk=disk.target,
-                path=str(directory),
-                hint="Make it, or set scratch_dir in vmkeep.toml to one that QEMU can write to.",
-            )
-        # Of 255 bytes that a name may have, ours takes 30 and a target's name.
-        stem = os.fsencode(Path(disk.source or "disk").name)[:_STEM_BYTES].decode(errors="ignore")
-        scratch[disk.target] = directory / f".{stem}.{disk.target}.{subject.operation[:12]}.scratch"
-    return scratch

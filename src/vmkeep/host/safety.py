@@ -27,7 +27,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.filesystem import sync_directory
-from vmkeep.host.handshakes import Owner, abort_job
+from vmkeep.host.handshakes import Owner, abort_job, job_ends
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
@@ -330,11 +330,14 @@ def _falls_short(scratches: Sequence[ProvenScratch]) -> bool:
 def end_job(domain: Domain, socket: str, directory: str = "", owner: Owner | None = None) -> None:
     """End the backup job, and resume a VM that its full scratch disk had stopped: QEMU then repeats the write.
 
-    The job goes first: as long as it is there the write that failed would fail again. The arguments, and what is
-    raised, are those of ``abort_job``.
+    The job goes first: as long as it is there the write that failed would fail again, and a QEMU that is resumed while
+    it takes the job apart may die (``vmkeep.host.scratch`` has why). The arguments, and what is raised, are those of
+    ``abort_job``.
     """
     abort_job(domain, socket, directory, owner)
     deadline = time.monotonic() + _RESUME_SECONDS
+    if domain.state().io_error:
+        job_ends(domain, socket, _RESUME_SECONDS)
     while domain.state().io_error:
         try:
             domain.resume()
