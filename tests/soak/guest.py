@@ -103,6 +103,16 @@ class Guest:
         self.vm.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
         self.ended()
 
+    def activate_disks(self) -> None:
+        """Let a paused guest run for a moment, so that QEMU may write to its images.
+
+        Until it runs QEMU has given them up, since it saved its memory or was started from one: a write from the
+        monitor, which no guest can do then, ends it (`child->perm & BLK_PERM_WRITE`, 7.2).
+        """
+        if self.state is VmState.PAUSED:
+            self.vm.resume()
+            self.vm.suspend()
+
     def save_memory(self) -> None:
         """virsh managedsave."""
         self.vm.domain.managedSave()

@@ -65,6 +65,8 @@ def disturbed_snapshot_create(world: World, guest: Guest, chance: random.Random)
     words, made = snapshot_words(world, guest, chance)
     end = run_disturbed(world, guest, words, chance, ("snapshot-incomplete",))
     put_right(world)
+    if made.memory is not None:
+        guest.activate_disks()
     listed = {snapshot.getName() for snapshot in guest.vm.domain.listAllSnapshots()}
     if end.outcome.done and made.name not in listed:
         raise Violation(f"{made.name} was made, and libvirt does not list it")

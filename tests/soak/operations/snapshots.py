@@ -39,7 +39,10 @@ def snapshot_create(world: World, guest: Guest, chance: random.Random) -> str:
     words, made = snapshot_words(world, guest, chance)
     world.expect(world.commands.run(*words))
     guest.snapshots[made.name] = made
-    return made.name if made.memory is None else f"{made.name} with memory"
+    if made.memory is None:
+        return made.name
+    guest.activate_disks()
+    return f"{made.name} with memory"
 
 
 @operation(2, lambda world, guest: can_have_one(world, guest) and is_on(world, guest))
