@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only-life", type=int, default=None, help="only the life of this number")
     parser.add_argument("--stop-before", type=int, default=None, help="end that life before this step")
     parser.add_argument("--keep", action="store_true", help="wait at the end of a life, so that one can look")
+    parser.add_argument("--calm", action="store_true", help="kill and stop nothing: each run of a seed is the same")
     parser.add_argument("--go-on", action="store_true", help="go on with the next life after a violation")
     parser.add_argument("--sabotage", choices=sorted(SABOTAGES), default=None, help="do this harm, to see it found")
     parser.add_argument("--first", type=int, default=1, help=argparse.SUPPRESS)
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(asked: argparse.Namespace, ledger: Ledger) -> Ledger:
-    plan = Plan(asked.seed, asked.sabotage, asked.stop_before, asked.keep)
+    plan = Plan(asked.seed, asked.sabotage, asked.stop_before, asked.keep, asked.calm)
     until = time.monotonic() + asked.minutes * 60 if asked.minutes is not None else None
     numbers = [asked.only_life] if asked.only_life is not None else itertools.count(asked.first, asked.stride)
     hosts = Hosts()
@@ -98,6 +99,7 @@ def _start(asked: argparse.Namespace, number: int, counts: Path) -> subprocess.P
     words += ["--minutes", asked.minutes] if asked.minutes is not None else []
     words += ["--sabotage", asked.sabotage] if asked.sabotage is not None else []
     words += ["--go-on"] if asked.go_on else []
+    words += ["--calm"] if asked.calm else []
     return subprocess.Popen([sys.executable, "-m", "tests.soak", *map(str, words)])
 
 

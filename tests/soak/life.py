@@ -20,12 +20,16 @@ _PROOF_EVERY = 12
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be lived. ``stop_before``: the step before which a single life ends, to look at what is there."""
+    """What is to be lived. ``stop_before``: the step before which a single life ends, to look at what is there.
+
+    ``calm``: nothing is killed or stopped at a time, so each run of a seed is the same.
+    """
 
     seed: int
     sabotage: str | None = None
     stop_before: int | None = None
     keep: bool = False
+    calm: bool = False
 
 
 class Life:
@@ -73,7 +77,7 @@ class Life:
             find_harm(world)
             raise AssertionError(f"the sabotage {sabotage} was not found")
         guest = chance.choice(world.guests)
-        drawn = draw(world, guest, chance)
+        drawn = draw(world, guest, chance, calm=self._plan.calm)
         began = time.monotonic()
         self._ledger.begin_line(f"{self._place(step)}: {guest.name} {drawn.name}: ")
         told = drawn.run(world, guest, chance)
@@ -112,9 +116,11 @@ def find_harm(world: World) -> None:
     prove_all(world)
 
 
-def draw(world: World, guest: Guest, chance: random.Random) -> Operation:
+def draw(world: World, guest: Guest, chance: random.Random, *, calm: bool = False) -> Operation:
     """Draw one of the operations that can be done to a VM now."""
-    fitting = [each for each in OPERATIONS.values() if each.while_saved or not guest.saved]
+    fitting = [
+        each for each in OPERATIONS.values() if (each.while_saved or not guest.saved) and not (calm and each.timed)
+    ]
     possible = [each for each in fitting if each.possible(world, guest)]
     return chance.choices(possible, [each.weight for each in possible])[0]
 

@@ -46,7 +46,7 @@ def test_short_soak_violates_nothing(host: Host, second_session_host: Host, tmp_
         ledger = Ledger(log)
         for number in range(1, 4):
             if ledger.total < _STEPS:
-                Life(Plan(_SEED), number, hosts, ledger).live(_STEPS - ledger.total)
+                Life(Plan(_SEED, calm=True), number, hosts, ledger).live(_STEPS - ledger.total)
     assert ledger.violations == [], (tmp_path / "soak.log").read_text()
     assert ledger.total == _STEPS
 

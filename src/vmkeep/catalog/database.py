@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -113,6 +114,10 @@ class Database:
             yield
         except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise _translate(error, self.path) from error
+
+
+# A Ctrl-C that comes while a connection is closed is told there with a traceback; without a handler Python prints it.
+logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
 
 
 def _engine(path: Path) -> Engine:

@@ -18,7 +18,7 @@ from tests.soak.world import World
 from tests.system.snapshots import kept_snapshot
 
 
-@operation(8, while_saved=True)
+@operation(8, while_saved=True, timed=True)
 def disturbed_backup(world: World, guest: Guest, chance: random.Random) -> str:
     words, excluded = point_words(guest, chance)
     moment = guest.now().without(excluded)
@@ -30,7 +30,7 @@ def disturbed_backup(world: World, guest: Guest, chance: random.Random) -> str:
     return end.told
 
 
-@operation(4, lambda world, guest: guest.off and has_points(world, guest))
+@operation(4, lambda world, guest: guest.off and has_points(world, guest), timed=True)
 def disturbed_restore_in_place(world: World, guest: Guest, chance: random.Random) -> str:
     """Afterwards the VM is wholly the point or wholly what it was."""
     asked = draw_in_place(world, guest, chance)
@@ -60,7 +60,7 @@ def become_either(world: World, guest: Guest, before: Moment, after: Moment) -> 
     raise Violation(f"{guest.name} is something in between: {'; '.join(reasons)}")
 
 
-@operation(3, can_have_one)
+@operation(3, can_have_one, timed=True)
 def disturbed_snapshot_create(world: World, guest: Guest, chance: random.Random) -> str:
     words, made = snapshot_words(world, guest, chance)
     end = run_disturbed(world, guest, words, chance, ("snapshot-incomplete",))
@@ -84,7 +84,7 @@ def _is_kept(world: World, guest: Guest, made: SnapshotModel) -> bool:
         return False
 
 
-@operation(2, lambda _world, guest: guest.off and bool(guest.snapshots))
+@operation(2, lambda _world, guest: guest.off and bool(guest.snapshots), timed=True)
 def disturbed_snapshot_revert(world: World, guest: Guest, chance: random.Random) -> str:
     """Without memory: what a VM does whose revert was killed while its memory started is not modelled."""
     words, snapshot = draw_revert(guest, chance)
@@ -104,7 +104,7 @@ def disturbed_snapshot_revert(world: World, guest: Guest, chance: random.Random)
     return f"{end.told}, it is {become_either(world, guest, before, after)}"
 
 
-@operation(2, lambda world, guest: len(world.points_of(guest)) > 3)
+@operation(2, lambda world, guest: len(world.points_of(guest)) > 3, timed=True)
 def disturbed_delete_point(world: World, guest: Guest, chance: random.Random) -> str:
     point = chance.choice(sorted(world.points_of(guest)))
     end = run_disturbed(world, guest, ["point", "delete", point, "--yes"], chance)
@@ -116,7 +116,7 @@ def disturbed_delete_point(world: World, guest: Guest, chance: random.Random) ->
     return f"{point[:8]} {end.told}"
 
 
-@operation(2, has_points)
+@operation(2, has_points, timed=True)
 def disturbed_restore_to_files(world: World, guest: Guest, chance: random.Random) -> str:
     """A restore to files is there whole, or nothing of it is."""
     point = chance.choice(sorted(world.points_of(guest)))

@@ -97,7 +97,7 @@ def backup_with_small_scratch(world: World, guest: Guest, chance: random.Random)
     return f"{size} KiB: {outcome.code}"
 
 
-@operation(4)
+@operation(4, timed=True)
 def two_at_once(world: World, guest: Guest, chance: random.Random) -> str:
     """Two commands at one time: each ends as it would alone, or is refused because the other holds the VM."""
     moments = {other.name: other.now() for other in world.guests}

@@ -16,26 +16,34 @@ Condition: TypeAlias = Callable[[World, Guest], bool]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """``run`` does it to a VM and says what it was; ``possible`` tells whether it can be done now."""
+    """``run`` does it to a VM and says what it was; ``possible`` tells whether it can be done now.
+
+    ``timed``: what comes of it depends on how fast the machine is just then.
+    """
 
     name: str
     weight: int
     run: Step
     possible: Condition
     while_saved: bool
+    timed: bool
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    weight: int, possible: Condition = lambda _world, _guest: True, *, while_saved: bool = False
+    weight: int,
+    possible: Condition = lambda _world, _guest: True,
+    *,
+    while_saved: bool = False,
+    timed: bool = False,
 ) -> Callable[[Step], Step]:
     """Register a function under its own name. ``while_saved``: also of a VM whose memory is saved (managed save)."""
 
     def register(run: Step) -> Step:
         name = run.__name__.replace("_", "-")
-        OPERATIONS[name] = Operation(name, weight, run, possible, while_saved)
+        OPERATIONS[name] = Operation(name, weight, run, possible, while_saved, timed)
         return run
 
     return register
