@@ -30,6 +30,7 @@ class _Beds:
         if self._bed is not None and not self._bed.sound:
             self.clear()
         if self._bed is None:
+            self._host.clear()  # of a bed that did not come to be
             vm = self._host.define("guest", disks=[Disk("vda", 6 * MiB), Disk("vdb", 2 * MiB + 512)])
             vm.start()
             vm.settle()
