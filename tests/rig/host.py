@@ -297,12 +297,18 @@ class Host:
         value: str = "open sesame",
         *,
         private: bool = False,
+        ephemeral: bool = True,
         secret_uuid: str | None = None,
         usage: str | None = None,
     ) -> Secret:
-        """Give libvirt a secret for disks. A private one is told to QEMU alone; one with a usage is named by that."""
+        """Give libvirt a secret for disks. A private one is told to QEMU alone; one with a usage is named by that.
+
+        An ephemeral one is gone when libvirtd is started again.
+        """
         secret = Secret(secret_uuid or str(uuid.uuid4()), value, usage)
-        element = E.secret(E.uuid(secret.uuid), ephemeral="yes", private="yes" if private else "no")
+        element = E.secret(
+            E.uuid(secret.uuid), ephemeral="yes" if ephemeral else "no", private="yes" if private else "no"
+        )
         if usage is not None:
             element.append(E.usage(E.volume(usage), type="volume"))
         self.connection.secretDefineXML(etree.tostring(element, encoding="unicode")).setValue(value.encode())

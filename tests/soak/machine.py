@@ -128,7 +128,7 @@ def shared_secret(host: Host) -> str:
     known = host.secret_uuids()
     if known:
         return min(known)
-    return host.secret(_PASSPHRASE).uuid
+    return host.secret(_PASSPHRASE, ephemeral=False).uuid
 
 
 def _with_all(xml: str, host: Host, vm: Vm, disks: dict[str, DiskModel]) -> str:
