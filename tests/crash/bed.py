@@ -152,6 +152,8 @@ class Zygote:
         work = self._host.dir / "work"
         self._result_file = work / f"run-{self._number}.json"
         self._pid_file = work / f"run-{self._number}.pid"
+        for file in (self._result_file, self._pid_file, self.reached, self.go):
+            file.unlink(missing_ok=True)  # of another one's run of this number, on the same host
         told = [
             {
                 "when": trap.when,

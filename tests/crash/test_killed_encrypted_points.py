@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _RUNNING = [
     Trap("after", "vmkeep.hypervisor.secrets:Secrets.keep_in_memory"),
-    Trap("during", "vmkeep.host.running:create_image", delay_ms=500),
+    Trap("during", "vmkeep.host.scratch:create_image", delay_ms=500),
     Trap("after", "vmkeep.hypervisor.domain:Domain.begin_backup"),
     Trap("before", "vmkeep.host.point:capture_disk"),
 ]
@@ -57,7 +57,7 @@ def test_vm_that_is_paused_while_the_scratch_is_made_stays_paused(bed: Bed) -> N
     bed.vm.start()
     before, own = checkpoints(bed.vm), bed.host.secret_uuids()
     for goes_on in (True, False):
-        bed.zygote.start(["backup", bed.vm.name], traps=[Trap("after", "vmkeep.host.running:create_image", "hold")])
+        bed.zygote.start(["backup", bed.vm.name], traps=[Trap("after", "vmkeep.host.scratch:create_image", "hold")])
         bed.zygote.wait_reached()
         bed.vm.suspend()
         if goes_on:
