@@ -136,7 +136,9 @@ def test_memory_that_is_being_saved_is_broken_off_by_ctrl_c_and_the_guest_runs(s
             os.kill(writer, signal.SIGCONT)
         wait_until(lambda: vm.state() is VmState.RUNNING, "the guest stands still", 5)
         status, document = finished(process)
-        if status == 0:  # all of the memory was in the file when its writer was caught, so nothing was left to break off
+        if (
+            status == 0
+        ):  # all of the memory was in the file when its writer was caught, so nothing was left to break off
             memory.unlink()
             before, listed = vm.disks(), set(snapshots(vm))
             continue
