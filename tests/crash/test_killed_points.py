@@ -71,12 +71,14 @@ _BEFORE_THE_INSTANT = [
     Place("after", _GUARDIAN + "Guardian.wait_ready"),
 ]
 _AT_THE_INSTANT = [
+    Place("after", "vmkeep.host.running:make_scratch"),
+    *_around(_GUARDIAN + "Guardian._say"),  # the stage of the instant
     *_around(_DOMAIN + "suspend", 0, 2),
     *_around(_DOMAIN + "begin_backup", 2, 15, 30, 45),
     *_around("vmkeep.host.instant:capture"),
     Place("after", "vmkeep.host.instant:capture#2"),
     *_around(_DOMAIN + "resume", 0, 2),
-    *_around(_GUARDIAN + "Guardian._say", 0, 1),
+    *_around(_GUARDIAN + "Guardian._say#2", 0, 1),
 ]
 _IN_THE_COPY = [
     Place("after", _FLOW + "open_point"),
@@ -103,9 +105,9 @@ _IN_THE_COPY = [
     Place("after", "vmkeep.flows.plan:Plan.step#2"),
 ]
 _WHEN_STORED = [
-    Place("before", _GUARDIAN + "Guardian._say#2"),
-    Place("during", _GUARDIAN + "Guardian._say#2", 0, kept=True),
-    Place("after", _GUARDIAN + "Guardian._say#2", kept=True),
+    Place("before", _GUARDIAN + "Guardian._say#3"),
+    Place("during", _GUARDIAN + "Guardian._say#3", 0, kept=True),
+    Place("after", _GUARDIAN + "Guardian._say#3", kept=True),
     Place("after", _FLOW + "keep_checkpoint", kept=True),
     Place("after", "vmkeep.flows.plan:Plan.step#3", kept=True),
     *_around(_CATALOG + "record_point", 1, kept=True),
@@ -117,8 +119,8 @@ _WHEN_STORED = [
         for when, place in (
             ("before", "vmkeep.host.running:remove_leavings"),
             ("after", "vmkeep.host.running:remove_leavings"),
-            ("during", _GUARDIAN + "Guardian._say#3"),
-            ("after", _GUARDIAN + "Guardian._say#3"),
+            ("during", _GUARDIAN + "Guardian._say#4"),
+            ("after", _GUARDIAN + "Guardian._say#4"),
             ("after", _FLOW + "close_point"),
             ("after", "vmkeep.flows.plan:Plan.step#5"),
             ("before", _CATALOG + "move_operation"),
@@ -139,7 +141,7 @@ def test_killed_point_leaves_a_running_guest_and_all_points(bed: Bed, place: Pla
         Place("before", _DOMAIN + "begin_backup"),
         Place("during", _DOMAIN + "begin_backup", 15),
         Place("after", _DOMAIN + "begin_backup"),
-        Place("before", _GUARDIAN + "Guardian._say"),
+        Place("before", _GUARDIAN + "Guardian._say#2"),
         Place("after", "vmkeep.host.point:capture_disk"),
         Place("after", _CATALOG + "record_point", kept=True),
         Place("before", _DOMAIN + "delete_checkpoint", kept=True),
