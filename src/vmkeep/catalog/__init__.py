@@ -17,6 +17,7 @@ from vmkeep.catalog.records import (
     CatalogState,
     CatalogVm,
     KnownRepository,
+    PassedPoint,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "KnownRepository",
     "Operation",
     "OperationState",
+    "PassedPoint",
 ]

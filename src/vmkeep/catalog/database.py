@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, event
 from vmkeep.errors import CatalogError, NoSpace, PermissionRefused, VmkeepError
 from vmkeep.filesystem import make_private_file
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 BUSY_TIMEOUT_MS = 30_000
 _IMMEDIATE = "vmkeep_immediate"
 
