@@ -335,6 +335,7 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
         pause_ms=record.pause_ms,
         labels=dict(record.labels),
         document=document,
+        sequence=record.sequence,
     )
 
 
@@ -350,7 +351,7 @@ def known_point(point: CatalogPoint) -> KnownPoint:
         )
         for disk in point.document["disks"]
     )
-    return KnownPoint(point.id, disks, point.created, point.parent)
+    return KnownPoint(point.id, disks, point.created, point.parent, point.sequence)
 
 
 def catalog_states(record: PointRecord) -> tuple[CatalogState, ...]:

@@ -156,6 +156,10 @@ class FindingCode(StrEnum):
     """There is no point of the VM."""
     POINT_OLD = "point-old"
     """The VM's last point is older than a week."""
+    POINT_AHEAD = "point-ahead"
+    """A point of the VM says a time that is still to come: a clock was ahead, or this host's is behind."""
+    CLOCK_WENT_BACK = "clock-went-back"
+    """Clocks of the VM's points are not in the order in which they were made."""
 
     @property
     def severity(self) -> Severity:
@@ -214,6 +218,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.DISK_NOT_KEPT,
         FindingCode.SETTING_UNUSED,
         FindingCode.RIGHTS_LACKING,
+        FindingCode.POINT_AHEAD,
     }
 )
 

@@ -159,7 +159,7 @@ class Point:
             KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != Mode.SCAN)
             for disk in record.disks
         )
-        return KnownPoint(point_id, disks, record.created, record.parent)
+        return KnownPoint(point_id, disks, record.created, record.parent, record.sequence)
 
     def _plan(self, examined: Examined) -> _Planned:
         """Plan each disk, with the points it builds on; those that cannot be read are done without."""
@@ -265,8 +265,9 @@ class Point:
                 excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in opened.plan.excluded),
                 states=tuple(states),
                 definition=opened.examined.definition_xml,
-                warnings=opened.warnings,
+                warnings=(*opened.warnings, *request.warnings),
                 secrets=secrets,
+                sequence=request.sequence,
             )
             self._stop()
             opened.exposure.prove()

@@ -23,12 +23,14 @@ class KnownPoint:
     """An earlier point of the VM, which may serve as base, and its disks.
 
     ``created`` (ISO 8601) and ``parent`` are what its checkpoint is defined from again; empty and None: not known.
+    ``sequence`` is its order number (``vmkeep.planning.order``), None for one of an older release.
     """
 
     point_id: str
     disks: tuple[KnownDisk, ...]
     created: str = ""
     parent: str | None = None
+    sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,16 @@ class PointOpened:
 
 @dataclass(frozen=True, slots=True)
 class CopyPoint:
-    """Copy the disks of an opened point and commit the point to the repository. Answers PointCopied."""
+    """Copy the disks of an opened point and commit the point to the repository. Answers PointCopied.
+
+    ``sequence`` is the point's order number, ``warnings`` what else is to be kept with it.
+    """
 
     point_id: str
     parent: str | None
     labels: Mapping[str, str] = field(default_factory=dict)
+    sequence: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,13 @@ from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
+from vmkeep.planning import clocks
 from vmkeep.statefiles.capture import LIMIT_BYTES
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import ImageLayer, describe_image
 
 _OLD: Final = timedelta(days=7)
+_CLOCK_STATUS: Final = "timedatectl"
 _ANY_OF_OURS: Final = "vmkeep-"
 _MISSING: Final = {"tpm": FindingCode.TPM_MISSING, "nvram": FindingCode.NVRAM_MISSING}
 
@@ -211,6 +213,7 @@ class _Patient:
         if self.request.remembered is None:
             return
         backup = command_line("vmkeep backup", self.domain.name)
+        yield from self._clocks()
         # That of the state which a restore left is no point that somebody or a timer made.
         newest = next((point for point in self.known.points if not point.safety), None)
         if self._lasting.skip:
@@ -222,6 +225,28 @@ class _Patient:
         if age > _OLD:
             message = f"its last point, {newest.id}, is {age.days} days old"
             yield self._finding(FindingCode.POINT_OLD, message, remedy=backup)
+
+    def _clocks(self) -> Iterator[Finding]:
+        """Tell of points whose clocks cannot be right. None of it changes what comes before what."""
+        stamps = [clocks.Stamp.of(point.id, point.created) for point in reversed(self.known.points)]
+        ahead = clocks.ahead(stamps, datetime.now(UTC))
+        if ahead:
+            furthest = max(ahead, key=lambda stamp: stamp.clock)
+            many = "a point of it says" if len(ahead) == 1 else f"{len(ahead)} points of it say"
+            message = (
+                f"{many} a time that is still to come ({furthest.point}: {furthest}): the clock was ahead then, or "
+                "that of this host is behind. What is in them and their order is right; how old they are cannot be told"
+            )
+            yield self._finding(FindingCode.POINT_AHEAD, message, remedy=_CLOCK_STATUS)
+        back = clocks.went_back(stamps)
+        if back:
+            one, other = back[-1]
+            message = (
+                f"the clocks of its points are not in the order in which they were made: {other.point} says {other}, "
+                f"and {one.point}, which was made before it, says {one}. `@latest` and the lists go by the order, "
+                "VM@TIME goes by the clocks; the id of a point always means that point"
+            )
+            yield self._finding(FindingCode.CLOCK_WENT_BACK, message, remedy=_CLOCK_STATUS)
 
     def _snapshots(self) -> Iterator[Finding]:
         listed = DomainSnapshots(self.domain).names() if self.known.snapshots else frozenset()
