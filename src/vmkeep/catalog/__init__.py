@@ -18,6 +18,7 @@ from vmkeep.catalog.records import (
     CatalogVm,
     KnownRepository,
     PassedPoint,
+    PointOutline,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "Operation",
     "OperationState",
     "PassedPoint",
+    "PointOutline",
 ]

@@ -29,6 +29,7 @@ from vmkeep.catalog.records import (
     CatalogVm,
     KnownRepository,
     PassedPoint,
+    PointOutline,
 )
 from vmkeep.catalog.times import end_of_named_time
 from vmkeep.errors import CatalogError, VmNotFound
@@ -165,6 +166,11 @@ class Catalog:
         """Return the points of one VM, the last made first; empty for a VM without points."""
         with self._database.reading() as connection:
             return point_queries.newest_first(connection, (uuid.lower(),))
+
+    def outlines_of_vm(self, uuid: str) -> tuple[PointOutline, ...]:
+        """Return ids and clocks of the points of one VM, the last made first."""
+        with self._database.reading() as connection:
+            return point_queries.outlines(connection, uuid.lower())
 
     def next_sequence(self, vm_uuid: str) -> int:
         """Return the order number of a VM's next point: greater than all that were seen here, also of deleted ones.

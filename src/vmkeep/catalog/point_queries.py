@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, ScalarSelect, Select, delete, func, insert, select, update
 
 from vmkeep.catalog import models, texts
-from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint
+from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline
 from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
 from vmkeep.commandline import shell_word
@@ -89,6 +89,10 @@ def oldest_first(connection: Connection, uuids: Sequence[str] | None) -> tuple[C
 
 def newest_first(connection: Connection, uuids: Sequence[str]) -> tuple[CatalogPoint, ...]:
     return _points(connection, _of(select(points), uuids).order_by(*_NEWEST_FIRST))
+
+
+def outlines(connection: Connection, vm_uuid: str) -> tuple[PointOutline, ...]:
+    return tuple(PointOutline(row.id, row.created) for row in connection.execute(_outlines(vm_uuid)))
 
 
 def summaries(connection: Connection, uuids: Sequence[str] | None) -> tuple[dict[str, Any], ...]:

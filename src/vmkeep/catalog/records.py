@@ -85,6 +85,14 @@ class CatalogPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class PointOutline:
+    """A point as far as its place in a list needs it, without its document."""
+
+    id: str
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogState:
     """A state version that a point or a snapshot holds: an immutable sealed copy of a VM's TPM state or NVRAM.
 

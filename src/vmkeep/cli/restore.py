@@ -10,7 +10,7 @@ import typer
 
 from vmkeep.cli.completion import complete_part
 from vmkeep.cli.console import size_text, time_text
-from vmkeep.cli.points import PointArgument, find_point
+from vmkeep.cli.points import PointArgument, search_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.commandline import command_line
 from vmkeep.errors import InvalidRequest
@@ -131,7 +131,7 @@ def _as_files(
 ) -> tuple[FilesRestored, dict[str, list[str]]]:
     from vmkeep.flows.requests import RestoreFiles
 
-    found, beside = find_point(running, point)
+    found, beside = search_point(running, point)
     request = RestoreFiles(
         found.id,
         str(output.absolute()),
@@ -152,7 +152,7 @@ def _as_vm(
 
     if not name.strip():
         raise InvalidRequest("The name of the VM is empty")
-    found, beside = find_point(running, point)
+    found, beside = search_point(running, point)
     directory = str(disks_dir.absolute()) if disks_dir is not None else None
     request = RestoreVm(found.id, name, tpm, directory, force)
     with running.engine() as engine, running.console.progress() as watch:
@@ -166,7 +166,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         raise InvalidRequest(
             "--tpm new goes with --as only", hint="In place the TPM is the point's (same), or stays (keep)."
         )
-    found, beside = find_point(running, point)
+    found, beside = search_point(running, point)
     request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
     running.require_rights(found.vm_name)
     running.expect_job()

@@ -9,7 +9,7 @@ import typer
 
 from vmkeep.cli.completion import complete_point_or_vm
 from vmkeep.cli.console import Console, size_text, time_text
-from vmkeep.cli.points import find_point
+from vmkeep.cli.points import search_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, VmkeepError, VmNotFound
 
@@ -66,7 +66,7 @@ def _chosen(running: Session, what: str) -> tuple[list[str], dict[str, list[str]
     try:
         found = [point["id"] for point in catalog.summaries(what)]
     except VmNotFound:
-        point, beside = find_point(running, what)
+        point, beside = search_point(running, what)
         return [point.id], beside
     if not found:
         raise PointNotFound(f"There is no point of VM {what!r}", vm=what)

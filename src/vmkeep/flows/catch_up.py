@@ -18,6 +18,7 @@ from vmkeep.catalog import Catalog, CatalogPoint, PassedPoint
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.premises import catalog_point, catalog_states
+from vmkeep.flows.services import Services
 from vmkeep.logs import get_logger
 from vmkeep.repository import PointRecord
 
@@ -69,15 +70,29 @@ def catch_up(catalog: Catalog, repository: HoldsPoints, counts: Counts = lambda 
     passed = {point.id: point for point in catalog.passed_points()}
     known = frozenset(catalog.point_ids())
     unknown = stored - known - under_way
-    vms = {vm.uuid for vm in catalog.vms()} if passed else set()
+    vms = {vm.uuid for vm in catalog.vms()}
     wanted = [point.id for point in passed.values() if point.id in unknown and (point.vm_uuid in vms or counts(point))]
     strange = sorted(unknown - passed.keys())
     caught = CaughtUp(missing=known - stored - under_way)
     for ids in _portions((*wanted, *strange)):
         caught = _take(catalog, repository, counts, ids, caught)
+    if new := {point.vm_uuid for point in caught.taken} - vms:
+        # What one point brought in counts from now on, and so do its others.
+        rest = [point.id for point in catalog.passed_points() if point.vm_uuid in new and point.id in stored]
+        for ids in _portions(rest):
+            caught = _take(catalog, repository, lambda point: point.vm_uuid in new, ids, caught)
     if caught.taken:
         _log.info("caught up", points=len(caught.taken), read=len(strange) + len(wanted))
     return caught
+
+
+def catch_up_on_vm(services: Services, vm_uuid: str) -> tuple[str, ...]:
+    """Take over what is not known of a VM, for a flow that makes something of it; return what a person must hear."""
+
+    def counts(point: PassedPoint) -> bool:
+        return point.vm_uuid == vm_uuid
+
+    return services.with_repository(lambda repository: catch_up(services.catalog, repository, counts)).sentences()
 
 
 def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequence[str], caught: CaughtUp) -> CaughtUp:

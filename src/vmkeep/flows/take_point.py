@@ -8,6 +8,7 @@ from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import PointNotFound
+from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.premises import catalog_point, catalog_states, known_point
 from vmkeep.flows.requests import PointTaken, TakePoint
@@ -23,6 +24,7 @@ from vmkeep.host.tasks import (
     PointCopied,
     PointOpened,
 )
+from vmkeep.planning import clocks
 from vmkeep.repository import PointRecord
 
 FLOW_NAME = "point.take"
@@ -31,6 +33,7 @@ FLOW_NAME = "point.take"
 @flow(FLOW_NAME, after_crash=AfterCrash.UNDO)
 def take_point(plan: Plan, request: TakePoint) -> PointTaken:
     """Take a point of a VM, running or off. The operation's id is the point's. See docs/internals/flows.md."""
+    caught_up = plan.step(look_into_repository, plan, request)
     opened = plan.step(open_point, plan, request, undo=lambda _: abandon_point(plan))
     copied = plan.step(copy_point, plan, request, opened, undo=lambda _: remove_point(plan.services, plan.operation))
     # The checkpoint is kept before the catalogue knows the point: killed in between, the checkpoint is a left-over
@@ -39,7 +42,13 @@ def take_point(plan: Plan, request: TakePoint) -> PointTaken:
     plan.step(record_point, plan, copied)
     closed = plan.step(close_point, plan)
     point = plan.services.catalog.find_point(plan.operation)
-    return PointTaken(point.summary(), warnings=(*opened.warnings, *closed.warnings))
+    kept = tuple(str(warning) for warning in copied.record["warnings"])
+    return PointTaken(point.summary(), warnings=(*caught_up, *kept, *closed.warnings))
+
+
+def look_into_repository(plan: Plan, request: TakePoint) -> tuple[str, ...]:
+    """Take over what the catalogue does not know of the VM, and return what is to be said of it."""
+    return catch_up_on_vm(plan.services, plan.services.host.vm_uuid(request.vm))
 
 
 def open_point(plan: Plan, request: TakePoint) -> PointOpened:
@@ -62,8 +71,19 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
 
 
 def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopied:
-    """Copy the disks; when this returns the point is in the repository."""
-    task = CopyPoint(plan.operation, parent=_parent(plan.services, opened), labels=dict(request.labels))
+    """Copy the disks; when this returns the point is in the repository.
+
+    Its order number is drawn here: the VM is locked, and the catalogue knows all points that the repository held when
+    this began. What a crash leaves of the point has that number for ever, and its undo removes it.
+    """
+    services = plan.services
+    task = CopyPoint(
+        plan.operation,
+        parent=_parent(services.catalog, opened),
+        labels=dict(request.labels),
+        sequence=services.catalog.next_sequence(opened.vm_uuid),
+        warnings=_clock_warnings(services.catalog, opened),
+    )
     copied: PointCopied = plan.services.on_host(plan.operation, task)
     return copied
 
@@ -97,21 +117,32 @@ def remove_point(services: Services, point_id: str) -> None:
         services.with_repository(lambda repository: repository.delete_point(point_id))
 
 
-def _parent(services: Services, opened: PointOpened) -> str | None:
+def _parent(catalog: Catalog, opened: PointOpened) -> str | None:
     """Return the point that the VM's state descends from: where it is now, else the last one taken of it.
 
-    None: it has no point, or is as it was before its first one. A base that this catalogue does not know was made by
-    another installation, to which the VM had gone meanwhile.
+    None: it has no point, or is as it was before its first one. A base that was made after the point where the VM is
+    by the catalogue, or that it does not know, was made by another installation, to which the VM had gone meanwhile, or
+    before this home was put back: its bitmaps prove that the disks descend from it.
     """
-    known = [point.id for point in services.catalog.points_of_vm(opened.vm_uuid)]
-    if opened.base is not None and opened.base not in known:
-        return opened.base
-    return descent(services.catalog, opened.vm_uuid)
+    known = [point.id for point in catalog.outlines_of_vm(opened.vm_uuid)]
+    here = descent(catalog, opened.vm_uuid)
+    if opened.base is None or (here is not None and opened.base in known[known.index(here) :]):
+        return here
+    return opened.base if here is not None or opened.base not in known else None
+
+
+def _clock_warnings(catalog: Catalog, opened: PointOpened) -> tuple[str, ...]:
+    before = next(iter(catalog.outlines_of_vm(opened.vm_uuid)), None)
+    if before is None:
+        return ()
+    made = clocks.Stamp.of(opened.point_id, opened.created)
+    told = clocks.warning(clocks.Stamp.of(before.id, before.created), made)
+    return () if told is None else (told,)
 
 
 def descent(catalog: Catalog, vm_uuid: str) -> str | None:
     """Return the point that a VM's state descends from, as far as the catalogue tells; None: from none."""
-    known = [point.id for point in catalog.points_of_vm(vm_uuid)]
+    known = [point.id for point in catalog.outlines_of_vm(vm_uuid)]
     vm = catalog.vm(vm_uuid)
     if vm is not None and vm.before_first:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from vmkeep.catalog import CatalogSnapshot, CatalogState
 from vmkeep.errors import VmkeepError
+from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
@@ -35,6 +36,7 @@ def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
     """
     made = plan.step(make_snapshot, plan, request, undo=lambda _: leave_snapshot(plan.services, plan.operation))
     try:
+        caught_up = plan.step(catch_up_on_vm, plan.services, made.vm_uuid, heeds_stop=False)
         stored = plan.step(store_snapshot, plan.services, made, heeds_stop=False)
         plan.step(record_snapshot, plan.services, made, stored, heeds_stop=False)
     except VmkeepError as error:
@@ -45,7 +47,7 @@ def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
     plan.step(close_snapshot, plan.services, plan.operation, heeds_stop=False)
     kept = plan.services.catalog.snapshot(made.vm_uuid, made.name)
     point = None if kept is None else kept.current_point
-    return SnapshotTaken(snapshot_summary(made, stored.states, point), made.warnings)
+    return SnapshotTaken(snapshot_summary(made, stored.states, point), (*caught_up, *made.warnings))
 
 
 def make_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotMade:
@@ -108,6 +110,7 @@ def settle_snapshot(services: Services, operation: str) -> Settled:
     settled: SnapshotSettled = services.on_host(operation, SettleSnapshot(operation))
     try:
         if settled.made is not None:
+            catch_up_on_vm(services, settled.made.vm_uuid)
             record_snapshot(services, settled.made, store_snapshot(services, settled.made))
             close_snapshot(services, operation)
     finally:
