@@ -178,7 +178,7 @@ class CheckpointFacts:
 
 
 def by_age(moments: Iterable[AnyMoment]) -> list[AnyMoment]:
-    """Return moments the oldest first: by clock, but parents first, so that a clock that was set turns nothing round."""
+    """Return moments the oldest first: by clock, but parents first, so that a clock that was set turns none round."""
     by_name = {moment.name or "": moment for moment in moments}
     place = places(Made(name, moment.parent_name, f"{moment.creation_time:020}") for name, moment in by_name.items())
     return [by_name[name] for name in sorted(by_name, key=place.__getitem__)]

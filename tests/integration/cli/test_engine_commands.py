@@ -79,6 +79,10 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     assert main(["init"]) == 0
     with Catalog.open(load_settings().catalog_path) as catalog:
         catalog.record_point(example_point("a"))
+    # What the catalogue knows and the repository holds is not opened to find it.
+    stored = Path(load_settings().repository) / "points" / number("a")
+    stored.parent.mkdir(exist_ok=True)
+    stored.touch()
     standing = StandIn()
     module = ModuleType("vmkeep.flows.engine")
     module.Engine = standing  # type: ignore[attr-defined] # a module made by hand declares nothing
