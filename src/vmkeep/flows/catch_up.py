@@ -19,6 +19,7 @@ from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.premises import catalog_point, catalog_states
 from vmkeep.flows.services import Services
+from vmkeep.host.survey import Progress
 from vmkeep.logs import get_logger
 from vmkeep.repository import PointRecord
 
@@ -86,13 +87,18 @@ def catch_up(catalog: Catalog, repository: HoldsPoints, counts: Counts = lambda 
     return caught
 
 
-def catch_up_on_vm(services: Services, vm_uuid: str) -> tuple[str, ...]:
-    """Take over what is not known of a VM, for a flow that makes something of it; return what a person must hear."""
+def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
+    """Take over what is not known of a VM, for a flow that makes something of it.
+
+    It is said at once: nobody else would say it when the flow fails later.
+    """
 
     def counts(point: PassedPoint) -> bool:
         return point.vm_uuid == vm_uuid
 
-    return services.with_repository(lambda repository: catch_up(services.catalog, repository, counts)).sentences()
+    caught = services.with_repository(lambda repository: catch_up(services.catalog, repository, counts))
+    for sentence in caught.sentences():
+        services.watch(Progress("looking into the repository", note=f"warning: {sentence}"))
 
 
 def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequence[str], caught: CaughtUp) -> CaughtUp:

@@ -238,7 +238,9 @@ class Premises:
         report = self._take(repository, created=False)
         found: list[tuple[CatalogPoint, tuple[CatalogState, ...]]] = []
         damaged: list[DamagedPoint] = []
-        for point_id in repository.point_ids():
+        stored = repository.point_ids()
+        under_way = {operation.id for operation in self.catalog.unfinished_operations()}  # they record their points
+        for point_id in (point_id for point_id in stored if point_id not in under_way):
             try:
                 record = repository.point(point_id)
             except IntegrityError as error:

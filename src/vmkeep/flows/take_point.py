@@ -33,7 +33,6 @@ FLOW_NAME = "point.take"
 @flow(FLOW_NAME, after_crash=AfterCrash.UNDO)
 def take_point(plan: Plan, request: TakePoint) -> PointTaken:
     """Take a point of a VM, running or off. The operation's id is the point's. See docs/internals/flows.md."""
-    caught_up = plan.step(look_into_repository, plan, request)
     opened = plan.step(open_point, plan, request, undo=lambda _: abandon_point(plan))
     copied = plan.step(copy_point, plan, request, opened, undo=lambda _: remove_point(plan.services, plan.operation))
     # The checkpoint is kept before the catalogue knows the point: killed in between, the checkpoint is a left-over
@@ -43,18 +42,14 @@ def take_point(plan: Plan, request: TakePoint) -> PointTaken:
     closed = plan.step(close_point, plan)
     point = plan.services.catalog.find_point(plan.operation)
     kept = tuple(str(warning) for warning in copied.record["warnings"])
-    return PointTaken(point.summary(), warnings=(*caught_up, *kept, *closed.warnings))
-
-
-def look_into_repository(plan: Plan, request: TakePoint) -> tuple[str, ...]:
-    """Take over what the catalogue does not know of the VM, and return what is to be said of it."""
-    return catch_up_on_vm(plan.services, plan.services.host.vm_uuid(request.vm))
+    return PointTaken(point.summary(), warnings=(*kept, *closed.warnings))
 
 
 def open_point(plan: Plan, request: TakePoint) -> PointOpened:
-    """Plan against the VM's earlier points and fix the instant."""
+    """Plan against the VM's earlier points, also those that others made, and fix the instant."""
     services = plan.services
     uuid = services.host.vm_uuid(request.vm)
+    catch_up_on_vm(services, uuid)
     history = services.catalog.points_of_vm(uuid)
     task = OpenPoint(
         point_id=plan.operation,

@@ -36,7 +36,6 @@ def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
     """
     made = plan.step(make_snapshot, plan, request, undo=lambda _: leave_snapshot(plan.services, plan.operation))
     try:
-        caught_up = plan.step(catch_up_on_vm, plan.services, made.vm_uuid, heeds_stop=False)
         stored = plan.step(store_snapshot, plan.services, made, heeds_stop=False)
         plan.step(record_snapshot, plan.services, made, stored, heeds_stop=False)
     except VmkeepError as error:
@@ -47,7 +46,7 @@ def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
     plan.step(close_snapshot, plan.services, plan.operation, heeds_stop=False)
     kept = plan.services.catalog.snapshot(made.vm_uuid, made.name)
     point = None if kept is None else kept.current_point
-    return SnapshotTaken(snapshot_summary(made, stored.states, point), (*caught_up, *made.warnings))
+    return SnapshotTaken(snapshot_summary(made, stored.states, point), made.warnings)
 
 
 def make_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotMade:
@@ -60,7 +59,11 @@ def make_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotMade:
 
 
 def store_snapshot(services: Services, made: SnapshotMade) -> SnapshotStored:
-    """Put the state files into the repository; those that equal the newest versions are there already."""
+    """Put the state files into the repository; those that equal the newest versions are there already.
+
+    What others made of the VM is taken over before: their versions and points count as well.
+    """
+    catch_up_on_vm(services, made.vm_uuid)
     newest = newest_states(services, made.vm_uuid, services.catalog.points_of_vm(made.vm_uuid))
     stored: SnapshotStored = services.on_host(made.operation, StoreSnapshot(made.operation, newest))
     return stored
@@ -110,7 +113,6 @@ def settle_snapshot(services: Services, operation: str) -> Settled:
     settled: SnapshotSettled = services.on_host(operation, SettleSnapshot(operation))
     try:
         if settled.made is not None:
-            catch_up_on_vm(services, settled.made.vm_uuid)
             record_snapshot(services, settled.made, store_snapshot(services, settled.made))
             close_snapshot(services, operation)
     finally:
