@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
-from tests.rig.cli import Vmkeep
+from tests.rig.cli import Vmkeep, finished
 from tests.rig.clock import clock_off_by
+from tests.system.held import held_in_its_copy
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = pytest.mark.system
@@ -132,3 +133,27 @@ def test_home_that_comes_back_as_it_was_restores_and_builds_on_what_was_made_sin
     first, second = (twin.json("init", "--adopt")["init"] for _ in range(2))
     assert (first["warnings"], second["warnings"]) == ([], [])
     assert vmkeep.json("verify", "--all")["ok"]
+
+
+def test_home_that_was_copied_in_the_middle_of_a_backup_does_not_undo_it_when_it_comes_back(
+    kept: Kept, host: Host
+) -> None:
+    home, aside = host.dir / "home", host.dir / "work" / "aside"
+    vmkeep = Vmkeep(host)
+    vmkeep.json("init", "--repository", host.dir / "work" / "repository")
+    kept.make(vmkeep)
+    kept.vm.write_random("vda", start=4 * MiB, length=8 * MiB, seed=9)
+    with held_in_its_copy(kept.vm, vmkeep) as process:
+        shutil.copytree(home, aside)
+    status, document = finished(process)
+    assert status == 0
+    kept.made.append((document["point"], Truth.of(kept.vm)))
+    shutil.rmtree(home)
+    shutil.copytree(aside, home)
+
+    third = kept.make(vmkeep)
+    assert (third["parent"], third["sequence"]) == (kept.ids[1], 3)
+    kept.assert_last_is_latest(vmkeep, "out")
+    outputs = vmkeep.restore_all([point for point, _ in kept.made], host.dir / "work")
+    for (_, truth), output in zip(kept.made, outputs, strict=True):
+        truth.assert_files(output)

@@ -97,7 +97,8 @@ def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
         return point.vm_uuid == vm_uuid
 
     caught = services.with_repository(lambda repository: catch_up(services.catalog, repository, counts))
-    for sentence in caught.sentences():
+    gone = [point.id for point in services.catalog.outlines_of_vm(vm_uuid) if point.id in caught.missing]
+    for sentence in (*caught.sentences(), *map(_not_stored, gone)):
         services.watch(Progress("looking into the repository", note=f"warning: {sentence}"))
 
 
@@ -162,6 +163,14 @@ def _took_over(points: Sequence[CatalogPoint]) -> str:
     return (
         f"took over {many} of VM {points[0].vm_name!r} from the repository, made on host {points[0].host} by another "
         f"installation, or before this one was put back as it was earlier: {named}"
+    )
+
+
+def _not_stored(point_id: str) -> str:
+    forget = command_line("vmkeep point delete", point_id, options="--yes")
+    return (
+        f"the repository does not hold the point {point_id}, which this installation knows: it was deleted by another "
+        f"installation, or not all of the repository is there; `{forget}` lets this one forget it"
     )
 
 

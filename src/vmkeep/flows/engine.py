@@ -46,7 +46,7 @@ from vmkeep.flows.restore_vm import restore_vm
 from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
-from vmkeep.flows.take_point import remove_point, take_point
+from vmkeep.flows.take_point import record_committed_point, remove_point, take_point
 from vmkeep.flows.take_snapshot import FLOW_NAME as TAKE_SNAPSHOT
 from vmkeep.flows.take_snapshot import settle_snapshot, take_snapshot
 from vmkeep.flows.values import FlowSerializer
@@ -387,6 +387,9 @@ class Engine:
             # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
             self._end(operation, OperationState.DONE, None)
             told = f"point {operation} was complete when its process was killed"
+        elif status.name == TAKE_POINT and record_committed_point(self._services(), operation):
+            self._end(operation, OperationState.DONE, None)
+            told = f"point {operation} was complete when its process was killed, and is recorded now"
         else:
             remove_point(self._services(), operation)
             self._end(operation, OperationState.FAILED, Interrupted("the process was killed"))

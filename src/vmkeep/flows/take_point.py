@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint
-from vmkeep.errors import PointNotFound
+from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.premises import catalog_point, catalog_states, known_point
@@ -25,7 +25,7 @@ from vmkeep.host.tasks import (
     PointOpened,
 )
 from vmkeep.planning import clocks
-from vmkeep.repository import PointRecord
+from vmkeep.repository import PointRecord, Repository
 
 FLOW_NAME = "point.take"
 
@@ -74,7 +74,7 @@ def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopi
     services = plan.services
     task = CopyPoint(
         plan.operation,
-        parent=_parent(services.catalog, opened),
+        parent=_parent(services, opened),
         labels=dict(request.labels),
         sequence=services.catalog.next_sequence(opened.vm_uuid),
         warnings=_clock_warnings(services.catalog, opened),
@@ -92,6 +92,27 @@ def record_point(plan: Plan, copied: PointCopied) -> None:
     """Make the point, its state versions and its pins known, in one transaction."""
     record = PointRecord.from_json({**copied.record, "definition": ""}, f"point {plan.operation}")
     plan.services.catalog.record_point(catalog_point(record), catalog_states(record))
+
+
+def record_committed_point(services: Services, point_id: str) -> bool:
+    """Record a point whose flow is dead if it was committed whole; False when it was not, and must be removed.
+
+    A writer ends its intent when all that it must look at is done. So a point without an intent is as good as any, and
+    it may have been recorded: in a home that was put back as it was while the point was made, the flow looks dead.
+    """
+
+    def committed(repository: Repository) -> PointRecord | None:
+        purposes = {writer.purpose for writer in repository.writers()}
+        return None if f"point {point_id}" in purposes else repository.point(point_id)
+
+    try:
+        record = services.with_repository(committed)
+    except (PointNotFound, IntegrityError):
+        return False
+    if record is None:
+        return False
+    services.catalog.record_point(catalog_point(record), catalog_states(record))
+    return True
 
 
 def close_point(plan: Plan) -> PointClosed:
@@ -112,18 +133,32 @@ def remove_point(services: Services, point_id: str) -> None:
         services.with_repository(lambda repository: repository.delete_point(point_id))
 
 
-def _parent(catalog: Catalog, opened: PointOpened) -> str | None:
+def _parent(services: Services, opened: PointOpened) -> str | None:
     """Return the point that the VM's state descends from: where it is now, else the last one taken of it.
 
     None: it has no point, or is as it was before its first one. A base that was made after the point where the VM is
     by the catalogue, or that it does not know, was made by another installation, to which the VM had gone meanwhile, or
-    before this home was put back: its bitmaps prove that the disks descend from it.
+    before this home was put back: its bitmaps prove that the disks descend from it. A point that others deleted from
+    the repository is nobody's parent.
     """
-    known = [point.id for point in catalog.outlines_of_vm(opened.vm_uuid)]
-    here = descent(catalog, opened.vm_uuid)
-    if opened.base is None or (here is not None and opened.base in known[known.index(here) :]):
-        return here
-    return opened.base if here is not None or opened.base not in known else None
+    known = [point.id for point in services.catalog.outlines_of_vm(opened.vm_uuid)]
+    here = descent(services.catalog, opened.vm_uuid)
+    if here is None:
+        return opened.base if opened.base not in known else None
+    if opened.base is not None and opened.base not in known[known.index(here) :]:
+        return opened.base
+    wanted = dict.fromkeys([here, *([] if opened.base is None else [opened.base]), *known])
+    return next((point_id for point_id in wanted if _is_stored(services, point_id)), None)
+
+
+def _is_stored(services: Services, point_id: str) -> bool:
+    try:
+        services.with_repository(lambda repository: repository.point(point_id))
+    except PointNotFound:
+        return False
+    except IntegrityError:
+        return True
+    return True
 
 
 def _clock_warnings(catalog: Catalog, opened: PointOpened) -> tuple[str, ...]:
