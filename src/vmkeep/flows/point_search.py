@@ -31,14 +31,11 @@ def search_point(premises: Premises, text: str, watch: Callable[[Progress], None
     catalog = premises.catalog
     if catalog.repository() is None:
         return FoundPoint(catalog.find_point(text))
-    repository = premises.repository
+    limit_seconds = premises.settings.stalled_after_seconds
+    repository = patiently(lambda: premises.repository, limit_seconds, watch=watch)
     by_id = "@" not in text
     try:
-        caught = patiently(
-            lambda: catch_up(catalog, repository, _counts(catalog, text)),
-            premises.settings.stalled_after_seconds,
-            watch=watch,
-        )
+        caught = patiently(lambda: catch_up(catalog, repository, _counts(catalog, text)), limit_seconds, watch=watch)
     except VmkeepError as error:
         if not by_id:
             error.hint = _hint_of_known(catalog, text)

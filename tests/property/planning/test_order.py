@@ -64,3 +64,18 @@ def test_a_circle_that_only_a_broken_writer_makes_is_ordered_all_the_same(
     points = [Made(point_id, parent, clock) for point_id, parent, clock in made]
     assert sorted(ordered(points)) == sorted(point.id for point in points)
     assert ordered(points[::-1]) == ordered(points)
+
+
+@given(histories())
+def test_order_is_the_one_that_the_format_specifies(points: list[Made]) -> None:
+    """Section 8a of docs/internals/repository-format.md, written down once more."""
+    by_id = {point.id: point for point in points}
+
+    def key(point: Made) -> tuple[int, str, int, str]:
+        number, parent = point.sequence or 0, by_id.get(point.parent or "")
+        above = None if parent is None else key(parent)
+        if above is None or number > above[0]:
+            return number, point.created, 0, point.id
+        return above[0], max(point.created, above[1]), above[2] + 1, point.id
+
+    assert ordered(points) == [point.id for point in sorted(points, key=key)]
