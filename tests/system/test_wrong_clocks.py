@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.crash.bed import Zygote
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep, finished
 from tests.rig.clock import clock_off_by
 from tests.system.held import held_in_its_copy
+from tests.system.history import Forking
 from tests.system.truth import Truth, checkpoints
 
 pytestmark = pytest.mark.system
@@ -25,13 +27,15 @@ class Kept:
         self.made: list[tuple[dict[str, Any], Truth]] = []
 
     def make(self, vmkeep: Vmkeep, *, clock: int = 0) -> dict[str, Any]:
-        """Let the guest write, and take a point with a clock that is off by so many seconds."""
+        """Let the guest write, and take a point with a clock that is ahead by so many seconds."""
         number = len(self.made) + 1
         self.vm.write_random("vda", start=number * MiB, length=256 * KiB, seed=number)
         if number > 1:
             self.vm.write_zeroes("vda", start=(number - 1) * MiB, length=64 * KiB)
         self.vm.change_nvram()
-        point: dict[str, Any] = vmkeep.json("backup", "guest", env=clock_off_by(clock) if clock else None)["point"]
+        # A process that has begun already keeps its clock.
+        command = Vmkeep(vmkeep.host, home=vmkeep.home) if clock else vmkeep
+        point: dict[str, Any] = command.json("backup", "guest", env=clock_off_by(clock) if clock else None)["point"]
         self.made.append((point, Truth.of(self.vm)))
         return point
 
@@ -58,10 +62,16 @@ def kept(host: Host) -> Kept:
     return Kept(vm)
 
 
+@pytest.fixture
+def vmkeep(host: Host, zygote: Zygote) -> Vmkeep:
+    """The command, forked from a process that has imported vmkeep: four times as fast."""
+    return Forking(host, zygote)
+
+
 def test_clock_that_was_ahead_for_one_backup_changes_neither_order_nor_bases(kept: Kept, vmkeep: Vmkeep) -> None:
     first = kept.make(vmkeep)
-    ahead = kept.make(vmkeep, clock=HOUR)
-    last = kept.make(vmkeep)
+    ahead = kept.make(vmkeep, clock=2 * HOUR)
+    last = kept.make(vmkeep, clock=HOUR)
     assert first["created"] < last["created"] < ahead["created"]
     assert [point["sequence"] for point, _ in kept.made] == [1, 2, 3]
     assert [point["parent"] for point, _ in kept.made] == [None, first["id"], ahead["id"]]
@@ -85,7 +95,7 @@ def test_clock_that_was_ahead_for_one_backup_changes_neither_order_nor_bases(kep
     assert ahead["id"] in findings["point-ahead"]["message"]
     assert last["id"] in findings["clock-went-back"]["message"]
 
-    behind = kept.make(vmkeep, clock=-HOUR)
+    behind = kept.make(vmkeep)
     assert (behind["kind"], behind["parent"], behind["sequence"]) == ("incremental", last["id"], 4)
     kept.assert_last_is_latest(vmkeep, "again")
 
@@ -95,16 +105,17 @@ def test_clock_that_was_ahead_for_one_backup_changes_neither_order_nor_bases(kep
     assert behind["id"] in noted.stderr
 
     vm.destroy()
-    vmkeep.json("restore", first["id"], "--in-place", "--yes", env=clock_off_by(-HOUR))
+    vmkeep.json("restore", first["id"], "--in-place", "--yes")
     kept.made[0][1].assert_vm(vm)
     branch = vmkeep.json("points", "guest")["points"]
     assert [point["id"] for point in branch[:4]] == kept.ids
     assert branch[4]["labels"] == {"vmkeep.safety": first["id"]}
 
 
-def test_home_that_comes_back_as_it_was_restores_and_builds_on_what_was_made_since(kept: Kept, host: Host) -> None:
+def test_home_that_comes_back_as_it_was_restores_and_builds_on_what_was_made_since(
+    kept: Kept, host: Host, vmkeep: Vmkeep
+) -> None:
     home, aside = host.dir / "home", host.dir / "work" / "aside"
-    vmkeep = Vmkeep(host)
     vmkeep.json("init", "--repository", host.dir / "work" / "repository")
     kept.make(vmkeep)
     shutil.copytree(home, aside)
@@ -136,10 +147,9 @@ def test_home_that_comes_back_as_it_was_restores_and_builds_on_what_was_made_sin
 
 
 def test_home_that_was_copied_in_the_middle_of_a_backup_does_not_undo_it_when_it_comes_back(
-    kept: Kept, host: Host
+    kept: Kept, host: Host, vmkeep: Vmkeep
 ) -> None:
     home, aside = host.dir / "home", host.dir / "work" / "aside"
-    vmkeep = Vmkeep(host)
     vmkeep.json("init", "--repository", host.dir / "work" / "repository")
     kept.make(vmkeep)
     kept.vm.write_random("vda", start=4 * MiB, length=8 * MiB, seed=9)
