@@ -36,7 +36,7 @@ def adopt(connection: Connection, found: Sequence[Held]) -> Adopted:
         if uuid in new_vms:
             vm_queries.set_name(connection, uuid, rows[-1].vm_name)
         else:
-            _follow(connection, uuid, rows, new_points)
+            _lose_track(connection, uuid, rows, new_points)
     place = {row.id: (uuid, row.place) for uuid, rows in in_order.items() for row in rows}
     states, conflicts = 0, []
     # Of two versions that claim one generation, the one of the point that was made first is the current one.
@@ -59,10 +59,11 @@ def _in_order(connection: Connection, vm_uuid: str) -> list[Row[Any]]:
     return list(connection.execute(chosen.where(_points.c.vm_uuid == vm_uuid).order_by(_points.c.place)))
 
 
-def _follow(connection: Connection, vm_uuid: str, rows: Sequence[Row[Any]], new: set[str]) -> None:
-    """Let a VM descend from the last of the new points that go on from where it was, on the same host.
+def _lose_track(connection: Connection, vm_uuid: str, rows: Sequence[Row[Any]], new: set[str]) -> None:
+    """Note that nobody knows where a VM is when new points go on, on the same host, from where it was.
 
-    So it is after the home was put back as it was earlier. What another host went on with is no state of this VM's.
+    So it is after the home was put back as it was earlier: the VM was at those points, and may have gone back since.
+    What another host went on with is no state of this VM's.
     """
     vm = vm_queries.vm(connection, vm_uuid)
     by_id: Mapping[str, Row[Any]] = {row.id: row for row in rows}
@@ -73,9 +74,8 @@ def _follow(connection: Connection, vm_uuid: str, rows: Sequence[Row[Any]], new:
     for row in rows:
         if row.parent in line and row.host == host:
             line.add(row.id)
-    followed = [row.id for row in rows if row.id in line and row.id in new]
-    if followed:
-        vm_queries.set_current_point(connection, vm_uuid, followed[-1])
+    if line & new:
+        vm_queries.set_current_point(connection, vm_uuid, None)
 
 
 def _told(connection: Connection, point: CatalogPoint, state: CatalogState, first: str) -> str:

@@ -136,18 +136,22 @@ def remove_point(services: Services, point_id: str) -> None:
 def _parent(services: Services, opened: PointOpened) -> str | None:
     """Return the point that the VM's state descends from: where it is now, else the last one taken of it.
 
-    None: it has no point, or is as it was before its first one. A base that was made after the point where the VM is
-    by the catalogue, or that it does not know, was made by another installation, to which the VM had gone meanwhile, or
-    before this home was put back: its bitmaps prove that the disks descend from it. A point that others deleted from
-    the repository is nobody's parent.
+    None: it has no point, or is as it was before its first one. Bitmaps prove that a disk descends from its base. So a
+    base is the parent when nobody knows where the VM is, and when it was made after the point where the VM is by the
+    catalogue, or is not known: another installation made it, to which the VM had gone meanwhile, or this home was put
+    back as it was earlier. A point that others deleted from the repository is nobody's parent.
     """
-    known = [point.id for point in services.catalog.outlines_of_vm(opened.vm_uuid)]
-    here = descent(services.catalog, opened.vm_uuid)
-    if here is None:
-        return opened.base if opened.base not in known else None
-    if opened.base is not None and opened.base not in known[known.index(here) :]:
-        return opened.base
-    wanted = dict.fromkeys([here, *([] if opened.base is None else [opened.base]), *known])
+    catalog, base = services.catalog, opened.base
+    known = [point.id for point in catalog.outlines_of_vm(opened.vm_uuid)]
+    here = descent(catalog, opened.vm_uuid)
+    vm = catalog.vm(opened.vm_uuid)
+    if here is None or vm is None or vm.current_point != here:
+        # Also of a VM that went back before its first point: it may have disks that stayed.
+        if base is not None or here is None:
+            return base
+    elif base is not None and base not in known[known.index(here) :]:
+        return base
+    wanted = dict.fromkeys([here, *([] if base is None else [base]), *known])
     return next((point_id for point_id in wanted if _is_stored(services, point_id)), None)
 
 

@@ -111,14 +111,19 @@ def test_points_of_older_releases_come_first_by_lineage_and_clock(catalog: Catal
     assert catalog.find_point("win11@latest").id == new
 
 
-def test_vm_goes_on_from_the_points_that_were_made_of_it_on_its_host(catalog: Catalog) -> None:
+def test_nobody_knows_where_a_vm_is_once_others_went_on_from_there_on_its_host(catalog: Catalog) -> None:
     (here,) = record(catalog, 1)
+    elsewhere = example_point("elsewhere", minute=2, parent=here, sequence=2, host="beta")
+    catalog.adopt([(elsewhere, [])])
+    vm = catalog.vm(WIN11)
+    assert vm is not None
+    assert vm.current_point == here
     mine = example_point("mine", minute=2, parent=here, sequence=2)
     theirs = example_point("theirs", minute=3, parent=mine.id, sequence=3, host="beta")
     catalog.adopt([(theirs, []), (mine, [])])
     vm = catalog.vm(WIN11)
     assert vm is not None
-    assert vm.current_point == mine.id
+    assert (vm.current_point, vm.before_first) == (None, False)
     catalog.return_to(WIN11, here)
     catalog.adopt([(theirs, []), (mine, [])])  # known already: nothing is changed
     vm = catalog.vm(WIN11)
