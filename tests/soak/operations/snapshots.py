@@ -94,6 +94,8 @@ def snapshot_revert(world: World, guest: Guest, chance: random.Random) -> str:
         world.keep_point(reverted["safety"], before, safety=True)
     went_back(guest, afterwards)
     become(guest, after_revert(before, snapshot))
+    if snapshot.ours and snapshot.memory is not None:
+        guest.activate_disks()
     return told
 
 
