@@ -354,6 +354,18 @@ class HypervisorUnavailable(HypervisorError):
     default_hint = "Check that libvirtd runs and that the URI (-c, LIBVIRT_DEFAULT_URI) is right."
 
 
+class HypervisorHangs(HypervisorUnavailable):
+    """libvirtd takes calls and answers none, or one of them never ends."""
+
+    code = "hypervisor-hangs"
+    http_status = 504
+    default_hint = (
+        "Look what libvirtd waits for (`systemctl status libvirtd`, its log, `dmesg`): storage that is gone is the "
+        "usual cause. VMs run on when it is restarted (`systemctl restart libvirtd`, or virtqemud). Whatever was "
+        "begun is put right by the guardian and the next command once it answers."
+    )
+
+
 class JobAborted(HypervisorError):
     """The backup job ended before the point was complete."""
 

@@ -127,19 +127,20 @@ class Console:
     def progress(self) -> Iterator[Callable[[Progress], None]]:
         """Show how an operation comes on, with rate and time left; no more than notes where there is no terminal."""
         if self.json or self.quiet or not sys.stderr.isatty():
-            yield self._note
+            yield self.note
             return
         from vmkeep.cli.progress import progress_bar
 
         with progress_bar(_rich(sys.stderr)) as watch:
 
             def watch_and_note(report: Progress) -> None:
-                self._note(report)
+                self.note(report)
                 watch(report)
 
             yield watch_and_note
 
-    def _note(self, report: Progress) -> None:
+    def note(self, report: Progress) -> None:
+        """Say what a report has to say beside how far things are."""
         if report.note is not None:
             self.notice(report.note)
 

@@ -82,8 +82,19 @@ class Session:
         """The host that the URI names, to look at."""
         from vmkeep.host.local import LocalHost
 
+        self._attend()
         with contextlib.closing(LocalHost(self.settings, lambda: self.premises.repository)) as host:
             yield host
+
+    def _attend(self) -> None:
+        """Say what libvirt is waited for, and let Ctrl-C end the wait."""
+        from vmkeep.host.connecting import attend
+
+        attend(
+            tell=self.console.notice,
+            cancelled=lambda: self.interruption.received,
+            limit_seconds=self.settings.stalled_after_seconds,
+        )
 
     def require_rights(self, vm: str) -> None:
         """Raise PermissionRefused when this user may not use the files of a VM that a point of it needs.
@@ -100,6 +111,7 @@ class Session:
         from vmkeep.host.connecting import LazyConnection
         from vmkeep.host.moments import LocalMoments
 
+        self._attend()
         with contextlib.closing(LazyConnection(self.settings.uri)) as connection:
             yield LocalMoments(self.settings, connection.opened)
 
@@ -111,11 +123,12 @@ class Session:
         """
         from vmkeep.flows.engine import Engine
 
+        self._attend()
         if first_use:
             report = self.premises.ensure()
             if report is not None:
                 tell_first_use(self.console, report)
-        with Engine(self.premises, last=self._invocation.ends_process) as engine:
+        with Engine(self.premises, last=self._invocation.ends_process, watch=self.console.note) as engine:
             for sentence in engine.recovered:
                 self.console.notice(sentence)
             with self.interruption.handed_to(engine.cancel):
