@@ -4,7 +4,8 @@ Each class has a stable code (for programs), an exit status (for scripts), an HT
 come) and a hint: what to do next. Adapters translate foreign errors once, with ``from``; nothing else does.
 Exit statuses, by what the caller may do: 2 the request is wrong, 3 to 9 a thing is missing or there already,
 10 to 19 the state of the VM or host forbids it, 20 to 29 stored data cannot be trusted, 30 to 39 a service
-failed, 40 to 49 keys, 130 and 143 the operation was ended by a signal, 1 a fault of vmkeep itself.
+failed, 40 to 49 keys, 50 all was done and its result could not be printed, 130 and 143 the operation was ended by a
+signal, 1 a fault of vmkeep itself.
 """
 
 from __future__ import annotations
@@ -505,6 +506,17 @@ class SecretPrivate(VmkeepError):
     exit_status = 43
     http_status = 409
     default_hint = "Start the VM for a backup; for a restore, define the secret anew with private='no'."
+
+
+# -- nobody could be told --------------------------------------------------------------------------------------
+
+
+class OutputFailed(VmkeepError):
+    """The result could not be printed. Whatever else was asked for was done."""
+
+    code = "output-failed"
+    exit_status = 50
+    default_hint = "Print to a place that is open and has room."
 
 
 # -- ended from outside ----------------------------------------------------------------------------------------

@@ -2,20 +2,25 @@
 
 With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one. With
 ``--quiet`` a command reports nothing: errors, warnings and documents that were asked for are left.
+
+What a command does is not undone, and not broken off, because nobody can be told of it. An output that fails is told at
+the end, on the other one, and by the exit status (``lost``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
+from vmkeep.cli.outputs import Forgiving, silence_output
 from vmkeep.cli.tables import Facts, Table, printable
-from vmkeep.errors import InvalidRequest, NoSpace, VmkeepError
+from vmkeep.errors import InvalidRequest, OutputFailed, VmkeepError
 from vmkeep.filesystem import size_text as size_text
 
 if TYPE_CHECKING:
@@ -27,10 +32,6 @@ BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
-class ReaderGone(Exception):
-    """Whoever reads standard output has closed it (`vmkeep points | head -1`): the rest is said to nobody."""
-
-
 class Console:
     """Where one command writes to."""
 
@@ -38,15 +39,18 @@ class Console:
         self.json = json_wanted
         self.quiet = False
         self.debug_log: str | None = None
+        self.works = False
+        """Whether the command does more than to print."""
         self._notices: list[str] = []
+        self._printed = False
+        self._output: OSError | UnicodeEncodeError | None = None
+        self._unsaid: OSError | ValueError | None = None
 
     # -- standard output ---------------------------------------------------------------------------------------
 
     def document(self, value: Mapping[str, Any]) -> None:
         """Print the command's one JSON document."""
-        with _written():
-            sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-            sys.stdout.flush()
+        self.text(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
     def show(self, *parts: str | Table | Facts) -> None:
         """Print texts and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
@@ -67,9 +71,23 @@ class Console:
 
     def text(self, text: str) -> None:
         """Print a text exactly as it is: a document, or what another program prints as well."""
-        with _written():
+        if self._output is not None:
+            return
+        try:
             sys.stdout.write(text)
             sys.stdout.flush()
+            self._printed = True
+        except (OSError, UnicodeEncodeError) as error:
+            self.lose_output(error)
+
+    @property
+    def output_is_lost(self) -> bool:
+        return self._output is not None
+
+    def lose_output(self, error: OSError | UnicodeEncodeError) -> None:
+        """Standard output cannot be written: what follows goes nowhere."""
+        self._output = self._output or error
+        silence_output()
 
     # -- standard error ----------------------------------------------------------------------------------------
 
@@ -105,6 +123,22 @@ class Console:
             self._say_json({})
         elif self.debug_log is not None:
             self._say(f"vmkeep: debug log: {self.debug_log}\n")
+
+    def lost(self) -> int:
+        """Tell of an output that failed, after all else; return the exit status for that, 0 when none did."""
+        if self._output is not None:
+            error = self._output
+            gone = isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE
+            if not gone or self.works:
+                self.failure(_output_failed(error, works=self.works, gone=gone))
+            elif self.json:
+                self._say_json({})
+            return BROKEN_PIPE_STATUS if gone else OutputFailed.exit_status
+        if self._unsaid is None:
+            return 0
+        if not self.json:
+            self._say_on_output(f"vmkeep: error: standard error cannot be written: {_reason(self._unsaid)}\n")
+        return OutputFailed.exit_status
 
     def confirm(self, question: str, *, yes: bool) -> None:
         """Ask before something that cannot be taken back; raises InvalidRequest without a yes."""
@@ -152,12 +186,36 @@ class Console:
         if value:
             self._say(json.dumps(value, ensure_ascii=False) + "\n")
 
-    @staticmethod
-    def _say(text: str) -> None:
-        # A closed standard error must not turn a result into a failure.
-        with contextlib.suppress(OSError, ValueError):
+    def _say(self, text: str) -> None:
+        try:
             sys.stderr.write(text)
             sys.stderr.flush()
+        except (OSError, ValueError) as error:
+            self._unsaid = error
+            self._say_on_output(text)
+
+    def _say_on_output(self, text: str) -> None:
+        """Print what standard error does not take; not beside a JSON document, which stands alone."""
+        if self._output is None and not (self.json and self._printed):
+            self.text(text)
+
+
+def _output_failed(error: OSError | UnicodeEncodeError, *, works: bool, gone: bool) -> OutputFailed:
+    what = "was closed by its reader" if gone else f"cannot be written: {_reason(error)}"
+    if isinstance(error, UnicodeEncodeError):
+        hint = "Set a UTF-8 locale, for example LC_ALL=C.UTF-8."
+    elif works:
+        hint = "Only its result was lost: the command need not be run again for that. `vmkeep log` shows operations."
+    else:
+        hint = None
+    done = "What was asked for was done, but standard output" if works else "Standard output"
+    return OutputFailed(f"{done} {what}", hint=hint)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"it has the encoding {error.encoding}, which lacks a letter of the result"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def duration_text(seconds: float) -> str:
@@ -178,32 +236,9 @@ def time_text(created: str) -> str:
     return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-@contextlib.contextmanager
-def _written() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError as error:
-        silence_output()
-        raise ReaderGone from error
-    except OSError as error:
-        silence_output()
-        raise NoSpace(f"Standard output cannot be written: {error.strerror}") from error
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"Standard output cannot show the result in the encoding {error.encoding}",
-            hint="Set a UTF-8 locale, for example LC_ALL=C.UTF-8.",
-        ) from error
-
-
-def silence_output() -> None:
-    """Let what is still buffered go nowhere, so that the interpreter's own flush at exit does not fail again."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-
-
 def _rich(stream: Any) -> RichConsole:
     from rich.console import Console as RichConsole
 
-    return RichConsole(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return RichConsole(
+        file=cast("IO[str]", Forgiving(stream)), markup=False, highlight=False, emoji=False, soft_wrap=False
+    )

@@ -40,6 +40,16 @@ QuietOption = Annotated[
 """An option of every command that is declared once: ``vmkeep.cli.ondemand`` adds it to each."""
 DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
 
+# The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
+_LOOKING = {
+    *("doctor", "log", "point show", "points", "verify", "vm list", "vm show"),
+    *(
+        f"{kind} {command}"
+        for kind in ("checkpoint", "snapshot")
+        for command in ("dumpxml", "export", "health", "info", "list", "parent", "tree")
+    ),
+}
+
 
 def _ask_for_quiet(context: typer.Context, *, wanted: bool) -> None:
     console: Console = context.obj.console
@@ -172,6 +182,7 @@ def session(context: typer.Context, *, json: bool, connect: str | None, debug: b
     invocation.debug = debug or invocation.debug
     if invocation.console.json and invocation.console.quiet:
         raise InvalidRequest("--json and --quiet are mutually exclusive", hint="Leave one of them out.")
+    invocation.console.works = context.command_path.removeprefix("vmkeep ") not in _LOOKING
     running = Session(invocation)
     try:
         if invocation.debug:
