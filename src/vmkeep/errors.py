@@ -174,6 +174,15 @@ class HostFileMissing(VmkeepError):
     default_hint = "Put the file or directory in place and run the command again."
 
 
+class ToolMissing(VmkeepError):
+    """A program that the operation runs is not installed."""
+
+    code = "tool-missing"
+    exit_status = 9
+    http_status = 409
+    default_hint = "Install the package qemu-utils (qemu-img, qemu-nbd). Nothing was begun."
+
+
 class MomentExists(TargetExists):
     """A checkpoint or snapshot, or a bitmap, has the name already."""
 

@@ -174,6 +174,16 @@ class Host:
         self._connection = None
         self.run(["libvirtd", "--daemon"], check=True)
 
+    @contextlib.contextmanager
+    def hung_libvirtd(self) -> Iterator[None]:
+        """Let libvirtd take calls and answer none; meanwhile nothing here may use ``connection``."""
+        pid = self.path("/run/libvirtd.pid").read_text().strip()
+        self.run(["kill", "-STOP", pid], check=True)
+        try:
+            yield
+        finally:
+            self.run(["kill", "-CONT", pid], check=True)
+
     # -- reaching it -----------------------------------------------------------------------------------------
 
     @property

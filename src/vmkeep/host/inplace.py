@@ -47,6 +47,7 @@ from vmkeep.statefiles.installation import stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.imagekey import ImageKey
+from vmkeep.transfer.tools import require_tools
 
 
 def check_in_place(
@@ -60,6 +61,7 @@ def check_in_place(
     domain = _find(hypervisor, record)
     refuse_while_pending(settings, domain.name, domain.uuid)
     require_off(domain)
+    require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write the disks of {domain.name}")
     definition = with_volumes_found(
         read_definition(domain.definition_xml(inactive=True, secure=True), domain), hypervisor
     )
