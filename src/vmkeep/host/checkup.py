@@ -124,12 +124,12 @@ def _look_at_libvirt(
 
 
 def _libvirt_away(error: VmkeepError, settings: Settings) -> Finding:
+    code, remedy = FindingCode.LIBVIRT_UNREACHABLE, "systemctl start libvirtd"
     if isinstance(error, PermissionRefused):
         code, remedy = FindingCode.LIBVIRT_REFUSED, "sudo vmkeep doctor"
-    else:
-        code = FindingCode.LIBVIRT_UNREACHABLE
+    elif isinstance(error, HypervisorHangs):
         # Restarted in the middle of a backup's beginning, libvirtd 9.0 keeps that job: look before.
-        remedy = f"systemctl {'status' if isinstance(error, HypervisorHangs) else 'start'} libvirtd"
+        remedy = "systemctl status libvirtd"
     return Finding(code, f"{error}; the VMs were not looked at", remedy=remedy, path=settings.uri)
 
 
