@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -121,6 +122,8 @@ def _ended(console: Console, status: int) -> int:
 def run() -> NoReturn:
     """The entry point of the installed command."""
     make_whole()
+    # Whatever is made for others to read is made for nobody else to write, also by programs that are run.
+    os.umask(os.umask(0o077) | 0o022)
     # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay.
     gc.set_threshold(50_000)
     if ASKED_BY in os.environ:
@@ -153,7 +156,20 @@ def _translated(raised: BaseException) -> VmkeepError:
         return InvalidRequest(raised.format_message().rstrip(".\n"), hint=_usage_hint(raised))
     if isinstance(raised, typer.Abort | KeyboardInterrupt):
         return Interrupted("Interrupted by Ctrl-C")
+    if isinstance(raised, FileNotFoundError) and not _has_current_folder():
+        return InvalidRequest(
+            "the current folder was deleted, and a relative path begins there",
+            hint="Go to another folder (`cd`), or give absolute paths.",
+        )
     return VmkeepError(f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__)
+
+
+def _has_current_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _usage_hint(raised: typer.TyperException) -> str:

@@ -16,7 +16,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import make_directory, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.instant import StateSource, read_state, state_sources
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
@@ -176,7 +176,7 @@ class InPlace:
             if item.role == "tpm":
                 stage_tpm(staged, item.file or ref.file, content, owner=swtpm_owner(version.owner))
             else:
-                staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                make_directory(staged.parent, 0o755)
                 stage_file(staged, content)
             return
         stored = stored_disk(record, item.name)

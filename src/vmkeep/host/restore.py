@@ -36,7 +36,7 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import make_directory, sync_directory
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.selection import STATE, asked_disks
@@ -104,7 +104,7 @@ def _require_tools(items: Sequence[DeliveredItem]) -> None:
     """Raise ToolMissing for an image that QEMU's tools encrypt; all others are written without them."""
     for item in items:
         if item.secret:
-            require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write {item.path}, which is encrypted")
+            require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write {item.final}, which is encrypted")
 
 
 def _asked(record: PointRecord, only: Sequence[str]) -> PointRecord:
@@ -408,7 +408,7 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
     else:
         # libvirt gives NVRAM its owner when the VM starts; it made the directory for itself.
         if for_hypervisor:
-            staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directory(staged.parent, 0o755)
         stage_file(staged, content)
     return len(content)
 

@@ -111,7 +111,8 @@ class JobRecord:
         """Write the record durably; the file is named after the operation."""
         path = record_path(directory, self.operation)
         beside = path.with_suffix(".partial")
-        with beside.open("w", encoding="utf-8") as stream:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump(dataclasses.asdict(self), stream)
             stream.flush()
             os.fsync(stream.fileno())
