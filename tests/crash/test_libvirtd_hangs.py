@@ -50,6 +50,11 @@ def ended_by(bed: Bed, number: signal.Signals, *, silent_seconds: float) -> Prin
     return ended
 
 
+def record(bed: Bed) -> str:
+    """Return the record of the point that is taken."""
+    return "".join(path.read_text() for path in (bed.home / "guards").glob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("when", "place", "asked"),
     [
@@ -75,10 +80,10 @@ def test_backup_that_is_ended_while_libvirtd_hangs_leaves_nothing(bed: Bed, when
     assert "guardian" in said["error"]["hint"]
 
     wait_until(lambda: bed.vm.state() is VmState.RUNNING, "the guest still stands", 3)
-    print(f"the guest runs {time.monotonic() - answered_at:.2f} s after libvirtd answers")
     bed.assert_safe(before, killed_at=answered_at)
     assert bed.zygote.run(["look"]).acts[0][1] == points
-    bed.next_backup_and_prove_all(killed=bed.content.copy())
+    bed.take_point()
+    bed.sound = True
 
 
 def test_point_that_was_stored_when_libvirtd_fell_silent_stays_and_is_told(bed: Bed) -> None:
@@ -94,19 +99,19 @@ def test_point_that_was_stored_when_libvirtd_fell_silent_stays_and_is_told(bed: 
     point = told.split()[1]
     bed.assert_safe(before, killed_at=answered_at, old_gone_allowed=True, new_allowed=True)
     bed.truths[point] = bed.content.copy()
-    bed.next_backup_and_prove_all(killed=bed.content.copy())
+    bed.sound = True
 
 
-def test_backup_goes_on_when_libvirtd_answers_again_and_has_said_what_it_waits_for(bed: Bed) -> None:
+def test_backup_whose_copy_goes_on_beside_a_silent_libvirtd_ends_when_that_answers(bed: Bed) -> None:
     bed.change()
-    come_to(bed, "before", _DOMAIN + "suspend", "backup", bed.vm.name)
+    come_to(bed, "before", "vmkeep.host.point:capture_disk", "backup", bed.vm.name)
     with bed.host.hung_libvirtd():
         bed.zygote.go.touch()
-        time.sleep(11)
-    ended = bed.zygote.printed()
-    assert "libvirt has answered nothing for 10 s, asked to suspend the VM 'guest'" in ended.err
-    bed.truths[ended.document()["point"]["id"]] = bed.content.copy()
-    bed.next_backup_and_prove_all(killed=bed.content.copy())
+        # The guardian, which looks at the VM all the time, still hears what vmkeep says.
+        wait_until(lambda: '"keep"' in record(bed), "the copy does not end", 20)
+        time.sleep(1)
+    bed.truths[bed.zygote.printed().document()["point"]["id"]] = bed.content.copy()
+    bed.sound = True
 
 
 def test_libvirtd_that_stays_silent_is_given_up(bed: Bed) -> None:
@@ -120,7 +125,7 @@ def test_libvirtd_that_stays_silent_is_given_up(bed: Bed) -> None:
         answered_at = time.monotonic()
     assert (ended.status, json.loads(ended.err)["error"]["code"]) == (31, "hypervisor-hangs")
     bed.assert_safe(before, killed_at=answered_at)
-    bed.next_backup_and_prove_all(killed=bed.content.copy())
+    bed.sound = True
 
 
 def test_lists_are_ended_too_and_a_snapshot_is_settled(bed: Bed) -> None:
@@ -134,10 +139,9 @@ def test_lists_are_ended_too_and_a_snapshot_is_settled(bed: Bed) -> None:
     come_to(bed, "after", _DOMAIN + "suspend", "snapshot", "create", bed.vm.name, "hung")
     with bed.host.hung_libvirtd():
         ended = ended_by(bed, signal.SIGINT, silent_seconds=3.5)
-    answered_at = time.monotonic()
     assert ended.status == 130, ended
     wait_until(lambda: bed.vm.state() is VmState.RUNNING, "the guest still stands", 5)
-    print(f"the guest runs {time.monotonic() - answered_at:.2f} s after libvirtd answers")
     wait_until(lambda: bed.guardians() == [], "the guardian does not end", 20)
     told = bed.zygote.run(["look"]).recovered
     assert any("snapshot" in sentence for sentence in told), told
+    bed.next_backup_and_prove_all(killed=bed.content.copy())
