@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+_SLEEPING = Path(__file__).with_name("sleeping")
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -30,6 +32,7 @@ class Clock:
         (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
         return {
             "LD_PRELOAD": str(library),
+            "PYTHONPATH": str(_SLEEPING),
             "FAKETIME_TIMESTAMP_FILE": str(self.file),
             "FAKETIME_NO_CACHE": "1",
             "DONT_FAKE_MONOTONIC": "1",
