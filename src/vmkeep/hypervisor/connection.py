@@ -23,6 +23,7 @@ class Hypervisor:
     def __init__(self, connection: libvirt.virConnect, uri: str, line: answers.Line) -> None:
         self._connection = connection
         self._line = line
+        self._identity: tuple[str, str] | None = None
         self.uri = uri
         self.secrets = Secrets(connection)
 
@@ -61,10 +62,15 @@ class Hypervisor:
             self._connection.close()
 
     def identity(self) -> tuple[str, str]:
-        """Return the host's UUID, as libvirt knows it, and its name."""
-        with libvirt_errors("tell the host's identity"):
-            capabilities = etree.fromstring(self._connection.getCapabilities().encode())
-            return capabilities.findtext("host/uuid") or "", self._connection.getHostname()
+        """Return the host's UUID, as libvirt knows it, and its name.
+
+        libvirt is asked once: a point that is copied can be stored also when libvirtd hangs by then.
+        """
+        if self._identity is None:
+            with libvirt_errors("tell the host's identity"):
+                capabilities = etree.fromstring(self._connection.getCapabilities().encode())
+                self._identity = capabilities.findtext("host/uuid") or "", self._connection.getHostname()
+        return self._identity
 
     def versions(self) -> tuple[int, int]:
         """Return the versions of libvirt and of QEMU, each as major * 1,000,000 + minor * 1,000 + release."""
