@@ -58,9 +58,7 @@ def record(bed: Bed) -> str:
 @pytest.mark.parametrize(
     ("when", "place", "asked"),
     [
-        ("before", _DOMAIN + "suspend", "suspend the VM 'guest'"),
         ("after", _DOMAIN + "suspend", "begin the backup job"),
-        ("after", _DOMAIN + "begin_backup", "tell the state"),
         ("before", _DOMAIN + "resume", "resume the VM 'guest'"),
     ],
 )
@@ -70,7 +68,7 @@ def test_backup_that_is_ended_while_libvirtd_hangs_leaves_nothing(bed: Bed, when
     with settings(bed, "longest_pause_seconds = 2\n"):
         come_to(bed, when, place, "backup", bed.vm.name)
         with bed.host.hung_libvirtd():
-            ended = ended_by(bed, signal.SIGINT, silent_seconds=3.5)
+            ended = ended_by(bed, signal.SIGINT, silent_seconds=3)
         answered_at = time.monotonic()
     assert ended.status == 130, ended
     said = json.loads(ended.err)
@@ -91,7 +89,7 @@ def test_point_that_was_stored_when_libvirtd_fell_silent_stays_and_is_told(bed: 
     before = checkpoints(bed.vm)
     come_to(bed, "before", _DOMAIN + "abort_backup", "backup", bed.vm.name)
     with bed.host.hung_libvirtd():
-        ended = ended_by(bed, signal.SIGTERM, silent_seconds=3.5)
+        ended = ended_by(bed, signal.SIGTERM, silent_seconds=3)
     answered_at = time.monotonic()
     said = json.loads(ended.err)
     assert (ended.status, said["error"]["code"]) == (143, "terminated")
@@ -138,7 +136,7 @@ def test_lists_are_ended_too_and_a_snapshot_is_settled(bed: Bed) -> None:
 
     come_to(bed, "after", _DOMAIN + "suspend", "snapshot", "create", bed.vm.name, "hung")
     with bed.host.hung_libvirtd():
-        ended = ended_by(bed, signal.SIGINT, silent_seconds=3.5)
+        ended = ended_by(bed, signal.SIGINT, silent_seconds=3)
     assert ended.status == 130, ended
     wait_until(lambda: bed.vm.state() is VmState.RUNNING, "the guest still stands", 5)
     wait_until(lambda: bed.guardians() == [], "the guardian does not end", 20)

@@ -37,7 +37,7 @@ def test_clock_that_is_set_forwards_and_back_in_the_middle_of_a_copy_changes_not
     # All that waits for something may wait for less than the clock is set by.
     (vmkeep.home / "vmkeep.toml").write_text("stalled_after_seconds = 60\nlongest_pause_seconds = 30\n")
     points, truths = [], []
-    for number, jump in enumerate(("+1h", "-1h", "+0")):
+    for number, jump in enumerate(("+1h", "-1h")):
         truths.append(Truth.of(vm, uefi=False, tpm=False))
         with held_in_its_copy(vm, vmkeep) as process:
             clock.set(jump)
@@ -46,7 +46,7 @@ def test_clock_that_is_set_forwards_and_back_in_the_middle_of_a_copy_changes_not
         assert 0 < document["point"]["seconds"] < 60
         points.append(document["point"])
         vm.write_random("vda", start=number * MiB, length=64 * KiB, seed=number)
-    assert [point["kind"] for point in points] == ["full", "incremental", "incremental"]
+    assert [point["kind"] for point in points] == ["full", "incremental"]
     assert all(0 < entry["seconds"] < 60 for entry in vmkeep.json("log")["operations"])
     assert_left_alone(vm, state=VmState.RUNNING, checkpoints_before=[points[-1]["checkpoint"]])
     assert not list(Path(vmkeep.home / "repository" / "intents").iterdir())

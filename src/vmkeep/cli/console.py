@@ -42,9 +42,10 @@ class Console:
         self.works = False
         """Whether the command does more than to print."""
         self._notices: list[str] = []
-        self._printed = False
+        self._stands_alone = False  # a document or a text was printed, beside which nothing else may stand
         self._output: OSError | UnicodeEncodeError | None = None
-        self._unsaid: OSError | ValueError | None = None
+        self._silent: OSError | ValueError | None = None
+        self._unsaid: list[str] = []
 
     # -- standard output ---------------------------------------------------------------------------------------
 
@@ -67,16 +68,19 @@ class Console:
             if on_terminal and isinstance(part, Table) and os.environ.get("TERM", "dumb") != "dumb":
                 shown[0] = f"{_BOLD}{shown[0]}{_PLAIN}"
             lines += shown
-        self.text("".join(f"{line}\n" for line in lines))
+        self._print("".join(f"{line}\n" for line in lines))
 
     def text(self, text: str) -> None:
         """Print a text exactly as it is: a document, or what another program prints as well."""
+        self._stands_alone = True
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         if self._output is not None:
             return
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-            self._printed = True
         except (OSError, UnicodeEncodeError) as error:
             self.lose_output(error)
 
@@ -134,10 +138,12 @@ class Console:
             elif self.json:
                 self._say_json({})
             return BROKEN_PIPE_STATUS if gone else OutputFailed.exit_status
-        if self._unsaid is None:
+        if self._silent is None:
             return 0
         if not self.json:
-            self._say_on_output(f"vmkeep: error: standard error cannot be written: {_reason(self._unsaid)}\n")
+            self._unsaid.append(f"vmkeep: error: standard error cannot be written: {_reason(self._silent)}\n")
+        if not self._stands_alone:
+            self._print("".join(self._unsaid))
         return OutputFailed.exit_status
 
     def confirm(self, question: str, *, yes: bool) -> None:
@@ -191,13 +197,8 @@ class Console:
             sys.stderr.write(text)
             sys.stderr.flush()
         except (OSError, ValueError) as error:
-            self._unsaid = error
-            self._say_on_output(text)
-
-    def _say_on_output(self, text: str) -> None:
-        """Print what standard error does not take; not beside a JSON document, which stands alone."""
-        if self._output is None and not (self.json and self._printed):
-            self.text(text)
+            self._silent = error
+            self._unsaid.append(text)
 
 
 def _output_failed(error: OSError | UnicodeEncodeError, *, works: bool, gone: bool) -> OutputFailed:

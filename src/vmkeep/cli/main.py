@@ -109,6 +109,8 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
         console.failure(error)
         if not console.json:
             console.end()
+        if not console.output_is_lost:
+            console.lost()
         return error.exit_status
 
 

@@ -102,7 +102,7 @@ def _look_at_libvirt(
 ) -> tuple[Domain, ...]:
     """Add what there is to say of libvirt and its VMs, also when it falls silent meanwhile; return all VMs."""
     domains: tuple[Domain, ...] = ()
-    with impatient(_LIBVIRT_SECONDS):
+    with impatient(min(_LIBVIRT_SECONDS, settings.stalled_after_seconds)):
         try:
             hypervisor = connect()
             versions = hypervisor.versions()

@@ -243,6 +243,8 @@ class _Answer:
         self.line = line
         self.came = threading.Event()
         self.is_left = False
+        self.is_asked = False
+        self._is_made = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.call: _Call | None = None
@@ -251,6 +253,10 @@ class _Answer:
         self._lasting = lasting
 
     def make(self) -> None:
+        """Make the call, once."""
+        if self._is_made:
+            return
+        self._is_made = True
         try:
             with _under_way(self._doing, self.line, lasting=self._lasting) as self.call:
                 self.result = self._function()
@@ -272,7 +278,10 @@ class _Caller:
         threading.Thread(target=self._work, name="vmkeep-libvirt", daemon=True).start()
 
     def make(self, answer: _Answer) -> None:
-        self._answers.put(answer)
+        """Let the call be made. Asked for twice, because a signal came before that was noted, it is made once."""
+        if not answer.is_asked:
+            self._answers.put(answer)
+            answer.is_asked = True
 
     def _work(self) -> None:
         while True:
@@ -290,11 +299,11 @@ def _wait_for(answer: _Answer) -> Any:
     """Return what the call returns. A Ctrl-C is raised when it has come back, or when libvirtd proves deaf."""
     global _caller
     caller, _caller = _caller or _Caller(), None
-    caller.make(answer)
     patience = LibvirtPatience(_attendance.limit_seconds, tell=_attendance.tell)
     raised: BaseException | None = None
     while True:
         try:
+            caller.make(answer)
             while not answer.came.wait(_LOOK_SECONDS):
                 _look(answer, patience)
             break

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from vmkeep.errors import GivenUp, HypervisorHangs, VmkeepError
 
 _TELL_SECONDS = 10.0
+# How long it takes until libvirtd counts as deaf (``vmkeep.hypervisor.answers``).
+_UNTIL_DEAF_SECONDS = 2.5
 # After Ctrl-C: of a daemon that answers nothing, there is nothing to wait for. The moment is for a process that was
 # stopped, and whose questions were not answered for that alone.
 _DEAF_SECONDS = 0.2
@@ -77,14 +79,16 @@ class LibvirtPatience:
         self._count(silence)
         if silence is None or (silence.lasting and not silence.deaf):
             return
-        message = silence.message(self._seen)
+        # A call that had taken long before libvirtd fell silent did not wait for that.
+        waited = min(self._seen, self._seen_deaf + _UNTIL_DEAF_SECONDS) if silence.deaf else self._seen
+        message = silence.message(waited)
         is_deaf = silence.deaf and self._seen_deaf >= _DEAF_SECONDS
         if self._cancelled is not None and (is_deaf or self._seen_cancelled >= _GIVE_UP_SECONDS):
             raise left_behind(self._cancelled, message)
-        if self._seen >= min(self._limit, _TELL_SECONDS) and not self._told:
+        if waited >= min(self._limit, _TELL_SECONDS) and not self._told:
             self._told = True
             self._tell(f"{message}; waiting")
-        if self._seen >= self._limit:
+        if waited >= self._limit:
             raise GivenUp(HypervisorHangs(message))
 
     def _count(self, silence: Silence | None) -> None:

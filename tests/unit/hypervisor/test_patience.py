@@ -65,6 +65,13 @@ def test_call_that_may_take_long_is_waited_for_as_long_as_the_daemon_lives(clock
     with pytest.raises(GivenUp):
         wait.look(1, lasting=True)
 
+    wait = Wait(clock, 60)
+    wait.look(3600, deaf=False, lasting=True)
+    wait.look(50, lasting=True)  # from here on it waits for libvirtd
+    assert len(wait.said) == 1
+    with pytest.raises(GivenUp):
+        wait.look(10, lasting=True)
+
 
 def test_ctrl_c_ends_the_wait_for_a_deaf_daemon_at_once_and_for_another_after_some_seconds(clock: Clock) -> None:
     wait = Wait(clock)

@@ -26,10 +26,10 @@ class Handle:
     def jobInfo(self) -> list[int]:  # noqa: N802  libvirt's name
         self.looks -= 1
         if self.looks >= 0:
-            error = libvirt.libvirtError("no")
+            error: Any = libvirt.libvirtError("no")
             error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 10, "internal error: backup job data missing", 2, "", "", "")
             raise error
-        return [libvirt.VIR_DOMAIN_JOB_UNBOUNDED]
+        return [libvirt.VIR_DOMAIN_JOB_NONE + 2]
 
 
 @pytest.mark.parametrize(("looks", "stuck"), [(0, False), (2, False), (1000, True)])
