@@ -11,6 +11,7 @@ What the connection gives (VMs, checkpoints, secrets) makes its calls over it, s
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import threading
 import time
@@ -293,6 +294,16 @@ class _Caller:
 
 
 _caller: _Caller | None = None
+
+
+def _begin_anew() -> None:
+    """In a process that was forked: threads stay behind, and so does what they wait for."""
+    global _caller
+    _caller = None
+    _calls.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _wait_for(answer: _Answer) -> Any:
