@@ -99,7 +99,7 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
             console.lose_output(BrokenPipeError(errno.EPIPE, "its reader is gone"))
         return _ended(console, int(ended.code or 0) if ended.code != 1 else 0)
     except BaseException as raised:
-        error = _translated(raised)
+        error = _translated(raised, interruption.received)
         if invocation.logging:
             from vmkeep.cli.debuglog import log_failure
 
@@ -149,7 +149,8 @@ def _complete() -> NoReturn:
     os._exit(0)
 
 
-def _translated(raised: BaseException) -> VmkeepError:
+def _translated(raised: BaseException, signalled: Interrupted | None) -> VmkeepError:
+    """Return the error to tell; ``signalled`` is what a signal raised, and what others may hide in theirs."""
     if isinstance(raised, VmkeepError):
         return raised
     if isinstance(raised, GivenUp):
@@ -158,6 +159,8 @@ def _translated(raised: BaseException) -> VmkeepError:
         return InvalidRequest(raised.format_message().rstrip(".\n"), hint=_usage_hint(raised))
     if isinstance(raised, typer.Abort | KeyboardInterrupt):
         return Interrupted("Interrupted by Ctrl-C")
+    if signalled is not None and _came_of(raised, signalled):
+        return signalled
     if isinstance(raised, FileNotFoundError) and not _has_current_folder():
         return InvalidRequest(
             "the current folder was deleted, and a relative path begins there",
@@ -172,6 +175,18 @@ def _has_current_folder() -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _came_of(raised: BaseException, cause: BaseException) -> bool:
+    """Return whether an error was raised from another, or while that was handled."""
+    seen: set[int] = set()
+    error: BaseException | None = raised
+    while error is not None and id(error) not in seen:
+        if error is cause:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _usage_hint(raised: typer.TyperException) -> str:
