@@ -181,12 +181,11 @@ class Host:
     @contextlib.contextmanager
     def hung_libvirtd(self) -> Iterator[None]:
         """Let libvirtd take calls and answer none; meanwhile nothing here may use ``connection``."""
-        pid = self.path("/run/libvirtd.pid").read_text().strip()
-        self.run(["kill", "-STOP", pid], check=True)
+        self.signal_libvirtd(signal.SIGSTOP)
         try:
             yield
         finally:
-            self.run(["kill", "-CONT", pid], check=True)
+            self.signal_libvirtd(signal.SIGCONT)
 
     # -- reaching it -----------------------------------------------------------------------------------------
 
