@@ -72,7 +72,7 @@ class Settings:
     ``repository`` is a location: an absolute directory, or a URL of a store. ``scratch_dir`` None lets vmkeep
     put scratch beside each image. ``run_dir`` holds sockets and must be short (a socket's path ends at 107 bytes).
     ``points_at_once`` is how many points this installation copies at one time, in however many processes.
-    ``stalled_after_seconds`` is how long one call to the repository's storage may take.
+    ``stalled_after_seconds`` is how long one call to the repository's storage, or to libvirt, may take.
     ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
     ``vms`` is by the name or UUID that stands in the settings file.
     """

@@ -4,7 +4,8 @@ Each class has a stable code (for programs), an exit status (for scripts), an HT
 come) and a hint: what to do next. Adapters translate foreign errors once, with ``from``; nothing else does.
 Exit statuses, by what the caller may do: 2 the request is wrong, 3 to 9 a thing is missing or there already,
 10 to 19 the state of the VM or host forbids it, 20 to 29 stored data cannot be trusted, 30 to 39 a service
-failed, 40 to 49 keys, 130 and 143 the operation was ended by a signal, 1 a fault of vmkeep itself.
+failed, 40 to 49 keys, 50 all was done and its result could not be printed, 130 and 143 the operation was ended by a
+signal, 1 a fault of vmkeep itself.
 """
 
 from __future__ import annotations
@@ -171,6 +172,15 @@ class HostFileMissing(VmkeepError):
     exit_status = 7
     http_status = 409
     default_hint = "Put the file or directory in place and run the command again."
+
+
+class ToolMissing(VmkeepError):
+    """A program that the operation runs is not installed."""
+
+    code = "tool-missing"
+    exit_status = 9
+    http_status = 409
+    default_hint = "Install the package qemu-utils (qemu-img, qemu-nbd). Nothing was begun."
 
 
 class MomentExists(TargetExists):
@@ -354,6 +364,18 @@ class HypervisorUnavailable(HypervisorError):
     default_hint = "Check that libvirtd runs and that the URI (-c, LIBVIRT_DEFAULT_URI) is right."
 
 
+class HypervisorHangs(HypervisorUnavailable):
+    """libvirtd takes calls and answers none, or one of them never ends."""
+
+    code = "hypervisor-hangs"
+    http_status = 504
+    default_hint = (
+        "Look what libvirtd waits for (`systemctl status libvirtd`, its log, `dmesg`): storage that is gone is the "
+        "usual cause. VMs run on when it is restarted (`systemctl restart libvirtd`, or virtqemud). Whatever was "
+        "begun is put right by the guardian and the next command once it answers."
+    )
+
+
 class JobAborted(HypervisorError):
     """The backup job ended before the point was complete."""
 
@@ -493,6 +515,17 @@ class SecretPrivate(VmkeepError):
     exit_status = 43
     http_status = 409
     default_hint = "Start the VM for a backup; for a restore, define the secret anew with private='no'."
+
+
+# -- nobody could be told --------------------------------------------------------------------------------------
+
+
+class OutputFailed(VmkeepError):
+    """The result could not be printed. Whatever else was asked for was done."""
+
+    code = "output-failed"
+    exit_status = 50
+    default_hint = "Print to a place that is open and has room."
 
 
 # -- ended from outside ----------------------------------------------------------------------------------------

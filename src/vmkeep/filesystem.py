@@ -34,6 +34,23 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory with this very mode, whatever the umask is, unless it is there. Raises OSError.
+
+    Directories above it that are missing can be entered by all, and written by their owner only.
+    """
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir(mode=0o755, exist_ok=True)
+    try:
+        path.mkdir(mode=mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(mode)
+
+
 def passes_cache(path: Path) -> bool:
     """Return whether a file that is there can be written with O_DIRECT: not on older tmpfs, nor on some FUSE."""
     try:

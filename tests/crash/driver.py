@@ -102,11 +102,11 @@ def _leave_the_streams(request: dict[str, Any]) -> None:
 def _child(request: dict[str, Any]) -> int:
     Path(request["pid_file"]).write_text(str(os.getpid()))
     result: dict[str, Any] = {}
+    for trap in request.get("traps", ()):
+        _set_trap(trap)
     if "command" in request:
         return _command(request)
     try:
-        for trap in request.get("traps", ()):
-            _set_trap(trap)
         result["acts"] = _act(request["acts"], result)
         status = 0
     except Exception as error:

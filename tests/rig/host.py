@@ -178,6 +178,15 @@ class Host:
         self._connection = None
         self.run(["libvirtd", "--daemon"], check=True)
 
+    @contextlib.contextmanager
+    def hung_libvirtd(self) -> Iterator[None]:
+        """Let libvirtd take calls and answer none; meanwhile nothing here may use ``connection``."""
+        self.signal_libvirtd(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal_libvirtd(signal.SIGCONT)
+
     # -- reaching it -----------------------------------------------------------------------------------------
 
     @property

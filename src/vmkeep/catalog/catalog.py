@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,8 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # When the operations of this process began, by the clock and by the monotonic one.
+        self._begun: dict[str, tuple[str, float]] = {}
 
     @classmethod
     def open(cls, path: Path) -> Catalog:
@@ -311,6 +314,7 @@ class Catalog:
         operation = Operation(operation_id, kind, vm, owner, state, started=now, updated=now, request=dict(request))
         with self._database.writing() as connection:
             operation_queries.add(connection, operation)
+        self._begun[operation_id] = (now, time.monotonic())
         return operation
 
     def operation(self, operation_id: str) -> Operation:
@@ -332,8 +336,10 @@ class Catalog:
         self, operation_id: str, owner: str, to: OperationState, error: Mapping[str, Any] | None = None
     ) -> Operation:
         """Change the state by compare-and-set; raises CatalogError when it may not follow or the owner changed."""
+        begun = self._begun.get(operation_id)
+        now = texts.now() if begun is None else texts.after(begun[0], time.monotonic() - begun[1])
         with self._database.writing() as connection:
-            return operation_queries.move(connection, operation_id, owner, to, error)
+            return operation_queries.move(connection, operation_id, owner, to, error, now)
 
     def take_over_operation(self, operation_id: str, from_owner: str, to_owner: str) -> bool:
         """Make a dead owner's operation one's own; False when it ended or another process was first."""

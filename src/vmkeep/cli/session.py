@@ -40,6 +40,16 @@ QuietOption = Annotated[
 """An option of every command that is declared once: ``vmkeep.cli.ondemand`` adds it to each."""
 DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
 
+# The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
+_LOOKING = {
+    *("doctor", "log", "point show", "points", "verify", "vm list", "vm show"),
+    *(
+        f"{kind} {command}"
+        for kind in ("checkpoint", "snapshot")
+        for command in ("dumpxml", "export", "health", "info", "list", "parent", "tree")
+    ),
+}
+
 
 def _ask_for_quiet(context: typer.Context, *, wanted: bool) -> None:
     console: Console = context.obj.console
@@ -83,8 +93,19 @@ class Session:
         """The host that the URI names, to look at."""
         from vmkeep.host.local import LocalHost
 
+        self._attend()
         with contextlib.closing(LocalHost(self.settings, lambda: self.premises.repository)) as host:
             yield host
+
+    def _attend(self) -> None:
+        """Say what libvirt is waited for, and let Ctrl-C end the wait."""
+        from vmkeep.host.connecting import attend
+
+        attend(
+            tell=self.console.notice,
+            cancelled=lambda: self.interruption.received,
+            limit_seconds=self.settings.stalled_after_seconds,
+        )
 
     def require_rights(self, vm: str) -> None:
         """Raise PermissionRefused when this user may not use the files of a VM that a point of it needs.
@@ -101,6 +122,7 @@ class Session:
         from vmkeep.host.connecting import LazyConnection
         from vmkeep.host.moments import LocalMoments
 
+        self._attend()
         with contextlib.closing(LazyConnection(self.settings.uri)) as connection:
             yield LocalMoments(self.settings, connection.opened)
 
@@ -113,11 +135,12 @@ class Session:
         with self.interruption.postponed():
             from vmkeep.flows.engine import Engine
 
+        self._attend()
         if first_use:
             report = self.premises.ensure()
             if report is not None:
                 tell_first_use(self.console, report)
-        with Engine(self.premises, last=self._invocation.ends_process) as engine:
+        with Engine(self.premises, last=self._invocation.ends_process, watch=self.console.note) as engine:
             for sentence in engine.recovered:
                 self.console.notice(sentence)
             with self.interruption.handed_to(engine.cancel):
@@ -161,6 +184,7 @@ def session(context: typer.Context, *, json: bool, connect: str | None, debug: b
     invocation.debug = debug or invocation.debug
     if invocation.console.json and invocation.console.quiet:
         raise InvalidRequest("--json and --quiet are mutually exclusive", hint="Leave one of them out.")
+    invocation.console.works = context.command_path.removeprefix("vmkeep ") not in _LOOKING
     running = Session(invocation)
     try:
         if invocation.debug:

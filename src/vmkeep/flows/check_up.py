@@ -46,6 +46,7 @@ from vmkeep.host.findings import (
 from vmkeep.host.lock import FileLock
 from vmkeep.host.protocol import Host
 from vmkeep.logs import get_logger
+from vmkeep.repository.intents import Writer
 
 _log = get_logger(__name__)
 _POINT_PURPOSE = "point "  # as vmkeep.host begins a writer
@@ -137,7 +138,8 @@ class CheckUp:
                 self._premises.repository.forget_writer(finding.mend.writer)
                 told = f"removed the intent {finding.mend.writer} from the repository"
             elif isinstance(finding.mend, RemoveStaged):
-                self._premises.repository.remove_staged(Path(finding.mend.path))
+                is_gone = self._is_gone(self._request(self._premises.catalog))
+                self._premises.repository.remove_staged(Path(finding.mend.path), is_gone)
                 told = f"removed {finding.mend.path}"
             elif isinstance(finding.mend, ForgetSnapshot):
                 self._premises.catalog.forget_snapshot(finding.mend.snapshot)
@@ -162,6 +164,12 @@ class CheckUp:
                     yield self._mend(finding)
 
     # -- the catalogue -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _is_gone(request: CheckupRequest) -> Callable[[Writer], bool]:
+        """Return what tells of a writer of the repository that its process is dead: of an operation of ours."""
+        states = {operation.id: operation.state for operation in request.operations or ()}
+        return lambda writer: states.get(writer.purpose.removeprefix(_POINT_PURPOSE), "living") != "living"
 
     def _has_catalog(self) -> bool:
         return os.access(self._settings.catalog_path, os.F_OK)  # False also in a home that may not be read
@@ -274,7 +282,7 @@ class CheckUp:
             repository = self._premises.repository
             stored = set(repository.point_ids())
             writers = repository.writers()
-            staged = repository.staged()
+            staged = repository.staged(self._is_gone(request))
         except VmkeepError as error:
             code = next((code for kind, code in _REPOSITORY_ERRORS if isinstance(error, kind)), None)
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)

@@ -109,12 +109,14 @@ class Engine:
     other processes, and their end is waited for 0.07 s, which a short command would feel.
     """
 
-    def __init__(self, premises: Premises, *, last: bool = False) -> None:
+    def __init__(self, premises: Premises, *, last: bool = False, watch: Watch | None = None) -> None:
+        """``watch`` is told of what the engine waits for while no operation runs: at its start."""
         self._premises = premises
         self._last = last
         self._host = LocalHost(premises.settings, lambda: premises.repository)
         self._cancelled: VmkeepError | None = None
-        self._watch: Watch = _unwatched
+        self._unwatched = watch or _unwatched
+        self._watch: Watch = self._unwatched
         self._executor = uuid.uuid4().hex
         self._alive: FileLock | None = None
         self.recovered: tuple[str, ...] = ()
@@ -202,7 +204,7 @@ class Engine:
         try:
             return self._services().on_host(uuid.uuid4().hex, task)
         finally:
-            self._watch = _unwatched
+            self._watch = self._unwatched
 
     def restore_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceRestored:
         """Write a point over its VM, of which ``request.safety`` was just taken; on failure the VM is as before.
@@ -337,6 +339,8 @@ class Engine:
             raise
         except GivenUp as given:
             given.error.vm = given.error.vm or vm
+            if declared is take_point and operation in catalog.point_ids():
+                given.error.add_note(f"point {operation} is stored and whole; only the end of its job is missing")
             self._end(operation, OperationState.FAILED, given.error)
             raise
         except Exception as error:
@@ -345,7 +349,7 @@ class Engine:
             self._end(operation, OperationState.FAILED, fault)
             raise fault from error
         finally:
-            self._watch = _unwatched
+            self._watch = self._unwatched
         self._end(operation, OperationState.DONE, None)
         return result
 
@@ -396,6 +400,8 @@ class Engine:
         operation = status.workflow_id
         try:
             return self._undo(status) if rule is AfterCrash.UNDO else self._finish(status, resume=True)
+        except Interrupted:
+            raise
         except VmkeepError as error:
             return f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"
 
@@ -442,6 +448,8 @@ class Engine:
                 watch=self._tell,
                 stop=self._stop,
             )
+        except Interrupted:
+            raise
         except RestorePending as error:
             self._end(operation, OperationState.FAILED, error)
             return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"
@@ -461,6 +469,8 @@ class Engine:
                 continue  # its process lives
             try:
                 settled: RestoreSettled | None = self._services().on_host(path.stem, SettleRestore(path.stem))
+            except Interrupted:
+                raise
             except VmkeepError as error:
                 told.append(f"an interrupted restore ({path.stem}) could not be put right: {error}")
                 continue
@@ -481,6 +491,8 @@ class Engine:
                 continue  # its process lives
             try:
                 told.append(settle_snapshot(self._services(), place.name).told)
+            except Interrupted:
+                raise
             except VmkeepError as error:
                 told.append(f"an interrupted snapshot ({place.name}) could not be put right: {error}")
         return tuple(told)

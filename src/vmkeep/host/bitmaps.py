@@ -13,7 +13,7 @@ from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk, Definition, SourceKind
-from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmkeepError
+from vmkeep.errors import HypervisorError, HypervisorUnavailable, ToolMissing, VmkeepError
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
 from vmkeep.planning import BitmapHealth, judge_bitmap
@@ -138,12 +138,18 @@ def amending(disk: DefinedDisk, chain: Chain) -> str | None:
 
 
 def image_chains(definition: Definition) -> dict[str, Chain]:
-    """Return the images of each disk that has some on this host, by target; disks that cannot be read are left out."""
+    """Return the images of each disk that has some on this host, by target; disks that cannot be read are left out.
+
+    Raises ToolMissing.
+    """
     return describe_chains(definition)[0]
 
 
 def describe_chains(definition: Definition) -> tuple[dict[str, Chain], dict[str, str]]:
-    """Return the images of each disk that has some on this host, by target, and why the others could not be read."""
+    """Return the images of each disk that has some on this host, by target, and why the others could not be read.
+
+    Raises ToolMissing.
+    """
     chains, unread = {}, {}
     for disk in definition.disks:
         if disk.removable or disk.source is None:
@@ -153,6 +159,8 @@ def describe_chains(definition: Definition) -> tuple[dict[str, Chain], dict[str,
             continue
         try:
             chains[disk.target] = describe_image(disk.source, disk.image_format)
+        except ToolMissing:
+            raise  # says nothing of the image
         except VmkeepError as error:
             # The plan refuses the disk when its size is not known either; here it only has no bitmaps.
             _log.info("image not described", disk=disk.target, error=error.message)

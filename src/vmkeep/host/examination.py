@@ -30,6 +30,7 @@ from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import PlannableDisk
 from vmkeep.repository import PointSecret
 from vmkeep.statefiles.location import StateRoots
+from vmkeep.transfer.tools import require_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,12 @@ def examine(
 
     ``find_point`` returns a point of the VM by its id, also one that is not among ``points``.
 
-    Raises VmBusy while the VM is neither off nor standing, or another job runs; RelationsTorn when libvirtd would not
-    survive a change to the VM's checkpoints.
+    Raises ToolMissing; VmBusy while the VM is neither off nor standing, or another job runs; RelationsTorn when
+    libvirtd would not survive a change to the VM's checkpoints.
     """
     stopped = _is_stopped(domain)
+    # What is read without QEMU is read through qemu-nbd.
+    require_tools("qemu-img", *(("qemu-nbd", "setpriv") if stopped else ()), doing=f"read the disks of {domain.name}")
     refuse_torn_checkpoints(domain)
     live_xml = domain.definition_xml(secure=True)
     found = with_volumes_found(parse_definition(live_xml), hypervisor)

@@ -14,6 +14,7 @@ from typing import Protocol
 from vmkeep.config import Settings
 from vmkeep.definition import Definition
 from vmkeep.errors import TransferError, VmkeepError
+from vmkeep.filesystem import make_directory
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, StateSource
 from vmkeep.host.lock import FileLock
@@ -120,7 +121,7 @@ def guarded(subject: Subject, settings: Settings, record: JobRecord) -> Guardian
 
 def _make_socket_directory(directory: Path, owner: tuple[int, int] | None) -> None:
     """Make the directory in which QEMU, as its own user, creates the socket; others cannot enter it."""
-    directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    directory.mkdir(mode=0o700, exist_ok=True)
+    make_directory(directory.parent, 0o711)
+    make_directory(directory)
     if owner is not None and os.geteuid() == 0:
         os.chown(directory, *owner)

@@ -112,6 +112,8 @@ class FindingCode(StrEnum):
     """An operation works on the VM now, so its job, checkpoints and bitmaps were not judged."""
     LEFT_JOB = "left-job"
     """A backup job of vmkeep's runs on the VM, and nobody reads from it."""
+    JOB_STUCK = "job-stuck"
+    """libvirt keeps a job that is over: libvirtd was killed while a backup began."""
     FOREIGN_JOB = "foreign-job"
     """A backup job that is not vmkeep's runs on the VM. Backups are refused until it ends."""
     LEFT_CHECKPOINT = "left-checkpoint"
@@ -196,6 +198,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.KEPT_ASIDE,
         FindingCode.VM_UNREADABLE,
         FindingCode.LEFT_JOB,
+        FindingCode.JOB_STUCK,
         FindingCode.IMAGE_UNREADABLE,
         FindingCode.TPM_MISSING,
         FindingCode.NVRAM_MISSING,

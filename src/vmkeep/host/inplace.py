@@ -16,7 +16,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import make_directory, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.instant import StateSource, read_state, state_sources
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
@@ -47,6 +47,7 @@ from vmkeep.statefiles.installation import stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.imagekey import ImageKey
+from vmkeep.transfer.tools import require_tools
 
 
 def check_in_place(
@@ -60,6 +61,7 @@ def check_in_place(
     domain = _find(hypervisor, record)
     refuse_while_pending(settings, domain.name, domain.uuid)
     require_off(domain)
+    require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write the disks of {domain.name}")
     definition = with_volumes_found(
         read_definition(domain.definition_xml(inactive=True, secure=True), domain), hypervisor
     )
@@ -174,7 +176,7 @@ class InPlace:
             if item.role == "tpm":
                 stage_tpm(staged, item.file or ref.file, content, owner=swtpm_owner(version.owner))
             else:
-                staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                make_directory(staged.parent, 0o755)
                 stage_file(staged, content)
             return
         stored = stored_disk(record, item.name)

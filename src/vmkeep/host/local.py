@@ -12,7 +12,7 @@ from vmkeep.config import Settings
 from vmkeep.errors import VmkeepError
 from vmkeep.host import restore, surveying
 from vmkeep.host.checkup import check_host, mend
-from vmkeep.host.connecting import LazyConnection
+from vmkeep.host.connecting import LazyConnection, silence
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.inplace import InPlace, check_in_place
 from vmkeep.host.journal import RestoreJournal, journal_path
@@ -114,7 +114,11 @@ class LocalHost:
         """Close the connection to libvirt; what was begun on the host is not ended by this.
 
         Locks are let go of, because a thread that hangs keeps this process, and what it has open, until it comes back.
+        Not so while libvirt is waited for: the guardian has not undone anything then, and holds the lock as well; a
+        thread that waits for a socket ends with its process.
         """
+        if silence() is not None and not all(each.ended.is_set() for each in self._operations.values()):
+            return
         for operation in self._operations.values():
             if operation.point is not None:
                 operation.point.release()
@@ -229,7 +233,7 @@ class LocalHost:
         ended = current.ended.wait(wait_seconds)
         if ended:
             return TaskState(ended, current.result, current.error, current.progress)
-        return TaskState(ended, progress=current.progress, unanswered=unanswered())
+        return TaskState(ended, progress=current.progress, unanswered=unanswered(), silence=silence())
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:
         self._operations[operation].cancelled = reason

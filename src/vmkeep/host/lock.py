@@ -15,8 +15,10 @@ from typing import Self
 from vmkeep.errors import VmBusy
 
 _PROCESS = re.compile(r"\(process (\d+)\)")
-# Between making its file and locking it a taker is undisturbed by those who only look.
-_TAKING_SECONDS = 2.0
+# Who only looks whether a lock is held has it for some microseconds. A taker tries again for so long: by no clock but
+# the monotonic one, since a file's time says nothing when the clock was set meanwhile.
+_LOOKED_AT_SECONDS = 0.05
+_AGAIN_SECONDS = 0.005
 _INHERITED_SECONDS = 10.0
 _WAIT_SECONDS = 0.1
 
@@ -34,9 +36,7 @@ class FileLock:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(descriptor):
                 os.close(descriptor)
                 return None
             # A holder removes the file when it lets go: a lock on a removed file would protect nothing.
@@ -57,9 +57,9 @@ class FileLock:
 
     @staticmethod
     def is_held(path: Path) -> bool:
-        """Return whether a living process holds the lock. Nothing is changed, and a lock being taken is not disturbed.
+        """Return whether a living process holds the lock. Nothing is changed, and a taker is not disturbed.
 
-        A file that was made or taken within the last two seconds counts as held, and so does one that may not be read.
+        One that may not be read counts as held.
         """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -68,8 +68,6 @@ class FileLock:
         except OSError:
             return True
         try:
-            if -1 < time.time() - os.fstat(descriptor).st_mtime < _TAKING_SECONDS:
-                return True
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -107,6 +105,19 @@ class FileLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file for this process alone; return False when another holds it."""
+    deadline = time.monotonic() + _LOOKED_AT_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(_AGAIN_SECONDS)
 
 
 def take_turn(

@@ -36,7 +36,7 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import make_directory, sync_directory
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.selection import STATE, asked_disks
@@ -62,6 +62,7 @@ from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tp
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.images import LUKS
+from vmkeep.transfer.tools import require_tools
 
 _DEFINITION_FILE = "domain.xml"
 
@@ -93,9 +94,17 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
     ]
     definition = item_at("definition", "definition", output / _DEFINITION_FILE, request.operation)
     items = (*disks, *states, *(() if request.only else (definition,)), *_secret_items(record, output, request))
+    _require_tools(items)
     _refuse_existing(items, force=request.force)
     warnings = (*_absences(record), *told_of_encryption(record, secrets), *_told_of_secrets(record, request))
     return FilesPrepared(items, warnings, str(output) if _make_directory(output) else "")
+
+
+def _require_tools(items: Sequence[DeliveredItem]) -> None:
+    """Raise ToolMissing for an image that QEMU's tools encrypt; all others are written without them."""
+    for item in items:
+        if item.secret:
+            require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write {item.final}, which is encrypted")
 
 
 def _asked(record: PointRecord, only: Sequence[str]) -> PointRecord:
@@ -182,6 +191,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
         elif state.kind == "tpm" and tpm == "same":
             items.append(item_at("tpm", "tpm", roots.tpm_directory(identity_uuid), request.operation))
     _refuse_shared_paths(items)
+    _require_tools(items)
     _refuse_existing(items, force=request.force)
     if tpm == "new" and os.path.lexists(roots.tpm_directory(identity_uuid)):
         raise TargetExists(
@@ -398,7 +408,7 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
     else:
         # libvirt gives NVRAM its owner when the VM starts; it made the directory for itself.
         if for_hypervisor:
-            staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directory(staged.parent, 0o755)
         stage_file(staged, content)
     return len(content)
 

@@ -59,6 +59,7 @@ from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
+from vmkeep.transfer.tools import require_tools
 
 _LOOK_SECONDS = 0.2
 
@@ -122,6 +123,7 @@ class Snapshotting:
     def _make(self, request: MakeSnapshot, domain: Domain) -> SnapshotMade:
         self._watch(Progress("planning"))
         refuse_while_pending(self._settings, domain.name, domain.uuid)
+        require_tools("qemu-img", "setpriv", doing=f"look at the disks of {domain.name}")
         prepared = self._prepare(request, domain)
         keepsake = self._keepsake(request, domain, prepared)
         self._stop()

@@ -18,6 +18,7 @@ from vmkeep.host.snapshot_choice import Reversal, choose
 from vmkeep.host.tasks import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.repository import Repository
+from vmkeep.transfer.tools import require_tools
 
 
 def check_revert(
@@ -26,6 +27,7 @@ def check_revert(
     """Refuse what cannot be done, before anything is changed; the VM may run where it will be stopped."""
     domain = hypervisor.domain(request.vm)
     refuse_while_pending(settings, domain.name, domain.uuid)
+    require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"change the disks of {domain.name}")
     xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
     running = _refuse_state(domain, stop=request.stop)
     present = domain.definition_xml(inactive=True, secure=True)

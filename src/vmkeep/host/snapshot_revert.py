@@ -20,7 +20,7 @@ from vmkeep.definition import DefinitionError
 from vmkeep.definition.parking import is_parked, unpark
 from vmkeep.definition.repointing import repoint
 from vmkeep.errors import Interrupted, NoSpace, RestorePending, TransferError, VmBusy, VmkeepError
-from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.filesystem import file_error, make_directory, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import (
     JournalOverlay,
@@ -158,7 +158,7 @@ class Revert:
         if item.role == "tpm":
             stage_tpm(staged, item.file or version.file, content, owner=swtpm_owner(version.owner))
         else:
-            staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directory(staged.parent, 0o755)
             stage_file(staged, content)
 
     def _make_overlays(self, overlays: Sequence[JournalOverlay]) -> None:

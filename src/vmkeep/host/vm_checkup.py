@@ -40,6 +40,7 @@ from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.host.rights import STATE_NAMES, lacking_rights
+from vmkeep.host.running import stuck_job_remedy
 from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
@@ -346,6 +347,10 @@ class _Patient:
     def _job(self) -> Iterator[Finding]:
         socket = self.domain.backup_socket()
         if socket is None:
+            if self.domain.has_stuck_job():
+                message = "libvirt keeps a job that is over, because libvirtd was killed while a backup began"
+                remedy = stuck_job_remedy(self.domain.name)
+                yield self._finding(FindingCode.JOB_STUCK, message, remedy=remedy)
             return
         operation = operation_of(socket, self.settings)
         ended = self.operations.ended(operation) if operation is not None else None

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from uuid import UUID
 
 import libvirt
 from lxml import etree
 
-from vmkeep.errors import HypervisorUnavailable, PermissionRefused
+from vmkeep.errors import HypervisorHangs, HypervisorUnavailable, PermissionRefused
+from vmkeep.hypervisor import answers
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.secrets import Secrets
 from vmkeep.hypervisor.translation import libvirt_errors
+
+_CLOSING_SECONDS = 2.0
 
 
 class Hypervisor:
     """One libvirt connection. Its calls may be made from several threads."""
 
-    def __init__(self, connection: libvirt.virConnect, uri: str) -> None:
+    def __init__(self, connection: libvirt.virConnect, uri: str, line: answers.Line) -> None:
         self._connection = connection
+        self._line = line
+        self._identity: tuple[str, str] | None = None
         self.uri = uri
         self.secrets = Secrets(connection)
 
@@ -28,7 +34,8 @@ class Hypervisor:
         Raises HypervisorUnavailable when no daemon answers and PermissionRefused when it does not let us in.
         """
         try:
-            return cls(libvirt.open(uri), uri)
+            connection, line = answers.connected(libvirt.open, uri)
+            return cls(connection, uri, line)
         except libvirt.libvirtError as error:
             text = error.get_error_message()
             # A socket that one may not open is VIR_ERR_SYSTEM_ERROR with only the text to tell it by.
@@ -40,23 +47,30 @@ class Hypervisor:
     def look(cls, uri: str) -> Hypervisor:
         """Open ``uri`` for reading only, which asks nobody for a password. Raises HypervisorUnavailable."""
         try:
-            return cls(libvirt.openReadOnly(uri), uri)
+            connection, line = answers.connected(libvirt.openReadOnly, uri)
+            return cls(connection, uri, line)
         except libvirt.libvirtError as error:
             text = error.get_error_message()
             raise HypervisorUnavailable(f"libvirt at {uri} cannot be reached: {text}", path=uri) from error
 
     def close(self) -> None:
-        """Close the connection; what runs on the host goes on."""
-        try:
+        """Close the connection; what runs on the host goes on. A daemon that does not answer is left alone."""
+        if self._line.given_up is not None:
+            return
+        # The daemon is gone, and with it the connection; or it hangs, and the end of this process closes it.
+        with suppress(libvirt.libvirtError, HypervisorHangs), answers.impatient(_CLOSING_SECONDS):
             self._connection.close()
-        except libvirt.libvirtError:
-            return  # the daemon is gone, and with it the connection
 
     def identity(self) -> tuple[str, str]:
-        """Return the host's UUID, as libvirt knows it, and its name."""
-        with libvirt_errors("tell the host's identity"):
-            capabilities = etree.fromstring(self._connection.getCapabilities().encode())
-            return capabilities.findtext("host/uuid") or "", self._connection.getHostname()
+        """Return the host's UUID, as libvirt knows it, and its name.
+
+        libvirt is asked once: a point that is copied can be stored also when libvirtd hangs by then.
+        """
+        if self._identity is None:
+            with libvirt_errors("tell the host's identity"):
+                capabilities = etree.fromstring(self._connection.getCapabilities().encode())
+                self._identity = capabilities.findtext("host/uuid") or "", self._connection.getHostname()
+        return self._identity
 
     def versions(self) -> tuple[int, int]:
         """Return the versions of libvirt and of QEMU, each as major * 1,000,000 + minor * 1,000 + release."""

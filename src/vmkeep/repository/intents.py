@@ -102,11 +102,12 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Whom an intent names: a writer's id, its host, and what it writes for."""
+    """Whom an intent names: a writer's id, its host, and what it writes for; and when it was last put, by the store."""
 
     id: str
     host: str
     purpose: str
+    renewed: datetime
 
 
 def writers(store: ObjectStore) -> tuple[Writer, ...]:
@@ -119,7 +120,7 @@ def writers(store: ObjectStore) -> tuple[Writer, ...]:
             continue  # it ended just now, or is damaged: verify tells of that
         host, purpose = content.get("host"), content.get("purpose")
         if isinstance(host, str) and isinstance(purpose, str):
-            found.append(Writer(item.name.removeprefix(INTENTS), host, purpose))
+            found.append(Writer(item.name.removeprefix(INTENTS), host, purpose, item.modified))
     return tuple(found)
 
 

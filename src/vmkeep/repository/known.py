@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vmkeep.errors import NoSpace, PermissionRefused, StoreError, VmkeepError
+from vmkeep.filesystem import make_directory, make_private_file
 from vmkeep.repository.layout import PackEntry
 from vmkeep.repository.record import BlockRef
 
@@ -41,7 +42,8 @@ class KnownBlocks:
         self._packs: dict[int, bytes] = {}
         self._broken = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_directory(path.parent.parent)
+            make_directory(path.parent)
             try:
                 self._open()
             except sqlite3.DatabaseError:
@@ -98,6 +100,7 @@ class KnownBlocks:
 
     def _open(self) -> None:
         # Autocommit: every change below is a transaction of its own that begins where it says so.
+        make_private_file(self._path)  # SQLite gives its journal the same mode
         database = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
         try:
             for pragma in ("journal_mode = WAL", "synchronous = OFF", "cache_size = -16384"):
@@ -115,7 +118,6 @@ class KnownBlocks:
         except BaseException:
             database.close()
             raise
-        self._path.chmod(0o600)
         self._database = database
 
     def _remove(self) -> None:

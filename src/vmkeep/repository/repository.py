@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from vmkeep.errors import (
@@ -16,6 +17,7 @@ from vmkeep.errors import (
     PointNotFound,
     RepositoryForeign,
     RepositoryNotFound,
+    StoreError,
     TargetExists,
     VmkeepError,
 )
@@ -43,6 +45,10 @@ from vmkeep.repository.seal import Compress, Random, Sealer
 from vmkeep.repository.store import ObjectStore, create_store, open_store
 from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
+
+# No put takes longer, and no writer is silent for so long.
+_LEFT = timedelta(hours=1)
+_SILENT = timedelta(days=1)
 
 
 class Repository:
@@ -306,13 +312,28 @@ class Repository:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""
         intents.condemn(self._store, packs, reason=reason)
 
-    def staged(self) -> Sequence[Path]:
-        """Return the files that puts of killed processes left: older than an hour, which no put takes."""
-        return self._store.left_staged()
+    def staged(self, is_gone: Callable[[intents.Writer], bool]) -> Sequence[Path]:
+        """Return the files that puts of killed processes left: older than an hour, which no put takes.
 
-    def remove_staged(self, path: Path) -> None:
-        """Remove such a file; raises StoreError for any other."""
-        self._store.remove_staged(path)
+        By the storage's clock, which may have been set meanwhile. So none is left while a writer may live: one that is
+        not known to be gone (``is_gone``) and that renewed its intent within a day.
+        """
+        staged = self._store.staged()
+        if not staged or self._has_writer(is_gone):
+            return ()
+        now = self._store.now()
+        return sorted(path for path, written in staged.items() if now - written > _LEFT)
+
+    def remove_staged(self, path: Path, is_gone: Callable[[intents.Writer], bool]) -> None:
+        """Remove such a file; raises StoreError for any other, and while a writer may live."""
+        if path in self._store.staged():
+            if path not in self.staged(is_gone):
+                raise StoreError(f"{path} may be written just now", path=str(path))
+            self._store.remove_staged(path)
+
+    def _has_writer(self, is_gone: Callable[[intents.Writer], bool]) -> bool:
+        unsure = [writer for writer in self.writers() if not is_gone(writer)]
+        return bool(unsure) and self._store.now() - max(writer.renewed for writer in unsure) < _SILENT
 
     def _verification(self, sample: float, progress: Progress | None) -> Verification:
         return Verification(self._store, self._sealer, self.point, sample=sample, progress=progress)

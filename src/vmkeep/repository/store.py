@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import stat
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,6 @@ _OS_ERROR = re.compile(r"os error (\d+)")
 _FULL = {28, 122}
 # obstore's directory store writes NAME#1 first, and gives it its name when it is whole.
 _STAGED = re.compile(r"#[0-9]+$")
-_LEFT_SECONDS = 3600.0
 _REFUSED = {1, 13, 30}
 
 
@@ -166,22 +166,37 @@ class ObjectStore:
         beginnings = {"keyring", "keyring/0000000001", "lost+found"}
         return all(_STAGED.sub("", name) in beginnings | {"format"} and name != "format" for name in found)
 
-    def left_staged(self) -> Sequence[Path]:
-        """Return the files of puts that were never ended, and whose process cannot live any more."""
+    def staged(self) -> dict[Path, datetime]:
+        """Return the files of puts that have not ended, with the store's time of their last write."""
         if self.directory is None:
-            return []
+            return {}
         with _translated(self.location, ""):
-            return sorted(path for path in self.directory.rglob("*#*") if _is_left(path))
+            found = {path: _staged_at(path) for path in self.directory.rglob("*#*")}
+        return {path: written for path, written in found.items() if written is not None}
 
     def remove_staged(self, path: Path) -> None:
-        """Remove what ``left_staged`` has told of; raises StoreError for anything else."""
+        """Remove what ``staged`` has told of."""
         with _translated(self.location, path.name):
-            if not path.exists():
-                return
-            if self.directory is None or not path.is_relative_to(self.directory) or not _is_left(path):
-                raise StoreError(f"{path} was left by no put", path=str(path))
-            path.unlink()
+            path.unlink(missing_ok=True)
             sync_directory(path.parent)
+
+    def now(self) -> datetime:
+        """Return the time of a directory's storage, which may be another machine's with a clock of its own.
+
+        A new file shows it. Where none may be made, the directory's last change is what is surely past: nothing is
+        taken for older than it is.
+        """
+        assert self.directory is not None
+        probe = self.directory / f"time-{secrets.token_hex(4)}#1"
+        with _translated(self.location, ""):
+            try:
+                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except OSError:
+                return _changed(self.directory.stat())
+            try:
+                return _changed(probe.stat())
+            finally:
+                probe.unlink()
 
     def protect(self) -> None:
         """Let only the owner into a directory store; for one that was made here or was empty."""
@@ -215,9 +230,17 @@ class ObjectStore:
         sync_directory(path.parent)
 
 
-def _is_left(path: Path) -> bool:
-    about = path.stat()
-    return bool(_STAGED.search(path.name)) and path.is_file() and time.time() - about.st_mtime > _LEFT_SECONDS
+def _staged_at(path: Path) -> datetime | None:
+    """Return when a staged file was last written; None for one that is gone, or is none."""
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return None  # its put has ended
+    return _changed(about) if _STAGED.search(path.name) and stat.S_ISREG(about.st_mode) else None
+
+
+def _changed(about: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(about.st_mtime, UTC)
 
 
 def open_store(location: str) -> ObjectStore:

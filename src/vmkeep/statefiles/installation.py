@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from vmkeep.errors import HostFileMissing, TargetExists
-from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.filesystem import file_error, make_directory, sync_directory
 
 
 def stage_file(
@@ -46,9 +46,9 @@ def stage_tpm(staged: Path, file: str, content: bytes, *, owner: tuple[str, str]
         if staged.exists():
             shutil.rmtree(staged)
         # libvirt's own mode of the directory that holds them all
-        staged.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_directory(staged.parent, 0o711)
         inner = staged / Path(file).parent
-        inner.mkdir(mode=0o700, parents=True)
+        make_directory(inner)
         if inner != staged:
             staged.chmod(0o711 if owner else 0o700)
         if owner is not None:

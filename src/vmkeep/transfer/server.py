@@ -279,7 +279,9 @@ class ImageServer:
         )
 
     def _command(self, secret: HandedKey) -> list[str]:
-        command = dying_with_us("TERM" if self._writable and not self._new else "KILL", "qemu-nbd")
+        command = dying_with_us(
+            "TERM" if self._writable and not self._new else "KILL", "qemu-nbd", f"open {self._path}"
+        )
         command += ["--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
         if self._writable:
             cache = "unsafe" if self._new else "writeback"
