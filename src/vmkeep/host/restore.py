@@ -37,9 +37,11 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.filesystem import sync_directory
+from vmkeep.fitting import Fit, StoredVariables, Wish
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.selection import STATE, asked_disks
+from vmkeep.host.suitability import fit_definition
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -158,8 +160,9 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
         )
     disk_secrets = secrets_of_point(record, lambda: hypervisor)
-    same = not request.elsewhere and hypervisor.find(record.vm_uuid) is None
-    tpm = _tpm_choice(record, original, request, same=same)
+    owner = hypervisor.find(record.vm_uuid)
+    same = not request.elsewhere and owner is None
+    tpm = _tpm_choice(record, original, request, owner.name if owner is not None else None, same=same)
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
     roots = StateRoots.of(hypervisor.uri)
     items = [
@@ -194,8 +197,10 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     secrets = plan_secrets(
         hypervisor, repository, record, needed_secrets(original), vm=request.name, must_open=tpm == "same"
     )
-    # Made here only to refuse early what cannot be made; DefineVm makes it again.
-    _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
+    # Made here to refuse early what cannot be made, or does not fit this host; DefineVm makes it again.
+    wish = Wish(adapt=request.adapt, machine=request.machine, cpu=request.cpu)
+    definition = _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
+    fitted = _fitted(hypervisor, record, original, definition, items, wish, request.name)
     return VmPrepared(
         name=request.name,
         uuid=identity_uuid,
@@ -204,6 +209,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
         items=tuple(items),
         warnings=(*_absences(record), *secrets.warnings),
         secrets=secrets.absent,
+        changes=tuple((misfit.change, misfit.guest) for misfit in fitted.misfits),
     )
 
 
@@ -217,6 +223,8 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
         definition = _definition_of(
             record, original, request.name, request.uuid, request.identity, request.items, roots
         )
+        wish = Wish(adapt=request.adapt, machine=request.machine, cpu=request.cpu)
+        definition = _fitted(hypervisor, record, original, definition, request.items, wish, request.name).definition
         needed, must_open = needed_secrets(original), any(item.role == "tpm" for item in request.items)
         plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
         try:
@@ -275,6 +283,26 @@ def _definition_of(
         return remap(record.definition, changes)
     except DefinitionError as error:
         raise InvalidRequest(f"the point's definition cannot be restored as {name!r}: {error}", vm=name) from error
+
+
+def _fitted(
+    hypervisor: Hypervisor,
+    record: PointRecord,
+    original: Definition,
+    definition: str,
+    items: Sequence[DeliveredItem],
+    wish: Wish,
+    name: str,
+) -> Fit:
+    """Return the definition as it fits this host. Raises HostUnfit."""
+    ref = next((state for state in record.states if state.kind == "nvram"), None)
+    place = next((item.final for item in items if item.role == "nvram"), "")
+    variables = (
+        None
+        if ref is None
+        else StoredVariables(size_bytes=ref.size_bytes, format=original.firmware.nvram_format, path=place)
+    )
+    return fit_definition(hypervisor, definition, wish, variables, vm=name, source=f"point {record.id}")
 
 
 def _is_lacking(disk: DefinedDisk | None) -> bool:
@@ -452,8 +480,11 @@ def _absences(record: PointRecord) -> tuple[str, ...]:
     return (*told, *record.warnings)
 
 
-def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, *, same: bool) -> str:
-    """Return whose TPM the VM gets. There is no silent blank TPM, and no silent second owner of one."""
+def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, owner: str | None, *, same: bool) -> str:
+    """Return whose TPM the VM gets. There is no silent blank TPM, and no silent second owner of one.
+
+    ``owner`` is the VM of the original's UUID on this host, whatever it is called by now.
+    """
     if original.tpm is None or original.tpm.backend is not TpmBackend.EMULATOR:
         return "none"
     has_state = any(state.kind == "tpm" for state in record.states)
@@ -463,10 +494,16 @@ def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, *
         return request.tpm
     if same and has_state:
         return "same"
+    if same:
+        reason = f"point {record.id} holds no TPM state for the VM's TPM"
+    elif owner is None:
+        reason = f"VM {record.vm_name!r}, whose TPM this is, lives on another host, as the catalogue knows"
+    elif owner == record.vm_name:
+        reason = f"VM {owner!r}, whose TPM this is, exists"
+    else:
+        reason = f"VM {owner!r}, whose TPM this is, exists; when the point was taken it was called {record.vm_name!r}"
     raise ChoiceRequired(
-        f"VM {record.vm_name!r}, whose TPM this is, exists"
-        if not same
-        else f"point {record.id} holds no TPM state for the VM's TPM",
+        reason,
         vm=request.name,
         hint="--tpm same gives the restored VM a copy of the TPM (disks sealed to it open, and two VMs then share its "
         "identity); --tpm new gives it a blank one (sealed disks ask for their recovery key).",

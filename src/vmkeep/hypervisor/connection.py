@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+import re
+from typing import Final
+from uuid import UUID, uuid4
 
 import libvirt
 from lxml import etree
@@ -10,7 +12,11 @@ from lxml import etree
 from vmkeep.errors import HypervisorUnavailable, PermissionRefused
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.secrets import Secrets
-from vmkeep.hypervisor.translation import libvirt_errors
+from vmkeep.hypervisor.translation import libvirt_errors, translate
+from vmkeep.xmltext import parse_xml, serialise_xml
+
+_TRIAL_NAME: Final = "vmkeep-reads-this"
+_NAME_REFUSED: Final = re.compile(r"invalid char in name")
 
 
 class Hypervisor:
@@ -70,7 +76,7 @@ class Hypervisor:
         return tuple(sorted(handles, key=lambda domain: domain.name))
 
     def domain(self, name_or_uuid: str) -> Domain:
-        """Return the VM of that name, or of that UUID when no VM has it as its name; raises VmNotFound."""
+        """Return the VM of that UUID or name; raises VmNotFound."""
         found = self.find(name_or_uuid)
         if found is None:
             with libvirt_errors("find the VM", name_or_uuid):
@@ -78,8 +84,11 @@ class Hypervisor:
         return found
 
     def find(self, name_or_uuid: str) -> Domain | None:
-        """Return the VM, or None when the host has none of that name or UUID."""
-        for lookup in (self._connection.lookupByName, self._by_uuid):
+        """Return the VM, or None when the host has none of that UUID or name.
+
+        The UUID goes first, as in virsh: what looks for a VM's own UUID must not meet one that is called so.
+        """
+        for lookup in (self._by_uuid, self._connection.lookupByName):
             try:
                 return Domain(lookup(name_or_uuid))
             except ValueError:
@@ -103,6 +112,43 @@ class Hypervisor:
             return found.path(), found.info()[0] == libvirt.VIR_STORAGE_VOL_BLOCK
         except libvirt.libvirtError:
             return None
+
+    def capabilities(self) -> str:
+        """Return libvirt's XML about the host and the kinds of VM that it runs."""
+        with libvirt_errors("tell what the host can do"):
+            return self._connection.getCapabilities()
+
+    def domain_capabilities(self, kind: str, arch: str, machine: str | None) -> str:
+        """Return libvirt's XML about what it supports in a VM of that kind ("kvm"); ``machine`` None: the default."""
+        with libvirt_errors("tell what it supports"):
+            return self._connection.getDomainCapabilities(None, arch, machine, kind)
+
+    def refusal(self, xml: str) -> str | None:
+        """Let libvirt read a definition as for defining it, and return its words if it refuses; nothing is defined.
+
+        There is no call for that. But a name with a line end is refused after all else was read and checked (seen on
+        9.0 and 11.3), so the copy that libvirt gets has one.
+        """
+        trial = parse_xml(xml)
+        name = trial.find("name")
+        if name is None:
+            return "the domain has no name"
+        name.text = f"{_TRIAL_NAME}\n"
+        uuid = trial.find("uuid")
+        if uuid is None:
+            uuid = etree.SubElement(trial, "uuid")
+        uuid.text = str(uuid4())
+        for entry in trial.findall("sysinfo/system/entry[@name='uuid']"):
+            entry.text = uuid.text  # libvirt refuses two that differ
+        try:
+            defined = self._connection.defineXML(serialise_xml(trial))
+        except libvirt.libvirtError as error:
+            text = error.get_error_message()
+            if error.get_error_code() in (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT):
+                raise translate(error, "read the definition", None) from error
+            return None if _NAME_REFUSED.search(text) else text
+        defined.undefine()  # a libvirt that takes such a name: then it is at least there for no longer than this
+        return None
 
     def define(self, xml: str, vm: str) -> Domain:
         """Define a VM of ``xml``, without starting it; raises HypervisorError with libvirt's reason."""
