@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from lxml import etree
@@ -33,15 +33,16 @@ _TRIALS: Final = 1000
 
 def hear_refusals(draft: Draft, trial: Trial) -> None:
     """Change the draft until libvirt takes it, or nothing helps."""
-    left = _TRIALS
+    search = _Search(trial)
     for _ in range(_REFUSALS):
         refusal = trial(draft.text)
         if refusal is None:
             return
         if _AUTOSELECTION.search(refusal) and pin_firmware(draft):
             continue
-        culprit, tried = _culprit(draft.root, refusal, trial, left)
-        left -= tried
+        culprit = search.alone(draft.root, refusal)
+        if culprit is None:
+            culprit = search.last_of_several(draft.root, refusal)
         part = "domain" if culprit is None else part_of(culprit)
         draft.found(Misfit(part=part, what=f"libvirt {draft.host.release} refuses it: {refusal}", remedy=ELSEWHERE))
         if culprit is None:
@@ -49,38 +50,61 @@ def hear_refusals(draft: Draft, trial: Trial) -> None:
         remove(culprit)
 
 
-def _culprit(root: etree._Element, refusal: str, trial: Trial, left: int) -> tuple[etree._Element | None, int]:
-    """Return the element that a refusal is about, and how many trials it took to find it.
+class _Search:
+    """Finds the element that a refusal is about, with no more than so many trials in all."""
 
-    The one without which nothing is refused; else the first one without which something else is.
-    """
-    other = None
-    tried = 0
-    for element, without in _each_left_out(root):
-        if tried >= left:
-            break
-        tried += 1
-        answer = trial(serialise_xml(without))
-        if answer is None:
-            return element, tried
-        if answer != refusal and other is None:
-            other = element
-    return other, tried
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._left = _TRIALS
 
-
-def _each_left_out(root: etree._Element) -> Iterator[tuple[etree._Element, etree._Element]]:
-    """Yield every element that a definition can do without, with the definition that lacks it."""
-    places = [root.find("devices"), root.find("features"), root.find("os"), root]
-    for parent in [place for place in places if place is not None]:
-        for element in element_children(parent):
-            if element.tag in _INDISPENSABLE or (parent.tag == "os" and element.tag == "type"):
-                continue
+    def alone(self, root: etree._Element, refusal: str) -> etree._Element | None:
+        """Return the one without which nothing is refused; else the first without which something else is."""
+        other = None
+        for element in _dispensable(root):
             without = copy.deepcopy(root)
-            twin = without.find(root.getroottree().getelementpath(element)) if parent is not root else None
-            if twin is None:
-                position = list(root).index(element) if parent is root else -1
-                if position < 0:
-                    continue
-                twin = without[position]
+            remove(_twin(without, element))
+            answer = self._ask(without, refusal)
+            if answer is None:
+                return element
+            if answer != refusal and other is None:
+                other = element
+        return other
+
+    def last_of_several(self, root: etree._Element, refusal: str) -> etree._Element | None:
+        """Return the last of those that are refused with the same words: more and more is left out until these end."""
+        without = copy.deepcopy(root)
+        pairs = [(element, _twin(without, element)) for element in _dispensable(root)]
+        for element, twin in pairs:
             remove(twin)
-            yield element, without
+            if self._ask(without, refusal) != refusal:
+                return element
+        return None
+
+    def _ask(self, root: etree._Element, refusal: str) -> str | None:
+        self._left -= 1
+        return self._trial(serialise_xml(root)) if self._left > 0 else refusal
+
+
+def _dispensable(root: etree._Element) -> list[etree._Element]:
+    """Return the elements that a definition can do without."""
+    places = [root.find("devices"), root.find("features"), root.find("os"), root]
+    return [
+        element
+        for parent in places
+        if parent is not None
+        for element in element_children(parent)
+        if element.tag not in _INDISPENSABLE and not (parent.tag == "os" and element.tag == "type")
+    ]
+
+
+def _twin(copied: etree._Element, element: etree._Element) -> etree._Element:
+    """Return the same element of a copy of the tree."""
+    steps: list[int] = []
+    at = element
+    parent = at.getparent()
+    while parent is not None:
+        steps.append(parent.index(at))
+        at, parent = parent, parent.getparent()
+    for step in reversed(steps):
+        copied = copied[step]
+    return copied
