@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from lxml import etree
 
+from vmkeep.definition.tree import remove
 from vmkeep.fitting.draft import Draft, part_of
 from vmkeep.fitting.model import CpuModel, Misfit
 
@@ -17,7 +19,7 @@ ELSEWHERE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """An attribute whose values libvirt lists: the elements it stands in, and the list's name."""
+    """An attribute whose values libvirt lists: the elements that it stands in, and the list's name."""
 
     xpath: str
     attribute: str
@@ -50,7 +52,7 @@ _PACKAGES: Final = {
     "spice": "qemu-system-modules-spice",
     "qxl": "qemu-system-modules-spice",
     "spicevmc": "qemu-system-modules-spice",
-    "filesystem": "virtiofsd",
+    "virtiofs": "virtiofsd",
 }
 
 
@@ -89,39 +91,51 @@ def fit_emulator(draft: Draft) -> None:
     )
 
 
-def fit_devices(draft: Draft) -> None:
-    """Say which devices and kinds of them are on none of libvirt's lists."""
-    gone: set[etree._Element] = set()
+def fit_tpm(draft: Draft) -> None:
+    """Say when swtpm here cannot be this TPM: libvirt would define the VM, and not start it."""
+    for tpm in draft.root.findall("devices/tpm"):
+        backend = tpm.find("backend")
+        if backend is None or backend.get("type") != "emulator":
+            continue  # what the lists leave out libvirt may still have: its parser decides
+        version = backend.get("version")
+        versions = draft.host.enums.get("tpm.backendVersion")
+        backends = draft.host.enums.get("tpm.backendModel")
+        if "tpm" in draft.host.unsupported or (backends is not None and "emulator" not in backends):
+            what = "this host has no emulated TPM"
+        elif version is not None and versions is not None and version not in versions:
+            what = f"this host emulates no TPM {version} ({_has('version', versions)})"
+        else:
+            continue
+        remedy = f"Install {_PACKAGES['tpm']}, and restart libvirtd. {ELSEWHERE}"
+        draft.found(Misfit(part=part_of(tpm), what=what, remedy=remedy))
+        remove(tpm)
+
+
+def supported(draft: Draft, device: etree._Element) -> str:
+    """Return what of the kind of a device this host has instead, in sentences; empty where libvirt has no list of it.
+
+    The lists explain a refusal and do not make one: libvirt leaves out of them what it still takes.
+    """
+    sentences = []
     for listed in _LISTED:
+        allowed = draft.host.enums.get(listed.enum)
         for element in draft.root.findall(listed.xpath):
             value = element.get(listed.attribute)
-            allowed = draft.host.enums.get(listed.enum)
-            kind = listed.enum.partition(".")[0]
-            device = _device(element)
-            if device in gone or value is None:
+            if (
+                value is None
+                or allowed is None
+                or value in allowed
+                or device not in (element, *element.iterancestors())
+            ):
                 continue
-            if kind in draft.host.unsupported:
-                what = f"this host supports no {kind}"
-            elif allowed is None or value in allowed:
-                continue
-            else:
-                has = ", ".join(sorted(allowed)) or "none"
-                what = f"this host does not support {listed.attribute} {value} (it has {has})"
-            package = _PACKAGES.get(value) or _PACKAGES.get(kind)
-            install = f"It may come with a package that is not installed ({package}). " if package else ""
-            draft.found(Misfit(part=part_of(element, listed.attribute), what=what, remedy=install + ELSEWHERE))
-            gone.add(device)
-    for device in gone:
-        parent = device.getparent()
-        if parent is not None:
-            parent.remove(device)  # so that what else libvirt refuses is heard
+            sentences.append(f"This host lacks {listed.attribute} {value}: {_has(listed.attribute, allowed)}.")
+            if value in _PACKAGES:
+                sentences.append(f"It may come with the package {_PACKAGES[value]}.")
+    return " ".join(sentences)
 
 
-def _device(element: etree._Element) -> etree._Element:
-    parent = element.getparent()
-    while parent is not None and parent.tag not in ("devices", "domain"):
-        element, parent = parent, parent.getparent()
-    return element
+def _has(attribute: str, allowed: Collection[str]) -> str:
+    return f"it has {attribute} {', '.join(sorted(allowed))}" if allowed else f"it has no {attribute} at all"
 
 
 # -- the CPU ---------------------------------------------------------------------------------------------------
@@ -188,7 +202,7 @@ def _lacking_cpu(draft: Draft, cpu: etree._Element, what: str) -> None:
             choices=offered,
         )
     )
-    draft.root.remove(cpu)
+    remove(cpu)
 
 
 def _choose_cpu(draft: Draft, cpu: etree._Element | None, chosen: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmkeep.definition.reading import read_domain
-from vmkeep.fitting.devices import fit_cpu, fit_devices, fit_emulator, fit_kind
+from vmkeep.fitting.devices import fit_cpu, fit_emulator, fit_kind, fit_tpm
 from vmkeep.fitting.draft import Draft
 from vmkeep.fitting.firmware import fit_firmware
 from vmkeep.fitting.machines import fit_machine
@@ -27,7 +27,7 @@ def fit(
         fit_firmware(draft)
         fit_unknown(draft)
         fit_cpu(draft)
-        fit_devices(draft)
+        fit_tpm(draft)
         if trial is not None:
             hear_refusals(draft, trial)
     return Fit(definition=draft.text if draft.misfits else xml, misfits=tuple(draft.misfits))

@@ -14,7 +14,7 @@ from typing import Final
 from lxml import etree
 
 from vmkeep.definition.tree import remove
-from vmkeep.fitting.devices import ELSEWHERE
+from vmkeep.fitting.devices import ELSEWHERE, supported
 from vmkeep.fitting.draft import Draft, part_of
 from vmkeep.fitting.firmware import pin_firmware
 from vmkeep.fitting.model import Misfit
@@ -26,7 +26,8 @@ Trial = Callable[[str], str | None]
 # libvirt 9.0: "loader attribute 'readonly' cannot be specified when firmware autoselection is enabled", and the same
 # of the loader's path and type.
 _AUTOSELECTION: Final = re.compile(r"firmware (auto ?selection|features? )|loader attribute", re.IGNORECASE)
-_INDISPENSABLE: Final = frozenset({"name", "uuid", "memory", "vcpu", "os", "devices"})
+# Of features, os and devices the children are tried one by one.
+_INDISPENSABLE: Final = frozenset({"name", "uuid", "memory", "vcpu", "os", "devices", "features"})
 _REFUSALS: Final = 50
 _TRIALS: Final = 1000
 
@@ -43,10 +44,12 @@ def hear_refusals(draft: Draft, trial: Trial) -> None:
         culprit = search.alone(draft.root, refusal)
         if culprit is None:
             culprit = search.last_of_several(draft.root, refusal)
-        part = "domain" if culprit is None else part_of(culprit)
-        draft.found(Misfit(part=part, what=f"libvirt {draft.host.release} refuses it: {refusal}", remedy=ELSEWHERE))
+        what = f"libvirt {draft.host.release} refuses it: {refusal}"
         if culprit is None:
+            draft.found(Misfit(part="domain", what=what, remedy=ELSEWHERE))
             return
+        remedy = f"{supported(draft, culprit)} {ELSEWHERE}".lstrip()
+        draft.found(Misfit(part=part_of(culprit), what=what, remedy=remedy))
         remove(culprit)
 
 

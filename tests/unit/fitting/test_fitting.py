@@ -198,13 +198,31 @@ def test_processor_that_cannot_be_the_model_says_what_it_lacks() -> None:
     assert fitted(edited(cpu=cpu), MOVED).left_open(MOVED) == ()  # an emulated one can be any
 
 
-def test_tpm_and_video_that_this_host_lacks_are_left_to_a_person() -> None:
-    left = fitted(edited(tpm='model="tpm-spapr"', video='type="qxl"'), MOVED).left_open(MOVED)
-    assert [m.part for m in left] == ["devices/video/model@type", "devices/tpm@model"]
-    assert "qemu-system-modules-spice" in left[0].remedy
-    without = replace(OLDER, unsupported=frozenset({"tpm"}))
-    (tpm,) = fitted(NEWER_VM, MOVED, host=without).left_open(MOVED)
-    assert "swtpm" in tpm.remedy
+def test_refused_device_is_told_with_what_the_host_has() -> None:
+    def trial(xml: str) -> str | None:
+        return "domain configuration does not support video model 'qxl'" if 'type="qxl"' in xml else libvirt_9_0(xml)
+
+    (left,) = fit(edited(video='type="qxl"'), OLDER, MOVED, variables=VARIABLES, trial=trial).left_open(MOVED)
+    assert left.part == "devices/video"
+    assert "video model 'qxl'" in left.what
+    assert "it has type vga, virtio" in left.remedy
+    assert "qemu-system-modules-spice" in left.remedy
+
+
+def test_what_libvirt_takes_is_not_refused_because_a_list_lacks_it() -> None:
+    """Its lists leave out what it still takes: of channels those on sockets, of TPMs the external ones."""
+    assert fitted(edited(video='type="qxl"'), MOVED).left_open(MOVED) == ()
+
+
+def test_tpm_that_this_host_cannot_emulate_is_left_to_a_person() -> None:
+    for host in (
+        replace(OLDER, unsupported=frozenset({"tpm"})),
+        replace(OLDER, enums={**OLDER.enums, "tpm.backendModel": frozenset({"passthrough"})}),
+        replace(OLDER, enums={**OLDER.enums, "tpm.backendVersion": frozenset({"1.2"})}),
+    ):
+        (tpm,) = fitted(NEWER_VM, MOVED, host=host).left_open(MOVED)
+        assert tpm.part == "devices/tpm"
+        assert "swtpm" in tpm.remedy
 
 
 def test_host_without_kvm_says_so_and_nothing_else() -> None:
