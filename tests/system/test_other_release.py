@@ -55,7 +55,6 @@ class Kept:
                     id="",
                     parent=None,
                     definition=definition,
-                    vm_uuid=vm_uuid or record.vm_uuid,
                     checkpoint=None,
                 )
             )
