@@ -168,9 +168,14 @@ def _possible(draft: Draft, system: etree._Element, path: str) -> list[FirmwareB
     enrolled = _feature(system, "enrolled-keys") or ".ms." in template
     names = (path.rpartition("/")[2], template)
 
-    def rank(build: FirmwareBuild) -> tuple[bool, bool, bool, bool]:
+    domain = system.getparent()
+    smm = domain is not None and domain.find("features/smm[@state='on']") is not None
+
+    def rank(build: FirmwareBuild) -> tuple[bool, bool, bool, bool, bool]:
+        """Sort the best first; one that needs SMM only where the definition has it, where it says no more."""
         same_names = build.code.rpartition("/")[2] == names[0], (build.template or "").rpartition("/")[2] == names[1]
-        return not same_names[0], not same_names[1], build.enrolled_keys != enrolled, not build.described
+        others = build.needs_smm != smm, build.enrolled_keys != enrolled, not build.described
+        return (not same_names[0], not same_names[1], *others)
 
     found = [
         build

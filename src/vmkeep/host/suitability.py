@@ -130,7 +130,7 @@ def abilities_for(hypervisor: Hypervisor, root: etree._Element, wish: Wish) -> H
         unsupported=domain.unsupported,
         cpu_modes=domain.cpu_modes,
         cpu_models=domain.cpu_models,
-        firmware=_firmware(domain.loaders),
+        firmware=_firmware([*domain.loaders, *filter(None, [(root.findtext("os/loader") or "").strip()])]),
         files=frozenset(path for path in _named_files(root) if Path(path).exists()),
         vocabulary=_vocabulary(),
     )
