@@ -319,7 +319,7 @@ def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor, owner: H
         if proven_scratch_falls_short(record):
             return True
     try:
-        domain = hypervisor.find(record.uuid)
+        domain = hypervisor.find_uuid(record.uuid)
         return domain is not None and domain.state().io_error and resume_if_ours(record, domain, owner)
     except VmkeepError:
         return False

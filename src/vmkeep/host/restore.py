@@ -160,7 +160,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
         )
     disk_secrets = secrets_of_point(record, lambda: hypervisor)
-    owner = hypervisor.find(record.vm_uuid)
+    owner = hypervisor.find_uuid(record.vm_uuid)
     same = not request.elsewhere and owner is None
     tpm = _tpm_choice(record, original, request, owner.name if owner is not None else None, same=same)
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
@@ -215,7 +215,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
 
 def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
     """Define the VM, after its secrets; when an earlier attempt did so already, that is fine."""
-    existing = hypervisor.find(request.uuid)
+    existing = hypervisor.find_uuid(request.uuid)
     if existing is None:
         record = repository.point(request.point_id)
         original = parse_definition(record.definition)
@@ -315,7 +315,7 @@ def _is_lacking(disk: DefinedDisk | None) -> bool:
 
 def undefine_vm(hypervisor: Hypervisor, repository: Repository, request: UndefineVm) -> None:
     """Undo ``define_vm``."""
-    existing = hypervisor.find(request.uuid)
+    existing = hypervisor.find_uuid(request.uuid)
     if existing is not None:
         existing.undefine()
     if request.secrets:

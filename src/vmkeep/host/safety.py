@@ -183,7 +183,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner
 
 def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: Owner | None) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
-    domain = hypervisor.find(record.uuid)
+    domain = hypervisor.find_uuid(record.uuid)
     if record.stopped:
         return _remove_marks(record, domain, hypervisor)
     if domain is None:
@@ -290,7 +290,7 @@ def let_guest_go_on(record: JobRecord, hypervisor: Hypervisor) -> bool:
     is ended meanwhile. What a snapshot needs to be whole is kept first. False: the guest does not stand still, or does
     because libvirt saves its memory, which takes minutes for a large one. Raises what libvirt does.
     """
-    domain = hypervisor.find(record.uuid)
+    domain = hypervisor.find_uuid(record.uuid)
     if domain is None or not (record.quiesced or domain.state().run is RunState.PAUSED):
         return False
     if record.keepsake:

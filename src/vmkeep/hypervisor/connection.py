@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -76,7 +77,7 @@ class Hypervisor:
         return tuple(sorted(handles, key=lambda domain: domain.name))
 
     def domain(self, name_or_uuid: str) -> Domain:
-        """Return the VM of that UUID or name; raises VmNotFound."""
+        """Return the VM of that name, or of that UUID when no VM has it as its name; raises VmNotFound."""
         found = self.find(name_or_uuid)
         if found is None:
             with libvirt_errors("find the VM", name_or_uuid):
@@ -84,11 +85,15 @@ class Hypervisor:
         return found
 
     def find(self, name_or_uuid: str) -> Domain | None:
-        """Return the VM, or None when the host has none of that UUID or name.
+        """Return the VM, or None when the host has none of that name or UUID."""
+        return self._found((self._connection.lookupByName, self._by_uuid), name_or_uuid)
 
-        The UUID goes first, as in virsh: what looks for a VM's own UUID must not meet one that is called so.
-        """
-        for lookup in (self._by_uuid, self._connection.lookupByName):
+    def find_uuid(self, uuid: str) -> Domain | None:
+        """Return the VM of that UUID, or None: one that is only called so is another VM."""
+        return self._found((self._by_uuid,), uuid)
+
+    def _found(self, lookups: Sequence[Callable[[str], libvirt.virDomain]], name_or_uuid: str) -> Domain | None:
+        for lookup in lookups:
             try:
                 return Domain(lookup(name_or_uuid))
             except ValueError:
