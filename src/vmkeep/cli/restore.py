@@ -86,6 +86,10 @@ def restore(
         str | None,
         typer.Option(metavar="MODEL", help="Give the VM this CPU model or mode; with --as.", show_default=False),
     ] = None,
+    firmware: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Give the VM this UEFI firmware; with --as.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there (never a VM).")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; with --in-place.")] = False,
     json: JsonOption = False,
@@ -102,7 +106,8 @@ def restore(
         if name is not None:
             _refuse(("--only", only), needs="--in-place and --output")
         if name is None:
-            _refuse(("--adapt", adapt or None), ("--machine", machine), ("--cpu", cpu), needs="--as")
+            chosen = (("--machine", machine), ("--cpu", cpu), ("--firmware", firmware))
+            _refuse(("--adapt", adapt or None), *chosen, needs="--as")
         if output is None:
             _refuse(("--secrets", secrets or None), needs="--output")
         if in_place:
@@ -129,7 +134,17 @@ def restore(
             if tpm is TpmChoice.KEEP:
                 raise InvalidRequest("--tpm keep goes with --in-place only: a VM that is made has no TPM yet")
             directory = str(disks_dir.absolute()) if disks_dir is not None else None
-            request = RestoreVm(point, name or "", tpm, directory, force=force, adapt=adapt, machine=machine, cpu=cpu)
+            request = RestoreVm(
+                point,
+                name or "",
+                tpm,
+                directory,
+                force=force,
+                adapt=adapt,
+                machine=machine,
+                cpu=cpu,
+                firmware=str(firmware.absolute()) if firmware is not None else None,
+            )
             restored, beside = _as_vm(running, request)
         _tell(running, restored, beside)
 

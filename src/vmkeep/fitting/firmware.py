@@ -2,7 +2,8 @@
 
 What makes a kind is whether the build has Secure Boot (and so needs SMM), and the size of its variables: on Debian 2M
 builds have 128 KiB of them and 4M builds 528 KiB, and a build finds nothing in variables of another size. Its version
-may differ: variables are read by newer and older builds alike. What the guest measures of it into PCR 0 does differ.
+may differ: variables are read by newer and older builds alike. What they measure differs, also into PCR 7 (seen between
+edk2 2022.11 and 2025.02, with equal variables), so what a guest sealed to that opens with the very same build only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vmkeep.fitting.machines import known_machine
 from vmkeep.fitting.model import FirmwareBuild, Misfit
 
 _SECURE_NAMES: Final = ("secboot", ".ms.", "secure", "snakeoil")
-_PCR = "The firmware is another build: what a guest sealed to PCR 0 stays shut, PCR 7 is not changed by it."
+_MEASURED = "its firmware is another build; what it sealed to PCR 0 to 7 may stay shut and ask for the recovery key"
 
 
 def has_secure_name(path: str) -> bool:
@@ -35,7 +36,9 @@ def fit_firmware(draft: Draft) -> None:
         return
     loader = system.find("loader")
     path = _path(loader)
-    if system.get("firmware") == "efi" and not path:
+    if draft.wish.firmware is not None:
+        _choose_firmware(draft, system, draft.wish.firmware)
+    elif system.get("firmware") == "efi" and not path:
         _fit_automatic(draft, system)
     elif path and (loader is None or loader.get("type") != "rom"):
         _fit_named(draft, system, path)
@@ -65,6 +68,34 @@ def pin_firmware(draft: Draft) -> bool:
         )
     )
     return True
+
+
+def _choose_firmware(draft: Draft, system: etree._Element, chosen: str) -> None:
+    before = _path(system.find("loader")) or "libvirt's choice"
+    if before == chosen and system.get("firmware") is None:
+        return
+    like = _equal_build(draft, system, before)
+    smm = draft.root.find("features/smm[@state='on']") is not None
+    secure = _is_secure(system, before if before.startswith("/") else "")
+    build = FirmwareBuild(
+        code=chosen,
+        template=None if like is None else like.template,
+        variables_bytes=None,
+        secure_boot=smm if secure is None else secure,
+        enrolled_keys=False,
+        needs_smm=smm if secure is None else secure,
+    )
+    _name(draft, system, build)
+    draft.found(
+        Misfit(
+            part="os/loader",
+            what="the firmware was to be replaced",
+            remedy="Leave out --firmware to keep it.",
+            change=f"firmware {before} became {chosen}",
+            guest="what it sealed to PCR 0 to 7 opens if this is the very firmware that it had",
+            chosen=True,
+        )
+    )
 
 
 def _fit_automatic(draft: Draft, system: etree._Element) -> None:
@@ -110,7 +141,7 @@ def _fit_named(draft: Draft, system: etree._Element, path: str) -> None:
             what=what,
             remedy=f"{build.code} is this host's build of the same kind.",
             change=f"firmware {path} became {build.code}",
-            guest=_PCR,
+            guest=_MEASURED,
         )
     )
 

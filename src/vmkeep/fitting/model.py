@@ -72,11 +72,12 @@ class HostAbilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What a person chose. ``adapt``: make the changes that need no choice."""
+    """What a person chose. ``adapt``: make the changes that need no choice. ``firmware`` is a file on this host."""
 
     adapt: bool = False
     machine: str | None = None
     cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

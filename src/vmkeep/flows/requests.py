@@ -79,7 +79,8 @@ class FilesRestored:
 class RestoreVm:
     """Make a VM of a point. ``disks_dir`` None means each disk's own directory.
 
-    ``adapt`` changes what does not fit this host and nobody must choose; ``machine`` and ``cpu`` are a person's choice.
+    ``adapt`` changes what does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` (a file)
+    are a person's choice.
     """
 
     point: str
@@ -90,6 +91,7 @@ class RestoreVm:
     adapt: bool = False
     machine: str | None = None
     cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
         adapt=request.adapt,
         machine=request.machine,
         cpu=request.cpu,
+        firmware=request.firmware,
     )
     prepared: VmPrepared = services.on_host(plan.operation, task)
     return prepared
@@ -73,6 +74,7 @@ def define(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
         adapt=request.adapt,
         machine=request.machine,
         cpu=request.cpu,
+        firmware=request.firmware,
     )
     plan.services.on_host(plan.operation, task)
 

@@ -41,7 +41,7 @@ from vmkeep.fitting import Fit, StoredVariables, Wish
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.selection import STATE, asked_disks
-from vmkeep.host.suitability import fit_definition
+from vmkeep.host.suitability import fit_definition, told_of_firmware
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -198,16 +198,17 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
         hypervisor, repository, record, needed_secrets(original), vm=request.name, must_open=tpm == "same"
     )
     # Made here to refuse early what cannot be made, or does not fit this host; DefineVm makes it again.
-    wish = Wish(adapt=request.adapt, machine=request.machine, cpu=request.cpu)
+    wish = _wish(request)
     definition = _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
     fitted = _fitted(hypervisor, record, original, definition, items, wish, request.name)
+    sealed = told_of_firmware(hypervisor, record.host, original, wish) if tpm == "same" else ()
     return VmPrepared(
         name=request.name,
         uuid=identity_uuid,
         identity=identity,
         tpm=tpm,
         items=tuple(items),
-        warnings=(*_absences(record), *secrets.warnings),
+        warnings=(*_absences(record), *secrets.warnings, *sealed),
         secrets=secrets.absent,
         changes=tuple((misfit.change, misfit.guest) for misfit in fitted.misfits),
     )
@@ -223,7 +224,7 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
         definition = _definition_of(
             record, original, request.name, request.uuid, request.identity, request.items, roots
         )
-        wish = Wish(adapt=request.adapt, machine=request.machine, cpu=request.cpu)
+        wish = _wish(request)
         definition = _fitted(hypervisor, record, original, definition, request.items, wish, request.name).definition
         needed, must_open = needed_secrets(original), any(item.role == "tpm" for item in request.items)
         plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
@@ -283,6 +284,10 @@ def _definition_of(
         return remap(record.definition, changes)
     except DefinitionError as error:
         raise InvalidRequest(f"the point's definition cannot be restored as {name!r}: {error}", vm=name) from error
+
+
+def _wish(request: PrepareVm | DefineVm) -> Wish:
+    return Wish(adapt=request.adapt, machine=request.machine, cpu=request.cpu, firmware=request.firmware)
 
 
 def _fitted(

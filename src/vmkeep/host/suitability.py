@@ -11,8 +11,9 @@ from typing import Final
 
 from lxml import etree
 
+from vmkeep.definition import Definition
 from vmkeep.definition.reading import read_domain
-from vmkeep.errors import HostUnfit, HypervisorError, HypervisorUnavailable, InvalidRequest
+from vmkeep.errors import HostFileMissing, HostUnfit, HypervisorError, HypervisorUnavailable, InvalidRequest
 from vmkeep.fitting import (
     DomainCapabilities,
     FirmwareBuild,
@@ -45,8 +46,8 @@ def fit_definition(
 ) -> Fit:
     """Return the definition with the changes that it needs here; ``source`` is the point, for the message.
 
-    Raises HostUnfit with everything that does not fit and is left to a person, and InvalidRequest for a machine type
-    or CPU that was chosen and is not on this host.
+    Raises HostUnfit with everything that does not fit and is left to a person, and InvalidRequest or HostFileMissing
+    for what was chosen and is not on this host.
     """
     abilities = abilities_for(hypervisor, read_domain(xml), wish)
     _refuse_choices(abilities, read_domain(xml), wish, vm)
@@ -55,6 +56,22 @@ def fit_definition(
     if left:
         raise _unfit(fitted.misfits, wish, vm, source)
     return fitted
+
+
+def told_of_firmware(hypervisor: Hypervisor, taken_on: str, original: Definition, wish: Wish) -> tuple[str, ...]:
+    """Say what the firmware of another host means to what is sealed; a point does not tell which build it was.
+
+    Seen between Debian 12 and 13, both ways: with equal UEFI variables and the same TPM, PCR 0, 1, 4 and 7 are others,
+    and a secret bound to PCR 7 stays shut. With the firmware of the old host they are the same, and it opens.
+    """
+    if wish.firmware is not None or not original.firmware.has_variables or taken_on == hypervisor.identity()[1]:
+        return ()
+    sentence = (
+        f"The point was taken on host {taken_on!r}. If its UEFI firmware was another build than that of this host, what "
+        "the guest sealed to PCR 0 to 7 (BitLocker, systemd-cryptenroll) stays shut: keep the recovery key at hand, or "
+        "restore it with the firmware of that host (--firmware FILE)."
+    )
+    return (sentence,)
 
 
 def _unfit(misfits: Sequence[Misfit], wish: Wish, vm: str, source: str) -> HostUnfit:
@@ -98,6 +115,13 @@ def _refuse_choices(abilities: HostAbilities, root: etree._Element, wish: Wish, 
             f"this host's QEMU has no machine type {wish.machine!r}",
             vm=vm,
             hint=f"Of the VM's family it has {', '.join(offered)}." if offered else "See `virsh capabilities`.",
+        )
+    if wish.firmware is not None and not Path(wish.firmware).is_file():
+        raise HostFileMissing(
+            f"the firmware {wish.firmware} is not on this host",
+            vm=vm,
+            path=wish.firmware,
+            hint="Copy the file that the VM had to where QEMU's user may read it, and name that.",
         )
     models = {model.name for model in abilities.cpu_models}
     if wish.cpu is not None and wish.cpu not in abilities.cpu_modes | models:

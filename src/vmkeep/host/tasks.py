@@ -176,7 +176,7 @@ class PrepareVm:
     """Choose identity and paths of a VM to be made, and check that nothing is in the way. Answers VmPrepared.
 
     ``elsewhere`` says that the catalogue knows the original to live on another host. ``adapt`` changes the definition
-    where it does not fit this host and nobody must choose; ``machine`` and ``cpu`` are what a person chose.
+    where it does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` are a person's choice.
     """
 
     operation: str
@@ -189,6 +189,7 @@ class PrepareVm:
     adapt: bool = False
     machine: str | None = None
     cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ class DiscardReplaced:
 class DefineVm:
     """Define the VM with the identity and the paths that PrepareVm chose, after its secrets. Nothing is started.
 
-    ``adapt``, ``machine`` and ``cpu`` are those of PrepareVm.
+    ``adapt`` and what follows are those of PrepareVm.
     """
 
     point_id: str
@@ -266,6 +267,7 @@ class DefineVm:
     adapt: bool = False
     machine: str | None = None
     cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def test_firmware_at_another_place_becomes_this_host_s_of_the_same_kind() -> Non
     loader = found(fitted(xml, MOVED).definition, "os/loader")
     assert loader is not None
     assert loader.text == f"{OVMF}/OVMF_CODE_4M.ms.fd"
-    assert "PCR 0" in next(m.guest for m in fitted(xml, MOVED).misfits if m.part == "os/loader")
+    assert "PCR 0 to 7" in next(m.guest for m in fitted(xml, MOVED).misfits if m.part == "os/loader")
 
 
 def test_firmware_without_secure_boot_stays_without() -> None:
@@ -130,6 +130,21 @@ def test_firmware_without_secure_boot_stays_without() -> None:
     loader = found(fitted(xml, MOVED).definition, "os/loader")
     assert loader is not None
     assert (loader.text, loader.get("secure")) == (f"{OVMF}/OVMF_CODE_4M.fd", None)
+
+
+def test_firmware_that_a_person_chose_is_named_in_full() -> None:
+    chosen = replace(MOVED, firmware="/srv/firmware/OVMF of trixie.fd")
+    result = fitted(NEWER_VM, chosen)
+    loader, nvram = found(result.definition, "os[@firmware]"), found(result.definition, "os/nvram")
+    assert loader is None
+    assert nvram is not None
+    loader = found(result.definition, "os/loader")
+    assert loader is not None
+    assert (loader.text, loader.get("secure"), nvram.text) == (chosen.firmware, "yes", "/nvram/win11_VARS.fd")
+    assert result.left_open(chosen) == ()
+    # It is a choice of its own: nothing else is changed for it.
+    only = Wish(firmware=chosen.firmware)
+    assert "os/loader" not in parts(fitted(NEWER_VM, only), open_for=only)
 
 
 def test_variables_of_another_size_forbid_the_firmware() -> None:
