@@ -250,3 +250,58 @@ def test_vm_that_is_called_like_a_uuid_is_not_taken_for_the_vm_of_that_uuid(kept
     restored = kept.vmkeep.json("restore", kept.point["id"], "--as", "guest")["restored"]
     assert (restored["identity"], restored["uuid"]) == ("same", uuid)
     kept.truth.assert_vm(kept.host.vm("guest"))
+
+
+# What does not fit a host of a release, in the definitions that the two Debians wrote.
+_NOT_ON = {
+    ("9.0", "trixie"): {
+        "os/type@machine",
+        "os/loader@format",
+        "os/nvram@templateFormat",
+        "os/nvram@format",
+        "devices/watchdog@model",
+        "os@firmware",
+    },
+    ("9.0", "bookworm"): set[str](),
+    ("11.3", "trixie"): set[str](),
+    ("11.3", "bookworm"): set[str](),
+}
+
+
+@pytest.mark.parametrize("debian", ["bookworm", "trixie"])
+def test_point_of_either_debian_comes_back(kept: Kept, debian: str) -> None:
+    version = kept.host.connection.getLibVersion()
+    expected = _NOT_ON[f"{version // 1_000_000}.{version // 1000 % 1000}", debian]
+    point = kept.point_with((_GOLDEN / debian / "definition-win.xml").read_text(encoding="utf-8"))
+    options: list[str] = []
+    if expected:
+        before = kept.written()
+        refused = kept.vmkeep.fails("restore", point, "--as", "guest")
+        assert _parts(refused.error["misfits"]) == expected
+        assert kept.written() == before
+        options = ["--adapt", "--machine", "pc-q35-7.2"]
+    restored = kept.vmkeep.json("restore", point, "--as", "guest", *options)["restored"]
+    assert len(restored["changes"]) == len(expected)
+    vm = kept.host.vm("guest")
+    kept.truth.assert_vm(vm)
+    vm.start(paused=True)
+    vm.destroy()
+    assert vm.load_from_tpm(len(_SECRET)) == _SECRET
+
+
+def test_own_firmware_is_given_by_name(kept: Kept) -> None:
+    """What is sealed to PCR 7 opens with the very build that the VM had, which is brought along."""
+    firmware = kept.host.dir / "disks" / "firmware of the old host.fd"
+    firmware.write_bytes(Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd").read_bytes())
+    missing = kept.vmkeep.fails("restore", kept.point["id"], "--as", "guest", "--firmware", "/nowhere.fd")
+    assert (missing.code, missing.error["path"]) == ("host-file-missing", "/nowhere.fd")
+    secure = kept.point_with((_GOLDEN / "bookworm" / "definition-win.xml").read_text(encoding="utf-8"))
+    kept.vmkeep.json("restore", secure, "--as", "guest", "--firmware", firmware)
+    vm = kept.host.vm("guest")
+    kept.truth.assert_vm(vm)
+    loader = etree.fromstring(vm.xml()).find("os/loader")
+    assert loader is not None
+    assert (loader.text, loader.get("secure")) == (str(firmware), "yes")
+    vm.start(paused=True)
+    vm.destroy()
+    firmware.unlink()

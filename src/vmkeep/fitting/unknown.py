@@ -48,7 +48,7 @@ _TAKEN_FOR_GRANTED: Final = {
     "os/nvram@templateFormat": "raw",
     "devices/interface/backend@type": "default",
 }
-_NOT_SET: Final = "a guest that uses the watchdog finds that it does not reset the machine"
+_NOT_SET: Final = "if it uses the watchdog, that does not reset the machine any more"
 _TWINS: Final = re.compile(r"\[[^]]*\]")
 
 

@@ -67,9 +67,9 @@ def told_of_firmware(hypervisor: Hypervisor, taken_on: str, original: Definition
     if wish.firmware is not None or not original.firmware.has_variables or taken_on == hypervisor.identity()[1]:
         return ()
     sentence = (
-        f"The point was taken on host {taken_on!r}. If its UEFI firmware was another build than that of this host, what "
-        "the guest sealed to PCR 0 to 7 (BitLocker, systemd-cryptenroll) stays shut: keep the recovery key at hand, or "
-        "restore it with the firmware of that host (--firmware FILE)."
+        f"The point was taken on host {taken_on!r}. If its UEFI firmware was another build than that of this host, "
+        "what the guest sealed to PCR 0 to 7 (BitLocker, systemd-cryptenroll) stays shut: keep the recovery key at "
+        "hand, or restore it with the firmware of that host (--firmware FILE)."
     )
     return (sentence,)
 
