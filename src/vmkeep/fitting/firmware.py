@@ -2,8 +2,8 @@
 
 What makes a kind is whether the build has Secure Boot (and so needs SMM), and the size of its variables: on Debian 2M
 builds have 128 KiB of them and 4M builds 528 KiB, and a build finds nothing in variables of another size. Its version
-may differ: variables are read by newer and older builds alike. What they measure differs, also into PCR 7 (seen between
-edk2 2022.11 and 2025.02, with equal variables), so what a guest sealed to that opens with the very same build only.
+may differ: variables are read by newer and older builds alike. The guest measures the variables into PCR 7 (seen: equal
+values with edk2 2022.11 and 2025.02), the build into PCR 0, and what goes with it into 1 and 4 (seen: other values).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vmkeep.fitting.machines import known_machine
 from vmkeep.fitting.model import FirmwareBuild, Misfit
 
 _SECURE_NAMES: Final = ("secboot", ".ms.", "secure", "snakeoil")
-_MEASURED = "its firmware is another build; what it sealed to PCR 0 to 7 may stay shut and ask for the recovery key"
+_MEASURED = "its firmware is another build: what it sealed to PCR 0 or 4 stays shut, what it sealed to PCR 7 opens"
 
 
 def has_secure_name(path: str) -> bool:
@@ -92,7 +92,7 @@ def _choose_firmware(draft: Draft, system: etree._Element, chosen: str) -> None:
             what="the firmware was to be replaced",
             remedy="Leave out --firmware to keep it.",
             change=f"firmware {before} became {chosen}",
-            guest="what it sealed to PCR 0 to 7 opens if this is the very firmware that it had",
+            guest="its firmware is the one that was chosen",
             chosen=True,
         )
     )

@@ -61,15 +61,15 @@ def fit_definition(
 def told_of_firmware(hypervisor: Hypervisor, taken_on: str, original: Definition, wish: Wish) -> tuple[str, ...]:
     """Say what the firmware of another host means to what is sealed; a point does not tell which build it was.
 
-    Seen between Debian 12 and 13, both ways: with equal UEFI variables and the same TPM, PCR 0, 1, 4 and 7 are others,
-    and a secret bound to PCR 7 stays shut. With the firmware of the old host they are the same, and it opens.
+    Seen between Debian 12 and 13, both ways, with equal UEFI variables, disks and TPM: PCR 7 is the same, and what is
+    bound to it opens; PCR 0, 1 and 4 are others (docs/guide/other-host.md).
     """
     if wish.firmware is not None or not original.firmware.has_variables or taken_on == hypervisor.identity()[1]:
         return ()
     sentence = (
         f"The point was taken on host {taken_on!r}. If its UEFI firmware was another build than that of this host, "
-        "what the guest sealed to PCR 0 to 7 (BitLocker, systemd-cryptenroll) stays shut: keep the recovery key at "
-        "hand, or restore it with the firmware of that host (--firmware FILE)."
+        "what the guest sealed to PCR 0 or 4 (BitLocker without Secure Boot) stays shut: keep the recovery key at hand. "
+        "What it sealed to PCR 7 opens."
     )
     return (sentence,)
 
