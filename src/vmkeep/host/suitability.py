@@ -68,8 +68,8 @@ def told_of_firmware(hypervisor: Hypervisor, taken_on: str, original: Definition
         return ()
     sentence = (
         f"The point was taken on host {taken_on!r}. If its UEFI firmware was another build than that of this host, "
-        "what the guest sealed to PCR 0 or 4 (BitLocker without Secure Boot) stays shut: keep the recovery key at hand. "
-        "What it sealed to PCR 7 opens."
+        "what the guest sealed to PCR 0 or 4 (BitLocker without Secure Boot) stays shut: keep the recovery key at "
+        "hand. What it sealed to PCR 7 opens."
     )
     return (sentence,)
 
