@@ -71,19 +71,19 @@ def pin_firmware(draft: Draft) -> bool:
 
 
 def _choose_firmware(draft: Draft, system: etree._Element, chosen: str) -> None:
-    before = _path(system.find("loader")) or "libvirt's choice"
-    if before == chosen and system.get("firmware") is None:
+    path = _path(system.find("loader"))
+    if path == chosen and system.get("firmware") is None:
         return
-    like = _equal_build(draft, system, before)
-    smm = draft.root.find("features/smm[@state='on']") is not None
-    secure = _is_secure(system, before if before.startswith("/") else "")
+    like = _equal_build(draft, system, path)
+    secure = _is_secure(system, path)
+    needs_smm = draft.root.find("features/smm[@state='on']") is not None if secure is None else secure
     build = FirmwareBuild(
         code=chosen,
         template=None if like is None else like.template,
         variables_bytes=None,
-        secure_boot=smm if secure is None else secure,
+        secure_boot=needs_smm,
         enrolled_keys=False,
-        needs_smm=smm if secure is None else secure,
+        needs_smm=needs_smm,
     )
     _name(draft, system, build)
     draft.found(
@@ -91,7 +91,7 @@ def _choose_firmware(draft: Draft, system: etree._Element, chosen: str) -> None:
             part="os/loader",
             what="the firmware was to be replaced",
             remedy="Leave out --firmware to keep it.",
-            change=f"firmware {before} became {chosen}",
+            change=f"firmware {path or 'of the choice of libvirt'} became {chosen}",
             guest="its firmware is the one that was chosen",
             chosen=True,
         )
