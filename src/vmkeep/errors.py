@@ -10,7 +10,8 @@ signal, 1 a fault of vmkeep itself.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 
 class VmkeepError(Exception):
@@ -41,7 +42,7 @@ class VmkeepError(Exception):
         self.path = path
         self.hint = hint if hint is not None else self.default_hint
 
-    def as_dict(self) -> dict[str, str | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the error as the JSON object that ``--json`` prints."""
         return {
             "code": self.code,
@@ -53,10 +54,14 @@ class VmkeepError(Exception):
         }
 
     @classmethod
-    def from_dict(cls, value: dict[str, str | None]) -> VmkeepError:
+    def from_dict(cls, value: Mapping[str, Any]) -> VmkeepError:
         """Return the error that ``as_dict`` wrote, as its own class where the code is known."""
         kind = error_classes().get(value.get("code") or "", VmkeepError)
-        return kind(
+        return kind._made_of(value)
+
+    @classmethod
+    def _made_of(cls, value: Mapping[str, Any]) -> VmkeepError:
+        return cls(
             value.get("message") or "unknown error",
             vm=value.get("vm"),
             disk=value.get("disk"),
@@ -227,6 +232,38 @@ class StateUnsupported(VmkeepError):
     exit_status = 13
     http_status = 409
     default_hint = "`vmkeep vm show VM` says what of the VM's state cannot be kept."
+
+
+class HostUnfit(VmkeepError):
+    """The definition of a VM asks for what this host's libvirt and QEMU do not have.
+
+    ``misfits`` are all of them, each a JSON object with ``part``, ``what``, ``remedy`` and what else is known.
+    """
+
+    code = "host-unfit"
+    exit_status = 13
+    http_status = 409
+    default_hint = "Nothing was written. Restore on a host that has it, or to files (--output DIR)."
+
+    def __init__(
+        self, message: str, *, misfits: Sequence[Mapping[str, Any]], vm: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, vm=vm, hint=hint)
+        self.misfits = tuple(misfits)
+        for misfit in self.misfits:
+            self.add_note(f"{misfit.get('part')}: {misfit.get('what')}. {misfit.get('remedy')}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "misfits": [dict(misfit) for misfit in self.misfits]}
+
+    @classmethod
+    def _made_of(cls, value: Mapping[str, Any]) -> VmkeepError:
+        return cls(
+            value.get("message") or "unknown error",
+            misfits=value.get("misfits") or (),
+            vm=value.get("vm"),
+            hint=value.get("hint"),
+        )
 
 
 class PermissionRefused(VmkeepError):

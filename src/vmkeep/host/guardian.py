@@ -330,7 +330,7 @@ def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor, owner: H
             return True
     try:
         with impatient(LOOK_SECONDS):
-            domain = hypervisor.find(record.uuid)
+            domain = hypervisor.find_uuid(record.uuid)
             stopped = domain is not None and domain.state().io_error
         return domain is not None and stopped and resume_if_ours(record, domain, owner)
     except VmkeepError:

@@ -347,7 +347,7 @@ class InPlace:
 
 
 def _find(hypervisor: Hypervisor, record: PointRecord) -> Domain:
-    found = hypervisor.find(record.vm_uuid)
+    found = hypervisor.find_uuid(record.vm_uuid)
     if found is None:
         raise VmNotFound(
             f"VM {record.vm_name!r} ({record.vm_uuid}) of the point is not on this host",

@@ -111,7 +111,7 @@ class Parking:
 
     def domain(self, journal: RestoreJournal) -> Domain:
         """Return the VM; raises VmNotFound when it was undefined meanwhile."""
-        found = self._hypervisor.find(journal.vm_uuid)
+        found = self._hypervisor.find_uuid(journal.vm_uuid)
         if found is None:
             raise VmNotFound(
                 f"VM {journal.vm!r} is gone in the middle of its restore",

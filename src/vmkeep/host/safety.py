@@ -188,7 +188,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner
 
 def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: Owner | None) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
-    domain = hypervisor.find(record.uuid)
+    domain = hypervisor.find_uuid(record.uuid)
     if record.stopped:
         return _remove_marks(record, domain, hypervisor)
     if domain is None:
@@ -297,7 +297,7 @@ def let_guest_go_on(record: JobRecord, hypervisor: Hypervisor) -> bool:
     """
     # What is changed is waited for: of a guest that went on it must be known that it did.
     with impatient(LOOK_SECONDS):
-        domain = hypervisor.find(record.uuid)
+        domain = hypervisor.find_uuid(record.uuid)
         if domain is None or not (record.quiesced or domain.state().run is RunState.PAUSED):
             return False
     if record.keepsake:

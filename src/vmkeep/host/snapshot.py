@@ -370,7 +370,7 @@ class Snapshotting:
             remove_keepsake(self._place)  # killed before anything was begun
             return SnapshotSettled("an interrupted snapshot was never begun")
         about = f"an interrupted snapshot ({keepsake.name}) of VM {keepsake.vm!r}"
-        domain = self._hypervisor.find(keepsake.vm_uuid)
+        domain = self._hypervisor.find_uuid(keepsake.vm_uuid)
         if domain is None:
             remove_keepsake(self._place)
             return SnapshotSettled(f"{about} is gone with the VM")

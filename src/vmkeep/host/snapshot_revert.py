@@ -259,7 +259,7 @@ class Revert:
         journal = self._parking.load()
         if journal is None:
             self._parking.sweep_lock(vm_uuid)
-            found = self._hypervisor.find(vm_uuid)
+            found = self._hypervisor.find_uuid(vm_uuid)
             return RevertReleased("off" if found is None else str(found.state().run), "", (), ())
         domain = self._parking.domain(journal)
         self._parking.lock(domain, self._stop)

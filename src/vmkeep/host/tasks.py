@@ -182,7 +182,8 @@ class FilesPrepared:
 class PrepareVm:
     """Choose identity and paths of a VM to be made, and check that nothing is in the way. Answers VmPrepared.
 
-    ``elsewhere`` says that the catalogue knows the original to live on another host.
+    ``elsewhere`` says that the catalogue knows the original to live on another host. ``adapt`` changes the definition
+    where it does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` are a person's choice.
     """
 
     operation: str
@@ -192,6 +193,10 @@ class PrepareVm:
     disks_dir: str | None
     force: bool
     elsewhere: bool
+    adapt: bool = False
+    machine: str | None = None
+    cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,8 @@ class VmPrepared:
     """``tpm`` says whose TPM the VM gets: "same", "new" or "none".
 
     The definition is not here, as flows are stored and it may hold passwords: DefineVm makes it again. ``secrets`` are
-    the UUIDs of those that libvirt lacks and gets with the VM; their values are never here either.
+    the UUIDs of those that libvirt lacks and gets with the VM; their values are never here either. ``changes`` are
+    those that make the definition fit this host: each what was changed, and what the guest notices of it, or "".
     """
 
     name: str
@@ -209,6 +215,7 @@ class VmPrepared:
     items: tuple[DeliveredItem, ...]
     warnings: tuple[str, ...]
     secrets: tuple[str, ...] = ()
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +260,10 @@ class DiscardReplaced:
 
 @dataclass(frozen=True, slots=True)
 class DefineVm:
-    """Define the VM with the identity and the paths that PrepareVm chose, after its secrets. Nothing is started."""
+    """Define the VM with the identity and the paths that PrepareVm chose, after its secrets. Nothing is started.
+
+    ``adapt`` and what follows are those of PrepareVm.
+    """
 
     point_id: str
     name: str
@@ -261,6 +271,10 @@ class DefineVm:
     identity: str
     items: tuple[DeliveredItem, ...]
     secrets: tuple[str, ...] = ()
+    adapt: bool = False
+    machine: str | None = None
+    cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

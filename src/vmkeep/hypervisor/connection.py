@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from uuid import UUID
+from typing import Final
+from uuid import UUID, uuid4
 
 import libvirt
 from lxml import etree
@@ -12,7 +15,11 @@ from vmkeep.errors import HypervisorHangs, HypervisorUnavailable, PermissionRefu
 from vmkeep.hypervisor import answers
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.secrets import Secrets
-from vmkeep.hypervisor.translation import libvirt_errors
+from vmkeep.hypervisor.translation import libvirt_errors, translate
+from vmkeep.xmltext import parse_xml, serialise_xml
+
+_TRIAL_NAME: Final = "vmkeep-reads-this"
+_NAME_REFUSED: Final = re.compile(r"invalid char in name")
 
 _CLOSING_SECONDS = 2.0
 
@@ -93,7 +100,14 @@ class Hypervisor:
 
     def find(self, name_or_uuid: str) -> Domain | None:
         """Return the VM, or None when the host has none of that name or UUID."""
-        for lookup in (self._connection.lookupByName, self._by_uuid):
+        return self._found((self._connection.lookupByName, self._by_uuid), name_or_uuid)
+
+    def find_uuid(self, uuid: str) -> Domain | None:
+        """Return the VM of that UUID, or None: one that is only called so is another VM."""
+        return self._found((self._by_uuid,), uuid)
+
+    def _found(self, lookups: Sequence[Callable[[str], libvirt.virDomain]], name_or_uuid: str) -> Domain | None:
+        for lookup in lookups:
             try:
                 return Domain(lookup(name_or_uuid))
             except ValueError:
@@ -117,6 +131,43 @@ class Hypervisor:
             return found.path(), found.info()[0] == libvirt.VIR_STORAGE_VOL_BLOCK
         except libvirt.libvirtError:
             return None
+
+    def capabilities(self) -> str:
+        """Return libvirt's XML about the host and the kinds of VM that it runs."""
+        with libvirt_errors("tell what the host can do"):
+            return self._connection.getCapabilities()
+
+    def domain_capabilities(self, kind: str, arch: str, machine: str | None) -> str:
+        """Return libvirt's XML about what it supports in a VM of that kind ("kvm"); ``machine`` None: the default."""
+        with libvirt_errors("tell what it supports"):
+            return self._connection.getDomainCapabilities(None, arch, machine, kind)
+
+    def refusal(self, xml: str) -> str | None:
+        """Let libvirt read a definition as for defining it, and return its words if it refuses; nothing is defined.
+
+        There is no call for that. But a name with a line end is refused after all else was read and checked (seen on
+        9.0 and 11.3), so the copy that libvirt gets has one.
+        """
+        trial = parse_xml(xml)
+        name = trial.find("name")
+        if name is None:
+            return "the domain has no name"
+        name.text = f"{_TRIAL_NAME}\n"
+        uuid = trial.find("uuid")
+        if uuid is None:
+            uuid = etree.SubElement(trial, "uuid")
+        uuid.text = str(uuid4())
+        for entry in trial.findall("sysinfo/system/entry[@name='uuid']"):
+            entry.text = uuid.text  # libvirt refuses two that differ
+        try:
+            defined = self._connection.defineXML(serialise_xml(trial))
+        except libvirt.libvirtError as error:
+            text = error.get_error_message()
+            if error.get_error_code() in (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT):
+                raise translate(error, "read the definition", None) from error
+            return None if _NAME_REFUSED.search(text) else text
+        defined.undefine()  # a libvirt that takes such a name: then it is at least there for no longer than this
+        return None
 
     def define(self, xml: str, vm: str) -> Domain:
         """Define a VM of ``xml``, without starting it; raises HypervisorError with libvirt's reason."""
