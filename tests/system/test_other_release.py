@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,9 @@ def _without_paths(xml: str) -> str:
 def test_libvirt_reads_a_trial_and_defines_nothing(kept: Kept) -> None:
     """The trick that refusals are heard by: it must change nothing on a host, also when the definition is sound."""
     before = kept.written()
-    connection = kept.host.connection
-    hypervisor = Hypervisor(connection, "qemu:///system")
-    assert hypervisor.refusal(kept.definition) is None
-    refusal = hypervisor.refusal(kept.definition.replace("<vcpu", "<vcpu current='9'"))
+    with closing(Hypervisor.connect(kept.host.outer_uri)) as hypervisor:
+        assert hypervisor.refusal(kept.definition) is None
+        refusal = hypervisor.refusal(kept.definition.replace("<vcpu", "<vcpu current='9'"))
     assert refusal is not None
     assert "vCPU" in refusal
     assert kept.written() == before
