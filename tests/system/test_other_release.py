@@ -208,7 +208,7 @@ def test_libvirt_reads_a_trial_and_defines_nothing(kept: Kept) -> None:
 
 
 def test_variables_that_no_firmware_here_is_made_for_are_not_given_to_one(kept: Kept) -> None:
-    """A firmware takes variables of another size for damaged ones, and the keys of Secure Boot are gone."""
+    """No firmware is made for them: each has one size of variables."""
     keys = kept.vmkeep.home / "keys"
     location = str(kept.vmkeep.home / "repository")
     repository = Repository.open(location, lambda recipients: KeyFile.find(keys, recipients[0]))

@@ -115,7 +115,7 @@ def _fit_value(draft: Draft, unknown: Unknown) -> None:
 
 
 def _watchdog(draft: Draft, part: str, what: str, model: str) -> Misfit:
-    """libvirt adds itco to every VM of the type q35 from 9.1 on, because its chipset has that watchdog anyway."""
+    """libvirt adds itco to every q35 VM (11.3 does, 9.0 does not know it): the chipset has that watchdog anyway."""
     kind = draft.root.find("os/type")
     machine = ("" if kind is None else kind.get("machine")) or ""
     built_in = model == "itco" and "q35" in machine

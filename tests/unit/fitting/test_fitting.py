@@ -148,7 +148,7 @@ def test_firmware_that_a_person_chose_is_named_in_full() -> None:
 
 
 def test_variables_of_another_size_forbid_the_firmware() -> None:
-    """A 4M build takes 2M variables for damaged ones, and makes new ones without a word."""
+    """Each build is made for one size of variables."""
     small = StoredVariables(size_bytes=128 * 1024)
     left = fitted(NEWER_VM, MOVED, variables=small).left_open(MOVED)
     assert [(m.part, m.change) for m in left] == [("os/loader", "")]
