@@ -21,6 +21,7 @@ from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOptio
 from vmkeep.cli.shells import ASKED_BY, INSTALL, SHOW, answer, install_or_show, is_asked_for
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
+from vmkeep.filesystem import fault_error
 
 EXAMPLE = "Example: vmkeep backup win11"
 
@@ -140,7 +141,7 @@ def _translated(raised: BaseException) -> VmkeepError:
         return InvalidRequest(raised.format_message().rstrip(".\n"), hint=_usage_hint(raised))
     if isinstance(raised, typer.Abort | KeyboardInterrupt):
         return Interrupted("Interrupted by Ctrl-C")
-    return VmkeepError(f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__)
+    return fault_error(raised)
 
 
 def _usage_hint(raised: typer.TyperException) -> str:

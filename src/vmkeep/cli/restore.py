@@ -141,7 +141,7 @@ def _as_files(
         secrets=secrets,
         only=only,
     )
-    with running.engine() as engine, running.console.progress() as watch:
+    with running.engine(needs_home=False) as engine, running.console.progress() as watch:
         return engine.restore_files(request, watch), beside
 
 
@@ -155,7 +155,7 @@ def _as_vm(
     found, beside = find_point(running, point)
     directory = str(disks_dir.absolute()) if disks_dir is not None else None
     request = RestoreVm(found.id, name, tpm, directory, force)
-    with running.engine() as engine, running.console.progress() as watch:
+    with running.engine(needs_home=False) as engine, running.console.progress() as watch:
         return engine.restore_vm(request, watch), beside
 
 

@@ -104,10 +104,11 @@ class Session:
             yield LocalMoments(self.settings, connection.opened)
 
     @contextlib.contextmanager
-    def engine(self, *, first_use: bool = False) -> Iterator[Engine]:
+    def engine(self, *, first_use: bool = False, needs_home: bool = True) -> Iterator[Engine]:
         """Start what runs flows; tell what it found interrupted. Signals ask the running operation to stop.
 
-        ``first_use``: initialise the installation if that was never done, and say where the key is.
+        Without ``needs_home`` it also runs where vmkeep's home cannot be written. ``first_use``: initialise the
+        installation if that was never done, and say where the key is.
         """
         from vmkeep.flows.engine import Engine
 
@@ -115,7 +116,7 @@ class Session:
             report = self.premises.ensure()
             if report is not None:
                 tell_first_use(self.console, report)
-        with Engine(self.premises, last=self._invocation.ends_process) as engine:
+        with Engine(self.premises, needs_home=needs_home, last=self._invocation.ends_process) as engine:
             for sentence in engine.recovered:
                 self.console.notice(sentence)
             with self.interruption.handed_to(engine.cancel):

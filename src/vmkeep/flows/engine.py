@@ -21,8 +21,8 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
-from vmkeep.errors import CatalogError, GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
-from vmkeep.filesystem import file_error, make_private_file
+from vmkeep.errors import GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
+from vmkeep.filesystem import fault_error, file_error, make_private_file
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
@@ -67,6 +67,7 @@ from vmkeep.host.tasks import (
     Task,
 )
 from vmkeep.logs import get_logger
+from vmkeep.sqlite import sqlite_error
 
 _log = get_logger(__name__)
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
@@ -91,14 +92,16 @@ _DELETE_POINT = "point.delete"
 class Engine:
     """Runs flows. One a process; use it with ``with``. ``recovered`` tells what was undone or finished at start.
 
-    ``last``: the process ends right after the engine, so DBOS's threads need not be stopped. They look for flows of
-    other processes, and their end is waited for 0.07 s, which a short command would feel.
+    ``needs_home``: what will be run must be recorded, so a home that cannot be written is refused; else the engine does
+    without it, and leaves alone what dead processes left. ``last``: the process ends right after the engine, so DBOS's
+    threads need not be stopped. They look for flows of other processes, and their end is waited for 0.07 s, which a
+    short command would feel.
     """
 
-    def __init__(self, premises: Premises, *, last: bool = False) -> None:
+    def __init__(self, premises: Premises, *, needs_home: bool = True, last: bool = False) -> None:
         self._premises = premises
+        self._needs_home = needs_home
         self._last = last
-        self._host = LocalHost(premises.settings, lambda: premises.repository)
         self._cancelled: VmkeepError | None = None
         self._watch: Watch = _unwatched
         self._executor = uuid.uuid4().hex
@@ -106,11 +109,13 @@ class Engine:
         self.recovered: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
+        away = self._leave_broken_home()
         settings = self._premises.settings
+        self._host = LocalHost(settings, lambda: self._premises.repository)
         self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
         try:
             self._launch(settings.flows_path)
-            self.recovered = (
+            self.recovered = away or (
                 *rescue_abandoned(settings.guards_dir),
                 *self._recover(),
                 *self._settle_restores(),
@@ -120,10 +125,22 @@ class Engine:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
             self._let_go()
-            if isinstance(error, DatabaseError):
+            if isinstance(error, Exception) and not isinstance(error, VmkeepError):
                 raise self._fault(error) from error
             raise
         return self
+
+    def _leave_broken_home(self) -> tuple[str, ...]:
+        """Return what is to be told of a home that is done without; nothing for one that can be written."""
+        try:
+            self._premises.require_home()
+        except VmkeepError as error:
+            if self._needs_home:
+                raise
+            self._premises.leave_home(error)
+            told = "this operation is recorded nowhere, and what was interrupted before stays as it is"
+            return (f"{error.message}; {told}",)
+        return ()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -320,14 +337,8 @@ class Engine:
     def _fault(self, error: Exception) -> VmkeepError:
         """Return the error of our tree for one that DBOS or a fault of ours raised."""
         if isinstance(error, DatabaseError):
-            path = self._premises.settings.flows_path
-            return CatalogError(
-                f"the flow database {path} cannot be used: {error.orig}",
-                path=str(path),
-                hint="If it is locked, another vmkeep was stopped while it wrote: let it go on, or end it. "
-                "`vmkeep doctor` tells whether it is damaged.",
-            )
-        return VmkeepError(f"{type(error).__name__}: {error}")
+            return sqlite_error(error.orig or error, self._premises.settings.flows_path, "the flow database")
+        return fault_error(error)
 
     def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
         """Note how the operation ended; a catalogue that fails here must not hide what happened."""
