@@ -229,6 +229,11 @@ def require_room(directory: Path, room_bytes: int) -> None:
         try:
             os.posix_fallocate(descriptor, 0, room_bytes)
             os.pwrite(descriptor, bytes(PAGE_BYTES), 0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            message = f"the file system of {directory} is full: it has no {size_text(room_bytes)} left"
+            raise NoSpace(message, path=str(directory)) from error
         finally:
             os.close(descriptor)
             if beside is not None:

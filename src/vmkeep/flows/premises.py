@@ -132,7 +132,7 @@ class Premises:
             require_room(home, HOME_ROOM_BYTES)
         except VmkeepError as error:
             raise type(error)(
-                f"vmkeep's home {home} cannot be written: {error.message}",
+                f"vmkeep's home cannot be written: {error.message}",
                 path=str(home),
                 hint=f"{error.hint} Nothing was begun. Points can be listed, verified and restored all the same "
                 "(--output, --as).",
