@@ -42,12 +42,24 @@ def aligned_buffer(size_bytes: int) -> mmap.mmap:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make the names in a directory durable. Raises OSError with the directory's name."""
+    with naming(directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of calls on a descriptor (fsync, write) the name of its file, by which ``system_error`` tells them."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def passes_cache(path: Path) -> bool:
@@ -126,6 +138,9 @@ def file_error(error: OSError, path: Path, doing: str = "written") -> VmkeepErro
         return _full(error, path)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return descriptors_lacking(f"{path} cannot be {doing}", path=where)
+    if error.errno == errno.EAGAIN:
+        hint = "Raise the limit of processes and threads (`ulimit -u`, TasksMax= of a systemd unit), or try it again."
+        return HostExhausted(f"{path} cannot be {doing}: {error.strerror}", path=where, hint=hint)
     if error.errno == errno.ENOMEM:
         hint = "Free memory, or raise the limit of this process's control group, and run the command again."
         return HostExhausted(f"{path} cannot be {doing}: there is no memory left", path=where, hint=hint)
@@ -210,6 +225,25 @@ def descriptors_lacking(message: str, path: str | None = None) -> HostExhausted:
         hint=f"Raise the limit (`ulimit -n`, which may go up to {hard} here, or LimitNOFILE= of a systemd unit) and "
         "run the command again.",
     )
+
+
+def require_descriptors(number: int, doing: str) -> None:
+    """Let this process have so many files open, as far as its hard limit goes. Raises HostExhausted, told of ``doing``.
+
+    Files that are open already count as well.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError):  # it is counted by what it is for
+        number += sum(1 for _ in Path("/proc/self/fd").iterdir())
+    if number <= soft or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and number > hard:
+        raise HostExhausted(
+            f"{doing} needs {number} open files, and this process may have {hard} (RLIMIT_NOFILE)",
+            hint="Nothing was begun. Raise the limit (`ulimit -n`, LimitNOFILE= of a systemd unit), or set a smaller "
+            "number of workers in vmkeep.toml, and run the command again.",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
 def require_room(directory: Path, room_bytes: int) -> None:

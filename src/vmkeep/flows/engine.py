@@ -22,7 +22,7 @@ from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
 from vmkeep.errors import GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
-from vmkeep.filesystem import fault_error, file_error, make_private_file
+from vmkeep.filesystem import fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
@@ -85,6 +85,8 @@ _FLOWS: tuple[Flow[Any, Any], ...] = (
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
+# Databases with their logs, locks, the connection to libvirt; what a task needs besides it asks for itself.
+_DESCRIPTORS = 48
 _DELETE_POINT = "point.delete"
 """The kind of an operation that is no flow: both of its steps can be repeated."""
 
@@ -109,6 +111,7 @@ class Engine:
         self.recovered: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
+        require_descriptors(_DESCRIPTORS, "vmkeep")
         away = self._leave_broken_home()
         settings = self._premises.settings
         self._host = LocalHost(settings, lambda: self._premises.repository)

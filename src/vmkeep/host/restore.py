@@ -36,7 +36,7 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import file_error, file_errors, require_descriptors, sync_directory
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.selection import STATE, asked_disks
@@ -64,6 +64,8 @@ from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.images import LUKS
 
 _DEFINITION_FILE = "domain.xml"
+# The image, its directory, sockets and pipes of qemu-nbd, and as much again for what the libraries open for a moment.
+_RESTORE_DESCRIPTORS = 48
 
 
 # -- to files --------------------------------------------------------------------------------------------------
@@ -117,12 +119,12 @@ def _make_directory(output: Path) -> bool:
     """Make the directory; False when it is there already."""
     try:
         output.mkdir(mode=0o700)
-    except FileNotFoundError as error:
-        raise HostFileMissing(f"the directory {output.parent} does not exist", path=str(output)) from error
     except FileExistsError as error:
         if not output.is_dir():
             raise TargetExists(f"{output} is not a directory", path=str(output)) from error
         return False
+    except OSError as error:
+        raise file_error(error, output) from error
     return True
 
 
@@ -308,6 +310,7 @@ def deliver_items(
 ) -> ItemsDelivered:
     """Write every item at its staged path; on failure none of them stays."""
     record = repository.point(request.point_id)
+    require_descriptors(_RESTORE_DESCRIPTORS + 4 * settings.workers, f"the restore of point {record.id}")
     sizes = {disk.target: disk.stored.size_bytes for disk in record.disks}
     total = sum(sizes[item.name] for item in request.items if item.role == "disk")
     done = written = 0
@@ -365,7 +368,8 @@ def _deliver_disk(
 ) -> int:
     disk = next(disk for disk in record.disks if disk.target == item.name)
     staged = Path(item.staged)
-    staged.unlink(missing_ok=True)  # of an attempt that was killed
+    with file_errors(staged):
+        staged.unlink(missing_ok=True)  # of an attempt that was killed
     written = deliver_disk(
         repository,
         disk.stored,
@@ -376,7 +380,8 @@ def _deliver_disk(
         stop=stop,
         progress=progress,
     )
-    sync_directory(staged.parent)
+    with file_errors(staged):
+        sync_directory(staged.parent)
     return written
 
 
@@ -398,7 +403,8 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
     else:
         # libvirt gives NVRAM its owner when the VM starts; it made the directory for itself.
         if for_hypervisor:
-            staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            with file_errors(staged):
+                staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         stage_file(staged, content)
     return len(content)
 

@@ -26,7 +26,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import file_errors, sync_directory
 from vmkeep.host.handshakes import Owner, abort_job, job_ends
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
@@ -104,15 +104,16 @@ class JobRecord:
     keepsake: str = ""
 
     def save(self, directory: Path) -> Path:
-        """Write the record durably; the file is named after the operation."""
+        """Write the record durably; the file is named after the operation. Raises NoSpace and the like."""
         path = record_path(directory, self.operation)
         beside = path.with_suffix(".partial")
-        with beside.open("w", encoding="utf-8") as stream:
-            json.dump(dataclasses.asdict(self), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-        sync_directory(directory)
+        with file_errors(path):
+            with beside.open("w", encoding="utf-8") as stream:
+                json.dump(dataclasses.asdict(self), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(path)
+            sync_directory(directory)
         return path
 
     @classmethod
