@@ -53,7 +53,7 @@ def sync_directory(directory: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give errors of calls on a descriptor (fsync, write) the name of its file, by which ``system_error`` tells them."""
+    """Give errors of calls on a descriptor (fsync, write) the name of its file, which ``system_error`` tells."""
     try:
         yield
     except OSError as error:

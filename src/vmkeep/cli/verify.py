@@ -117,8 +117,8 @@ def _everything(running: Session, sample: float) -> dict[str, Any]:
     _tell_unsteady(running, report.unsteady)
     if report.damaged_packs:
         _condemn(running, report.damaged_packs)
-    if report.acquitted_packs:
-        _acquit(running, report.acquitted_packs)
+    if report.pardoned_packs:
+        _pardon(running, report.pardoned_packs)
     return {
         "verified": verified,
         "ok": not findings and not unread,
@@ -142,10 +142,10 @@ def _condemn(running: Session, packs: Sequence[bytes]) -> None:
         running.console.notice("later points will not use the damaged packs; `vmkeep backup --full VM` stores all anew")
 
 
-def _acquit(running: Session, packs: Sequence[bytes]) -> None:
+def _pardon(running: Session, packs: Sequence[bytes]) -> None:
     """Let later points use packs again that an earlier pass had called damaged, and this one proved sound."""
     try:
-        freed = running.premises.repository.acquit(packs)
+        freed = running.premises.repository.pardon(packs)
     except VmkeepError as error:
         running.console.notice(f"packs that proved sound could not be freed: {error.message}")
     else:

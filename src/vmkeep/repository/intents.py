@@ -26,8 +26,10 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.store import ObjectStore
 
 LAPSE_SECONDS = 900.0
-DAMAGE = "verify found damage"
+DAMAGED = "damaged"
 """Why packs are condemned that were read twice and were wrong both times."""
+_DAMAGED = (DAMAGED, "verify found damage")
+"""The same with the words of earlier versions, which condemned what could not be read as well."""
 # Up to this number, packs are looked up one by one; beyond it one listing of them all is cheaper.
 _LOOKUPS = 64
 
@@ -164,13 +166,13 @@ def condemn(store: ObjectStore, packs: Iterable[bytes], *, reason: str) -> None:
         store.put(CONDEMNED + pack.hex(), canonical({"pack": pack.hex(), "reason": reason}), replace=True)
 
 
-def acquit(store: ObjectStore, packs: Iterable[bytes], *, reason: str) -> int:
-    """Free packs that were condemned for this reason, and return how many were; those of another reason stay."""
+def pardon(store: ObjectStore, packs: Iterable[bytes]) -> int:
+    """Free packs that were condemned as damaged, and return how many were; those of another reason stay."""
     freed = 0
     for pack in packs:
         name = CONDEMNED + pack.hex()
         try:
-            if parse_canonical(store.get(name), name).get("reason") != reason:
+            if parse_canonical(store.get(name), name).get("reason") not in _DAMAGED:
                 continue
             store.delete(name)
         except (ObjectMissing, ObjectDamaged):

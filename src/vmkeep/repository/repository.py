@@ -313,13 +313,13 @@ class Repository:
         """
         return self._verification(sample, progress).everything(self._format, self._key)
 
-    def condemn(self, packs: Sequence[bytes], *, reason: str = intents.DAMAGE) -> None:
+    def condemn(self, packs: Sequence[bytes], *, reason: str = intents.DAMAGED) -> None:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""
         intents.condemn(self._store, packs, reason=reason)
 
-    def acquit(self, packs: Sequence[bytes]) -> int:
+    def pardon(self, packs: Sequence[bytes]) -> int:
         """Let later points use packs again that were condemned as damaged and are proved sound; return how many."""
-        return intents.acquit(self._store, packs, reason=intents.DAMAGE)
+        return intents.pardon(self._store, packs)
 
     def staged(self) -> Sequence[Path]:
         """Return the files that puts of killed processes left: older than an hour, which no put takes."""

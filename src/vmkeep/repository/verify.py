@@ -92,7 +92,7 @@ class RepositoryReport:
     """``points`` are those looked at; ``harmed`` those that cannot be restored in full.
 
     ``blocks`` is how many were read. ``damaged_packs`` are there, but later points should not use them: see
-    ``Repository.condemn``; ``acquitted_packs`` are condemned and were proved sound. ``unreadable`` and ``unsteady`` are
+    ``Repository.condemn``; ``pardoned_packs`` are condemned and were proved sound. ``unreadable`` and ``unsteady`` are
     as in a point's report.
     """
 
@@ -104,7 +104,7 @@ class RepositoryReport:
     blocks: int = 0
     unreadable: tuple[Finding, ...] = ()
     unsteady: tuple[Finding, ...] = ()
-    acquitted_packs: tuple[bytes, ...] = ()
+    pardoned_packs: tuple[bytes, ...] = ()
 
     @property
     def harmed(self) -> tuple[str, ...]:
@@ -213,10 +213,10 @@ class Verification:
             self._blocks,
             self._unread(),
             self._unsteady(),
-            self._acquitted(),
+            self._pardoned(),
         )
 
-    def _acquitted(self) -> tuple[bytes, ...]:
+    def _pardoned(self) -> tuple[bytes, ...]:
         """Return the condemned packs of which every frame was read and opened at the first attempt."""
         if self._share is not None:
             return ()

@@ -122,10 +122,10 @@ def test_pack_that_proves_sound_is_freed_and_one_of_another_reason_is_not(sample
     packs = sorted(bytes.fromhex(path.name) for path in (sample.location / "packs").rglob("*") if path.is_file())
     repository.condemn(packs[:2])
     repository.condemn(packs[2:3], reason="prune")
-    assert repository.verify_all(sample=0.999).acquitted_packs == (), "a sample proves no pack"
+    assert repository.verify_all(sample=0.999).pardoned_packs == (), "a sample proves no pack"
     report = repository.verify_all()
-    assert set(packs[:2]) <= set(report.acquitted_packs)
-    assert repository.acquit(report.acquitted_packs) == 2
+    assert set(packs[:2]) <= set(report.pardoned_packs)
+    assert repository.pardon(report.pardoned_packs) == 2
     assert _condemned(sample) == [packs[2].hex()]
 
 
@@ -139,7 +139,7 @@ def test_pack_that_is_damaged_stays_condemned(sample: Sample) -> None:
     repository.condemn([pack])
     report = repository.verify_all()
     assert report.damaged_packs == (pack,)
-    assert report.acquitted_packs == ()
+    assert report.pardoned_packs == ()
 
 
 def test_pack_that_could_not_be_read_is_no_longer_read_after_some_blocks(
