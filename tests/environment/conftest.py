@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from tests.crash.bed import Zygote
 from tests.environment.injector import Injector
+from tests.environment.preloaded import Preloaded
+from tests.environment.stage import Stage, made_stage
 from tests.rig import Host
-
-
-@dataclass(frozen=True, slots=True)
-class Preloaded:
-    """A host in which the forked commands have the injector in them; it does nothing until a run asks for it."""
-
-    host: Host
-    injector: Injector
-
-    @property
-    def dir(self) -> Path:
-        return self.host.dir
-
-    def popen(self, command: Sequence[str | Path], *, stdin: int, stderr: int | None) -> subprocess.Popen[str]:
-        env = {"LD_PRELOAD": str(self.injector.library)}
-        return self.host.popen(command, env=env, stdin=stdin, stderr=stderr)  # type: ignore[arg-type] # as in Popen
-
-    def run(self, command: Sequence[str | Path], *, check: bool) -> object:
-        return self.host.run(command, check=check)
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +26,10 @@ def zygote(session_host: Host, injector: Injector) -> Iterator[Zygote]:
     process = Zygote(Preloaded(session_host, injector), session_host.dir / "home")  # type: ignore[arg-type] # as a host
     yield process
     process.close()
+
+
+@pytest.fixture(scope="package")
+def stage(injector: Injector) -> Iterator[Stage]:
+    """A running VM with two points; its start costs seconds, so the tests of faults share it."""
+    with made_stage(injector) as stage:
+        yield stage

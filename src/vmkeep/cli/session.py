@@ -13,7 +13,7 @@ import typer
 
 from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
-from vmkeep.config import Settings, load_settings, prepare_home
+from vmkeep.config import Settings, load_settings
 from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -140,7 +140,6 @@ class Session:
 
         if self._invocation.logging:
             return
-        prepare_home(self.settings)
         self.console.debug_log = str(start_log(self.settings.logs_dir))
         self._invocation.logging = True
         log_beginning(self._invocation.arguments, self.settings)
