@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from dbos import DBOS
+from sqlalchemy.exc import DatabaseError
 
 from vmkeep.errors import RestorePending
 from vmkeep.flows.services import Services
@@ -81,13 +82,18 @@ class Plan:
     def undo_all(self, cause: BaseException) -> RestorePending | None:
         """Undo what was done, last first. An undo that fails is told with the cause and does not stop the others.
 
-        Returns the error of one that left a VM unfit to start: that is what the user must hear first.
+        A flow database that fails keeps no undo from being done, only from being recorded. Returns the error of one that left a VM unfit to start: that is what the user must hear first.
         """
         pending = None
         while self._undos:
             name, undo = self._undos.pop()
+            attempt = _Undo(undo)
             try:
-                DBOS.run_step({"name": f"undo_{name}"}, _nothing_returned(undo))
+                try:
+                    DBOS.run_step({"name": f"undo_{name}"}, attempt)
+                except DatabaseError as failed:
+                    _log.error("undo not recorded", operation=self.operation, step=name, error=str(failed))
+                    attempt.ensure()
             except Exception as error:
                 _log.error("undo failed", operation=self.operation, step=name, error=str(error))
                 if isinstance(error, RestorePending):
@@ -97,11 +103,28 @@ class Plan:
         return pending
 
 
-def _nothing_returned(undo: Callable[[], object]) -> Callable[[], None]:
-    def run() -> None:
-        undo()
+class _Undo:
+    """One undo, run as a step that returns nothing."""
 
-    return run
+    def __init__(self, undo: Callable[[], object]) -> None:
+        self._undo = undo
+        self._begun = False
+        self._error: Exception | None = None
+
+    def __call__(self) -> None:
+        self._begun = True
+        try:
+            self._undo()
+        except Exception as error:
+            self._error = error
+            raise
+
+    def ensure(self) -> None:
+        """Run it unless it was run; raises what it raised."""
+        if not self._begun:
+            self()
+        elif self._error is not None:
+            raise self._error
 
 
 def workflow_of(declared: Flow[Any, Any], services: Callable[[], Services]) -> Callable[[Any], Any]:
