@@ -82,7 +82,8 @@ class Plan:
     def undo_all(self, cause: BaseException) -> RestorePending | None:
         """Undo what was done, last first. An undo that fails is told with the cause and does not stop the others.
 
-        A flow database that fails keeps no undo from being done, only from being recorded. Returns the error of one that left a VM unfit to start: that is what the user must hear first.
+        A flow database that fails keeps no undo from being done, only from being recorded. Returns the error
+        of one that left a VM unfit to start: that is what the user must hear first.
         """
         pending = None
         while self._undos:
