@@ -75,7 +75,7 @@ class Installation:
         _commit_to_the_log(made.kept / "home", made.kept / "logged")
         return made
 
-    def restock(self, *, home_size: str = "size=8m", logged: bool = False) -> None:
+    def restock(self, *, home_size: str = "size=24m", logged: bool = False) -> None:
         """Put both in place on new file systems. ``logged``: the newest commit is in the log of the catalogue alone."""
         self.clear()
         for place, options in ((self.home, home_size), (self.repository.parent, "size=64m")):

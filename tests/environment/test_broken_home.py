@@ -42,8 +42,8 @@ def _read_only(installation: Installation) -> None:
 
 
 def _out_of_inodes(installation: Installation) -> None:
-    installation.restock(home_size="size=8m,nr_inodes=40", logged=True)
-    command = f"i=0; while : > {installation.home}/filler-$i; do i=$((i+1)); done 2>/dev/null; true"
+    installation.restock(home_size="size=24m,nr_inodes=40", logged=True)
+    command = f"i=0; while touch {installation.home}/filler-$i; do i=$((i+1)); done 2>/dev/null; true"
     installation.host.run(["sh", "-c", command], check=True)
 
 
@@ -132,7 +132,8 @@ def test_storage_that_fails_at_reading_makes_no_damaged_catalogue(
     installation: Installation, injector: Injector
 ) -> None:
     installation.restock()
-    env = injector.environment(Fault((installation.home,), errno.EIO, at=1, times=FOREVER, kinds=("read",)))
+    databases = (installation.home / "catalog.sqlite", installation.home / "flows.sqlite")
+    env = injector.environment(Fault(databases, errno.EIO, at=1, times=FOREVER, kinds=("read",)))
     failure = installation.fails("points", env=env)
     assert failure.error["code"] == "store-error"
     _assert_nothing_is_moved_away([failure.error])
@@ -153,6 +154,7 @@ def _assert_nothing_is_moved_away(told: list[dict[str, Any]]) -> None:
 
 
 def _files(installation: Installation) -> dict[str, int]:
-    """Return the files of the home, as they are inside the host."""
+    """Return the files of the home, as they are inside the host, but for what SQLite makes anew each time."""
     home = Path(f"/proc/{installation.host.init_pid}/root{installation.home}")
-    return {str(path): path.stat().st_size for path in home.rglob("*") if path.is_file()}
+    sizes = {str(path): path.stat().st_size for path in home.rglob("*") if path.is_file()}
+    return {name: size for name, size in sizes.items() if not name.endswith("-shm") and size > 0}

@@ -41,6 +41,7 @@ from vmkeep.host.tasks import (
     VmParked,
     WithdrawItems,
 )
+from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.repository import PointRecord, Repository
 from vmkeep.statefiles.installation import stage_file, stage_tpm
@@ -63,6 +64,7 @@ def check_in_place(
     definition = with_volumes_found(
         read_definition(domain.definition_xml(inactive=True, secure=True), domain), hypervisor
     )
+    refuse_unseen_images(domain, definition)
     selection, _ = _select(hypervisor, record, definition, request.only, request.tpm)
     secrets = _plan_secrets(hypervisor, repository, record, definition, selection)
     return InPlaceChecked(

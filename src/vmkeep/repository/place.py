@@ -58,9 +58,12 @@ class Place:
         for left in (path, *path.parent.glob(f"{path.name}#*")):
             with suppress(OSError):
                 left.unlink()
+        # A store makes every directory on the way. Below an empty mount point there was none before.
+        unmounted = mount_of(self.directory) != self._mount
+        highest = Path(self._mount) if unmounted else self.directory
         with suppress(OSError):
             for parent in path.parents:
-                if parent == self.directory:
+                if parent == highest:
                     break
                 parent.rmdir()
 
