@@ -28,6 +28,8 @@ PAGE_BYTES: Final = mmap.PAGESIZE
 """O_DIRECT wants memory, places and lengths in logical blocks of the device; these have at most 4 KiB."""
 HOME_ROOM_BYTES: Final = 8 << 20
 """What an operation may write to vmkeep's home: its record and its steps, whose logs grow to 4 MiB each."""
+OF_STORAGE: Final = (NoSpace, PermissionRefused, StoreError)
+"""The errors by which a file system or its device refuses. Who can do without it catches these, and no signal."""
 # What file systems say that make no file without a name (NFS).
 _NAMELESS_UNKNOWN: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 

@@ -12,8 +12,16 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from vmkeep.errors import CatalogDamaged, CatalogError, NoSpace, PermissionRefused, StoreError, VmkeepError
-from vmkeep.filesystem import file_error, require_room
+from vmkeep.errors import (
+    CatalogDamaged,
+    CatalogError,
+    HostExhausted,
+    NoSpace,
+    PermissionRefused,
+    StoreError,
+    VmkeepError,
+)
+from vmkeep.filesystem import OF_STORAGE, file_error, require_room
 
 ROOM_BYTES: Final = 1 << 20
 """More than the shared memory of a write-ahead log takes (32 KiB), and than most transactions do."""
@@ -78,7 +86,7 @@ def _cause(path: Path) -> VmkeepError | None:
         require_room(path.parent, ROOM_BYTES)
     except OSError as error:
         return file_error(error, path, "used")
-    except VmkeepError as error:
+    except (*OF_STORAGE, HostExhausted) as error:
         return error
     return None
 

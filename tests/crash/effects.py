@@ -59,8 +59,8 @@ _NOT_KEPT: Final = re.compile(r"-shm$|/__pycache__/|\.pyc|^/dev/|^/proc/|^/memfd
 _PROGRAM: Final = 0x20008086
 # Requests of libvirt's protocol (remote_protocol.x) that change something, of those that vmkeep makes.
 _REQUESTS: Final = {
-    11: "define", 28: "resume", 34: "suspend", 164: "abort job", 411: "make checkpoint", 417: "delete checkpoint",
-    421: "begin backup",
+    11: "define", 28: "resume", 34: "suspend", 164: "abort job", 185: "make snapshot", 193: "delete snapshot",
+    411: "make checkpoint", 417: "delete checkpoint", 421: "begin backup",
 }  # fmt: skip
 
 

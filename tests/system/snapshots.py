@@ -33,10 +33,24 @@ def create_snapshot(vmkeep: Vmkeep, *words: str | Path) -> dict[str, Any]:
 def kept_snapshot(vmkeep: Vmkeep, vm: Vm, name: str) -> KeptSnapshot:
     """Return what is kept with a snapshot; fails when there is nothing, or when its versions are not pinned by it."""
     with Premises(load_settings(home=vmkeep.home, environ={})) as premises:
-        row = premises.catalog.snapshot(vm.uuid, name)
-        assert row is not None, f"nothing is kept with {name}"
-        assert all(row.id in premises.catalog.pins(state.id) for state in row.states)
+        row = _row(premises, vm, name)
         return KeptSnapshot(row, {state.kind: premises.repository.state(state.id)[1] for state in row.states})
+
+
+def kinds_kept(vmkeep: Vmkeep, vm: Vm, name: str) -> frozenset[str]:
+    """Return which state is kept with a snapshot, by the catalogue: a repository may be mounted for its host only.
+
+    Fails as ``kept_snapshot`` does.
+    """
+    with Premises(load_settings(home=vmkeep.home, environ={})) as premises:
+        return frozenset(state.kind for state in _row(premises, vm, name).states)
+
+
+def _row(premises: Premises, vm: Vm, name: str) -> CatalogSnapshot:
+    row = premises.catalog.snapshot(vm.uuid, name)
+    assert row is not None, f"nothing is kept with {name}"
+    assert all(row.id in premises.catalog.pins(state.id) for state in row.states)
+    return row
 
 
 def snapshots(vm: Vm) -> dict[str, etree._Element]:

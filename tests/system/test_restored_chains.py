@@ -153,7 +153,10 @@ def test_disk_that_its_guest_sees_otherwise_than_its_image_says_is_refused_and_f
         assert words in refused.error["message"]
         assert "<backingStore>" in refused.error["hint"]
         # Its safety point would not be what the guest saw.
-        assert forked.fails("restore", point["id"], "--in-place", "--yes").code == "disk-unsupported"
+        unsafe = forked.fails("restore", point["id"], "--in-place", "--yes")
+        assert unsafe.code == "disk-unsupported"
+        assert "safety point" in unsafe.error["message"]
+        assert "--exclude" not in unsafe.error["hint"]
         assert _findings(forked, "disk-not-kept") == ["vda"], words
     # The same image by another name, and a definition that says less than the images, are as good as before.
     alias.symlink_to(base)

@@ -18,11 +18,24 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, StatementError
 
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
-from vmkeep.errors import GivenUp, Interrupted, PointNotFound, RestorePending, VmkeepError, VmStarted
-from vmkeep.filesystem import fault_error, file_error, make_private_file, require_descriptors
+from vmkeep.commandline import command_line
+from vmkeep.errors import (
+    DiskUnsupported,
+    GivenUp,
+    Interrupted,
+    NoSpace,
+    PointNotFound,
+    RestorePending,
+    SecretMissing,
+    SecretPrivate,
+    StateUnsupported,
+    VmkeepError,
+    VmStarted,
+)
+from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
 from vmkeep.flows.premises import Premises
@@ -128,6 +141,8 @@ class Engine:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
             self._let_go()
+            if isinstance(error, StatementError) and isinstance(error.orig, VmkeepError):
+                raise error.orig from None  # a signal's, which SQLAlchemy takes for the failure of its statement
             if isinstance(error, Exception) and not isinstance(error, VmkeepError):
                 raise self._fault(error) from error
             raise
@@ -137,7 +152,7 @@ class Engine:
         """Return what is to be told of a home that is done without; nothing for one that can be written."""
         try:
             self._premises.require_home()
-        except VmkeepError as error:
+        except OF_STORAGE as error:
             if self._needs_home:
                 raise
             self._premises.leave_home(error)
@@ -191,7 +206,8 @@ class Engine:
         """
         checked = self.check_in_place(request, watch)
         labels = {SAFETY_LABEL: request.point}
-        return self.take_point(_safety_point(checked, labels), watch)
+        without = "Or restore to files or as a VM of its own (`vmkeep restore --help`): neither needs a safety point."
+        return self._take_safety_point(_safety_point(checked, labels), without, watch)
 
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
         """Raise what refuses a restore in place; nothing is changed."""
@@ -231,7 +247,22 @@ class Engine:
     def take_point_before_revert(self, request: RevertSnapshot, checked: RevertChecked, watch: Watch) -> PointTaken:
         """Take the point of the VM as it is now. Disks whose image is gone are left out of it."""
         labels = {SAFETY_LABEL: f"snapshot {request.snapshot}"}
-        return self.take_point(_safety_point(checked, labels), watch)
+        command = command_line("vmkeep snapshot revert", request.vm, request.snapshot, options="--no-safety")
+        without = f"Or go without a safety point, and what the VM is now is lost: `{command}`."
+        return self._take_safety_point(_safety_point(checked, labels), without, watch)
+
+    def _take_safety_point(self, request: TakePoint, without: str, watch: Watch) -> PointTaken:
+        """Take a point that goes first. ``without``: how to do without it, told when the VM's state forbids it."""
+        try:
+            return self.take_point(request, watch)
+        except (DiskUnsupported, NoSpace, SecretMissing, SecretPrivate, StateUnsupported) as error:
+            raise type(error)(
+                f"The safety point that goes first cannot be taken: {error.message}",
+                vm=error.vm,
+                disk=error.disk,
+                path=error.path,
+                hint=" ".join(filter(None, (error.hint, without))),
+            ) from error
 
     def revert_snapshot(self, request: RevertSnapshot, watch: Watch) -> SnapshotReverted:
         """Take a VM back to a snapshot; on failure it is as before. The request is one that ``check_revert`` returned.

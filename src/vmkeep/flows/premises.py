@@ -18,18 +18,16 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, KnownRepository
 from vmkeep.config import ALWAYS, Settings, prepare_home, resolve_location, save_repository_location
 from vmkeep.errors import (
+    CatalogError,
     IntegrityError,
     InvalidRequest,
     KeyMissing,
-    NoSpace,
-    PermissionRefused,
     RepositoryForeign,
     RepositoryNotFound,
-    StoreError,
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import HOME_ROOM_BYTES, file_error, make_private_file, require_room
+from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, file_error, make_private_file, require_room
 from vmkeep.flows.standin import StandIn
 from vmkeep.host.lock import FileLock
 from vmkeep.host.tasks import KnownDisk, KnownPoint
@@ -114,7 +112,7 @@ class Premises:
         try:
             prepare_home(self.settings)
             return Catalog.open(path)
-        except (NoSpace, PermissionRefused, StoreError) as error:
+        except OF_STORAGE as error:
             if not os.access(path, os.R_OK):
                 raise
             copy = self._copied(error)
@@ -130,7 +128,7 @@ class Premises:
         try:
             prepare_home(self.settings)
             require_room(home, HOME_ROOM_BYTES)
-        except VmkeepError as error:
+        except OF_STORAGE as error:
             raise type(error)(
                 f"vmkeep's home cannot be written: {error.message}",
                 path=str(home),
@@ -157,7 +155,7 @@ class Premises:
         try:
             self._stand_in = StandIn.of(self.settings)
             return Catalog.open_copy(self._stand_in.catalog_path, of=self.settings.catalog_path)
-        except VmkeepError as error:
+        except (*OF_STORAGE, CatalogError) as error:
             reason.add_note(f"nor could a copy of the catalogue be read: {error.message}")
             raise reason from error
 

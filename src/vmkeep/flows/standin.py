@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from vmkeep.config import Settings
 from vmkeep.errors import CatalogError, VmkeepError
-from vmkeep.filesystem import file_error, require_room
+from vmkeep.filesystem import OF_STORAGE, file_error, require_room
 from vmkeep.sqlite import ROOM_BYTES
 
 _PREFIX: Final = "vmkeep-home-"
@@ -48,7 +48,7 @@ class StandIn:
             try:
                 require_room(parent, needed)
                 made = cls._make(parent)
-            except VmkeepError as error:
+            except OF_STORAGE as error:
                 failure = failure or error
                 continue
             try:

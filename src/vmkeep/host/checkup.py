@@ -17,7 +17,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import InvalidRequest, NoSpace, PermissionRefused, VmkeepError
-from vmkeep.filesystem import HOME_ROOM_BYTES, require_room, size_text
+from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, require_room, size_text
 from vmkeep.host import leftovers
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -237,7 +237,7 @@ def _home(settings: Settings) -> Iterator[Finding]:
         return
     try:
         require_room(home, HOME_ROOM_BYTES)
-    except VmkeepError as error:
+    except OF_STORAGE as error:
         message = f"vmkeep's home cannot be written: {error.message}; points can be listed, verified and restored"
         refused = isinstance(error, PermissionRefused) and not os.access(home, os.W_OK) and os.geteuid() != 0
         remedy = "sudo vmkeep doctor" if refused else _home_remedy(error, home)

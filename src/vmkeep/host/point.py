@@ -192,7 +192,7 @@ class Point:
         while True:
             outcome = plan_point(request)
             if isinstance(outcome, Refused):
-                raise refusal(outcome, request.vm)
+                raise refusal(outcome, request.vm, excludable=not self._request.demanded)
             records: dict[str, PointRecord] = {}
             for point_id in {disk.base_point for disk in outcome.disks if disk.base_point is not None}:
                 try:

@@ -201,9 +201,12 @@ def state_warnings(live: Definition) -> list[str]:
     ]
 
 
-def refusal(outcome: Refused, vm: str) -> VmkeepError:
-    """Return one error for all refusals: the class of the first, the words of all."""
+def refusal(outcome: Refused, vm: str, *, excludable: bool) -> VmkeepError:
+    """Return one error for all refusals: the class of the first, the words of all.
+
+    ``excludable`` is False for a safety point, which no option leaves a disk out of.
+    """
     first = outcome.refusals[0]
     kind = error_classes()[str(first.code)]
     message = "; ".join(refused.message for refused in outcome.refusals)
-    return kind(message, vm=vm, disk=first.target, hint=hint_of(outcome.refusals))
+    return kind(message, vm=vm, disk=first.target, hint=hint_of(outcome.refusals, excludable=excludable))

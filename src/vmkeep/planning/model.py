@@ -156,10 +156,10 @@ class Refusal:
     leave_out: bool = False
 
 
-def hint_of(refusals: Sequence[Refusal]) -> str:
-    """Return what to do about all of them, each thing once."""
+def hint_of(refusals: Sequence[Refusal], *, excludable: bool = True) -> str:
+    """Return what to do about all of them, each thing once. ``excludable``: the caller can leave disks out by name."""
     hints = [hint for hint in dict.fromkeys(refused.hint for refused in refusals) if hint]
-    left_out = [f"--exclude {refused.target}" for refused in refusals if refused.leave_out]
+    left_out = [f"--exclude {refused.target}" for refused in refusals if refused.leave_out and excludable]
     if left_out:
         it, lacks = ("it", "it lacks it") if len(left_out) == 1 else ("them", "it lacks them")
         hints.append(

@@ -17,10 +17,14 @@ from typing import TypeAlias
 
 from vmkeep.errors import (
     HostExhausted,
+    IntegrityError,
+    Interrupted,
     ObjectDamaged,
     ObjectMissing,
+    PermissionRefused,
     PointNotFound,
     RepositoryNotFound,
+    StoreError,
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
@@ -364,7 +368,7 @@ class Verification:
             return [None] * len(refs)
         try:
             return fetch_frames(self._store, refs)
-        except VmkeepError:
+        except (IntegrityError, StoreError, PermissionRefused):
             return [None] * len(refs)
 
     def _opened_frame(self, kind: FrameKind, ref: BlockRef, fetched: memoryview | None) -> bytes:
@@ -532,10 +536,10 @@ class Verification:
     # -- findings --------------------------------------------------------------------------------------------------
 
     def _tell(self, name: str, error: VmkeepError, *harms: str) -> None:
-        """Note what is wrong with an object. Raises what is of no single one: that the repository is gone."""
+        """Note what is wrong with an object. Raises what is of no single one: a signal, a repository that is gone."""
         if is_unread(error):
             self._readings.note_unread(name, error, *harms)
-        elif isinstance(error, HostExhausted | RepositoryNotFound):
+        elif isinstance(error, HostExhausted | RepositoryNotFound | Interrupted):
             raise error
         else:
             self._find(name, error.message, *harms)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.repository.samples import Sample, make_sample
-from vmkeep.errors import StoreError
+from vmkeep.errors import Interrupted, StoreError
 from vmkeep.repository import Repository
 from vmkeep.repository.layout import PACKS
 from vmkeep.repository.readings import MOST_UNREAD_OBJECTS
@@ -150,6 +150,22 @@ def test_pack_that_could_not_be_read_is_no_longer_read_after_some_blocks(
     report = repository.verify_point(sample.points[0].id)
     assert report.unreadable
     assert max(flaky.hits.values()) <= 8
+
+
+def test_signal_is_no_damage(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = sample.reopen()
+
+    def interrupted(_: bytes) -> bytes:
+        raise Interrupted("Interrupted by Ctrl-C")
+
+    for prefix in ("states/", "points/", "keyring/", "format", "packs/"):
+        Flaky(monkeypatch, prefix, times=1_000_000, change=interrupted)
+        for call in (repository.verify_all, lambda: repository.verify_point(sample.points[0].id)):
+            if prefix in ("keyring/", "format") and call is not repository.verify_all:
+                continue
+            with pytest.raises(Interrupted):
+                call()
+        monkeypatch.undo()
 
 
 def test_repository_is_told_from_what_is_at_its_place(sample: Sample, tmp_path: Path) -> None:

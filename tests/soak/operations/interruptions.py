@@ -15,7 +15,7 @@ from tests.soak.operations.registry import has_points, operation
 from tests.soak.operations.restores import become, draw_in_place
 from tests.soak.operations.snapshots import after_revert, can_have_one, draw_revert, snapshot_words
 from tests.soak.world import World
-from tests.system.snapshots import kept_snapshot
+from tests.system.snapshots import kinds_kept
 
 
 @operation(8, while_saved=True, timed=True)
@@ -79,7 +79,7 @@ def disturbed_snapshot_create(world: World, guest: Guest, chance: random.Random)
 def _is_kept(world: World, guest: Guest, made: SnapshotModel) -> bool:
     """Return whether state files are kept with a snapshot whose command was killed."""
     try:
-        return bool(kept_snapshot(world.commands.vmkeep, guest.vm, made.name).states)
+        return bool(kinds_kept(world.commands.vmkeep, guest.vm, made.name))
     except AssertionError:
         return False
 
