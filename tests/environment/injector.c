@@ -1,8 +1,8 @@
 /* Errors and delays by path and call, for one process and those that it starts: loaded with LD_PRELOAD.
  *
  * A call on a path that begins with one of the prefixes, or on a descriptor of such a file, is counted when its kind is
- * asked for. The counter is shared by all processes of a run. Calls AT to AT + TIMES - 1 sleep, then fail with ERRNO, or go
- * on when ERRNO is 0. Every counted call is a line of the trace. See injector.py for the environment.
+ * asked for. The counter is shared by all processes of a run. Calls AT to AT + TIMES - 1 sleep, then fail with ERRNO if
+ * it can be theirs, or go on. Every counted call is a line of the trace. See injector.py for the environment.
  *
  * Only what goes through libc's symbols is met: Python, SQLite, Rust's standard library (obstore), qemu-img, qemu-nbd. What
  * libc calls itself (fopen, opendir's own open) is not, nor what reads mapped memory.
@@ -82,6 +82,18 @@ static int listed(const char *list, char separator, const char *text, int as_pre
     return 0;
 }
 
+/* Return whether a call of this kind can fail so: nothing is read into a full file system. */
+static int fits(const char *kind)
+{
+    if (fault_errno == ENOSPC || fault_errno == EDQUOT)
+        return listed("create,write,sync,rename,link,mkdir", ',', kind, 0);
+    if (fault_errno == EROFS)
+        return listed("create,rename,link,unlink,mkdir", ',', kind, 0);
+    if (fault_errno == EMFILE || fault_errno == ENFILE)
+        return listed("open,create", ',', kind, 0);
+    return 1;
+}
+
 /* Return whether the call fails; errno is set then. */
 static int fails(const char *kind, int directory, const char *path)
 {
@@ -116,7 +128,7 @@ static int fails(const char *kind, int directory, const char *path)
             struct timespec pause = {delay_ms / 1000, delay_ms % 1000 * 1000000};
             syscall(SYS_nanosleep, &pause, NULL);
         }
-        failed = meant && fault_errno;
+        failed = meant && fault_errno && fits(kind);
     }
     errno = failed ? fault_errno : before;
     inside = 0;

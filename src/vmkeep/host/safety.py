@@ -26,7 +26,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
-from vmkeep.filesystem import file_errors, sync_directory
+from vmkeep.filesystem import fault_error, file_errors, sync_directory
 from vmkeep.host.handshakes import Owner, abort_job, job_ends
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
@@ -382,8 +382,8 @@ def rescue_abandoned(directory: Path) -> tuple[str, ...]:
                 rescue(record)
             except FileNotFoundError:
                 continue  # its guardian was faster, or its process was killed before there was a record
-            except (VmkeepError, ValueError, KeyError, TypeError) as error:
-                told.append(f"the left-overs recorded in {path} could not be removed: {error}")
+            except (VmkeepError, OSError, ValueError, KeyError, TypeError) as error:
+                told.append(f"the left-overs recorded in {path} could not be removed: {fault_error(error).message}")
                 continue
             path.unlink(missing_ok=True)
             what = "was undone" if not record.keepsake else "holds its guest no more"
