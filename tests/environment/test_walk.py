@@ -16,11 +16,11 @@ import pytest
 from tests.crash.bed import Content, assert_files_hold
 from tests.environment.injector import FOREVER
 from tests.environment.stage import Stage
-from tests.environment.walk import EVERY, Faulty
+from tests.environment.walk import EVERY, MOST, Faulty
 from tests.rig import Host, VmState
 from tests.system.truth import checkpoints
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(36_000 if EVERY else 300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(36_000 if EVERY or MOST else 300)]
 
 
 def _places(stage: Stage) -> dict[str, tuple[str | Path, ...]]:
