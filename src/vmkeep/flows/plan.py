@@ -74,7 +74,18 @@ class Plan:
             self.services.stop()
         name = getattr(function, "__name__", type(function).__name__)
         _log.debug("step", operation=self.operation, step=name)
-        result = DBOS.run_step({"name": name}, function, *args)
+        ended: list[R] = []
+
+        def run() -> R:
+            ended.append(function(*args))
+            return ended[0]
+
+        try:
+            result = DBOS.run_step({"name": name}, run)
+        except DatabaseError:
+            if ended and undo is not None:  # it was done, and only could not be recorded
+                self._undos.append((name, lambda: undo(ended[0])))
+            raise
         if undo is not None:
             self._undos.append((name, lambda: undo(result)))
         return result

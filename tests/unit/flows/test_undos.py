@@ -53,6 +53,22 @@ def test_every_undo_is_done_once_in_reverse(
     assert getattr(cause, "__notes__", []) == []
 
 
+def test_step_that_could_not_be_recorded_is_undone_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, done = _planned(monkeypatch, _fails_after)
+    with pytest.raises(OperationalError):
+        plan.step(lambda: "third", undo=done.append)
+    plan.undo_all(ValueError("why"))
+    assert done == ["third", "second", "first"]
+
+
+def test_step_that_was_not_run_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, done = _planned(monkeypatch, _fails_before)
+    with pytest.raises(OperationalError):
+        plan.step(lambda: "third", undo=done.append)
+    plan.undo_all(ValueError("why"))
+    assert done == ["second", "first"]
+
+
 @pytest.mark.parametrize("record", [_fails_before, lambda function: function()])
 def test_undo_that_fails_itself_is_told(
     monkeypatch: pytest.MonkeyPatch, record: Callable[[Callable[[], Any]], Any]
