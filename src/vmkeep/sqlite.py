@@ -52,8 +52,9 @@ def sqlite_error(error: BaseException, path: Path, name: str, *, copy: Path | No
         faults = quick_check(copy or path)
         if faults:
             return CatalogDamaged(f"{name} {path} is damaged: {faults[0]}", path=where)
-        # Wrong when it was read first and right the second time: nothing of the file may be moved or made anew.
-        return StoreError(f"{name} {path} could not be read: {error}; read again it is sound", path=where)
+        # Wrong when it was read first and right the second time, or not to be read at all: nothing is proved.
+        again = "read again it is sound" if faults == () else "it could not be read again"
+        return StoreError(f"{name} {path} could not be read: {error}; {again}", path=where)
     if primary not in _OF_SYSTEM:
         return CatalogError(f"{name} {path} failed: {error}", path=where)
     cause = _cause(path)
@@ -66,14 +67,14 @@ def sqlite_error(error: BaseException, path: Path, name: str, *, copy: Path | No
     return StoreError(f"the storage of {name} {path} failed: {error}", path=where)
 
 
-def quick_check(path: Path) -> tuple[str, ...]:
-    """Return what SQLite finds wrong with a file that can be read; nothing for a sound one, or one that cannot be."""
+def quick_check(path: Path) -> tuple[str, ...] | None:
+    """Return what SQLite finds wrong with a file; None for one that cannot be read."""
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             told = database.execute("PRAGMA quick_check").fetchall()
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        return (str(error),) if code in _DAMAGED else ()
+        return (str(error),) if code in _DAMAGED else None
     return tuple(str(fault) for (fault,) in told if fault != "ok")
 
 

@@ -128,6 +128,18 @@ def test_error_of_the_system_under_the_catalogue_is_told_as_what_it_is(
     assert len(installation.done("points")["points"]) == 2
 
 
+def test_damaged_catalogue_of_a_home_that_cannot_be_written_is_told_as_damaged(installation: Installation) -> None:
+    installation.restock()
+    catalogue = installation.home / "catalog.sqlite"
+    installation.inside("sh", "-c", f"rm -f {catalogue}-*; yes damaged | dd of={catalogue} bs=4k count=8 conv=notrunc")
+    installation.inside("mount", "-o", "remount,ro", installation.home)
+    assert installation.fails("points").error["code"] == "catalog-damaged"
+    looked = installation.fails("doctor")
+    assert looked.document is not None
+    codes = {finding["code"] for finding in looked.document["doctor"]["findings"]}
+    assert {"home-unusable", "catalogue-unusable"} <= codes
+
+
 def test_storage_that_fails_at_reading_makes_no_damaged_catalogue(
     installation: Installation, injector: Injector
 ) -> None:

@@ -46,8 +46,8 @@ def test_backup_whose_storage_fails(stage: Stage, place: str, most: int) -> None
         stage.assert_guest_is_free()
         if faulty.done:
             bed.truths[faulty.document()["point"]["id"]] = content
-        if faulty.fault.times == FOREVER:  # what could not be removed then is removed by this
-            stage.walk.run(("doctor", "--fix"), {})
+        if faulty.fault.times == FOREVER or faulty.hit.startswith("unlink"):
+            stage.walk.run(("doctor", "--fix"), {})  # removes what could not be removed then
         bed.next_backup_and_prove_all(killed=content)
 
     stage.walk.over(_places(stage)[place], most, words, check)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, KnownRepository
 from vmkeep.config import ALWAYS, Settings, prepare_home, resolve_location, save_repository_location
 from vmkeep.errors import (
-    CatalogError,
     IntegrityError,
     InvalidRequest,
     KeyMissing,
@@ -151,13 +150,13 @@ class Premises:
         self.settings = replace(self.settings, home=self._stand_in.directory)
 
     def _copied(self, reason: VmkeepError) -> Catalog:
-        """Open a copy of the catalogue; raises ``reason`` when none can be made."""
+        """Open a copy of the catalogue. Raises ``reason`` when none can be made, and CatalogError of what it holds."""
         try:
             self._stand_in = StandIn.of(self.settings)
-            return Catalog.open_copy(self._stand_in.catalog_path, of=self.settings.catalog_path)
-        except (*OF_STORAGE, CatalogError) as error:
-            reason.add_note(f"nor could a copy of the catalogue be read: {error.message}")
+        except OF_STORAGE as error:
+            reason.add_note(f"nor could the catalogue be copied: {error.message}")
             raise reason from error
+        return Catalog.open_copy(self._stand_in.catalog_path, of=self.settings.catalog_path)
 
     @cached_property
     def repository(self) -> Repository:
