@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -32,12 +33,13 @@ from vmkeep.errors import (
     SecretMissing,
     SecretPrivate,
     StateUnsupported,
+    StoreError,
     VmkeepError,
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.patience import patiently
-from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
+from vmkeep.flows.plan import AfterCrash, Flow, Run, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
     FilesRestored,
@@ -100,6 +102,10 @@ _FLOWS: tuple[Flow[Any, Any], ...] = (
 _APPLICATION_VERSION = "1"
 # Databases with their logs, locks, the connection to libvirt; what a task needs besides it asks for itself.
 _DESCRIPTORS = 48
+_RESULT_SECONDS = 0.05
+# So long after a flow ended the flow database has what it will have of it; so long after one was taken up it runs.
+_RECORDING_SECONDS = 5.0
+_TAKING_UP_SECONDS = 30.0
 _DELETE_POINT = "point.delete"
 """The kind of an operation that is no flow: both of its steps can be repeated."""
 
@@ -120,6 +126,7 @@ class Engine:
         self._cancelled: VmkeepError | None = None
         self._watch: Watch = _unwatched
         self._executor = uuid.uuid4().hex
+        self._runs: dict[str, Run] = {}
         self._alive: FileLock | None = None
         self.recovered: tuple[str, ...] = ()
 
@@ -320,7 +327,7 @@ class Engine:
         }
         DBOS(config=config)
         self._workflows = {
-            declared.name: DBOS.workflow(name=declared.name)(workflow_of(declared, self._services))
+            declared.name: DBOS.workflow(name=declared.name)(workflow_of(declared, self._services, self._runs))
             for declared in _FLOWS
         }
         DBOS.launch()
@@ -447,7 +454,7 @@ class Engine:
         try:
             # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
             result = patiently(
-                lambda: handle.get_result(polling_interval_sec=0.05),
+                lambda: self._result(operation, handle),
                 self._premises.settings.stalled_after_seconds,
                 watch=self._tell,
                 stop=self._stop,
@@ -461,6 +468,28 @@ class Engine:
         self._end(operation, OperationState.DONE, None)
         told = " ".join(getattr(result, "warnings", ()))
         return f"an interrupted operation ({name} {operation}) was finished{f': {told}' if told else ''}"
+
+    def _result(self, operation: str, handle: Any) -> Any:
+        """Wait for the end of a resumed flow, and return or raise what came of it.
+
+        Not with DBOS's own wait: when the flow database fails at the end of the flow, or as it is taken up, the flow
+        stays pending although nobody runs it, and that wait has no end. The next command takes it up again.
+        """
+        since: float | None = None
+        while (state := handle.get_status().status) in ("PENDING", "ENQUEUED"):
+            run = self._runs.get(operation)
+            over = state == "PENDING" if run is None else run.ended
+            since = (since or time.monotonic()) if over else None
+            waited = 0.0 if since is None else time.monotonic() - since
+            if run is None and waited > _TAKING_UP_SECONDS:
+                path = str(self._premises.settings.flows_path)
+                raise GivenUp(StoreError(f"the flow database {path} failed as an operation was taken up", path=path))
+            if run is not None and waited > _RECORDING_SECONDS:
+                if run.error is not None:
+                    raise run.error
+                return run.result
+            time.sleep(_RESULT_SECONDS)
+        return handle.get_result()
 
     def _settle_restores(self) -> tuple[str, ...]:
         """End restores in place whose flow is over or lost, and that nobody carries on."""

@@ -139,21 +139,42 @@ class _Undo:
             raise self._error
 
 
-def workflow_of(declared: Flow[Any, Any], services: Callable[[], Services]) -> Callable[[Any], Any]:
-    """Return the function that DBOS registers for a flow."""
+@dataclass(slots=True)
+class Run:
+    """A flow that runs, or ran, in this process. DBOS may be unable to record how it ended."""
+
+    ended: bool = False
+    result: Any = None
+    error: Exception | None = None
+
+
+def workflow_of(
+    declared: Flow[Any, Any], services: Callable[[], Services], runs: dict[str, Run]
+) -> Callable[[Any], Any]:
+    """Return the function that DBOS registers for a flow. Its runs are noted in ``runs``, by operation."""
 
     def run(request: Any) -> Any:
         operation = DBOS.workflow_id
         assert operation is not None
-        plan = Plan(services(), operation)
+        here = runs[operation] = Run()
         try:
-            return declared.run(plan, request)
+            here.result = _run_or_undo(declared, Plan(services(), operation), request)
         except Exception as error:
-            pending = plan.undo_all(error)
-            if pending is not None:
-                pending.add_note(f"the restore failed first: {error}")
-                raise pending from error
+            here.error, here.ended = error, True
             raise
+        here.ended = True
+        return here.result
 
     run.__name__ = run.__qualname__ = declared.name
     return run
+
+
+def _run_or_undo(declared: Flow[Any, Any], plan: Plan, request: Any) -> Any:
+    try:
+        return declared.run(plan, request)
+    except Exception as error:
+        pending = plan.undo_all(error)
+        if pending is not None:
+            pending.add_note(f"the restore failed first: {error}")
+            raise pending from error
+        raise
