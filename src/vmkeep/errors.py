@@ -207,6 +207,15 @@ class MomentNotFound(VmkeepError):
 # -- the state of the VM or the host forbids it ----------------------------------------------------------------
 
 
+class HostExhausted(VmkeepError):
+    """The host, or a limit of this process, has no more memory, open files or threads to give."""
+
+    code = "host-exhausted"
+    exit_status = 10
+    http_status = 503
+    default_hint = "Raise the limit that the message names, or end other programs, and run the command again."
+
+
 class VmBusy(VmkeepError):
     """Another operation holds the VM."""
 
@@ -457,12 +466,12 @@ class NoSpace(VmkeepError):
 
 
 class StoreError(VmkeepError):
-    """The repository's storage failed."""
+    """Storage failed: that of the repository, of vmkeep's home, or of a file on this host."""
 
     code = "store-error"
     exit_status = 35
     http_status = 502
-    default_hint = "Check the storage that holds the repository and run the command again."
+    default_hint = "Look at the storage that the message names (`dmesg`), and run the command again."
 
 
 class CatalogError(VmkeepError):
@@ -470,7 +479,17 @@ class CatalogError(VmkeepError):
 
     code = "catalog-error"
     exit_status = 36
-    default_hint = "If the file is damaged, move it aside and rebuild it from the repository: `vmkeep init --adopt`."
+    default_hint = "Nothing was changed. `vmkeep doctor` says whether the file is damaged, and what to do then."
+
+
+class CatalogDamaged(CatalogError):
+    """A database of vmkeep's home is not as it was written: SQLite's own check says so of what could be read."""
+
+    code = "catalog-damaged"
+    default_hint = (
+        "`vmkeep doctor` names the command that moves the file aside; `vmkeep init --adopt` then makes the catalogue "
+        "anew from the repository."
+    )
 
 
 class Stalled(VmkeepError):

@@ -263,11 +263,11 @@ class Bed:
     _seed: int = 0
 
     @classmethod
-    def make(cls, host: Host, vm: Vm) -> Bed:
+    def make(cls, host: Host, vm: Vm, zygote: Zygote | None = None) -> Bed:
         home = host.dir / "home"
         sizes = {disk.target: vm.domain.blockInfo(disk.target)[0] for disk in vm.disks()}
         content = Content({target: bytearray(size) for target, size in sizes.items()})
-        bed = cls(host, vm, Zygote(host, home), home, content)
+        bed = cls(host, vm, zygote or Zygote(host, home), home, content)
         for _ in range(2):
             bed.change()
             bed.take_point()

@@ -33,13 +33,13 @@ from vmkeep.catalog.records import (
     PointOutline,
 )
 from vmkeep.catalog.times import end_of_named_time
-from vmkeep.errors import CatalogError, VmNotFound
+from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
 
 
 class Catalog:
     """What an installation knows. Safe to use from several threads and processes.
 
-    Any method may raise CatalogError (damaged, busy, contradicted), NoSpace or PermissionRefused.
+    Any method may raise CatalogError (damaged, busy, contradicted), NoSpace, PermissionRefused or StoreError.
     """
 
     def __init__(self, database: Database) -> None:
@@ -51,6 +51,19 @@ class Catalog:
     def open(cls, path: Path) -> Catalog:
         """Open the catalogue file, making it or bringing its schema up to date if need be."""
         return cls(Database.open(path))
+
+    @classmethod
+    def open_copy(cls, path: Path, *, of: Path) -> Catalog:
+        """Open a copy of the catalogue ``of``, which errors name. What is written goes into the copy."""
+        return cls(Database.open(path, copy_of=of))
+
+    def refuse_writing(self, refusal: VmkeepError) -> None:
+        """Answer every attempt to write with this error from now on."""
+        self._database.refusal = refusal
+
+    def allow_writing(self) -> None:
+        """End what ``refuse_writing`` began."""
+        self._database.refusal = None
 
     def __enter__(self) -> Self:
         return self

@@ -24,6 +24,7 @@ from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOptio
 from vmkeep.cli.shells import ASKED_BY, INSTALL, SHOW, answer, install_or_show, is_asked_for
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
+from vmkeep.filesystem import fault_error
 
 EXAMPLE = "Example: vmkeep backup win11"
 
@@ -166,7 +167,7 @@ def _translated(raised: BaseException, signalled: Interrupted | None) -> VmkeepE
             "the current folder was deleted, and a relative path begins there",
             hint="Go to another folder (`cd`), or give absolute paths.",
         )
-    return VmkeepError(f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__)
+    return fault_error(raised)
 
 
 def _has_current_folder() -> bool:

@@ -172,7 +172,7 @@ def _as_files(
         secrets=secrets,
         only=only,
     )
-    with running.engine() as engine, running.console.progress() as watch:
+    with running.engine(needs_home=False) as engine, running.console.progress() as watch:
         return engine.restore_files(request, watch), beside
 
 
@@ -181,7 +181,7 @@ def _as_vm(running: Session, request: RestoreVm) -> tuple[VmRestored, dict[str, 
     if not request.name.strip():
         raise InvalidRequest("The name of the VM is empty")
     found, beside = search_point(running, request.point)
-    with running.engine() as engine, running.console.progress() as watch:
+    with running.engine(needs_home=False) as engine, running.console.progress() as watch:
         return engine.restore_vm(replace(request, point=found.id), watch), beside
 
 

@@ -13,7 +13,7 @@ import typer
 
 from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
-from vmkeep.config import Settings, load_settings, prepare_home
+from vmkeep.config import Settings, load_settings
 from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -127,10 +127,11 @@ class Session:
             yield LocalMoments(self.settings, connection.opened)
 
     @contextlib.contextmanager
-    def engine(self, *, first_use: bool = False) -> Iterator[Engine]:
+    def engine(self, *, first_use: bool = False, needs_home: bool = True) -> Iterator[Engine]:
         """Start what runs flows; tell what it found interrupted. Signals ask the running operation to stop.
 
-        ``first_use``: initialise the installation if that was never done, and say where the key is.
+        Without ``needs_home`` it also runs where vmkeep's home cannot be written. ``first_use``: initialise the
+        installation if that was never done, and say where the key is.
         """
         with self.interruption.postponed():
             from vmkeep.flows.engine import Engine
@@ -140,7 +141,9 @@ class Session:
             report = self.premises.ensure()
             if report is not None:
                 tell_first_use(self.console, report)
-        with Engine(self.premises, last=self._invocation.ends_process, watch=self.console.note) as engine:
+        with Engine(
+            self.premises, needs_home=needs_home, last=self._invocation.ends_process, watch=self.console.note
+        ) as engine:
             for sentence in engine.recovered:
                 self.console.notice(sentence)
             with self.interruption.handed_to(engine.cancel):
@@ -164,7 +167,6 @@ class Session:
 
         if self._invocation.logging:
             return
-        prepare_home(self.settings)
         self.console.debug_log = str(start_log(self.settings.logs_dir))
         self._invocation.logging = True
         log_beginning(self._invocation.arguments, self.settings)

@@ -20,8 +20,10 @@ from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
 from vmkeep.errors import (
-    CatalogError,
+    CatalogDamaged,
     KeyMissing,
+    NoSpace,
+    PermissionRefused,
     RepositoryForeign,
     RepositoryNotFound,
     VmkeepError,
@@ -47,6 +49,7 @@ from vmkeep.host.lock import FileLock
 from vmkeep.host.protocol import Host
 from vmkeep.logs import get_logger
 from vmkeep.repository.intents import Writer
+from vmkeep.sqlite import sqlite_error
 
 _log = get_logger(__name__)
 _POINT_PURPOSE = "point "  # as vmkeep.host begins a writer
@@ -184,13 +187,13 @@ class CheckUp:
         except VmkeepError as error:
             return None, [self._catalogue_unusable(error)]
         if faults:
-            return None, [self._catalogue_unusable(CatalogError(f"the catalogue is damaged: {faults[0]}"))]
+            return None, [self._catalogue_unusable(CatalogDamaged(f"the catalogue is damaged: {faults[0]}"))]
         return catalog, []
 
     def _catalogue_unusable(self, error: VmkeepError) -> Finding:
         path = self._settings.catalog_path
         remedy = error.hint
-        if isinstance(error, CatalogError) and remedy == CatalogError.default_hint:
+        if isinstance(error, CatalogDamaged):
             remedy = f"{self._move_aside('catalog.sqlite')} && vmkeep init --adopt"
         return Finding(FindingCode.CATALOGUE_UNUSABLE, error.message, remedy=remedy, path=str(path))
 
@@ -261,12 +264,16 @@ class CheckUp:
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
                 fault = database.execute("PRAGMA quick_check").fetchone()
                 if fault is None or fault[0] != "ok":
-                    raise sqlite3.DatabaseError(str(fault))
+                    raise CatalogDamaged(f"the flow database {path} is damaged: {fault}")
                 has_table = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'").fetchone()
                 pending = database.execute(query).fetchall() if has_table else []
-        except sqlite3.Error as error:
-            message = f"the database of operations under way cannot be read: {error}"
-            remedy = f"When no vmkeep runs: {self._move_aside('flows.sqlite')}"
+        except (sqlite3.Error, CatalogDamaged) as raised:
+            error = raised if isinstance(raised, VmkeepError) else sqlite_error(raised, path, "the flow database")
+            damaged = isinstance(error, CatalogDamaged)
+            if isinstance(error, NoSpace | PermissionRefused):
+                return  # it is read only where something can be written beside it; what stands in the way is told
+            message = f"the database of operations under way cannot be read: {error.message}"
+            remedy = f"When no vmkeep runs: {self._move_aside('flows.sqlite')}" if damaged else error.hint
             yield Finding(FindingCode.FLOWS_UNUSABLE, message, remedy=remedy, path=str(path))
             return
         told = {operation.id for operation in catalog.unfinished_operations()}

@@ -16,8 +16,8 @@ from typing import Final
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
-from vmkeep.errors import HypervisorHangs, InvalidRequest, PermissionRefused, VmkeepError
-from vmkeep.filesystem import size_text
+from vmkeep.errors import HypervisorHangs, InvalidRequest, NoSpace, PermissionRefused, VmkeepError
+from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, require_room, size_text
 from vmkeep.host import leftovers
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -39,6 +39,7 @@ from vmkeep.host.socket import LONGEST_PATH_BYTES
 from vmkeep.host.vm_checkup import check_vm, mend_vm
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.hypervisor.answers import impatient
+from vmkeep.mounts import mount_of
 from vmkeep.repository import Repository
 from vmkeep.statefiles.location import StateRoots
 
@@ -229,9 +230,7 @@ def _tools() -> Iterator[Finding]:
 
 
 def _directories(settings: Settings) -> Iterator[Finding]:
-    if os.access(settings.home, os.F_OK) and not _usable(settings.home):
-        message = "vmkeep's home cannot be written by this user"
-        yield Finding(FindingCode.HOME_UNUSABLE, message, remedy="sudo vmkeep doctor", path=str(settings.home))
+    yield from _home(settings)
     run_dir = settings.run_dir
     if not _can_be_made(run_dir):
         message = "the directory of the sockets cannot be made or written by this user"
@@ -255,6 +254,28 @@ def _directories(settings: Settings) -> Iterator[Finding]:
             remedy=command_line("mkdir -p", scratch_dir),
             path=str(scratch_dir),
         )
+
+
+def _home(settings: Settings) -> Iterator[Finding]:
+    """Try whether something could be written to vmkeep's home; nothing stays there."""
+    home = settings.home
+    if not os.access(home, os.F_OK):
+        return
+    try:
+        require_room(home, HOME_ROOM_BYTES)
+    except OF_STORAGE as error:
+        message = f"vmkeep's home cannot be written: {error.message}; points can be listed, verified and restored"
+        refused = isinstance(error, PermissionRefused) and not os.access(home, os.W_OK) and os.geteuid() != 0
+        remedy = "sudo vmkeep doctor" if refused else _home_remedy(error, home)
+        yield Finding(FindingCode.HOME_UNUSABLE, message, remedy=remedy, path=str(home))
+
+
+def _home_remedy(error: VmkeepError, home: Path) -> str:
+    if isinstance(error, NoSpace):
+        return command_line("df -h", home) + "; " + command_line("df -i", home)
+    if isinstance(error, PermissionRefused):
+        return command_line("mount -o remount,rw", mount_of(home))
+    return "dmesg"
 
 
 def _usable(directory: Path) -> bool:

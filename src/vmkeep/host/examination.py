@@ -26,6 +26,7 @@ from vmkeep.host.preparation import (
 from vmkeep.host.running import refuse_beside_a_job
 from vmkeep.host.secret import needed_secrets, read_secrets
 from vmkeep.host.tasks import KnownPoint
+from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import PlannableDisk
 from vmkeep.repository import PointSecret
@@ -77,6 +78,8 @@ def examine(
     refuse_torn_checkpoints(domain)
     live_xml = domain.definition_xml(secure=True)
     found = with_volumes_found(parse_definition(live_xml), hypervisor)
+    if stopped or settings.scratch_dir is None:  # else a running VM is read without a file beside its image
+        refuse_unseen_images(domain, found)
     chains = image_chains(found)
     live = found if stopped else with_overlays_dropped(found, chains)
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)

@@ -16,7 +16,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
-from vmkeep.filesystem import make_directory, sync_directory
+from vmkeep.filesystem import OF_STORAGE, fault_error, make_directory, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.instant import StateSource, read_state, state_sources
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
@@ -41,6 +41,7 @@ from vmkeep.host.tasks import (
     VmParked,
     WithdrawItems,
 )
+from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.repository import PointRecord, Repository
 from vmkeep.statefiles.installation import stage_file, stage_tpm
@@ -65,6 +66,7 @@ def check_in_place(
     definition = with_volumes_found(
         read_definition(domain.definition_xml(inactive=True, secure=True), domain), hypervisor
     )
+    refuse_unseen_images(domain, definition)
     selection, _ = _select(hypervisor, record, definition, request.only, request.tpm)
     secrets = _plan_secrets(hypervisor, repository, record, definition, selection)
     return InPlaceChecked(
@@ -260,7 +262,7 @@ class InPlace:
         warnings = []
         try:
             discard_replaced(DiscardReplaced(journal.items))
-        except OSError as error:
+        except OF_STORAGE as error:
             warnings.append(f"What was replaced could not be removed: {error}. `vmkeep doctor` shows what is left.")
         self._end(journal)
         return tuple(warnings)
@@ -279,7 +281,7 @@ class InPlace:
         except VmkeepError as error:
             raise self._pending(journal, error) from error
         except (OSError, DefinitionError) as error:
-            raise self._pending(journal, VmkeepError(f"{type(error).__name__}: {error}")) from error
+            raise self._pending(journal, fault_error(error)) from error
         finally:
             self._parking.unlock()
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.config import Settings
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import GivenUp, VmkeepError
+from vmkeep.filesystem import fault_error
 from vmkeep.host import restore, surveying
 from vmkeep.host.checkup import check_host, mend
 from vmkeep.host.connecting import LazyConnection, silence
@@ -226,7 +227,11 @@ class LocalHost:
         current.thread = threading.Thread(
             target=self._run, args=(current,), name=f"vmkeep-{type(task).__name__}", daemon=True
         )
-        current.thread.start()
+        try:
+            current.thread.start()
+        except (RuntimeError, MemoryError) as error:  # no further thread is to be had
+            current.error = fault_error(error)
+            current.ended.set()
 
     def poll(self, operation: str, wait_seconds: float = 0.0) -> TaskState:
         current = self._operations[operation]
@@ -248,9 +253,12 @@ class LocalHost:
             operation.result = self._carry_out(operation)
         except VmkeepError as error:
             operation.error = error
-        except Exception as error:  # a fault of ours must end the flow as a failure does, with its undos
+        except GivenUp as given:
+            operation.error = given.error
+        # Whatever it is must end the flow as a failure does, with its undos. A task without an error counts as done.
+        except BaseException as error:
             _log.exception("fault", task=type(operation.task).__name__)
-            operation.error = VmkeepError(f"{type(error).__name__}: {error}")
+            operation.error = fault_error(error)
         finally:
             operation.ended.set()
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from vmkeep.errors import VmBusy
+from vmkeep.filesystem import file_errors
 
 _PROCESS = re.compile(r"\(process (\d+)\)")
 # Who only looks whether a lock is held has it for some microseconds. A taker tries again for so long: by no clock but
@@ -32,20 +33,30 @@ class FileLock:
 
     @classmethod
     def try_acquire(cls, path: Path, note: str = "") -> FileLock | None:
-        """Take the lock and write ``note`` (who holds it) into the file; None when another holds it."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if not _locked(descriptor):
+        """Take the lock and write ``note`` (who holds it) into the file; None when another holds it.
+
+        Raises NoSpace, PermissionRefused and others with the file's path when there can be no lock.
+        """
+        with file_errors(path, "locked"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while True:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    if not _locked(descriptor):
+                        os.close(descriptor)
+                        return None
+                    # A holder removes the file when it lets go: a lock on a removed file would protect nothing.
+                    if os.path.samestat(os.fstat(descriptor), path.stat()):
+                        with suppress(OSError):  # a full file system: it is locked all the same
+                            os.ftruncate(descriptor, 0)
+                            os.pwrite(descriptor, note.encode(), 0)
+                        return cls(path, descriptor)
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    os.close(descriptor)
+                    raise
                 os.close(descriptor)
-                return None
-            # A holder removes the file when it lets go: a lock on a removed file would protect nothing.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, note.encode(), 0)
-                    return cls(path, descriptor)
-            os.close(descriptor)
 
     @staticmethod
     def holder(path: Path) -> str:
@@ -94,7 +105,9 @@ class FileLock:
         if self.descriptor < 0:
             return
         if remove:
-            self.path.unlink(missing_ok=True)
+            # A file that stays locks nothing, and what was done under the lock is done.
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
         self.descriptor = -1
 

@@ -36,7 +36,7 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import make_directory, sync_directory
+from vmkeep.filesystem import file_error, file_errors, make_directory, require_descriptors, sync_directory
 from vmkeep.fitting import Fit, StoredVariables, Wish
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
@@ -67,6 +67,8 @@ from vmkeep.transfer.images import LUKS
 from vmkeep.transfer.tools import require_tools
 
 _DEFINITION_FILE = "domain.xml"
+# The image, its directory, sockets and pipes of qemu-nbd, and as much again for what the libraries open for a moment.
+_RESTORE_DESCRIPTORS = 48
 
 
 # -- to files --------------------------------------------------------------------------------------------------
@@ -128,12 +130,12 @@ def _make_directory(output: Path) -> bool:
     """Make the directory; False when it is there already."""
     try:
         output.mkdir(mode=0o700)
-    except FileNotFoundError as error:
-        raise HostFileMissing(f"the directory {output.parent} does not exist", path=str(output)) from error
     except FileExistsError as error:
         if not output.is_dir():
             raise TargetExists(f"{output} is not a directory", path=str(output)) from error
         return False
+    except OSError as error:
+        raise file_error(error, output) from error
     return True
 
 
@@ -351,6 +353,7 @@ def deliver_items(
 ) -> ItemsDelivered:
     """Write every item at its staged path; on failure none of them stays."""
     record = repository.point(request.point_id)
+    require_descriptors(_RESTORE_DESCRIPTORS + 4 * settings.workers, f"the restore of point {record.id}")
     sizes = {disk.target: disk.stored.size_bytes for disk in record.disks}
     total = sum(sizes[item.name] for item in request.items if item.role == "disk")
     done = written = 0
@@ -408,7 +411,8 @@ def _deliver_disk(
 ) -> int:
     disk = next(disk for disk in record.disks if disk.target == item.name)
     staged = Path(item.staged)
-    staged.unlink(missing_ok=True)  # of an attempt that was killed
+    with file_errors(staged):
+        staged.unlink(missing_ok=True)  # of an attempt that was killed
     written = deliver_disk(
         repository,
         disk.stored,
@@ -419,7 +423,8 @@ def _deliver_disk(
         stop=stop,
         progress=progress,
     )
-    sync_directory(staged.parent)
+    with file_errors(staged):
+        sync_directory(staged.parent)
     return written
 
 
@@ -441,7 +446,8 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
     else:
         # libvirt gives NVRAM its owner when the VM starts; it made the directory for itself.
         if for_hypervisor:
-            make_directory(staged.parent, 0o755)
+            with file_errors(staged):
+                make_directory(staged.parent, 0o755)
         stage_file(staged, content)
     return len(content)
 

@@ -27,7 +27,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import fault_error, file_errors, sync_directory
 from vmkeep.host.handshakes import Owner, abort_job, job_ends
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
@@ -108,16 +108,17 @@ class JobRecord:
     keepsake: str = ""
 
     def save(self, directory: Path) -> Path:
-        """Write the record durably; the file is named after the operation."""
+        """Write the record durably; the file is named after the operation. Raises NoSpace and the like."""
         path = record_path(directory, self.operation)
         beside = path.with_suffix(".partial")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(dataclasses.asdict(self), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-        sync_directory(directory)
+        with file_errors(path):
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(dataclasses.asdict(self), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(path)
+            sync_directory(directory)
         return path
 
     @classmethod
@@ -390,8 +391,8 @@ def rescue_abandoned(directory: Path) -> tuple[str, ...]:
                 continue  # its guardian was faster, or its process was killed before there was a record
             except Interrupted:
                 raise
-            except (VmkeepError, ValueError, KeyError, TypeError) as error:
-                told.append(f"the left-overs recorded in {path} could not be removed: {error}")
+            except (VmkeepError, OSError, ValueError, KeyError, TypeError) as error:
+                told.append(f"the left-overs recorded in {path} could not be removed: {fault_error(error).message}")
                 continue
             path.unlink(missing_ok=True)
             what = "was undone" if not record.keepsake else "holds its guest no more"

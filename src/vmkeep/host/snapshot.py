@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vmkeep.config import Settings
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError
+from vmkeep.filesystem import file_errors
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import (
     AGENT_WORK_SECONDS,
@@ -197,7 +198,8 @@ class Snapshotting:
             quiesced=keepsake.quiesced,
             keepsake=str(self._place),
         )
-        self._settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with file_errors(self._settings.guards_dir):
+            self._settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         guardian = Guardian(record, self._settings.guards_dir, hold=(self._lock.descriptor,))
         guardian.wait_ready()
         return guardian

@@ -22,6 +22,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
+from vmkeep.mounts import mount_of
 from vmkeep.repository import envelopes, fetch, intents, states
 from vmkeep.repository.compression import zstd
 from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
@@ -68,6 +69,7 @@ class Repository:
         self.location = store.location
         self.keyring = keyring
         self._store = store
+        store.recognise(FORMAT_OBJECT, format_bytes)
         self._format = format_bytes
         self._key = key
         self._random = random
@@ -122,7 +124,10 @@ class Repository:
                 raise RepositoryForeign(
                     f"{location} holds something that is not a vmkeep repository", path=location
                 ) from error
-            raise RepositoryNotFound(f"there is no repository at {location}", path=location) from error
+            mount = mount_of(Path(location))
+            raise RepositoryNotFound(
+                f"there is no repository at {location}, which is on the file system mounted at {mount}", path=location
+            ) from error
         parse_format(format_bytes, location)
         found: list[KeyMaterial] = []
 
@@ -301,16 +306,26 @@ class Repository:
         return sample_blocks(disk, reader, count, secrets.choice)
 
     def verify_point(self, point_id: str, *, sample: float = 1.0, progress: Progress | None = None) -> PointReport:
-        """Read and prove what the point needs (of the blocks, the share ``sample``); damage is reported, not raised."""
+        """Read and prove what the point needs (of the blocks, the share ``sample``); damage is reported, not raised.
+
+        Raises StoreError when much of it cannot be read.
+        """
         return self._verification(sample, progress).point(point_id)
 
     def verify_all(self, *, sample: float = 1.0, progress: Progress | None = None) -> RepositoryReport:
-        """Read every object once, and say of each that is damaged, missing or foreign which points it harms."""
+        """Read every object, and say of each that is damaged, missing, foreign or unreadable which points it harms.
+
+        Raises StoreError when many of them cannot be read.
+        """
         return self._verification(sample, progress).everything(self._format, self._key)
 
-    def condemn(self, packs: Sequence[bytes], *, reason: str) -> None:
+    def condemn(self, packs: Sequence[bytes], *, reason: str = intents.DAMAGED) -> None:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""
         intents.condemn(self._store, packs, reason=reason)
+
+    def pardon(self, packs: Sequence[bytes]) -> int:
+        """Let later points use packs again that were condemned as damaged and are proved sound; return how many."""
+        return intents.pardon(self._store, packs)
 
     def staged(self, is_gone: Callable[[intents.Writer], bool]) -> Sequence[Path]:
         """Return the files that puts of killed processes left: older than an hour, which no put takes.

@@ -9,6 +9,7 @@ hash that is kept with the content.
 
 from __future__ import annotations
 
+import errno
 import grp
 import hashlib
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmkeep.errors import HostFileMissing, PermissionRefused, StateTorn, StateUnsupported
+from vmkeep.filesystem import file_error, file_errors
 
 StateKind = Literal["tpm", "nvram"]
 
@@ -71,8 +73,10 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str, qcow2: bool = Fa
     except PermissionError as error:
         raise PermissionRefused(f"the {kind} state of the VM cannot be read", vm=vm, path=str(path)) from error
     except OSError as error:
+        if error.errno != errno.ELOOP:  # a link, which is not followed
+            raise file_error(error, path, "read") from error
         raise StateUnsupported(f"the {kind} state cannot be opened: {error.strerror}", vm=vm, path=str(path)) from error
-    with os.fdopen(descriptor, "rb") as stream:
+    with file_errors(path, "read"), os.fdopen(descriptor, "rb") as stream:
         about = os.fstat(descriptor)
         limit = LIMIT_BYTES[kind]
         if not stat.S_ISREG(about.st_mode):

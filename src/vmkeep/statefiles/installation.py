@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from vmkeep.errors import HostFileMissing, TargetExists
-from vmkeep.filesystem import file_error, make_directory, sync_directory
+from vmkeep.filesystem import file_error, file_errors, make_directory, sync_directory
 
 
 def stage_file(
@@ -85,21 +85,23 @@ def publish(staged: Path, final: Path, *, aside: Path, marker: Path, force: bool
 
 def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
     """Undo ``stage_file``, ``stage_tpm`` and ``publish``; what was replaced comes back."""
-    # With the staged name still there nothing was published: what is at the final name is somebody else's.
-    published = marker.exists() and not os.path.lexists(staged)
-    remove(staged)
-    if published:
-        remove(final)
-    if os.path.lexists(aside) and not os.path.lexists(final):
-        aside.rename(final)
-    marker.unlink(missing_ok=True)
-    if final.parent.is_dir():
-        sync_directory(final.parent)
+    with file_errors(final):
+        # With the staged name still there nothing was published: what is at the final name is somebody else's.
+        published = marker.exists() and not os.path.lexists(staged)
+        remove(staged)
+        if published:
+            remove(final)
+        if os.path.lexists(aside) and not os.path.lexists(final):
+            aside.rename(final)
+        marker.unlink(missing_ok=True)
+        if final.parent.is_dir():
+            sync_directory(final.parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file or a directory; one that is gone is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    with file_errors(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

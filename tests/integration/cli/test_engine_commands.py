@@ -35,8 +35,10 @@ class StandIn:
     asked: list[Any] = field(default_factory=list)
     recovered: tuple[str, ...] = ()
     reason: Interrupted | None = None
+    needs_home: bool = True
 
-    def __call__(self, _premises: object, *, last: bool, watch: object) -> Self:
+    def __call__(self, _premises: object, *, needs_home: bool, last: bool, watch: object) -> Self:
+        self.needs_home = needs_home
         assert not last  # the test's process goes on
         assert callable(watch)
         return self
