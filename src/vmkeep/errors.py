@@ -192,6 +192,15 @@ class MomentNotFound(VmkeepError):
 # -- the state of the VM or the host forbids it ----------------------------------------------------------------
 
 
+class WritesAstray(VmkeepError):
+    """QEMU writes to other images than libvirt says that the VM is on: no point would hold what the guest writes."""
+
+    code = "writes-astray"
+    exit_status = 10
+    http_status = 409
+    default_hint = "Nothing was changed. Run `vmkeep doctor --fix` while the VM runs; do not stop the VM before."
+
+
 class VmBusy(VmkeepError):
     """Another operation holds the VM."""
 

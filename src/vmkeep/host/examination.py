@@ -10,6 +10,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
+from vmkeep.host.astray import refuse_astray
 from vmkeep.host.bases import Bases, Standing
 from vmkeep.host.bitmaps import Chains, image_chains
 from vmkeep.host.instant import StateSource, state_sources
@@ -67,13 +68,15 @@ def examine(
 
     ``find_point`` returns a point of the VM by its id, also one that is not among ``points``.
 
-    Raises VmBusy while the VM is neither off nor standing, or another job runs; RelationsTorn when libvirtd would not
-    survive a change to the VM's checkpoints.
+    Raises VmBusy while the VM is neither off nor standing, or another job runs; WritesAstray when QEMU has
+    other images; RelationsTorn when libvirtd would not survive a change to the VM's checkpoints.
     """
     stopped = _is_stopped(domain)
     refuse_torn_checkpoints(domain)
     live_xml = domain.definition_xml(secure=True)
     found = with_volumes_found(parse_definition(live_xml), hypervisor)
+    if not stopped:
+        refuse_astray(domain, found, hypervisor, settings)
     chains = image_chains(found)
     live = found if stopped else with_overlays_dropped(found, chains)
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)
