@@ -80,5 +80,5 @@ def put_on_overlays(vm: Vm, overlays: dict[str, Path]) -> None:
 def node_of(vm: Vm, path: Path) -> str:
     """Return the name of the node by which a disk of the VM is on an image: its format's where it has one."""
     nodes = {node["node-name"]: node["file"] for node in execute(vm, "query-named-block-nodes", flat=True)}
-    mine = sorted(name for name, file in nodes.items() if file == str(path) and name.startswith("libvirt-"))
+    mine = sorted(str(name) for name, file in nodes.items() if file == str(path) and name.startswith("libvirt-"))
     return mine[0]  # "-format" comes before "-storage"
