@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,31 @@ def node_of(vm: Vm, path: Path) -> str:
     nodes = {node["node-name"]: node["file"] for node in execute(vm, "query-named-block-nodes", flat=True)}
     mine = sorted(str(name) for name, file in nodes.items() if file == str(path) and name.startswith("libvirt-"))
     return mine[0]  # "-format" comes before "-storage"
+
+
+def pivoted_behind_libvirt(vm: Vm, target: str, copy: Path) -> None:
+    """Have QEMU write to a new copy of a disk's image, of which libvirt knows nothing, and close the image."""
+    disk, size = vm.disk(target), vm.domain.blockInfo(target)[0]
+    assert disk.path is not None
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(copy), str(size)], check=True)
+    about = disk.path.stat()
+    shutil.chown(copy, about.st_uid, about.st_gid)
+    file = {"driver": "file", "filename": str(copy), "auto-read-only": True, "discard": "unmap"}
+    execute(vm, "blockdev-add", **file, **{"node-name": "copy-storage"})
+    execute(vm, "blockdev-add", driver="qcow2", file="copy-storage", **{"node-name": "copy-format"})
+    old, job = node_of(vm, disk.path), "behind"
+    arguments = {"job-id": job, "device": old, "target": "copy-format", "sync": "full"}
+    execute(vm, "blockdev-mirror", **arguments)
+    _wait_for(vm, job, "ready")
+    execute(vm, "job-complete", id=job)
+    _wait_for(vm, job, None)
+    execute(vm, "blockdev-del", **{"node-name": old})
+    execute(vm, "blockdev-del", **{"node-name": old.replace("-format", "-storage")})
+
+
+def _wait_for(vm: Vm, job: str, status: str | None) -> None:
+    deadline = time.monotonic() + 20
+    while {each["id"]: each["status"] for each in execute(vm, "query-jobs")}.get(job) != status:
+        if time.monotonic() > deadline:
+            raise RigError(f"{vm.name}: the job {job} does not become {status or 'done'}")
+        time.sleep(0.01)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import libvirt
 import pytest
 
-from tests.rig import Disk, Host, KiB, MiB, assert_images_equal
+from tests.rig import Disk, Host, KiB, MiB, VmState, assert_images_equal
 from tests.rig.images import random_bytes
-from tests.rig.qemufiles import images_open, images_written, put_on_overlays
+from tests.rig.qemufiles import images_open, images_written, pivoted_behind_libvirt, put_on_overlays
 from tests.system.history import INCREMENTAL, Forked, modes
 from tests.system.truth import checkpoints
 
@@ -82,3 +84,48 @@ def test_vm_on_an_overlay_that_libvirt_does_not_know_is_refused_and_merged_back_
     vm.destroy()
     for target, content in expected.items():
         assert_images_equal(vm.read_image(target), bytes(content), target)
+
+
+def test_vm_that_libvirt_lost_while_it_runs_is_no_vm_that_is_off(host: Host, forked: Forked) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 1 * MiB)], tpm=False, firmware="bios")
+    copy = host.dir / "disks" / "copy.qcow2"
+    vm.start(paused=True)
+    first = forked.backup("guest")
+    image = vm.disk_path("vda")
+    pivoted_behind_libvirt(vm, "vda", copy)
+    vm.write("vda", start=0, length=64 * KiB, pattern=0x11)
+    refused = forked.fails("backup", "guest")
+    assert (refused.code, refused.status) == _ASTRAY
+    assert str(copy) in refused.error["message"]
+    shown = forked.json("vm", "show", "guest")["vm"]
+    assert any(str(copy) in problem for problem in shown["problems"])
+
+    # What libvirt 9.0 writes in the pivot of a block job, and cannot read.
+    record = host.path("/run/libvirt/qemu/guest.xml")
+    good = record.read_text()
+    host.end_libvirtd(signal.SIGKILL)
+    record.write_text(good.replace("</disk>", "<mirror type='file' job=''/></disk>", 1))
+    host.start_libvirtd()
+    assert vm.state() is VmState.OFF
+    for refused in (
+        forked.fails("backup", "guest"),
+        forked.fails("snapshot", "create", "guest", "s1"),
+        forked.fails("restore", first["id"], "--in-place", "--yes"),
+    ):
+        assert (refused.code, refused.status) == _ASTRAY
+        assert str(copy) in refused.error["message"]
+    assert not forked.json("vm", "show", "guest")["vm"]["complete"]
+    assert '"writes-astray"' in forked.run("--json", "doctor", "guest").stdout
+
+    # The way back that docs/operations.md gives.
+    host.end_libvirtd()
+    record.write_text(good)
+    host.start_libvirtd()
+    assert vm.state() is VmState.PAUSED
+    vm.destroy()
+    definition = vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    host.connection.defineXML(definition.replace(str(image), str(copy)))
+    vm.start(paused=True)
+    point = forked.backup("guest")
+    output = forked.restore(point, host.dir / "work" / "out", "--format", "raw")
+    assert_images_equal((output / "vda.raw").read_bytes(), b"\x11" * (64 * KiB) + bytes(MiB - 64 * KiB), "vda")

@@ -7,18 +7,24 @@ libvirt 9.0 and 10.0 with 11.3 were seen so.
 A disk is called astray when QEMU has its image
 
 - not open at all, or
-- not open for writing, and open for writing an image that stands on it.
+- not open for writing, and open for writing an image that no disk of the definition is on.
 
 An image that is open for reading only is not enough: QEMU opens those of a VM that was started from a memory, or
 migrated in, for writing when the VM goes on. Disks on which a block job works are left out, and it is looked twice,
 because a pivot changes both things one after the other.
+
+A VM is called lost when libvirt says that it is off and its QEMU runs. libvirt 9.0 leaves that when libvirtd is killed
+in the pivot of a block job: it writes a record of the running VM then that it cannot read at its next start ("unknown
+mirror job type").
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
@@ -30,25 +36,37 @@ from vmkeep.host.preparation import with_volumes_found
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image
 
-_QCOW2 = b"QFI\xfb"
+_QCOW2: Final = b"QFI\xfb"
+# Where memory of a guest may be a file; hugetlbfs is mounted where the distribution likes it.
+_MEMORY: Final = ("/memfd:", "/dev/shm/", "/dev/hugepages", "/libvirt/qemu/ram/")  # noqa: S108  nothing is made there
+# A QEMU whose VM libvirt has just called off closes its images within milliseconds.
+_ENDING_SECONDS: Final = 2.0
+_STEP_SECONDS: Final = 0.05
+LOST_REMEDY: Final = (
+    "libvirt could not read its record of the running VM when libvirtd was started. Do not start the VM: see "
+    "writes-astray in docs/operations.md for how libvirt gets it back."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AstrayDisk:
-    """A disk of which QEMU writes to another image than ``image``, which the definition names.
+    """A disk of which QEMU does not write to ``image``, which the definition names.
 
-    ``overlay`` is the one that it writes to when that stands on ``image``; None: another one, which is not known.
+    ``overlay`` is what it writes to when that stands on ``image``. ``written`` are all images that it writes to and
+    that no disk of the definition is on.
     """
 
     target: str
     image: str
     image_format: str
     overlay: str | None
+    written: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if self.overlay is None:
-            return f"disk {self.target}: QEMU does not have {self.image} open, which libvirt says that it is on"
-        return f"disk {self.target}: QEMU writes to {self.overlay}, and libvirt says that it is on {self.image}"
+        others = self.overlay or ", ".join(self.written)
+        if not others:
+            return f"disk {self.target}: libvirt says that it is on {self.image}, which QEMU does not have open"
+        return f"disk {self.target}: QEMU writes to {others}, and libvirt says that it is on {self.image}"
 
 
 def astray_disks(domain: Domain, definition: Definition, hypervisor: Hypervisor) -> tuple[AstrayDisk, ...]:
@@ -89,6 +107,31 @@ def refuse_astray(
             "(writes-astray).",
         )
     _refuse_unsettled(domain, definition, hypervisor, settings, besides)
+
+
+def lost_vm(domain: Domain) -> str | None:
+    """Return, for people, that libvirt says that the VM is off while its QEMU runs; None when that is not so."""
+    opened = open_images(domain.name, domain.uuid, domain.uri)
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while opened is not None and time.monotonic() < deadline:  # it may be ending just now
+        if domain.state().run is not RunState.OFF:
+            return None
+        time.sleep(_STEP_SECONDS)
+        opened = open_images(domain.name, domain.uuid, domain.uri)
+    if opened is None or domain.state().run is not RunState.OFF:
+        return None
+    written = sorted({image.path for image in opened.images if image.writable and image.readable})
+    return (
+        f"libvirt says that VM {domain.name!r} is off, and its QEMU (process {opened.process}) runs and may write to "
+        f"{', '.join(written)}"
+    )
+
+
+def refuse_lost(domain: Domain) -> None:
+    """Raise WritesAstray when libvirt says that the VM is off and its QEMU runs: its images are no state of it."""
+    lost = lost_vm(domain)
+    if lost is not None:
+        raise WritesAstray(lost, vm=domain.name, hint=f"Nothing was changed. {LOST_REMEDY}")
 
 
 def _refuse_unsettled(
@@ -146,16 +189,20 @@ def compare(definition: Definition, opened: OpenImages) -> tuple[AstrayDisk, ...
     found = []
     for disk, source in suspects:
         overlay = _overlay_of(source, strangers)
-        if overlay is not None or not opened.has(source):
-            found.append(AstrayDisk(disk.target, source, disk.image_format, overlay))
+        if strangers or not opened.has(source):
+            written = tuple(sorted({image.path for image in strangers}))
+            found.append(AstrayDisk(disk.target, source, disk.image_format, overlay, written))
     return tuple(found)
 
 
 def _strangers(definition: Definition, opened: OpenImages) -> Iterator[OpenImage]:
     """Yield the images open for writing that no disk of the definition is on."""
     named = {file_id(disk.source) for disk in definition.disks if disk.source is not None}
+    if definition.firmware.nvram is not None:
+        named.add(file_id(definition.firmware.nvram))
     for image in opened.images:
-        if image.writable and image.file_id not in named and _is_qcow2(image):
+        stranger = image.writable and image.readable and image.file_id not in named
+        if stranger and not any(part in image.path for part in _MEMORY):
             yield image
 
 
@@ -171,7 +218,7 @@ def _overlay_of(source: str, strangers: Collection[OpenImage]) -> str | None:
     """Return the image that stands on ``source``, or on others that do, and that nothing stands on."""
     wanted = file_id(source)
     best: tuple[int, str] | None = None
-    for image in strangers:
+    for image in filter(_is_qcow2, strangers):
         try:
             below = [file_id(layer.path) for layer in describe_image(image.path, "qcow2")[1:]]
         except VmkeepError:

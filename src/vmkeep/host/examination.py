@@ -10,7 +10,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
-from vmkeep.host.astray import refuse_astray
+from vmkeep.host.astray import refuse_astray, refuse_lost
 from vmkeep.host.bases import Bases, Standing
 from vmkeep.host.bitmaps import Chains, image_chains
 from vmkeep.host.instant import StateSource, state_sources
@@ -75,7 +75,9 @@ def examine(
     refuse_torn_checkpoints(domain)
     live_xml = domain.definition_xml(secure=True)
     found = with_volumes_found(parse_definition(live_xml), hypervisor)
-    if not stopped:
+    if stopped:
+        refuse_lost(domain)
+    else:
         refuse_astray(domain, found, hypervisor, settings)
     chains = image_chains(found)
     live = found if stopped else with_overlays_dropped(found, chains)

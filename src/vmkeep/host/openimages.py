@@ -1,4 +1,4 @@
-"""What the QEMU of a running VM has open, as the kernel tells (proc(5)): /proc/PID/fd and the flags in fdinfo.
+"""What the QEMU of a VM has open, as the kernel tells (proc(5)): /proc/PID/fd and the flags in fdinfo.
 
 libvirt's definition says what QEMU should have open; when libvirtd was killed at the wrong moment it has other images.
 The kernel is asked because it needs no command to QEMU. Only root sees a process of another user.
@@ -20,19 +20,24 @@ _PID_FILES: Final = Path("/run/libvirt/qemu")
 
 @dataclass(frozen=True, slots=True)
 class OpenImage:
-    """A file or device that QEMU has open. ``path`` is the kernel's name for it, ``way`` opens it again by any name."""
+    """A file or device that QEMU has open. ``path`` is the kernel's name for it, ``way`` opens it again by any name.
+
+    ``writable``: for writing; ``readable`` with it: not for writing alone, as logs and the file of the process's
+    number.
+    """
 
     path: str
     way: str
     file_id: tuple[int, int]
     writable: bool
-    block: bool
+    readable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class OpenImages:
-    """All files and devices that QEMU has open."""
+    """All files and devices that a QEMU, the process of that number, has open."""
 
+    process: int
     images: tuple[OpenImage, ...]
 
     def of(self, path: str) -> tuple[OpenImage, ...]:
@@ -52,13 +57,15 @@ class OpenImages:
 
 
 def open_images(name: str, uuid: str, uri: str) -> OpenImages | None:
-    """Return what the QEMU of a running VM has open; None where that cannot be seen: by another user than root, of
-    a VM of a user's own libvirt (session), of another host."""
+    """Return what the QEMU of a VM has open; None when there is none, and where it cannot be seen.
+
+    That is: by another user than root, of a VM of a user's own libvirt (session), of another host.
+    """
     process = _process(name, uuid, uri)
     if process is None:
         return None
     try:
-        return OpenImages(tuple(_images(process)))
+        return OpenImages(int(process.name), tuple(_images(process)))
     except OSError:
         return None
 
@@ -100,5 +107,5 @@ def _images(process: Path) -> Iterator[OpenImage]:
             path = str(way.readlink())
         except (FileNotFoundError, StopIteration):
             continue  # closed meanwhile
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        yield OpenImage(path, str(way), _id(about), writable, stat.S_ISBLK(about.st_mode))
+        access = flags & os.O_ACCMODE
+        yield OpenImage(path, str(way), _id(about), access != os.O_RDONLY, access != os.O_WRONLY)

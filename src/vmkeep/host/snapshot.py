@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmkeep.config import Settings
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError
-from vmkeep.host.astray import refuse_astray
+from vmkeep.host.astray import refuse_astray, refuse_lost
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import (
     AGENT_WORK_SECONDS,
@@ -150,7 +150,9 @@ class Snapshotting:
         if not off:
             refuse_jobs(domain)
         around = surroundings(domain, self._hypervisor)
-        if not off:
+        if off:
+            refuse_lost(domain)
+        else:
             refuse_astray(domain, around.definition, self._hypervisor, self._settings, besides=self._operation)
         planned = plan_snapshot(request, around, int(time.time()))
         sources = state_sources(around.definition, StateRoots.of(self._hypervisor.uri))

@@ -27,6 +27,7 @@ from vmkeep.definition import Definition, parse_definition
 from vmkeep.definition.repointing import Placed, restand
 from vmkeep.errors import VmBusy, WritesAstray
 from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.host.astray import refuse_lost
 from vmkeep.host.keepsake import Keepsake, KeptOverlay
 from vmkeep.host.merging import merge_overlay, remove_closed
 from vmkeep.host.openimages import OpenImages, open_images
@@ -52,7 +53,10 @@ def settle_overlays(
     run = domain.state().run
     if run is RunState.OTHER or domain.has_job():
         raise VmBusy(f"libvirt is at another operation on VM {domain.name!r}", vm=domain.name)
-    return settling.stopped() if run is RunState.OFF else settling.running()
+    if run is not RunState.OFF:
+        return settling.running()
+    refuse_lost(domain)
+    return settling.stopped()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
-from vmkeep.host.astray import astray_disks
+from vmkeep.host.astray import LOST_REMEDY, astray_disks, lost_vm
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
 from vmkeep.host.chains import chain_faults
@@ -209,12 +209,15 @@ class _Patient:
                 yield self._finding(FindingCode.WRITES_ASTRAY, message, remedy=remedy, path=disk.source)
 
     def _writes(self) -> Iterator[Finding]:
+        if self.run is RunState.OFF and (lost := lost_vm(self.domain)) is not None:
+            yield self._finding(FindingCode.WRITES_ASTRAY, lost, remedy=LOST_REMEDY)
         if not self.running or self._is_worked_on():
             return  # a snapshot that is under way changes QEMU first, and libvirt afterwards
         for astray in astray_disks(self.domain, self.definition, self.hypervisor):
             message = f"{astray}; what the guest writes is in no point, and the VM loses it when it is stopped"
             if astray.overlay is None:
-                remedy = f"Shut the guest down, then {command_line('virsh edit', self.domain.name)}; see the path"
+                edit = command_line("virsh edit", self.domain.name)
+                remedy = f"Shut the guest down, then `{edit}`: give the disk the image that QEMU wrote to"
                 yield self._finding(FindingCode.WRITES_ASTRAY, message, remedy=remedy, path=astray.image)
                 continue
             mend = MergeOverlay(self.domain.uuid, astray.target, astray.image, astray.overlay)
