@@ -40,7 +40,7 @@ _QCOW2: Final = b"QFI\xfb"
 # Where memory of a guest may be a file; hugetlbfs is mounted where the distribution likes it.
 _MEMORY: Final = ("/memfd:", "/dev/shm/", "/dev/hugepages", "/libvirt/qemu/ram/")  # noqa: S108  nothing is made there
 # A QEMU whose VM libvirt has just called off closes its images within milliseconds.
-_ENDING_SECONDS: Final = 2.0
+_ENDING_SECONDS: Final = 0.5
 _STEP_SECONDS: Final = 0.05
 LOST_REMEDY: Final = (
     "libvirt could not read its record of the running VM when libvirtd was started. Do not start the VM: see "
