@@ -173,7 +173,8 @@ def test_libvirtd_killed_in_a_snapshot_loses_nothing(guest: _Guest, moment: str)
     guest.host.restart_libvirtd(signal.SIGKILL)
     assert guest.zygote.finish().status != 0
     guest.change()  # what the guest writes before anybody puts anything right
-    guest.recover()
+    told = guest.recover()
+    assert not any("could not be put right" in sentence for sentence in told), told
     assert name not in snapshots(guest.vm)
     guest.assert_right()
     guest.assert_whole()
