@@ -69,6 +69,10 @@ class _Guest:
             self.vm.write_random(target, start=start, length=100 * KiB, seed=self.seed)
             content[start : start + 100 * KiB] = random_bytes(self.seed, 100 * KiB)
 
+    def wait_for_guardian(self) -> None:
+        guards = self.host.dir / "home" / "guards"
+        wait_until(lambda: not list(guards.glob("*")), "the guardian does not end", 60)
+
     def recover(self) -> list[str]:
         """Run what every command begins with, and return what it tells."""
         outcome = self.zygote.run()
@@ -120,8 +124,7 @@ def _planned(guest: _Guest, name: str) -> dict[str, Path]:
     """Have a snapshot die when it is planned; return its overlays, which are not there."""
     guest.change()
     assert guest.zygote.run(["snapshot", guest.vm.name, name, ""], traps=[_PLANNED]).status == KILLED
-    guards = guest.host.dir / "home" / "guards"
-    wait_until(lambda: not list(guards.glob("*")), "the guardian does not end")
+    guest.wait_for_guardian()
     return {target: guest.vm.disk_path(target).with_suffix(f".{name}") for target in guest.content}
 
 
@@ -172,6 +175,7 @@ def test_libvirtd_killed_in_a_snapshot_loses_nothing(guest: _Guest, moment: str)
     os.kill(libvirtd, signal.SIGSTOP)
     guest.host.restart_libvirtd(signal.SIGKILL)
     assert guest.zygote.finish().status != 0
+    guest.wait_for_guardian()
     guest.change()  # what the guest writes before anybody puts anything right
     told = guest.recover()
     assert not any("could not be put right" in sentence for sentence in told), told
@@ -199,6 +203,15 @@ def test_next_start_is_on_the_overlays_when_libvirtd_died_before_it_wrote_that_d
     guest.vm.destroy()
     guest.vm.start(paused=True)
     guest.assert_whole()
+
+
+def test_overlays_that_were_not_formatted_yet_are_removed(guest: _Guest) -> None:
+    overlays = _planned(guest, f"h{guest.seed}")
+    for overlay in overlays.values():
+        overlay.touch()
+    guest.recover()
+    guest.assert_right()
+    assert not any(overlay.exists() for overlay in overlays.values())
 
 
 def test_vm_that_was_stopped_on_such_overlays_is_defined_on_them_unless_it_was_started_below(guest: _Guest) -> None:

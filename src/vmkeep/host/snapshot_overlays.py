@@ -37,6 +37,7 @@ from vmkeep.transfer.imagefile import describe_image, holds_data
 from vmkeep.transfer.imagelock import writer_of
 
 _MERGED: Final = "merged-"
+_HEADER_BYTES: Final = 4096
 
 
 def settle_overlays(
@@ -190,6 +191,12 @@ def _is_on(definition: Definition, target: str, image: str) -> bool:
 
 
 def _has_data(overlay: str) -> bool:
+    try:
+        with Path(overlay).open("rb") as stream:
+            if not any(stream.read(_HEADER_BYTES)):
+                return False  # made and not formatted yet; nothing is written to one before it is
+    except OSError as error:
+        raise file_error(error, Path(overlay)) from error
     (top,) = describe_image(overlay, "qcow2", chain=False)
     return holds_data(top)
 
