@@ -216,6 +216,15 @@ class HostExhausted(VmkeepError):
     default_hint = "Raise the limit that the message names, or end other programs, and run the command again."
 
 
+class WritesAstray(VmkeepError):
+    """QEMU writes to other images than libvirt says that the VM is on: no point would hold what the guest writes."""
+
+    code = "writes-astray"
+    exit_status = 25
+    http_status = 409
+    default_hint = "Nothing was changed. Run `vmkeep doctor --fix` while the VM runs; do not stop the VM before."
+
+
 class VmBusy(VmkeepError):
     """Another operation holds the VM."""
 

@@ -29,6 +29,7 @@ from vmkeep.host.findings import (
     FindingCode,
     MakePrivate,
     Mend,
+    MergeOverlay,
     Operations,
     PutAsideBack,
     RemoveLeft,
@@ -36,7 +37,7 @@ from vmkeep.host.findings import (
 )
 from vmkeep.host.secret import put_secret_back
 from vmkeep.host.socket import LONGEST_PATH_BYTES
-from vmkeep.host.vm_checkup import check_vm, mend_vm
+from vmkeep.host.vm_checkup import check_vm, mend_vm, merge_astray
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.hypervisor.answers import impatient
 from vmkeep.mounts import mount_of
@@ -84,6 +85,9 @@ def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository]
             return leftovers.remove_lock(order)
         case MakePrivate():
             return leftovers.make_private(order)
+        case MergeOverlay():
+            hypervisor = connect()
+            return merge_astray(hypervisor.domain(order.vm_uuid), hypervisor, order)
         case EndJob() | DropCheckpoint() | DropBitmaps():
             hypervisor = connect()
             return mend_vm(hypervisor.domain(order.vm_uuid), hypervisor, order)

@@ -10,6 +10,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
+from vmkeep.host.astray import refuse_astray, refuse_lost
 from vmkeep.host.bases import Bases, Standing
 from vmkeep.host.bitmaps import Chains, image_chains
 from vmkeep.host.instant import StateSource, state_sources
@@ -69,8 +70,8 @@ def examine(
 
     ``find_point`` returns a point of the VM by its id, also one that is not among ``points``.
 
-    Raises ToolMissing; VmBusy while the VM is neither off nor standing, or another job runs; RelationsTorn when
-    libvirtd would not survive a change to the VM's checkpoints.
+    Raises ToolMissing; VmBusy while the VM is neither off nor standing, or another job runs; WritesAstray when QEMU has
+    other images; RelationsTorn when libvirtd would not survive a change to the VM's checkpoints.
     """
     stopped = _is_stopped(domain)
     # What is read without QEMU is read through qemu-nbd.
@@ -78,6 +79,10 @@ def examine(
     refuse_torn_checkpoints(domain)
     live_xml = domain.definition_xml(secure=True)
     found = with_volumes_found(parse_definition(live_xml), hypervisor)
+    if stopped:
+        refuse_lost(domain)
+    else:
+        refuse_astray(domain, found, hypervisor, settings)
     if stopped or settings.scratch_dir is None:  # else a running VM is read without a file beside its image
         refuse_unseen_images(domain, found)
     chains = image_chains(found)

@@ -136,6 +136,8 @@ class FindingCode(StrEnum):
     """A disk's image is not there or cannot be read."""
     IMAGE_WITHOUT_BITMAPS = "image-without-bitmaps"
     """A disk's image is qcow2 of version 2, which holds no bitmaps: each backup reads the disk whole."""
+    WRITES_ASTRAY = "writes-astray"
+    """What the guest writes goes to an image that libvirt does not know of, or that the next start will not have."""
     DEFINITION_DIFFERS = "definition-differs"
     """The VM runs with other disks than it will have at its next start."""
     TPM_MISSING = "tpm-missing"
@@ -197,6 +199,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.RESTORE_PENDING,
         FindingCode.KEPT_ASIDE,
         FindingCode.VM_UNREADABLE,
+        FindingCode.WRITES_ASTRAY,
         FindingCode.LEFT_JOB,
         FindingCode.JOB_STUCK,
         FindingCode.IMAGE_UNREADABLE,
@@ -317,7 +320,20 @@ class ForgetSnapshot:
     name: str
 
 
-VmMend = EndJob | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
+@dataclass(frozen=True, slots=True)
+class MergeOverlay:
+    """Write an overlay that libvirt does not know of into the image that it says the VM is on, while the VM runs.
+
+    The overlay itself stays: it may be of another tool.
+    """
+
+    vm_uuid: str
+    target: str
+    image: str
+    overlay: str
+
+
+VmMend = MergeOverlay | EndJob | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
 Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | RemoveStaged | VmMend
 
 

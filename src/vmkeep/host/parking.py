@@ -14,6 +14,7 @@ from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_def
 from vmkeep.definition.parking import is_parked, park, unpark
 from vmkeep.definition.repointing import leave_chains_to_images
 from vmkeep.errors import Interrupted, InvalidRequest, RestorePending, VmNotFound, VmRunning
+from vmkeep.host.astray import refuse_lost
 from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path
@@ -217,7 +218,7 @@ class Parking:
 
 
 def require_off(domain: Domain) -> None:
-    """Raise VmRunning unless the VM is off and has no saved memory."""
+    """Raise VmRunning unless the VM is off and has no saved memory, WritesAstray when its QEMU runs all the same."""
     state = domain.state()
     if state.crashed:
         raise VmRunning(
@@ -231,6 +232,7 @@ def require_off(domain: Domain) -> None:
             vm=domain.name,
             hint=f"Shut the VM down (`{command_line('virsh shutdown', domain.name)}`) and run the command again.",
         )
+    refuse_lost(domain)
     if domain.has_saved_memory():
         raise VmRunning(
             f"VM {domain.name!r} has a saved memory image, which belongs to its present disks",

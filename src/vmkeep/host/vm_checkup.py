@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.host.astray import LOST_REMEDY, astray_disks, lost_vm
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
 from vmkeep.host.chains import chain_faults
@@ -27,6 +29,7 @@ from vmkeep.host.findings import (
     Finding,
     FindingCode,
     ForgetSnapshot,
+    MergeOverlay,
     Operations,
     RememberedPoint,
     RememberedVm,
@@ -35,12 +38,13 @@ from vmkeep.host.findings import (
 from vmkeep.host.instant import state_sources
 from vmkeep.host.judgement import Moments, sound_targets
 from vmkeep.host.lock import FileLock
+from vmkeep.host.merging import merge_overlay
 from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.host.rights import STATE_NAMES, lacking_rights
-from vmkeep.host.running import stuck_job_remedy
+from vmkeep.host.running import refuse_jobs, stuck_job_remedy
 from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
@@ -129,6 +133,7 @@ class _Patient:
             self._settings_of_it,
             self._rights,
             self._definition,
+            self._writes,
             self._tpm,
             self._state_files,
             self._points,
@@ -183,12 +188,46 @@ class _Patient:
             )
             remedy = command_line("virsh dumpxml", self.domain.name, options="--inactive")
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
+            yield from self._dropped_at_next_start(next_time)
         # Of a VM that is off, the disks themselves are told of.
         for target, fault in chain_faults(next_time, image_chains(next_time)).items():
             message = f"disk {target} will be seen otherwise at its next start than its image says: {fault}"
             yield self._finding(
                 FindingCode.DEFINITION_DIFFERS, message, remedy=command_line("virsh edit", self.domain.name)
             )
+
+    def _dropped_at_next_start(self, next_time: Definition) -> Iterator[Finding]:
+        """Yield the disks whose next start goes back to an image below the one that the guest writes to."""
+        for target, chain in image_chains(self.definition).items():
+            disk, later = self.definition.disk(target), next_time.disk(target)
+            if disk is None or later is None or disk.transient or later.source is None:
+                continue
+            if any(os.path.realpath(layer.path) == os.path.realpath(later.source) for layer in chain[1:]):
+                message = (
+                    f"disk {target} is on {disk.source}, and at its next start on {later.source} below it, without "
+                    "what the guest wrote since"
+                )
+                remedy = f"{command_line('virsh edit', self.domain.name)}, unless that is what you want"
+                yield self._finding(FindingCode.WRITES_ASTRAY, message, remedy=remedy, path=disk.source)
+
+    def _writes(self) -> Iterator[Finding]:
+        if self.run is RunState.OFF and (lost := lost_vm(self.domain)) is not None:
+            yield self._finding(FindingCode.WRITES_ASTRAY, lost, remedy=LOST_REMEDY)
+        if not self.running or self._is_worked_on():
+            return  # a snapshot that is under way changes QEMU first, and libvirt afterwards
+        for astray in astray_disks(self.domain, self.definition, self.hypervisor):
+            message = f"{astray}; what the guest writes is in no point, and the VM loses it when it is stopped"
+            if astray.overlay is None:
+                edit = command_line("virsh edit", self.domain.name)
+                remedy = f"Shut the guest down, then `{edit}`: give the disk the image that QEMU wrote to"
+                yield self._finding(FindingCode.WRITES_ASTRAY, message, remedy=remedy, path=astray.image)
+                continue
+            mend = MergeOverlay(self.domain.uuid, astray.target, astray.image, astray.overlay)
+            yield self._finding(FindingCode.WRITES_ASTRAY, message, path=astray.overlay, mend=mend)
+
+    def _is_worked_on(self) -> bool:
+        lock = self.settings.locks_dir / f"{self.domain.uuid}.lock"
+        return self.domain.uuid not in self.request.held and FileLock.is_held(lock)
 
     def _disks(self) -> Iterator[Finding]:
         for disk in survey(self.domain, self.hypervisor, self.settings).disks:
@@ -335,9 +374,8 @@ class _Patient:
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 
     def _moments(self) -> Iterator[Finding]:
-        lock = self.settings.locks_dir / f"{self.domain.uuid}.lock"
-        if self.domain.uuid not in self.request.held and FileLock.is_held(lock):
-            holder = FileLock.holder(lock) or "an operation"
+        if self._is_worked_on():
+            holder = FileLock.holder(self.settings.locks_dir / f"{self.domain.uuid}.lock") or "an operation"
             message = f"{holder} works on it now, so its job, checkpoints and bitmaps were not judged"
             yield self._finding(FindingCode.VM_IN_USE, message)
             return
@@ -451,6 +489,16 @@ class _Patient:
                 "the next backup reads this disk whole, and nothing has to be done"
             )
             yield self._finding(FindingCode.BASE_UNSOUND, message)
+
+
+def merge_astray(domain: Domain, hypervisor: Hypervisor, mend: MergeOverlay) -> str:
+    """Write an overlay into the image that libvirt says the VM is on. The caller holds the VM's lock."""
+    refuse_jobs(domain)
+    merge_overlay(domain, mend.target, mend.image, mend.overlay, uri=hypervisor.uri, stop=lambda: None)
+    return (
+        f"merged {mend.overlay} into {mend.image}, which disk {mend.target} of {domain.name} is on again; the overlay "
+        f"is left, and the VM needs it no more: {command_line('rm --', mend.overlay)}"
+    )
 
 
 def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoint | DropBitmaps) -> str:

@@ -73,6 +73,12 @@ class Domain:
         """libvirt's own handle, for the other modules of this package."""
         return self._handle
 
+    @property
+    def uri(self) -> str:
+        """The URI of the libvirt that has it."""
+        with libvirt_errors("tell its URI", self.name):
+            return self._handle.connect().getURI()
+
     def state(self) -> DomainState:
         """Return what the VM does now. Needs no job lock, so it answers while a job runs."""
         with libvirt_errors("tell the state", self.name):
