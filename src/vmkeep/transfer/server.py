@@ -32,7 +32,8 @@ from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
 from vmkeep.filesystem import file_error, passes_cache
 from vmkeep.logs import get_logger
 from vmkeep.transfer.connections import Connections
-from vmkeep.transfer.imagefile import describe_image, image_error, image_node
+from vmkeep.transfer.imagechain import OpenChain, OpenFile, open_chain
+from vmkeep.transfer.imagefile import image_error, image_node
 from vmkeep.transfer.imagekey import HandedKey, ImageKey, handed
 from vmkeep.transfer.nbd import NbdSource, export_names
 from vmkeep.transfer.tools import dying_with_us
@@ -186,6 +187,7 @@ class ImageServer:
         self._shared = shared
         self._key = key
         self._node = ""
+        self._files: tuple[OpenFile, ...] = ()
         self._thread = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._words: IO[bytes] | None = None
@@ -212,15 +214,17 @@ class ImageServer:
 
     def __enter__(self) -> Self:
         self._check_socket()
-        self._node = self._checked_node()
-        self._thread = threading.get_ident()
-        self._words = tempfile.TemporaryFile()
-        try:
-            self._start()
-            self._wait_until_ready()
-        except BaseException:
-            self._release()
-            raise
+        with open_chain(self._path, self._format) as opened:
+            self._node = self._checked_node(opened)
+            self._files = tuple(opened.files)
+            self._thread = threading.get_ident()
+            self._words = tempfile.TemporaryFile()
+            try:
+                self._start(opened.descriptors)
+                self._wait_until_ready()
+            except BaseException:
+                self._release()
+                raise
         return self
 
     def __exit__(
@@ -256,9 +260,8 @@ class ImageServer:
                 return  # nothing there, or what a killed server left behind: qemu-nbd replaces it
         raise TransferError(f"the socket {name} is in use by another process", path=name)
 
-    def _checked_node(self) -> str:
-        # All layers, because QEMU would guess a format that an overlay does not name.
-        top = describe_image(self._path, self._format)[0]
+    def _checked_node(self, opened: OpenChain) -> str:
+        top = opened.layers[0].layer
         if self._bitmap is not None:
             # qemu-nbd would go on looking in the backing files, whose bitmaps know nothing of the overlay.
             found = top.bitmap(self._bitmap)
@@ -270,7 +273,7 @@ class ImageServer:
                     path=self._path,
                 )
         return image_node(
-            top,
+            opened.layers,
             read_only=not self._writable,
             encrypted=self._key is not None,
             # A new image is written once and whole: through the page cache each byte would be copied once more, and
@@ -290,7 +293,7 @@ class ImageServer:
             command += [f"--bitmap={self._bitmap}"]
         return [*command, *secret.arguments, "--", self._node]
 
-    def _start(self) -> None:
+    def _start(self, descriptors: tuple[int, ...]) -> None:
         with handed(self._key) as secret:
             command = self._command(secret)
             _log.debug("running", command=shlex.join(command))
@@ -301,7 +304,7 @@ class ImageServer:
                 stdout=subprocess.DEVNULL,
                 stderr=self._words,
                 start_new_session=True,
-                pass_fds=secret.descriptors,
+                pass_fds=(*descriptors, *secret.descriptors),
             )
 
     def _wait_until_ready(self) -> None:
@@ -309,7 +312,7 @@ class ImageServer:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             if self._process.poll() is not None:
-                raise image_error(f"qemu-nbd cannot open {self._path}: {self._said()}", self._path, self._node)
+                raise image_error(f"qemu-nbd cannot open {self._path}: {self._said()}", self._path, self._node, self._files)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TransferError(
@@ -345,7 +348,7 @@ class ImageServer:
             was_killed = died is not None or self._process.returncode < 0
             what = "died with the image open" if was_killed else "could not close the image"
             raise image_error(
-                f"qemu-nbd of {self._path} {what} (status {self._process.returncode}): {said}", self._path, self._node
+                f"qemu-nbd of {self._path} {what} (status {self._process.returncode}): {said}", self._path, self._node, self._files
             )
         self._sync()
 
