@@ -7,7 +7,7 @@ from typing import Literal, cast
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
-from vmkeep.host.bitmaps import OLD_QCOW2, Chains, amending, image_chains
+from vmkeep.host.bitmaps import OLD_QCOW2, Chains, amending, top_images
 from vmkeep.host.instant import state_sources
 from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
 from vmkeep.host.rights import STATE_NAMES, lacking_rights, may_be_there
@@ -30,7 +30,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     except DefinitionError as error:
         return _unreadable(domain, shown, error)
     running = run in (RunState.RUNNING, RunState.PAUSED)
-    chains = image_chains(definition)
+    chains = top_images(definition)
     sizes = disk_sizes(domain, definition, chains)
     plannable = plannable_disks(definition, sizes, settings, chains, hypervisor, running=running)
     lasting = settings.of_vm(domain.name, domain.uuid)
@@ -43,7 +43,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     problems = [refused.message for refused in refusals]
     problems += [f"disk {target} is {_LEFT_OUT}" for target in sorted(left_out)]
     problems += _state_problems(definition, hypervisor, settings, running=running)
-    problems += map(str, lacking_rights(definition, hypervisor.uri, running=running, left_out=never))
+    problems += map(str, lacking_rights(definition, hypervisor.uri, running=running, left_out=never, looking=True))
     disks = tuple(
         SurveyedDisk(
             target=disk.target,

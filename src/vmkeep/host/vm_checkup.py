@@ -15,7 +15,7 @@ from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
+from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, look_at_bitmaps, top_images
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
@@ -161,7 +161,9 @@ class _Patient:
 
     def _rights(self) -> Iterator[Finding]:
         never = self._lasting.exclude
-        lacking = lacking_rights(self.definition, self.hypervisor.uri, running=self.running, left_out=never)
+        lacking = lacking_rights(
+            self.definition, self.hypervisor.uri, running=self.running, left_out=never, looking=True
+        )
         if lacking:
             message = f"{'; '.join(map(str, lacking))}: a point of it needs root"
             yield self._finding(FindingCode.RIGHTS_LACKING, message, remedy="sudo vmkeep doctor", path=lacking[0].path)
@@ -181,7 +183,7 @@ class _Patient:
             remedy = command_line("virsh dumpxml", self.domain.name, options="--inactive")
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
         # Of a VM that is off, the disks themselves are told of.
-        for target, fault in chain_faults(next_time, image_chains(next_time)).items():
+        for target, fault in chain_faults(next_time, top_images(next_time)).items():
             message = f"disk {target} will be seen otherwise at its next start than its image says: {fault}"
             yield self._finding(
                 FindingCode.DEFINITION_DIFFERS, message, remedy=command_line("virsh edit", self.domain.name)

@@ -2,10 +2,10 @@
 
 An image's header says on which file the image stands (its backing file), and where its content is (its data file).
 Whoever could write to the image could write that: a QEMU that its guest took over as well. So a name in a header gives
-nobody more than he had: it is followed when libvirt says the same, when QEMU's user may open the file by itself, or when
-the file lies where images of this host lie and is not another VM's. (The same ground on which Nova, Glance and Cinder
-stand since CVE-2024-32498.) Who owns the image tells nothing of who wrote its header: libvirt gives images to QEMU's
-user when a VM starts, and back to root when it stops.
+nobody more than he had: it is followed when libvirt says the same, when QEMU's user may open the file by itself, or
+when the file lies where images of this host lie and is not another VM's (CVE-2024-32498 is what comes of less). Who
+owns the image tells nothing of who wrote its header: libvirt gives images to QEMU's user when a VM starts, and back to
+root when it stops.
 """
 
 from __future__ import annotations
@@ -35,17 +35,15 @@ class Role(StrEnum):
 class NamedFile:
     """A file that an image names, and what the host knows of it.
 
-    ``image`` is the image that names it, ``path`` where it is. ``format`` is that of a backing file, by the header or by
-    libvirt. ``listed``: libvirt's definition of the VM, or its record of a snapshot, puts it there too. ``reachable``:
-    the user that QEMU runs as may open it itself, for writing where it is a data file. ``beside``: it lies in the folder
-    of the image or of a storage pool. ``used_by`` is another VM whose own disk it is; of a data file, whose chain it is
-    in.
+    ``image`` is the image that names it, ``path`` where it is. ``listed``: libvirt's definition of the VM, or its
+    record of a snapshot, puts it there too. ``reachable``: the user that QEMU runs as may open it itself, for writing
+    where it is a data file. ``beside``: it lies in the folder of the image or of a storage pool. ``used_by`` is another
+    VM whose own disk it is; of a data file, in whose chain it is.
     """
 
     image: str
     role: Role
     path: str
-    format: str | None
     listed: bool
     reachable: bool
     beside: bool
@@ -68,7 +66,7 @@ def doubt_of_name(image: str, role: Role, name: str) -> Doubt | None:
         return None
     what = "a description of QEMU's own" if found[1] == "json" else f"something of the kind {found[1]!r}"
     return Doubt(
-        f"{image} names as its {role} {_short(name)}, which is {what} and no file: it was neither opened nor connected to",
+        f"{image} names as its {role} {_short(name)}, which is {what} and no file: nothing was opened or connected to",
         _remedy(image, role, "FILE"),
     )
 
@@ -82,8 +80,8 @@ def doubt_of_format(image: str, path: str, backing_format: str | None) -> Doubt 
         )
     if backing_format not in FOLLOWED_FORMATS:
         return Doubt(
-            f"{image} stands on {path}, by its header an image of the format {backing_format}, which may name any other "
-            "file: it was not opened",
+            f"{image} stands on {path}, by its header an image of the format {_short(backing_format)}, which may name "
+            "any other file: it was not opened",
             "Make it qcow2 while the VM is off (`qemu-img convert -O qcow2`), and let the image stand on that "
             "(`qemu-img rebase -u -F qcow2 -b BACKING IMAGE`).",
         )
@@ -94,14 +92,16 @@ def doubt_of(named: NamedFile) -> Doubt | None:
     """Return why the file is not followed; None: it may be."""
     if named.role is Role.DATA and named.used_by is not None:
         return Doubt(
-            f"{named.image} names as its data file {named.path}, which belongs to VM {named.used_by}: it was not opened",
+            f"{named.image} names as its data file {named.path}, which belongs to VM {named.used_by}: nothing was "
+            "written",
             _remedy(named.image, named.role, "FILE"),
         )
     if named.listed or named.reachable:
         return None
     if named.used_by is not None:
         return Doubt(
-            f"{named.image} names as its {named.role} {named.path}, which is a disk of VM {named.used_by}: it was not opened",
+            f"{named.image} names as its {named.role} {named.path}, which is a disk of VM {named.used_by}: it was not "
+            "opened",
             f"{_remedy(named.image, named.role, named.path)} Or say in the definition that it stands below the disk "
             "(<backingStore>).",
         )
@@ -124,8 +124,8 @@ def _remedy(image: str, role: Role, path: str) -> str:
         )
     rebase = command_line(f"qemu-img rebase -u -f qcow2 -F FORMAT -b {shell_word(path)}", image)
     return (
-        f"Nothing was read. If the name is wrong, correct it with the VM off: `{rebase}`. If it is right, move the file "
-        "into the folder of the image."
+        f"Nothing was read. If the name is wrong, correct it with the VM off: `{rebase}`. If it is right, move the "
+        "file into the folder of the image."
     )
 
 

@@ -157,7 +157,7 @@ def _open_into(opened: OpenChain, top: str, image_format: str, *, chain: bool) -
         backing_format = header.backing_format or listed_format
         _refuse(doubt_of_format(path, layer.backing, backing_format), path)
         assert backing_format is not None
-        file = _open_named(top, path, Role.BACKING, layer.backing, backing_format)
+        file = _open_named(top, path, Role.BACKING, layer.backing)
         path, image_format = layer.backing, backing_format
 
 
@@ -167,10 +167,10 @@ def _open_data_file(top: str, path: str, header: ImageHeader) -> OpenFile | None
     if header.data_file is None:
         raise TransferError(f"{path} has its content in a data file, and does not say in which", path=path)
     _refuse(doubt_of_name(path, Role.DATA, header.data_file), path)
-    return _open_named(top, path, Role.DATA, _beside(path, header.data_file), None)
+    return _open_named(top, path, Role.DATA, _beside(path, header.data_file))
 
 
-def _open_named(top: str, image: str, role: Role, path: str, image_format: str | None) -> OpenFile:
+def _open_named(top: str, image: str, role: Role, path: str) -> OpenFile:
     """Open a file that a header names: first as QEMU's user, and by our own rights where more speaks for it."""
     known, user = grounds(), grounds().user(top)
     file: OpenFile | None = None
@@ -182,7 +182,6 @@ def _open_named(top: str, image: str, role: Role, path: str, image_format: str |
             image=image,
             role=role,
             path=path,
-            format=image_format,
             listed=file is None and known.listed(top, path),
             reachable=file is not None,
             beside=file is None and (_lie_together(image, path) or known.in_pool(path)),
@@ -257,15 +256,13 @@ def _header_of(file: OpenFile, image_format: str) -> ImageHeader:
         )
     try:
         file_bytes = os.lseek(file.descriptor, 0, os.SEEK_END)
-        return read_header(
-            image_format, lambda offset, length: _read_at(file.descriptor, offset, length), file_bytes
-        )
+        return read_header(image_format, lambda offset, length: _read_at(file.descriptor, offset, length), file_bytes)
     except HeaderError as error:
         raise TransferError(
             f"{file.path} is {error}",
             path=file.path,
-            hint="Put the right image there, or correct the format in the VM's definition. Points that were made before "
-            "are not touched.",
+            hint="Put the right image there, or correct the format in the VM's definition. Earlier points are as "
+            "they were.",
         ) from error
     except OSError as error:
         raise TransferError(f"{file.path} cannot be read: {error.strerror}", path=file.path) from error

@@ -26,15 +26,14 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import file_error
 from vmkeep.transfer.imagechain import (
-    ImageBitmap,
     ImageLayer,
-    ImageSnapshot,
     OpenChain,
     OpenFile,
     OpenLayer,
     look_at_image,
     open_chain,
 )
+from vmkeep.transfer.imageheader import ImageBitmap, ImageSnapshot
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.tools import run_tool
 
@@ -72,7 +71,7 @@ def describe_image(path: str | Path, image_format: str, *, chain: bool = True) -
 
 
 def look_at(path: str | Path, image_format: str) -> ImageLayer:
-    """Return what an image says of itself; nothing that it names is opened or looked for. Raises as ``describe_image``."""
+    """Return what an image says of itself; nothing that it names is opened. Raises as ``describe_image``."""
     return look_at_image(_absolute(path), image_format)
 
 
@@ -120,11 +119,10 @@ def make_overlay(path: str | Path, base: ImageLayer) -> None:
     except OSError as error:
         raise file_error(error, Path(path)) from error
     # -u: qemu-img would open the base, and all that its header names.
-    words = ("create", "-q", "-u", "-f", "qcow2", "-F", base.format, "-b", base.path)
-    words += ("--", str(path), str(base.size_bytes))
+    words = ("create", "-q", "-u", "-f", "qcow2", "-F", base.format, "-b", base.path, "--", str(path))
     # One that outlived us would write to a file that is being made anew.
     try:
-        run_tool("qemu-img", *words, doing=f"make the overlay {path}", path=str(path), dying=True)
+        run_tool("qemu-img", *words, str(base.size_bytes), doing=f"make the overlay {path}", path=str(path), dying=True)
         _sync(path)
     except BaseException:
         Path(path).unlink(missing_ok=True)
@@ -226,7 +224,7 @@ def image_error(words: str, path: str, node: str | None = None, files: Sequence[
     if node is not None:
         words = words.replace(node, path)
     for file in files:
-        words = re.sub(rf"{re.escape(file.handed)}(?![0-9])", lambda _, name=file.path: name, words)
+        words = file.path.join(re.split(rf"{re.escape(file.handed)}(?![0-9])", words))
     if _LOCKED.search(words):
         return VmBusy(
             f"{path} is in use by another process: {words}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import grp
 import os
 import platform
 import pwd
@@ -86,8 +87,6 @@ class QemuUser:
 
 
 def _group(name: str) -> int:
-    import grp  # noqa: PLC0415  rarely needed
-
     return int(name.lstrip("+")) if name.lstrip("+").isdecimal() else grp.getgrnam(name).gr_gid
 
 

@@ -312,7 +312,9 @@ class ImageServer:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             if self._process.poll() is not None:
-                raise image_error(f"qemu-nbd cannot open {self._path}: {self._said()}", self._path, self._node, self._files)
+                raise image_error(
+                    f"qemu-nbd cannot open {self._path}: {self._said()}", self._path, self._node, self._files
+                )
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TransferError(
@@ -348,7 +350,10 @@ class ImageServer:
             was_killed = died is not None or self._process.returncode < 0
             what = "died with the image open" if was_killed else "could not close the image"
             raise image_error(
-                f"qemu-nbd of {self._path} {what} (status {self._process.returncode}): {said}", self._path, self._node, self._files
+                f"qemu-nbd of {self._path} {what} (status {self._process.returncode}): {said}",
+                self._path,
+                self._node,
+                self._files,
             )
         self._sync()
 
