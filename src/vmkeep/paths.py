@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,18 +25,15 @@ class ForeignLink(OSError):
         super().__init__(errno.ELOOP, f"a link of user {owner} is in the way", link)
 
 
-def open_place(path: str | Path, *, base: int | None = None) -> int:
+def open_place(path: str | Path, *, last_may_be_link: bool = True) -> int:
     """Return a descriptor (O_PATH) of what is at a path: nothing is opened yet, so nothing is waited for.
 
-    ``base`` is the descriptor of the folder that a relative path begins in; an absolute one begins at the root. Raises
-    ForeignLink, and OSError as opening does. The last component may be a trusted link, which is followed too.
+    The last component may be a trusted link, which is followed too, unless ``last_may_be_link`` is False: then a
+    descriptor of the link itself is returned. Raises ForeignLink, and OSError as opening does.
     """
     text = os.fspath(path)
     pending = [part for part in reversed(text.split("/")) if part not in ("", ".")]
-    if base is None or text.startswith("/"):
-        here = os.open("/" if text.startswith("/") else ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
-        here = os.dup(base)
+    here = os.open("/" if text.startswith("/") else ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     trail = ["" if text.startswith("/") else "."]
     links = 0
     try:
@@ -43,7 +41,7 @@ def open_place(path: str | Path, *, base: int | None = None) -> int:
             part = pending.pop()
             there = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
             about = os.fstat(there)
-            if not stat.S_ISLNK(about.st_mode):
+            if not stat.S_ISLNK(about.st_mode) or not (pending or last_may_be_link):
                 os.close(here)
                 here = there
                 trail.append(part)
@@ -80,3 +78,52 @@ def open_directory(path: str | Path) -> int:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     finally:
         os.close(place)
+
+
+def make_directories(path: Path, mode: int) -> None:
+    """Make a folder and those above it that are missing, through no link of others. Raises ForeignLink and OSError."""
+    missing = []
+    while True:
+        try:
+            here = open_directory(path)
+            break
+        except FileNotFoundError:
+            missing.append(path.name)
+            path = path.parent
+    try:
+        for name in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=here)
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            os.close(here)
+            here = below
+    finally:
+        os.close(here)
+
+
+def open_own_file(path: str | Path) -> int:
+    """Open a regular file that this process made just now, to give it an owner; OSError for anything else in its place.
+
+    Its owner is this process's user still, and it has no second name: so no file of somebody else's is given away.
+    """
+    place = open_place(path, last_may_be_link=False)
+    try:
+        about = os.fstat(place)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
+            raise OSError(errno.EPERM, "something else is in its place", os.fspath(path))
+        return reopen(place, os.O_RDONLY)
+    finally:
+        os.close(place)
+
+
+def give_away(path: str | Path, owner: int, group: int, mode: int | None = None) -> None:
+    """Give a file that this process made an owner, a group and a mode. Raises ForeignLink and OSError."""
+    descriptor = open_own_file(path)
+    try:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        os.fchown(descriptor, owner, group)
+        if mode is not None:
+            os.fchmod(descriptor, mode)  # a change of owner takes away the bits of set-user-id
+    finally:
+        os.close(descriptor)

@@ -42,8 +42,9 @@ from vmkeep.host.tasks import (
     WithdrawItems,
 )
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.paths import give_away
 from vmkeep.repository import PointRecord, Repository
-from vmkeep.statefiles.installation import stage_file, stage_tpm
+from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.imagekey import ImageKey
@@ -174,7 +175,7 @@ class InPlace:
             if item.role == "tpm":
                 stage_tpm(staged, item.file or ref.file, content, owner=swtpm_owner(version.owner))
             else:
-                staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                make_folder(staged.parent, 0o755)
                 stage_file(staged, content)
             return
         stored = stored_disk(record, item.name)
@@ -197,8 +198,7 @@ class InPlace:
         final = Path(item.final)
         if final.exists():
             about = final.stat()
-            os.chown(staged, about.st_uid, about.st_gid)
-            staged.chmod(about.st_mode & 0o7777)
+            give_away(staged, about.st_uid, about.st_gid, about.st_mode & 0o7777)
         sync_directory(staged.parent)
 
     # -- WriteRestore ------------------------------------------------------------------------------------------

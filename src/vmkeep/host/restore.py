@@ -58,7 +58,7 @@ from vmkeep.host.tasks import (
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import ExclusionReason
 from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
-from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
+from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.images import LUKS
@@ -398,7 +398,7 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
     else:
         # libvirt gives NVRAM its owner when the VM starts; it made the directory for itself.
         if for_hypervisor:
-            staged.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_folder(staged.parent, 0o755)
         stage_file(staged, content)
     return len(content)
 

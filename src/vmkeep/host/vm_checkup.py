@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -44,7 +45,7 @@ from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
-from vmkeep.statefiles.capture import LIMIT_BYTES
+from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import ImageLayer, describe_image
 
@@ -462,7 +463,7 @@ def _sources(definition: Definition) -> set[tuple[str, str | None]]:
 def _read(path: Path, limit_bytes: int) -> bytes | None:
     """Return the file's content, as far as it can be a state file's; None when there is none."""
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(open_state(path), "rb") as stream:
             return stream.read(limit_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
