@@ -113,6 +113,24 @@ def open_chain(path: str, image_format: str, *, chain: bool = True) -> Iterator[
         opened.close()
 
 
+def named_chain(path: str, image_format: str) -> tuple[str, ...]:
+    """Return the paths of the images of a chain, and of the first that its image names and that is not followed.
+
+    For the question what stands on an image, to which such an image counts too. Raises as ``describe_image``.
+    """
+    opened = OpenChain()
+    try:
+        _open_into(opened, path, image_format, chain=True)
+    except HeaderRefused:
+        if not opened.layers:
+            raise
+    finally:
+        layers = [each.layer for each in opened.layers]
+        opened.close()
+    last = layers[-1].backing
+    return (*(layer.path for layer in layers), *(() if last is None else (last,)))
+
+
 def look_at_image(path: str, image_format: str) -> ImageLayer:
     """Return what the top image says, with no other file opened or asked for.
 

@@ -31,6 +31,7 @@ from vmkeep.transfer.imagechain import (
     OpenFile,
     OpenLayer,
     look_at_image,
+    named_chain,
     open_chain,
 )
 from vmkeep.transfer.imageheader import ImageBitmap, ImageSnapshot
@@ -50,6 +51,7 @@ __all__ = [
     "internal_snapshots",
     "look_at",
     "make_overlay",
+    "names_in_chain",
     "remove_bitmap",
 ]
 
@@ -73,6 +75,11 @@ def describe_image(path: str | Path, image_format: str, *, chain: bool = True) -
 def look_at(path: str | Path, image_format: str) -> ImageLayer:
     """Return what an image says of itself; nothing that it names is opened. Raises as ``describe_image``."""
     return look_at_image(_absolute(path), image_format)
+
+
+def names_in_chain(path: str | Path, image_format: str) -> tuple[str, ...]:
+    """Return the paths of an image and of what it stands on, with a last one that may not be followed."""
+    return named_chain(_absolute(path), image_format)
 
 
 def _absolute(path: str | Path) -> str:
