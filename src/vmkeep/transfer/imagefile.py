@@ -267,7 +267,9 @@ def _change_bitmap(
 def _qemu_img(*arguments: str, doing: str, on: OpenChain, descriptors: tuple[int, ...] = ()) -> str:
     path = on.layers[0].layer.path
     try:
-        return run_tool("qemu-img", *arguments, doing=doing, path=path, descriptors=(*on.descriptors, *descriptors))
+        return run_tool(
+            "qemu-img", *arguments, doing=doing, path=path, descriptors=(*on.descriptors, *descriptors), confined=True
+        )
     except TransferError as error:
         node = next((word for word in arguments if word.startswith("json:")), None)
         raise image_error(error.message, path, node, on.files) from error

@@ -31,12 +31,13 @@ import nbd
 from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
 from vmkeep.filesystem import file_error, passes_cache
 from vmkeep.logs import get_logger
+from vmkeep.transfer.confinement import Confined, start_confined
 from vmkeep.transfer.connections import Connections
 from vmkeep.transfer.imagechain import OpenChain, OpenFile, open_chain
 from vmkeep.transfer.imagefile import image_error, image_node
 from vmkeep.transfer.imagekey import HandedKey, ImageKey, handed
 from vmkeep.transfer.nbd import NbdSource, export_names
-from vmkeep.transfer.tools import dying_with_us
+from vmkeep.transfer.tools import find_tool
 
 _log = get_logger(__name__)
 
@@ -190,6 +191,7 @@ class ImageServer:
         self._files: tuple[OpenFile, ...] = ()
         self._thread = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._confined: Confined | None = None
         self._words: IO[bytes] | None = None
         self._connections: list[ImageConnection] = []
         self._readers = Connections(str(socket))
@@ -282,8 +284,7 @@ class ImageServer:
         )
 
     def _command(self, secret: HandedKey) -> list[str]:
-        command = dying_with_us("TERM" if self._writable and not self._new else "KILL", "qemu-nbd")
-        command += ["--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
+        command = [find_tool("qemu-nbd"), "--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
         if self._writable:
             cache = "unsafe" if self._new else "writeback"
             command += [f"--cache={cache}", "--discard=unmap", "--detect-zeroes=off"]
@@ -298,14 +299,17 @@ class ImageServer:
             command = self._command(secret)
             _log.debug("running", command=shlex.join(command))
             # In a session of its own, because Ctrl-C would end it at once, with the image open.
-            self._process = subprocess.Popen(
+            self._confined = start_confined(
                 command,
+                folders=(self._socket.parent.absolute(),),
+                pdeathsig="TERM" if self._writable and not self._new else "KILL",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._words,
                 start_new_session=True,
                 pass_fds=(*descriptors, *secret.descriptors),
             )
+            self._process = self._confined.process
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
@@ -388,6 +392,9 @@ class ImageServer:
         if self._process is not None:
             self._end(self._process)
             self._process = None
+        if self._confined is not None:
+            self._confined.end()
+            self._confined = None
         if self._words is not None:
             self._words.close()
             self._words = None

@@ -123,7 +123,7 @@ def test_backing_file_of_a_format_that_may_name_files_is_refused(tmp_path: Path)
     qemu_img("create", "-q", "-f", "vmdk", tmp_path / "base.vmdk", "1M")
     top = tmp_path / "top.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-F", "vmdk", "-b", tmp_path / "base.vmdk", top)
-    with pytest.raises(HeaderRefused, match="format vmdk"):
+    with pytest.raises(HeaderRefused, match="format 'vmdk'"):
         describe_image(top, "qcow2")
     assert describe_image(top, "qcow2", chain=False)[0].backing == str(tmp_path / "base.vmdk")
 
