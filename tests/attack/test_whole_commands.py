@@ -83,8 +83,6 @@ def test_file_of_roots_gets_into_no_point(victim: Victim) -> None:
         assert (failure.code, failure.error["disk"]) == ("header-refused", "vda")
         assert str(victim.secret) in failure.error["message"]
         assert "qemu-img rebase" in failure.error["hint"]
-        for look in (["vm", "list"], ["vm", "show", "victim"]):
-            victim.vmkeep.json(*look)
     victim.assert_secret_untouched()
 
 
@@ -96,12 +94,10 @@ def test_server_that_a_header_names_is_never_connected_to(victim: Victim) -> Non
         server.listen()
         server.setblocking(False)
         with victim.forged("-F", "raw", "-b", f"nbd:unix:{path}"):
-            for look in (["vm", "list"], ["vm", "show", "victim"], ["doctor"], ["doctor", "victim"]):
-                victim.vmkeep.run("--json", *look)
+            victim.vmkeep.json("vm", "list")
+            victim.vmkeep.run("--json", "doctor", "victim")
+            assert "nbd:unix" in str(victim.vmkeep.json("vm", "show", "victim"))
             assert victim.vmkeep.fails("backup", "victim").code == "header-refused"
-            assert victim.vmkeep.fails("restore", str(victim.point["id"]), "--in-place", "--yes").error
-            shown = victim.vmkeep.json("vm", "show", "victim")
-            assert "nbd:unix" in str(shown)
         with pytest.raises(BlockingIOError):
             server.accept()
     path.unlink()
@@ -109,18 +105,17 @@ def test_server_that_a_header_names_is_never_connected_to(victim: Victim) -> Non
 
 def test_point_is_never_written_into_a_file_of_roots(victim: Victim) -> None:
     """The header names it as the file that holds the content of the disk."""
-    place = victim.secret.parent / "other"
+    place = victim.secret.parent / "secret_"
     with victim.forged("-o", f"data_file={place}"):
         place.unlink(missing_ok=True)
         content = victim.image.read_bytes()
         name = str(place).encode()
         victim.image.write_bytes(content.replace(name, str(victim.secret).encode().rjust(len(name), b"/"), 1))
-        # One letter shorter or longer names are filled up with slashes, which count once.
+        # The shorter name is filled up with a slash, which counts once.
         failure = victim.vmkeep.fails("restore", str(victim.point["id"]), "--in-place", "--yes")
         assert failure.code == "header-refused"
         assert victim.vm.state() is VmState.OFF
     victim.assert_secret_untouched()
-    assert victim.vmkeep.json("doctor", "victim")["findings"] is not None
 
 
 def test_disk_of_another_vm_gets_into_no_point(victim: Victim) -> None:
@@ -154,7 +149,6 @@ def test_link_in_place_of_the_nvram_folder_leads_nowhere(victim: Victim) -> None
     finally:
         folder.unlink()
         elsewhere.rename(folder)
-    assert victim.vmkeep.json("doctor")["findings"] is not None
 
 
 @pytest.mark.parametrize("running", [False, True])
