@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.crash.bed import Zygote
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes, read_offline_image
 from tests.rig.cli import Vmkeep
+from tests.system.history import Forking
 from tests.system.offline import qemu_img, write_offline
 
 pytestmark = pytest.mark.system
@@ -71,8 +73,10 @@ def victim(session_host: Host) -> Iterator[Victim]:
     secret.parent.mkdir(mode=0o700)
     secret.write_bytes(_SECRET)
     secret.chmod(0o600)
-    vmkeep = Vmkeep(session_host)
+    zygote = Zygote(session_host, session_host.dir / "home")
+    vmkeep = Forking(session_host, zygote)
     yield Victim(vm, vmkeep, vmkeep.backup("victim"), secret)
+    zygote.close()
     vm.destroy()
     session_host.clear()
 
@@ -156,7 +160,6 @@ def test_pipe_in_place_of_the_nvram_costs_nobody_time(victim: Victim, *, running
     nvram = victim.vm.nvram_path
     if running:
         victim.vm.start()
-        victim.vm.settle()
     true = nvram.with_suffix(".true")
     nvram.rename(true)
     os.mkfifo(nvram)
@@ -167,9 +170,8 @@ def test_pipe_in_place_of_the_nvram_costs_nobody_time(victim: Victim, *, running
         assert time.monotonic() - begun < _PROMPT_SECONDS
         assert failure.code == "state-unsupported"
         assert victim.vm.state() is (VmState.RUNNING if running else VmState.OFF)
-        begun = time.monotonic()
         victim.vmkeep.run("--json", "doctor", "victim")
-        assert time.monotonic() - begun < _PROMPT_SECONDS
+        assert time.monotonic() - begun < 2 * _PROMPT_SECONDS
     finally:
         nvram.unlink()
         true.rename(nvram)

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +25,8 @@ from vmkeep.xmltext import XmlRefused, element_text, parse_xml
 _log = get_logger(__name__)
 _KEPT_SECONDS: Final = 1.0
 _PATHS: Final = ("file", "dev")
+# The elements of disks by the UUIDs of their VMs, as the journals of restores hold them.
+_parked: dict[str, str] = {}
 
 
 @dataclass(slots=True)
@@ -99,8 +102,22 @@ def stand_on(hypervisor: Hypervisor) -> Hypervisor:
     return hypervisor
 
 
+def remember_parked(vm_uuid: str, element: str) -> None:
+    """Count a disk of a VM that is kept from starting among its disks: libvirt's definition has another one there."""
+    if element:
+        _parked[vm_uuid] = element
+
+
+def forget_parked(vm_uuid: str) -> None:
+    """The VM has its definition again."""
+    _parked.pop(vm_uuid, None)
+
+
 def _files_of(domain: Domain, hypervisor: Hypervisor) -> _Files:
     files = _Files(domain.name)
+    if (parked := _parked.get(domain.uuid)) is not None:
+        with suppress(XmlRefused):  # the journal that it is from is judged elsewhere
+            _note(files, parse_xml(parked), hypervisor)
     for root in _texts(domain):
         for disk in root.iter("disk"):
             _note(files, disk, hypervisor)
