@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.transfer.images import qemu_img, qemu_io
 from vmkeep.transfer.imagefile import look_at
-from vmkeep.transfer.imageheader import HeaderError, read_header
+from vmkeep.transfer.imageheader import HeaderError, ReadAt, read_header
 
 _SIZES = (512, 1_000_448, 1 << 20, (1 << 40) + 512)
 
@@ -19,6 +19,10 @@ _SIZES = (512, 1_000_448, 1 << 20, (1 << 40) + 512)
 def _said(path: Path, image_format: str) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(qemu_img("info", "--output=json", "-U", "-f", image_format, path))
     return said
+
+
+def _reading(content: bytes) -> ReadAt:
+    return lambda offset, length: content[offset : offset + length]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_vmdk_of_several_files_is_refused(tmp_path: Path, subformat: str) -> Non
     qemu_img("create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", path, "1M")
     content = path.read_bytes()
     with pytest.raises(HeaderError):
-        read_header("vmdk", lambda offset, length: content[offset : offset + length], len(content))
+        read_header("vmdk", _reading(content), len(content))
 
 
 def test_vmdk_and_qed_over_another_image_are_refused(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_vmdk_and_qed_over_another_image_are_refused(tmp_path: Path) -> None:
         qemu_img("create", "-q", "-f", image_format, "-F", image_format, "-b", base, top)
         content = top.read_bytes()
         with pytest.raises(HeaderError, match="stands on another image"):
-            read_header(image_format, lambda offset, length, of=content: of[offset : offset + length], len(content))
+            read_header(image_format, _reading(content), len(content))
 
 
 def test_luks_image_has_the_size_that_its_guest_sees(tmp_path: Path) -> None:
