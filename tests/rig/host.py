@@ -161,11 +161,15 @@ class Host:
         """The process id, seen from outside, of the host's process 1."""
         return self._init_pid
 
+    def signal_libvirtd(self, number: signal.Signals) -> str:
+        """Send libvirtd a signal; return its process id as the host sees it."""
+        inner_pid = self.path("/run/libvirtd.pid").read_text().strip()
+        self.run(["kill", f"-{number.name.removeprefix('SIG')}", inner_pid], check=True)
+        return inner_pid
+
     def restart_libvirtd(self, kill_signal: signal.Signals = signal.SIGTERM) -> None:
         """End libvirtd with the signal and start it again; guests go on."""
-        pid_file = self.path("/run/libvirtd.pid")
-        inner_pid = pid_file.read_text().strip()
-        self.run(["kill", f"-{kill_signal.name.removeprefix('SIG')}", inner_pid], check=True)
+        inner_pid = self.signal_libvirtd(kill_signal)
         deadline = time.monotonic() + 20
         while self.run(["kill", "-0", inner_pid]).returncode == 0:
             if time.monotonic() > deadline:

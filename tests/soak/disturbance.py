@@ -30,6 +30,7 @@ _KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "term": (2, TERMINATION),
     "int": (2, TERMINATION),
     "kill libvirtd": (2, ("job-aborted", "hypervisor-unavailable", "snapshot-incomplete", "restore-pending")),
+    "stop libvirtd": (2, ("job-aborted",)),
     "kill qemu": (1, ("job-aborted", "qemu-died", "snapshot-incomplete", "vm-busy")),
 }
 
@@ -119,6 +120,10 @@ def _do(kind: str, world: World, guest: Guest, running: Running, chance: random.
         _send(guardians, signal.SIGSTOP)
         time.sleep(length)
         _send(guardians, signal.SIGCONT)
+    elif kind == "stop libvirtd":
+        world.host.signal_libvirtd(signal.SIGSTOP)
+        time.sleep(length)
+        world.host.signal_libvirtd(signal.SIGCONT)
     elif kind == "kill libvirtd":
         world.host.restart_libvirtd(signal.SIGKILL)
         _wait_for_libvirtd(world)

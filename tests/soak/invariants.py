@@ -35,8 +35,29 @@ def check(world: World) -> None:
     if world.commands.ended != world.settled_at:  # a step without vmkeep changes no point
         listed = world.commands.run("points")
         world.expect(listed)
-        world.settle_points([point["id"] for point in listed.document["points"]])
+        for unknown in world.settle_points([point["id"] for point in listed.document["points"]]):
+            _adopt(world, unknown)
         world.settled_at = world.commands.ended
+
+
+def _adopt(world: World, point_id: str) -> None:
+    """Give a point that a killed command made the one moment that it is of, by its content."""
+    shown = world.commands.run("point", "show", point_id).document["point"]
+    fitting = [moment for moment in world.points.pending if moment.vm_uuid == shown["vm_uuid"]]
+    reasons = []
+    for moment in reversed(fitting):
+        world.points.known[point_id] = moment
+        try:
+            prove_point(world, point_id)
+        except Violation as violation:
+            reasons.append(str(violation))
+            del world.points.known[point_id]
+        else:
+            world.points.pending.remove(moment)
+            world.points.safety |= {point_id} if "vmkeep.safety" in shown["labels"] else set()
+            return
+    told = "; ".join(reasons) or "nobody made one"
+    raise Violation(f"point {point_id} of {shown['vm']} is nothing that a command was asked to keep: {told}")
 
 
 def wait_until_safe(world: World) -> None:

@@ -97,31 +97,15 @@ class World:
         """A command that was killed may have stored this as a point, or not."""
         self.points.pending.append(moment)
 
-    def settle_points(self, listed: Collection[str]) -> None:
-        """Compare the points that vmkeep lists with the model, and resolve what killed commands left open."""
+    def settle_points(self, listed: Collection[str]) -> list[str]:
+        """Compare the points that vmkeep lists with the model; return those that killed commands may have made."""
         lost = set(self.points.known) - set(listed) - self.points.deleting
         if lost:
             raise Violation(f"points are gone: {sorted(lost)}")
         for gone in self.points.deleting - set(listed):
             self.points.known.pop(gone, None)
         self.points.deleting &= set(listed)
-        for unknown in sorted(set(listed) - set(self.points.known)):
-            self._adopt(unknown)
-
-    def _adopt(self, point_id: str) -> None:
-        """Give a point that a killed command made the one moment that it can be of."""
-        shown = self.commands.run("point", "show", point_id).document["point"]
-        fitting = [moment for moment in self.points.pending if moment.vm_uuid == shown["vm_uuid"]]
-        if not fitting:
-            raise Violation(f"a point that nobody made: {point_id} of {shown['vm']}")
-        sizes = {disk["target"]: disk["size_bytes"] for disk in shown["disks"]}
-        for moment in fitting:
-            if {target: image.size_bytes for target, image in moment.images.items()} == sizes:
-                self.points.known[point_id] = moment
-                self.points.pending.remove(moment)
-                self.points.safety |= {point_id} if "vmkeep.safety" in shown["labels"] else set()
-                return
-        raise Violation(f"point {point_id} has disks {sizes}, which no command was asked to keep")
+        return sorted(set(listed) - set(self.points.known))
 
 
 class Hosts:

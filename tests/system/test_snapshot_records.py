@@ -112,3 +112,21 @@ def test_snapshot_before_a_gap_in_the_records_is_merged_right_or_refused_with_th
     assert {name: told["health"] for name, told in health(forked).items()} == {"S3": "sound"}
     _revert(forked, "S3")
     taken["S3"].truth.assert_vm(vm)
+
+
+def test_snapshot_whose_overlay_was_merged_by_others_is_refused_by_name(host: Host, forked: Forked) -> None:
+    """Nothing is left that libvirt could merge: each version has words of its own for that."""
+    vm, _taken = _with_snapshots(host, forked, "S1", "S2")
+    for target in ("vda", "vdb"):
+        base = host.dir / "disks" / f"guest-{target}.qcow2"
+        commit = ["virsh", "blockcommit", "guest", target, "--base", str(base)]
+        host.run([*commit, "--active", "--pivot", "--wait"], check=True)
+    held = [vm.read_image(target) for target in ("vda", "vdb")]
+    for name in ("S2", "S1"):
+        refused = forked.fails("snapshot", "delete", "guest", name)
+        assert refused.code == "snapshot-needed", refused.error
+        assert f"snapshot delete guest {name} --metadata" in refused.error["hint"]
+    assert names(vm) == ["S1", "S2"]
+    for name in ("S2", "S1"):
+        forked.json("snapshot", "delete", "guest", name, "--metadata")
+    assert (names(vm), [vm.read_image(target) for target in ("vda", "vdb")]) == ([], held)

@@ -439,6 +439,31 @@ def test_vm_that_went_back_before_its_first_point_begins_a_new_tree(host: Host, 
     assert points == {first["id"]: None, safety: first["id"], second["id"]: None, third["id"]: second["id"]}
 
 
+def test_disk_that_stayed_when_the_others_went_before_the_first_point_keeps_its_base(
+    host: Host, vmkeep: Vmkeep
+) -> None:
+    """What descends from a point is then one disk only: the new point descends from it as well (refused once)."""
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    early = take(vm, None, "early", uefi=False, tpm=False)
+    plugged = host.dir / "disks" / "guest-vdb.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", plugged, str(2 * MiB))
+    added = f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{plugged}'/>"
+    vm.domain.attachDeviceFlags(f"{added}<target dev='vdb' bus='virtio'/></disk>", libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    vm.start(paused=True)
+    vm.write_random("vdb", start=0, length=MiB, seed=1)
+    first = vmkeep.backup("guest")
+    vm.destroy()
+    stayed = vm.read_image("vdb")
+    safety = _revert(vmkeep, "early", "--only", "disks")["safety"]
+    second = vmkeep.backup("guest")
+    assert {disk["target"]: disk["mode"] for disk in second["disks"]} == {"vda": "full", "vdb": "incremental"}
+    assert second["parent"] in (first["id"], safety)
+    output = host.dir / "work" / "second"
+    vmkeep.json("restore", second["id"], "--output", output, "--format", "raw")
+    assert_images_equal((output / "vda.raw").read_bytes(), early.truth.images["vda"], "vda")
+    assert_images_equal((output / "vdb.raw").read_bytes(), stayed, "vdb")
+
+
 def test_vm_that_cannot_be_started_afterwards_is_reverted_and_the_command_says_so(host: Host, vmkeep: Vmkeep) -> None:
     missing = "<interface type='network'><source network='nowhere'/></interface>"
     vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)

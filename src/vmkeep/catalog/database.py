@@ -113,6 +113,9 @@ class Database:
         try:
             yield
         except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+            # A signal's error that is raised inside of a statement comes out wrapped as if the database had failed.
+            if isinstance(error, sqlalchemy.exc.StatementError) and isinstance(error.orig, VmkeepError):
+                raise error.orig from None
             raise _translate(error, self.path) from error
 
 

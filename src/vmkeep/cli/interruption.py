@@ -23,6 +23,7 @@ class Interruption:
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.received: Interrupted | None = None
         self._cancel: Cancel | None = None
+        self._postponed = False
         self._tell = tell
 
     @contextlib.contextmanager
@@ -40,6 +41,20 @@ class Interruption:
             sys.unraisablehook = tell_swallowed
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def postponed(self) -> Iterator[None]:
+        """While this holds, a signal is only noted; it is raised at the end. For imports, which take a second at most.
+
+        Modules of others try one import after another and take whatever is raised for the failure of one (seen: a
+        SIGTERM in DBOS's import of psycopg came out as "no pq wrapper available").
+        """
+        self._postponed = True
+        try:
+            yield
+        finally:
+            self._postponed = False
+        self.check()
 
     @contextlib.contextmanager
     def handed_to(self, cancel: Cancel) -> Iterator[None]:
@@ -65,6 +80,8 @@ class Interruption:
         repeated = self.received is not None
         if not repeated:
             self.received = reason
+        if self._postponed:
+            return
         if self._cancel is None:
             raise reason
         self._cancel(self.received or reason)

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
         silence_output()
         return BROKEN_PIPE_STATUS if ended.code == 1 else int(ended.code or 0)
     except BaseException as raised:
-        error = _translated(raised)
+        error = _translated(raised, interruption.received)
         if invocation.logging:
             from vmkeep.cli.debuglog import log_failure
 
@@ -131,7 +131,8 @@ def _complete() -> NoReturn:
     os._exit(0)
 
 
-def _translated(raised: BaseException) -> VmkeepError:
+def _translated(raised: BaseException, signalled: Interrupted | None) -> VmkeepError:
+    """Return the error to tell; ``signalled`` is what a signal raised, and what others may hide in theirs."""
     if isinstance(raised, VmkeepError):
         return raised
     if isinstance(raised, GivenUp):
@@ -140,7 +141,21 @@ def _translated(raised: BaseException) -> VmkeepError:
         return InvalidRequest(raised.format_message().rstrip(".\n"), hint=_usage_hint(raised))
     if isinstance(raised, typer.Abort | KeyboardInterrupt):
         return Interrupted("Interrupted by Ctrl-C")
+    if signalled is not None and _came_of(raised, signalled):
+        return signalled
     return VmkeepError(f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__)
+
+
+def _came_of(raised: BaseException, cause: BaseException) -> bool:
+    """Return whether an error was raised from another, or while that was handled."""
+    seen: set[int] = set()
+    error: BaseException | None = raised
+    while error is not None and id(error) not in seen:
+        if error is cause:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _usage_hint(raised: typer.TyperException) -> str:

@@ -73,7 +73,8 @@ class Session:
 
     @cached_property
     def premises(self) -> Premises:
-        from vmkeep.flows.premises import Premises
+        with self.interruption.postponed():
+            from vmkeep.flows.premises import Premises
 
         return Premises(self.settings)
 
@@ -109,7 +110,8 @@ class Session:
 
         ``first_use``: initialise the installation if that was never done, and say where the key is.
         """
-        from vmkeep.flows.engine import Engine
+        with self.interruption.postponed():
+            from vmkeep.flows.engine import Engine
 
         if first_use:
             report = self.premises.ensure()

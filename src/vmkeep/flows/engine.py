@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, StatementError
 
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
 from vmkeep.commandline import command_line
@@ -134,6 +134,8 @@ class Engine:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
             self._let_go()
+            if isinstance(error, StatementError) and isinstance(error.orig, VmkeepError):
+                raise error.orig from None  # a signal's, which SQLAlchemy takes for the failure of its statement
             if isinstance(error, DatabaseError):
                 raise self._fault(error) from error
             raise

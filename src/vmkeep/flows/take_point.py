@@ -106,7 +106,8 @@ def _parent(services: Services, opened: PointOpened) -> str | None:
     known = [point.id for point in services.catalog.points_of_vm(opened.vm_uuid)]
     if opened.base is not None and opened.base not in known:
         return opened.base
-    return descent(services.catalog, opened.vm_uuid)
+    # A VM that went back before its first point may have disks that stayed: those descend from their base.
+    return descent(services.catalog, opened.vm_uuid) or opened.base
 
 
 def descent(catalog: Catalog, vm_uuid: str) -> str | None:

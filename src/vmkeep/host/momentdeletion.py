@@ -34,6 +34,8 @@ from vmkeep.moments import MomentKind
 
 # What libvirt 9.0 says of a snapshot whose overlay the VM is not on.
 _NOT_IN_CHAIN: Final = "could not find base disk source in disk source chain"
+# What libvirt 11.3 says of one whose images were merged by somebody else, as `virsh blockcommit` does.
+_PARENT_MISSING: Final = "failed to find parent disk source in backing chain"
 # What libvirt 11.3 says of one from which another hangs that was not made on its overlay.
 _RECORD_MISSING: Final = "snapshot VM disk source and parent disk source are not the same"
 
@@ -150,6 +152,14 @@ def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
                 vm=vm,
                 hint="Delete the image files that the revert left, if nothing needs them, start the VM and delete the "
                 f"snapshot then. Or {record_only}",
+            ) from error
+        if _PARENT_MISSING in error.message:
+            raise SnapshotNeeded(
+                f"snapshot {name!r} of VM {vm!r} cannot be merged: the VM is not on its images any more, or they were "
+                "merged by something else",
+                vm=vm,
+                hint=f"`{command_line('vmkeep snapshot health', vm)}` says what each snapshot stands on. To "
+                f"{record_only} All images stay then.",
             ) from error
         if _RECORD_MISSING in error.message:
             raise SnapshotNeeded(

@@ -7,9 +7,12 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import sqlalchemy
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -17,10 +20,10 @@ from sqlalchemy import create_engine
 
 from tests.integration.catalog.examples import example_point
 from vmkeep.catalog import Catalog
-from vmkeep.catalog.database import HEAD_REVISION
+from vmkeep.catalog.database import HEAD_REVISION, Database
 from vmkeep.catalog.migrations.upgrade import _config, head_revision
 from vmkeep.catalog.models import metadata
-from vmkeep.errors import CatalogError, PermissionRefused
+from vmkeep.errors import CatalogError, Interrupted, PermissionRefused
 
 FIRST_COMMAND = "import sys; from vmkeep.catalog import Catalog; Catalog.open(__import__('pathlib').Path(sys.argv[1]))"
 
@@ -145,3 +148,19 @@ def _delete_revision_and_fail(catalog: Catalog) -> None:
     with catalog._database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM alembic_version")
         connection.exec_driver_sql("nonsense")
+
+
+def test_signal_inside_of_a_statement_is_told_as_itself(tmp_path: Path) -> None:
+    """SQLAlchemy takes what a signal's handler raises there for a failure of the statement (seen)."""
+
+    class Interrupting(sqlalchemy.types.TypeDecorator[str]):
+        impl = sqlalchemy.String
+        cache_ok = True
+
+        def process_bind_param(self, value: object, dialect: object) -> NoReturn:
+            del value, dialect
+            raise Interrupted("Interrupted by Ctrl-C")
+
+    with closing(Database.open(tmp_path / "catalog.sqlite")) as database, pytest.raises(Interrupted):  # noqa: SIM117
+        with database.reading() as connection:
+            connection.execute(sqlalchemy.select(sqlalchemy.bindparam("x", "y", type_=Interrupting())))

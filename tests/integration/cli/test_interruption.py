@@ -32,6 +32,19 @@ def test_signal_asks_the_running_operation_to_stop_and_is_said_once() -> None:
         interruption.check()
 
 
+def test_signal_is_raised_when_an_import_is_over() -> None:
+    """Raised within, others took it for the failure of what they tried to import (seen)."""
+    reached = False
+    interruption = Interruption(lambda _: None)
+    with interruption.installed():
+        with pytest.raises(Terminated), interruption.postponed():  # noqa: PT012  it goes on after the signal
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached = True
+        with pytest.raises(Interrupted):  # and from here on at once
+            os.kill(os.getpid(), signal.SIGINT)
+    assert reached
+
+
 class _Gone:
     """Python swallows what is raised while an object is taken away, or in a callback of one, as imports have."""
 
