@@ -118,6 +118,11 @@ class _Start:
         try:
             self._answered.wait()
         except BaseException:
+            # A matter of milliseconds. What nobody waits for must not go on to change an image.
+            self._answered.wait()
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
             self.ended.set()
             raise
         if self._failed is not None:
