@@ -87,6 +87,8 @@ def test_file_of_roots_gets_into_no_point(victim: Victim) -> None:
         assert (failure.code, failure.error["disk"]) == ("header-refused", "vda")
         assert str(victim.secret) in failure.error["message"]
         assert "qemu-img rebase" in failure.error["hint"]
+        found = victim.vmkeep.run("--json", "doctor", "victim")
+        assert str(victim.secret) in found.stdout
     victim.assert_secret_untouched()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Final
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
-from vmkeep.errors import DiskUnsupported, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, look_at_bitmaps, top_images
 from vmkeep.host.chains import chain_faults
@@ -47,7 +48,7 @@ from vmkeep.host.surveying import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
 from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
-from vmkeep.transfer.imagefile import ImageLayer, describe_image
+from vmkeep.transfer.imagefile import ImageLayer, describe_image, look_at
 
 _OLD: Final = timedelta(days=7)
 _ANY_OF_OURS: Final = "vmkeep-"
@@ -344,6 +345,11 @@ class _Patient:
                 chains[disk.target] = _chain(disk.source, disk.image_format)
             except PermissionRefused:
                 return  # what this user may not do was said, and without its images nothing of ours can be judged
+            except HeaderRefused as error:
+                message = f"disk {disk.target} cannot be in a point while the VM is off: {error.message}"
+                yield self._finding(FindingCode.IMAGE_UNREADABLE, message, remedy=error.hint, path=disk.source)
+                with suppress(VmkeepError):
+                    chains[disk.target] = (look_at(disk.source, disk.image_format),)
             except VmkeepError as error:
                 message = f"the image of disk {disk.target} cannot be read: {error}"
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
@@ -449,9 +455,11 @@ def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoin
 
 
 def _chain(path: str, image_format: str) -> Chain:
-    """Return the images of a disk; only the top one where nobody can tell what is below it without guessing."""
+    """Return the images of a disk; only the top one where what is below it is none that is read."""
     try:
         return describe_image(path, image_format)
+    except HeaderRefused:
+        raise
     except DiskUnsupported:
         return describe_image(path, image_format, chain=False)
 
