@@ -35,12 +35,13 @@ class _Files:
 
     name: str
     own: set[str] = field(default_factory=set)
-    below: dict[str, str | None] = field(default_factory=dict)
+    below: set[str] = field(default_factory=set)
+    formats: dict[str, str] = field(default_factory=dict)
     user: QemuUser | None = None
 
     @property
     def all(self) -> set[str]:
-        return self.own | self.below.keys()
+        return self.own | self.below
 
 
 class LibvirtGrounds:
@@ -64,7 +65,7 @@ class LibvirtGrounds:
 
     def listed_format(self, image: str, path: str) -> str | None:
         real = os.path.realpath(path)
-        return next((found for files in self._of(image) if (found := files.below.get(real)) is not None), None)
+        return next((found for files in self._of(image) if (found := files.formats.get(real)) is not None), None)
 
     def used_by(self, image: str, path: str, *, chains: bool) -> str | None:
         real, mine = os.path.realpath(path), self._of(image)
@@ -158,12 +159,11 @@ def _note(files: _Files, disk: etree._Element, hypervisor: Hypervisor) -> None:
             path = None if place is None else place[0]
         if not path:
             continue
-        if source is own:
-            files.own.add(os.path.realpath(path))
-        else:
-            parent = source.getparent()
-            stated = None if parent is None else parent.find("format")
-            files.below[os.path.realpath(path)] = None if stated is None else stated.get("type")
+        real, parent = os.path.realpath(path), source.getparent()
+        (files.own if source is own else files.below).add(real)
+        stated = None if parent is None else parent.find("driver" if source is own else "format")
+        if stated is not None and (image_format := stated.get("type")):
+            files.formats.setdefault(real, image_format)
 
 
 def _user_of(label: str) -> QemuUser | None:

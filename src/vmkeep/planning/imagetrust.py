@@ -71,14 +71,19 @@ def doubt_of_name(image: str, role: Role, name: str) -> Doubt | None:
     )
 
 
-def doubt_of_format(image: str, path: str, backing_format: str | None) -> Doubt | None:
-    """Return why a backing file is not followed for its format: only one that is named is, and not every one."""
+def doubt_of_format(
+    image: str, path: str, backing_format: str | None, listed_format: str | None = None
+) -> Doubt | None:
+    """Return why a backing file is not followed for its format: only one that is named is, and not every one.
+
+    ``listed_format`` is what libvirt takes the file for: as the disk of a VM, or below one.
+    """
     if backing_format is None:
         return Doubt(
             f"{image} does not say which format its backing file {path} has, and vmkeep guesses none",
             "Write the format into the image while the VM is off: `qemu-img rebase -u -F FORMAT -b BACKING IMAGE`.",
         )
-    if backing_format not in FOLLOWED_FORMATS:
+    if backing_format not in FOLLOWED_FORMATS and backing_format != listed_format:
         return Doubt(
             f"{image} stands on {path}, by its header an image of the format {_short(backing_format)}, which may name "
             "any other file: it was not opened",

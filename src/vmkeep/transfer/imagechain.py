@@ -16,7 +16,15 @@ from typing import Final
 
 from vmkeep.errors import DiskUnsupported, HeaderRefused, HostFileMissing, PermissionRefused, TransferError, VmkeepError
 from vmkeep.paths import ForeignLink, open_place, reopen
-from vmkeep.planning.imagetrust import Doubt, NamedFile, Role, doubt_of, doubt_of_format, doubt_of_name
+from vmkeep.planning.imagetrust import (
+    FOLLOWED_FORMATS,
+    Doubt,
+    NamedFile,
+    Role,
+    doubt_of,
+    doubt_of_format,
+    doubt_of_name,
+)
 from vmkeep.transfer.imagegrounds import grounds
 from vmkeep.transfer.imageheader import (
     KNOWN_FORMATS,
@@ -171,9 +179,11 @@ def _open_into(opened: OpenChain, top: str, image_format: str, *, chain: bool) -
             return
         assert header.backing is not None
         _refuse(doubt_of_name(path, Role.BACKING, header.backing), path)
-        listed_format = grounds().listed_format(top, layer.backing) if header.backing_format is None else None
-        backing_format = header.backing_format or listed_format
-        _refuse(doubt_of_format(path, layer.backing, backing_format), path)
+        listed_format, backing_format = None, header.backing_format
+        if backing_format not in FOLLOWED_FORMATS:
+            listed_format = grounds().listed_format(top, layer.backing)
+            backing_format = backing_format or listed_format
+        _refuse(doubt_of_format(path, layer.backing, backing_format, listed_format), path)
         assert backing_format is not None
         file = _open_named(top, path, Role.BACKING, layer.backing)
         path, image_format = layer.backing, backing_format

@@ -23,7 +23,7 @@ class Grounds(Protocol):
         ...
 
     def listed_format(self, image: str, path: str, /) -> str | None:
-        """Return the format that a definition of the VM of the image gives the path."""
+        """Return the format that a definition or snapshot of the VM of the image gives the path."""
         ...
 
     def used_by(self, image: str, path: str, /, *, chains: bool) -> str | None:

@@ -108,6 +108,13 @@ def test_snapshots_and_data_files_and_volumes_count_as_well() -> None:
         assert told.listed("/p/v", path), path
 
 
+def test_image_below_a_snapshot_has_the_format_of_its_time() -> None:
+    then = "<disk type='file'><driver name='qemu' type='vmdk'/><source file='/i/then'/><target dev='vda'/></disk>"
+    snapshot = f"<domainsnapshot><domain><devices>{then}</devices></domain></domainsnapshot>"
+    told = _grounds(_Domain("one", _disk("<source file='/i/overlay'/>"), snapshots={"s": snapshot}))
+    assert told.listed_format("/i/overlay", "/i/then") == "vmdk"
+
+
 def test_disk_of_a_vm_that_is_kept_from_starting_is_its_own_still() -> None:
     parked = _Domain("one", _disk("<source file='/home/restore-of-one'/>"))
     told = _grounds(parked, _Domain("two", _disk("<source file='/i/two'/>")))

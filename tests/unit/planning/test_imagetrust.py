@@ -79,6 +79,12 @@ def test_format_that_is_not_named_or_may_name_files_is_refused(image_format: str
     assert doubt_of_format("/vm/a.qcow2", "/x", image_format) is not None
 
 
+def test_format_that_libvirt_gives_the_file_is_followed() -> None:
+    assert doubt_of_format("/vm/a.qcow2", "/x", "vmdk", "vmdk") is None
+    assert doubt_of_format("/vm/a.qcow2", "/x", "vmdk", "raw") is not None
+    assert doubt_of_format("/vm/a.qcow2", "/x", None, "raw") is not None  # who asks takes libvirt's word then
+
+
 @pytest.mark.parametrize("image_format", ["raw", "qcow2", "luks"])
 def test_format_that_is_read_by_us_is_followed(image_format: str) -> None:
     assert doubt_of_format("/vm/a.qcow2", "/x", image_format) is None
