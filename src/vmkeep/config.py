@@ -7,7 +7,6 @@ This is the only place that reads the environment. Precedence: the command line,
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shlex
@@ -17,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vmkeep.errors import InvalidRequest, NoSpace, PermissionRefused, StoreError, VmkeepError
+from vmkeep.errors import InvalidRequest
+from vmkeep.filesystem import file_error
 
 SETTINGS_FILE = "vmkeep.toml"
 DEFAULT_URI = "qemu:///system"
@@ -72,7 +72,7 @@ class Settings:
     ``repository`` is a location: an absolute directory, or a URL of a store. ``scratch_dir`` None lets vmkeep
     put scratch beside each image. ``run_dir`` holds sockets and must be short (a socket's path ends at 107 bytes).
     ``points_at_once`` is how many points this installation copies at one time, in however many processes.
-    ``stalled_after_seconds`` is how long one call to the repository's storage may take.
+    ``stalled_after_seconds`` is how long one call to the repository's storage, or to libvirt, may take.
     ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
     ``vms`` is by the name or UUID that stands in the settings file.
     """
@@ -195,7 +195,7 @@ def prepare_home(settings: Settings) -> None:
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise _translated(error, settings.home) from error
+        raise file_error(error, settings.home) from error
 
 
 def save_repository_location(settings: Settings, location: str) -> Settings:
@@ -258,7 +258,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is not a settings file: {error}", path=str(path), hint="Correct the file; it must be TOML."
         ) from error
     except OSError as error:
-        raise _translated(error, path) from error
+        raise file_error(error, path, "read") from error
     for key, value in parsed.items():
         if key != _VMS:
             _check(path, key, value)
@@ -352,16 +352,4 @@ def _replace_file(path: Path, text: str) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        raise _translated(error, path) from error
-
-
-def _translated(error: OSError, path: Path) -> VmkeepError:
-    kinds: dict[int | None, type[VmkeepError]] = {
-        errno.EACCES: PermissionRefused,
-        errno.EPERM: PermissionRefused,
-        errno.EROFS: PermissionRefused,
-        errno.ENOSPC: NoSpace,
-        errno.EDQUOT: NoSpace,
-    }
-    kind = kinds.get(error.errno, StoreError)
-    return kind(f"{path}: {error.strerror or error}", path=str(path))
+        raise file_error(error, path) from error

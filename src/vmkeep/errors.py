@@ -4,12 +4,14 @@ Each class has a stable code (for programs), an exit status (for scripts), an HT
 come) and a hint: what to do next. Adapters translate foreign errors once, with ``from``; nothing else does.
 Exit statuses, by what the caller may do: 2 the request is wrong, 3 to 9 a thing is missing or there already,
 10 to 19 the state of the VM or host forbids it, 20 to 29 stored data cannot be trusted, 30 to 39 a service
-failed, 40 to 49 keys, 130 and 143 the operation was ended by a signal, 1 a fault of vmkeep itself.
+failed, 40 to 49 keys, 50 all was done and its result could not be printed, 130 and 143 the operation was ended by a
+signal, 1 a fault of vmkeep itself.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 
 class VmkeepError(Exception):
@@ -40,7 +42,7 @@ class VmkeepError(Exception):
         self.path = path
         self.hint = hint if hint is not None else self.default_hint
 
-    def as_dict(self) -> dict[str, str | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the error as the JSON object that ``--json`` prints."""
         return {
             "code": self.code,
@@ -52,10 +54,14 @@ class VmkeepError(Exception):
         }
 
     @classmethod
-    def from_dict(cls, value: dict[str, str | None]) -> VmkeepError:
+    def from_dict(cls, value: Mapping[str, Any]) -> VmkeepError:
         """Return the error that ``as_dict`` wrote, as its own class where the code is known."""
         kind = error_classes().get(value.get("code") or "", VmkeepError)
-        return kind(
+        return kind._made_of(value)
+
+    @classmethod
+    def _made_of(cls, value: Mapping[str, Any]) -> VmkeepError:
+        return cls(
             value.get("message") or "unknown error",
             vm=value.get("vm"),
             disk=value.get("disk"),
@@ -173,6 +179,15 @@ class HostFileMissing(VmkeepError):
     default_hint = "Put the file or directory in place and run the command again."
 
 
+class ToolMissing(VmkeepError):
+    """A program that the operation runs is not installed."""
+
+    code = "tool-missing"
+    exit_status = 9
+    http_status = 409
+    default_hint = "Install the package qemu-utils (qemu-img, qemu-nbd). Nothing was begun."
+
+
 class MomentExists(TargetExists):
     """A checkpoint or snapshot, or a bitmap, has the name already."""
 
@@ -190,6 +205,24 @@ class MomentNotFound(VmkeepError):
 
 
 # -- the state of the VM or the host forbids it ----------------------------------------------------------------
+
+
+class HostExhausted(VmkeepError):
+    """The host, or a limit of this process, has no more memory, open files or threads to give."""
+
+    code = "host-exhausted"
+    exit_status = 10
+    http_status = 503
+    default_hint = "Raise the limit that the message names, or end other programs, and run the command again."
+
+
+class WritesAstray(VmkeepError):
+    """QEMU writes to other images than libvirt says that the VM is on: no point would hold what the guest writes."""
+
+    code = "writes-astray"
+    exit_status = 25
+    http_status = 409
+    default_hint = "Nothing was changed. Run `vmkeep doctor --fix` while the VM runs; do not stop the VM before."
 
 
 class VmBusy(VmkeepError):
@@ -224,6 +257,38 @@ class StateUnsupported(VmkeepError):
     exit_status = 13
     http_status = 409
     default_hint = "`vmkeep vm show VM` says what of the VM's state cannot be kept."
+
+
+class HostUnfit(VmkeepError):
+    """The definition of a VM asks for what this host's libvirt and QEMU do not have.
+
+    ``misfits`` are all of them, each a JSON object with ``part``, ``what``, ``remedy`` and what else is known.
+    """
+
+    code = "host-unfit"
+    exit_status = 13
+    http_status = 409
+    default_hint = "Nothing was written. Restore on a host that has it, or to files (--output DIR)."
+
+    def __init__(
+        self, message: str, *, misfits: Sequence[Mapping[str, Any]], vm: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, vm=vm, hint=hint)
+        self.misfits = tuple(misfits)
+        for misfit in self.misfits:
+            self.add_note(f"{misfit.get('part')}: {misfit.get('what')}. {misfit.get('remedy')}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "misfits": [dict(misfit) for misfit in self.misfits]}
+
+    @classmethod
+    def _made_of(cls, value: Mapping[str, Any]) -> VmkeepError:
+        return cls(
+            value.get("message") or "unknown error",
+            misfits=value.get("misfits") or (),
+            vm=value.get("vm"),
+            hint=value.get("hint"),
+        )
 
 
 class PermissionRefused(VmkeepError):
@@ -361,6 +426,18 @@ class HypervisorUnavailable(HypervisorError):
     default_hint = "Check that libvirtd runs and that the URI (-c, LIBVIRT_DEFAULT_URI) is right."
 
 
+class HypervisorHangs(HypervisorUnavailable):
+    """libvirtd takes calls and answers none, or one of them never ends."""
+
+    code = "hypervisor-hangs"
+    http_status = 504
+    default_hint = (
+        "Look what libvirtd waits for (`systemctl status libvirtd`, its log, `dmesg`): storage that is gone is the "
+        "usual cause. VMs run on when it is restarted (`systemctl restart libvirtd`, or virtqemud). Whatever was "
+        "begun is put right by the guardian and the next command once it answers."
+    )
+
+
 class JobAborted(HypervisorError):
     """The backup job ended before the point was complete."""
 
@@ -405,12 +482,12 @@ class NoSpace(VmkeepError):
 
 
 class StoreError(VmkeepError):
-    """The repository's storage failed."""
+    """Storage failed: that of the repository, of vmkeep's home, or of a file on this host."""
 
     code = "store-error"
     exit_status = 35
     http_status = 502
-    default_hint = "Check the storage that holds the repository and run the command again."
+    default_hint = "Look at the storage that the message names (`dmesg`), and run the command again."
 
 
 class CatalogError(VmkeepError):
@@ -418,7 +495,17 @@ class CatalogError(VmkeepError):
 
     code = "catalog-error"
     exit_status = 36
-    default_hint = "If the file is damaged, move it aside and rebuild it from the repository: `vmkeep init --adopt`."
+    default_hint = "Nothing was changed. `vmkeep doctor` says whether the file is damaged, and what to do then."
+
+
+class CatalogDamaged(CatalogError):
+    """A database of vmkeep's home is not as it was written: SQLite's own check says so of what could be read."""
+
+    code = "catalog-damaged"
+    default_hint = (
+        "`vmkeep doctor` names the command that moves the file aside; `vmkeep init --adopt` then makes the catalogue "
+        "anew from the repository."
+    )
 
 
 class Stalled(VmkeepError):
@@ -500,6 +587,17 @@ class SecretPrivate(VmkeepError):
     exit_status = 43
     http_status = 409
     default_hint = "Start the VM for a backup; for a restore, define the secret anew with private='no'."
+
+
+# -- nobody could be told --------------------------------------------------------------------------------------
+
+
+class OutputFailed(VmkeepError):
+    """The result could not be printed. Whatever else was asked for was done."""
+
+    code = "output-failed"
+    exit_status = 50
+    default_hint = "Print to a place that is open and has room."
 
 
 # -- ended from outside ----------------------------------------------------------------------------------------

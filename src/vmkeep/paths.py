@@ -92,11 +92,15 @@ def make_directories(path: Path, mode: int) -> None:
             path = path.parent
     try:
         for name in reversed(missing):
+            made = False
             with suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=here)
+                made = True
             below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
             os.close(here)
             here = below
+            if made:
+                os.fchmod(here, mode)  # whatever the umask is
     finally:
         os.close(here)
 

@@ -129,6 +129,13 @@ class Zygote:
     def command(self, *words: str | Path, death: Death | None = None, env: Mapping[str, str] | None = None) -> Printed:
         """Run a command line; with ``death`` its effects are counted."""
         self._begin({"command": [str(word) for word in words]}, death=death, env=env or {})
+        return self.printed()
+
+    def start_command(self, *words: str | Path, traps: Sequence[Trap] = ()) -> None:
+        """Begin a command line; ``printed`` waits for its end."""
+        self._begin({"command": [str(word) for word in words]}, traps=traps)
+
+    def printed(self) -> Printed:
         status = int(self._answer()["status"])
         texts = [Path(f"{self._result_file}.{stream}") for stream in ("out", "err")]
         return Printed(status, *(text.read_text() if text.exists() else "" for text in texts))
@@ -208,6 +215,10 @@ class Zygote:
         """SIGKILL the run that holds, as the driver does to itself elsewhere."""
         self._host.run(["kill", "-KILL", self._pid_file.read_text()], check=True)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the run."""
+        self._host.run(["kill", f"-{number.name.removeprefix('SIG')}", self._pid_file.read_text()], check=True)
+
     def stop(self) -> None:
         """Let the run that holds stand still, as Ctrl-Z, a debugger or a frozen control group would."""
         self._host.run(["kill", "-STOP", self._pid_file.read_text()], check=True)
@@ -252,11 +263,11 @@ class Bed:
     _seed: int = 0
 
     @classmethod
-    def make(cls, host: Host, vm: Vm) -> Bed:
+    def make(cls, host: Host, vm: Vm, zygote: Zygote | None = None) -> Bed:
         home = host.dir / "home"
         sizes = {disk.target: vm.domain.blockInfo(disk.target)[0] for disk in vm.disks()}
         content = Content({target: bytearray(size) for target, size in sizes.items()})
-        bed = cls(host, vm, Zygote(host, home), home, content)
+        bed = cls(host, vm, zygote or Zygote(host, home), home, content)
         for _ in range(2):
             bed.change()
             bed.take_point()

@@ -14,6 +14,7 @@ request with ``command`` runs a command line in place of acts.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import importlib
@@ -101,12 +102,14 @@ def _leave_the_streams(request: dict[str, Any]) -> None:
 
 def _child(request: dict[str, Any]) -> int:
     Path(request["pid_file"]).write_text(str(os.getpid()))
+    if "VMKEEP_FAULT_RECORD" in os.environ:  # the injector of tests/environment, loaded when the driver was started
+        ctypes.CDLL(None).vmkeep_fault_start()
     result: dict[str, Any] = {}
+    for trap in request.get("traps", ()):
+        _set_trap(trap)
     if "command" in request:
         return _command(request)
     try:
-        for trap in request.get("traps", ()):
-            _set_trap(trap)
         result["acts"] = _act(request["acts"], result)
         status = 0
     except Exception as error:

@@ -169,6 +169,11 @@ class Host:
 
     def restart_libvirtd(self, kill_signal: signal.Signals = signal.SIGTERM) -> None:
         """End libvirtd with the signal and start it again; guests go on."""
+        self.end_libvirtd(kill_signal)
+        self.start_libvirtd()
+
+    def end_libvirtd(self, kill_signal: signal.Signals = signal.SIGTERM) -> None:
+        """End libvirtd with the signal; guests go on."""
         inner_pid = self.signal_libvirtd(kill_signal)
         deadline = time.monotonic() + 20
         while self.run(["kill", "-0", inner_pid]).returncode == 0:
@@ -176,7 +181,19 @@ class Host:
                 raise RigError(f"libvirtd of host {self.name} does not end")
             time.sleep(0.02)
         self._connection = None
+
+    def start_libvirtd(self) -> None:
+        """Start libvirtd again."""
         self.run(["libvirtd", "--daemon"], check=True)
+
+    @contextlib.contextmanager
+    def hung_libvirtd(self) -> Iterator[None]:
+        """Let libvirtd take calls and answer none; meanwhile nothing here may use ``connection``."""
+        self.signal_libvirtd(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal_libvirtd(signal.SIGCONT)
 
     # -- reaching it -----------------------------------------------------------------------------------------
 

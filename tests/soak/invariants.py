@@ -13,6 +13,7 @@ import libvirt
 from lxml import etree
 
 from tests.rig import VmState
+from tests.rig.qemufiles import images_open
 from tests.soak.guest import Guest, read_image, snapshot_sources
 from tests.soak.model import Moment, Violation
 from tests.soak.world import World
@@ -31,6 +32,7 @@ def check(world: World) -> None:
         _check_life(guest)
         _check_moments(guest)
         _check_chains(guest)
+        _check_written(guest)
     _check_nothing_left(world)
     if world.commands.ended != world.settled_at:  # a step without vmkeep changes no point
         listed = world.commands.run("points")
@@ -123,6 +125,19 @@ def _check_chains(guest: Guest) -> None:
                 raise Violation(f"{guest.name} {target}: the definition names {defined[0]}, it is on {images[0]}")
             if defined != images[: len(defined)] or (ended and defined != images):
                 raise Violation(f"{guest.name} {target}: the definition's chain is {defined}, the image's {images}")
+
+
+def _check_written(guest: Guest) -> None:
+    """QEMU writes to the images of the definition, and to none of a disk besides; one that waits may write to none."""
+    if guest.off:
+        return
+    opened = images_open(guest.vm)
+    images = set(guest.paths().values())
+    others = {path for path, writable in opened.items() if writable and path.parent.name == "disks"} - images
+    if others:
+        raise Violation(f"{guest.name}: QEMU writes to {sorted(map(str, others))} besides {sorted(map(str, images))}")
+    for path in images - opened.keys():
+        raise Violation(f"{guest.name}: QEMU does not have {path} open")
 
 
 def image_chain(path: Path, image_format: str) -> list[str]:

@@ -189,8 +189,12 @@ def test_libvirt_that_drops_the_format_gets_no_vm_that_cannot_boot(
         pytest.skip("this libvirt knows UEFI variables in qcow2")
     vmkeep.json("init", "--repository", vmkeep.home / "repository", "--adopt")
     failure = vmkeep.fails("restore", point_of_newer_libvirt.id, "--as", "newer")
-    assert (failure.code, failure.status) == ("state-unsupported", 13)
-    assert "format qcow2" in failure.error["message"]
+    assert (failure.code, failure.status) == ("host-unfit", 13)
+    (format_of_variables,) = [each for each in failure.error["misfits"] if each["part"] == "os/nvram@format"]
+    assert "format='qcow2'" in format_of_variables["what"]
+    assert "qemu-img convert" in format_of_variables["remedy"]
+    adapted = vmkeep.fails("restore", point_of_newer_libvirt.id, "--as", "newer", "--adapt")
+    assert [each["part"] for each in adapted.error["misfits"]] == ["os/nvram@format"]
     assert host.connection.listAllDomains() == []
     assert list(host.path("/var/lib/libvirt/qemu/nvram").iterdir()) == []
     out = vmkeep.restore({"id": point_of_newer_libvirt.id}, host.dir / "work" / "out")

@@ -17,6 +17,8 @@ from vmkeep.catalog.records import (
     CatalogState,
     CatalogVm,
     KnownRepository,
+    PassedPoint,
+    PointOutline,
 )
 
 __all__ = [
@@ -31,4 +33,6 @@ __all__ = [
     "KnownRepository",
     "Operation",
     "OperationState",
+    "PassedPoint",
+    "PointOutline",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,26 +10,60 @@ from typing import Any, Self
 
 from sqlalchemy import insert, select, update
 
-from vmkeep.catalog import models, operation_queries, point_queries, snapshot_queries, state_queries, texts, vm_queries
+from vmkeep.catalog import (
+    adoption,
+    models,
+    operation_queries,
+    point_queries,
+    snapshot_queries,
+    state_queries,
+    texts,
+    vm_queries,
+)
 from vmkeep.catalog.database import Database
 from vmkeep.catalog.operations import Operation, OperationState
-from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogSnapshot, CatalogState, CatalogVm, KnownRepository
-from vmkeep.errors import CatalogError, VmNotFound
+from vmkeep.catalog.records import (
+    Adopted,
+    CatalogPoint,
+    CatalogSnapshot,
+    CatalogState,
+    CatalogVm,
+    KnownRepository,
+    PassedPoint,
+    PointOutline,
+)
+from vmkeep.catalog.times import end_of_named_time
+from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
 
 
 class Catalog:
     """What an installation knows. Safe to use from several threads and processes.
 
-    Any method may raise CatalogError (damaged, busy, contradicted), NoSpace or PermissionRefused.
+    Any method may raise CatalogError (damaged, busy, contradicted), NoSpace, PermissionRefused or StoreError.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # When the operations of this process began, by the clock and by the monotonic one.
+        self._begun: dict[str, tuple[str, float]] = {}
 
     @classmethod
     def open(cls, path: Path) -> Catalog:
         """Open the catalogue file, making it or bringing its schema up to date if need be."""
         return cls(Database.open(path))
+
+    @classmethod
+    def open_copy(cls, path: Path, *, of: Path) -> Catalog:
+        """Open a copy of the catalogue ``of``, which errors name. What is written goes into the copy."""
+        return cls(Database.open(path, copy_of=of))
+
+    def refuse_writing(self, refusal: VmkeepError) -> None:
+        """Answer every attempt to write with this error from now on."""
+        self._database.refusal = refusal
+
+    def allow_writing(self) -> None:
+        """End what ``refuse_writing`` began."""
+        self._database.refusal = None
 
     def __enter__(self) -> Self:
         return self
@@ -120,11 +155,14 @@ class Catalog:
                 state_queries.pin(connection, state.id, point.id)
             if known is None:
                 point_queries.add(connection, point)
+                point_queries.put_last(connection, point)
+                vm_queries.raise_sequence(connection, point.vm_uuid, point.sequence or 0)
                 vm_queries.set_current_point(connection, point.vm_uuid, point.id)
 
     def points(self, vm: str | None = None) -> tuple[CatalogPoint, ...]:
         """Return the points of all VMs, or of those that a name or UUID means; oldest first.
 
+        Those of one VM are in the order in which they were made, those of several are mixed by their clocks.
         Raises VmNotFound for a name the catalogue does not know.
         """
         with self._database.reading() as connection:
@@ -141,26 +179,52 @@ class Catalog:
             return point_queries.all_ids(connection)
 
     def points_of_vm(self, uuid: str) -> tuple[CatalogPoint, ...]:
-        """Return the points of one VM, newest first; empty for a VM without points."""
+        """Return the points of one VM, the last made first; empty for a VM without points."""
         with self._database.reading() as connection:
             return point_queries.newest_first(connection, (uuid.lower(),))
+
+    def outlines_of_vm(self, uuid: str) -> tuple[PointOutline, ...]:
+        """Return ids and clocks of the points of one VM, the last made first."""
+        with self._database.reading() as connection:
+            return point_queries.outlines(connection, uuid.lower())
+
+    def next_sequence(self, vm_uuid: str) -> int:
+        """Return the order number of a VM's next point: greater than all that were seen here, also of deleted ones.
+
+        It is nobody's before its point is recorded; who takes it holds the VM's lock.
+        """
+        with self._database.reading() as connection:
+            return vm_queries.sequence(connection, vm_uuid.lower()) + 1
 
     def find_point(self, text: str) -> CatalogPoint:
         """Return the point that a full id, a unique beginning of one, VM@latest or VM@TIME means.
 
-        The latter two never mean a safety point: that holds the state that somebody wanted to leave. Raises
-        PointNotFound, with the candidates when there are several.
+        VM@latest is the one that was made last, VM@TIME the last one whose clock says that time or an earlier one.
+        Neither ever means a safety point: that holds the state that somebody wanted to leave. Raises PointNotFound,
+        with the candidates when there are several.
         """
         with self._database.reading() as connection:
             return point_queries.find(connection, text)
 
+    def against_the_clock(self, text: str, found: CatalogPoint) -> tuple[str, ...]:
+        """Return the points that were made before the one that VM@TIME means, with clocks that say a later time.
+
+        Then the clocks are not in order, and the time that was named may not be what its clock showed. Empty for
+        another text.
+        """
+        until = end_of_named_time(text.rpartition("@")[2]) if "@" in text else None
+        if until is None:
+            return ()
+        with self._database.reading() as connection:
+            return point_queries.made_earlier_with_later_clocks(connection, found, until)
+
     def newest_made(self, vm_uuid: str) -> CatalogPoint | None:
-        """Return the newest point of a VM that is no safety point."""
+        """Return the point of a VM that was made last and is no safety point."""
         with self._database.reading() as connection:
             return point_queries.newest_made(connection, vm_uuid.lower())
 
     def newer_safety_points(self, point: CatalogPoint) -> tuple[str, ...]:
-        """Return the ids of the safety points of a point's VM that are newer than it, newest first."""
+        """Return the ids of the safety points of a point's VM that were made after it, the last first."""
         with self._database.reading() as connection:
             return point_queries.newer_safety_points(connection, point)
 
@@ -203,7 +267,9 @@ class Catalog:
             for state in snapshot.states:
                 state_queries.accept(connection, state)
                 state_queries.pin(connection, state.id, snapshot.id, "snapshot")
-            snapshot_queries.add(connection, snapshot)
+            number = vm_queries.sequence(connection, snapshot.vm_uuid) + 1
+            snapshot_queries.add(connection, snapshot, number)
+            vm_queries.raise_sequence(connection, snapshot.vm_uuid, number)
 
     def snapshot(self, vm_uuid: str, name: str) -> CatalogSnapshot | None:
         """Return what is kept with a snapshot of a VM; None for one that was not made here."""
@@ -233,26 +299,22 @@ class Catalog:
     # -- a repository taken over ---------------------------------------------------------------------------------
 
     def adopt(self, points: Sequence[tuple[CatalogPoint, Sequence[CatalogState]]]) -> Adopted:
-        """Add the points of a repository taken over, each with the state versions it holds, in one transaction.
+        """Add points that the repository holds, each with the state versions it holds, in one transaction.
 
         What is known already stays as it is, so adopting twice is the same as once.
         """
-        new_points, new_vms, states, conflicts = 0, 0, 0, []
         with self._database.writing() as connection:
-            # Newest first: the first row made for a VM has its latest name, and adopting changes no row.
-            for point, held in sorted(points, key=lambda pair: (pair[0].created, pair[0].id), reverse=True):
-                new_vms += vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=True)
-                for state in held:
-                    conflict = state_queries.adopt(connection, state)
-                    if conflict is not None:
-                        conflicts.append(f"point {point.id}: {conflict}")
-                        continue
-                    states += 1
-                    state_queries.pin(connection, state.id, point.id)
-                if point_queries.get(connection, point.id) is None:
-                    point_queries.add(connection, point)
-                    new_points += 1
-        return Adopted(new_points, new_vms, states, tuple(conflicts))
+            return adoption.adopt(connection, points)
+
+    def passed_points(self) -> tuple[PassedPoint, ...]:
+        """Return the points of the repository that were read, and are of VMs that nobody asked for here."""
+        with self._database.reading() as connection:
+            return adoption.passed(connection)
+
+    def pass_points(self, passed: Sequence[PassedPoint]) -> None:
+        """Remember points of the repository so that they need not be read again."""
+        with self._database.writing() as connection:
+            adoption.pass_by(connection, passed)
 
     # -- operations --------------------------------------------------------------------------------------------
 
@@ -265,6 +327,7 @@ class Catalog:
         operation = Operation(operation_id, kind, vm, owner, state, started=now, updated=now, request=dict(request))
         with self._database.writing() as connection:
             operation_queries.add(connection, operation)
+        self._begun[operation_id] = (now, time.monotonic())
         return operation
 
     def operation(self, operation_id: str) -> Operation:
@@ -286,8 +349,10 @@ class Catalog:
         self, operation_id: str, owner: str, to: OperationState, error: Mapping[str, Any] | None = None
     ) -> Operation:
         """Change the state by compare-and-set; raises CatalogError when it may not follow or the owner changed."""
+        begun = self._begun.get(operation_id)
+        now = texts.now() if begun is None else texts.after(begun[0], time.monotonic() - begun[1])
         with self._database.writing() as connection:
-            return operation_queries.move(connection, operation_id, owner, to, error)
+            return operation_queries.move(connection, operation_id, owner, to, error, now)
 
     def take_over_operation(self, operation_id: str, from_owner: str, to_owner: str) -> bool:
         """Make a dead owner's operation one's own; False when it ended or another process was first."""

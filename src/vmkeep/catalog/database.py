@@ -8,7 +8,6 @@ lock at once (BEGIN IMMEDIATE), so that its reads are of the state it changes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -19,10 +18,11 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 
-from vmkeep.errors import CatalogError, NoSpace, PermissionRefused, VmkeepError
+from vmkeep.errors import CatalogError, VmkeepError
 from vmkeep.filesystem import make_private_file
+from vmkeep.sqlite import sqlite_error
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 BUSY_TIMEOUT_MS = 30_000
 _IMMEDIATE = "vmkeep_immediate"
 
@@ -30,20 +30,24 @@ _IMMEDIATE = "vmkeep_immediate"
 class Database:
     """One SQLite file at the current schema. Used by several threads; each borrows a connection."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, copy_of: Path | None = None) -> None:
         self.path = path
+        self.refusal: VmkeepError | None = None
+        """What every attempt to write is answered with; None for a file that is written to."""
+        self._copy_of = copy_of
         self._engine = _engine(path)
 
     @classmethod
-    def open(cls, path: Path) -> Database:
+    def open(cls, path: Path, *, copy_of: Path | None = None) -> Database:
         """Open the file, making it or bringing it up to date if need be.
 
         Two processes that do so at once wait for each other. Alembic is imported only when there is something
-        to migrate, because reading commands must start fast.
+        to migrate, because reading commands must start fast. ``copy_of`` is the catalogue that this is a copy of, and
+        that errors name.
 
-        Raises CatalogError for a file that is damaged or of a newer vmkeep, PermissionRefused, NoSpace.
+        Raises CatalogError for a file that is damaged or of a newer vmkeep, PermissionRefused, NoSpace, StoreError.
         """
-        database = cls(path)
+        database = cls(path, copy_of=copy_of)
         try:
             if database.revision() != HEAD_REVISION:
                 with _locked(path):
@@ -73,6 +77,8 @@ class Database:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that has the write lock from its start; committed at the end, or not at all."""
+        if self.refusal is not None:
+            raise self.refusal
         with (
             self._translated(),
             self._engine.connect().execution_options(**{_IMMEDIATE: True}) as connection,
@@ -97,8 +103,8 @@ class Database:
 
         if revision is not None and revision not in known_revisions():
             raise CatalogError(
-                f"The catalogue {self.path} was written by a newer vmkeep (schema {revision})",
-                path=str(self.path),
+                f"The catalogue {self._copy_of or self.path} was written by a newer vmkeep (schema {revision})",
+                path=str(self._copy_of or self.path),
                 hint="Use that version of vmkeep; nothing was changed.",
             )
         with self._translated():
@@ -116,7 +122,12 @@ class Database:
             # A signal's error that is raised inside of a statement comes out wrapped as if the database had failed.
             if isinstance(error, sqlalchemy.exc.StatementError) and isinstance(error.orig, VmkeepError):
                 raise error.orig from None
-            raise _translate(error, self.path) from error
+            raise self._translation(error) from error
+
+    def _translation(self, error: Exception) -> VmkeepError:
+        if self._copy_of is None:
+            return _translate(error, self.path)
+        return _translate(error, self._copy_of, copy=self.path)
 
 
 # A Ctrl-C that comes while a connection is closed is told there with a traceback; without a handler Python prints it.
@@ -157,35 +168,10 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _translate(error: Exception, path: Path) -> VmkeepError:
+def _translate(error: Exception, path: Path, copy: Path | None = None) -> VmkeepError:
     """Return the one error that a failure of the database or of its file means."""
-    if not path.parent.is_dir():
+    if not os.path.lexists(path.parent):
         hint = "Run `vmkeep init`, or set VMKEEP_HOME."
         return CatalogError(f"The catalogue's directory {path.parent} is not there", path=str(path), hint=hint)
     cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None else error
-    if isinstance(cause, OSError):
-        return _of_system(cause, path)
-    code = getattr(cause, "sqlite_errorcode", None)
-    primary = code & 0xFF if isinstance(code, int) else None
-    where = {"path": str(path)}
-    if primary == sqlite3.SQLITE_FULL:
-        return NoSpace(f"The catalogue {path} cannot grow: the disk is full", **where)
-    refused = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-    if primary in refused:
-        return PermissionRefused(f"The catalogue {path} cannot be opened or written: {cause}", **where)
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return CatalogError(
-            f"The catalogue {path} is in use by another process for too long",
-            **where,
-            hint="Wait for the other command to end and run this one again.",
-        )
-    return CatalogError(f"The catalogue {path} failed: {cause}", **where)
-
-
-def _of_system(error: OSError, path: Path) -> VmkeepError:
-    text = f"The catalogue {path} failed: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(text, path=str(path))
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionRefused(text, path=str(path))
-    return CatalogError(text, path=str(path))
+    return sqlite_error(cause, path, "The catalogue", copy=copy)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -57,6 +58,8 @@ vms = Table(
     # The point that the VM's state descends from: the last one taken, or the one it was restored to. Empty: it is as
     # before its first one. Not a foreign key: a point may be deleted while the VM goes on.
     Column("current_point", String(32)),
+    # The greatest order number of a point or snapshot of the VM that was ever seen here, also of one that is deleted.
+    Column("sequence", Integer, nullable=False, server_default="0"),
 )
 
 points = Table(
@@ -76,8 +79,11 @@ points = Table(
     # What a listing shows, so that it need not read the documents: those hold whole domain definitions.
     Column("summary", Text, nullable=False),
     Column("document", Text, nullable=False),
-    Index(None, "vm_uuid", "created"),
-    Index(None, "created"),
+    # The order number that the point carries; null for one of an older release.
+    Column("sequence", Integer),
+    # Where it stands among the VM's points (vmkeep.planning.order): what everything here is ordered by.
+    Column("place", Integer, nullable=False, server_default="0"),
+    Index(None, "vm_uuid", "place"),
     Index(None, "vm_name"),
 )
 
@@ -91,7 +97,18 @@ state_versions = Table(
     Column("sha256", String(64), nullable=False),
     Column("size_bytes", Integer, nullable=False),
     Column("created", String(32), nullable=False),
-    UniqueConstraint("vm_uuid", "kind", "generation"),
+    # A late capture: its generation was claimed by another version first. It is kept for whatever pins it, and is
+    # never the current one.
+    Column("conflict", Boolean, nullable=False, server_default="0"),
+)
+Index(
+    "uq_state_versions_accepted",
+    state_versions.c.vm_uuid,
+    state_versions.c.kind,
+    state_versions.c.generation,
+    unique=True,
+    sqlite_where=state_versions.c.conflict == false(),
+    postgresql_where=state_versions.c.conflict == false(),
 )
 
 pins = Table(
@@ -115,7 +132,18 @@ snapshots = Table(
     # Not a foreign key: the point may be deleted while the snapshot stays.
     Column("current_point", String(32)),
     Column("created", String(32), nullable=False),
+    # Its order number, among those of the VM's points; 0 for one that was made by an older release.
+    Column("sequence", Integer, nullable=False, server_default="0"),
     UniqueConstraint("vm_uuid", "name"),
+)
+
+# Points of the repository that were read here and are of VMs which this installation has nothing to do with.
+passed_points = Table(
+    "passed_points",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("vm_uuid", String(36), nullable=False),
+    Column("vm_name", Text, nullable=False),
 )
 
 operations = Table(

@@ -42,10 +42,14 @@ def get(connection: Connection, operation_id: str) -> Operation:
 
 
 def move(
-    connection: Connection, operation_id: str, owner: str, to: OperationState, error: Mapping[str, Any] | None
+    connection: Connection,
+    operation_id: str,
+    owner: str,
+    to: OperationState,
+    error: Mapping[str, Any] | None,
+    now: str,
 ) -> Operation:
     """Change the state if it may follow the present one and the operation still is the owner's."""
-    now = texts.now()
     values: dict[str, Any] = {"state": to.value, "updated": now}
     if to in FINISHED:
         values["finished"] = now

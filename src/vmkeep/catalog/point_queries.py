@@ -1,19 +1,24 @@
-"""Rows of points, and how a person names a point."""
+"""Rows of points, their order, and how a person names a point.
+
+What comes before what is told by ``place``, a number that ``vmkeep.planning.order`` decides. Clocks are shown, and
+between points of different VMs, which have no order, they say what is listed first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, insert, select
+from sqlalchemy import Connection, Row, ScalarSelect, Select, delete, func, insert, select, update
 
 from vmkeep.catalog import models, texts
-from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint
+from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline
 from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
 from vmkeep.commandline import shell_word
 from vmkeep.errors import PointNotFound
+from vmkeep.planning.order import Made, places
 
 SHORTEST_PREFIX = 4
 ID_LENGTH = 32
@@ -21,12 +26,14 @@ LATEST = "@latest"
 _LISTED_CANDIDATES = 8
 
 points = models.points
-_OLDEST_FIRST = (points.c.created, points.c.id)
-_NEWEST_FIRST = (points.c.created.desc(), points.c.id.desc())
+# Of several VMs: by clock, as far as no point comes before one of its VM that was made earlier.
+_CLOCK_SO_FAR = func.max(points.c.created).over(partition_by=points.c.vm_uuid, order_by=points.c.place)
+_OLDEST_FIRST = (_CLOCK_SO_FAR, points.c.vm_uuid, points.c.place)
+_NEWEST_FIRST = (points.c.place.desc(),)
 
 
 def add(connection: Connection, point: CatalogPoint) -> None:
-    """Insert the row. The VM's row must be there."""
+    """Insert the row, without a place; ``put_in_order`` is owed. The VM's row must be there."""
     row = {
         "id": point.id,
         "vm_uuid": point.vm_uuid,
@@ -40,8 +47,31 @@ def add(connection: Connection, point: CatalogPoint) -> None:
         "labels": texts.dump(point.labels),
         "summary": texts.dump(point.summary()),
         "document": texts.dump(point.document),
+        "sequence": point.sequence,
     }
     connection.execute(insert(points).values(row))
+
+
+def put_in_order(connection: Connection, vm_uuids: Iterable[str]) -> None:
+    """Give each point of the VMs its place."""
+    for vm_uuid in vm_uuids:
+        chosen = select(points.c.id, points.c.parent, points.c.created, points.c.sequence, points.c.place)
+        rows = connection.execute(chosen.where(points.c.vm_uuid == vm_uuid)).all()
+        found = places(Made(row.id, row.parent, row.created, row.sequence) for row in rows)
+        had = {row.id: row.place for row in rows}
+        for place, point_id in enumerate(sorted(found, key=found.__getitem__), start=1):
+            if had[point_id] != place:
+                connection.execute(update(points).where(points.c.id == point_id).values(place=place))
+
+
+def put_last(connection: Connection, point: CatalogPoint) -> None:
+    """Give one point that was just added its place; it is the last one when its number is the greatest."""
+    others = select(func.max(points.c.place), func.max(points.c.sequence))
+    place, sequence = connection.execute(others.where(points.c.vm_uuid == point.vm_uuid, points.c.id != point.id)).one()
+    if point.sequence is None or (sequence is not None and point.sequence <= sequence):
+        put_in_order(connection, [point.vm_uuid])
+    else:
+        connection.execute(update(points).where(points.c.id == point.id).values(place=(place or 0) + 1))
 
 
 def get(connection: Connection, point_id: str) -> CatalogPoint | None:
@@ -61,9 +91,14 @@ def newest_first(connection: Connection, uuids: Sequence[str]) -> tuple[CatalogP
     return _points(connection, _of(select(points), uuids).order_by(*_NEWEST_FIRST))
 
 
+def outlines(connection: Connection, vm_uuid: str) -> tuple[PointOutline, ...]:
+    return tuple(PointOutline(row.id, row.created) for row in connection.execute(_outlines(vm_uuid)))
+
+
 def summaries(connection: Connection, uuids: Sequence[str] | None) -> tuple[dict[str, Any], ...]:
     chosen = _of(select(points.c.summary), uuids).order_by(*_OLDEST_FIRST)
-    return tuple(texts.load(text) for text in connection.execute(chosen).scalars())
+    # What an older release has written lacks the number.
+    return tuple({"sequence": None, **texts.load(text)} for text in connection.execute(chosen).scalars())
 
 
 def all_ids(connection: Connection) -> tuple[str, ...]:
@@ -71,7 +106,10 @@ def all_ids(connection: Connection) -> tuple[str, ...]:
 
 
 def newest_made(connection: Connection, vm_uuid: str, until: datetime | None = None) -> CatalogPoint | None:
-    """Return the newest point that is no safety point, of those at or before a time where one is given."""
+    """Return the newest point that is no safety point, of those whose clock says a time, where one is given, or before.
+
+    The newest is the one that was made last, whatever the clocks say.
+    """
     for row in connection.execute(_outlines(vm_uuid)):
         if _is_made(row) and (until is None or datetime.fromisoformat(row.created) <= until):
             return get(connection, row.id)
@@ -79,8 +117,18 @@ def newest_made(connection: Connection, vm_uuid: str, until: datetime | None = N
 
 
 def newer_safety_points(connection: Connection, point: CatalogPoint) -> tuple[str, ...]:
-    found = connection.execute(_outlines(point.vm_uuid).where(points.c.created > point.created))
+    found = connection.execute(_outlines(point.vm_uuid).where(points.c.place > _place_of(point)))
     return tuple(row.id for row in found if not _is_made(row))
+
+
+def made_earlier_with_later_clocks(connection: Connection, point: CatalogPoint, until: datetime) -> tuple[str, ...]:
+    """Return the ids of points that were made before one of their VM, and whose clocks say a time after ``until``."""
+    found = connection.execute(_outlines(point.vm_uuid).where(points.c.place < _place_of(point)))
+    return tuple(row.id for row in found if datetime.fromisoformat(row.created) > until)
+
+
+def _place_of(point: CatalogPoint) -> ScalarSelect[int]:
+    return select(points.c.place).where(points.c.id == point.id).scalar_subquery()
 
 
 def find(connection: Connection, text: str) -> CatalogPoint:
@@ -152,7 +200,7 @@ def _none_found(connection: Connection, name: str, uuids: Sequence[str], until: 
     if made and until is not None:
         first = min(made, key=lambda row: str(row.created))
         words = f"VM {name!r} has no point from {until.isoformat(timespec='seconds')} or before"
-        return PointNotFound(words, vm=name, hint=f"Its first one, {first.id}, was taken at {first.created}.")
+        return PointNotFound(words, vm=name, hint=f"The earliest by its clock, {first.id}, is of {first.created}.")
     if rows and not made:
         words = f"VM {name!r} has safety points only, which restores in place took: {', '.join(row.id for row in rows)}"
         return PointNotFound(words, vm=name, hint="Name one by its id to go back to the state that was left.")
@@ -190,4 +238,5 @@ def _point(row: Row[Any]) -> CatalogPoint:
         pause_ms=row.pause_ms,
         labels=texts.load(row.labels),
         document=texts.load(row.document),
+        sequence=row.sequence,
     )

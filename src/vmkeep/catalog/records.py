@@ -38,7 +38,10 @@ class CatalogVm:
 
 @dataclass(frozen=True, slots=True)
 class CatalogPoint:
-    """A point. ``document`` is the whole record of the repository as JSON; ``created`` is ISO 8601 in UTC."""
+    """A point. ``document`` is the whole record of the repository as JSON; ``created`` is ISO 8601 in UTC.
+
+    ``sequence`` is its order number, None for one of an older release. ``created`` is shown and orders nothing.
+    """
 
     id: str
     vm_uuid: str
@@ -51,6 +54,7 @@ class CatalogPoint:
     pause_ms: float
     labels: Mapping[str, str]
     document: Mapping[str, Any]
+    sequence: int | None = None
 
     @property
     def is_safety(self) -> bool:
@@ -67,6 +71,7 @@ class CatalogPoint:
             "kind": self.kind,
             "parent": self.parent,
             "created": self.created,
+            "sequence": self.sequence,
             "host": self.host,
             "checkpoint": self.checkpoint,
             "pause_ms": self.pause_ms,
@@ -80,8 +85,19 @@ class CatalogPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class PointOutline:
+    """A point as far as its place in a list needs it, without its document."""
+
+    id: str
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogState:
-    """A state version that a point or a snapshot holds: an immutable sealed copy of a VM's TPM state or NVRAM."""
+    """A state version that a point or a snapshot holds: an immutable sealed copy of a VM's TPM state or NVRAM.
+
+    ``conflict``: another version claimed its generation first, so it is kept and never counts as the current one.
+    """
 
     id: str
     vm_uuid: str
@@ -90,6 +106,7 @@ class CatalogState:
     sha256: str
     size_bytes: int
     created: str
+    conflict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +128,20 @@ class CatalogSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedPoint:
+    """A point of the repository that was read, and is of a VM which this installation has nothing to do with."""
+
+    id: str
+    vm_uuid: str
+    vm_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Adopted:
-    """What `adopt` added. ``conflicts`` are sentences about state versions that contradict known ones."""
+    """What `adopt` added. ``conflicts`` are sentences about state versions that contradict known ones.
+
+    They are said once: what came late is kept for its point from then on.
+    """
 
     points: int
     vms: int

@@ -10,6 +10,8 @@ from vmkeep.catalog import models, state_queries
 from vmkeep.catalog.records import CatalogSnapshot
 
 snapshots = models.snapshots
+# By number, as they were recorded; those of an older release have none and come first.
+_OLDEST_FIRST = (snapshots.c.sequence, snapshots.c.created, snapshots.c.name)
 
 
 def get(connection: Connection, vm_uuid: str, name: str) -> CatalogSnapshot | None:
@@ -24,11 +26,11 @@ def by_id(connection: Connection, snapshot_id: str) -> CatalogSnapshot | None:
 
 
 def of_vm(connection: Connection, vm_uuid: str) -> tuple[CatalogSnapshot, ...]:
-    chosen = select(snapshots).where(snapshots.c.vm_uuid == vm_uuid).order_by(snapshots.c.created, snapshots.c.name)
+    chosen = select(snapshots).where(snapshots.c.vm_uuid == vm_uuid).order_by(*_OLDEST_FIRST)
     return tuple(_snapshot(connection, row) for row in connection.execute(chosen).all())
 
 
-def add(connection: Connection, snapshot: CatalogSnapshot) -> None:
+def add(connection: Connection, snapshot: CatalogSnapshot, sequence: int) -> None:
     row = {
         "id": snapshot.id,
         "vm_uuid": snapshot.vm_uuid,
@@ -36,6 +38,7 @@ def add(connection: Connection, snapshot: CatalogSnapshot) -> None:
         "creation_time": snapshot.creation_time,
         "current_point": snapshot.current_point,
         "created": snapshot.created,
+        "sequence": sequence,
     }
     connection.execute(insert(snapshots).values(row))
 

@@ -40,31 +40,39 @@ def accept(connection: Connection, state: CatalogState) -> None:
 
 
 def adopt(connection: Connection, state: CatalogState) -> str | None:
-    """Add a state version found in a repository, of whatever generation; return a sentence when it contradicts."""
+    """Add a state version found in a repository, of whatever generation.
+
+    Returns the id of the version that claimed its generation first, if there is one: then this one is a late capture,
+    which is kept and never becomes the current one. Raises CatalogError for one that is known with other content.
+    """
     known = _by_id(connection, state.id)
     if known is not None:
-        return None if _same(known, state) else f"state version {state.id} is known with other content"
+        if not _same(known, state):
+            raise CatalogError(f"State version {state.id} is known with other content", vm=state.vm_uuid)
+        return None
     taken = select(versions.c.id).where(
-        versions.c.vm_uuid == state.vm_uuid, versions.c.kind == state.kind, versions.c.generation == state.generation
+        versions.c.vm_uuid == state.vm_uuid,
+        versions.c.kind == state.kind,
+        versions.c.generation == state.generation,
+        versions.c.conflict.is_(False),
     )
-    other = connection.execute(taken).scalar()
-    if other is not None:
-        return (
-            f"{state.kind} state of VM {state.vm_uuid}: versions {other} and {state.id} both claim "
-            f"generation {state.generation}"
-        )
-    _add(connection, state)
-    return None
+    first: str | None = connection.execute(taken).scalar()
+    _add(connection, replace(state, conflict=first is not None))
+    return first
 
 
 def newest_state(connection: Connection, vm_uuid: str, kind: str) -> CatalogState | None:
-    chosen = select(versions).where(versions.c.vm_uuid == vm_uuid, versions.c.kind == kind)
+    """Return the accepted version of the highest generation. One that came late claims no higher one."""
+    chosen = select(versions).where(
+        versions.c.vm_uuid == vm_uuid, versions.c.kind == kind, versions.c.conflict.is_(False)
+    )
     row = connection.execute(chosen.order_by(versions.c.generation.desc()).limit(1)).first()
     return None if row is None else _state(row)
 
 
 def of_vm(connection: Connection, vm_uuid: str) -> tuple[CatalogState, ...]:
-    chosen = select(versions).where(versions.c.vm_uuid == vm_uuid).order_by(versions.c.generation.desc())
+    newest_first = (versions.c.generation.desc(), versions.c.conflict, versions.c.id)
+    chosen = select(versions).where(versions.c.vm_uuid == vm_uuid).order_by(*newest_first)
     return tuple(_state(row) for row in connection.execute(chosen))
 
 
@@ -92,8 +100,11 @@ def held(connection: Connection, holder: str, reason: PinReason) -> tuple[Catalo
 
 
 def _same(known: CatalogState, state: CatalogState) -> bool:
-    """Compare all but the time: a point names the versions it holds without saying when each was made."""
-    return replace(known, created=state.created) == state
+    """Compare all but the time: a point names the versions it holds without saying when each was made.
+
+    Nor does it say whether one came late.
+    """
+    return replace(known, created=state.created, conflict=state.conflict) == state
 
 
 def _add(connection: Connection, state: CatalogState) -> None:
@@ -105,6 +116,7 @@ def _add(connection: Connection, state: CatalogState) -> None:
         "sha256": state.sha256,
         "size_bytes": state.size_bytes,
         "created": state.created,
+        "conflict": state.conflict,
     }
     connection.execute(insert(versions).values(row))
 
@@ -115,4 +127,6 @@ def _by_id(connection: Connection, version_id: str) -> CatalogState | None:
 
 
 def _state(row: Row[Any]) -> CatalogState:
-    return CatalogState(row.id, row.vm_uuid, row.kind, row.generation, row.sha256, row.size_bytes, row.created)
+    return CatalogState(
+        row.id, row.vm_uuid, row.kind, row.generation, row.sha256, row.size_bytes, row.created, bool(row.conflict)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 
@@ -17,6 +17,11 @@ def load(text: str) -> dict[str, Any]:
     """Return the JSON object of a column."""
     value: dict[str, Any] = json.loads(text)
     return value
+
+
+def after(moment: str, seconds: float) -> str:
+    """Return the instant so long after another one: how long something took is not told by a clock that was set."""
+    return (datetime.fromisoformat(moment) + timedelta(seconds=seconds)).isoformat(timespec="microseconds")
 
 
 def now() -> str:

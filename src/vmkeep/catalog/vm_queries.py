@@ -40,6 +40,21 @@ def set_current_point(connection: Connection, uuid: str, point_id: str | None) -
     connection.execute(update(vms).where(vms.c.uuid == uuid).values(current_point=point_id))
 
 
+def sequence(connection: Connection, uuid: str) -> int:
+    """Return the greatest order number that was ever seen of a VM's points and snapshots; 0 for none."""
+    found: int | None = connection.execute(select(vms.c.sequence).where(vms.c.uuid == uuid)).scalar()
+    return found or 0
+
+
+def raise_sequence(connection: Connection, uuid: str, number: int) -> None:
+    """Note that an order number of a VM is taken. The VM's row must be there."""
+    connection.execute(update(vms).where(vms.c.uuid == uuid, vms.c.sequence < number).values(sequence=number))
+
+
+def set_name(connection: Connection, uuid: str, name: str) -> None:
+    connection.execute(update(vms).where(vms.c.uuid == uuid).values(name=name))
+
+
 def vm(connection: Connection, uuid: str) -> CatalogVm | None:
     row = connection.execute(select(vms).where(vms.c.uuid == uuid)).first()
     return None if row is None else _vm(row)

@@ -36,7 +36,7 @@ def complete_point(ctx: typer.Context, incomplete: str) -> Offer:
     from vmkeep.cli.console import time_text
 
     del ctx
-    known = sorted(_summaries(), key=lambda summary: str(summary["created"]), reverse=True)
+    known = list(reversed(_summaries()))
     offered = {f"{name}@latest": "its newest point" for name in sorted({summary["vm"] for summary in known})}
     length = max(_SHORT_ID, len(incomplete))
     while length < 32 and len({summary["id"][:length] for summary in known}) < len(known):

@@ -2,20 +2,25 @@
 
 With ``--json`` standard output is exactly one JSON document or nothing, and standard error at most one. With
 ``--quiet`` a command reports nothing: errors, warnings and documents that were asked for are left.
+
+What a command does is not undone, and not broken off, because nobody can be told of it. An output that fails is told at
+the end, on the other one, and by the exit status (``lost``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
+from vmkeep.cli.outputs import Forgiving, silence_output
 from vmkeep.cli.tables import Facts, Table, printable
-from vmkeep.errors import InvalidRequest, NoSpace, VmkeepError
+from vmkeep.errors import InvalidRequest, OutputFailed, VmkeepError
 from vmkeep.filesystem import size_text as size_text
 
 if TYPE_CHECKING:
@@ -27,10 +32,6 @@ BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
-class ReaderGone(Exception):
-    """Whoever reads standard output has closed it (`vmkeep points | head -1`): the rest is said to nobody."""
-
-
 class Console:
     """Where one command writes to."""
 
@@ -38,15 +39,19 @@ class Console:
         self.json = json_wanted
         self.quiet = False
         self.debug_log: str | None = None
+        self.works = False
+        """Whether the command does more than to print."""
         self._notices: list[str] = []
+        self._stands_alone = False  # a document or a text was printed, beside which nothing else may stand
+        self._output: OSError | UnicodeEncodeError | None = None
+        self._silent: OSError | ValueError | None = None
+        self._unsaid: list[str] = []
 
     # -- standard output ---------------------------------------------------------------------------------------
 
     def document(self, value: Mapping[str, Any]) -> None:
         """Print the command's one JSON document."""
-        with _written():
-            sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-            sys.stdout.flush()
+        self.text(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
     def show(self, *parts: str | Table | Facts) -> None:
         """Print texts and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
@@ -63,13 +68,30 @@ class Console:
             if on_terminal and isinstance(part, Table) and os.environ.get("TERM", "dumb") != "dumb":
                 shown[0] = f"{_BOLD}{shown[0]}{_PLAIN}"
             lines += shown
-        self.text("".join(f"{line}\n" for line in lines))
+        self._print("".join(f"{line}\n" for line in lines))
 
     def text(self, text: str) -> None:
         """Print a text exactly as it is: a document, or what another program prints as well."""
-        with _written():
+        self._stands_alone = True
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        if self._output is not None:
+            return
+        try:
             sys.stdout.write(text)
             sys.stdout.flush()
+        except (OSError, UnicodeEncodeError) as error:
+            self.lose_output(error)
+
+    @property
+    def output_is_lost(self) -> bool:
+        return self._output is not None
+
+    def lose_output(self, error: OSError | UnicodeEncodeError) -> None:
+        """Standard output cannot be written: what follows goes nowhere."""
+        self._output = self._output or error
+        silence_output()
 
     # -- standard error ----------------------------------------------------------------------------------------
 
@@ -106,6 +128,24 @@ class Console:
         elif self.debug_log is not None:
             self._say(f"vmkeep: debug log: {self.debug_log}\n")
 
+    def lost(self) -> int:
+        """Tell of an output that failed, after all else; return the exit status for that, 0 when none did."""
+        if self._output is not None:
+            error = self._output
+            gone = isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE
+            if not gone or self.works:
+                self.failure(_output_failed(error, works=self.works, gone=gone))
+            elif self.json:
+                self._say_json({})
+            return BROKEN_PIPE_STATUS if gone else OutputFailed.exit_status
+        if self._silent is None:
+            return 0
+        if not self.json:
+            self._unsaid.append(f"vmkeep: error: standard error cannot be written: {_reason(self._silent)}\n")
+        if not self._stands_alone:
+            self._print("".join(self._unsaid))
+        return OutputFailed.exit_status
+
     def confirm(self, question: str, *, yes: bool) -> None:
         """Ask before something that cannot be taken back; raises InvalidRequest without a yes."""
         if yes:
@@ -127,19 +167,20 @@ class Console:
     def progress(self) -> Iterator[Callable[[Progress], None]]:
         """Show how an operation comes on, with rate and time left; no more than notes where there is no terminal."""
         if self.json or self.quiet or not sys.stderr.isatty():
-            yield self._note
+            yield self.note
             return
         from vmkeep.cli.progress import progress_bar
 
         with progress_bar(_rich(sys.stderr)) as watch:
 
             def watch_and_note(report: Progress) -> None:
-                self._note(report)
+                self.note(report)
                 watch(report)
 
             yield watch_and_note
 
-    def _note(self, report: Progress) -> None:
+    def note(self, report: Progress) -> None:
+        """Say what a report has to say beside how far things are."""
         if report.note is not None:
             self.notice(report.note)
 
@@ -151,12 +192,31 @@ class Console:
         if value:
             self._say(json.dumps(value, ensure_ascii=False) + "\n")
 
-    @staticmethod
-    def _say(text: str) -> None:
-        # A closed standard error must not turn a result into a failure.
-        with contextlib.suppress(OSError, ValueError):
+    def _say(self, text: str) -> None:
+        try:
             sys.stderr.write(text)
             sys.stderr.flush()
+        except (OSError, ValueError) as error:
+            self._silent = error
+            self._unsaid.append(text)
+
+
+def _output_failed(error: OSError | UnicodeEncodeError, *, works: bool, gone: bool) -> OutputFailed:
+    what = "was closed by its reader" if gone else f"cannot be written: {_reason(error)}"
+    if isinstance(error, UnicodeEncodeError):
+        hint = "Set a UTF-8 locale, for example LC_ALL=C.UTF-8."
+    elif works:
+        hint = "Only its result was lost: the command need not be run again for that. `vmkeep log` shows operations."
+    else:
+        hint = None
+    done = "What was asked for was done, but standard output" if works else "Standard output"
+    return OutputFailed(f"{done} {what}", hint=hint)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"it has the encoding {error.encoding}, which lacks a letter of the result"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def duration_text(seconds: float) -> str:
@@ -177,32 +237,9 @@ def time_text(created: str) -> str:
     return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-@contextlib.contextmanager
-def _written() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError as error:
-        silence_output()
-        raise ReaderGone from error
-    except OSError as error:
-        silence_output()
-        raise NoSpace(f"Standard output cannot be written: {error.strerror}") from error
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"Standard output cannot show the result in the encoding {error.encoding}",
-            hint="Set a UTF-8 locale, for example LC_ALL=C.UTF-8.",
-        ) from error
-
-
-def silence_output() -> None:
-    """Let what is still buffered go nowhere, so that the interpreter's own flush at exit does not fail again."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-
-
 def _rich(stream: Any) -> RichConsole:
     from rich.console import Console as RichConsole
 
-    return RichConsole(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return RichConsole(
+        file=cast("IO[str]", Forgiving(stream)), markup=False, highlight=False, emoji=False, soft_wrap=False
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import platform
+import tempfile
 from collections.abc import MutableMapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +17,7 @@ import structlog
 
 from vmkeep import __version__
 from vmkeep.config import Settings
+from vmkeep.filesystem import file_errors
 from vmkeep.logs import begin_logging
 
 _SECRET_WORDS = ("passphrase", "password", "secret", "token", "private")
@@ -21,12 +25,16 @@ _HIDDEN = "(not logged)"
 
 
 def start_log(directory: Path) -> Path:
-    """Log everything of this process into a new file in the directory and return its path."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    path = directory / f"vmkeep-{moment}-{os.getpid()}.log"
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    file = os.fdopen(handle, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    """Log everything of this process into a new file and return its path, which is elsewhere where there is no room.
+
+    A home that cannot be written may be what one wants the log of.
+    """
+    try:
+        path, file = _open(directory)
+    except OSError:
+        elsewhere = Path(tempfile.gettempdir())
+        with file_errors(elsewhere):
+            path, file = _open(Path(tempfile.mkdtemp(prefix="vmkeep-log-", dir=elsewhere)))
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -49,6 +57,28 @@ def start_log(directory: Path) -> Path:
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
     begin_logging()
     return path
+
+
+class _LogFile(io.TextIOWrapper):
+    """A file whose loss is no reason for what is logged to fail."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def _open(directory: Path) -> tuple[Path, _LogFile]:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    path = directory / f"vmkeep-{moment}-{os.getpid()}.log"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    binary = io.BufferedWriter(io.FileIO(handle, "w"))
+    return path, _LogFile(binary, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def log_beginning(arguments: Sequence[str], settings: Settings) -> None:

@@ -69,6 +69,7 @@ def doctor(
 def _recovered(running: Session) -> Sequence[str]:
     from vmkeep.flows.engine import Engine
 
+    running.console.works = True
     with Engine(running.premises) as engine:
         return engine.recovered
 

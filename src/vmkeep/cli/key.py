@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
-from vmkeep.errors import HostFileMissing, InvalidRequest, NoSpace, PermissionRefused, TargetExists, VmkeepError
-from vmkeep.filesystem import write_new_file
+from vmkeep.errors import HostFileMissing, InvalidRequest, TargetExists, VmkeepError
+from vmkeep.filesystem import file_error, write_new_file
 
 app = typer.Typer(
     short_help="Export the repository's key, and import it.",
@@ -100,7 +100,7 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path} is not a text", path=str(path)) from error
     except OSError as error:
-        raise _translated(error, path) from error
+        raise _translated(error, path, "read") from error
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -110,12 +110,10 @@ def _write_new(path: Path, text: str) -> None:
         raise _translated(error, path) from error
 
 
-def _translated(error: OSError, path: Path) -> VmkeepError:
+def _translated(error: OSError, path: Path, doing: str = "written") -> VmkeepError:
     where = str(path)
     if isinstance(error, FileExistsError):
         return TargetExists(f"{path} is there already", path=where, hint="Choose another file.")
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return HostFileMissing(f"{path}: {error.strerror}", path=where)
-    if isinstance(error, PermissionError):
-        return PermissionRefused(f"{path}: {error.strerror}", path=where)
-    return NoSpace(f"{path}: {error.strerror}", path=where)
+    return file_error(error, path, doing)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from vmkeep import __version__
 from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, vm
-from vmkeep.cli.console import BROKEN_PIPE_STATUS, Console, ReaderGone, silence_output
+from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.ondemand import OnDemandGroup
+from vmkeep.cli.outputs import OutputLost, make_whole
 from vmkeep.cli.session import ConnectOption, DebugOption, Invocation, JsonOption, QuietOption
 from vmkeep.cli.shells import ASKED_BY, INSTALL, SHOW, answer, install_or_show, is_asked_for
 from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
+from vmkeep.filesystem import fault_error
 
 EXAMPLE = "Example: vmkeep backup win11"
 
@@ -70,7 +74,7 @@ def before_command(
     if context.invoked_subcommand is None:
         if invocation.console.json:
             raise InvalidRequest("No command was given", hint="`vmkeep --help` lists the commands.")
-        typer.echo(context.get_help())
+        invocation.console.text(f"{context.get_help()}\n")
         raise typer.Exit(InvalidRequest.exit_status)
 
 
@@ -86,28 +90,43 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
         with interruption.installed():
             command = typer.main.get_command(app)
             result = command.main(args=list(arguments), prog_name="vmkeep", standalone_mode=False, obj=invocation)
-        console.end()
-        return result if isinstance(result, int) else 0
-    except ReaderGone:
-        return BROKEN_PIPE_STATUS
+        return _ended(console, result if isinstance(result, int) else 0)
+    except OutputLost as lost:  # of the parser, which prints help by itself
+        console.lose_output(lost)
+        return _ended(console, 0)
     except SystemExit as ended:
         # Typer's own answer to a closed pipe, while it prints help.
-        silence_output()
-        return BROKEN_PIPE_STATUS if ended.code == 1 else int(ended.code or 0)
+        if ended.code == 1:
+            console.lose_output(BrokenPipeError(errno.EPIPE, "its reader is gone"))
+        return _ended(console, int(ended.code or 0) if ended.code != 1 else 0)
     except BaseException as raised:
         error = _translated(raised, interruption.received)
         if invocation.logging:
             from vmkeep.cli.debuglog import log_failure
 
             log_failure(raised)
+        if console.output_is_lost:
+            error.add_note("standard output could not be written")
         console.failure(error)
         if not console.json:
             console.end()
+        if not console.output_is_lost:
+            console.lost()
         return error.exit_status
+
+
+def _ended(console: Console, status: int) -> int:
+    """Say what is left to say, and return the exit status: that of an output which failed, unless all did not end."""
+    if not (console.json and console.output_is_lost):  # that says all in one document
+        console.end()
+    return status or console.lost()
 
 
 def run() -> NoReturn:
     """The entry point of the installed command."""
+    make_whole()
+    # Whatever is made for others to read is made for nobody else to write, also by programs that are run.
+    os.umask(os.umask(0o077) | 0o022)
     # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay.
     gc.set_threshold(50_000)
     if ASKED_BY in os.environ:
@@ -143,7 +162,20 @@ def _translated(raised: BaseException, signalled: Interrupted | None) -> VmkeepE
         return Interrupted("Interrupted by Ctrl-C")
     if signalled is not None and _came_of(raised, signalled):
         return signalled
-    return VmkeepError(f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__)
+    if isinstance(raised, FileNotFoundError) and not _has_current_folder():
+        return InvalidRequest(
+            "the current folder was deleted, and a relative path begins there",
+            hint="Go to another folder (`cd`), or give absolute paths.",
+        )
+    return fault_error(raised)
+
+
+def _has_current_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _came_of(raised: BaseException, cause: BaseException) -> bool:

@@ -15,8 +15,10 @@ from vmkeep.cli.tables import Facts, Table, printable
 
 if TYPE_CHECKING:
     from vmkeep.catalog import CatalogPoint
+    from vmkeep.host.survey import Progress
 
 SHORTEST_ID = 8
+_NAMED = 4
 
 point_app = typer.Typer(
     help="One point: show it or delete it.",
@@ -31,14 +33,38 @@ PointArgument = Annotated[
 ]
 
 
-def find_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, list[str]]]:
-    """Return the point that was named, and what a JSON document says beside it.
+def search_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, list[str]]]:
+    """Return the point that was named, by all that the repository holds, and what a JSON document says beside it."""
+    from vmkeep.flows.point_search import search_point as search
 
-    VM@latest is the newest point that somebody or a timer made. Where a restore in place left a newer state, that is
+    def watch(report: Progress) -> None:
+        if report.note is not None:
+            running.console.notice(report.note)
+
+    found = search(running.premises, text, watch)
+    for sentence in found.told:
+        running.console.notice(f"warning: {sentence}")
+    return _beside(running, text, found.point)
+
+
+def find_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, list[str]]]:
+    """Return the point that was named, by the catalogue alone, and what a JSON document says beside it."""
+    return _beside(running, text, running.premises.catalog.find_point(text))
+
+
+def _beside(running: Session, text: str, found: CatalogPoint) -> tuple[CatalogPoint, dict[str, list[str]]]:
+    """Tell what one must know of a point that was not named by its id.
+
+    VM@latest is the last point that somebody or a timer made. Where a restore in place left a later state, that is
     named: the VM may have been brought back from it on purpose, or by mistake.
     """
     catalog = running.premises.catalog
-    found = catalog.find_point(text)
+    earlier = list(catalog.against_the_clock(text, found))
+    if earlier:
+        running.console.notice(
+            f"warning: {text} is point {found.id}: the last one made of those whose clock says that time or an earlier "
+            f"one. The clocks are not in order: made before it, and with a later clock, {_counted(earlier)}"
+        )
     if not text.endswith("@latest"):
         return found, {}
     newer = list(catalog.newer_safety_points(found))
@@ -118,7 +144,7 @@ def delete(
     """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.stand_apart()
-        found, _ = find_point(running, point)
+        found, _ = search_point(running, point)
         running.console.confirm(
             f"Delete point {found.id} of VM {found.vm_name!r}, taken {time_text(found.created)}, for ever?", yes=yes
         )
@@ -130,6 +156,11 @@ def delete(
             running.console.show(
                 f"point {found.id} deleted; the space it alone used comes back with prune, which a later release brings"
             )
+
+
+def _counted(points: Sequence[str]) -> str:
+    named = ", ".join(points[:_NAMED])
+    return f"are {named}" + (f" and {len(points) - _NAMED} more" if len(points) > _NAMED else "")
 
 
 def _id_length(ids: Sequence[str]) -> int:

@@ -10,11 +10,11 @@ import typer
 
 from vmkeep.cli.completion import complete_part
 from vmkeep.cli.console import size_text, time_text
-from vmkeep.cli.points import PointArgument, find_point
+from vmkeep.cli.points import PointArgument, search_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.commandline import command_line
 from vmkeep.errors import InvalidRequest
-from vmkeep.flows.requests import ImageFormat, TpmChoice
+from vmkeep.flows.requests import ImageFormat, RestoreVm, TpmChoice
 
 if TYPE_CHECKING:
     from vmkeep.flows.requests import FilesRestored, InPlaceRestored, RestoreInPlace, VmRestored
@@ -74,6 +74,22 @@ def restore(
         Path | None,
         typer.Option(metavar="DIR", help="Where the VM's images go; with --as.", show_default=False),
     ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option("--adapt", help="Change what of the definition does not fit this host, and say what; with --as."),
+    ] = False,
+    machine: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Give the VM this machine type; with --as.", show_default=False),
+    ] = None,
+    cpu: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Give the VM this CPU model or mode; with --as.", show_default=False),
+    ] = None,
+    firmware: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Give the VM this UEFI firmware; with --as.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there (never a VM).")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; with --in-place.")] = False,
     json: JsonOption = False,
@@ -89,6 +105,9 @@ def restore(
             _refuse(("--yes", yes or None), needs="--in-place")
         if name is not None:
             _refuse(("--only", only), needs="--in-place and --output")
+        if name is None:
+            chosen = (("--machine", machine), ("--cpu", cpu), ("--firmware", firmware))
+            _refuse(("--adapt", adapt or None), *chosen, needs="--as")
         if output is None:
             _refuse(("--secrets", secrets or None), needs="--output")
         if in_place:
@@ -114,7 +133,19 @@ def restore(
             _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
             if tpm is TpmChoice.KEEP:
                 raise InvalidRequest("--tpm keep goes with --in-place only: a VM that is made has no TPM yet")
-            restored, beside = _as_vm(running, point, name or "", tpm, disks_dir, force=force)
+            directory = str(disks_dir.absolute()) if disks_dir is not None else None
+            request = RestoreVm(
+                point,
+                name or "",
+                tpm,
+                directory,
+                force=force,
+                adapt=adapt,
+                machine=machine,
+                cpu=cpu,
+                firmware=str(firmware.absolute()) if firmware is not None else None,
+            )
+            restored, beside = _as_vm(running, request)
         _tell(running, restored, beside)
 
 
@@ -131,7 +162,7 @@ def _as_files(
 ) -> tuple[FilesRestored, dict[str, list[str]]]:
     from vmkeep.flows.requests import RestoreFiles
 
-    found, beside = find_point(running, point)
+    found, beside = search_point(running, point)
     request = RestoreFiles(
         found.id,
         str(output.absolute()),
@@ -141,22 +172,17 @@ def _as_files(
         secrets=secrets,
         only=only,
     )
-    with running.engine() as engine, running.console.progress() as watch:
+    with running.engine(needs_home=False) as engine, running.console.progress() as watch:
         return engine.restore_files(request, watch), beside
 
 
-def _as_vm(
-    running: Session, point: str, name: str, tpm: TpmChoice | None, disks_dir: Path | None, *, force: bool
-) -> tuple[VmRestored, dict[str, list[str]]]:
-    from vmkeep.flows.requests import RestoreVm
-
-    if not name.strip():
+def _as_vm(running: Session, request: RestoreVm) -> tuple[VmRestored, dict[str, list[str]]]:
+    """``request`` names the point as the user did."""
+    if not request.name.strip():
         raise InvalidRequest("The name of the VM is empty")
-    found, beside = find_point(running, point)
-    directory = str(disks_dir.absolute()) if disks_dir is not None else None
-    request = RestoreVm(found.id, name, tpm, directory, force)
-    with running.engine() as engine, running.console.progress() as watch:
-        return engine.restore_vm(request, watch), beside
+    found, beside = search_point(running, request.point)
+    with running.engine(needs_home=False) as engine, running.console.progress() as watch:
+        return engine.restore_vm(replace(request, point=found.id), watch), beside
 
 
 def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoice | None, *, yes: bool) -> None:
@@ -166,7 +192,7 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
         raise InvalidRequest(
             "--tpm new goes with --as only", hint="In place the TPM is the point's (same), or stays (keep)."
         )
-    found, beside = find_point(running, point)
+    found, beside = search_point(running, point)
     request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
     running.require_rights(found.vm_name)
     running.expect_job()
@@ -229,7 +255,7 @@ def _tell(running: Session, restored: FilesRestored | VmRestored, beside: dict[s
     if console.json:
         console.document({"restored": {**_listed(asdict(restored)), **beside}})
     else:
-        console.show(*restored.files, _summary(restored))
+        console.show(*restored.files, *_changes(restored), _summary(restored))
     for warning in restored.warnings:
         console.notice(f"warning: {warning}")
 
@@ -245,6 +271,14 @@ def _summary(restored: FilesRestored | VmRestored) -> str:
         f"VM {shown['name']} ({shown['uuid']}) made of point {restored.point}, {identity}, "
         f"TPM: {shown['tpm']}: {written} written"
     )
+
+
+def _changes(restored: FilesRestored | VmRestored) -> list[str]:
+    """Say what was changed in the definition for this host; what the guest notices of it stands behind it."""
+    changes = getattr(restored, "changes", ())
+    return [
+        f"changed: {each['change']}" + (f"; the guest: {each['guest']}" if each["guest"] else "") for each in changes
+    ]
 
 
 def _listed(value: dict[str, Any]) -> dict[str, Any]:

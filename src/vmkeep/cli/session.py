@@ -13,7 +13,7 @@ import typer
 
 from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
-from vmkeep.config import Settings, load_settings, prepare_home
+from vmkeep.config import Settings, load_settings
 from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -39,6 +39,16 @@ QuietOption = Annotated[
 ]
 """An option of every command that is declared once: ``vmkeep.cli.ondemand`` adds it to each."""
 DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
+
+# The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
+_LOOKING = {
+    *("doctor", "log", "point show", "points", "verify", "vm list", "vm show"),
+    *(
+        f"{kind} {command}"
+        for kind in ("checkpoint", "snapshot")
+        for command in ("dumpxml", "export", "health", "info", "list", "parent", "tree")
+    ),
+}
 
 
 def _ask_for_quiet(context: typer.Context, *, wanted: bool) -> None:
@@ -83,8 +93,19 @@ class Session:
         """The host that the URI names, to look at."""
         from vmkeep.host.local import LocalHost
 
+        self._attend()
         with contextlib.closing(LocalHost(self.settings, lambda: self.premises.repository)) as host:
             yield host
+
+    def _attend(self) -> None:
+        """Say what libvirt is waited for, and let Ctrl-C end the wait."""
+        from vmkeep.host.connecting import attend
+
+        attend(
+            tell=self.console.notice,
+            cancelled=lambda: self.interruption.received,
+            limit_seconds=self.settings.stalled_after_seconds,
+        )
 
     def require_rights(self, vm: str) -> None:
         """Raise PermissionRefused when this user may not use the files of a VM that a point of it needs.
@@ -101,23 +122,28 @@ class Session:
         from vmkeep.host.connecting import LazyConnection
         from vmkeep.host.moments import LocalMoments
 
+        self._attend()
         with contextlib.closing(LazyConnection(self.settings.uri)) as connection:
             yield LocalMoments(self.settings, connection.opened)
 
     @contextlib.contextmanager
-    def engine(self, *, first_use: bool = False) -> Iterator[Engine]:
+    def engine(self, *, first_use: bool = False, needs_home: bool = True) -> Iterator[Engine]:
         """Start what runs flows; tell what it found interrupted. Signals ask the running operation to stop.
 
-        ``first_use``: initialise the installation if that was never done, and say where the key is.
+        Without ``needs_home`` it also runs where vmkeep's home cannot be written. ``first_use``: initialise the
+        installation if that was never done, and say where the key is.
         """
         with self.interruption.postponed():
             from vmkeep.flows.engine import Engine
 
+        self._attend()
         if first_use:
             report = self.premises.ensure()
             if report is not None:
                 tell_first_use(self.console, report)
-        with Engine(self.premises, last=self._invocation.ends_process) as engine:
+        with Engine(
+            self.premises, needs_home=needs_home, last=self._invocation.ends_process, watch=self.console.note
+        ) as engine:
             for sentence in engine.recovered:
                 self.console.notice(sentence)
             with self.interruption.handed_to(engine.cancel):
@@ -141,7 +167,6 @@ class Session:
 
         if self._invocation.logging:
             return
-        prepare_home(self.settings)
         self.console.debug_log = str(start_log(self.settings.logs_dir))
         self._invocation.logging = True
         log_beginning(self._invocation.arguments, self.settings)
@@ -161,6 +186,7 @@ def session(context: typer.Context, *, json: bool, connect: str | None, debug: b
     invocation.debug = debug or invocation.debug
     if invocation.console.json and invocation.console.quiet:
         raise InvalidRequest("--json and --quiet are mutually exclusive", hint="Leave one of them out.")
+    invocation.console.works = context.command_path.removeprefix("vmkeep ") not in _LOOKING
     running = Session(invocation)
     try:
         if invocation.debug:

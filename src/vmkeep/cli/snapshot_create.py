@@ -157,8 +157,8 @@ def _print_xml(running: Session, request: TakeSnapshot) -> None:
 
 
 def _take(running: Session, request: TakeSnapshot) -> None:
-    running.require_rights(request.vm)
     running.stand_apart()
+    running.require_rights(request.vm)
     running.expect_job()
     with running.engine(first_use=True) as engine, running.console.progress() as watch:
         taken = engine.take_snapshot(request, watch)

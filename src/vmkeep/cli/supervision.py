@@ -11,20 +11,19 @@ A repository beside vmkeep's own files needs none of this: when their file syste
 from __future__ import annotations
 
 import os
-import re
 import select
 import signal
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+
+from vmkeep.mounts import mount_point, mount_points
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 _ENDING_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
-_ESCAPED = re.compile(r"\\([0-7]{3})")
 _word: int | None = None
 
 
@@ -65,19 +64,11 @@ def tell_status(status: int) -> None:
         os.write(_word, bytes([status]))
 
 
-def mount_point(path: Path, mounts: Iterable[str]) -> str:
-    """Return which of the mount points a path is below, by name alone: to ask a dead server would not come back."""
-    parents = {str(parent) for parent in (path, *path.parents)}
-    return max((mount for mount in mounts if mount in parents), key=len, default="/")
-
-
 def _apart(home: Path, repository: Path) -> bool:
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        mounts = mount_points()
     except OSError:
         return False
-    # Space, tab, line end and backslash are written as octal numbers (proc(5)).
-    mounts = [_ESCAPED.sub(lambda found: chr(int(found[1], 8)), line.split()[4]) for line in lines]
     return mount_point(home, mounts) != mount_point(repository, mounts)
 
 

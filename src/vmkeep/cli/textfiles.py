@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from vmkeep.errors import HostFileMissing, InvalidRequest, PermissionRefused
+from vmkeep.errors import HostFileMissing, InvalidRequest
 from vmkeep.filesystem import file_error, replace_file, write_new_file
 
 STANDARD = "-"
@@ -24,10 +24,10 @@ def read_text(file: str, *, limit_bytes: int) -> str:
                 content = stream.read(limit_bytes + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise HostFileMissing(f"{name} is not there", path=file, hint="Check the name of the file.") from error
-    except PermissionError as error:
-        raise PermissionRefused(f"{name} cannot be read: {error.strerror}", path=file) from error
-    except OSError as error:
+    except IsADirectoryError as error:
         raise InvalidRequest(f"{name} cannot be read: {error.strerror}", path=file) from error
+    except OSError as error:
+        raise file_error(error, Path(name), "read") from error
     if len(content) > limit_bytes:
         raise InvalidRequest(f"{name} is longer than {limit_bytes} bytes", path=file)
     try:

@@ -9,9 +9,9 @@ import typer
 
 from vmkeep.cli.completion import complete_point_or_vm
 from vmkeep.cli.console import Console, size_text, time_text
-from vmkeep.cli.points import find_point
+from vmkeep.cli.points import search_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
-from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, VmkeepError, VmNotFound
+from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, StoreError, VmkeepError, VmNotFound
 
 if TYPE_CHECKING:
     from vmkeep.host.survey import Progress
@@ -57,8 +57,11 @@ def verify(
             running.console.document(result)
         else:
             _show(running.console, result)
+        location = running.premises.repository.location
+        if result["damaged"]:
+            raise IntegrityError(_damage(result), path=location)
         if not result["ok"]:
-            raise IntegrityError(_damage(result), path=running.premises.repository.location)
+            raise StoreError(_unreadable(result), path=location)
 
 
 def _chosen(running: Session, what: str) -> tuple[list[str], dict[str, list[str]]]:
@@ -66,7 +69,7 @@ def _chosen(running: Session, what: str) -> tuple[list[str], dict[str, list[str]
     try:
         found = [point["id"] for point in catalog.summaries(what)]
     except VmNotFound:
-        point, beside = find_point(running, what)
+        point, beside = search_point(running, what)
         return [point.id], beside
     if not found:
         raise PointNotFound(f"There is no point of VM {what!r}", vm=what)
@@ -82,12 +85,18 @@ def _points(running: Session, ids: Sequence[str], sample: float) -> dict[str, An
             try:
                 report = repository.verify_point(point_id, sample=sample, progress=_reported(watch, stage))
             except PointNotFound:
-                verified.append(_verdict(point_id, [_absent(point_id)], ok=False))
+                verified.append(_verdict(point_id, [_absent(point_id)], [], ok=False))
                 continue
         findings = [_finding(finding) for finding in report.findings]
-        verdict = _verdict(point_id, findings, ok=report.sound, blocks=report.blocks, size_bytes=report.bytes_read)
+        unread = [_finding(finding) for finding in report.unreadable]
+        _tell_unsteady(running, report.unsteady)
+        verdict = _verdict(
+            point_id, findings, unread, ok=report.sound, blocks=report.blocks, size_bytes=report.bytes_read
+        )
         verified.append(verdict)
-    return {"verified": verified, "ok": not any(point["findings"] for point in verified), "sample": sample * 100}
+    damaged = any(point["findings"] for point in verified)
+    ok = not damaged and not any(point["unreadable"] for point in verified)
+    return {"verified": verified, "ok": ok, "damaged": damaged, "sample": sample * 100}
 
 
 def _everything(running: Session, sample: float) -> dict[str, Any]:
@@ -98,16 +107,25 @@ def _everything(running: Session, sample: float) -> dict[str, Any]:
     findings = [_finding(finding) for finding in report.findings]
     # A point object that was removed leaves no trace in the repository; the catalogue remembers it.
     findings.extend(_absent(point_id) for point_id in known if point_id not in report.points)
+    unread = [_finding(finding) for finding in report.unreadable]
     ids = sorted({*report.points, *(point for finding in findings for point in finding["harms"])})
-    harming = {point_id: [each for each in findings if point_id in each["harms"]] for point_id in ids}
-    verified = [_verdict(point_id, harms, ok=not harms) for point_id, harms in harming.items()]
+    verified = []
+    for point_id in ids:
+        harms = [each for each in findings if point_id in each["harms"]]
+        lacks = [each for each in unread if point_id in each["harms"]]
+        verified.append(_verdict(point_id, harms, lacks, ok=not harms and not lacks))
+    _tell_unsteady(running, report.unsteady)
     if report.damaged_packs:
         _condemn(running, report.damaged_packs)
+    if report.pardoned_packs:
+        _pardon(running, report.pardoned_packs)
     return {
         "verified": verified,
-        "ok": not findings,
+        "ok": not findings and not unread,
+        "damaged": bool(findings),
         "sample": sample * 100,
         "findings": findings,
+        "unreadable": unread,
         "packs": report.packs,
         "blocks": report.blocks,
         "bytes": report.bytes_read,
@@ -117,22 +135,49 @@ def _everything(running: Session, sample: float) -> dict[str, Any]:
 def _condemn(running: Session, packs: Sequence[bytes]) -> None:
     """Keep later points from sharing blocks with packs that are damaged; a repository that cannot be written stays."""
     try:
-        running.premises.repository.condemn(packs, reason="verify found damage")
+        running.premises.repository.condemn(packs)
     except VmkeepError as error:
         running.console.notice(f"the damaged packs could not be marked: {error.message}")
     else:
         running.console.notice("later points will not use the damaged packs; `vmkeep backup --full VM` stores all anew")
 
 
+def _pardon(running: Session, packs: Sequence[bytes]) -> None:
+    """Let later points use packs again that an earlier pass had called damaged, and this one proved sound."""
+    try:
+        freed = running.premises.repository.pardon(packs)
+    except VmkeepError as error:
+        running.console.notice(f"packs that proved sound could not be freed: {error.message}")
+    else:
+        if freed:
+            running.console.notice(f"{freed} packs that were marked as damaged are sound, and are used again")
+
+
+def _tell_unsteady(running: Session, unsteady: Sequence[Finding]) -> None:
+    for finding in unsteady:
+        running.console.notice(
+            f"warning: {finding.object} was wrong when it was read first ({finding.what}), and right the second time: "
+            "look at the storage, its cable and the memory of this host"
+        )
+
+
 def _verdict(
     point_id: str,
     findings: list[dict[str, Any]],
+    unreadable: list[dict[str, Any]],
     *,
     ok: bool,
     blocks: int | None = None,
     size_bytes: int | None = None,
 ) -> dict[str, Any]:
-    return {"point": point_id, "ok": ok, "blocks": blocks, "bytes": size_bytes, "findings": findings}
+    return {
+        "point": point_id,
+        "ok": ok,
+        "blocks": blocks,
+        "bytes": size_bytes,
+        "findings": findings,
+        "unreadable": unreadable,
+    }
 
 
 def _name(running: Session, verified: Sequence[dict[str, Any]]) -> None:
@@ -167,7 +212,12 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     sound = "sound" if result["sample"] == 100 else "sound as far as read"
     for point in result["verified"]:
         read = f" ({point['blocks']} blocks, {size_text(point['bytes'])})" if point["blocks"] is not None else ""
-        lines.append(f"point {point['point']}{_whose(point)}: {sound if point['ok'] else 'DAMAGED'}{read}")
+        bad = "DAMAGED" if _is_harmed(point) else "UNREADABLE"
+        lines.append(f"point {point['point']}{_whose(point)}: {sound if point['ok'] else bad}{read}")
+    unread = result.get("unreadable", [each for point in result["verified"] for each in point["unreadable"]])
+    for finding in unread:
+        needed = ", ".join(finding["harms"]) or "no point"
+        lines.append(f"{finding['object']}: could not be read: {finding['what']}; needed by {needed}")
     findings = result.get("findings", [each for point in result["verified"] for each in point["findings"]])
     for finding in findings:
         harms = ", ".join(finding["harms"]) or "no point"
@@ -181,8 +231,18 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     console.show(*(lines or ["no points"]))
 
 
+def _unreadable(result: dict[str, Any]) -> str:
+    points = [point["point"] for point in result["verified"] if not point["ok"]]
+    told = f"; {len(points)} of {len(result['verified'])} points need it: {', '.join(points)}" if points else ""
+    return f"Not all could be read, and nothing that was read is damaged{told}"
+
+
+def _is_harmed(point: dict[str, Any]) -> bool:
+    return any(point["point"] in finding["harms"] for finding in point["findings"])
+
+
 def _damage(result: dict[str, Any]) -> str:
-    harmed = [point["point"] for point in result["verified"] if not point["ok"]]
+    harmed = [point["point"] for point in result["verified"] if _is_harmed(point)]
     if not harmed:
         return "The repository is damaged, but no point is harmed"
     return f"{len(harmed)} of {len(result['verified'])} points are damaged: {', '.join(harmed)}"

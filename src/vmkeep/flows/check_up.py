@@ -20,8 +20,10 @@ from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
 from vmkeep.errors import (
-    CatalogError,
+    CatalogDamaged,
     KeyMissing,
+    NoSpace,
+    PermissionRefused,
     RepositoryForeign,
     RepositoryNotFound,
     VmkeepError,
@@ -46,6 +48,8 @@ from vmkeep.host.findings import (
 from vmkeep.host.lock import FileLock
 from vmkeep.host.protocol import Host
 from vmkeep.logs import get_logger
+from vmkeep.repository.intents import Writer
+from vmkeep.sqlite import sqlite_error
 
 _log = get_logger(__name__)
 _POINT_PURPOSE = "point "  # as vmkeep.host begins a writer
@@ -137,7 +141,8 @@ class CheckUp:
                 self._premises.repository.forget_writer(finding.mend.writer)
                 told = f"removed the intent {finding.mend.writer} from the repository"
             elif isinstance(finding.mend, RemoveStaged):
-                self._premises.repository.remove_staged(Path(finding.mend.path))
+                is_gone = self._is_gone(self._request(self._premises.catalog))
+                self._premises.repository.remove_staged(Path(finding.mend.path), is_gone)
                 told = f"removed {finding.mend.path}"
             elif isinstance(finding.mend, ForgetSnapshot):
                 self._premises.catalog.forget_snapshot(finding.mend.snapshot)
@@ -163,6 +168,12 @@ class CheckUp:
 
     # -- the catalogue -----------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _is_gone(request: CheckupRequest) -> Callable[[Writer], bool]:
+        """Return what tells of a writer of the repository that its process is dead: of an operation of ours."""
+        states = {operation.id: operation.state for operation in request.operations or ()}
+        return lambda writer: states.get(writer.purpose.removeprefix(_POINT_PURPOSE), "living") != "living"
+
     def _has_catalog(self) -> bool:
         return os.access(self._settings.catalog_path, os.F_OK)  # False also in a home that may not be read
 
@@ -176,13 +187,13 @@ class CheckUp:
         except VmkeepError as error:
             return None, [self._catalogue_unusable(error)]
         if faults:
-            return None, [self._catalogue_unusable(CatalogError(f"the catalogue is damaged: {faults[0]}"))]
+            return None, [self._catalogue_unusable(CatalogDamaged(f"the catalogue is damaged: {faults[0]}"))]
         return catalog, []
 
     def _catalogue_unusable(self, error: VmkeepError) -> Finding:
         path = self._settings.catalog_path
         remedy = error.hint
-        if isinstance(error, CatalogError) and remedy == CatalogError.default_hint:
+        if isinstance(error, CatalogDamaged):
             remedy = f"{self._move_aside('catalog.sqlite')} && vmkeep init --adopt"
         return Finding(FindingCode.CATALOGUE_UNUSABLE, error.message, remedy=remedy, path=str(path))
 
@@ -253,12 +264,16 @@ class CheckUp:
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
                 fault = database.execute("PRAGMA quick_check").fetchone()
                 if fault is None or fault[0] != "ok":
-                    raise sqlite3.DatabaseError(str(fault))
+                    raise CatalogDamaged(f"the flow database {path} is damaged: {fault}")
                 has_table = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'").fetchone()
                 pending = database.execute(query).fetchall() if has_table else []
-        except sqlite3.Error as error:
-            message = f"the database of operations under way cannot be read: {error}"
-            remedy = f"When no vmkeep runs: {self._move_aside('flows.sqlite')}"
+        except (sqlite3.Error, CatalogDamaged) as raised:
+            error = raised if isinstance(raised, VmkeepError) else sqlite_error(raised, path, "the flow database")
+            damaged = isinstance(error, CatalogDamaged)
+            if isinstance(error, NoSpace | PermissionRefused):
+                return  # it is read only where something can be written beside it; what stands in the way is told
+            message = f"the database of operations under way cannot be read: {error.message}"
+            remedy = f"When no vmkeep runs: {self._move_aside('flows.sqlite')}" if damaged else error.hint
             yield Finding(FindingCode.FLOWS_UNUSABLE, message, remedy=remedy, path=str(path))
             return
         told = {operation.id for operation in catalog.unfinished_operations()}
@@ -274,7 +289,7 @@ class CheckUp:
             repository = self._premises.repository
             stored = set(repository.point_ids())
             writers = repository.writers()
-            staged = repository.staged()
+            staged = repository.staged(self._is_gone(request))
         except VmkeepError as error:
             code = next((code for kind, code in _REPOSITORY_ERRORS if isinstance(error, kind)), None)
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
@@ -289,7 +304,8 @@ class CheckUp:
             remedy = command_line("vmkeep point delete", point_id, options="--yes")
             yield Finding(FindingCode.POINT_NOT_STORED, message, remedy=remedy, path=f"{path}/points/{point_id}")
         under_way = {operation.id for operation in catalog.unfinished_operations()}
-        for point_id in sorted(stored - known - under_way):
+        of_other_vms = {point.id for point in catalog.passed_points()}
+        for point_id in sorted(stored - known - under_way - of_other_vms):
             if point_id in catalog.point_ids():
                 continue
             message = f"the catalogue does not know the point {point_id}, which the repository holds"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -23,7 +24,6 @@ from sqlalchemy.exc import DatabaseError, StatementError
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
 from vmkeep.commandline import command_line
 from vmkeep.errors import (
-    CatalogError,
     DiskUnsupported,
     GivenUp,
     Interrupted,
@@ -33,12 +33,13 @@ from vmkeep.errors import (
     SecretMissing,
     SecretPrivate,
     StateUnsupported,
+    StoreError,
     VmkeepError,
     VmStarted,
 )
-from vmkeep.filesystem import file_error, make_private_file
+from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.patience import patiently
-from vmkeep.flows.plan import AfterCrash, Flow, workflow_of
+from vmkeep.flows.plan import AfterCrash, Flow, Run, workflow_of
 from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
     FilesRestored,
@@ -60,7 +61,7 @@ from vmkeep.flows.restore_vm import restore_vm
 from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
-from vmkeep.flows.take_point import remove_point, take_point
+from vmkeep.flows.take_point import record_committed_point, remove_point, take_point
 from vmkeep.flows.take_snapshot import FLOW_NAME as TAKE_SNAPSHOT
 from vmkeep.flows.take_snapshot import settle_snapshot, take_snapshot
 from vmkeep.flows.values import FlowSerializer
@@ -81,6 +82,7 @@ from vmkeep.host.tasks import (
     Task,
 )
 from vmkeep.logs import get_logger
+from vmkeep.sqlite import sqlite_error
 
 _log = get_logger(__name__)
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
@@ -98,6 +100,12 @@ _FLOWS: tuple[Flow[Any, Any], ...] = (
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
+# Databases with their logs, locks, the connection to libvirt; what a task needs besides it asks for itself.
+_DESCRIPTORS = 48
+_RESULT_SECONDS = 0.05
+# So long after a flow ended the flow database has what it will have of it; so long after one was taken up it runs.
+_RECORDING_SECONDS = 5.0
+_TAKING_UP_SECONDS = 30.0
 _DELETE_POINT = "point.delete"
 """The kind of an operation that is no flow: both of its steps can be repeated."""
 
@@ -105,26 +113,36 @@ _DELETE_POINT = "point.delete"
 class Engine:
     """Runs flows. One a process; use it with ``with``. ``recovered`` tells what was undone or finished at start.
 
-    ``last``: the process ends right after the engine, so DBOS's threads need not be stopped. They look for flows of
-    other processes, and their end is waited for 0.07 s, which a short command would feel.
+    ``needs_home``: what will be run must be recorded, so a home that cannot be written is refused; else the engine does
+    without it, and leaves alone what dead processes left. ``last``: the process ends right after the engine, so DBOS's
+    threads need not be stopped. They look for flows of other processes, and their end is waited for 0.07 s, which a
+    short command would feel.
     """
 
-    def __init__(self, premises: Premises, *, last: bool = False) -> None:
+    def __init__(
+        self, premises: Premises, *, needs_home: bool = True, last: bool = False, watch: Watch | None = None
+    ) -> None:
+        """``watch`` is told of what the engine waits for while no operation runs: at its start."""
         self._premises = premises
+        self._needs_home = needs_home
         self._last = last
-        self._host = LocalHost(premises.settings, lambda: premises.repository)
         self._cancelled: VmkeepError | None = None
-        self._watch: Watch = _unwatched
+        self._unwatched = watch or _unwatched
+        self._watch: Watch = self._unwatched
         self._executor = uuid.uuid4().hex
+        self._runs: dict[str, Run] = {}
         self._alive: FileLock | None = None
         self.recovered: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
+        require_descriptors(_DESCRIPTORS, "vmkeep")
+        away = self._leave_broken_home()
         settings = self._premises.settings
+        self._host = LocalHost(settings, lambda: self._premises.repository)
         self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
         try:
             self._launch(settings.flows_path)
-            self.recovered = (
+            self.recovered = away or (
                 *rescue_abandoned(settings.guards_dir),
                 *self._recover(),
                 *self._settle_restores(),
@@ -136,10 +154,22 @@ class Engine:
             self._let_go()
             if isinstance(error, StatementError) and isinstance(error.orig, VmkeepError):
                 raise error.orig from None  # a signal's, which SQLAlchemy takes for the failure of its statement
-            if isinstance(error, DatabaseError):
+            if isinstance(error, Exception) and not isinstance(error, VmkeepError):
                 raise self._fault(error) from error
             raise
         return self
+
+    def _leave_broken_home(self) -> tuple[str, ...]:
+        """Return what is to be told of a home that is done without; nothing for one that can be written."""
+        try:
+            self._premises.require_home()
+        except OF_STORAGE as error:
+            if self._needs_home:
+                raise
+            self._premises.leave_home(error)
+            told = "this operation is recorded nowhere, and what was interrupted before stays as it is"
+            return (f"{error.message}; {told}",)
+        return ()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -202,7 +232,7 @@ class Engine:
         try:
             return self._services().on_host(uuid.uuid4().hex, task)
         finally:
-            self._watch = _unwatched
+            self._watch = self._unwatched
 
     def restore_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceRestored:
         """Write a point over its VM, of which ``request.safety`` was just taken; on failure the VM is as before.
@@ -301,7 +331,7 @@ class Engine:
         }
         DBOS(config=config)
         self._workflows = {
-            declared.name: DBOS.workflow(name=declared.name)(workflow_of(declared, self._services))
+            declared.name: DBOS.workflow(name=declared.name)(workflow_of(declared, self._services, self._runs))
             for declared in _FLOWS
         }
         DBOS.launch()
@@ -337,6 +367,8 @@ class Engine:
             raise
         except GivenUp as given:
             given.error.vm = given.error.vm or vm
+            if declared is take_point and operation in catalog.point_ids():
+                given.error.add_note(f"point {operation} is stored and whole; only the end of its job is missing")
             self._end(operation, OperationState.FAILED, given.error)
             raise
         except Exception as error:
@@ -345,21 +377,15 @@ class Engine:
             self._end(operation, OperationState.FAILED, fault)
             raise fault from error
         finally:
-            self._watch = _unwatched
+            self._watch = self._unwatched
         self._end(operation, OperationState.DONE, None)
         return result
 
     def _fault(self, error: Exception) -> VmkeepError:
         """Return the error of our tree for one that DBOS or a fault of ours raised."""
         if isinstance(error, DatabaseError):
-            path = self._premises.settings.flows_path
-            return CatalogError(
-                f"the flow database {path} cannot be used: {error.orig}",
-                path=str(path),
-                hint="If it is locked, another vmkeep was stopped while it wrote: let it go on, or end it. "
-                "`vmkeep doctor` tells whether it is damaged.",
-            )
-        return VmkeepError(f"{type(error).__name__}: {error}")
+            return sqlite_error(error.orig or error, self._premises.settings.flows_path, "the flow database")
+        return fault_error(error)
 
     def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
         """Note how the operation ended; a catalogue that fails here must not hide what happened."""
@@ -396,6 +422,8 @@ class Engine:
         operation = status.workflow_id
         try:
             return self._undo(status) if rule is AfterCrash.UNDO else self._finish(status, resume=True)
+        except Interrupted:
+            raise
         except VmkeepError as error:
             return f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"
 
@@ -419,6 +447,9 @@ class Engine:
             # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
             self._end(operation, OperationState.DONE, None)
             told = f"point {operation} was complete when its process was killed"
+        elif status.name == TAKE_POINT and record_committed_point(self._services(), operation):
+            self._end(operation, OperationState.DONE, None)
+            told = f"point {operation} was complete when its process was killed, and is recorded now"
         else:
             remove_point(self._services(), operation)
             self._end(operation, OperationState.FAILED, Interrupted("the process was killed"))
@@ -434,11 +465,13 @@ class Engine:
         try:
             # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
             result = patiently(
-                lambda: handle.get_result(polling_interval_sec=0.05),
+                lambda: self._result(operation, handle),
                 self._premises.settings.stalled_after_seconds,
                 watch=self._tell,
                 stop=self._stop,
             )
+        except Interrupted:
+            raise
         except RestorePending as error:
             self._end(operation, OperationState.FAILED, error)
             return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"
@@ -449,6 +482,28 @@ class Engine:
         told = " ".join(getattr(result, "warnings", ()))
         return f"an interrupted operation ({name} {operation}) was finished{f': {told}' if told else ''}"
 
+    def _result(self, operation: str, handle: Any) -> Any:
+        """Wait for the end of a resumed flow, and return or raise what came of it.
+
+        Not with DBOS's own wait: when the flow database fails at the end of the flow, or as it is taken up, the flow
+        stays pending although nobody runs it, and that wait has no end. The next command takes it up again.
+        """
+        since: float | None = None
+        while (state := handle.get_status().status) in ("PENDING", "ENQUEUED"):
+            run = self._runs.get(operation)
+            over = state == "PENDING" if run is None else run.ended
+            since = (since or time.monotonic()) if over else None
+            waited = 0.0 if since is None else time.monotonic() - since
+            if run is None and waited > _TAKING_UP_SECONDS:
+                path = str(self._premises.settings.flows_path)
+                raise GivenUp(StoreError(f"the flow database {path} failed as an operation was taken up", path=path))
+            if run is not None and waited > _RECORDING_SECONDS:
+                if run.error is not None:
+                    raise run.error
+                return run.result
+            time.sleep(_RESULT_SECONDS)
+        return handle.get_result()
+
     def _settle_restores(self) -> tuple[str, ...]:
         """End restores in place whose flow is over or lost, and that nobody carries on."""
         told: list[str] = []
@@ -458,6 +513,8 @@ class Engine:
                 continue  # its process lives
             try:
                 settled: RestoreSettled | None = self._services().on_host(path.stem, SettleRestore(path.stem))
+            except Interrupted:
+                raise
             except VmkeepError as error:
                 told.append(f"an interrupted restore ({path.stem}) could not be put right: {error}")
                 continue
@@ -478,6 +535,8 @@ class Engine:
                 continue  # its process lives
             try:
                 told.append(settle_snapshot(self._services(), place.name).told)
+            except Interrupted:
+                raise
             except VmkeepError as error:
                 told.append(f"an interrupted snapshot ({place.name}) could not be put right: {error}")
         return tuple(told)

@@ -16,6 +16,7 @@ from vmkeep.flows.premises import Premises, known_point
 from vmkeep.host.checkpoint_health import CheckpointHealth, Standing, health_texts
 from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
 from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest
+from vmkeep.host.checkpoints import newest_first
 from vmkeep.host.lock import FileLock, lock_vm
 from vmkeep.host.protocol import Host
 from vmkeep.host.snapshot_health import SnapshotHealth, snapshot_texts
@@ -177,10 +178,8 @@ class MomentHealth:
                 )
             if record.vm_uuid == request.vm:
                 found.append(_known_record(record))
-        points = sorted((*request.points, *found), key=lambda point: point.created, reverse=True)
-        return CheckpointRequest(
-            vm=request.vm, repository=request.repository, points=tuple(points) if found else request.points
-        )
+        points = newest_first((*request.points, *found)) if found else request.points
+        return CheckpointRequest(vm=request.vm, repository=request.repository, points=points)
 
     def _judged(
         self, request: CheckpointRequest, hopeless: frozenset[tuple[str, str]] = frozenset()
@@ -200,4 +199,4 @@ def _known_record(record: PointRecord) -> KnownPoint:
         KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != "scan")
         for disk in record.disks
     )
-    return KnownPoint(record.id, disks, record.created, record.parent)
+    return KnownPoint(record.id, disks, record.created, record.parent, record.sequence)

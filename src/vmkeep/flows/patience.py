@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vmkeep.errors import GivenUp, Stalled, VmkeepError
+from vmkeep.host.connecting import silence
+from vmkeep.host.protocol import LibvirtPatience
 from vmkeep.host.survey import Progress
 from vmkeep.repository import Unanswered, unanswered
 
@@ -94,7 +96,7 @@ def patiently(
     watch: Callable[[Progress], None],
     stop: Callable[[], None] = lambda: None,
 ) -> T:
-    """Return what a call that reaches the repository returns. Raises GivenUp when its storage does not answer."""
+    """Return what a call that reaches the repository, or libvirt, returns. Raises GivenUp when one does not answer."""
     outcome: dict[str, Any] = {}
     ended = threading.Event()
 
@@ -108,12 +110,17 @@ def patiently(
 
     threading.Thread(target=run, name="vmkeep-repository", daemon=True).start()
     patience = Patience(limit_seconds, watch=watch)
+    libvirt = LibvirtPatience(
+        limit_seconds, tell=lambda sentence: watch(Progress("waiting for libvirt", note=sentence))
+    )
     while not ended.wait(_LOOK_SECONDS):
         try:
             stop()
         except VmkeepError as reason:
             patience.cancel(reason)
+            libvirt.cancel(reason)
         patience.look(unanswered())
+        libvirt.look(silence())
     if "error" in outcome:
         raise outcome["error"]
     result: T = outcome["result"]

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from dbos import DBOS
+from sqlalchemy.exc import DatabaseError
 
 from vmkeep.errors import RestorePending
 from vmkeep.flows.services import Services
@@ -73,7 +74,18 @@ class Plan:
             self.services.stop()
         name = getattr(function, "__name__", type(function).__name__)
         _log.debug("step", operation=self.operation, step=name)
-        result = DBOS.run_step({"name": name}, function, *args)
+        ended: list[R] = []
+
+        def run() -> R:
+            ended.append(function(*args))
+            return ended[0]
+
+        try:
+            result = DBOS.run_step({"name": name}, run)
+        except DatabaseError:
+            if ended and undo is not None:  # it was done, and only could not be recorded
+                self._undos.append((name, lambda: undo(ended[0])))
+            raise
         if undo is not None:
             self._undos.append((name, lambda: undo(result)))
         return result
@@ -81,13 +93,19 @@ class Plan:
     def undo_all(self, cause: BaseException) -> RestorePending | None:
         """Undo what was done, last first. An undo that fails is told with the cause and does not stop the others.
 
-        Returns the error of one that left a VM unfit to start: that is what the user must hear first.
+        A flow database that fails keeps no undo from being done, only from being recorded. Returns the error
+        of one that left a VM unfit to start: that is what the user must hear first.
         """
         pending = None
         while self._undos:
             name, undo = self._undos.pop()
+            attempt = _Undo(undo)
             try:
-                DBOS.run_step({"name": f"undo_{name}"}, _nothing_returned(undo))
+                try:
+                    DBOS.run_step({"name": f"undo_{name}"}, attempt)
+                except DatabaseError as failed:
+                    _log.error("undo not recorded", operation=self.operation, step=name, error=str(failed))
+                    attempt.ensure()
             except Exception as error:
                 _log.error("undo failed", operation=self.operation, step=name, error=str(error))
                 if isinstance(error, RestorePending):
@@ -97,28 +115,66 @@ class Plan:
         return pending
 
 
-def _nothing_returned(undo: Callable[[], object]) -> Callable[[], None]:
-    def run() -> None:
-        undo()
+class _Undo:
+    """One undo, run as a step that returns nothing."""
 
-    return run
+    def __init__(self, undo: Callable[[], object]) -> None:
+        self._undo = undo
+        self._begun = False
+        self._error: Exception | None = None
+
+    def __call__(self) -> None:
+        self._begun = True
+        try:
+            self._undo()
+        except Exception as error:
+            self._error = error
+            raise
+
+    def ensure(self) -> None:
+        """Run it unless it was run; raises what it raised."""
+        if not self._begun:
+            self()
+        elif self._error is not None:
+            raise self._error
 
 
-def workflow_of(declared: Flow[Any, Any], services: Callable[[], Services]) -> Callable[[Any], Any]:
-    """Return the function that DBOS registers for a flow."""
+@dataclass(slots=True)
+class Run:
+    """A flow that runs, or ran, in this process. DBOS may be unable to record how it ended."""
+
+    ended: bool = False
+    result: Any = None
+    error: Exception | None = None
+
+
+def workflow_of(
+    declared: Flow[Any, Any], services: Callable[[], Services], runs: dict[str, Run]
+) -> Callable[[Any], Any]:
+    """Return the function that DBOS registers for a flow. Its runs are noted in ``runs``, by operation."""
 
     def run(request: Any) -> Any:
         operation = DBOS.workflow_id
         assert operation is not None
-        plan = Plan(services(), operation)
+        here = runs[operation] = Run()
         try:
-            return declared.run(plan, request)
+            here.result = _run_or_undo(declared, Plan(services(), operation), request)
         except Exception as error:
-            pending = plan.undo_all(error)
-            if pending is not None:
-                pending.add_note(f"the restore failed first: {error}")
-                raise pending from error
+            here.error, here.ended = error, True
             raise
+        here.ended = True
+        return here.result
 
     run.__name__ = run.__qualname__ = declared.name
     return run
+
+
+def _run_or_undo(declared: Flow[Any, Any], plan: Plan, request: Any) -> Any:
+    try:
+        return declared.run(plan, request)
+    except Exception as error:
+        pending = plan.undo_all(error)
+        if pending is not None:
+            pending.add_note(f"the restore failed first: {error}")
+            raise pending from error
+        raise

@@ -7,6 +7,7 @@ points reads the catalogue alone and must start fast.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,10 @@ from vmkeep.errors import (
     RepositoryForeign,
     RepositoryNotFound,
     TargetExists,
+    VmkeepError,
 )
-from vmkeep.filesystem import file_error, make_private_file
+from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, file_error, make_private_file, require_room
+from vmkeep.flows.standin import StandIn
 from vmkeep.host.lock import FileLock
 from vmkeep.host.tasks import KnownDisk, KnownPoint
 
@@ -78,7 +81,9 @@ class Premises:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._keys_dir = settings.keys_dir
         self._key: KeyFile | None = None
+        self._stand_in: StandIn | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -92,12 +97,66 @@ class Premises:
         if opened is not None:
             opened.close()
         self.__dict__.pop("repository", None)
+        if self._stand_in is not None:
+            self._stand_in.close()
+            self._stand_in = None
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The catalogue; made if there is none. Raises CatalogError, PermissionRefused, NoSpace."""
-        prepare_home(self.settings)
-        return Catalog.open(self.settings.catalog_path)
+        """The catalogue; made if there is none. Raises CatalogError, PermissionRefused, NoSpace, StoreError.
+
+        Where it can be read and its home cannot be written it is a copy, which refuses to be written with the reason.
+        """
+        path = self.settings.catalog_path
+        try:
+            prepare_home(self.settings)
+            return Catalog.open(path)
+        except OF_STORAGE as error:
+            if not os.access(path, os.R_OK):
+                raise
+            copy = self._copied(error)
+            copy.refuse_writing(error)
+            return copy
+
+    def require_home(self) -> None:
+        """Raise what an operation would meet that must write to vmkeep's home: NoSpace, PermissionRefused, StoreError.
+
+        To be called before anything is begun. Nothing is changed.
+        """
+        home = self.settings.home
+        try:
+            prepare_home(self.settings)
+            require_room(home, HOME_ROOM_BYTES)
+        except OF_STORAGE as error:
+            raise type(error)(
+                f"vmkeep's home cannot be written: {error.message}",
+                path=str(home),
+                hint=f"{error.hint} Nothing was begun. Points can be listed, verified and restored all the same "
+                "(--output, --as).",
+            ) from error
+
+    def leave_home(self, reason: VmkeepError) -> None:
+        """Go on with a home for this command alone: what it records there is gone with it. The keys stay.
+
+        For what need not be recorded: restores of points to files, and as VMs.
+        """
+        if self._stand_in is None:
+            opened = self.__dict__.pop("catalog", None)
+            if opened is not None:
+                opened.close()
+            self.__dict__["catalog"] = self._copied(reason)
+        assert self._stand_in is not None
+        self.catalog.allow_writing()
+        self.settings = replace(self.settings, home=self._stand_in.directory)
+
+    def _copied(self, reason: VmkeepError) -> Catalog:
+        """Open a copy of the catalogue. Raises ``reason`` when none can be made, and CatalogError of what it holds."""
+        try:
+            self._stand_in = StandIn.of(self.settings)
+        except OF_STORAGE as error:
+            reason.add_note(f"nor could the catalogue be copied: {error.message}")
+            raise reason from error
+        return Catalog.open_copy(self._stand_in.catalog_path, of=self.settings.catalog_path)
 
     @cached_property
     def repository(self) -> Repository:
@@ -167,10 +226,10 @@ class Premises:
         key = import_key(text, passphrase)
         prepare_home(self.settings)
         try:
-            stored = key.save(self.settings.keys_dir)
+            stored = key.save(self._keys_dir)
         except TargetExists:
             # Loading proves that what is there is sound and is this key.
-            present = KeyFile.find(self.settings.keys_dir, key.key_id)
+            present = KeyFile.find(self._keys_dir, key.key_id)
             return ImportedKey(present.key_id, str(present.path), new=False)
         return ImportedKey(stored.key_id, str(stored.path), new=True)
 
@@ -202,26 +261,26 @@ class Premises:
 
         key = KeyFile.draw()
         try:
-            self.settings.keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             make_private_file(self._mark(key))
         except OSError as error:
             raise file_error(error, self._mark(key)) from error
-        return key.save(self.settings.keys_dir)
+        return key.save(self._keys_dir)
 
     def _unused_key(self) -> KeyFile | None:
         """Return the key of an initialisation that was killed before it was done: this one goes on with it."""
         from vmkeep.keys import KeyFile
 
-        for mark in sorted(self.settings.keys_dir.glob("*" + _UNUSED)):
+        for mark in sorted(self._keys_dir.glob("*" + _UNUSED)):
             try:
-                return KeyFile.find(self.settings.keys_dir, mark.name.removesuffix(_UNUSED))
+                return KeyFile.find(self._keys_dir, mark.name.removesuffix(_UNUSED))
             except KeyMissing:
                 mark.unlink(missing_ok=True)
         return None
 
     def _mark(self, key: KeyFile) -> Path:
         """Return the mark of a key whose repository is being made. An imported key has none, and is never taken."""
-        return self.settings.keys_dir / f"{key.key_id}{_UNUSED}"
+        return self._keys_dir / f"{key.key_id}{_UNUSED}"
 
     def _use_existing(self, repository: Repository) -> InitReport:
         known = self.catalog.repository()
@@ -238,7 +297,9 @@ class Premises:
         report = self._take(repository, created=False)
         found: list[tuple[CatalogPoint, tuple[CatalogState, ...]]] = []
         damaged: list[DamagedPoint] = []
-        for point_id in repository.point_ids():
+        stored = repository.point_ids()
+        under_way = {operation.id for operation in self.catalog.unfinished_operations()}  # they record their points
+        for point_id in (point_id for point_id in stored if point_id not in under_way):
             try:
                 record = repository.point(point_id)
             except IntegrityError as error:
@@ -293,11 +354,11 @@ class Premises:
 
         for key_id in recipients:
             with contextlib.suppress(KeyMissing):
-                self._key = KeyFile.find(self.settings.keys_dir, key_id)
+                self._key = KeyFile.find(self._keys_dir, key_id)
                 return self._key
         raise KeyMissing(
             f"None of the keys that open the repository is on this host: {', '.join(recipients)}",
-            path=str(self.settings.keys_dir),
+            path=str(self._keys_dir),
         )
 
     @contextlib.contextmanager
@@ -335,6 +396,7 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
         pause_ms=record.pause_ms,
         labels=dict(record.labels),
         document=document,
+        sequence=record.sequence,
     )
 
 
@@ -350,7 +412,7 @@ def known_point(point: CatalogPoint) -> KnownPoint:
         )
         for disk in point.document["disks"]
     )
-    return KnownPoint(point.id, disks, point.created, point.parent)
+    return KnownPoint(point.id, disks, point.created, point.parent, point.sequence)
 
 
 def catalog_states(record: PointRecord) -> tuple[CatalogState, ...]:

@@ -77,18 +77,29 @@ class FilesRestored:
 
 @dataclass(frozen=True, slots=True)
 class RestoreVm:
-    """Make a VM of a point. ``disks_dir`` None means each disk's own directory."""
+    """Make a VM of a point. ``disks_dir`` None means each disk's own directory.
+
+    ``adapt`` changes what does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` (a file)
+    are a person's choice.
+    """
 
     point: str
     name: str
     tpm: TpmChoice | None = None
     disks_dir: str | None = None
     force: bool = False
+    adapt: bool = False
+    machine: str | None = None
+    cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VmRestored:
-    """The VM that was made. ``identity`` is "same" (UUID and MACs of the original) or "new"."""
+    """The VM that was made. ``identity`` is "same" (UUID and MACs of the original) or "new".
+
+    ``changes`` are what was changed for this host: ``change``, and ``guest``: what the guest notices of it, or "".
+    """
 
     point: str
     name: str
@@ -98,6 +109,7 @@ class VmRestored:
     files: tuple[str, ...]
     bytes_written: int
     warnings: tuple[str, ...] = ()
+    changes: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
         files=tuple(item.final for item in items),
         bytes_written=delivered.bytes_written,
         warnings=prepared.warnings,
+        changes=tuple({"change": change, "guest": guest} for change, guest in prepared.changes),
     )
 
 
@@ -45,6 +46,10 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
         disks_dir=request.disks_dir,
         force=request.force,
         elsewhere=elsewhere,
+        adapt=request.adapt,
+        machine=request.machine,
+        cpu=request.cpu,
+        firmware=request.firmware,
     )
     prepared: VmPrepared = services.on_host(plan.operation, task)
     return prepared
@@ -59,7 +64,18 @@ def deliver(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> ItemsDelive
 
 def define(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
     """Define the VM, and before it the secrets that it needs and libvirt lacks."""
-    task = DefineVm(request.point, prepared.name, prepared.uuid, prepared.identity, prepared.items, prepared.secrets)
+    task = DefineVm(
+        request.point,
+        prepared.name,
+        prepared.uuid,
+        prepared.identity,
+        prepared.items,
+        prepared.secrets,
+        adapt=request.adapt,
+        machine=request.machine,
+        cpu=request.cpu,
+        firmware=request.firmware,
+    )
     plan.services.on_host(plan.operation, task)
 
 

@@ -146,16 +146,18 @@ def _descent(services: Services, vm_uuid: str) -> Descent:
 
 
 def _descent_then(services: Services, request: RevertSnapshot) -> Descent:
-    """Return which point the snapshot descends from: what was recorded with it, else the newest one before it.
+    """Return which point the snapshot descends from: what was recorded with it, else the last one before it.
 
-    libvirt keeps whole seconds. A point of the same second counts as older: a snapshot is quicker than a point.
+    Of a snapshot that others made only the clock tells: it is the last point in their order whose clock says the time
+    of the snapshot or an earlier one. libvirt keeps whole seconds. A point of the same second counts as older: a
+    snapshot is quicker than a point.
     """
     kept: CatalogSnapshot | None = services.catalog.snapshot(request.vm_uuid, request.snapshot)
     if kept is not None and kept.creation_time == request.creation_time:
         return Descent(kept.current_point)
     older = [
         point.id
-        for point in services.catalog.points_of_vm(request.vm_uuid)
+        for point in services.catalog.outlines_of_vm(request.vm_uuid)
         if _seconds(point.created) <= request.creation_time
     ]
     return Descent(older[0] if older else None)

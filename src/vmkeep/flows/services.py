@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vmkeep.catalog import Catalog
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import Interrupted, VmkeepError
 from vmkeep.flows.patience import Patience, patiently
-from vmkeep.host.protocol import Host, TaskState
+from vmkeep.host.protocol import Host, LibvirtPatience, TaskState, left_behind
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import Task
 from vmkeep.repository import Repository
@@ -35,7 +35,8 @@ class Services:
         """Run a task on the host to its end and return its result, or raise its error.
 
         Starting the same operation's task twice is harmless, so this is a step's body. Cancelling reaches the
-        task at its next look; its own clean-up is waited for, but not for storage that does not answer (GivenUp).
+        task at its next look; its own clean-up is waited for, but not for storage or a libvirt that does not answer
+        (GivenUp).
         """
         self.host.start(operation, task)
         told: Progress | None = None
@@ -44,8 +45,19 @@ class Services:
         patience = Patience(
             self.stalled_after_seconds, watch=self.watch, let_go=lambda: self.host.let_guest_go(operation)
         )
+        libvirt = LibvirtPatience(
+            self.stalled_after_seconds,
+            tell=lambda sentence: self.watch(Progress("waiting for libvirt", note=sentence)),
+        )
         while True:
-            state: TaskState = self.host.poll(operation, _POLL_SECONDS)
+            try:
+                state: TaskState = self.host.poll(operation, _POLL_SECONDS)
+            except Interrupted as reason:
+                # Raised by the signal itself while what was interrupted before is put right.
+                waiting = self.host.poll(operation).silence
+                if waiting is None:
+                    raise
+                raise left_behind(reason, waiting.message()) from reason
             if state.progress is not None and state.progress != told:
                 told = state.progress
                 self.watch(told)
@@ -62,8 +74,10 @@ class Services:
                 except VmkeepError as reason:
                     cancelled = True
                     patience.cancel(reason)
+                    libvirt.cancel(reason)
                     self.host.cancel(operation, reason)
             patience.look(state.unanswered)
+            libvirt.look(state.silence)
 
     def with_repository(self, call: Callable[[Repository], T]) -> T:
         """Call something of the repository from a flow itself. Raises GivenUp when its storage does not answer."""

@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint
-from vmkeep.errors import PointNotFound
+from vmkeep.errors import IntegrityError, PointNotFound
+from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.premises import catalog_point, catalog_states, known_point
 from vmkeep.flows.requests import PointTaken, TakePoint
@@ -23,7 +24,8 @@ from vmkeep.host.tasks import (
     PointCopied,
     PointOpened,
 )
-from vmkeep.repository import PointRecord
+from vmkeep.planning import clocks
+from vmkeep.repository import PointRecord, Repository
 
 FLOW_NAME = "point.take"
 
@@ -39,13 +41,15 @@ def take_point(plan: Plan, request: TakePoint) -> PointTaken:
     plan.step(record_point, plan, copied)
     closed = plan.step(close_point, plan)
     point = plan.services.catalog.find_point(plan.operation)
-    return PointTaken(point.summary(), warnings=(*opened.warnings, *closed.warnings))
+    kept = tuple(str(warning) for warning in copied.record["warnings"])
+    return PointTaken(point.summary(), warnings=(*kept, *closed.warnings))
 
 
 def open_point(plan: Plan, request: TakePoint) -> PointOpened:
-    """Plan against the VM's earlier points and fix the instant."""
+    """Plan against the VM's earlier points, also those that others made, and fix the instant."""
     services = plan.services
     uuid = services.host.vm_uuid(request.vm)
+    catch_up_on_vm(services, uuid)
     history = services.catalog.points_of_vm(uuid)
     task = OpenPoint(
         point_id=plan.operation,
@@ -62,8 +66,19 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
 
 
 def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopied:
-    """Copy the disks; when this returns the point is in the repository."""
-    task = CopyPoint(plan.operation, parent=_parent(plan.services, opened), labels=dict(request.labels))
+    """Copy the disks; when this returns the point is in the repository.
+
+    Its order number is drawn here: the VM is locked, and the catalogue knows all points that the repository held when
+    this began. What a crash leaves of the point has that number for ever, and its undo removes it.
+    """
+    services = plan.services
+    task = CopyPoint(
+        plan.operation,
+        parent=_parent(services, opened),
+        labels=dict(request.labels),
+        sequence=services.catalog.next_sequence(opened.vm_uuid),
+        warnings=_clock_warnings(services.catalog, opened),
+    )
     copied: PointCopied = plan.services.on_host(plan.operation, task)
     return copied
 
@@ -77,6 +92,27 @@ def record_point(plan: Plan, copied: PointCopied) -> None:
     """Make the point, its state versions and its pins known, in one transaction."""
     record = PointRecord.from_json({**copied.record, "definition": ""}, f"point {plan.operation}")
     plan.services.catalog.record_point(catalog_point(record), catalog_states(record))
+
+
+def record_committed_point(services: Services, point_id: str) -> bool:
+    """Record a point whose flow is dead if it was committed whole; False when it was not, and must be removed.
+
+    A writer ends its intent when all that it must look at is done. So a point without an intent is as good as any, and
+    it may have been recorded: in a home that was put back as it was while the point was made, the flow looks dead.
+    """
+
+    def committed(repository: Repository) -> PointRecord | None:
+        purposes = {writer.purpose for writer in repository.writers()}
+        return None if f"point {point_id}" in purposes else repository.point(point_id)
+
+    try:
+        record = services.with_repository(committed)
+    except (PointNotFound, IntegrityError):
+        return False
+    if record is None:
+        return False
+    services.catalog.record_point(catalog_point(record), catalog_states(record))
+    return True
 
 
 def close_point(plan: Plan) -> PointClosed:
@@ -100,19 +136,47 @@ def remove_point(services: Services, point_id: str) -> None:
 def _parent(services: Services, opened: PointOpened) -> str | None:
     """Return the point that the VM's state descends from: where it is now, else the last one taken of it.
 
-    None: it has no point, or is as it was before its first one. A base that this catalogue does not know was made by
-    another installation, to which the VM had gone meanwhile.
+    None: it has no point, or is as it was before its first one. Bitmaps prove that a disk descends from its base. So a
+    base is the parent when nobody knows where the VM is, and when it was made after the point where the VM is by the
+    catalogue, or is not known: another installation made it, to which the VM had gone meanwhile, or this home was put
+    back as it was earlier. A point that others deleted from the repository is nobody's parent.
     """
-    known = [point.id for point in services.catalog.points_of_vm(opened.vm_uuid)]
-    if opened.base is not None and opened.base not in known:
-        return opened.base
-    # A VM that went back before its first point may have disks that stayed: those descend from their base.
-    return descent(services.catalog, opened.vm_uuid) or opened.base
+    catalog, base = services.catalog, opened.base
+    known = [point.id for point in catalog.outlines_of_vm(opened.vm_uuid)]
+    here = descent(catalog, opened.vm_uuid)
+    vm = catalog.vm(opened.vm_uuid)
+    if here is None or vm is None or vm.current_point != here:
+        # Also of a VM that went back before its first point: it may have disks that stayed.
+        if base is not None or here is None:
+            return base
+    elif base is not None and base not in known[known.index(here) :]:
+        return base
+    wanted = dict.fromkeys([here, *([] if base is None else [base]), *known])
+    return next((point_id for point_id in wanted if _is_stored(services, point_id)), None)
+
+
+def _is_stored(services: Services, point_id: str) -> bool:
+    try:
+        services.with_repository(lambda repository: repository.point(point_id))
+    except PointNotFound:
+        return False
+    except IntegrityError:
+        return True
+    return True
+
+
+def _clock_warnings(catalog: Catalog, opened: PointOpened) -> tuple[str, ...]:
+    before = next(iter(catalog.outlines_of_vm(opened.vm_uuid)), None)
+    if before is None:
+        return ()
+    made = clocks.Stamp.of(opened.point_id, opened.created)
+    told = clocks.warning(clocks.Stamp.of(before.id, before.created), made)
+    return () if told is None else (told,)
 
 
 def descent(catalog: Catalog, vm_uuid: str) -> str | None:
     """Return the point that a VM's state descends from, as far as the catalogue tells; None: from none."""
-    known = [point.id for point in catalog.points_of_vm(vm_uuid)]
+    known = [point.id for point in catalog.outlines_of_vm(vm_uuid)]
     vm = catalog.vm(vm_uuid)
     if vm is not None and vm.before_first:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from vmkeep.catalog import CatalogSnapshot, CatalogState
 from vmkeep.errors import VmkeepError
+from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
@@ -58,7 +59,11 @@ def make_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotMade:
 
 
 def store_snapshot(services: Services, made: SnapshotMade) -> SnapshotStored:
-    """Put the state files into the repository; those that equal the newest versions are there already."""
+    """Put the state files into the repository; those that equal the newest versions are there already.
+
+    What others made of the VM is taken over before: their versions and points count as well.
+    """
+    catch_up_on_vm(services, made.vm_uuid)
     newest = newest_states(services, made.vm_uuid, services.catalog.points_of_vm(made.vm_uuid))
     stored: SnapshotStored = services.on_host(made.operation, StoreSnapshot(made.operation, newest))
     return stored

@@ -14,7 +14,7 @@ from vmkeep.definition import Definition
 from vmkeep.errors import VmkeepError
 from vmkeep.host.bindings import as_bound
 from vmkeep.host.bitmaps import Bitmaps, Chains, look_at_bitmaps
-from vmkeep.host.checkpoints import Checkpoints, Lineage
+from vmkeep.host.checkpoints import Checkpoints, Lineage, newest_first
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
@@ -121,6 +121,7 @@ class Bases:
             point = self._find_point(name.removeprefix(self._prefix))
             if point is not None:
                 self._points[name] = point
+        self._points = {self._prefix + point.point_id: point for point in newest_first(self._points.values())}
 
     def _list_again(self, name: str, lineage: Lineage) -> bool:
         """Make libvirt list a checkpoint whose bitmaps are there; False when none of them is sound."""

@@ -138,7 +138,10 @@ def amending(disk: DefinedDisk, chain: Chain) -> str | None:
 
 
 def image_chains(definition: Definition) -> dict[str, Chain]:
-    """Return the images of each disk that has some on this host, by target; disks that cannot be read are left out."""
+    """Return the images of each disk that has some on this host, by target; disks that cannot be read are left out.
+
+    Raises ToolMissing.
+    """
     return describe_chains(definition)[0]
 
 

@@ -15,6 +15,7 @@ from vmkeep.host.bitmaps import Bitmaps
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.moments import Checkpoint, CheckpointType, Moment
 from vmkeep.planning import BitmapHealth
+from vmkeep.planning.order import Made, places
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 SHARED: Final = "in an image that VM {} uses too; it is left alone"
@@ -177,17 +178,10 @@ class CheckpointFacts:
 
 
 def by_age(moments: Iterable[AnyMoment]) -> list[AnyMoment]:
-    """Return moments the oldest first, those of one second parents first."""
-    by_name = {moment.name: moment for moment in moments}
-
-    def depth(moment: AnyMoment) -> int:
-        above: set[str | None] = set()
-        while moment.parent_name in by_name and moment.parent_name not in above:
-            above.add(moment.parent_name)
-            moment = by_name[moment.parent_name]
-        return len(above)
-
-    return sorted(by_name.values(), key=lambda moment: (moment.creation_time, depth(moment), moment.name or ""))
+    """Return moments the oldest first: by clock, but parents first, so that a clock that was set turns none round."""
+    by_name = {moment.name or "": moment for moment in moments}
+    place = places(Made(name, moment.parent_name, f"{moment.creation_time:020}") for name, moment in by_name.items())
+    return [by_name[name] for name in sorted(by_name, key=place.__getitem__)]
 
 
 def judge_checkpoints(facts: CheckpointFacts) -> tuple[CheckpointHealth, ...]:

@@ -37,6 +37,7 @@ from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import disk_sizes, plannable_disks, with_volumes_found
+from vmkeep.host.processstate import age_seconds
 from vmkeep.host.running import refuse_beside_a_job
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
@@ -256,11 +257,22 @@ def _perhaps_in_memory(facts: CheckpointFacts, domain: Domain, uri: str) -> dict
         for target, name in found.items()
         if name not in facts.listed and not facts.bitmaps.holders(name, target)
     }
-    try:
-        started = (_PID_FILES / f"{domain.name}.pid").stat().st_mtime if _SYSTEM in uri else -math.inf
-    except OSError:
-        return lost  # it is kept elsewhere
+    started = _started(_PID_FILES / f"{domain.name}.pid") if _SYSTEM in uri else -math.inf
     return {target: name for target, name in lost.items() if _made(facts.points[name]) >= started}
+
+
+def _started(pid_file: Path) -> float:
+    """Return when QEMU was started at the earliest, in seconds since 1970; of one that is unknown, long ago.
+
+    The file has what the clock said then, and the age of the process what it should have said by the clock of now. The
+    clock may have been set in between, and the point may have been made before that or after it.
+    """
+    try:
+        then = pid_file.stat().st_mtime
+        age = age_seconds(int(pid_file.read_text()))
+    except (OSError, ValueError):
+        return -math.inf  # it is kept elsewhere
+    return min(then, time.time() - age)
 
 
 def _made(point: KnownPoint) -> float:

@@ -7,7 +7,7 @@ bitmap. Which of them may be changed is judged elsewhere (``vmkeep.host.bases``,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,15 +17,23 @@ from vmkeep.host.instant import checkpoint_xml
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
+from vmkeep.planning.order import Made, places
 from vmkeep.transfer.imagefile import remove_bitmap
 from vmkeep.transfer.imagekey import ImageKey
 
 _log = get_logger(__name__)
 
 
+def newest_first(points: Iterable[KnownPoint]) -> tuple[KnownPoint, ...]:
+    """Return points of one VM, the last made first."""
+    by_id = {point.point_id: point for point in points}
+    place = places(Made(known.point_id, known.parent, known.created, known.sequence) for known in by_id.values())
+    return tuple(sorted(by_id.values(), key=lambda point: place[point.point_id], reverse=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where the checkpoints of our points belong, by name: parents and times are those of the points. No I/O."""
+    """Where the checkpoints of our points belong, by name: parents, order and times are those of the points. No I/O."""
 
     points: Mapping[str, KnownPoint]
 
@@ -55,20 +63,28 @@ class Lineage:
         """Return what a checkpoint may be defined again below, the best first; ``listed`` are the others, with times.
 
         First those of the points it descends from, the nearest first. Then the newest that is no younger, of whomever:
-        libvirt makes each checkpoint the child of the one before.
+        libvirt makes each checkpoint the child of the one before. Of the checkpoints of others only the clock tells.
         """
         above = [ancestor for ancestor in self.ancestors(name) if ancestor in listed]
-        own = self.creation_time(name)
-        older = [
-            (made, other)
-            for other, made in listed.items()
-            if made <= own and other not in (name, *above) and name not in self.ancestors(other)
-        ]
-        return (*above, *(other for _, other in sorted(older, reverse=True)[:1]))
+        own, order = self.creation_time(name), self._order()
+        others = {other: made for other, made in listed.items() if other not in (name, *above)}
+        ours = [other for other in others if other in order and order[other] < order.get(name, -1)]
+        foreign = [other for other, made in others.items() if other not in order and made <= own]
+        newest = (
+            sorted(ours, key=order.__getitem__)[-1:] + sorted(foreign, key=lambda other: (others[other], other))[-1:]
+        )
+        return (*above, *sorted(newest, key=others.__getitem__)[-1:])
 
     def in_order(self, names: Collection[str]) -> list[str]:
-        """Return names so that each comes after those it descends from."""
-        return sorted(names, key=lambda name: (len(self.ancestors(name)), self.creation_time(name), name))
+        """Return names in the order in which their points were made: each comes after those it descends from."""
+        order = self._order()
+        return sorted(names, key=lambda name: (order.get(name, len(order)), self.creation_time(name), name))
+
+    def _order(self) -> dict[str, int]:
+        """Return the place of each point of ours, by the name of its checkpoint."""
+        name_of = {point.point_id: name for name, point in self.points.items()}
+        made = reversed(newest_first(self.points.values()))
+        return {name_of[point.point_id]: place for place, point in enumerate(made)}
 
 
 class Checkpoints:

@@ -16,8 +16,8 @@ from typing import Final
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
-from vmkeep.errors import InvalidRequest, PermissionRefused, VmkeepError
-from vmkeep.filesystem import size_text
+from vmkeep.errors import HypervisorHangs, InvalidRequest, NoSpace, PermissionRefused, VmkeepError
+from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, require_room, size_text
 from vmkeep.host import leftovers
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -29,6 +29,7 @@ from vmkeep.host.findings import (
     FindingCode,
     MakePrivate,
     Mend,
+    MergeOverlay,
     Operations,
     PutAsideBack,
     RemoveLeft,
@@ -36,8 +37,10 @@ from vmkeep.host.findings import (
 )
 from vmkeep.host.secret import put_secret_back
 from vmkeep.host.socket import LONGEST_PATH_BYTES
-from vmkeep.host.vm_checkup import check_vm, mend_vm
+from vmkeep.host.vm_checkup import check_vm, mend_vm, merge_astray
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.hypervisor.answers import impatient
+from vmkeep.mounts import mount_of
 from vmkeep.repository import Repository
 from vmkeep.statefiles.location import StateRoots
 
@@ -46,6 +49,7 @@ _LEAST_LIBVIRT: Final = (7, 2, 0)
 _LEAST_QEMU: Final = (4, 2, 0)
 _TOOLS: Final = {"qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "setpriv": "util-linux"}
 _LONGEST_SOCKET: Final = "0123456789ab/nbd"
+_LIBVIRT_SECONDS: Final = 10.0
 _LEAST_BYTES: Final = 1 << 30
 _LEAST_SHARE: Final = 0.05
 _GROUP_AND_OTHERS_ENTER: Final = 0o011
@@ -60,24 +64,7 @@ def check_host(settings: Settings, connect: Callable[[], Hypervisor], request: C
         findings += [*_tools(), *_directories(settings), *leftovers.open_to_others(settings)]
         findings += [*leftovers.interrupted_jobs(settings), *pending.values(), *leftovers.stale_locks(settings)]
         findings += leftovers.unrecorded_snapshots(settings)
-    try:
-        hypervisor = connect()
-        versions = hypervisor.versions()
-    except InvalidRequest:
-        raise
-    except VmkeepError as error:
-        refused = isinstance(error, PermissionRefused)
-        code = FindingCode.LIBVIRT_REFUSED if refused else FindingCode.LIBVIRT_UNREACHABLE
-        remedy = "sudo vmkeep doctor" if refused else "systemctl start libvirtd"
-        findings.append(Finding(code, f"{error}; the VMs were not looked at", remedy=remedy, path=settings.uri))
-        domains: tuple[Domain, ...] = ()
-    else:
-        if not request.vms_only:
-            findings += _versions(*versions)
-        domains = hypervisor.domains()
-        if not request.vms_only:
-            findings += _settings_of_no_vm(settings, domains)
-        findings += _vms(hypervisor, settings, request, operations, domains, frozenset(pending))
+    domains = _look_at_libvirt(settings, connect, request, operations, frozenset(pending), findings)
     if not request.vms_only:
         directories = {*_state_directories(settings), *_file_directories(domains), *map(Path, request.directories)}
         findings += _space(settings, directories)
@@ -98,6 +85,9 @@ def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository]
             return leftovers.remove_lock(order)
         case MakePrivate():
             return leftovers.make_private(order)
+        case MergeOverlay():
+            hypervisor = connect()
+            return merge_astray(hypervisor.domain(order.vm_uuid), hypervisor, order)
         case EndJob() | DropCheckpoint() | DropBitmaps():
             hypervisor = connect()
             return mend_vm(hypervisor.domain(order.vm_uuid), hypervisor, order)
@@ -105,6 +95,47 @@ def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository]
             return put_secret_back(connect(), repository(), order.point, order.secret)
         case _:
             raise AssertionError(f"a host cannot mend {order}")
+
+
+def _look_at_libvirt(
+    settings: Settings,
+    connect: Callable[[], Hypervisor],
+    request: CheckupRequest,
+    operations: Operations,
+    parked: frozenset[str],
+    findings: list[Finding],
+) -> tuple[Domain, ...]:
+    """Add what there is to say of libvirt and its VMs, also when it falls silent meanwhile; return all VMs."""
+    domains: tuple[Domain, ...] = ()
+    with impatient(min(_LIBVIRT_SECONDS, settings.stalled_after_seconds)):
+        try:
+            hypervisor = connect()
+            versions = hypervisor.versions()
+        except InvalidRequest:
+            raise
+        except VmkeepError as error:
+            findings.append(_libvirt_away(error, settings))
+            return domains
+        try:
+            domains = hypervisor.domains()
+            if not request.vms_only:
+                findings += [*_versions(*versions), *_settings_of_no_vm(settings, domains)]
+            # One by one, so that what was found before it fell silent is kept.
+            for found in _vms(hypervisor, settings, request, operations, domains, parked):
+                findings.append(found)
+        except HypervisorHangs as error:
+            findings.append(_libvirt_away(error, settings))
+    return domains
+
+
+def _libvirt_away(error: VmkeepError, settings: Settings) -> Finding:
+    code, remedy = FindingCode.LIBVIRT_UNREACHABLE, "systemctl start libvirtd"
+    if isinstance(error, PermissionRefused):
+        code, remedy = FindingCode.LIBVIRT_REFUSED, "sudo vmkeep doctor"
+    elif isinstance(error, HypervisorHangs):
+        # Restarted in the middle of a backup's beginning, libvirtd 9.0 keeps that job: look before.
+        remedy = "systemctl status libvirtd"
+    return Finding(code, f"{error}; the VMs were not looked at", remedy=remedy, path=settings.uri)
 
 
 # -- the VMs -----------------------------------------------------------------------------------------------------
@@ -203,9 +234,7 @@ def _tools() -> Iterator[Finding]:
 
 
 def _directories(settings: Settings) -> Iterator[Finding]:
-    if os.access(settings.home, os.F_OK) and not _usable(settings.home):
-        message = "vmkeep's home cannot be written by this user"
-        yield Finding(FindingCode.HOME_UNUSABLE, message, remedy="sudo vmkeep doctor", path=str(settings.home))
+    yield from _home(settings)
     run_dir = settings.run_dir
     if not _can_be_made(run_dir):
         message = "the directory of the sockets cannot be made or written by this user"
@@ -229,6 +258,28 @@ def _directories(settings: Settings) -> Iterator[Finding]:
             remedy=command_line("mkdir -p", scratch_dir),
             path=str(scratch_dir),
         )
+
+
+def _home(settings: Settings) -> Iterator[Finding]:
+    """Try whether something could be written to vmkeep's home; nothing stays there."""
+    home = settings.home
+    if not os.access(home, os.F_OK):
+        return
+    try:
+        require_room(home, HOME_ROOM_BYTES)
+    except OF_STORAGE as error:
+        message = f"vmkeep's home cannot be written: {error.message}; points can be listed, verified and restored"
+        refused = isinstance(error, PermissionRefused) and not os.access(home, os.W_OK) and os.geteuid() != 0
+        remedy = "sudo vmkeep doctor" if refused else _home_remedy(error, home)
+        yield Finding(FindingCode.HOME_UNUSABLE, message, remedy=remedy, path=str(home))
+
+
+def _home_remedy(error: VmkeepError, home: Path) -> str:
+    if isinstance(error, NoSpace):
+        return command_line("df -h", home) + "; " + command_line("df -i", home)
+    if isinstance(error, PermissionRefused):
+        return command_line("mount -o remount,rw", mount_of(home))
+    return "dmesg"
 
 
 def _usable(directory: Path) -> bool:

@@ -10,6 +10,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
+from vmkeep.host.astray import refuse_astray, refuse_lost
 from vmkeep.host.bases import Bases, Standing
 from vmkeep.host.bitmaps import Chains, image_chains
 from vmkeep.host.instant import StateSource, state_sources
@@ -26,10 +27,12 @@ from vmkeep.host.preparation import (
 from vmkeep.host.running import refuse_beside_a_job
 from vmkeep.host.secret import needed_secrets, read_secrets
 from vmkeep.host.tasks import KnownPoint
+from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import PlannableDisk
 from vmkeep.repository import PointSecret
 from vmkeep.statefiles.location import StateRoots
+from vmkeep.transfer.tools import require_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,21 @@ def examine(
 
     ``find_point`` returns a point of the VM by its id, also one that is not among ``points``.
 
-    Raises VmBusy while the VM is neither off nor standing, or another job runs; RelationsTorn when libvirtd would not
-    survive a change to the VM's checkpoints.
+    Raises ToolMissing; VmBusy while the VM is neither off nor standing, or another job runs; WritesAstray when QEMU has
+    other images; RelationsTorn when libvirtd would not survive a change to the VM's checkpoints.
     """
     stopped = _is_stopped(domain)
+    # What is read without QEMU is read through qemu-nbd.
+    require_tools("qemu-img", *(("qemu-nbd", "setpriv") if stopped else ()), doing=f"read the disks of {domain.name}")
     refuse_torn_checkpoints(domain)
     live_xml = domain.definition_xml(secure=True)
     found = with_volumes_found(parse_definition(live_xml), hypervisor)
+    if stopped:
+        refuse_lost(domain)
+    else:
+        refuse_astray(domain, found, hypervisor, settings)
+    if stopped or settings.scratch_dir is None:  # else a running VM is read without a file beside its image
+        refuse_unseen_images(domain, found)
     chains = image_chains(found)
     live = found if stopped else with_overlays_dropped(found, chains)
     definition_xml, warnings = definition_to_keep(domain, live, live_xml, hypervisor)

@@ -14,6 +14,7 @@ from typing import Protocol
 from vmkeep.config import Settings
 from vmkeep.definition import Definition
 from vmkeep.errors import TransferError, VmkeepError
+from vmkeep.filesystem import file_errors, make_directory
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import Instant, StateSource
 from vmkeep.host.lock import FileLock
@@ -107,7 +108,8 @@ class Exposure(Protocol):
 
 def guarded(subject: Subject, settings: Settings, record: JobRecord) -> Guardian:
     """Start the guardian of a job, then make the directory of its sockets, which the guardian removes."""
-    settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with file_errors(settings.guards_dir):
+        settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     guardian = Guardian(record, settings.guards_dir, hold=(subject.lock.descriptor,))
     guardian.wait_ready()
     try:
@@ -120,7 +122,8 @@ def guarded(subject: Subject, settings: Settings, record: JobRecord) -> Guardian
 
 def _make_socket_directory(directory: Path, owner: tuple[int, int] | None) -> None:
     """Make the directory in which QEMU, as its own user, creates the socket; others cannot enter it."""
-    directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if owner is not None and os.geteuid() == 0:
-        os.chown(directory, *owner)
+    with file_errors(directory):
+        make_directory(directory.parent, 0o711)
+        make_directory(directory)
+        if owner is not None and os.geteuid() == 0:
+            os.chown(directory, *owner)

@@ -112,6 +112,8 @@ class FindingCode(StrEnum):
     """An operation works on the VM now, so its job, checkpoints and bitmaps were not judged."""
     LEFT_JOB = "left-job"
     """A backup job of vmkeep's runs on the VM, and nobody reads from it."""
+    JOB_STUCK = "job-stuck"
+    """libvirt keeps a job that is over: libvirtd was killed while a backup began."""
     FOREIGN_JOB = "foreign-job"
     """A backup job that is not vmkeep's runs on the VM. Backups are refused until it ends."""
     LEFT_CHECKPOINT = "left-checkpoint"
@@ -134,6 +136,8 @@ class FindingCode(StrEnum):
     """A disk's image is not there or cannot be read."""
     IMAGE_WITHOUT_BITMAPS = "image-without-bitmaps"
     """A disk's image is qcow2 of version 2, which holds no bitmaps: each backup reads the disk whole."""
+    WRITES_ASTRAY = "writes-astray"
+    """What the guest writes goes to an image that libvirt does not know of, or that the next start will not have."""
     DEFINITION_DIFFERS = "definition-differs"
     """The VM runs with other disks than it will have at its next start."""
     TPM_MISSING = "tpm-missing"
@@ -156,6 +160,10 @@ class FindingCode(StrEnum):
     """There is no point of the VM."""
     POINT_OLD = "point-old"
     """The VM's last point is older than a week."""
+    POINT_AHEAD = "point-ahead"
+    """A point of the VM says a time that is still to come: a clock was ahead, or this host's is behind."""
+    CLOCK_WENT_BACK = "clock-went-back"
+    """Clocks of the VM's points are not in the order in which they were made."""
 
     @property
     def severity(self) -> Severity:
@@ -191,7 +199,9 @@ _PROBLEMS: Final = frozenset(
         FindingCode.RESTORE_PENDING,
         FindingCode.KEPT_ASIDE,
         FindingCode.VM_UNREADABLE,
+        FindingCode.WRITES_ASTRAY,
         FindingCode.LEFT_JOB,
+        FindingCode.JOB_STUCK,
         FindingCode.IMAGE_UNREADABLE,
         FindingCode.TPM_MISSING,
         FindingCode.NVRAM_MISSING,
@@ -214,6 +224,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.DISK_NOT_KEPT,
         FindingCode.SETTING_UNUSED,
         FindingCode.RIGHTS_LACKING,
+        FindingCode.POINT_AHEAD,
     }
 )
 
@@ -309,7 +320,20 @@ class ForgetSnapshot:
     name: str
 
 
-VmMend = EndJob | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
+@dataclass(frozen=True, slots=True)
+class MergeOverlay:
+    """Write an overlay that libvirt does not know of into the image that it says the VM is on, while the VM runs.
+
+    The overlay itself stays: it may be of another tool.
+    """
+
+    vm_uuid: str
+    target: str
+    image: str
+    overlay: str
+
+
+VmMend = MergeOverlay | EndJob | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
 Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | RemoveStaged | VmMend
 
 

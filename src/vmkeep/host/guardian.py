@@ -27,12 +27,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmkeep.errors import JobAborted, VmkeepError
+from vmkeep.errors import HypervisorUnavailable, JobAborted, VmkeepError
 from vmkeep.host.clients import Channel, HeldClients
 from vmkeep.host.grounds import stand_on
 from vmkeep.host.lock import FileLock
 from vmkeep.host.processstate import hangs_dead, is_stopped
 from vmkeep.host.safety import (
+    LOOK_SECONDS,
     JobRecord,
     Stage,
     let_guest_go_on,
@@ -43,6 +44,7 @@ from vmkeep.host.safety import (
 )
 from vmkeep.host.standby import standing
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.hypervisor.answers import impatient, waiting_for
 
 _WATCH_SECONDS = 0.5
 # A process that was stopped does nothing to end the pause; one that is only slow may be about to.
@@ -128,7 +130,8 @@ class Guardian:
         """
         self.clients.give_up()
         self._close()
-        self._process.wait()
+        with waiting_for("let the guardian undo the job"):
+            self._process.wait()
         with suppress(VmkeepError, FileNotFoundError):
             rescue(JobRecord.load(self._path))
             self._path.unlink(missing_ok=True)
@@ -158,7 +161,8 @@ class Guardian:
 
     def _answer(self) -> bytes:
         try:
-            return self._answers.readline()
+            with waiting_for("answer the guardian"):
+                return self._answers.readline()
         except ConnectionResetError:
             return b""
 
@@ -192,11 +196,17 @@ def main() -> int:
 
 
 def _rescue(record: JobRecord, hypervisor: Hypervisor, clients: HeldClients) -> None:
-    """Undo the job. Where the end of this process would end a guest, it goes on until it has done it."""
+    """Undo the job. Where the end of this process would end a guest, it goes on until it has done it.
+
+    So it does as long as libvirt is away: the guest may stand still, and nobody else lets it go on before a person runs
+    the next command.
+    """
     while True:
         try:
             rescue(record, hypervisor, owner=clients)
             return
+        except HypervisorUnavailable:
+            continue
         except VmkeepError:
             if not clients.any_open():
                 raise
@@ -320,8 +330,10 @@ def _saved_from_full_scratch(record: JobRecord, hypervisor: Hypervisor, owner: H
         if proven_scratch_falls_short(record):
             return True
     try:
-        domain = hypervisor.find(record.uuid)
-        return domain is not None and domain.state().io_error and resume_if_ours(record, domain, owner)
+        with impatient(LOOK_SECONDS):
+            domain = hypervisor.find_uuid(record.uuid)
+            stopped = domain is not None and domain.state().io_error
+        return domain is not None and stopped and resume_if_ours(record, domain, owner)
     except VmkeepError:
         return False
 

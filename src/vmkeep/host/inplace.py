@@ -16,7 +16,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import OF_STORAGE, fault_error, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.instant import StateSource, read_state, state_sources
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
@@ -41,6 +41,7 @@ from vmkeep.host.tasks import (
     VmParked,
     WithdrawItems,
 )
+from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.paths import give_away
 from vmkeep.repository import PointRecord, Repository
@@ -48,6 +49,7 @@ from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.imagekey import ImageKey
+from vmkeep.transfer.tools import require_tools
 
 
 def check_in_place(
@@ -61,9 +63,11 @@ def check_in_place(
     domain = _find(hypervisor, record)
     refuse_while_pending(settings, domain.name, domain.uuid)
     require_off(domain)
+    require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write the disks of {domain.name}")
     definition = with_volumes_found(
         read_definition(domain.definition_xml(inactive=True, secure=True), domain), hypervisor
     )
+    refuse_unseen_images(domain, definition)
     selection, _ = _select(hypervisor, record, definition, request.only, request.tpm)
     secrets = _plan_secrets(hypervisor, repository, record, definition, selection)
     return InPlaceChecked(
@@ -258,7 +262,7 @@ class InPlace:
         warnings = []
         try:
             discard_replaced(DiscardReplaced(journal.items))
-        except OSError as error:
+        except OF_STORAGE as error:
             warnings.append(f"What was replaced could not be removed: {error}. `vmkeep doctor` shows what is left.")
         self._end(journal)
         return tuple(warnings)
@@ -277,7 +281,7 @@ class InPlace:
         except VmkeepError as error:
             raise self._pending(journal, error) from error
         except (OSError, DefinitionError) as error:
-            raise self._pending(journal, VmkeepError(f"{type(error).__name__}: {error}")) from error
+            raise self._pending(journal, fault_error(error)) from error
         finally:
             self._parking.unlock()
 
@@ -345,7 +349,7 @@ class InPlace:
 
 
 def _find(hypervisor: Hypervisor, record: PointRecord) -> Domain:
-    found = hypervisor.find(record.vm_uuid)
+    found = hypervisor.find_uuid(record.vm_uuid)
     if found is None:
         raise VmNotFound(
             f"VM {record.vm_name!r} ({record.vm_uuid}) of the point is not on this host",

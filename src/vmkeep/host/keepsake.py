@@ -51,7 +51,7 @@ class Keepsake:
 
     ``checkpoints`` are the names and definitions of all checkpoints of a VM that is off, parents first: libvirt makes
     no snapshot of it while it lists any. ``memory_file`` is where the memory goes, or empty. ``quiesced``: the guest's
-    file systems may have been frozen.
+    file systems may have been frozen. ``reused``: the overlays were there before.
     """
 
     operation: str
@@ -70,6 +70,7 @@ class Keepsake:
     quiesced: bool = False
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    reused: bool = False
 
     def save(self, directory: Path) -> None:
         """Make the directory of this snapshot below ``directory`` and the plan in it, durably."""

@@ -151,7 +151,10 @@ def unrecorded_snapshots(settings: Settings) -> Iterator[Finding]:
             continue
         if FileLock.is_held(settings.locks_dir / f"{keepsake.vm_uuid}.lock"):
             continue  # it is under way
-        message = f"the snapshot {keepsake.name} was interrupted; its TPM and UEFI state is recorded if it was made"
+        message = (
+            f"the snapshot {keepsake.name} was interrupted; its TPM and UEFI state is recorded if it was made. The "
+            "guest may be on images that libvirt does not know of: fix it before the VM is stopped or started"
+        )
         yield Finding(FindingCode.SNAPSHOT_UNRECORDED, message, vm=keepsake.vm, path=str(place), recovered=True)
 
 

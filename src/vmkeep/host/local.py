@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.config import Settings
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import GivenUp, VmkeepError
+from vmkeep.filesystem import fault_error
 from vmkeep.host import restore, surveying
 from vmkeep.host.checkup import check_host, mend
-from vmkeep.host.connecting import LazyConnection
+from vmkeep.host.connecting import LazyConnection, silence
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.inplace import InPlace, check_in_place
 from vmkeep.host.journal import RestoreJournal, journal_path
@@ -114,7 +115,11 @@ class LocalHost:
         """Close the connection to libvirt; what was begun on the host is not ended by this.
 
         Locks are let go of, because a thread that hangs keeps this process, and what it has open, until it comes back.
+        Not so while libvirt is waited for: the guardian has not undone anything then, and holds the lock as well; a
+        thread that waits for a socket ends with its process.
         """
+        if silence() is not None and not all(each.ended.is_set() for each in self._operations.values()):
+            return
         for operation in self._operations.values():
             if operation.point is not None:
                 operation.point.release()
@@ -222,14 +227,18 @@ class LocalHost:
         current.thread = threading.Thread(
             target=self._run, args=(current,), name=f"vmkeep-{type(task).__name__}", daemon=True
         )
-        current.thread.start()
+        try:
+            current.thread.start()
+        except (RuntimeError, MemoryError) as error:  # no further thread is to be had
+            current.error = fault_error(error)
+            current.ended.set()
 
     def poll(self, operation: str, wait_seconds: float = 0.0) -> TaskState:
         current = self._operations[operation]
         ended = current.ended.wait(wait_seconds)
         if ended:
             return TaskState(ended, current.result, current.error, current.progress)
-        return TaskState(ended, progress=current.progress, unanswered=unanswered())
+        return TaskState(ended, progress=current.progress, unanswered=unanswered(), silence=silence())
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:
         self._operations[operation].cancelled = reason
@@ -244,9 +253,12 @@ class LocalHost:
             operation.result = self._carry_out(operation)
         except VmkeepError as error:
             operation.error = error
-        except Exception as error:  # a fault of ours must end the flow as a failure does, with its undos
+        except GivenUp as given:
+            operation.error = given.error
+        # Whatever it is must end the flow as a failure does, with its undos. A task without an error counts as done.
+        except BaseException as error:
             _log.exception("fault", task=type(operation.task).__name__)
-            operation.error = VmkeepError(f"{type(error).__name__}: {error}")
+            operation.error = fault_error(error)
         finally:
             operation.ended.set()
 

@@ -13,10 +13,13 @@ from types import TracebackType
 from typing import Self
 
 from vmkeep.errors import VmBusy
+from vmkeep.filesystem import file_errors
 
 _PROCESS = re.compile(r"\(process (\d+)\)")
-# Between making its file and locking it a taker is undisturbed by those who only look.
-_TAKING_SECONDS = 2.0
+# Who only looks whether a lock is held has it for some microseconds. A taker tries again for so long: by no clock but
+# the monotonic one, since a file's time says nothing when the clock was set meanwhile.
+_LOOKED_AT_SECONDS = 0.05
+_AGAIN_SECONDS = 0.005
 _INHERITED_SECONDS = 10.0
 _WAIT_SECONDS = 0.1
 
@@ -30,22 +33,30 @@ class FileLock:
 
     @classmethod
     def try_acquire(cls, path: Path, note: str = "") -> FileLock | None:
-        """Take the lock and write ``note`` (who holds it) into the file; None when another holds it."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        """Take the lock and write ``note`` (who holds it) into the file; None when another holds it.
+
+        Raises NoSpace, PermissionRefused and others with the file's path when there can be no lock.
+        """
+        with file_errors(path, "locked"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while True:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    if not _locked(descriptor):
+                        os.close(descriptor)
+                        return None
+                    # A holder removes the file when it lets go: a lock on a removed file would protect nothing.
+                    if os.path.samestat(os.fstat(descriptor), path.stat()):
+                        with suppress(OSError):  # a full file system: it is locked all the same
+                            os.ftruncate(descriptor, 0)
+                            os.pwrite(descriptor, note.encode(), 0)
+                        return cls(path, descriptor)
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    os.close(descriptor)
+                    raise
                 os.close(descriptor)
-                return None
-            # A holder removes the file when it lets go: a lock on a removed file would protect nothing.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, note.encode(), 0)
-                    return cls(path, descriptor)
-            os.close(descriptor)
 
     @staticmethod
     def holder(path: Path) -> str:
@@ -57,9 +68,9 @@ class FileLock:
 
     @staticmethod
     def is_held(path: Path) -> bool:
-        """Return whether a living process holds the lock. Nothing is changed, and a lock being taken is not disturbed.
+        """Return whether a living process holds the lock. Nothing is changed, and a taker is not disturbed.
 
-        A file that was made or taken within the last two seconds counts as held, and so does one that may not be read.
+        One that may not be read counts as held.
         """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -68,8 +79,6 @@ class FileLock:
         except OSError:
             return True
         try:
-            if -1 < time.time() - os.fstat(descriptor).st_mtime < _TAKING_SECONDS:
-                return True
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -96,7 +105,9 @@ class FileLock:
         if self.descriptor < 0:
             return
         if remove:
-            self.path.unlink(missing_ok=True)
+            # A file that stays locks nothing, and what was done under the lock is done.
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
         self.descriptor = -1
 
@@ -107,6 +118,19 @@ class FileLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file for this process alone; return False when another holds it."""
+    deadline = time.monotonic() + _LOOKED_AT_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(_AGAIN_SECONDS)
 
 
 def take_turn(

@@ -76,7 +76,19 @@ class LocalMoments:
             self._refuse_while_restored(domain)
             if domain.state().run is RunState.OTHER:
                 raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+            self._refuse_astray(order, domain, hypervisor)
             return self._carry_out(order, domain, hypervisor, stop)
+
+    def _refuse_astray(self, order: MomentChange, domain: Domain, hypervisor: Hypervisor) -> None:
+        """Raise WritesAstray before images or bitmaps are changed of a VM that is on others than libvirt says."""
+        changes = isinstance(order, CreateCheckpoint) or (isinstance(order, DeleteMoments) and not order.metadata_only)
+        if changes and domain.state().run is not RunState.OFF:
+            from vmkeep.definition import parse_definition
+            from vmkeep.host.astray import refuse_astray
+            from vmkeep.host.preparation import with_volumes_found
+
+            definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
+            refuse_astray(domain, definition, hypervisor, self._settings)
 
     def _refuse_while_restored(self, domain: Domain) -> None:
         """Raise RestorePending while an unfinished restore in place has the VM's disks and checkpoints in its hands."""

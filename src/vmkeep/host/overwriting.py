@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vmkeep.config import Settings
 from vmkeep.errors import InvalidRequest, VmBusy
+from vmkeep.filesystem import file_errors, make_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import JournalDisk
 from vmkeep.host.rebinding import broken_bitmaps
@@ -193,8 +194,9 @@ class Overwriting:
         server.__exit__(None, None, None)
 
     def _socket(self) -> Path:
-        self._directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        with file_errors(self._directory):
+            make_directory(self._directory.parent, 0o711)
+            make_directory(self._directory)
         # Not the name of a killed vmkeep's, whose qemu-nbd may still listen there while it closes the image.
         return self._directory / f"nbd.{os.getpid()}"
 

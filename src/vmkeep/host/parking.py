@@ -14,6 +14,7 @@ from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_def
 from vmkeep.definition.parking import is_parked, park, unpark
 from vmkeep.definition.repointing import leave_chains_to_images
 from vmkeep.errors import Interrupted, InvalidRequest, RestorePending, VmNotFound, VmRunning
+from vmkeep.host.astray import refuse_lost
 from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.grounds import forget_parked, remember_parked
@@ -114,7 +115,7 @@ class Parking:
 
     def domain(self, journal: RestoreJournal) -> Domain:
         """Return the VM; raises VmNotFound when it was undefined meanwhile."""
-        found = self._hypervisor.find(journal.vm_uuid)
+        found = self._hypervisor.find_uuid(journal.vm_uuid)
         if found is None:
             raise VmNotFound(
                 f"VM {journal.vm!r} is gone in the middle of its restore",
@@ -221,7 +222,7 @@ class Parking:
 
 
 def require_off(domain: Domain) -> None:
-    """Raise VmRunning unless the VM is off and has no saved memory."""
+    """Raise VmRunning unless the VM is off and has no saved memory, WritesAstray when its QEMU runs all the same."""
     state = domain.state()
     if state.crashed:
         raise VmRunning(
@@ -235,6 +236,7 @@ def require_off(domain: Domain) -> None:
             vm=domain.name,
             hint=f"Shut the VM down (`{command_line('virsh shutdown', domain.name)}`) and run the command again.",
         )
+    refuse_lost(domain)
     if domain.has_saved_memory():
         raise VmRunning(
             f"VM {domain.name!r} has a saved memory image, which belongs to its present disks",

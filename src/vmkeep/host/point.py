@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from vmkeep.config import Settings
 from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError
+from vmkeep.filesystem import require_descriptors
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.examination import Examined, examine
 from vmkeep.host.exposure import Exposure, Subject
@@ -33,7 +34,18 @@ from vmkeep.host.tasks import (
 from vmkeep.host.versions import store_states
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.logs import get_logger
-from vmkeep.planning import Base, BitmapHealth, DiskPlan, Mode, PointPlan, PointRequest, Reason, Refused, plan_point
+from vmkeep.planning import (
+    MOST_CLIENTS,
+    Base,
+    BitmapHealth,
+    DiskPlan,
+    Mode,
+    PointPlan,
+    PointRequest,
+    Reason,
+    Refused,
+    plan_point,
+)
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
@@ -41,6 +53,8 @@ from vmkeep.transfer.source import DiskSource
 _log = get_logger(__name__)
 # Blocks of each base that are read again to prove it; 256 KiB in all.
 _WITNESSES = 4
+# Scratch, sockets and pipes of qemu-nbd and qemu-img, and what the libraries open for a moment.
+_DESCRIPTORS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +173,7 @@ class Point:
             KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != Mode.SCAN)
             for disk in record.disks
         )
-        return KnownPoint(point_id, disks, record.created, record.parent)
+        return KnownPoint(point_id, disks, record.created, record.parent, record.sequence)
 
     def _plan(self, examined: Examined) -> _Planned:
         """Plan each disk, with the points it builds on; those that cannot be read are done without."""
@@ -208,6 +222,7 @@ class Point:
             prefix=self._prefix,
             lock=lock,
         )
+        self._require_descriptors(subject)
         writer = self._begin_writing()
         try:
             self._watch(Progress("instant"))
@@ -224,6 +239,14 @@ class Point:
             return StoppedExposure.open(subject, self._settings, stop=self._stop)
         quiesce = self._request.quiesce
         return RunningExposure.open(subject, self._settings, quiesce=quiesce, stop=self._stop)
+
+    def _require_descriptors(self, subject: Subject) -> None:
+        """Refuse before the instant what would break off in the middle: a disk is read over several connections."""
+        disks = len(subject.plan.disks)
+        # A connection has two descriptors, of libnbd and of the guardian's duplicate; a worker has a pack and its file.
+        clients = max(disks, min(MOST_CLIENTS, disks * (self._settings.workers + 2)))
+        number = _DESCRIPTORS + 2 * clients + 4 * self._settings.workers
+        require_descriptors(number, f"a point of VM {subject.domain.name!r} with {disks} disks")
 
     def _begin_writing(self) -> PointWriter:
         return self._repository.begin(
@@ -265,8 +288,9 @@ class Point:
                 excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in opened.plan.excluded),
                 states=tuple(states),
                 definition=opened.examined.definition_xml,
-                warnings=opened.warnings,
+                warnings=(*opened.warnings, *request.warnings),
                 secrets=secrets,
+                sequence=request.sequence,
             )
             self._stop()
             opened.exposure.prove()

@@ -1,7 +1,9 @@
-"""Processes that neither work nor end."""
+"""Processes that neither work nor end, and how old one is."""
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 
@@ -18,9 +20,20 @@ def is_stopped(process: int) -> bool:
     return _state_of(process) in ("T", "t")
 
 
+def age_seconds(process: int) -> float:
+    """Return how long a process has been there, whatever was done to the clock. Raises OSError for one that is gone."""
+    started_ticks = int(_stat_of(process)[19])  # since the host was started
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _state_of(process: int) -> str:
     """Return the letter of a process's state (proc(5)), empty for one that is gone."""
     try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+        return _stat_of(process)[0]
     except OSError:
         return ""
+
+
+def _stat_of(process: int) -> list[str]:
+    """Return what proc(5) tells of a process after its name."""
+    return Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

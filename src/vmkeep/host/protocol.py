@@ -10,6 +10,9 @@ from vmkeep.errors import VmkeepError
 from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import MakeSnapshot, Task
+from vmkeep.hypervisor.patience import LibvirtPatience as LibvirtPatience
+from vmkeep.hypervisor.patience import Silence
+from vmkeep.hypervisor.patience import left_behind as left_behind
 from vmkeep.repository import Unanswered
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 class TaskState:
     """How a task stands. ``result`` and ``error`` are set when it has ended, one of them.
 
-    ``unanswered`` is the oldest call to the repository's storage that has not come back.
+    ``unanswered`` is the oldest call to the repository's storage that has not come back, ``silence`` that to libvirt.
     """
 
     ended: bool
@@ -33,6 +36,7 @@ class TaskState:
     error: VmkeepError | None = None
     progress: Progress | None = None
     unanswered: Unanswered | None = None
+    silence: Silence | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,12 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import file_error, file_errors, require_descriptors, sync_directory
+from vmkeep.fitting import Fit, StoredVariables, Wish
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.selection import STATE, asked_disks
+from vmkeep.host.suitability import fit_definition, told_of_firmware
 from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     DefineVm,
@@ -62,8 +64,11 @@ from vmkeep.statefiles.installation import make_folder, publish, remove, stage_f
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.images import LUKS
+from vmkeep.transfer.tools import require_tools
 
 _DEFINITION_FILE = "domain.xml"
+# The image, its directory, sockets and pipes of qemu-nbd, and as much again for what the libraries open for a moment.
+_RESTORE_DESCRIPTORS = 48
 
 
 # -- to files --------------------------------------------------------------------------------------------------
@@ -93,9 +98,17 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
     ]
     definition = item_at("definition", "definition", output / _DEFINITION_FILE, request.operation)
     items = (*disks, *states, *(() if request.only else (definition,)), *_secret_items(record, output, request))
+    _require_tools(items)
     _refuse_existing(items, force=request.force)
     warnings = (*_absences(record), *told_of_encryption(record, secrets), *_told_of_secrets(record, request))
     return FilesPrepared(items, warnings, str(output) if _make_directory(output) else "")
+
+
+def _require_tools(items: Sequence[DeliveredItem]) -> None:
+    """Raise ToolMissing for an image that QEMU's tools encrypt; all others are written without them."""
+    for item in items:
+        if item.secret:
+            require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write {item.final}, which is encrypted")
 
 
 def _asked(record: PointRecord, only: Sequence[str]) -> PointRecord:
@@ -117,12 +130,12 @@ def _make_directory(output: Path) -> bool:
     """Make the directory; False when it is there already."""
     try:
         output.mkdir(mode=0o700)
-    except FileNotFoundError as error:
-        raise HostFileMissing(f"the directory {output.parent} does not exist", path=str(output)) from error
     except FileExistsError as error:
         if not output.is_dir():
             raise TargetExists(f"{output} is not a directory", path=str(output)) from error
         return False
+    except OSError as error:
+        raise file_error(error, output) from error
     return True
 
 
@@ -158,8 +171,9 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
         )
     disk_secrets = secrets_of_point(record, lambda: hypervisor)
-    same = not request.elsewhere and hypervisor.find(record.vm_uuid) is None
-    tpm = _tpm_choice(record, original, request, same=same)
+    owner = hypervisor.find_uuid(record.vm_uuid)
+    same = not request.elsewhere and owner is None
+    tpm = _tpm_choice(record, original, request, owner.name if owner is not None else None, same=same)
     identity_uuid = record.vm_uuid if same else str(uuid.uuid4())
     roots = StateRoots.of(hypervisor.uri)
     items = [
@@ -182,6 +196,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
         elif state.kind == "tpm" and tpm == "same":
             items.append(item_at("tpm", "tpm", roots.tpm_directory(identity_uuid), request.operation))
     _refuse_shared_paths(items)
+    _require_tools(items)
     _refuse_existing(items, force=request.force)
     if tpm == "new" and os.path.lexists(roots.tpm_directory(identity_uuid)):
         raise TargetExists(
@@ -194,22 +209,26 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     secrets = plan_secrets(
         hypervisor, repository, record, needed_secrets(original), vm=request.name, must_open=tpm == "same"
     )
-    # Made here only to refuse early what cannot be made; DefineVm makes it again.
-    _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
+    # Made here to refuse early what cannot be made, or does not fit this host; DefineVm makes it again.
+    wish = _wish(request)
+    definition = _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
+    fitted = _fitted(hypervisor, record, original, definition, items, wish, request.name)
+    sealed = told_of_firmware(hypervisor, record.host, original, wish) if tpm == "same" else ()
     return VmPrepared(
         name=request.name,
         uuid=identity_uuid,
         identity=identity,
         tpm=tpm,
         items=tuple(items),
-        warnings=(*_absences(record), *secrets.warnings),
+        warnings=(*_absences(record), *secrets.warnings, *sealed),
         secrets=secrets.absent,
+        changes=tuple((misfit.change, misfit.guest) for misfit in fitted.misfits),
     )
 
 
 def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
     """Define the VM, after its secrets; when an earlier attempt did so already, that is fine."""
-    existing = hypervisor.find(request.uuid)
+    existing = hypervisor.find_uuid(request.uuid)
     if existing is None:
         record = repository.point(request.point_id)
         original = parse_definition(record.definition)
@@ -217,6 +236,8 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
         definition = _definition_of(
             record, original, request.name, request.uuid, request.identity, request.items, roots
         )
+        wish = _wish(request)
+        definition = _fitted(hypervisor, record, original, definition, request.items, wish, request.name).definition
         needed, must_open = needed_secrets(original), any(item.role == "tpm" for item in request.items)
         plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
         try:
@@ -277,6 +298,30 @@ def _definition_of(
         raise InvalidRequest(f"the point's definition cannot be restored as {name!r}: {error}", vm=name) from error
 
 
+def _wish(request: PrepareVm | DefineVm) -> Wish:
+    return Wish(adapt=request.adapt, machine=request.machine, cpu=request.cpu, firmware=request.firmware)
+
+
+def _fitted(
+    hypervisor: Hypervisor,
+    record: PointRecord,
+    original: Definition,
+    definition: str,
+    items: Sequence[DeliveredItem],
+    wish: Wish,
+    name: str,
+) -> Fit:
+    """Return the definition as it fits this host. Raises HostUnfit."""
+    ref = next((state for state in record.states if state.kind == "nvram"), None)
+    place = next((item.final for item in items if item.role == "nvram"), "")
+    variables = (
+        None
+        if ref is None
+        else StoredVariables(size_bytes=ref.size_bytes, format=original.firmware.nvram_format, path=place)
+    )
+    return fit_definition(hypervisor, definition, wish, variables, vm=name, source=f"point {record.id}")
+
+
 def _is_lacking(disk: DefinedDisk | None) -> bool:
     """Return whether a disk that is not in the point cannot stand in the definition: a medium that is here can."""
     if disk is None:
@@ -287,7 +332,7 @@ def _is_lacking(disk: DefinedDisk | None) -> bool:
 
 def undefine_vm(hypervisor: Hypervisor, repository: Repository, request: UndefineVm) -> None:
     """Undo ``define_vm``."""
-    existing = hypervisor.find(request.uuid)
+    existing = hypervisor.find_uuid(request.uuid)
     if existing is not None:
         existing.undefine()
     if request.secrets:
@@ -308,6 +353,7 @@ def deliver_items(
 ) -> ItemsDelivered:
     """Write every item at its staged path; on failure none of them stays."""
     record = repository.point(request.point_id)
+    require_descriptors(_RESTORE_DESCRIPTORS + 4 * settings.workers, f"the restore of point {record.id}")
     sizes = {disk.target: disk.stored.size_bytes for disk in record.disks}
     total = sum(sizes[item.name] for item in request.items if item.role == "disk")
     done = written = 0
@@ -365,7 +411,8 @@ def _deliver_disk(
 ) -> int:
     disk = next(disk for disk in record.disks if disk.target == item.name)
     staged = Path(item.staged)
-    staged.unlink(missing_ok=True)  # of an attempt that was killed
+    with file_errors(staged):
+        staged.unlink(missing_ok=True)  # of an attempt that was killed
     written = deliver_disk(
         repository,
         disk.stored,
@@ -376,7 +423,8 @@ def _deliver_disk(
         stop=stop,
         progress=progress,
     )
-    sync_directory(staged.parent)
+    with file_errors(staged):
+        sync_directory(staged.parent)
     return written
 
 
@@ -452,8 +500,11 @@ def _absences(record: PointRecord) -> tuple[str, ...]:
     return (*told, *record.warnings)
 
 
-def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, *, same: bool) -> str:
-    """Return whose TPM the VM gets. There is no silent blank TPM, and no silent second owner of one."""
+def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, owner: str | None, *, same: bool) -> str:
+    """Return whose TPM the VM gets. There is no silent blank TPM, and no silent second owner of one.
+
+    ``owner`` is the VM of the original's UUID on this host, whatever it is called by now.
+    """
     if original.tpm is None or original.tpm.backend is not TpmBackend.EMULATOR:
         return "none"
     has_state = any(state.kind == "tpm" for state in record.states)
@@ -463,10 +514,16 @@ def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, *
         return request.tpm
     if same and has_state:
         return "same"
+    if same:
+        reason = f"point {record.id} holds no TPM state for the VM's TPM"
+    elif owner is None:
+        reason = f"VM {record.vm_name!r}, whose TPM this is, lives on another host, as the catalogue knows"
+    elif owner == record.vm_name:
+        reason = f"VM {owner!r}, whose TPM this is, exists"
+    else:
+        reason = f"VM {owner!r}, whose TPM this is, exists; when the point was taken it was called {record.vm_name!r}"
     raise ChoiceRequired(
-        f"VM {record.vm_name!r}, whose TPM this is, exists"
-        if not same
-        else f"point {record.id} holds no TPM state for the VM's TPM",
+        reason,
         vm=request.name,
         hint="--tpm same gives the restored VM a copy of the TPM (disks sealed to it open, and two VMs then share its "
         "identity); --tpm new gives it a blank one (sealed disks ask for their recovery key).",

@@ -253,11 +253,23 @@ def sync_images(chains: Mapping[str, Sequence[ImageLayer]]) -> None:
 def refuse_beside_a_job(domain: Domain) -> None:
     """Refuse while somebody else's job holds the VM: libvirt would let the suspended guest wait 30 s for it."""
     if domain.has_job():
+        if domain.has_stuck_job():
+            raise VmBusy(
+                f"libvirt keeps a job of VM {domain.name!r} that is over: libvirtd was killed while a backup began",
+                vm=domain.name,
+                hint=stuck_job_remedy(domain.name),
+            )
         raise VmBusy(
             f"libvirt is at another operation on VM {domain.name!r} (a backup, migration, save or dump)",
             vm=domain.name,
             hint="Wait for it to end (`virsh domjobinfo` shows it) and run the command again.",
         )
+
+
+def stuck_job_remedy(vm: str) -> str:
+    """Return what ends a job that libvirtd keeps for ever, for a person to do."""
+    stop = command_line("virsh shutdown", vm)
+    return f"Shut the VM down (`{stop}`), then restart libvirtd (`systemctl restart libvirtd`): nothing else ends it."
 
 
 def refuse_jobs(domain: Domain, targets: Collection[str] | None = None) -> None:

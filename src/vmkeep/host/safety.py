@@ -22,15 +22,17 @@ from vmkeep.errors import (
     HostFileMissing,
     HypervisorError,
     HypervisorUnavailable,
+    Interrupted,
     VmBusy,
     VmkeepError,
     VmNotFound,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import fault_error, file_errors, sync_directory
 from vmkeep.host.grounds import stand_on
 from vmkeep.host.handshakes import Owner, abort_job, job_ends
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.hypervisor.answers import impatient
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
 from vmkeep.transfer.nbd import export_names
 
@@ -42,6 +44,8 @@ _PATIENCE_SECONDS = 60.0
 _BEGIN_SECONDS = 20.0
 _EXPORTS_SECONDS = 1.0
 _RESUME_SECONDS = 5.0
+LOOK_SECONDS = 2.0
+"""How long a guardian waits for a libvirtd that hangs before it looks again what vmkeep says."""
 
 
 class Stage(StrEnum):
@@ -105,15 +109,17 @@ class JobRecord:
     keepsake: str = ""
 
     def save(self, directory: Path) -> Path:
-        """Write the record durably; the file is named after the operation."""
+        """Write the record durably; the file is named after the operation. Raises NoSpace and the like."""
         path = record_path(directory, self.operation)
         beside = path.with_suffix(".partial")
-        with beside.open("w", encoding="utf-8") as stream:
-            json.dump(dataclasses.asdict(self), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-        sync_directory(directory)
+        with file_errors(path):
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(dataclasses.asdict(self), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(path)
+            sync_directory(directory)
         return path
 
     @classmethod
@@ -184,7 +190,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner
 
 def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: Owner | None) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
-    domain = hypervisor.find(record.uuid)
+    domain = hypervisor.find_uuid(record.uuid)
     if record.stopped:
         return _remove_marks(record, domain, hypervisor)
     if domain is None:
@@ -291,9 +297,11 @@ def let_guest_go_on(record: JobRecord, hypervisor: Hypervisor) -> bool:
     is ended meanwhile. What a snapshot needs to be whole is kept first. False: the guest does not stand still, or does
     because libvirt saves its memory, which takes minutes for a large one. Raises what libvirt does.
     """
-    domain = hypervisor.find(record.uuid)
-    if domain is None or not (record.quiesced or domain.state().run is RunState.PAUSED):
-        return False
+    # What is changed is waited for: of a guest that went on it must be known that it did.
+    with impatient(LOOK_SECONDS):
+        domain = hypervisor.find_uuid(record.uuid)
+        if domain is None or not (record.quiesced or domain.state().run is RunState.PAUSED):
+            return False
     if record.keepsake:
         from vmkeep.host.snapshot_rescue import rescue_snapshot  # which needs this module
 
@@ -382,8 +390,10 @@ def rescue_abandoned(directory: Path) -> tuple[str, ...]:
                 rescue(record)
             except FileNotFoundError:
                 continue  # its guardian was faster, or its process was killed before there was a record
-            except (VmkeepError, ValueError, KeyError, TypeError) as error:
-                told.append(f"the left-overs recorded in {path} could not be removed: {error}")
+            except Interrupted:
+                raise
+            except (VmkeepError, OSError, ValueError, KeyError, TypeError) as error:
+                told.append(f"the left-overs recorded in {path} could not be removed: {fault_error(error).message}")
                 continue
             path.unlink(missing_ok=True)
             what = "was undone" if not record.keepsake else "holds its guest no more"

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from vmkeep.config import Settings
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError
+from vmkeep.filesystem import file_errors
+from vmkeep.host.astray import refuse_astray, refuse_lost
 from vmkeep.host.guardian import Guardian
 from vmkeep.host.instant import (
     AGENT_WORK_SECONDS,
@@ -42,6 +44,7 @@ from vmkeep.host.preparation import state_warnings
 from vmkeep.host.running import refuse_beside_a_job, refuse_jobs, require_agent, sync_images
 from vmkeep.host.safety import JobRecord
 from vmkeep.host.snapshot_outcome import recorded_snapshot, whole_snapshot
+from vmkeep.host.snapshot_overlays import settle_overlays
 from vmkeep.host.snapshot_plan import INTERNAL, MEMORY, PlannedSnapshot, plan_snapshot
 from vmkeep.host.snapshot_rescue import mark_overlays, put_checkpoints_back
 from vmkeep.host.stillness import guest_stands_still
@@ -59,6 +62,7 @@ from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
+from vmkeep.transfer.tools import require_tools
 
 _LOOK_SECONDS = 0.2
 
@@ -122,6 +126,7 @@ class Snapshotting:
     def _make(self, request: MakeSnapshot, domain: Domain) -> SnapshotMade:
         self._watch(Progress("planning"))
         refuse_while_pending(self._settings, domain.name, domain.uuid)
+        require_tools("qemu-img", "setpriv", doing=f"look at the disks of {domain.name}")
         prepared = self._prepare(request, domain)
         keepsake = self._keepsake(request, domain, prepared)
         self._stop()
@@ -148,6 +153,10 @@ class Snapshotting:
         if not off:
             refuse_jobs(domain)
         around = surroundings(domain, self._hypervisor)
+        if off:
+            refuse_lost(domain)
+        else:
+            refuse_astray(domain, around.definition, self._hypervisor, self._settings, besides=self._operation)
         planned = plan_snapshot(request, around, int(time.time()))
         sources = state_sources(around.definition, StateRoots.of(self._hypervisor.uri))
         if request.quiesce:
@@ -178,6 +187,7 @@ class Snapshotting:
             quiesced=request.quiesce,
             left_out=planned.left_out,
             warnings=(*planned.warnings, *state_warnings(prepared.around.definition)),
+            reused=request.reuse_external,
         )
 
     def _guarded(self, keepsake: Keepsake) -> Guardian:
@@ -195,7 +205,8 @@ class Snapshotting:
             quiesced=keepsake.quiesced,
             keepsake=str(self._place),
         )
-        self._settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with file_errors(self._settings.guards_dir):
+            self._settings.guards_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         guardian = Guardian(record, self._settings.guards_dir, hold=(self._lock.descriptor,))
         guardian.wait_ready()
         return guardian
@@ -316,6 +327,9 @@ class Snapshotting:
         try:
             put_checkpoints_back(keepsake, domain)
             made = recorded_snapshot(domain, keepsake)
+            if made is None:
+                for told in settle_overlays(self._hypervisor, domain, keepsake, self._place, lambda: None):
+                    error.add_note(told)
         except VmkeepError as later:
             error.add_note(f"the next command of vmkeep goes on with it: {later}")
             return
@@ -368,15 +382,16 @@ class Snapshotting:
             remove_keepsake(self._place)  # killed before anything was begun
             return SnapshotSettled("an interrupted snapshot was never begun")
         about = f"an interrupted snapshot ({keepsake.name}) of VM {keepsake.vm!r}"
-        domain = self._hypervisor.find(keepsake.vm_uuid)
+        domain = self._hypervisor.find_uuid(keepsake.vm_uuid)
         if domain is None:
             remove_keepsake(self._place)
             return SnapshotSettled(f"{about} is gone with the VM")
         self._lock_vm(keepsake.vm, keepsake.vm_uuid)
         put_checkpoints_back(keepsake, domain)
         if recorded_snapshot(domain, keepsake) is None:
+            told = settle_overlays(self._hypervisor, domain, keepsake, self._place, self._stop)
             remove_keepsake(self._place)
-            return SnapshotSettled(f"{about} was not made")
+            return SnapshotSettled("; ".join((f"{about} was not made", *told)))
         if keepsake.stopped:
             mark_overlays(keepsake, domain)
         elif keepsake.kind != "disks" and keepsake.was_running:

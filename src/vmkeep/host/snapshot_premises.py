@@ -8,6 +8,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import SourceKind
 from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmBusy, VmNotFound, VmRunning
+from vmkeep.host.astray import refuse_astray
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.journal import refuse_while_pending
@@ -18,6 +19,7 @@ from vmkeep.host.snapshot_choice import Reversal, choose
 from vmkeep.host.tasks import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.repository import Repository
+from vmkeep.transfer.tools import require_tools
 
 
 def check_revert(
@@ -26,10 +28,14 @@ def check_revert(
     """Refuse what cannot be done, before anything is changed; the VM may run where it will be stopped."""
     domain = hypervisor.domain(request.vm)
     refuse_while_pending(settings, domain.name, domain.uuid)
+    require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"change the disks of {domain.name}")
     xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
     running = _refuse_state(domain, stop=request.stop)
     present = domain.definition_xml(inactive=True, secure=True)
     definition = with_volumes_found(read_definition(present, domain), hypervisor)
+    if running:
+        live = with_volumes_found(read_definition(domain.definition_xml(), domain), hypervisor)
+        refuse_astray(domain, live, hypervisor, settings)
     reversal = choose(hypervisor, domain, definition, xml, request.choice, request.known)
     if reversal.internal and not request.choice.drop_checkpoints:
         refuse_foreign_bitmaps(domain, reversal, checkpoint_prefix(repository.id))

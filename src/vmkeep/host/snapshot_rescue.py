@@ -69,7 +69,7 @@ def rescue_snapshot(record: JobRecord, hypervisor: Hypervisor | None = None) -> 
 
 
 def _rescue_vm(record: JobRecord, keepsake: Keepsake, hypervisor: Hypervisor, waited: float) -> bool:
-    domain = hypervisor.find(record.uuid)
+    domain = hypervisor.find_uuid(record.uuid)
     try:
         return domain is not None and _rescue_once(record, keepsake, domain, waited)
     except VmNotFound:

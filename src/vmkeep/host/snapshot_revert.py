@@ -19,7 +19,7 @@ from vmkeep.definition import DefinitionError
 from vmkeep.definition.parking import is_parked, unpark
 from vmkeep.definition.repointing import repoint
 from vmkeep.errors import Interrupted, NoSpace, RestorePending, TransferError, VmBusy, VmkeepError
-from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, file_errors, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import (
     JournalOverlay,
@@ -258,7 +258,7 @@ class Revert:
         journal = self._parking.load()
         if journal is None:
             self._parking.sweep_lock(vm_uuid)
-            found = self._hypervisor.find(vm_uuid)
+            found = self._hypervisor.find_uuid(vm_uuid)
             return RevertReleased("off" if found is None else str(found.state().run), "", (), ())
         domain = self._parking.domain(journal)
         self._parking.lock(domain, self._stop)
@@ -295,9 +295,10 @@ class Revert:
             discard_replaced(DiscardReplaced(journal.items))
             for overlay in revert.overlays:
                 if overlay.discard:
-                    Path(overlay.former).unlink(missing_ok=True)
+                    with file_errors(Path(overlay.former)):
+                        Path(overlay.former).unlink(missing_ok=True)
                     discarded.append(overlay.former)
-        except OSError as error:
+        except OF_STORAGE as error:
             warnings.append(f"What was replaced could not be removed: {error}. `vmkeep doctor` shows what is left.")
         try:
             if revert.internal:
@@ -307,7 +308,8 @@ class Revert:
             else:
                 _list_again(domain, revert.checkpoints)
         except (VmkeepError, OSError) as error:
-            warnings.append(f"What libvirt lists of checkpoints and snapshots could not be put right: {error}")
+            told = fault_error(error).message
+            warnings.append(f"What libvirt lists of checkpoints and snapshots could not be put right: {told}")
         return warnings, tuple(discarded)
 
     def _list_moments(self, domain: Domain, revert: SnapshotRevert) -> list[str]:
@@ -367,7 +369,7 @@ class Revert:
         except VmkeepError as error:
             raise self._pending(journal, error) from error
         except (OSError, DefinitionError) as error:
-            raise self._pending(journal, VmkeepError(f"{type(error).__name__}: {error}")) from error
+            raise self._pending(journal, fault_error(error)) from error
         finally:
             self._parking.unlock()
 

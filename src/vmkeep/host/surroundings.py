@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.preparation import with_volumes_found
+from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, DomainSnapshots, DomainState, Hypervisor
 from vmkeep.transfer.imagefile import ImageLayer
 
@@ -33,9 +34,10 @@ class Surroundings:
 
 
 def surroundings(domain: Domain, hypervisor: Hypervisor) -> Surroundings:
-    """Look at a VM, and at its images, without changing anything."""
+    """Look at a VM, and at its images, without changing anything. Raises HostFileMissing for images hidden from us."""
     xml = domain.definition_xml(secure=True)
     definition = with_volumes_found(parse_definition(xml), hypervisor)
+    refuse_unseen_images(domain, definition)
     return Surroundings(
         vm=domain.name,
         state=domain.state(),

@@ -7,6 +7,7 @@ from typing import Literal, cast
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
+from vmkeep.host.astray import astray_disks, lost_vm
 from vmkeep.host.bitmaps import OLD_QCOW2, Chains, amending, top_images
 from vmkeep.host.instant import state_sources
 from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
@@ -42,6 +43,10 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     left_out = frozenset(disk.target for disk in definition.disks if disk.target in never and not disk.removable)
     problems = [refused.message for refused in refusals]
     problems += [f"disk {target} is {_LEFT_OUT}" for target in sorted(left_out)]
+    if running:
+        problems += map(str, astray_disks(domain, definition, hypervisor))
+    elif run is RunState.OFF and (lost := lost_vm(domain)) is not None:
+        problems.append(lost)
     problems += _state_problems(definition, hypervisor, settings, running=running)
     problems += map(str, lacking_rights(definition, hypervisor.uri, running=running, left_out=never, looking=True))
     disks = tuple(

@@ -23,12 +23,14 @@ class KnownPoint:
     """An earlier point of the VM, which may serve as base, and its disks.
 
     ``created`` (ISO 8601) and ``parent`` are what its checkpoint is defined from again; empty and None: not known.
+    ``sequence`` is its order number (``vmkeep.planning.order``), None for one of an older release.
     """
 
     point_id: str
     disks: tuple[KnownDisk, ...]
     created: str = ""
     parent: str | None = None
+    sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,16 @@ class PointOpened:
 
 @dataclass(frozen=True, slots=True)
 class CopyPoint:
-    """Copy the disks of an opened point and commit the point to the repository. Answers PointCopied."""
+    """Copy the disks of an opened point and commit the point to the repository. Answers PointCopied.
+
+    ``sequence`` is the point's order number, ``warnings`` what else is to be kept with it.
+    """
 
     point_id: str
     parent: str | None
     labels: Mapping[str, str] = field(default_factory=dict)
+    sequence: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +182,8 @@ class FilesPrepared:
 class PrepareVm:
     """Choose identity and paths of a VM to be made, and check that nothing is in the way. Answers VmPrepared.
 
-    ``elsewhere`` says that the catalogue knows the original to live on another host.
+    ``elsewhere`` says that the catalogue knows the original to live on another host. ``adapt`` changes the definition
+    where it does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` are a person's choice.
     """
 
     operation: str
@@ -185,6 +193,10 @@ class PrepareVm:
     disks_dir: str | None
     force: bool
     elsewhere: bool
+    adapt: bool = False
+    machine: str | None = None
+    cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +204,8 @@ class VmPrepared:
     """``tpm`` says whose TPM the VM gets: "same", "new" or "none".
 
     The definition is not here, as flows are stored and it may hold passwords: DefineVm makes it again. ``secrets`` are
-    the UUIDs of those that libvirt lacks and gets with the VM; their values are never here either.
+    the UUIDs of those that libvirt lacks and gets with the VM; their values are never here either. ``changes`` are
+    those that make the definition fit this host: each what was changed, and what the guest notices of it, or "".
     """
 
     name: str
@@ -202,6 +215,7 @@ class VmPrepared:
     items: tuple[DeliveredItem, ...]
     warnings: tuple[str, ...]
     secrets: tuple[str, ...] = ()
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +260,10 @@ class DiscardReplaced:
 
 @dataclass(frozen=True, slots=True)
 class DefineVm:
-    """Define the VM with the identity and the paths that PrepareVm chose, after its secrets. Nothing is started."""
+    """Define the VM with the identity and the paths that PrepareVm chose, after its secrets. Nothing is started.
+
+    ``adapt`` and what follows are those of PrepareVm.
+    """
 
     point_id: str
     name: str
@@ -254,6 +271,10 @@ class DefineVm:
     identity: str
     items: tuple[DeliveredItem, ...]
     secrets: tuple[str, ...] = ()
+    adapt: bool = False
+    machine: str | None = None
+    cpu: str | None = None
+    firmware: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.host.astray import LOST_REMEDY, astray_disks, lost_vm
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, look_at_bitmaps, top_images
+from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps, top_images
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
@@ -29,6 +30,7 @@ from vmkeep.host.findings import (
     Finding,
     FindingCode,
     ForgetSnapshot,
+    MergeOverlay,
     Operations,
     RememberedPoint,
     RememberedVm,
@@ -37,20 +39,24 @@ from vmkeep.host.findings import (
 from vmkeep.host.instant import state_sources
 from vmkeep.host.judgement import Moments, sound_targets
 from vmkeep.host.lock import FileLock
+from vmkeep.host.merging import merge_overlay
 from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.host.rights import STATE_NAMES, lacking_rights
+from vmkeep.host.running import refuse_jobs, stuck_job_remedy
 from vmkeep.host.safety import end_job
 from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
+from vmkeep.planning import clocks
 from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import ImageLayer, describe_image, look_at
 
 _OLD: Final = timedelta(days=7)
+_CLOCK_STATUS: Final = "timedatectl"
 _ANY_OF_OURS: Final = "vmkeep-"
 _MISSING: Final = {"tpm": FindingCode.TPM_MISSING, "nvram": FindingCode.NVRAM_MISSING}
 
@@ -128,6 +134,7 @@ class _Patient:
             self._settings_of_it,
             self._rights,
             self._definition,
+            self._writes,
             self._tpm,
             self._state_files,
             self._points,
@@ -184,12 +191,46 @@ class _Patient:
             )
             remedy = command_line("virsh dumpxml", self.domain.name, options="--inactive")
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
+            yield from self._dropped_at_next_start(next_time)
         # Of a VM that is off, the disks themselves are told of.
         for target, fault in chain_faults(next_time, top_images(next_time)).items():
             message = f"disk {target} will be seen otherwise at its next start than its image says: {fault}"
             yield self._finding(
                 FindingCode.DEFINITION_DIFFERS, message, remedy=command_line("virsh edit", self.domain.name)
             )
+
+    def _dropped_at_next_start(self, next_time: Definition) -> Iterator[Finding]:
+        """Yield the disks whose next start goes back to an image below the one that the guest writes to."""
+        for target, chain in image_chains(self.definition).items():
+            disk, later = self.definition.disk(target), next_time.disk(target)
+            if disk is None or later is None or disk.transient or later.source is None:
+                continue
+            if any(os.path.realpath(layer.path) == os.path.realpath(later.source) for layer in chain[1:]):
+                message = (
+                    f"disk {target} is on {disk.source}, and at its next start on {later.source} below it, without "
+                    "what the guest wrote since"
+                )
+                remedy = f"{command_line('virsh edit', self.domain.name)}, unless that is what you want"
+                yield self._finding(FindingCode.WRITES_ASTRAY, message, remedy=remedy, path=disk.source)
+
+    def _writes(self) -> Iterator[Finding]:
+        if self.run is RunState.OFF and (lost := lost_vm(self.domain)) is not None:
+            yield self._finding(FindingCode.WRITES_ASTRAY, lost, remedy=LOST_REMEDY)
+        if not self.running or self._is_worked_on():
+            return  # a snapshot that is under way changes QEMU first, and libvirt afterwards
+        for astray in astray_disks(self.domain, self.definition, self.hypervisor):
+            message = f"{astray}; what the guest writes is in no point, and the VM loses it when it is stopped"
+            if astray.overlay is None:
+                edit = command_line("virsh edit", self.domain.name)
+                remedy = f"Shut the guest down, then `{edit}`: give the disk the image that QEMU wrote to"
+                yield self._finding(FindingCode.WRITES_ASTRAY, message, remedy=remedy, path=astray.image)
+                continue
+            mend = MergeOverlay(self.domain.uuid, astray.target, astray.image, astray.overlay)
+            yield self._finding(FindingCode.WRITES_ASTRAY, message, path=astray.overlay, mend=mend)
+
+    def _is_worked_on(self) -> bool:
+        lock = self.settings.locks_dir / f"{self.domain.uuid}.lock"
+        return self.domain.uuid not in self.request.held and FileLock.is_held(lock)
 
     def _disks(self) -> Iterator[Finding]:
         for disk in survey(self.domain, self.hypervisor, self.settings).disks:
@@ -215,6 +256,7 @@ class _Patient:
         if self.request.remembered is None:
             return
         backup = command_line("vmkeep backup", self.domain.name)
+        yield from self._clocks()
         # That of the state which a restore left is no point that somebody or a timer made.
         newest = next((point for point in self.known.points if not point.safety), None)
         if self._lasting.skip:
@@ -226,6 +268,28 @@ class _Patient:
         if age > _OLD:
             message = f"its last point, {newest.id}, is {age.days} days old"
             yield self._finding(FindingCode.POINT_OLD, message, remedy=backup)
+
+    def _clocks(self) -> Iterator[Finding]:
+        """Tell of points whose clocks cannot be right. None of it changes what comes before what."""
+        stamps = [clocks.Stamp.of(point.id, point.created) for point in reversed(self.known.points)]
+        ahead = clocks.ahead(stamps, datetime.now(UTC))
+        if ahead:
+            furthest = max(ahead, key=lambda stamp: stamp.clock)
+            many = "a point of it says" if len(ahead) == 1 else f"{len(ahead)} points of it say"
+            message = (
+                f"{many} a time that is still to come ({furthest.point}: {furthest}): the clock was ahead then, or "
+                "that of this host is behind. What is in them and their order is right; how old they are cannot be told"
+            )
+            yield self._finding(FindingCode.POINT_AHEAD, message, remedy=_CLOCK_STATUS)
+        back = clocks.went_back(stamps)
+        if back:
+            one, other = back[-1]
+            message = (
+                f"the clocks of its points are not in the order in which they were made: {other.point} says {other}, "
+                f"and {one.point}, which was made before it, says {one}. `@latest` and the lists go by the order, "
+                "VM@TIME goes by the clocks; the id of a point always means that point"
+            )
+            yield self._finding(FindingCode.CLOCK_WENT_BACK, message, remedy=_CLOCK_STATUS)
 
     def _snapshots(self) -> Iterator[Finding]:
         listed = DomainSnapshots(self.domain).names() if self.known.snapshots else frozenset()
@@ -313,9 +377,8 @@ class _Patient:
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 
     def _moments(self) -> Iterator[Finding]:
-        lock = self.settings.locks_dir / f"{self.domain.uuid}.lock"
-        if self.domain.uuid not in self.request.held and FileLock.is_held(lock):
-            holder = FileLock.holder(lock) or "an operation"
+        if self._is_worked_on():
+            holder = FileLock.holder(self.settings.locks_dir / f"{self.domain.uuid}.lock") or "an operation"
             message = f"{holder} works on it now, so its job, checkpoints and bitmaps were not judged"
             yield self._finding(FindingCode.VM_IN_USE, message)
             return
@@ -325,6 +388,10 @@ class _Patient:
     def _job(self) -> Iterator[Finding]:
         socket = self.domain.backup_socket()
         if socket is None:
+            if self.domain.has_stuck_job():
+                message = "libvirt keeps a job that is over, because libvirtd was killed while a backup began"
+                remedy = stuck_job_remedy(self.domain.name)
+                yield self._finding(FindingCode.JOB_STUCK, message, remedy=remedy)
             return
         operation = operation_of(socket, self.settings)
         ended = self.operations.ended(operation) if operation is not None else None
@@ -430,6 +497,16 @@ class _Patient:
                 "the next backup reads this disk whole, and nothing has to be done"
             )
             yield self._finding(FindingCode.BASE_UNSOUND, message)
+
+
+def merge_astray(domain: Domain, hypervisor: Hypervisor, mend: MergeOverlay) -> str:
+    """Write an overlay into the image that libvirt says the VM is on. The caller holds the VM's lock."""
+    refuse_jobs(domain)
+    merge_overlay(domain, mend.target, mend.image, mend.overlay, uri=hypervisor.uri, stop=lambda: None)
+    return (
+        f"merged {mend.overlay} into {mend.image}, which disk {mend.target} of {domain.name} is on again; the overlay "
+        f"is left, and the VM needs it no more: {command_line('rm --', mend.overlay)}"
+    )
 
 
 def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoint | DropBitmaps) -> str:

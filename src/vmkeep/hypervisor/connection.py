@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+from uuid import UUID, uuid4
 
 import libvirt
 from lxml import etree
 
-from vmkeep.errors import HypervisorUnavailable, PermissionRefused
+from vmkeep.errors import HypervisorHangs, HypervisorUnavailable, PermissionRefused
+from vmkeep.hypervisor import answers
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.secrets import Secrets
-from vmkeep.hypervisor.translation import libvirt_errors
+from vmkeep.hypervisor.translation import libvirt_errors, translate
+from vmkeep.xmltext import parse_xml, serialise_xml
+
+_TRIAL_NAME: Final = "vmkeep-reads-this"
+_NAME_REFUSED: Final = re.compile(r"invalid char in name")
+
+_CLOSING_SECONDS = 2.0
 
 
 class Hypervisor:
     """One libvirt connection. Its calls may be made from several threads."""
 
-    def __init__(self, connection: libvirt.virConnect, uri: str) -> None:
+    def __init__(self, connection: libvirt.virConnect, uri: str, line: answers.Line) -> None:
         self._connection = connection
+        self._line = line
+        self._identity: tuple[str, str] | None = None
         self.uri = uri
         self.secrets = Secrets(connection)
 
@@ -28,7 +41,8 @@ class Hypervisor:
         Raises HypervisorUnavailable when no daemon answers and PermissionRefused when it does not let us in.
         """
         try:
-            return cls(libvirt.open(uri), uri)
+            connection, line = answers.connected(libvirt.open, uri)
+            return cls(connection, uri, line)
         except libvirt.libvirtError as error:
             text = error.get_error_message()
             # A socket that one may not open is VIR_ERR_SYSTEM_ERROR with only the text to tell it by.
@@ -40,23 +54,30 @@ class Hypervisor:
     def look(cls, uri: str) -> Hypervisor:
         """Open ``uri`` for reading only, which asks nobody for a password. Raises HypervisorUnavailable."""
         try:
-            return cls(libvirt.openReadOnly(uri), uri)
+            connection, line = answers.connected(libvirt.openReadOnly, uri)
+            return cls(connection, uri, line)
         except libvirt.libvirtError as error:
             text = error.get_error_message()
             raise HypervisorUnavailable(f"libvirt at {uri} cannot be reached: {text}", path=uri) from error
 
     def close(self) -> None:
-        """Close the connection; what runs on the host goes on."""
-        try:
+        """Close the connection; what runs on the host goes on. A daemon that does not answer is left alone."""
+        if self._line.given_up is not None:
+            return
+        # The daemon is gone, and with it the connection; or it hangs, and the end of this process closes it.
+        with suppress(libvirt.libvirtError, HypervisorHangs), answers.impatient(_CLOSING_SECONDS):
             self._connection.close()
-        except libvirt.libvirtError:
-            return  # the daemon is gone, and with it the connection
 
     def identity(self) -> tuple[str, str]:
-        """Return the host's UUID, as libvirt knows it, and its name."""
-        with libvirt_errors("tell the host's identity"):
-            capabilities = etree.fromstring(self._connection.getCapabilities().encode())
-            return capabilities.findtext("host/uuid") or "", self._connection.getHostname()
+        """Return the host's UUID, as libvirt knows it, and its name.
+
+        libvirt is asked once: a point that is copied can be stored also when libvirtd hangs by then.
+        """
+        if self._identity is None:
+            with libvirt_errors("tell the host's identity"):
+                capabilities = etree.fromstring(self._connection.getCapabilities().encode())
+                self._identity = capabilities.findtext("host/uuid") or "", self._connection.getHostname()
+        return self._identity
 
     def versions(self) -> tuple[int, int]:
         """Return the versions of libvirt and of QEMU, each as major * 1,000,000 + minor * 1,000 + release."""
@@ -79,7 +100,14 @@ class Hypervisor:
 
     def find(self, name_or_uuid: str) -> Domain | None:
         """Return the VM, or None when the host has none of that name or UUID."""
-        for lookup in (self._connection.lookupByName, self._by_uuid):
+        return self._found((self._connection.lookupByName, self._by_uuid), name_or_uuid)
+
+    def find_uuid(self, uuid: str) -> Domain | None:
+        """Return the VM of that UUID, or None: one that is only called so is another VM."""
+        return self._found((self._by_uuid,), uuid)
+
+    def _found(self, lookups: Sequence[Callable[[str], libvirt.virDomain]], name_or_uuid: str) -> Domain | None:
+        for lookup in lookups:
             try:
                 return Domain(lookup(name_or_uuid))
             except ValueError:
@@ -122,6 +150,43 @@ class Hypervisor:
         for model in capabilities.iterfind("host/secmodel"):
             if model.findtext("model") == "dac":
                 return next((each.text for each in model.findall("baselabel") if each.text), None)
+        return None
+
+    def capabilities(self) -> str:
+        """Return libvirt's XML about the host and the kinds of VM that it runs."""
+        with libvirt_errors("tell what the host can do"):
+            return self._connection.getCapabilities()
+
+    def domain_capabilities(self, kind: str, arch: str, machine: str | None) -> str:
+        """Return libvirt's XML about what it supports in a VM of that kind ("kvm"); ``machine`` None: the default."""
+        with libvirt_errors("tell what it supports"):
+            return self._connection.getDomainCapabilities(None, arch, machine, kind)
+
+    def refusal(self, xml: str) -> str | None:
+        """Let libvirt read a definition as for defining it, and return its words if it refuses; nothing is defined.
+
+        There is no call for that. But a name with a line end is refused after all else was read and checked (seen on
+        9.0 and 11.3), so the copy that libvirt gets has one.
+        """
+        trial = parse_xml(xml)
+        name = trial.find("name")
+        if name is None:
+            return "the domain has no name"
+        name.text = f"{_TRIAL_NAME}\n"
+        uuid = trial.find("uuid")
+        if uuid is None:
+            uuid = etree.SubElement(trial, "uuid")
+        uuid.text = str(uuid4())
+        for entry in trial.findall("sysinfo/system/entry[@name='uuid']"):
+            entry.text = uuid.text  # libvirt refuses two that differ
+        try:
+            defined = self._connection.defineXML(serialise_xml(trial))
+        except libvirt.libvirtError as error:
+            text = error.get_error_message()
+            if error.get_error_code() in (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT):
+                raise translate(error, "read the definition", None) from error
+            return None if _NAME_REFUSED.search(text) else text
+        defined.undefine()  # a libvirt that takes such a name: then it is at least there for no longer than this
         return None
 
     def define(self, xml: str, vm: str) -> Domain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, 
 _AGENT_ANSWER_SECONDS = 5
 _AGENT_WORK_SECONDS = 60
 _AGENT_WORDS = 300
+_NO_JOB_DATA = "backup job data missing"
+_BEGINNING_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
 
 
 class RunState(StrEnum):
@@ -69,6 +73,12 @@ class Domain:
     def handle(self) -> libvirt.virDomain:
         """libvirt's own handle, for the other modules of this package."""
         return self._handle
+
+    @property
+    def uri(self) -> str:
+        """The URI of the libvirt that has it."""
+        with libvirt_errors("tell its URI", self.name):
+            return self._handle.connect().getURI()
 
     def state(self) -> DomainState:
         """Return what the VM does now. Needs no job lock, so it answers while a job runs."""
@@ -191,6 +201,24 @@ class Domain:
                 return True
             with libvirt_errors("tell the running job", self.name):
                 raise
+
+    def has_stuck_job(self) -> bool:
+        """Return whether libvirt keeps a backup job without data: for some 10 ms while one begins, or for ever.
+
+        For ever when libvirtd 9.0 was killed in the middle of backupBegin: abortJob does nothing then, no other job
+        begins, and a VM that was stopped is not started again. It ends when libvirtd is restarted with the VM off.
+        """
+        deadline = time.monotonic() + _BEGINNING_SECONDS
+        while True:
+            try:
+                self._handle.jobInfo()
+                return False
+            except libvirt.libvirtError as error:
+                if _NO_JOB_DATA not in error.get_error_message():
+                    return False
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(_LOOK_SECONDS)
 
     def begin_backup(self, backup_xml: str, checkpoint_xml: str | None, *, scratch_made: bool = False) -> None:
         """Start the pull-mode job and create its checkpoint, if any, in one transaction of QEMU.

@@ -18,6 +18,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
+from vmkeep.hypervisor.answers import calling_for
 
 
 def _silence(_context: object, _error: object) -> None:
@@ -54,7 +55,8 @@ _FREE_SPACE = (
 def libvirt_errors(doing: str, vm: str | None = None) -> Iterator[None]:
     """Raise vmkeep's error for libvirt's. ``doing`` completes "libvirt could not …"."""
     try:
-        yield
+        with calling_for(f"{doing} {vm!r}" if vm and doing.endswith("the VM") else doing):
+            yield
     except libvirt.libvirtError as error:
         raise translate(error, doing, vm) from error
 

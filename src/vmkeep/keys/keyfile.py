@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from vmkeep.errors import InvalidRequest, KeyMissing, NoSpace, PermissionRefused, TargetExists, VmkeepError, WrongKey
-from vmkeep.filesystem import write_new_file
+from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists, WrongKey
+from vmkeep.filesystem import file_error, write_new_file
 
 SECRET_BYTES = 32
 SALT_BYTES = 32
@@ -72,7 +72,7 @@ class KeyFile:
         except FileNotFoundError as error:
             raise KeyMissing(f"there is no key file {path}", path=str(path)) from error
         except OSError as error:
-            raise _translated(error, path) from error
+            raise file_error(error, path, "read") from error
         try:
             value = json.loads(text)
             if value["format"] != "vmkeep key" or value["version"] != 1:
@@ -92,9 +92,10 @@ class KeyFile:
         if len(key_id) != 32 or not set(key_id) <= set("0123456789abcdef"):
             raise InvalidRequest(f"{key_id!r} is not a key id")
         path = directory / f"{key_id}.key"
-        if not path.exists():
-            raise KeyMissing(f"key {key_id} is not in {directory}", path=str(path))
-        key = cls.load(path)
+        try:
+            key = cls.load(path)
+        except KeyMissing as error:
+            raise KeyMissing(f"key {key_id} is not in {directory}", path=str(path)) from error
         if key.key_id != key_id:
             raise WrongKey(f"{path} holds another key ({key.key_id})", path=str(path))
         return key
@@ -116,7 +117,7 @@ class KeyFile:
                 f"there is a key file {path} already", path=str(path), hint="Nothing was changed; the key is kept."
             ) from error
         except OSError as error:
-            raise _translated(error, path) from error
+            raise file_error(error, path) from error
         return KeyFile(self.key_id, self.secret, path)
 
     def wrap(self, secret: bytes, associated_data: bytes, *, random: Callable[[int], bytes] = os.urandom) -> bytes:
@@ -134,10 +135,3 @@ class KeyFile:
 
     def _wrapping_key(self, salt: bytes) -> bytes:
         return HKDF(algorithm=SHA256(), length=32, salt=salt, info=WRAP_INFO).derive(self.secret)
-
-
-def _translated(error: OSError, path: Path) -> VmkeepError:
-    kind = {13: PermissionRefused, 1: PermissionRefused, 30: PermissionRefused, 28: NoSpace}.get(
-        error.errno or 0, InvalidRequest
-    )
-    return kind(f"{path}: {error.strerror}", path=str(path))

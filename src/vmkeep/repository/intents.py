@@ -26,6 +26,10 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.store import ObjectStore
 
 LAPSE_SECONDS = 900.0
+DAMAGED = "damaged"
+"""Why packs are condemned that were read twice and were wrong both times."""
+_DAMAGED = (DAMAGED, "verify found damage")
+"""The same with the words of earlier versions, which condemned what could not be read as well."""
 # Up to this number, packs are looked up one by one; beyond it one listing of them all is cheaper.
 _LOOKUPS = 64
 
@@ -102,11 +106,12 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Whom an intent names: a writer's id, its host, and what it writes for."""
+    """Whom an intent names: a writer's id, its host, and what it writes for; and when it was last put, by the store."""
 
     id: str
     host: str
     purpose: str
+    renewed: datetime
 
 
 def writers(store: ObjectStore) -> tuple[Writer, ...]:
@@ -119,7 +124,7 @@ def writers(store: ObjectStore) -> tuple[Writer, ...]:
             continue  # it ended just now, or is damaged: verify tells of that
         host, purpose = content.get("host"), content.get("purpose")
         if isinstance(host, str) and isinstance(purpose, str):
-            found.append(Writer(item.name.removeprefix(INTENTS), host, purpose))
+            found.append(Writer(item.name.removeprefix(INTENTS), host, purpose, item.modified))
     return tuple(found)
 
 
@@ -129,8 +134,8 @@ def forget_writer(store: ObjectStore, writer: str) -> None:
         store.delete(INTENTS + writer)
 
 
-def damaged_notes(store: ObjectStore) -> Iterator[ObjectDamaged]:
-    """Yield the damage, with the object's name as ``path``, of each intent and condemned pack that is not as put."""
+def damaged_notes(store: ObjectStore) -> Iterator[VmkeepError]:
+    """Yield what is wrong, with the object's name as ``path``, of each intent and condemned pack that is not as put."""
     for prefix, field, others in (
         (INTENTS, "writer", ("host", "purpose", "started")),
         (CONDEMNED, "pack", ("reason",)),
@@ -141,8 +146,8 @@ def damaged_notes(store: ObjectStore) -> Iterator[ObjectDamaged]:
                 content = parse_canonical(store.get(item.name), item.name)
             except ObjectMissing:
                 continue  # its writer ended just now
-            except ObjectDamaged as error:
-                yield ObjectDamaged(error.message, path=item.name)
+            except VmkeepError as error:
+                yield type(error)(error.message, path=item.name)
                 continue
             if not is_name(name):
                 yield ObjectDamaged("this is not an object of a repository", path=item.name)
@@ -160,6 +165,21 @@ def condemn(store: ObjectStore, packs: Iterable[bytes], *, reason: str) -> None:
     """Condemn packs, so that no later point uses their blocks again."""
     for pack in packs:
         store.put(CONDEMNED + pack.hex(), canonical({"pack": pack.hex(), "reason": reason}), replace=True)
+
+
+def pardon(store: ObjectStore, packs: Iterable[bytes]) -> int:
+    """Free packs that were condemned as damaged, and return how many were; those of another reason stay."""
+    freed = 0
+    for pack in packs:
+        name = CONDEMNED + pack.hex()
+        try:
+            if parse_canonical(store.get(name), name).get("reason") not in _DAMAGED:
+                continue
+            store.delete(name)
+        except (ObjectMissing, ObjectDamaged):
+            continue  # freed by another one just now; or a mark that says nothing, which stays
+        freed += 1
+    return freed
 
 
 def stored_packs(store: ObjectStore) -> dict[bytes, int]:

@@ -8,7 +8,6 @@ the packs' indexes. So it can do without fsync.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import zlib
@@ -16,9 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from vmkeep.errors import NoSpace, PermissionRefused, StoreError, VmkeepError
+from vmkeep.filesystem import make_directory, make_private_file
 from vmkeep.repository.layout import PackEntry
 from vmkeep.repository.record import BlockRef
+from vmkeep.sqlite import sqlite_error
 
 SCHEMA = 1
 _TABLES = f"""
@@ -41,14 +41,15 @@ class KnownBlocks:
         self._packs: dict[int, bytes] = {}
         self._broken = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_directory(path.parent.parent)
+            make_directory(path.parent)
             try:
                 self._open()
             except sqlite3.DatabaseError:
                 self._remove()
                 self._open()
         except (sqlite3.Error, OSError) as error:
-            raise _translated(error, path) from error
+            raise sqlite_error(error, path, "the index of known blocks") from error
 
     def refresh(self, present: set[bytes], read: Callable[[bytes], Iterable[PackEntry] | None]) -> None:
         """Forget packs that are gone and read the indexes of new ones; ``read`` returns None for one it cannot read."""
@@ -98,6 +99,7 @@ class KnownBlocks:
 
     def _open(self) -> None:
         # Autocommit: every change below is a transaction of its own that begins where it says so.
+        make_private_file(self._path)  # SQLite gives its journal the same mode
         database = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
         try:
             for pragma in ("journal_mode = WAL", "synchronous = OFF", "cache_size = -16384"):
@@ -115,7 +117,6 @@ class KnownBlocks:
         except BaseException:
             database.close()
             raise
-        self._path.chmod(0o600)
         self._database = database
 
     def _remove(self) -> None:
@@ -168,13 +169,3 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return "unknown"
-
-
-def _translated(error: Exception, path: Path) -> VmkeepError:
-    number = error.errno if isinstance(error, OSError) else None
-    text = str(error)
-    if number == 28 or "disk is full" in text:
-        return NoSpace(f"no space for the index of known blocks {path}", path=str(path))
-    if number in (1, 13, 30) or "readonly" in text or not os.access(path.parent, os.W_OK):
-        return PermissionRefused(f"the index of known blocks {path} cannot be written: {text}", path=str(path))
-    return StoreError(f"the index of known blocks {path} cannot be made: {text}", path=str(path))

@@ -14,7 +14,7 @@ from mmap import mmap
 from typing import NamedTuple, TypeAlias
 
 from vmkeep.errors import StoreError, VmkeepError
-from vmkeep.filesystem import aligned_buffer
+from vmkeep.filesystem import aligned_buffer, fault_error
 from vmkeep.repository.layout import (
     FRAME_OVERHEAD_BYTES,
     NAME_BYTES,
@@ -260,6 +260,8 @@ class Packer:
             again = type(failure)(
                 failure.message, vm=failure.vm, disk=failure.disk, path=failure.path, hint=failure.hint
             )
+        elif isinstance(failure, OSError | MemoryError):
+            again = fault_error(failure)
         else:
             again = StoreError(f"a pack could not be stored: {failure}")
         again.__cause__ = failure

@@ -172,6 +172,7 @@ _STATE_FIELDS: Mapping[str, type] = {
 class PointRecord:
     """The complete state of a VM at one instant, as it stands in the repository.
 
+    ``sequence`` is its order number among the points of its VM, 1 or more; None in one that was written before 1.2.
     ``extra`` holds top-level fields that a later minor version added; they survive being read and written.
     """
 
@@ -191,6 +192,7 @@ class PointRecord:
     definition: str
     warnings: tuple[str, ...] = ()
     secrets: tuple[SecretRef, ...] = ()
+    sequence: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -202,16 +204,17 @@ class PointRecord:
             "states": [_slots(state) for state in self.states],
             "warnings": list(self.warnings),
         }
-        # A point without secrets is written as in 1.0.
+        # A point without secrets is written as in 1.0, one without a number as in 1.1.
         secrets = {"secrets": [_slots(secret) for secret in self.secrets]} if self.secrets else {}
-        return {**self.extra, **plain, **lists, **secrets}
+        sequence = {} if self.sequence is None else {"sequence": self.sequence}
+        return {**self.extra, **plain, **lists, **secrets, **sequence}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> PointRecord:
         """Raises ObjectDamaged when a field is missing or of a wrong type."""
         try:
             plain = {name: _typed(value[name], kind) for name, kind in _POINT_FIELDS.items()}
-            known = {*plain, "disks", "excluded", "states", "warnings", "labels", "secrets"}
+            known = {*plain, "disks", "excluded", "states", "warnings", "labels", "secrets", "sequence"}
             return cls(
                 **plain,
                 labels={str(name): _typed(text, str) for name, text in value["labels"].items()},
@@ -223,6 +226,7 @@ class PointRecord:
                     SecretRef(_typed(secret["usage"], str), _typed(secret["uuid"], str))
                     for secret in value.get("secrets", ())
                 ),
+                sequence=None if "sequence" not in value else _order_number(value["sequence"]),
                 extra={name: content for name, content in value.items() if name not in known},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -274,6 +278,12 @@ def _typed(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"{kind} is expected")
     return value
+
+
+def _order_number(value: Any) -> int:
+    if _number(value) == 0:
+        raise ValueError("an order number begins with 1")
+    return int(value)
 
 
 def _number(value: Any) -> int:

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from vmkeep.errors import (
@@ -16,10 +17,12 @@ from vmkeep.errors import (
     PointNotFound,
     RepositoryForeign,
     RepositoryNotFound,
+    StoreError,
     TargetExists,
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
+from vmkeep.mounts import mount_of
 from vmkeep.repository import envelopes, fetch, intents, states
 from vmkeep.repository.compression import zstd
 from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
@@ -44,6 +47,10 @@ from vmkeep.repository.store import ObjectStore, create_store, open_store
 from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
 
+# No put takes longer, and no writer is silent for so long.
+_LEFT = timedelta(hours=1)
+_SILENT = timedelta(days=1)
+
 
 class Repository:
     """Points, blocks and state versions in a store, opened with a key. Safe to use from many threads."""
@@ -62,6 +69,7 @@ class Repository:
         self.location = store.location
         self.keyring = keyring
         self._store = store
+        store.recognise(FORMAT_OBJECT, format_bytes)
         self._format = format_bytes
         self._key = key
         self._random = random
@@ -116,7 +124,10 @@ class Repository:
                 raise RepositoryForeign(
                     f"{location} holds something that is not a vmkeep repository", path=location
                 ) from error
-            raise RepositoryNotFound(f"there is no repository at {location}", path=location) from error
+            mount = mount_of(Path(location))
+            raise RepositoryNotFound(
+                f"there is no repository at {location}, which is on the file system mounted at {mount}", path=location
+            ) from error
         parse_format(format_bytes, location)
         found: list[KeyMaterial] = []
 
@@ -295,24 +306,49 @@ class Repository:
         return sample_blocks(disk, reader, count, secrets.choice)
 
     def verify_point(self, point_id: str, *, sample: float = 1.0, progress: Progress | None = None) -> PointReport:
-        """Read and prove what the point needs (of the blocks, the share ``sample``); damage is reported, not raised."""
+        """Read and prove what the point needs (of the blocks, the share ``sample``); damage is reported, not raised.
+
+        Raises StoreError when much of it cannot be read.
+        """
         return self._verification(sample, progress).point(point_id)
 
     def verify_all(self, *, sample: float = 1.0, progress: Progress | None = None) -> RepositoryReport:
-        """Read every object once, and say of each that is damaged, missing or foreign which points it harms."""
+        """Read every object, and say of each that is damaged, missing, foreign or unreadable which points it harms.
+
+        Raises StoreError when many of them cannot be read.
+        """
         return self._verification(sample, progress).everything(self._format, self._key)
 
-    def condemn(self, packs: Sequence[bytes], *, reason: str) -> None:
+    def condemn(self, packs: Sequence[bytes], *, reason: str = intents.DAMAGED) -> None:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""
         intents.condemn(self._store, packs, reason=reason)
 
-    def staged(self) -> Sequence[Path]:
-        """Return the files that puts of killed processes left: older than an hour, which no put takes."""
-        return self._store.left_staged()
+    def pardon(self, packs: Sequence[bytes]) -> int:
+        """Let later points use packs again that were condemned as damaged and are proved sound; return how many."""
+        return intents.pardon(self._store, packs)
 
-    def remove_staged(self, path: Path) -> None:
-        """Remove such a file; raises StoreError for any other."""
-        self._store.remove_staged(path)
+    def staged(self, is_gone: Callable[[intents.Writer], bool]) -> Sequence[Path]:
+        """Return the files that puts of killed processes left: older than an hour, which no put takes.
+
+        By the storage's clock, which may have been set meanwhile. So none is left while a writer may live: one that is
+        not known to be gone (``is_gone``) and that renewed its intent within a day.
+        """
+        staged = self._store.staged()
+        if not staged or self._has_writer(is_gone):
+            return ()
+        now = self._store.now()
+        return sorted(path for path, written in staged.items() if now - written > _LEFT)
+
+    def remove_staged(self, path: Path, is_gone: Callable[[intents.Writer], bool]) -> None:
+        """Remove such a file; raises StoreError for any other, and while a writer may live."""
+        if path in self._store.staged():
+            if path not in self.staged(is_gone):
+                raise StoreError(f"{path} may be written just now", path=str(path))
+            self._store.remove_staged(path)
+
+    def _has_writer(self, is_gone: Callable[[intents.Writer], bool]) -> bool:
+        unsure = [writer for writer in self.writers() if not is_gone(writer)]
+        return bool(unsure) and self._store.now() - max(writer.renewed for writer in unsure) < _SILENT
 
     def _verification(self, sample: float, progress: Progress | None) -> Verification:
         return Verification(self._store, self._sealer, self.point, sample=sample, progress=progress)

@@ -6,14 +6,16 @@ here, before anything is called stored.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import secrets
+import stat
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -33,17 +35,18 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import sync_directory
+from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.directory import LARGE_BYTES, put_large
 from vmkeep.repository.layout import Buffer
+from vmkeep.repository.place import Place
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 _FULL = {28, 122}
 # obstore's directory store writes NAME#1 first, and gives it its name when it is whole.
 _STAGED = re.compile(r"#[0-9]+$")
-_LEFT_SECONDS = 3600.0
 _REFUSED = {1, 13, 30}
+_OF_HOST = {errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.EROFS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class ObjectStore:
         self._store = store
         self.location = location
         self.directory = directory
+        self._place = None if directory is None else Place(directory)
         self._made: set[Path] = set()
         self._making = threading.Lock()
         self._past_cache = True
@@ -72,7 +76,7 @@ class ObjectStore:
         Without ``durable`` it is only on its way to the disk when this returns, and ``make_durable`` is owed.
         """
         mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
-        with _translated(self.location, name):
+        with self._writing(name):
             if self.directory is not None:
                 self._make_parent(self.directory / name)
             pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
@@ -86,7 +90,7 @@ class ObjectStore:
         Raises what ``put`` does.
         """
         if self.directory is not None and self._past_cache and len(pieces[0]) >= LARGE_BYTES:
-            with _translated(self.location, name):
+            with self._writing(name):
                 self._make_parent(self.directory / name)
                 if put_large(self.directory / name, pieces):
                     return
@@ -96,19 +100,19 @@ class ObjectStore:
     def make_durable(self, name: str) -> None:
         """Return when an object that was put without ``durable`` is on the disk."""
         if self.directory is not None:
-            with _translated(self.location, name):
+            with self._writing(name):
                 self._sync_file(self.directory / name)
 
     def get(self, name: str) -> bytes:
         """Return a whole object; raises ObjectMissing, PermissionRefused or StoreError."""
-        with _translated(self.location, name):
+        with self._call(name):
             return bytes(obstore.get(self._store, name).bytes())
 
     def ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Return the bytes at each (start, length); raises ObjectDamaged when the object is shorter than that."""
         starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
         try:
-            with _translated(self.location, name):
+            with self._call(name):
                 pieces = [
                     memoryview(piece) for piece in obstore.get_ranges(self._store, name, starts=starts, lengths=lengths)
                 ]
@@ -121,9 +125,20 @@ class ObjectStore:
             raise ObjectDamaged(f"{name} is cut short", path=name)
         return pieces
 
+    def forget_cached(self, name: str) -> None:
+        """Let the next read of an object come from the device again, as far as the host's page cache goes."""
+        if self.directory is None:
+            return
+        with suppress(OSError):
+            handle = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(handle)
+
     def stat(self, name: str) -> ObjectStat:
         """Raises ObjectMissing, PermissionRefused or StoreError."""
-        with _translated(self.location, name):
+        with self._call(name):
             meta = obstore.head(self._store, name)
             return ObjectStat(name, meta["size"], meta["last_modified"])
 
@@ -136,11 +151,11 @@ class ObjectStore:
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         """Yield the objects below a prefix that ends with a slash, in no order."""
-        with _translated(self.location, prefix):
+        with self._call(prefix):
             batches = iter(obstore.list(self._store, prefix=prefix.rstrip("/"), chunk_size=1000))
         while True:
             # What the caller does in between is no part of the call.
-            with _translated(self.location, prefix):
+            with self._call(prefix):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -149,45 +164,99 @@ class ObjectStore:
 
     def delete(self, name: str) -> None:
         """Raises ObjectMissing (not every store can tell), PermissionRefused or StoreError."""
-        with _translated(self.location, name):
+        with self._writing(name, puts=False):
             obstore.delete(self._store, name)
             if self.directory is not None:
                 sync_directory(self.directory / Path(name).parent)
 
     def names(self) -> set[str]:
         """Return what lies at the top of a directory store, whether it is an object or not, without lost+found."""
-        with _translated(self.location, ""):
+        with self._call(""):
             return {path.name for path in Path(self.location).iterdir()} - {"lost+found"}
 
     def unfinished(self) -> bool:
         """Return whether a directory store has at most what a repository begins with: a keyring, and no format."""
-        with _translated(self.location, ""):
+        with self._call(""):
             found = {str(path.relative_to(self.location)) for path in Path(self.location).rglob("*")}
         beginnings = {"keyring", "keyring/0000000001", "lost+found"}
         return all(_STAGED.sub("", name) in beginnings | {"format"} and name != "format" for name in found)
 
-    def left_staged(self) -> Sequence[Path]:
-        """Return the files of puts that were never ended, and whose process cannot live any more."""
+    def staged(self) -> dict[Path, datetime]:
+        """Return the files of puts that have not ended, with the store's time of their last write."""
         if self.directory is None:
-            return []
-        with _translated(self.location, ""):
-            return sorted(path for path in self.directory.rglob("*#*") if _is_left(path))
+            return {}
+        with self._call(""):
+            found = {path: _staged_at(path) for path in self.directory.rglob("*#*")}
+        return {path: written for path, written in found.items() if written is not None}
 
     def remove_staged(self, path: Path) -> None:
-        """Remove what ``left_staged`` has told of; raises StoreError for anything else."""
-        with _translated(self.location, path.name):
-            if not path.exists():
-                return
-            if self.directory is None or not path.is_relative_to(self.directory) or not _is_left(path):
-                raise StoreError(f"{path} was left by no put", path=str(path))
-            path.unlink()
+        """Remove what ``staged`` has told of."""
+        with self._writing(path.name, puts=False):
+            path.unlink(missing_ok=True)
             sync_directory(path.parent)
+
+    def now(self) -> datetime:
+        """Return the time of a directory's storage, which may be another machine's with a clock of its own.
+
+        A new file shows it. Where none may be made, the directory's last change is what is surely past: nothing is
+        taken for older than it is.
+        """
+        assert self.directory is not None
+        probe = self.directory / f"time-{secrets.token_hex(4)}#1"
+        with self._call(""):
+            try:
+                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except OSError:
+                return _changed(self.directory.stat())
+            try:
+                return _changed(probe.stat())
+            finally:
+                probe.unlink()
 
     def protect(self) -> None:
         """Let only the owner into a directory store; for one that was made here or was empty."""
         if self.directory is not None:
-            with _translated(self.location, ""):
+            with self._call(""):
                 self.directory.chmod(0o700)
+
+    def recognise(self, name: str, content: bytes) -> None:
+        """Let an object tell this repository from what else may come to be at its place: its format object."""
+        if self._place is not None:
+            self._place.proof = (name, content)
+
+    @contextmanager
+    def _call(self, name: str) -> Iterator[None]:
+        """Translate the errors of one call. An object is called missing only while the repository is there."""
+        try:
+            with _translated(self.location, name):
+                yield
+        except (ObjectMissing, StoreError) as error:
+            if self._place is not None:
+                with under_way(self.location):
+                    self._place.require(error)
+            raise
+
+    @contextmanager
+    def _writing(self, name: str, *, puts: bool = True) -> Iterator[None]:
+        """The same for a call that writes: never to what is at the place of a repository that is gone.
+
+        What came there between two looks is taken back, when the call ``puts`` something.
+        """
+        if self._place is None:
+            with self._call(name):
+                yield
+            return
+        with under_way(self.location):
+            self._place.require()
+        try:
+            with self._call(name):
+                yield
+            with under_way(self.location):
+                self._place.require()
+        except RepositoryNotFound:
+            if puts:
+                self._place.take_back(name)
+            raise
 
     def _make_parent(self, path: Path) -> None:
         parent = path.parent
@@ -215,9 +284,17 @@ class ObjectStore:
         sync_directory(path.parent)
 
 
-def _is_left(path: Path) -> bool:
-    about = path.stat()
-    return bool(_STAGED.search(path.name)) and path.is_file() and time.time() - about.st_mtime > _LEFT_SECONDS
+def _staged_at(path: Path) -> datetime | None:
+    """Return when a staged file was last written; None for one that is gone, or is none."""
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return None  # its put has ended
+    return _changed(about) if _STAGED.search(path.name) and stat.S_ISREG(about.st_mode) else None
+
+
+def _changed(about: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(about.st_mtime, UTC)
 
 
 def open_store(location: str) -> ObjectStore:
@@ -270,6 +347,8 @@ def _translation(error: BaseException, location: str, name: str) -> VmkeepError:
     # obstore reports most failures of the system as generic errors whose text ends with the number.
     found = _OS_ERROR.search(str(error))
     number = (error.errno if isinstance(error, OSError) else None) or (int(found[1]) if found else None)
+    if number in _OF_HOST:
+        return file_error(OSError(number, os.strerror(number or 0)), Path(path), "used")
     if number in _FULL:
         return NoSpace(f"the repository's file system is full while {path} was written", path=path)
     if isinstance(error, NotFoundError | FileNotFoundError) or number == 2:

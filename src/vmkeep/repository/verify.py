@@ -1,23 +1,36 @@
-"""Proving what is stored: of one point, or of every object once.
+"""Proving what is stored: of one point, or of every object.
 
 A pack whose header, index or trailer is damaged harms no point by that: the manifests say where each block lies, and
 each block carries its own proof. So structure and content are reported apart, and ``harms`` names only the points
-that cannot be restored in full.
+that cannot be restored in full. What is wrong is read a second time before it is reported, and what cannot be read is
+reported as that (``readings``).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
-from vmkeep.errors import ObjectDamaged, ObjectMissing, PointNotFound, VmkeepError
+from vmkeep.errors import (
+    HostExhausted,
+    IntegrityError,
+    Interrupted,
+    ObjectDamaged,
+    ObjectMissing,
+    PermissionRefused,
+    PointNotFound,
+    RepositoryNotFound,
+    StoreError,
+    VmkeepError,
+)
 from vmkeep.keys import KeyMaterial
 from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import describe, fetch_frames
-from vmkeep.repository.intents import damaged_notes, stored_packs
+from vmkeep.repository.intents import condemned_packs, damaged_notes, stored_packs
 from vmkeep.repository.keyring import generation_of_name, highest_generation, keyring_name, open_keyring
 from vmkeep.repository.layout import (
     ENVELOPES,
@@ -37,6 +50,7 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.manifest import Children, Geometry, decode_node, geometry_of
 from vmkeep.repository.packs import open_index, read_index
+from vmkeep.repository.readings import Readings, is_unread
 from vmkeep.repository.record import BlockRef, PointRecord, StoredDisk
 from vmkeep.repository.sampling import Share
 from vmkeep.repository.seal import Sealer
@@ -62,15 +76,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class PointReport:
+    """``unreadable`` are objects that gave an error, ``unsteady`` such as were wrong once and right the second time."""
+
     point_id: str
     findings: tuple[Finding, ...]
     blocks: int
     bytes_read: int
+    unreadable: tuple[Finding, ...] = ()
+    unsteady: tuple[Finding, ...] = ()
 
     @property
     def sound(self) -> bool:
         """Whether the point can be restored in full: a finding may be about what restoring does not need."""
-        return not any(self.point_id in finding.harms for finding in self.findings)
+        return not any(self.point_id in finding.harms for finding in (*self.findings, *self.unreadable))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +96,8 @@ class RepositoryReport:
     """``points`` are those looked at; ``harmed`` those that cannot be restored in full.
 
     ``blocks`` is how many were read. ``damaged_packs`` are there, but later points should not use them: see
-    ``Repository.condemn``.
+    ``Repository.condemn``; ``pardoned_packs`` are condemned and were proved sound. ``unreadable`` and ``unsteady`` are
+    as in a point's report.
     """
 
     findings: tuple[Finding, ...]
@@ -87,6 +106,9 @@ class RepositoryReport:
     bytes_read: int
     damaged_packs: tuple[bytes, ...] = ()
     blocks: int = 0
+    unreadable: tuple[Finding, ...] = ()
+    unsteady: tuple[Finding, ...] = ()
+    pardoned_packs: tuple[bytes, ...] = ()
 
     @property
     def harmed(self) -> tuple[str, ...]:
@@ -94,20 +116,25 @@ class RepositoryReport:
 
     @property
     def sound(self) -> bool:
-        return not self.findings
+        return not self.findings and not self.unreadable
 
 
 @dataclass(frozen=True, slots=True)
 class _PackRead:
-    """What reading a pack found. ``problem``: of its structure; ``bad``: frames that did not open, by offset.
+    """What reading a pack found. ``problem``: of its structure, or that it cannot be read; ``bad``: frames that did not
+    open, by offset.
 
     ``size_bytes`` is how much was read, and ``blocks`` the number of blocks in that.
     """
 
     size_bytes: int
-    problem: str | None = None
+    problem: VmkeepError | None = None
     blocks: int = 0
     bad: tuple[tuple[int, str], ...] = ()
+
+
+def _sorted(found: Mapping[tuple[str, str], set[str]]) -> tuple[Finding, ...]:
+    return tuple(Finding(name, what, tuple(sorted(harms))) for (name, what), harms in sorted(found.items()))
 
 
 def _beside_frames(entries: Sequence[PackEntry], size_bytes: int) -> int:
@@ -128,6 +155,7 @@ class Verification:
         progress: Progress | None = None,
     ) -> None:
         self._store = store
+        self._readings = Readings(store)
         self._sealer = sealer
         self._point = point
         self._sample = sample
@@ -138,19 +166,20 @@ class Verification:
         self._total_bytes = 0
         self._blocks = 0
         self._sizes: dict[bytes, int] | None = None
-        self._unsound: dict[bytes, str] = {}
+        self._unsound: set[bytes] = set()
         self._indexes: OrderedDict[bytes, dict[int, PackEntry]] = OrderedDict()
         # Packs of which every frame, or the share of them, was read and opened, and those that did not open.
         self._proved: set[bytes] = set()
         self._bad: dict[tuple[bytes, int], str] = {}
         self._sound_nodes: set[tuple[BlockRef, int]] = set()
-        self._states: dict[str, str | None] = {}
+        self._states: dict[str, VmkeepError | None] = {}
         self._hashes: dict[str, str] = {}
 
     def point(self, point_id: str) -> PointReport:
         """Prove one point; raises PointNotFound, and nothing for damage."""
         self._check_point(point_id)
-        return PointReport(point_id, self._findings(), self._blocks, self._read_bytes)
+        findings, unread, unsteady = self._findings(), self._unread(), self._unsteady()
+        return PointReport(point_id, findings, self._blocks, self._read_bytes, unread, unsteady)
 
     def everything(self, format_bytes: bytes, key: KeyMaterial) -> RepositoryReport:
         """Prove every object: format, keyring, packs with their unreferenced frames, state versions, points, notes."""
@@ -179,31 +208,49 @@ class Verification:
         self._check_notes()
         findings = self._findings()
         damaged = sorted({pack for item in findings if (pack := pack_of_name(item.object)) in sizes})
-        return RepositoryReport(findings, tuple(points), len(sizes), self._read_bytes, tuple(damaged), self._blocks)
+        return RepositoryReport(
+            findings,
+            tuple(points),
+            len(sizes),
+            self._read_bytes,
+            tuple(damaged),
+            self._blocks,
+            self._unread(),
+            self._unsteady(),
+            self._pardoned(),
+        )
+
+    def _pardoned(self) -> tuple[bytes, ...]:
+        """Return the condemned packs of which every frame was read and opened at the first attempt."""
+        if self._share is not None:
+            return ()
+        told = {name for name, _ in (*self._found, *self._readings.unread)} | self._readings.unsteady.keys()
+        proved = {pack for pack in self._proved if pack_name(pack) not in told}
+        return tuple(sorted(condemned_packs(self._store) & proved))
 
     def _check_notes(self) -> None:
         """Look at what writers and prunes tell each other; it harms no point, but a prune must be able to trust it."""
         for damage in damaged_notes(self._store):
-            self._find(damage.path or "", damage.message)
+            self._tell(damage.path or "", damage)
 
     # -- points ----------------------------------------------------------------------------------------------------
 
     def _check_point(self, point_id: str) -> None:
         try:
-            record = self._point(point_id)
+            record = self._readings.twice(POINTS + point_id, lambda: self._point(point_id))
         except PointNotFound:
             raise
         except VmkeepError as error:
-            self._find(POINTS + point_id, error.message, point_id)
+            self._tell(POINTS + point_id, error, point_id)
             return
         for state in record.states:
             problem = self._state_problem(state.version_id, state.sha256)
             if problem is not None:
-                self._find(STATES + state.version_id, problem, point_id)
+                self._tell(STATES + state.version_id, problem, point_id)
         try:
-            get_envelope(self._store, self._sealer, record)
+            self._readings.twice(ENVELOPES + point_id, lambda: get_envelope(self._store, self._sealer, record))
         except VmkeepError as error:
-            self._find(ENVELOPES + point_id, error.message, point_id)
+            self._tell(ENVELOPES + point_id, error, point_id)
         for disk in record.disks:
             if disk.stored.root is not None:
                 geometry = geometry_of(disk.stored)
@@ -217,25 +264,26 @@ class Verification:
                 self._find(item.name, "this is not an object of a repository")
                 continue
             try:
-                open_envelope(self._store, self._sealer, name)
+                self._readings.twice(item.name, partial(open_envelope, self._store, self._sealer, name))
             except ObjectMissing:
                 continue  # deleted with its point since they were listed
             except VmkeepError as error:
-                self._find(item.name, error.message)
+                self._tell(item.name, error)
 
-    def _state_problem(self, version_id: str, sha256: str | None = None) -> str | None:
+    def _state_problem(self, version_id: str, sha256: str | None = None) -> VmkeepError | None:
         if version_id not in self._states:
             self._states[version_id] = None
             try:
-                version, content = get_state(self._store, self._sealer, version_id)
+                name = STATES + version_id
+                version, content = self._readings.twice(name, lambda: get_state(self._store, self._sealer, version_id))
                 self._advance(len(content))
                 self._hashes[version_id] = version.sha256
             except VmkeepError as error:
-                self._states[version_id] = error.message
-                self._find(STATES + version_id, error.message)
+                self._states[version_id] = error
+                self._tell(STATES + version_id, error)
         problem = self._states[version_id]
         if problem is None and sha256 is not None and self._hashes[version_id] != sha256:
-            return "it is another content than the point was made with"
+            return ObjectDamaged("it is another content than the point was made with")
         return problem
 
     def _check_subtree(
@@ -246,14 +294,14 @@ class Verification:
             return True
         opened = self._open(FrameKind.NODE, [ref])[0]
         children: Children = []
-        problem = opened if isinstance(opened, str) else None
-        if not isinstance(opened, str):
+        problem = opened if isinstance(opened, VmkeepError) else None
+        if not isinstance(opened, VmkeepError):
             try:
                 children = decode_node(opened, level, geometry.slots(level, index), describe(ref))
             except ObjectDamaged as error:
-                problem = error.message
+                problem = error
         if problem is not None:
-            self._find(pack_name(ref.pack), problem, point_id)
+            self._tell(pack_name(ref.pack), problem, point_id)
             return False
         first = index * geometry.fan_out
         present = [(first + slot, child) for slot, child in enumerate(children) if child is not None]
@@ -285,46 +333,56 @@ class Verification:
             unread = self._share.of(unread, lambda item: (item[1].pack, item[1].offset, item[1].length))
         self._blocks += len(unread)
         for (block, ref), opened in zip(unread, self._open(FrameKind.BLOCK, [ref for _, ref in unread]), strict=True):
-            problem = opened if isinstance(opened, str) else None
-            if problem is None and len(opened) != disk.plain_bytes(block):
-                problem = f"{describe(ref)} has a wrong length"
-            if problem is not None:
-                self._find(pack_name(ref.pack), problem, point_id)
+            if not isinstance(opened, VmkeepError) and len(opened) != disk.plain_bytes(block):
+                opened = ObjectDamaged(f"{describe(ref)} has a wrong length")
+            if isinstance(opened, VmkeepError):
+                self._tell(pack_name(ref.pack), opened, point_id)
                 sound = False
         return sound
 
     # -- frames and packs ------------------------------------------------------------------------------------------
 
-    def _open(self, kind: FrameKind, refs: Sequence[BlockRef]) -> list[bytes | str]:
-        """Return for each reference its plain text, or what is wrong with it."""
+    def _open(self, kind: FrameKind, refs: Sequence[BlockRef]) -> list[bytes | VmkeepError]:
+        """Return for each reference its plain text, or what is wrong with it at the second attempt as well."""
         for ref in refs:
             self._check_structure(ref.pack)
-        try:
-            frames: Sequence[memoryview | str] = fetch_frames(self._store, refs)
-        except VmkeepError:
-            frames = [self._fetch_alone(ref) for ref in refs]
-        opened: list[bytes | str] = []
-        for ref, frame in zip(refs, frames, strict=True):
-            if isinstance(frame, str):
-                opened.append(frame)
-                continue
-            if ref.pack not in self._proved or self._share is not None:
+        opened: list[bytes | VmkeepError] = []
+        for ref, frame in zip(refs, self._fetched(refs), strict=True):
+            if frame is not None and (ref.pack not in self._proved or self._share is not None):
                 self._advance(len(frame))
             try:
-                opened.append(self._sealer.open(kind, ref.id, frame, describe(ref)))
-            except ObjectDamaged as error:
-                opened.append(error.message)
+                opened.append(self._opened_frame(kind, ref, frame))
+            except VmkeepError as error:
+                opened.append(error)
+                if is_unread(error):
+                    self._readings.note_unread_frame(pack_name(ref.pack), error)
                 continue
             # The frame can be read; an index that lacks it would mislead a prune, and is reported without harm.
             if ref.pack not in self._unsound and (problem := self._entry_problem(kind, ref)) is not None:
                 self._find(pack_name(ref.pack), problem)
         return opened
 
-    def _fetch_alone(self, ref: BlockRef) -> memoryview | str:
+    def _fetched(self, refs: Sequence[BlockRef]) -> Sequence[memoryview | None]:
+        """Return the frames as they lie there; None for each when they cannot be read together."""
+        if any(pack_name(ref.pack) in self._readings.given_up for ref in refs):
+            return [None] * len(refs)
         try:
-            return fetch_frames(self._store, [ref])[0]
-        except VmkeepError as error:
-            return error.message
+            return fetch_frames(self._store, refs)
+        except (IntegrityError, StoreError, PermissionRefused):
+            return [None] * len(refs)
+
+    def _opened_frame(self, kind: FrameKind, ref: BlockRef, fetched: memoryview | None) -> bytes:
+        """Open a frame, of what was fetched with others or else read alone."""
+        if fetched is None and (error := self._readings.given_up.get(pack_name(ref.pack))) is not None:
+            raise error
+        first = [fetched]
+
+        def read() -> bytes:
+            frame = first.pop() if first else None
+            frame = frame if frame is not None else fetch_frames(self._store, [ref])[0]
+            return self._sealer.open(kind, ref.id, frame, describe(ref))
+
+        return self._readings.twice(pack_name(ref.pack), read)
 
     def _check_structure(self, pack: bytes) -> None:
         """Prove header, index and trailer of a pack once, without its frames."""
@@ -333,16 +391,17 @@ class Verification:
         try:
             self._index(pack)
         except VmkeepError as error:
-            self._unsound[pack] = error.message
-            self._find(pack_name(pack), error.message)
+            self._unsound.add(pack)
+            self._tell(pack_name(pack), error)
 
     def _index(self, pack: bytes) -> dict[int, PackEntry]:
         index = self._indexes.get(pack)
         if index is None:
             size = self._pack_sizes().get(pack)
-            if size is None:
-                raise ObjectMissing(f"{pack_name(pack)} is not in the repository", path=pack_name(pack))
-            entries = read_index(self._store, self._sealer, pack, size)
+            if size is None:  # the listing lacked it; the store is asked for itself before it is called missing
+                size = self._store.stat(pack_name(pack)).size_bytes
+            known = size
+            entries = self._readings.twice(pack_name(pack), lambda: read_index(self._store, self._sealer, pack, known))
             if pack not in self._proved:
                 self._advance(_beside_frames(entries, size))
             index = self._keep_index(pack, entries)
@@ -373,8 +432,8 @@ class Verification:
         for pack, read in self._read_packs(list(sizes)):
             self._advance(read.size_bytes)
             if read.problem is not None:
-                self._unsound[pack] = read.problem
-                self._find(pack_name(pack), read.problem)
+                self._unsound.add(pack)
+                self._tell(pack_name(pack), read.problem)
                 continue
             self._blocks += read.blocks
             self._proved.add(pack)
@@ -398,7 +457,20 @@ class Verification:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _read_pack(self, pack: bytes, size_bytes: int) -> _PackRead:
-        """Read a pack, or the share of it, and open every frame that was read."""
+        """Read a pack, or the share of it, and open every frame that was read; what is wrong is read again."""
+        read = self._read_pack_once(pack, size_bytes)
+        damaged = read.problem is not None and not is_unread(read.problem)
+        if not damaged and not read.bad:
+            return read
+        self._store.forget_cached(pack_name(pack))
+        again = self._read_pack_once(pack, size_bytes)
+        bad = tuple(frame for frame in again.bad if read.problem is not None or frame in read.bad)
+        if again.problem is None and not bad:
+            what = read.problem.message if read.problem is not None else read.bad[0][1]
+            self._readings.unsteady[pack_name(pack)] = what
+        return replace(again, bad=bad)
+
+    def _read_pack_once(self, pack: bytes, size_bytes: int) -> _PackRead:
         try:
             if self._share is not None:
                 return self._read_share(pack, size_bytes, self._share)
@@ -407,7 +479,7 @@ class Verification:
             header = bytes(content[:PACK_HEADER_BYTES])
             entries = open_index(self._sealer, pack, header, content[start : start + length], start)
         except VmkeepError as error:
-            return _PackRead(size_bytes, problem=error.message)
+            return _PackRead(size_bytes, problem=error)
         frames = (content[entry.offset : entry.offset + entry.length] for entry in entries)
         return self._opened(pack, entries, frames, size_bytes)
 
@@ -437,33 +509,52 @@ class Verification:
 
     def _check_keyring(self, format_bytes: bytes, key: KeyMaterial, points: Sequence[str]) -> None:
         try:
-            if self._store.get(FORMAT_OBJECT) != format_bytes:
-                self._find(FORMAT_OBJECT, f"{FORMAT_OBJECT} was changed since the repository was opened", *points)
+            self._readings.twice(FORMAT_OBJECT, lambda: self._compare_format(format_bytes))
         except VmkeepError as error:
-            self._find(FORMAT_OBJECT, error.message, *points)
+            self._tell(FORMAT_OBJECT, error, *points)
         try:
-            in_force = highest_generation(self._store)
+            in_force = self._readings.twice(KEYRING, lambda: highest_generation(self._store))
         except VmkeepError as error:
-            self._find(KEYRING, error.message, *points)
+            self._tell(KEYRING, error, *points)
             return
         present = {generation_of_name(item.name) or item.name for item in self._store.list(KEYRING)}
         for generation in present | set(range(1, in_force)):
             if isinstance(generation, str):
                 self._find(generation, "this is not an object of a repository")
                 continue
+            opened = partial(open_keyring, self._store, generation, format_bytes, lambda _recipients: key)
             try:
-                open_keyring(self._store, generation, format_bytes, lambda _recipients: key)
+                self._readings.twice(keyring_name(generation), opened)
             except VmkeepError as error:
                 harmed = points if generation == in_force else ()
-                self._find(keyring_name(generation), error.message, *harmed)
+                self._tell(keyring_name(generation), error, *harmed)
+
+    def _compare_format(self, format_bytes: bytes) -> None:
+        if self._store.get(FORMAT_OBJECT) != format_bytes:
+            raise ObjectDamaged(f"{FORMAT_OBJECT} was changed since the repository was opened")
 
     # -- findings --------------------------------------------------------------------------------------------------
+
+    def _tell(self, name: str, error: VmkeepError, *harms: str) -> None:
+        """Note what is wrong with an object. Raises what is of no single one: a signal, a repository that is gone."""
+        if is_unread(error):
+            self._readings.note_unread(name, error, *harms)
+        elif isinstance(error, HostExhausted | RepositoryNotFound | Interrupted):
+            raise error
+        else:
+            self._find(name, error.message, *harms)
 
     def _find(self, name: str, what: str, *harms: str) -> None:
         self._found.setdefault((name, what), set()).update(harms)
 
     def _findings(self) -> tuple[Finding, ...]:
-        return tuple(Finding(name, what, tuple(sorted(harms))) for (name, what), harms in sorted(self._found.items()))
+        return _sorted(self._found)
+
+    def _unread(self) -> tuple[Finding, ...]:
+        return _sorted(self._readings.unread)
+
+    def _unsteady(self) -> tuple[Finding, ...]:
+        return tuple(Finding(name, what) for name, what in sorted(self._readings.unsteady.items()))
 
     def _advance(self, count: int) -> None:
         self._read_bytes += count

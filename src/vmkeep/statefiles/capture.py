@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmkeep.errors import HostFileMissing, PermissionRefused, StateTorn, StateUnsupported
+from vmkeep.filesystem import file_error, file_errors
 from vmkeep.paths import ForeignLink, open_place, reopen
 
 StateKind = Literal["tpm", "nvram"]
@@ -80,8 +81,10 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str, qcow2: bool = Fa
             hint="Nothing was read. Put the file or folder itself in the place of the link.",
         ) from error
     except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EINVAL):  # a link or a pipe, which is not opened
+            raise file_error(error, path, "read") from error
         raise StateUnsupported(f"the {kind} state cannot be opened: {error.strerror}", vm=vm, path=str(path)) from error
-    with os.fdopen(descriptor, "rb") as stream:
+    with file_errors(path, "read"), os.fdopen(descriptor, "rb") as stream:
         about = os.fstat(descriptor)
         limit = LIMIT_BYTES[kind]
         if about.st_size > limit:

@@ -179,7 +179,9 @@ def _ids(owner: str | None, group: str | None) -> tuple[int, int] | None:
 
 def _made_folder(folder: int, name: str) -> int:
     os.mkdir(name, 0o700, dir_fd=folder)
-    return os.open(name, _FOLDER, dir_fd=folder)
+    made = os.open(name, _FOLDER, dir_fd=folder)
+    os.fchmod(made, 0o700)  # whatever the umask is
+    return made
 
 
 def _about(folder: int, name: str) -> os.stat_result | None:

@@ -24,7 +24,7 @@ from vmkeep.errors import (
     VmkeepError,
     WrongKey,
 )
-from vmkeep.filesystem import file_error
+from vmkeep.filesystem import file_error, file_errors
 from vmkeep.transfer.imagechain import (
     ImageLayer,
     OpenChain,
@@ -156,11 +156,12 @@ def change_internal_snapshot(change: str, path: str | Path, image_format: str, n
 
 
 def _sync(path: str | Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with file_errors(Path(path)):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def holds_data(layer: ImageLayer) -> bool:

@@ -284,7 +284,10 @@ class ImageServer:
         )
 
     def _command(self, secret: HandedKey) -> list[str]:
-        command = [find_tool("qemu-nbd"), "--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
+        opening = f"open {self._path}"
+        find_tool("setpriv", opening)
+        command = [find_tool("qemu-nbd", opening), "--persistent", f"--shared={self._shared}"]
+        command += [f"--socket={self._socket}"]
         if self._writable:
             cache = "unsafe" if self._new else "writeback"
             command += [f"--cache={cache}", "--discard=unmap", "--detect-zeroes=off"]

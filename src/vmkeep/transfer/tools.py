@@ -5,34 +5,39 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from typing import Final
 
-from vmkeep.errors import HostFileMissing, NoSpace, TransferError
+from vmkeep.errors import NoSpace, ToolMissing, TransferError
 from vmkeep.logs import get_logger
 from vmkeep.transfer.confinement import run_confined
 
 _log = get_logger(__name__)
 
 
-def find_tool(name: str) -> str:
-    """Return the path of a tool; raises HostFileMissing with the package that holds it."""
+_PACKAGES: Final = {"qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "setpriv": "util-linux"}
+
+
+def find_tool(name: str, doing: str) -> str:
+    """Return the path of a tool; raises ToolMissing with what it is needed for and the package that holds it."""
     path = shutil.which(name)
     if path is None:
-        raise HostFileMissing(
-            f"the program {name} is not installed",
+        raise ToolMissing(
+            f"the program {name} is not installed, which is needed to {doing}",
             path=name,
-            hint="Install the package qemu-utils (qemu-img, qemu-nbd).",
+            hint=f"Install the package {_PACKAGES[name]}, and run the command again.",
         )
     return path
 
 
-def dying_with_us(signal_name: str, tool: str) -> list[str]:
+def require_tools(*names: str, doing: str) -> None:
+    """Raise ToolMissing unless all tools are there: before anything is begun that would come to need one."""
+    for name in names:
+        find_tool(name, doing)
+
+
+def dying_with_us(signal_name: str, tool: str, doing: str) -> list[str]:
     """Return the words that start a tool that gets the signal when the thread which started it ends, in any way."""
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        raise HostFileMissing(
-            "the program setpriv is not installed", path="setpriv", hint="Install the package util-linux."
-        )
-    return [setpriv, "--pdeathsig", signal_name, "--", find_tool(tool)]
+    return [find_tool("setpriv", doing), "--pdeathsig", signal_name, "--", find_tool(tool, doing)]
 
 
 def run_tool(
@@ -47,9 +52,10 @@ def run_tool(
     """Run a tool to its end and return what it printed. It inherits ``descriptors``; ``dying``: it dies with us.
 
     ``confined``: it opens what others wrote, by descriptors alone (``vmkeep.transfer.confinement``).
-    ``doing`` completes "could not …". Raises NoSpace when the tool says so, else TransferError with its words.
+    ``doing`` completes "could not …". Raises ToolMissing, NoSpace when the tool says so, else TransferError with its
+    words.
     """
-    command = [*(dying_with_us("KILL", name) if dying else [find_tool(name)]), *arguments]
+    command = [*(dying_with_us("KILL", name, doing) if dying else [find_tool(name, doing)]), *arguments]
     _log.debug("running", command=shlex.join(command))
     if confined:
         return _printed(name, run_confined(command, descriptors=descriptors), doing, path)

@@ -26,6 +26,8 @@ def example_point(
     labels: dict[str, str] | None = None,
     states: tuple[CatalogState, ...] = (),
     point_id: str | None = None,
+    sequence: int | None = None,
+    host: str = "host1",
 ) -> CatalogPoint:
     """Return a point of one disk, created at 2026-03-01 10:MM UTC."""
     identity = point_id or number(name)
@@ -67,11 +69,12 @@ def example_point(
         kind=kind,
         parent=parent,
         created=created,
-        host="host1",
+        host=host,
         checkpoint=f"vmkeep-{name}",
         pause_ms=104.2,
         labels=labels or {},
-        document=document,
+        document=document if sequence is None else {**document, "sequence": sequence},
+        sequence=sequence,
     )
 
 

@@ -231,6 +231,15 @@ def test_contradicting_versions_are_reported_and_the_point_is_adopted(catalog: C
     )
     assert report.points == 2
     assert len(report.conflicts) == 1
+    # That of the point which was made first counts; the other is kept for its point, and said once.
+    assert catalog.newest_state(WIN11, "tpm") == example_state("a", 1)
+    late = next(state for state in catalog.states_of_vm(WIN11) if state.id == number("b"))
+    assert (late.conflict, catalog.pins(late.id)) == (True, (number("p2"),))
+    assert number("p2") in report.conflicts[0]
+    assert number("p1") in report.conflicts[0]
+    again = catalog.adopt([(example_point("p2", minute=2), [example_state("b", 1)])])
+    assert (again.points, again.conflicts) == (0, ())
+    catalog.record_point(example_point("p3", minute=3), [example_state("c", 2)])
 
 
 def test_repository_used_last_is_remembered(catalog: Catalog) -> None:

@@ -198,8 +198,8 @@ def test_result_that_cannot_be_written_is_a_failure(home: Path) -> None:
         ended = subprocess.run(
             [*COMMAND, "points"], env=environment(home), stdout=full, stderr=subprocess.PIPE, check=False
         )
-    assert ended.returncode == 34
-    assert b"Standard output" in ended.stderr
+    assert ended.returncode == 50
+    assert b"Standard output cannot be written" in ended.stderr
 
 
 @pytest.mark.parametrize(

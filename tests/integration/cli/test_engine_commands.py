@@ -35,9 +35,12 @@ class StandIn:
     asked: list[Any] = field(default_factory=list)
     recovered: tuple[str, ...] = ()
     reason: Interrupted | None = None
+    needs_home: bool = True
 
-    def __call__(self, _premises: object, *, last: bool) -> Self:
+    def __call__(self, _premises: object, *, needs_home: bool, last: bool, watch: object) -> Self:
+        self.needs_home = needs_home
         assert not last  # the test's process goes on
+        assert callable(watch)
         return self
 
     def __enter__(self) -> Self:
@@ -79,6 +82,10 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     assert main(["init"]) == 0
     with Catalog.open(load_settings().catalog_path) as catalog:
         catalog.record_point(example_point("a"))
+    # What the catalogue knows and the repository holds is not opened to find it.
+    stored = Path(load_settings().repository) / "points" / number("a")
+    stored.parent.mkdir(exist_ok=True)
+    stored.touch()
     standing = StandIn()
     module = ModuleType("vmkeep.flows.engine")
     module.Engine = standing  # type: ignore[attr-defined] # a module made by hand declares nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,10 +216,25 @@ def test_lock_that_is_taken_after_it_was_found_stale_is_left(settings: Settings)
         assert path.exists()
 
 
-def test_lock_file_that_was_made_just_now_counts_as_held(settings: Settings) -> None:
-    path = put(settings.owners_dir / "x.lock")
-    assert FileLock.is_held(path)
-    assert not FileLock.is_held(aged(path))
+def test_taker_of_a_lock_is_not_disturbed_by_those_who_look(settings: Settings) -> None:
+    path = settings.owners_dir / "x.lock"
+    over = threading.Event()
+
+    def look_on() -> None:
+        while not over.is_set():
+            FileLock.is_held(path)
+
+    looking = threading.Thread(target=look_on)
+    looking.start()
+    try:
+        for _ in range(300):
+            lock = FileLock.try_acquire(path)
+            assert lock is not None
+            lock.release(remove=False)
+    finally:
+        over.set()
+        looking.join()
+    assert not FileLock.is_held(path)
     assert not FileLock.is_held(path.with_name("gone.lock"))
 
 

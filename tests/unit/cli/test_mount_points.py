@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmkeep.cli.supervision import mount_point
+from vmkeep.mounts import mount_point
 
 MOUNTS = ["/", "/var", "/mnt/backup", "/mnt/back"]
 

@@ -1,0 +1,51 @@
+"""Whether a VM's definition fits a host, and what must change: pure decisions about plain values."""
+
+from __future__ import annotations
+
+from vmkeep.fitting.capabilities import (
+    DomainCapabilities,
+    Guests,
+    firmware_files,
+    read_domain_capabilities,
+    read_firmware,
+    read_guests,
+    template_of,
+)
+from vmkeep.fitting.firmware import has_secure_name
+from vmkeep.fitting.fitting import fit
+from vmkeep.fitting.machines import candidates, known_machine, usable_machine
+from vmkeep.fitting.model import (
+    CpuModel,
+    FirmwareBuild,
+    Fit,
+    HostAbilities,
+    MachineType,
+    Misfit,
+    StoredVariables,
+    Wish,
+)
+from vmkeep.fitting.vocabulary import Vocabulary
+
+__all__ = [
+    "CpuModel",
+    "DomainCapabilities",
+    "FirmwareBuild",
+    "Fit",
+    "Guests",
+    "HostAbilities",
+    "MachineType",
+    "Misfit",
+    "StoredVariables",
+    "Vocabulary",
+    "Wish",
+    "candidates",
+    "firmware_files",
+    "fit",
+    "has_secure_name",
+    "known_machine",
+    "read_domain_capabilities",
+    "read_firmware",
+    "read_guests",
+    "template_of",
+    "usable_machine",
+]

@@ -1,0 +1,187 @@
+"""Let the catalogue catch up with the repository: take over points that it does not know of the VMs that count.
+
+A home that was put back as it was earlier, and one beside which another installation keeps the same VMs, know less than
+their repository. So what is to be restored is looked for, and what is made next is made, after this. It lists the names
+of all points, and reads those that were never seen; what is of other VMs is noted, so that it is read once.
+
+No flow of DBOS: taking over twice is the same as once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from vmkeep.catalog import Catalog, CatalogPoint, PassedPoint
+from vmkeep.commandline import command_line
+from vmkeep.errors import IntegrityError, PointNotFound
+from vmkeep.flows.premises import catalog_point, catalog_states
+from vmkeep.flows.services import Services
+from vmkeep.host.survey import Progress
+from vmkeep.logs import get_logger
+from vmkeep.repository import PointRecord
+
+_log = get_logger(__name__)
+_AT_ONCE = 500  # points between two transactions: who is ended meanwhile does not begin anew
+_NAMED = 8
+
+Counts = Callable[[PassedPoint], bool]
+"""Whether a point of the repository is of a VM that counts, besides those that the catalogue knows."""
+
+
+class HoldsPoints(Protocol):
+    """The part of a repository that is asked."""
+
+    def point_ids(self) -> list[str]: ...
+
+    def point(self, point_id: str) -> PointRecord: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """What was taken over.
+
+    ``remarkable`` are those of VMs that count, or that were seen on this host: nobody else should have made them.
+    ``damaged`` says what could not be, ``missing`` are known points that are not stored.
+    """
+
+    taken: tuple[CatalogPoint, ...] = ()
+    remarkable: tuple[CatalogPoint, ...] = ()
+    damaged: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    missing: frozenset[str] = frozenset()
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return what a person must hear."""
+        told = [_took_over(points) for points in _by_origin(self.remarkable)]
+        told += [f"a point of the repository could not be taken over: {why}" for why in self.damaged]
+        return (*told, *self.conflicts)
+
+
+def catch_up(catalog: Catalog, repository: HoldsPoints, counts: Counts = lambda _point: False) -> CaughtUp:
+    """Take over points of VMs that the catalogue knows, and of those that count.
+
+    Raises what listing the repository raises: then nothing is known of what it holds.
+    """
+    stored = frozenset(repository.point_ids())
+    # Read in this order: an operation that has ended since has recorded its point, or has deleted it.
+    under_way = {operation.id for operation in catalog.unfinished_operations()}
+    passed = {point.id: point for point in catalog.passed_points()}
+    known = frozenset(catalog.point_ids())
+    unknown = stored - known - under_way
+    vms = {vm.uuid for vm in catalog.vms()}
+    wanted = [point.id for point in passed.values() if point.id in unknown and (point.vm_uuid in vms or counts(point))]
+    strange = sorted(unknown - passed.keys())
+    caught = CaughtUp(missing=known - stored - under_way)
+    for ids in _portions((*wanted, *strange)):
+        caught = _take(catalog, repository, counts, ids, caught)
+    if new := {point.vm_uuid for point in caught.taken} - vms:
+        # What one point brought in counts from now on, and so do its others.
+        rest = [point.id for point in catalog.passed_points() if point.vm_uuid in new and point.id in stored]
+        for ids in _portions(rest):
+            caught = _take(catalog, repository, lambda point: point.vm_uuid in new, ids, caught)
+    if caught.taken:
+        _log.info("caught up", points=len(caught.taken), read=len(strange) + len(wanted))
+    return caught
+
+
+def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
+    """Take over what is not known of a VM, for a flow that makes something of it.
+
+    It is said at once: nobody else would say it when the flow fails later.
+    """
+
+    def counts(point: PassedPoint) -> bool:
+        return point.vm_uuid == vm_uuid
+
+    caught = services.with_repository(lambda repository: catch_up(services.catalog, repository, counts))
+    gone = [point.id for point in services.catalog.outlines_of_vm(vm_uuid) if point.id in caught.missing]
+    for sentence in (*caught.sentences(), *map(_not_stored, gone)):
+        services.watch(Progress("looking into the repository", note=f"warning: {sentence}"))
+
+
+def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequence[str], caught: CaughtUp) -> CaughtUp:
+    records: list[PointRecord] = []
+    passed: list[PassedPoint] = []
+    damaged: list[str] = []
+    vms = {vm.uuid: vm for vm in catalog.vms()}
+    for point_id in ids:
+        try:
+            record = repository.point(point_id)
+        except PointNotFound:
+            continue  # deleted meanwhile
+        except IntegrityError as error:
+            damaged.append(error.message)
+            continue
+        about = PassedPoint(record.id, record.vm_uuid, record.vm_name)
+        if record.vm_uuid in vms or counts(about):
+            records.append(record)
+        else:
+            passed.append(about)
+    catalog.pass_points(passed)
+    taken = [catalog_point(record) for record in records]
+    adopted = catalog.adopt(list(zip(taken, map(catalog_states, records), strict=True)))
+    remarkable = [
+        point
+        for point in taken
+        if point.vm_uuid not in vms
+        or not vms[point.vm_uuid].adopted
+        or counts(PassedPoint(point.id, point.vm_uuid, point.vm_name))
+    ]
+    return CaughtUp(
+        taken=(*caught.taken, *taken),
+        remarkable=(*caught.remarkable, *remarkable),
+        damaged=(*caught.damaged, *damaged),
+        conflicts=(*caught.conflicts, *adopted.conflicts),
+        missing=caught.missing,
+    )
+
+
+def _portions(ids: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(ids)
+    while portion := list(islice(left, _AT_ONCE)):
+        yield portion
+
+
+# -- what is said ------------------------------------------------------------------------------------------------
+
+
+def _by_origin(points: Iterable[CatalogPoint]) -> list[list[CatalogPoint]]:
+    found: dict[tuple[str, str], list[CatalogPoint]] = {}
+    for point in points:
+        found.setdefault((point.vm_uuid, point.host), []).append(point)
+    return list(found.values())
+
+
+def _took_over(points: Sequence[CatalogPoint]) -> str:
+    ids = [point.id for point in points[:_NAMED]]
+    more = len(points) - len(ids)
+    named = ", ".join(ids) + (f" and {more} more" if more else "")
+    many = "a point" if len(points) == 1 else f"{len(points)} points"
+    return (
+        f"took over {many} of VM {points[0].vm_name!r} from the repository, made on host {points[0].host} by another "
+        f"installation, or before this one was put back as it was earlier: {named}"
+    )
+
+
+def _not_stored(point_id: str) -> str:
+    forget = command_line("vmkeep point delete", point_id, options="--yes")
+    return (
+        f"the repository does not hold the point {point_id}, which this installation knows: it was deleted by another "
+        f"installation, or not all of the repository is there; `{forget}` lets this one forget it"
+    )
+
+
+def missing_point(point: CatalogPoint, location: str) -> PointNotFound:
+    """Return the error for the last point of a VM that the repository does not hold."""
+    forget = command_line("vmkeep point delete", point.id, options="--yes")
+    return PointNotFound(
+        f"the last point of VM {point.vm_name!r} that this installation knows, {point.id}, is not in the repository: "
+        "it was deleted by another installation, or not all of the repository is there",
+        vm=point.vm_name,
+        path=f"{location}/points/{point.id}",
+        hint=f"`{command_line('vmkeep points', point.vm_name)}` lists the others; name one by its id. If it was "
+        f"deleted, `{forget}` lets this installation forget it.",
+    )

@@ -1,0 +1,71 @@
+"""Find the point that a person names, after the catalogue has caught up with the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vmkeep.catalog import Catalog, CatalogPoint
+from vmkeep.errors import PointNotFound, VmkeepError
+from vmkeep.flows.catch_up import Counts, catch_up, missing_point
+from vmkeep.flows.patience import patiently
+from vmkeep.flows.premises import Premises
+from vmkeep.host.survey import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPoint:
+    """The point, and what is to be said before it is used."""
+
+    point: CatalogPoint
+    told: tuple[str, ...] = ()
+
+
+def search_point(premises: Premises, text: str, watch: Callable[[Progress], None]) -> FoundPoint:
+    """Return the point that an id, a beginning of one, VM@latest or VM@TIME means, by all that the repository holds.
+
+    When the repository cannot be listed, an id means what it means in the catalogue, and that is said; VM@latest and
+    VM@TIME mean nothing then. Raises PointNotFound, what opening and listing the repository raise, and GivenUp when
+    its storage does not answer.
+    """
+    catalog = premises.catalog
+    if catalog.repository() is None:
+        return FoundPoint(catalog.find_point(text))
+    limit_seconds = premises.settings.stalled_after_seconds
+    repository = patiently(lambda: premises.repository, limit_seconds, watch=watch)
+    by_id = "@" not in text
+    try:
+        caught = patiently(lambda: catch_up(catalog, repository, _counts(catalog, text)), limit_seconds, watch=watch)
+    except VmkeepError as error:
+        if not by_id:
+            error.hint = _hint_of_known(catalog, text)
+            raise
+        told = f"whether the repository holds points that are not known here could not be told: {error.message}"
+        return FoundPoint(catalog.find_point(text), (told,))
+    found = catalog.find_point(text)
+    if not by_id and found.id in caught.missing:
+        raise missing_point(found, repository.location)
+    return FoundPoint(found, caught.sentences())
+
+
+def _counts(catalog: Catalog, text: str) -> Counts:
+    """Return which VMs of the repository are meant, besides those that the catalogue knows."""
+    name, at, _ = text.rpartition("@")
+    if at:
+        uuids = frozenset(catalog.vms_named(name))
+        if uuids:
+            return lambda point: point.vm_uuid in uuids
+        return lambda point: name in (point.vm_name, point.vm_uuid)
+    beginning = text.lower()
+    return lambda point: point.id.startswith(beginning)
+
+
+def _hint_of_known(catalog: Catalog, text: str) -> str:
+    try:
+        known = catalog.find_point(text)
+    except PointNotFound:
+        return "Which point is the last one cannot be told without the repository's list of points."
+    return (
+        f"Which point {text} is cannot be told without the repository's list of points. The last one that is known "
+        f"here is {known.id}, of {known.created}; named by its id it can be restored all the same."
+    )
