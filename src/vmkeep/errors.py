@@ -243,6 +243,13 @@ class DiskUnsupported(VmkeepError):
     default_hint = "Leave the disk out by name with --exclude TARGET; the point then says that it lacks it."
 
 
+class HeaderRefused(DiskUnsupported):
+    """An image names a file that may not be followed: whoever wrote the header may have no right to it."""
+
+    code = "header-refused"
+    default_hint = "Nothing was read. docs/operations.md says what an image may name, and how to correct it."
+
+
 class StateUnsupported(VmkeepError):
     """TPM or firmware state that cannot be captured or put back."""
 

@@ -6,18 +6,18 @@ for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk, Definition, SourceKind
-from vmkeep.errors import HypervisorError, HypervisorUnavailable, ToolMissing, VmkeepError
+from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmkeepError
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
 from vmkeep.planning import BitmapHealth, judge_bitmap
-from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer, describe_image
+from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer, describe_image, look_at
 from vmkeep.transfer.imagelock import writer_of
 
 _log = get_logger(__name__)
@@ -145,11 +145,19 @@ def image_chains(definition: Definition) -> dict[str, Chain]:
     return describe_chains(definition)[0]
 
 
-def describe_chains(definition: Definition) -> tuple[dict[str, Chain], dict[str, str]]:
-    """Return the images of each disk that has some on this host, by target, and why the others could not be read.
+def top_images(definition: Definition) -> dict[str, Chain]:
+    """Return the top image of each disk that has one on this host, by target: nothing that it names is opened."""
+    return _described(definition, lambda disk: (look_at(str(disk.source), disk.image_format),))[0]
 
-    Raises ToolMissing.
-    """
+
+def describe_chains(definition: Definition) -> tuple[dict[str, Chain], dict[str, str]]:
+    """Return the images of each disk that has some on this host, by target, and why the others could not be read."""
+    return _described(definition, lambda disk: describe_image(str(disk.source), disk.image_format))
+
+
+def _described(
+    definition: Definition, describe: Callable[[DefinedDisk], Chain]
+) -> tuple[dict[str, Chain], dict[str, str]]:
     chains, unread = {}, {}
     for disk in definition.disks:
         if disk.removable or disk.source is None:
@@ -158,9 +166,7 @@ def describe_chains(definition: Definition) -> tuple[dict[str, Chain], dict[str,
             unread[disk.target] = "it is no file or device of this host"
             continue
         try:
-            chains[disk.target] = describe_image(disk.source, disk.image_format)
-        except ToolMissing:
-            raise  # says nothing of the image
+            chains[disk.target] = describe(disk)
         except VmkeepError as error:
             # The plan refuses the disk when its size is not known either; here it only has no bitmaps.
             _log.info("image not described", disk=disk.target, error=error.message)

@@ -28,6 +28,9 @@ def backing_fault(defined: DefinedBacking | None, chain: Sequence[ImageLayer]) -
     if defined is None or not chain:
         return None
     below = chain[1:]
+    if chain[-1].backing is not None:
+        # Only the top was looked at: of what is below it the nearest is known, by its name.
+        return _nearest_fault(defined, chain[-1].backing)
     for named, layer in zip(defined.layers, below, strict=False):
         if named.path is not None and os.path.realpath(named.path) != os.path.realpath(layer.path):
             return f"the VM's definition puts {named.path} below it, and the image itself {layer.path}"
@@ -42,4 +45,13 @@ def backing_fault(defined: DefinedBacking | None, chain: Sequence[ImageLayer]) -
         return (
             f"the VM's definition lets nothing stand below it where its image names {below[len(defined.layers)].path}"
         )
+    return None
+
+
+def _nearest_fault(defined: DefinedBacking, named: str) -> str | None:
+    first = defined.layers[0].path if defined.layers else None
+    if first is not None and os.path.realpath(first) != os.path.realpath(named):
+        return f"the VM's definition puts {first} below it, and the image itself {named}"
+    if not defined.layers and defined.ends:
+        return f"the VM's definition lets nothing stand below it where its image names {named}"
     return None

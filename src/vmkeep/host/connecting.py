@@ -6,6 +6,7 @@ import threading
 from urllib.parse import urlsplit
 
 from vmkeep.errors import InvalidRequest
+from vmkeep.host.grounds import stand_on
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.hypervisor.answers import attend as attend
 from vmkeep.hypervisor.answers import silence as silence
@@ -24,7 +25,7 @@ class LazyConnection:
         with self._connecting:
             if self._hypervisor is None:
                 refuse_remote(self._uri)
-                self._hypervisor = Hypervisor.connect(self._uri)
+                self._hypervisor = stand_on(Hypervisor.connect(self._uri))
             return self._hypervisor
 
     def close(self) -> None:

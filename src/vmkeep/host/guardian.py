@@ -29,6 +29,7 @@ from pathlib import Path
 
 from vmkeep.errors import HypervisorUnavailable, JobAborted, VmkeepError
 from vmkeep.host.clients import Channel, HeldClients
+from vmkeep.host.grounds import stand_on
 from vmkeep.host.lock import FileLock
 from vmkeep.host.processstate import hangs_dead, is_stopped
 from vmkeep.host.safety import (
@@ -183,7 +184,7 @@ def main() -> int:
         return 0  # there was no job
     path = Path(words.decode().rstrip("\n"))
     record = JobRecord.load(path)
-    hypervisor = Hypervisor.connect(record.uri)
+    hypervisor = stand_on(Hypervisor.connect(record.uri))
     clients = HeldClients(socket.socket(fileno=descriptors[-1]), _owner(vmkeep))
     _answer(vmkeep)
     record, finished = _watch(path, record, hypervisor, vmkeep, clients)

@@ -16,7 +16,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
-from vmkeep.filesystem import OF_STORAGE, fault_error, make_directory, sync_directory
+from vmkeep.filesystem import OF_STORAGE, fault_error, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.instant import StateSource, read_state, state_sources
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
@@ -43,8 +43,9 @@ from vmkeep.host.tasks import (
 )
 from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.paths import give_away
 from vmkeep.repository import PointRecord, Repository
-from vmkeep.statefiles.installation import stage_file, stage_tpm
+from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.imagekey import ImageKey
@@ -178,7 +179,7 @@ class InPlace:
             if item.role == "tpm":
                 stage_tpm(staged, item.file or ref.file, content, owner=swtpm_owner(version.owner))
             else:
-                make_directory(staged.parent, 0o755)
+                make_folder(staged.parent, 0o755)
                 stage_file(staged, content)
             return
         stored = stored_disk(record, item.name)
@@ -201,8 +202,7 @@ class InPlace:
         final = Path(item.final)
         if final.exists():
             about = final.stat()
-            os.chown(staged, about.st_uid, about.st_gid)
-            staged.chmod(about.st_mode & 0o7777)
+            give_away(staged, about.st_uid, about.st_gid, about.st_mode & 0o7777)
         sync_directory(staged.parent)
 
     # -- WriteRestore ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from vmkeep.errors import Interrupted, InvalidRequest, RestorePending, VmNotFoun
 from vmkeep.host.astray import refuse_lost
 from vmkeep.host.bitmaps import image_chains
 from vmkeep.host.chains import chain_faults
+from vmkeep.host.grounds import forget_parked, remember_parked
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path
 from vmkeep.host.lock import FileLock, lock_vm
 from vmkeep.host.preparation import with_volumes_found
@@ -43,7 +44,9 @@ class Parking:
         """Return the journal; None when there is none. Raises RestorePending for one that cannot be read."""
         path = journal_path(self._settings.restores_dir, self._operation)
         try:
-            return RestoreJournal.load(path)
+            journal = RestoreJournal.load(path)
+            remember_parked(journal.vm_uuid, journal.parked_element)
+            return journal
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -125,6 +128,7 @@ class Parking:
     def end(self, journal: RestoreJournal) -> None:
         """Remove the journal, and let go of the VM."""
         journal.remove(self._settings.restores_dir)
+        forget_parked(journal.vm_uuid)
         self.unlock()
 
     # -- the lock ----------------------------------------------------------------------------------------------

@@ -7,16 +7,23 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, SourceKind, TpmBackend, parse_definition
-from vmkeep.errors import HypervisorError, VmkeepError, error_classes
+from vmkeep.errors import HeaderRefused, HypervisorError, PermissionRefused, VmkeepError, error_classes
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.passphrases import key_state, secret_of
 from vmkeep.host.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import PlannableDisk, Refused, hint_of
-from vmkeep.transfer.imagefile import ImageLayer, describe_image
+from vmkeep.transfer.imagefile import ImageLayer, describe_image, look_at
+
+
+class _ImageFault(TypedDict, total=False):
+    image_fault: str
+    image_remedy: str
+    header_refused: bool
 
 
 def disk_sizes(domain: Domain, definition: Definition, chains: Mapping[str, Sequence[ImageLayer]]) -> dict[str, int]:
@@ -90,7 +97,7 @@ def plannable_disks(
             key=key_state(hypervisor, disk, running=running),
             encrypted_below=any(layer.encrypted for layer in chains.get(disk.target, ())[1:]),
             chain_fault=faults.get(disk.target),
-            image_fault=_image_fault(disk) if sizes.get(disk.target) is None else None,
+            **_image_fault(disk, chains, running=running, known=sizes.get(disk.target) is not None),
             size_bytes=sizes.get(disk.target),
             error_policy=disk.error_policy,
             free_scratch_bytes=_free_bytes(scratch_directory(disk, settings)),
@@ -108,15 +115,30 @@ def plannable_disks(
     )
 
 
-def _image_fault(disk: DefinedDisk) -> str | None:
-    """Return why the image of a disk cannot be looked at, for people."""
+def _image_fault(
+    disk: DefinedDisk, chains: Mapping[str, Sequence[ImageLayer]], *, running: bool, known: bool
+) -> _ImageFault:
+    """Return why the image of a disk cannot be looked at, for people.
+
+    While the VM runs, QEMU reads the images that it has open; then one matters whose size is not ``known`` either.
+    """
     if disk.removable or disk.source is None or disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
-        return None
+        return _ImageFault()
+    if known and (running or disk.target in chains):
+        return _ImageFault()
     try:
-        describe_image(disk.source, disk.image_format)
+        # Of what was looked at alone, no more is looked at here.
+        look_at(disk.source, disk.image_format)
+        if disk.target not in chains:
+            describe_image(disk.source, disk.image_format)
+    except HeaderRefused as error:
+        return _ImageFault(image_fault=error.message, image_remedy=error.hint, header_refused=True)
+    except PermissionRefused as error:
+        # What this user may not read is told by ``vmkeep.host.rights``.
+        return _ImageFault() if known else _ImageFault(image_fault=error.message)
     except VmkeepError as error:
-        return error.message
-    return None
+        return _ImageFault(image_fault=error.message)
+    return _ImageFault()
 
 
 def _file_id(disk: DefinedDisk) -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ from vmkeep.errors import (
     TargetExists,
     VmkeepError,
 )
-from vmkeep.filesystem import file_error, file_errors, make_directory, require_descriptors, sync_directory
+from vmkeep.filesystem import file_error, file_errors, require_descriptors, sync_directory
 from vmkeep.fitting import Fit, StoredVariables, Wish
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
@@ -60,7 +60,7 @@ from vmkeep.host.tasks import (
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import ExclusionReason
 from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
-from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
+from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
 from vmkeep.transfer.images import LUKS
@@ -446,8 +446,7 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
     else:
         # libvirt gives NVRAM its owner when the VM starts; it made the directory for itself.
         if for_hypervisor:
-            with file_errors(staged):
-                make_directory(staged.parent, 0o755)
+            make_folder(staged.parent, 0o755)
         stage_file(staged, content)
     return len(content)
 

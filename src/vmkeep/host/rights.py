@@ -22,7 +22,7 @@ from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.socket import SOCKET_DIRECTORIES
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.statefiles.location import StateRoots
-from vmkeep.transfer.imagefile import describe_image
+from vmkeep.transfer.imagefile import describe_image, look_at
 
 STATE_NAMES = {"tpm": "TPM state", "nvram": "UEFI variables"}
 
@@ -40,15 +40,17 @@ class Lacking:
 
 
 def lacking_rights(
-    definition: Definition, uri: str, *, running: bool, left_out: Collection[str]
+    definition: Definition, uri: str, *, running: bool, left_out: Collection[str], looking: bool = False
 ) -> tuple[Lacking, ...]:
     """Return what this user lacks for a point of a VM. ``left_out`` are disks that will not be in it.
+
+    ``looking``: no image is opened but the top one of each disk.
 
     Root lacks nothing, as far as this can tell.
     """
     if os.geteuid() == 0:
         return ()
-    images = _of_images(definition, running=running, left_out=left_out)
+    images = _of_images(definition, running=running, left_out=left_out, looking=looking)
     return (*images, *_of_states(definition, uri), *(_of_job(uri) if running else ()))
 
 
@@ -84,7 +86,7 @@ def may_be_there(path: Path) -> bool:
     return True
 
 
-def _of_images(definition: Definition, *, running: bool, left_out: Collection[str]) -> Iterator[Lacking]:
+def _of_images(definition: Definition, *, running: bool, left_out: Collection[str], looking: bool) -> Iterator[Lacking]:
     for disk in definition.disks:
         if disk.removable or disk.source is None or disk.target in left_out:
             continue
@@ -95,7 +97,10 @@ def _of_images(definition: Definition, *, running: bool, left_out: Collection[st
             yield Lacking("read", what, disk.source)
             continue
         try:
-            describe_image(disk.source, disk.image_format)
+            if looking:
+                look_at(disk.source, disk.image_format)
+            else:
+                describe_image(disk.source, disk.image_format)
         except PermissionRefused as error:
             yield Lacking("read", f"an image below {what}", error.path or disk.source)
         except VmkeepError:  # whatever else is wrong with an image is told by what reads it

@@ -32,6 +32,7 @@ from vmkeep.host.scratch import encrypted_targets, make_scratch, scratch_files
 from vmkeep.host.socket import job_socket
 from vmkeep.host.stillness import guest_stands_still
 from vmkeep.hypervisor import Domain, RunState
+from vmkeep.paths import open_place, reopen
 from vmkeep.planning import MOST_CLIENTS, DiskPlan, Mode, PointPlan
 from vmkeep.transfer.connections import Connections
 from vmkeep.transfer.imagefile import ImageLayer
@@ -238,7 +239,11 @@ def sync_images(chains: Mapping[str, Sequence[ImageLayer]]) -> None:
     """
     for layers in chains.values():
         with suppress(OSError):
-            image = os.open(layers[0].path, os.O_RDONLY | os.O_CLOEXEC)
+            place = open_place(layers[0].path)
+            try:
+                image = reopen(place, os.O_RDONLY)
+            finally:
+                os.close(place)
             try:
                 os.fdatasync(image)
             finally:

@@ -28,6 +28,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.filesystem import fault_error, file_errors, sync_directory
+from vmkeep.host.grounds import stand_on
 from vmkeep.host.handshakes import Owner, abort_job, job_ends
 from vmkeep.host.passphrases import key_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
@@ -161,7 +162,7 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner
     while True:
         try:
             if hypervisor is None:
-                hypervisor = Hypervisor.connect(record.uri)
+                hypervisor = stand_on(Hypervisor.connect(record.uri))
             # Whatever libvirtd did for the dead client is over by then, or libvirtd itself was restarted.
             begun = record.stage not in _AT_THE_INSTANT or time.monotonic() > started + _BEGIN_SECONDS
             changed = _rescue_once(record, hypervisor, begun=begun, owner=owner)

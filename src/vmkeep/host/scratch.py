@@ -21,6 +21,7 @@ from vmkeep.filesystem import file_error
 from vmkeep.host.exposure import Subject
 from vmkeep.host.preparation import scratch_directory
 from vmkeep.host.safety import JobRecord
+from vmkeep.paths import give_away
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.images import create_image
 from vmkeep.transfer.qcow2 import Qcow2File
@@ -88,7 +89,7 @@ def make_scratch(
         else:
             _make_plain(path, size_bytes)
         if owner is not None and os.geteuid() == 0:
-            os.chown(path, *owner)  # where libvirt leaves owners alone, QEMU must be able to open it all the same
+            give_away(path, *owner)  # where libvirt leaves owners alone, QEMU must be able to open it all the same
 
     # Even with a weak derivation qemu-img takes 2 s for each, in which it measures the processor.
     with ThreadPoolExecutor(_MAKERS, thread_name_prefix="vmkeep-scratch") as makers:

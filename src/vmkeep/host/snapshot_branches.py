@@ -23,7 +23,7 @@ from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.snapshot_choice import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion
 from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, format_snapshot
-from vmkeep.transfer.imagefile import describe_image
+from vmkeep.transfer.imagefile import names_in_chain
 
 # Magic, version, offset of the backing file's name (QEMU, docs/interop/qcow2.txt).
 _HEADER: Final = struct.Struct(">4sIQ")
@@ -221,7 +221,7 @@ class _Branches:
         key = f"{image_format}:{path}"
         if key not in self._known:
             try:
-                self._known[key] = tuple(os.path.realpath(layer.path) for layer in describe_image(path, image_format))
+                self._known[key] = tuple(map(os.path.realpath, names_in_chain(path, image_format)))
             except PermissionRefused as error:
                 raise _unseen(error.path or path) from error
             except VmkeepError:

@@ -23,6 +23,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
+from vmkeep.host.grounds import stand_on
 from vmkeep.host.instant import StateSource, as_text, read_state
 from vmkeep.host.keepsake import Keepsake, KeptStates, keep_states, kept_states
 from vmkeep.host.safety import JobRecord
@@ -53,7 +54,7 @@ def rescue_snapshot(record: JobRecord, hypervisor: Hypervisor | None = None) -> 
     while time.monotonic() - last_change < _QUIET_SECONDS:
         try:
             if hypervisor is None:
-                hypervisor = Hypervisor.connect(record.uri)
+                hypervisor = stand_on(Hypervisor.connect(record.uri))
             changed = _rescue_vm(record, keepsake, hypervisor, time.monotonic() - started)
         except (HypervisorError, VmBusy, AgentUnavailable) as error:
             if isinstance(error, HypervisorUnavailable):

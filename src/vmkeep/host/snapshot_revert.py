@@ -9,7 +9,6 @@ revert; an internal snapshot of the VM as it was, made first, is the way back.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from vmkeep.definition import DefinitionError
 from vmkeep.definition.parking import is_parked, unpark
 from vmkeep.definition.repointing import repoint
 from vmkeep.errors import Interrupted, NoSpace, RestorePending, TransferError, VmBusy, VmkeepError
-from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, file_errors, make_directory, sync_directory
+from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, file_errors, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.journal import (
     JournalOverlay,
@@ -52,8 +51,9 @@ from vmkeep.host.tasks import (
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.logs import get_logger
 from vmkeep.moments import SnapshotState, parse_checkpoint
+from vmkeep.paths import give_away
 from vmkeep.repository import Repository
-from vmkeep.statefiles.installation import stage_file, stage_tpm
+from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import swtpm_owner
 from vmkeep.transfer.imagefile import (
     add_bitmap,
@@ -158,7 +158,7 @@ class Revert:
         if item.role == "tpm":
             stage_tpm(staged, item.file or version.file, content, owner=swtpm_owner(version.owner))
         else:
-            make_directory(staged.parent, 0o755)
+            make_folder(staged.parent, 0o755)
             stage_file(staged, content)
 
     def _make_overlays(self, overlays: Sequence[JournalOverlay]) -> None:
@@ -174,8 +174,7 @@ class Revert:
                     # The next point finds it missing and reads the disk whole.
                     _log.warning("no bitmap", disk=overlay.target, bitmap=name, error=error.message)
             try:
-                os.chown(overlay.path, overlay.owner, overlay.group)
-                os.chmod(overlay.path, overlay.mode)  # noqa: PTH101  beside its sibling
+                give_away(overlay.path, overlay.owner, overlay.group, overlay.mode)
             except OSError as error:
                 raise file_error(error, Path(overlay.path)) from error
             sync_directory(Path(overlay.path).parent)

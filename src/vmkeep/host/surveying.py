@@ -8,7 +8,7 @@ from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
 from vmkeep.host.astray import astray_disks, lost_vm
-from vmkeep.host.bitmaps import OLD_QCOW2, Chains, amending, image_chains
+from vmkeep.host.bitmaps import OLD_QCOW2, Chains, amending, top_images
 from vmkeep.host.instant import state_sources
 from vmkeep.host.preparation import disk_sizes, plannable_disks, state_warnings, with_volumes_found
 from vmkeep.host.rights import STATE_NAMES, lacking_rights, may_be_there
@@ -31,7 +31,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     except DefinitionError as error:
         return _unreadable(domain, shown, error)
     running = run in (RunState.RUNNING, RunState.PAUSED)
-    chains = image_chains(definition)
+    chains = top_images(definition)
     sizes = disk_sizes(domain, definition, chains)
     plannable = plannable_disks(definition, sizes, settings, chains, hypervisor, running=running)
     lasting = settings.of_vm(domain.name, domain.uuid)
@@ -48,7 +48,7 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     elif run is RunState.OFF and (lost := lost_vm(domain)) is not None:
         problems.append(lost)
     problems += _state_problems(definition, hypervisor, settings, running=running)
-    problems += map(str, lacking_rights(definition, hypervisor.uri, running=running, left_out=never))
+    problems += map(str, lacking_rights(definition, hypervisor.uri, running=running, left_out=never, looking=True))
     disks = tuple(
         SurveyedDisk(
             target=disk.target,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,10 +15,10 @@ from typing import Final
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
-from vmkeep.errors import DiskUnsupported, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.host.astray import LOST_REMEDY, astray_disks, lost_vm
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps
+from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps, top_images
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
@@ -50,9 +51,9 @@ from vmkeep.host.socket import operation_of
 from vmkeep.host.surveying import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
 from vmkeep.planning import clocks
-from vmkeep.statefiles.capture import LIMIT_BYTES
+from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
-from vmkeep.transfer.imagefile import ImageLayer, describe_image
+from vmkeep.transfer.imagefile import ImageLayer, describe_image, look_at
 
 _OLD: Final = timedelta(days=7)
 _CLOCK_STATUS: Final = "timedatectl"
@@ -169,7 +170,9 @@ class _Patient:
 
     def _rights(self) -> Iterator[Finding]:
         never = self._lasting.exclude
-        lacking = lacking_rights(self.definition, self.hypervisor.uri, running=self.running, left_out=never)
+        lacking = lacking_rights(
+            self.definition, self.hypervisor.uri, running=self.running, left_out=never, looking=True
+        )
         if lacking:
             message = f"{'; '.join(map(str, lacking))}: a point of it needs root"
             yield self._finding(FindingCode.RIGHTS_LACKING, message, remedy="sudo vmkeep doctor", path=lacking[0].path)
@@ -190,7 +193,7 @@ class _Patient:
             yield self._finding(FindingCode.DEFINITION_DIFFERS, message, remedy=remedy)
             yield from self._dropped_at_next_start(next_time)
         # Of a VM that is off, the disks themselves are told of.
-        for target, fault in chain_faults(next_time, image_chains(next_time)).items():
+        for target, fault in chain_faults(next_time, top_images(next_time)).items():
             message = f"disk {target} will be seen otherwise at its next start than its image says: {fault}"
             yield self._finding(
                 FindingCode.DEFINITION_DIFFERS, message, remedy=command_line("virsh edit", self.domain.name)
@@ -409,6 +412,11 @@ class _Patient:
                 chains[disk.target] = _chain(disk.source, disk.image_format)
             except PermissionRefused:
                 return  # what this user may not do was said, and without its images nothing of ours can be judged
+            except HeaderRefused as error:
+                message = f"disk {disk.target} cannot be in a point while the VM is off: {error.message}"
+                yield self._finding(FindingCode.IMAGE_UNREADABLE, message, remedy=error.hint, path=disk.source)
+                with suppress(VmkeepError):
+                    chains[disk.target] = (look_at(disk.source, disk.image_format),)
             except VmkeepError as error:
                 message = f"the image of disk {disk.target} cannot be read: {error}"
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
@@ -524,9 +532,11 @@ def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoin
 
 
 def _chain(path: str, image_format: str) -> Chain:
-    """Return the images of a disk; only the top one where nobody can tell what is below it without guessing."""
+    """Return the images of a disk; only the top one where what is below it is none that is read."""
     try:
         return describe_image(path, image_format)
+    except HeaderRefused:
+        raise
     except DiskUnsupported:
         return describe_image(path, image_format, chain=False)
 
@@ -538,7 +548,7 @@ def _sources(definition: Definition) -> set[tuple[str, str | None]]:
 def _read(path: Path, limit_bytes: int) -> bytes | None:
     """Return the file's content, as far as it can be a state file's; None when there is none."""
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(open_state(path), "rb") as stream:
             return stream.read(limit_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None

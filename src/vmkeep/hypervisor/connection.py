@@ -132,6 +132,26 @@ class Hypervisor:
         except libvirt.libvirtError:
             return None
 
+    def pool_folders(self) -> tuple[str, ...]:
+        """Return the folders of the active storage pools; none where libvirt does not tell."""
+        try:
+            texts = [pool.XMLDesc() for pool in self._connection.listAllStoragePools() if pool.isActive()]
+        except libvirt.libvirtError:
+            return ()
+        roots = [etree.fromstring(text.encode()) for text in texts]
+        # Of other kinds (logical, disk, rbd) the target is no folder that somebody puts files into.
+        folders = [root.findtext("target/path") for root in roots if root.get("type") in ("dir", "fs", "netfs")]
+        return tuple(folder for folder in folders if folder)
+
+    def qemu_label(self) -> str | None:
+        """Return the label of the model dac that QEMU gets: "+UID:+GID"; None where libvirt gives it none."""
+        with libvirt_errors("tell its capabilities"):
+            capabilities = etree.fromstring(self._connection.getCapabilities().encode())
+        for model in capabilities.iterfind("host/secmodel"):
+            if model.findtext("model") == "dac":
+                return next((each.text for each in model.findall("baselabel") if each.text), None)
+        return None
+
     def capabilities(self) -> str:
         """Return libvirt's XML about the host and the kinds of VM that it runs."""
         with libvirt_errors("tell what the host can do"):

@@ -20,6 +20,7 @@ from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, 
 # waits until the guest has written out what it holds. The value is the VM's until it is set again.
 _AGENT_ANSWER_SECONDS = 5
 _AGENT_WORK_SECONDS = 60
+_AGENT_WORDS = 300
 _NO_JOB_DATA = "backup job data missing"
 _BEGINNING_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
@@ -474,4 +475,10 @@ def _agent_error(error: libvirt.libvirtError, what: str, vm: str) -> VmkeepError
     translated = translate(error, "speak to the guest agent", vm)
     if type(translated) is not HypervisorError:
         return translated
-    return AgentUnavailable(f"the guest agent of the VM {what}: {error.get_error_message()}", vm=vm)
+    return AgentUnavailable(f"the guest agent of the VM {what}: {_shortened(error.get_error_message())}", vm=vm)
+
+
+def _shortened(words: str) -> str:
+    """Return what an agent says, for people: the guest wrote it, at any length and with any characters."""
+    printable = "".join(char if char.isprintable() else " " for char in words[: 4 * _AGENT_WORDS])
+    return printable if len(printable) <= _AGENT_WORDS else f"{printable[:_AGENT_WORDS]}..."

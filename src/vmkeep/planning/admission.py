@@ -105,12 +105,14 @@ def refuse_number(planned: Sequence[PlannableDisk]) -> list[Refusal]:
 def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
     """Return why the disk cannot be in a point of the VM as it is now, or None."""
     fault = _unreadable_source(disk, running=running) or _unreadable_use(disk, running=running)
-    if fault is None and disk.size_bytes is None:
-        fault = _without_size(disk)
+    code = RefusalCode.DISK_UNSUPPORTED
+    if fault is None and (disk.size_bytes is None or (disk.image_fault is not None and not running)):
+        fault = _unreadable_image(disk)
+        code = RefusalCode.HEADER_REFUSED if disk.header_refused else code
     if fault is not None:
         what, remedy = fault
         return Refusal(
-            code=RefusalCode.DISK_UNSUPPORTED,
+            code=code,
             target=disk.target,
             message=f"disk {disk.target} {what}",
             hint=f"{remedy}." if remedy else "",
@@ -119,7 +121,9 @@ def refuse_disk(disk: PlannableDisk, *, running: bool) -> Refusal | None:
     return None if running else _refuse_key(disk)
 
 
-def _without_size(disk: PlannableDisk) -> tuple[str, str | None]:
+def _unreadable_image(disk: PlannableDisk) -> tuple[str, str | None]:
+    if disk.image_fault is not None and disk.header_refused:
+        return f"cannot be read: {disk.image_fault}", (disk.image_remedy or "").rstrip(".")
     if disk.image_fault is not None:
         return f"cannot be read: {disk.image_fault}", "Put the image in its place, and make it readable"
     return "has a size that is not known", None

@@ -115,6 +115,8 @@ class RefusalCode(StrEnum):
 
     DISK_UNSUPPORTED = "disk-unsupported"
     """A disk that cannot be read right, or not at present."""
+    HEADER_REFUSED = "header-refused"
+    """An image names a file that may not be followed."""
     INVALID_REQUEST = "invalid-request"
     """The request names a disk that the VM has not."""
     NO_SPACE = "no-space"

@@ -19,7 +19,8 @@ class PlannableDisk:
     ``secret`` names the libvirt secret of an encrypted disk, ``key`` is whether its value can be had, and
     ``encrypted_below`` whether an image below the top one is encrypted. ``chain_fault`` says how the images below the
     top one differ from those that a start of the VM would put there, None where they do not. ``image_fault`` says why
-    the image could not be looked at.
+    the image could not be looked at, and ``header_refused`` that it names a file which may not be followed, for which
+    ``image_remedy`` says what to do.
     ``size_bytes`` is the virtual size, None where it is not known. ``free_scratch_bytes`` is the space the disk's
     scratch can have, None where that was not measured, and ``scratch_device`` the number of its file system.
     ``corrupt`` names the image of the disk that QEMU marked as corrupt, ``file_id`` tells its top image from others,
@@ -45,6 +46,8 @@ class PlannableDisk:
     encrypted_below: bool = False
     chain_fault: str | None = None
     image_fault: str | None = None
+    image_remedy: str | None = None
+    header_refused: bool = False
     size_bytes: int | None = None
     error_policy: str | None = None
     free_scratch_bytes: int | None = None

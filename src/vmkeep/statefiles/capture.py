@@ -22,6 +22,7 @@ from typing import Literal
 
 from vmkeep.errors import HostFileMissing, PermissionRefused, StateTorn, StateUnsupported
 from vmkeep.filesystem import file_error, file_errors
+from vmkeep.paths import ForeignLink, open_place, reopen
 
 StateKind = Literal["tpm", "nvram"]
 
@@ -62,7 +63,7 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str, qcow2: bool = Fa
     or not whole by itself.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_state(path)
     except FileNotFoundError as error:
         raise HostFileMissing(
             f"the {kind} state of the VM is not at {path}",
@@ -72,15 +73,20 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str, qcow2: bool = Fa
         ) from error
     except PermissionError as error:
         raise PermissionRefused(f"the {kind} state of the VM cannot be read", vm=vm, path=str(path)) from error
+    except ForeignLink as error:
+        raise StateUnsupported(
+            f"the {kind} state is reached through {error.filename}, a link that a user other than root made",
+            vm=vm,
+            path=str(path),
+            hint="Nothing was read. Put the file or folder itself in the place of the link.",
+        ) from error
     except OSError as error:
-        if error.errno != errno.ELOOP:  # a link, which is not followed
+        if error.errno not in (errno.ELOOP, errno.EINVAL):  # a link or a pipe, which is not opened
             raise file_error(error, path, "read") from error
         raise StateUnsupported(f"the {kind} state cannot be opened: {error.strerror}", vm=vm, path=str(path)) from error
     with file_errors(path, "read"), os.fdopen(descriptor, "rb") as stream:
         about = os.fstat(descriptor)
         limit = LIMIT_BYTES[kind]
-        if not stat.S_ISREG(about.st_mode):
-            raise StateUnsupported(f"the {kind} state is not a regular file", vm=vm, path=str(path))
         if about.st_size > limit:
             raise StateUnsupported(
                 f"the {kind} state has {about.st_size} bytes, more than the {limit} that it can have",
@@ -103,6 +109,21 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str, qcow2: bool = Fa
         stat.S_IMODE(about.st_mode),
         str(path),
     )
+
+
+def open_state(path: Path) -> int:
+    """Open a state file for reading, a regular file and no link, and wait for nobody.
+
+    Its folder may belong to QEMU's or swtpm's user: a pipe in its place would keep us, and a guest that stands still
+    for it, for ever. Raises ForeignLink and OSError.
+    """
+    place = open_place(path, last_may_be_link=False)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return reopen(place, os.O_RDONLY)
+    finally:
+        os.close(place)
 
 
 def _check_qcow2(content: bytes, vm: str, path: Path) -> None:

@@ -31,11 +31,13 @@ import nbd
 from vmkeep.errors import HostFileMissing, NoSpace, TransferError, VmkeepError
 from vmkeep.filesystem import file_error, passes_cache
 from vmkeep.logs import get_logger
+from vmkeep.transfer.confinement import Confined, start_confined
 from vmkeep.transfer.connections import Connections
-from vmkeep.transfer.imagefile import describe_image, image_error, image_node
+from vmkeep.transfer.imagechain import OpenChain, OpenFile, open_chain
+from vmkeep.transfer.imagefile import image_error, image_node
 from vmkeep.transfer.imagekey import HandedKey, ImageKey, handed
 from vmkeep.transfer.nbd import NbdSource, export_names
-from vmkeep.transfer.tools import dying_with_us
+from vmkeep.transfer.tools import find_tool
 
 _log = get_logger(__name__)
 
@@ -186,8 +188,10 @@ class ImageServer:
         self._shared = shared
         self._key = key
         self._node = ""
+        self._files: tuple[OpenFile, ...] = ()
         self._thread = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._confined: Confined | None = None
         self._words: IO[bytes] | None = None
         self._connections: list[ImageConnection] = []
         self._readers = Connections(str(socket))
@@ -212,15 +216,17 @@ class ImageServer:
 
     def __enter__(self) -> Self:
         self._check_socket()
-        self._node = self._checked_node()
-        self._thread = threading.get_ident()
-        self._words = tempfile.TemporaryFile()
-        try:
-            self._start()
-            self._wait_until_ready()
-        except BaseException:
-            self._release()
-            raise
+        with open_chain(self._path, self._format) as opened:
+            self._node = self._checked_node(opened)
+            self._files = tuple(opened.files)
+            self._thread = threading.get_ident()
+            self._words = tempfile.TemporaryFile()
+            try:
+                self._start(opened.descriptors)
+                self._wait_until_ready()
+            except BaseException:
+                self._release()
+                raise
         return self
 
     def __exit__(
@@ -256,9 +262,8 @@ class ImageServer:
                 return  # nothing there, or what a killed server left behind: qemu-nbd replaces it
         raise TransferError(f"the socket {name} is in use by another process", path=name)
 
-    def _checked_node(self) -> str:
-        # All layers, because QEMU would guess a format that an overlay does not name.
-        top = describe_image(self._path, self._format)[0]
+    def _checked_node(self, opened: OpenChain) -> str:
+        top = opened.layers[0].layer
         if self._bitmap is not None:
             # qemu-nbd would go on looking in the backing files, whose bitmaps know nothing of the overlay.
             found = top.bitmap(self._bitmap)
@@ -270,7 +275,7 @@ class ImageServer:
                     path=self._path,
                 )
         return image_node(
-            top,
+            opened.layers,
             read_only=not self._writable,
             encrypted=self._key is not None,
             # A new image is written once and whole: through the page cache each byte would be copied once more, and
@@ -279,10 +284,10 @@ class ImageServer:
         )
 
     def _command(self, secret: HandedKey) -> list[str]:
-        command = dying_with_us(
-            "TERM" if self._writable and not self._new else "KILL", "qemu-nbd", f"open {self._path}"
-        )
-        command += ["--persistent", f"--shared={self._shared}", f"--socket={self._socket}"]
+        opening = f"open {self._path}"
+        find_tool("setpriv", opening)
+        command = [find_tool("qemu-nbd", opening), "--persistent", f"--shared={self._shared}"]
+        command += [f"--socket={self._socket}"]
         if self._writable:
             cache = "unsafe" if self._new else "writeback"
             command += [f"--cache={cache}", "--discard=unmap", "--detect-zeroes=off"]
@@ -292,26 +297,31 @@ class ImageServer:
             command += [f"--bitmap={self._bitmap}"]
         return [*command, *secret.arguments, "--", self._node]
 
-    def _start(self) -> None:
+    def _start(self, descriptors: tuple[int, ...]) -> None:
         with handed(self._key) as secret:
             command = self._command(secret)
             _log.debug("running", command=shlex.join(command))
             # In a session of its own, because Ctrl-C would end it at once, with the image open.
-            self._process = subprocess.Popen(
+            self._confined = start_confined(
                 command,
+                folders=(self._socket.parent.absolute(),),
+                pdeathsig="TERM" if self._writable and not self._new else "KILL",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._words,
                 start_new_session=True,
-                pass_fds=secret.descriptors,
+                pass_fds=(*descriptors, *secret.descriptors),
             )
+            self._process = self._confined.process
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + _START_SECONDS
         while True:
             if self._process.poll() is not None:
-                raise image_error(f"qemu-nbd cannot open {self._path}: {self._said()}", self._path, self._node)
+                raise image_error(
+                    f"qemu-nbd cannot open {self._path}: {self._said()}", self._path, self._node, self._files
+                )
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TransferError(
@@ -347,7 +357,10 @@ class ImageServer:
             was_killed = died is not None or self._process.returncode < 0
             what = "died with the image open" if was_killed else "could not close the image"
             raise image_error(
-                f"qemu-nbd of {self._path} {what} (status {self._process.returncode}): {said}", self._path, self._node
+                f"qemu-nbd of {self._path} {what} (status {self._process.returncode}): {said}",
+                self._path,
+                self._node,
+                self._files,
             )
         self._sync()
 
@@ -382,6 +395,9 @@ class ImageServer:
         if self._process is not None:
             self._end(self._process)
             self._process = None
+        if self._confined is not None:
+            self._confined.end()
+            self._confined = None
         if self._words is not None:
             self._words.close()
             self._words = None

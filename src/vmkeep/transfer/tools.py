@@ -9,6 +9,7 @@ from typing import Final
 
 from vmkeep.errors import NoSpace, ToolMissing, TransferError
 from vmkeep.logs import get_logger
+from vmkeep.transfer.confinement import run_confined
 
 _log = get_logger(__name__)
 
@@ -46,14 +47,18 @@ def run_tool(
     path: str | None = None,
     descriptors: tuple[int, ...] = (),
     dying: bool = False,
+    confined: bool = False,
 ) -> str:
     """Run a tool to its end and return what it printed. It inherits ``descriptors``; ``dying``: it dies with us.
 
+    ``confined``: it opens what others wrote, by descriptors alone (``vmkeep.transfer.confinement``).
     ``doing`` completes "could not …". Raises ToolMissing, NoSpace when the tool says so, else TransferError with its
     words.
     """
     command = [*(dying_with_us("KILL", name, doing) if dying else [find_tool(name, doing)]), *arguments]
     _log.debug("running", command=shlex.join(command))
+    if confined:
+        return _printed(name, run_confined(command, descriptors=descriptors), doing, path)
     # In a session of its own: Ctrl-C would end it at once, with an image in the middle of a change, and the command
     # would tell of a tool that failed in place of the Ctrl-C.
     done = subprocess.run(
@@ -65,6 +70,10 @@ def run_tool(
         start_new_session=True,
         pass_fds=descriptors,
     )
+    return _printed(name, done, doing, path)
+
+
+def _printed(name: str, done: subprocess.CompletedProcess[str], doing: str, path: str | None) -> str:
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip() or f"{name} ended with status {done.returncode}"
         if "No space left on device" in said:

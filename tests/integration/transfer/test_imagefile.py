@@ -14,7 +14,6 @@ import pytest
 from tests.integration.transfer.images import (
     SIZE_BYTES,
     block_device,
-    file_node,
     make_chain,
     make_encrypted,
     make_qcow2,
@@ -24,7 +23,7 @@ from tests.integration.transfer.images import (
     qemu_img,
 )
 from vmkeep.errors import (
-    DiskUnsupported,
+    HeaderRefused,
     HostFileMissing,
     PermissionRefused,
     TargetExists,
@@ -108,27 +107,25 @@ def test_chain_that_goes_in_a_circle_is_an_error(tmp_path: Path) -> None:
         describe_image(top, "qcow2")
 
 
-def test_backing_format_that_is_not_named_is_guessed_only_where_nothing_can_hang_on_it(tmp_path: Path) -> None:
+def test_backing_format_that_is_not_named_is_never_guessed(tmp_path: Path) -> None:
+    """Also where only a raw image is below: a guest can have written the header of another format into it."""
     top = make_chain(tmp_path).path
     middle = tmp_path / "middle.qcow2"
     middle.write_bytes(middle.read_bytes().replace(_BACKING_FORMAT, _UNREAD, 1))
-    assert [layer.format for layer in describe_image(top, "qcow2")] == ["qcow2", "qcow2", "raw"]
-    top.write_bytes(top.read_bytes().replace(_BACKING_FORMAT, _UNREAD, 1))
-    with pytest.raises(DiskUnsupported, match="which format") as caught:
+    with pytest.raises(HeaderRefused, match="which format") as caught:
         describe_image(top, "qcow2")
-    assert caught.value.path == str(top)
+    assert caught.value.path == str(middle)
     assert "qemu-img rebase" in caught.value.hint
 
 
-def test_backing_file_of_another_unnamed_format_is_refused(tmp_path: Path) -> None:
+def test_backing_file_of_a_format_that_may_name_files_is_refused(tmp_path: Path) -> None:
     """A VMDK descriptor is text that names any files as its extents."""
     qemu_img("create", "-q", "-f", "vmdk", tmp_path / "base.vmdk", "1M")
     top = tmp_path / "top.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-F", "vmdk", "-b", tmp_path / "base.vmdk", top)
-    assert [layer.format for layer in describe_image(top, "qcow2")] == ["qcow2", "vmdk"]
-    top.write_bytes(top.read_bytes().replace(_BACKING_FORMAT, _UNREAD, 1))
-    with pytest.raises(DiskUnsupported, match="which format"):
+    with pytest.raises(HeaderRefused, match="format 'vmdk'"):
         describe_image(top, "qcow2")
+    assert describe_image(top, "qcow2", chain=False)[0].backing == str(tmp_path / "base.vmdk")
 
 
 def test_format_is_never_guessed(tmp_path: Path) -> None:
@@ -240,10 +237,9 @@ def test_missing_image_wrong_format_and_pipe_are_errors_with_the_path(tmp_path: 
         describe_image(tmp_path / "none.qcow2", "qcow2")
     assert missing.value.path == str(tmp_path / "none.qcow2")
     raw = make_raw(tmp_path / "disk.raw").path
-    with pytest.raises(TransferError, match="Image is not in qcow2 format") as unfit:
+    with pytest.raises(TransferError, match="is no qcow2 image") as unfit:
         describe_image(raw, "qcow2")
     assert unfit.value.path == str(raw)
-    assert file_node(raw) not in unfit.value.message
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(TransferError, match="neither a file"):
         describe_image(tmp_path / "pipe", "raw")

@@ -137,8 +137,8 @@ ROWS = (
             ),
         ),
         promise=Promise(
-            off=Refused("disk-unsupported", "vdb"),
-            in_place=Refused("disk-unsupported", "vdb"),
+            off=Refused("header-refused", "vdb"),
+            in_place=Refused("header-refused", "vdb"),
             revert=Refused("disk-unsupported", "part of its image"),
         ),
         remark="off and in place were tried with a snapshot over the part",
