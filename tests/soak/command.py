@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,10 @@ class Commands:
             raise Violation(f"vmkeep {' '.join(texts)} hangs: killed after {HANGS_SECONDS} s")
         return self._judged(Outcome(texts, printed.status, printed.out, printed.err))
 
-    def start(self, *words: str | Path) -> Running:
-        """Start a real process of it."""
+    def start(self, *words: str | Path, env: Mapping[str, str] | None = None) -> Running:
+        """Start a real process of it, with more of an environment where one is given."""
         command = [COMMAND, "--json", *words]
-        process = self._host.popen(command, env=self.vmkeep.environment, start_new_session=True)
+        process = self._host.popen(command, env={**self.vmkeep.environment, **(env or {})}, start_new_session=True)
         return Running(tuple(str(word) for word in words), process, self._judged)
 
     def guardians(self) -> list[int]:

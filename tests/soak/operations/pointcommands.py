@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from tests.rig import VmState
+from tests.rig.clock import clock_off_by
 from tests.soak.guest import Guest
 from tests.soak.invariants import prove_point
 from tests.soak.model import Moment, Violation
@@ -46,6 +47,34 @@ def keep_taken(world: World, point: dict[str, object], moment: Moment, excluded:
         raise Violation(f"point {point['id']} tells {told} as excluded in place of {excluded}")
     short = world.keep_point(point["id"], moment)
     return " ".join([short, *("{target}:{mode}({reason})".format(**disk) for disk in disks)])
+
+
+@operation(2, lambda _world, guest: not guest.saved)
+def backup_with_a_clock_ahead(world: World, guest: Guest, chance: random.Random) -> str:
+    """The clock is ahead for one backup and right again for the next command: the order stays that of events."""
+    ahead = chance.choice((10, 3600, 90_000))
+    moment = guest.now()
+    outcome = world.commands.start("backup", guest.name, env=clock_off_by(ahead)).wait()
+    world.expect(outcome)
+    return f"by {ahead} s: {keep_taken(world, outcome.document['point'], moment)}"
+
+
+@operation(1, lambda world, guest: not guest.saved and bool(world.points_of(guest)))
+def home_put_back(world: World, guest: Guest, _chance: random.Random) -> str:
+    """The home is put back as it was before a backup: the next command that names the VM's last point finds that."""
+    databases = [path for name in ("catalog", "flows") for path in world.home.glob(f"{name}.sqlite*")]
+    held = {path: path.read_bytes() for path in databases}
+    moment = guest.now()
+    outcome = world.commands.start("backup", guest.name).wait()
+    world.expect(outcome)
+    for path in [path for name in ("catalog", "flows") for path in world.home.glob(f"{name}.sqlite*")]:
+        path.unlink()
+    for path, content in held.items():
+        path.write_bytes(content)
+        path.chmod(0o600)
+    verified = world.commands.start("verify", f"{guest.name}@latest").wait()
+    world.expect(verified)
+    return keep_taken(world, outcome.document["point"], moment)
 
 
 @operation(1, lambda _world, guest: guest.state is not VmState.RUNNING)
@@ -124,9 +153,8 @@ def _looks(world: World, guest: Guest) -> Sequence[tuple[list[str], tuple[str, .
 
 @operation(1, has_points)
 def latest(world: World, guest: Guest, _chance: random.Random) -> str:
-    """VM@latest is the newest point that somebody made, not what a restore in place kept of the state that it left."""
-    listed = world.commands.run("points", guest.name).document["points"]
-    made = [point["id"] for point in listed if point["id"] not in world.points.safety]
+    """VM@latest is the last point that somebody made, not what a restore in place kept of the state that it left."""
+    made = [point for point in world.points_of(guest) if point not in world.points.safety]
     if not made:
         return "all are safety points"
     shown = world.commands.run("point", "show", f"{guest.name}@latest")
