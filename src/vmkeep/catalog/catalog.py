@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -64,6 +65,15 @@ class Catalog:
     def allow_writing(self) -> None:
         """End what ``refuse_writing`` began."""
         self._database.refusal = None
+
+    @contextlib.contextmanager
+    def copy_written(self) -> Iterator[None]:
+        """Let a copy be written meanwhile although writing is refused: what it takes over is for this command alone."""
+        refusal, self._database.refusal = self._database.refusal, None
+        try:
+            yield
+        finally:
+            self._database.refusal = refusal
 
     def __enter__(self) -> Self:
         return self

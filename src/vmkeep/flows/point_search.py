@@ -35,7 +35,10 @@ def search_point(premises: Premises, text: str, watch: Callable[[Progress], None
     repository = patiently(lambda: premises.repository, limit_seconds, watch=watch)
     by_id = "@" not in text
     try:
-        caught = patiently(lambda: catch_up(catalog, repository, _counts(catalog, text)), limit_seconds, watch=watch)
+        with catalog.copy_written():  # where the home cannot be written, what is restored must be the right point too
+            caught = patiently(
+                lambda: catch_up(catalog, repository, _counts(catalog, text)), limit_seconds, watch=watch
+            )
     except VmkeepError as error:
         if not by_id:
             error.hint = _hint_of_known(catalog, text)

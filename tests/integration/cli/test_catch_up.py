@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.cli.command_line import vmkeep
 from vmkeep.config import load_settings
-from vmkeep.errors import StoreError
+from vmkeep.errors import NoSpace, StoreError
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.point_search import search_point
 from vmkeep.flows.premises import Premises, catalog_point, catalog_states
@@ -173,6 +173,16 @@ def test_repository_that_cannot_be_listed_has_no_latest_point_and_gives_those_wi
         found = search_point(place, first[:8], lambda _: None)
     assert found.point.id == first
     assert "Input/output error" in found.told[0]
+
+
+def test_home_that_cannot_be_written_finds_the_last_point_all_the_same(home: Path, older: Path) -> None:
+    """Its catalogue is a copy then, and what it takes over is known to this command alone."""
+    second = make(home, b"second")
+    with premises(older) as place:
+        place.catalog.refuse_writing(NoSpace("the home is full"))
+        assert search_point(place, "win11@latest", lambda _: None).point.id == second.id
+        with pytest.raises(NoSpace):
+            place.catalog.lose_track(VM)
 
 
 def test_last_point_that_the_repository_lost_is_not_replaced_by_an_older_one(home: Path, tmp_path: Path) -> None:
