@@ -42,7 +42,7 @@ _FORWARD = [
     ("after", "vmkeep.transfer.server:ImageConnection.flush#2"),
     ("after", _INPLACE + "InPlace.write"),
     ("before", "vmkeep.host.restore:publish#2"),
-    ("before", "vmkeep.statefiles.installation:sync_directory#5"),
+    ("before", "vmkeep.statefiles.installation:_sync#4"),
     ("after", _INPLACE + "publish_items"),
     ("after", f"{_STEP}#4"),
     ("after", "vmkeep.host.rebinding:remove_bitmap"),

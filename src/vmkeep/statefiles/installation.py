@@ -92,9 +92,9 @@ def publish(staged: Path, final: Path, *, aside: Path, marker: Path, force: bool
             os.rename(final.name, aside.name, src_dir_fd=folder, dst_dir_fd=folder)
         if not _is_marked(folder, marker.name):
             os.close(os.open(marker.name, _NEW_FILE, 0o600, dir_fd=folder))
-        os.fsync(folder)
+        _sync(folder)
         os.rename(staged.name, final.name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
+        _sync(folder)
 
 
 def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
@@ -109,7 +109,7 @@ def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
             os.rename(aside.name, final.name, src_dir_fd=folder, dst_dir_fd=folder)
         with suppress(FileNotFoundError):
             os.unlink(marker.name, dir_fd=folder)
-        os.fsync(folder)
+        _sync(folder)
 
 
 def remove(path: Path) -> None:
@@ -149,6 +149,11 @@ def foreign_link(path: Path, error: ForeignLink) -> VmkeepError:
         path=str(path),
         hint="Nothing was written through it. Put a folder in the place of the link, or make the link as root.",
     )
+
+
+def _sync(folder: int) -> None:
+    """Make the names in a folder durable."""
+    os.fsync(folder)
 
 
 def _write(folder: int, name: str, content: bytes, ids: tuple[int, int] | None, mode: int) -> None:
