@@ -35,7 +35,7 @@ def connected(kind, address):
 attempt("image", lambda: os.open(asked["image"], os.O_RDWR) > 0)
 attempt("secret", lambda: open(asked["secret"]).close())
 attempt("host name", lambda: open("/etc/hostname").close())
-attempt("other root", lambda: os.listdir("/proc/1/root/etc") and None)
+attempt("other root", lambda: open("/proc/1/root/etc/hostname").close())
 attempt("parent's root", lambda: os.listdir(f"/proc/{asked['parent']}/root/etc") and None)
 def others():
     if len([name for name in os.listdir("/proc") if name.isdecimal()]) < 2:
@@ -152,3 +152,11 @@ def test_place_is_gone_with_its_tool_and_this_process_stays_where_it_was(ground:
 @pytest.mark.parametrize("command", [["/usr/bin/false"], ["/usr/bin/nothing-of-that-name"]])
 def test_tool_that_fails_says_so(command: Sequence[str]) -> None:
     assert run_confined(command, descriptors=()).returncode != 0
+
+
+@pytest.mark.usefixtures("ground")
+def test_library_that_is_preloaded_into_us_is_nothing_to_a_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not in the place, and what the loader says of that was taken for the failure of an image's close."""
+    monkeypatch.setenv("LD_PRELOAD", "/tmp/elsewhere.so")  # noqa: S108  a name only
+    ended = run_confined(["/usr/bin/true"], descriptors=())
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -264,7 +265,7 @@ def test_killed_server_leaves_no_bitmap_that_lies(pair: Pair) -> None:
     qemu_img("bitmap", "--add", disk, "somebody-else")
     pair.start_restore(Trap("after", "vmkeep.transfer.server:ImageConnection.write", "hold"))
     pair.zygote.wait_reached()
-    servers = [pid for pid in _processes(b"qemu-nbd") if str(disk).encode() in _words(pid)]
+    servers = [pid for pid in _processes(b"qemu-nbd") if disk.stat().st_ino in _open_files(pid)]
     assert len(servers) == 1
     os.kill(servers[0], signal.SIGKILL)
     pair.zygote.kill()
@@ -286,6 +287,15 @@ def _processes(name: bytes) -> list[int]:
         for entry in Path("/proc").iterdir()
         if entry.name.isdecimal() and name in _words(int(entry.name))
     ]
+
+
+def _open_files(pid: int) -> set[int]:
+    """Return the inodes of what a process has open: a server of images is handed them without a name."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(entry.stat().st_ino)
+    return found
 
 
 def _words(pid: int) -> bytes:

@@ -109,6 +109,34 @@ class Host:
         """Start libvirt and wait until it knows its emulator, about 1 s. Raises RigError with what it said."""
         _remove_directories_of_dead_hosts()
         self._make_directory()
+        self._boot()
+
+    def lose_power(self) -> None:
+        """Kill every process of the host at one moment. Whoever started one with ``popen`` reaps it."""
+        assert self._process is not None
+        self._connection = None  # its daemon is gone
+        self._process.kill()  # and with it process 1 (--kill-child), with which the kernel ends all others
+        self._process.wait()
+
+    def boot_again(self) -> None:
+        """Start the host after ``lose_power``, with an empty ``/run``."""
+        assert self._process is not None
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{self._init_pid}").exists():
+            if time.monotonic() > deadline:
+                raise RigError(f"host {self.name} does not end")
+            time.sleep(0.02)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        run = self.dir / PRIVATE_DIRECTORIES["/run"]
+        for entry in run.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        (run / "lock").mkdir()
+        (self.dir / "kvm").unlink(missing_ok=True)
+        self._boot()
+
+    def _boot(self) -> None:
         environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
         environment.pop("PYTHONPATH", None)
         init = [sys.executable, "-I", "-S", str(Path(__file__).with_name("host_init.py")), str(self.dir), self.name]

@@ -49,6 +49,9 @@ _MOUNT_POINT: Final = "/sys"
 # With merged directories (Debian from 12 on) all but /usr are links into it.
 _SYSTEM: Final = ("usr", "lib", "lib64", "lib32", "bin", "sbin")
 _SINGLE_FILES: Final = ("/etc/ld.so.cache", "/dev/null")
+# A thread that has left its PID namespace is still in it, only what it starts is not: a /proc that it mounts shows the
+# processes of the host (6.18), and among them other tools in such places, as these have no more rights than this one.
+_WITH_PROC: Final = 'mount -n -t proc -o nosuid,nodev,noexec,subset=pid,hidepid=ptraceable proc /proc && exec "$@"'
 _RIGHTS: Final = (
     "--bounding-set=-all,+dac_override",
     "--inh-caps=-all",
@@ -83,7 +86,8 @@ def start_confined(
     setpriv = shutil.which("setpriv")
     signal = () if pdeathsig is None else ("--pdeathsig", pdeathsig)
     if os.geteuid() == 0 and setpriv is not None and all(map(_is_of_system, (setpriv, command[0]))):
-        started = _Start([setpriv, *signal, *_RIGHTS, "--", *command], tuple(map(str, folders)), options)
+        words = ["/bin/sh", "-c", _WITH_PROC, "sh", setpriv, *signal, *_RIGHTS, "--", *command]
+        started = _Start(words, tuple(map(str, folders)), options)
         process = started.wait()
         if process is not None:
             return Confined(process, started.ended)
@@ -105,7 +109,10 @@ class _Start:
         self.refused: OSError | None = None
         self._command = command
         self._folders = folders
-        self._options = options
+        # A library that is preloaded into us is not in the place: the loader would complain in the tool's own words.
+        inherited = options.get("env") or os.environ
+        kept = {name: value for name, value in inherited.items() if not name.startswith("LD_")}
+        self._options = {**options, "env": kept}
         self._answered = threading.Event()
         self._process: subprocess.Popen[Any] | None = None
         self._failed: BaseException | None = None
@@ -184,8 +191,6 @@ def _leave(folders: Sequence[str]) -> None:
             os.close(os.open(root + path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             _mount(path, root + path, None, _MS_BIND)
     os.symlink("/proc/self/fd", f"{root}/dev/fd")  # noqa: PTH211
-    # Of the processes it shows those alone that may be looked into: none of root's, which have more rights.
-    _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "subset=pid,hidepid=ptraceable")
     for folder in folders:
         os.makedirs(root + folder)  # noqa: PTH103
         _mount(folder, root + folder, None, _MS_BIND)
