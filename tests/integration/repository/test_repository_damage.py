@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from tests.integration.repository.samples import Sample, make_sample, opener, read_whole
 from vmkeep.errors import VmkeepError
 from vmkeep.repository import Repository
+
+
+_EVERY = os.environ.get("VMKEEP_CRASH_ALL") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +147,12 @@ def flips(name: str, size: int) -> Iterator[int]:
 
 
 def test_flipped_bit_is_found_and_never_read_as_data(sample: Sample) -> None:
-    for name, path in names(sample):
+    for number, (name, path) in enumerate(names(sample)):
         content = path.read_bytes()
         for place in flips(name, len(content)):
+            # Each object has a third of its bytes flipped, and another third than its neighbours of the same kind.
+            if not _EVERY and place % 3 != number % 3:
+                continue
             changed = bytearray(content)
             changed[place] ^= 1 << place % 8
             path.write_bytes(changed)
