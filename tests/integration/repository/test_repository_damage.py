@@ -13,7 +13,6 @@ from tests.integration.repository.samples import Sample, make_sample, opener, re
 from vmkeep.errors import VmkeepError
 from vmkeep.repository import Repository
 
-
 _EVERY = os.environ.get("VMKEEP_CRASH_ALL") == "1"
 
 
