@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-_SLEEPING = Path(__file__).with_name("sleeping")
+from tests.rig.clock import SLEEPING
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Clock:
         (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
         return {
             "LD_PRELOAD": str(library),
-            "PYTHONPATH": str(_SLEEPING),
+            "PYTHONPATH": str(SLEEPING),
             "FAKETIME_TIMESTAMP_FILE": str(self.file),
             "FAKETIME_NO_CACHE": "1",
             "DONT_FAKE_MONOTONIC": "1",
