@@ -60,7 +60,7 @@ def test_home_is_private_whatever_the_umask(tmp_path: Path) -> None:
 
 
 def test_what_others_may_read_they_may_not_write(tmp_path: Path) -> None:
-    assert in_shell(tmp_path / "home", "umask 000", "--install-completion").status == 0
+    assert in_shell(tmp_path / "home", "umask 000", "--install-completion", "bash").status == 0
     made = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert made
     assert [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o022] == []
