@@ -30,12 +30,11 @@ def backing_fault(defined: DefinedBacking | None, chain: Sequence[ImageLayer]) -
     below = chain[1:]
     if chain[-1].backing is not None:
         # Only the top was looked at: of what is below it the nearest is known, by its name.
-        return _nearest_fault(defined, chain[-1].backing)
+        return _nearest_fault(defined, chain[-1].backing, chain[-1].backing_format)
     for named, layer in zip(defined.layers, below, strict=False):
         if named.path is not None and os.path.realpath(named.path) != os.path.realpath(layer.path):
             return f"the VM's definition puts {named.path} below it, and the image itself {layer.path}"
-        # libvirt has no word of its own for a raw image that is encrypted.
-        if named.format not in (None, layer.format) and (named.format, layer.format) != ("raw", LUKS):
+        if _taken_otherwise(named.format, layer.format):
             return (
                 f"the VM's definition takes {layer.path} below it for {named.format}, and the image for {layer.format}"
             )
@@ -48,10 +47,18 @@ def backing_fault(defined: DefinedBacking | None, chain: Sequence[ImageLayer]) -
     return None
 
 
-def _nearest_fault(defined: DefinedBacking, named: str) -> str | None:
+def _taken_otherwise(defined: str | None, named: str | None) -> bool:
+    # libvirt has no word of its own for a raw image that is encrypted.
+    return defined is not None and named is not None and defined != named and (defined, named) != ("raw", LUKS)
+
+
+def _nearest_fault(defined: DefinedBacking, named: str, named_format: str | None) -> str | None:
     first = defined.layers[0].path if defined.layers else None
     if first is not None and os.path.realpath(first) != os.path.realpath(named):
         return f"the VM's definition puts {first} below it, and the image itself {named}"
+    if first is not None and _taken_otherwise(defined.layers[0].format, named_format):
+        taken = defined.layers[0].format
+        return f"the VM's definition takes {first} below it for {taken}, and the image for {named_format}"
     if not defined.layers and defined.ends:
         return f"the VM's definition lets nothing stand below it where its image names {named}"
     return None

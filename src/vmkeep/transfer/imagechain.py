@@ -43,9 +43,9 @@ _MAX_LAYERS: Final = 200
 class ImageLayer:
     """One image of a chain. ``path`` is absolute.
 
-    ``backing`` is the path of the next layer. ``holds_bitmaps``: the format has room for bitmaps, as qcow2 has from its
-    version 3 on ("compat 1.1"). ``bitmaps`` are those in the file: what a running VM keeps in
-    memory is not there, and what it loaded from the file is ``in_use`` while it runs. ``snapshots`` are the internal
+    ``backing`` is the path of the next layer and ``backing_format`` what the header calls it, where it does.
+    ``holds_bitmaps``: the format has room for bitmaps, as qcow2 has from its version 3 on ("compat 1.1"). ``bitmaps``
+    are those in the file: what a running VM keeps in memory is not there, and what it loaded from the file is ``in_use`` while it runs. ``snapshots`` are the internal
     ones. ``corrupt``: QEMU marked it so, and opens it for reading only until it is repaired.
     """
 
@@ -59,6 +59,7 @@ class ImageLayer:
     holds_bitmaps: bool = True
     snapshots: tuple[ImageSnapshot, ...] = ()
     corrupt: bool = False
+    backing_format: str | None = None
 
     def bitmap(self, name: str) -> ImageBitmap | None:
         """Return the bitmap of that name."""
@@ -324,4 +325,5 @@ def _layer(path: str, header: ImageHeader) -> ImageLayer:
         holds_bitmaps=header.holds_bitmaps,
         snapshots=header.snapshots,
         corrupt=header.corrupt,
+        backing_format=header.backing_format,
     )
