@@ -45,8 +45,9 @@ class ImageLayer:
 
     ``backing`` is the path of the next layer and ``backing_format`` what the header calls it, where it does.
     ``holds_bitmaps``: the format has room for bitmaps, as qcow2 has from its version 3 on ("compat 1.1"). ``bitmaps``
-    are those in the file: what a running VM keeps in memory is not there, and what it loaded from the file is ``in_use`` while it runs. ``snapshots`` are the internal
-    ones. ``corrupt``: QEMU marked it so, and opens it for reading only until it is repaired.
+    are those in the file: what a running VM keeps in memory is not there, and what it loaded from the file is
+    ``in_use`` while it runs. ``snapshots`` are the internal ones. ``corrupt``: QEMU marked it so, and opens it for
+    reading only until it is repaired.
     """
 
     path: str
