@@ -98,6 +98,17 @@ def write_all(descriptor: int, data: memoryview, place: int) -> None:
         data = data[written:]
 
 
+def _open_nameless(directory: Path, name: str) -> tuple[int, Path | None]:
+    """Open a new file (0600) that has no name, or one made of ``name`` where the file system knows no others (NFS)."""
+    try:
+        return os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600), None
+    except OSError as error:
+        if error.errno not in _NAMELESS_UNKNOWN:
+            raise
+    beside = directory / f".{name}.{secrets.token_hex(4)}"
+    return os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), beside
+
+
 def write_new_file(path: Path, content: bytes) -> None:
     """Write a file (0600) that is there whole or not at all, durably, and never over another one.
 
@@ -105,14 +116,7 @@ def write_new_file(path: Path, content: bytes) -> None:
     beside its place. File systems that cannot do so (NFS) get a name beside it. Raises OSError.
     """
     directory = path.parent
-    beside: Path | None = None
-    try:
-        descriptor = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno not in _NAMELESS_UNKNOWN:
-            raise
-        beside = directory / f".{path.name}.{secrets.token_hex(4)}"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor, beside = _open_nameless(directory, path.name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -270,15 +274,8 @@ def require_room(directory: Path, room_bytes: int) -> None:
 
     Nothing is left there, and nothing appears there meanwhile where the file system can do without a name.
     """
-    beside: Path | None = None
     with file_errors(directory):
-        try:
-            descriptor = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno not in _NAMELESS_UNKNOWN:
-                raise
-            beside = directory / f".room.{secrets.token_hex(4)}"
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor, beside = _open_nameless(directory, "room")
         try:
             os.posix_fallocate(descriptor, 0, room_bytes)
             os.pwrite(descriptor, bytes(PAGE_BYTES), 0)

@@ -67,6 +67,12 @@ def sqlite_error(error: BaseException, path: Path, name: str, *, copy: Path | No
     return StoreError(f"the storage of {name} {path} failed: {error}", path=where)
 
 
+def raised_within(error: BaseException) -> VmkeepError | None:
+    """Return the error of ours, raised by a signal, that SQLAlchemy took for the failure of its statement."""
+    wrapped = getattr(error, "orig", None)
+    return wrapped if isinstance(wrapped, VmkeepError) else None
+
+
 def quick_check(path: Path) -> tuple[str, ...] | None:
     """Return what SQLite finds wrong with a file; None for one that cannot be read."""
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cli.command_line import COMMAND, Answer, environment, vmkeep
+from tests.integration.cli.command_line import COMMAND, Answer, environment, typed, vmkeep
 from tests.integration.cli.test_every_command import NAMES
 from vmkeep.cli.main import main
 from vmkeep.cli.outputs import OutputLost
@@ -22,17 +22,7 @@ _NOWHERE = ("-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock")
 
 def run(home: Path, streams: str, *arguments: str) -> Answer:
     """Run a command line with streams as a shell makes them: ">&-", "2>/dev/full"; what is left of them is returned."""
-    words = " ".join(f"'{word}'" for word in (*COMMAND, *arguments))
-    ended = subprocess.run(
-        ["/bin/sh", "-c", f"exec {words} {streams}"],
-        env=environment(home),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return Answer(ended.returncode, ended.stdout, ended.stderr)
+    return typed(f"exec {{command}} {streams}", *arguments, env=environment(home))
 
 
 def without_reader(home: Path, *arguments: str) -> Answer:

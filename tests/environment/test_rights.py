@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.integration.cli.command_line import COMMAND, Answer, environment
+from tests.integration.cli.command_line import Answer, environment, typed
 from tests.integration.cli.test_doctor_of_the_installation import premises, take
 
 _NOWHERE = ("-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock")
@@ -24,17 +23,8 @@ def open_to_others(directory: Path) -> Iterator[str]:
 
 def in_shell(home: Path, before: str, *arguments: str) -> Answer:
     """Run a command line after something that the shell does."""
-    words = " ".join(f"'{word}'" for word in (*COMMAND, *arguments))
-    ended = subprocess.run(
-        ["/bin/sh", "-c", f"{before}; exec {words}"],
-        env={**environment(home), "HOME": str(home.parent), "SHELL": "/bin/bash"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return Answer(ended.returncode, ended.stdout, ended.stderr)
+    env = {**environment(home), "HOME": str(home.parent), "SHELL": "/bin/bash"}
+    return typed(f"{before}; exec {{command}}", *arguments, env=env)
 
 
 def test_home_is_private_whatever_the_umask(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, event
 
 from vmkeep.errors import CatalogError, VmkeepError
 from vmkeep.filesystem import make_private_file
-from vmkeep.sqlite import sqlite_error
+from vmkeep.sqlite import raised_within, sqlite_error
 
 HEAD_REVISION = "0003"
 BUSY_TIMEOUT_MS = 30_000
@@ -119,9 +119,8 @@ class Database:
         try:
             yield
         except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
-            # A signal's error that is raised inside of a statement comes out wrapped as if the database had failed.
-            if isinstance(error, sqlalchemy.exc.StatementError) and isinstance(error.orig, VmkeepError):
-                raise error.orig from None
+            if (signalled := raised_within(error)) is not None:
+                raise signalled from None
             raise self._translation(error) from error
 
     def _translation(self, error: Exception) -> VmkeepError:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
-from sqlalchemy.exc import DatabaseError, StatementError
+from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
 from vmkeep.commandline import command_line
@@ -82,7 +82,7 @@ from vmkeep.host.tasks import (
     Task,
 )
 from vmkeep.logs import get_logger
-from vmkeep.sqlite import sqlite_error
+from vmkeep.sqlite import raised_within, sqlite_error
 
 _log = get_logger(__name__)
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
@@ -152,8 +152,8 @@ class Engine:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
             self._let_go()
-            if isinstance(error, StatementError) and isinstance(error.orig, VmkeepError):
-                raise error.orig from None  # a signal's, which SQLAlchemy takes for the failure of its statement
+            if (signalled := raised_within(error)) is not None:
+                raise signalled from None
             if isinstance(error, Exception) and not isinstance(error, VmkeepError):
                 raise self._fault(error) from error
             raise

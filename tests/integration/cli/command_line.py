@@ -50,3 +50,18 @@ def vmkeep(home: Path, *arguments: str, stdin: str = "") -> Answer:
         check=False,
     )
     return Answer(ended.returncode, ended.stdout, ended.stderr)
+
+
+def typed(line: str, *arguments: str, env: dict[str, str]) -> Answer:
+    """Run a line of a shell, in which ``{command}`` stands for a command line, and return what its streams had."""
+    command = " ".join(f"'{word}'" for word in (*COMMAND, *arguments))
+    ended = subprocess.run(
+        ["/bin/sh", "-c", line.replace("{command}", command)],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return Answer(ended.returncode, ended.stdout, ended.stderr)
