@@ -458,22 +458,23 @@ class Verification:
 
     def _read_pack(self, pack: bytes, size_bytes: int) -> _PackRead:
         """Read a pack, or the share of it, and open every frame that was read; what is wrong is read again."""
-        read = self._read_pack_once(pack, size_bytes)
+        taken: set[int] = set()  # the second attempt reads the frames of the first, or it proves nothing of them
+        read = self._read_pack_once(pack, size_bytes, taken)
         damaged = read.problem is not None and not is_unread(read.problem)
         if not damaged and not read.bad:
             return read
         self._store.forget_cached(pack_name(pack))
-        again = self._read_pack_once(pack, size_bytes)
+        again = self._read_pack_once(pack, size_bytes, taken)
         bad = tuple(frame for frame in again.bad if read.problem is not None or frame in read.bad)
         if again.problem is None and not bad:
             what = read.problem.message if read.problem is not None else read.bad[0][1]
             self._readings.unsteady[pack_name(pack)] = what
         return replace(again, bad=bad)
 
-    def _read_pack_once(self, pack: bytes, size_bytes: int) -> _PackRead:
+    def _read_pack_once(self, pack: bytes, size_bytes: int, taken: set[int]) -> _PackRead:
         try:
             if self._share is not None:
-                return self._read_share(pack, size_bytes, self._share)
+                return self._read_share(pack, size_bytes, self._share, taken)
             (content,) = self._store.ranges(pack_name(pack), [(0, size_bytes)]) if size_bytes else [memoryview(b"")]
             start, length = parse_trailer(bytes(content[-TRAILER_BYTES:]), len(content), pack)
             header = bytes(content[:PACK_HEADER_BYTES])
@@ -483,9 +484,12 @@ class Verification:
         frames = (content[entry.offset : entry.offset + entry.length] for entry in entries)
         return self._opened(pack, entries, frames, size_bytes)
 
-    def _read_share(self, pack: bytes, size_bytes: int, share: Share) -> _PackRead:
+    def _read_share(self, pack: bytes, size_bytes: int, share: Share, taken: set[int]) -> _PackRead:
+        """Read the frames at the offsets ``taken``, or, when there are none yet, choose them and note them there."""
         entries = read_index(self._store, self._sealer, pack, size_bytes)
-        chosen = share.of(entries, lambda entry: (pack, entry.offset, entry.length))
+        if not taken:
+            taken.update(entry.offset for entry in share.of(entries, lambda item: (pack, item.offset, item.length)))
+        chosen = [entry for entry in sorted(entries, key=lambda item: item.offset) if entry.offset in taken]
         refs = [BlockRef(entry.id, pack, entry.offset, entry.length) for entry in chosen]
         read_bytes = _beside_frames(entries, size_bytes) + sum(entry.length for entry in chosen)
         return self._opened(pack, chosen, fetch_frames(self._store, refs), read_bytes)

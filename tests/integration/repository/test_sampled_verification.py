@@ -102,6 +102,7 @@ def test_every_block_is_looked_at_by_and_by_and_damage_is_told_with_its_points(
         while not (found and found[-1].harmed) and len(found) < 60:  # all of them miss it once in 30 million times
             found.append(repository.verify_all(sample=0.25))
         assert found[-1].harmed
+        assert [report.unsteady for report in found if report.unsteady] == []  # what is read again is what was read
         assert set(found[-1].harmed) <= set(points)
     finally:
         content[len(content) // 2] ^= 1
