@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy import Connection, Row, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from vmkeep.catalog import models
@@ -43,7 +43,9 @@ def adopt(connection: Connection, state: CatalogState) -> str | None:
     """Add a state version found in a repository, of whatever generation.
 
     Returns the id of the version that claimed its generation first, if there is one: then this one is a late capture,
-    which is kept and never becomes the current one. Raises CatalogError for one that is known with other content.
+    which is kept and never becomes the current one. A version that nothing holds any more gives way: its point was
+    deleted, maybe before the installation that made this one ever saw it. Raises CatalogError for one that is known
+    with other content.
     """
     known = _by_id(connection, state.id)
     if known is not None:
@@ -57,6 +59,9 @@ def adopt(connection: Connection, state: CatalogState) -> str | None:
         versions.c.conflict.is_(False),
     )
     first: str | None = connection.execute(taken).scalar()
+    if first is not None and not pinned(connection, first):
+        connection.execute(update(versions).where(versions.c.id == first).values(conflict=True))
+        first = None
     _add(connection, replace(state, conflict=first is not None))
     return first
 

@@ -242,6 +242,16 @@ def test_contradicting_versions_are_reported_and_the_point_is_adopted(catalog: C
     catalog.record_point(example_point("p3", minute=3), [example_state("c", 2)])
 
 
+def test_version_that_nothing_holds_any_more_gives_way_to_that_of_a_point(catalog: Catalog) -> None:
+    """Another installation went on from a point, and never saw a later one that was deleted here."""
+    catalog.record_point(example_point("p1", minute=1), [example_state("a", 1)])
+    catalog.forget_point(number("p1"))
+    report = catalog.adopt([(example_point("p2", minute=2), [example_state("b", 1)])])
+    assert report.conflicts == ()
+    assert catalog.newest_state(WIN11, "tpm") == example_state("b", 1)
+    catalog.record_point(example_point("p3", minute=3), [example_state("c", 2)])
+
+
 def test_repository_used_last_is_remembered(catalog: Catalog) -> None:
     assert catalog.repository() is None
     catalog.use_repository("a", "/one")
