@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -93,13 +94,10 @@ class Pair:
         return self.zygote.finish()
 
     def start_restore(self, *traps: Trap) -> None:
-        # A real safety point is younger than the last write to the disks.
-        os.utime(self.vm.disk_path("vdb"), (0, 0))
         self.zygote.start(["restore_in_place", self.other, self.vm.name, self.at], traps=traps)
 
     def walk(self, death: Death) -> Outcome:
         """Restore like ``restore``, with the effects counted."""
-        os.utime(self.vm.disk_path("vdb"), (0, 0))
         return self.zygote.walk(["restore_in_place", self.other, self.vm.name, self.at], death=death)
 
     def look(self, *traps: Trap) -> Outcome:
@@ -411,6 +409,31 @@ def test_vm_that_ran_after_its_safety_point_is_not_written_over(pair: Pair, runn
     assert bitmaps(pair.vm.disk_path("vda")) != []
     pair.vm.start(paused=True)
     pair.vm.destroy()
+
+
+def test_raw_image_written_after_the_safety_point_is_not_written_over_whatever_the_clock_said(pair: Pair) -> None:
+    """It has no bitmap, so what its file tells is compared with what that told before, and never with a clock."""
+    image = pair.vm.disk_path("vdb")
+    ahead = time.time() + 86400
+    os.utime(image, (ahead, ahead))  # last written while the clock was ahead
+    pair.zygote.start(
+        ["restore_in_place", pair.other, pair.vm.name, None],
+        traps=[Trap("before", "vmkeep.flows.restore_in_place:park", "hold")],
+    )
+    pair.zygote.wait_reached()
+    write_offline(pair.vm, "vdb", b"\x5a" * (64 * KiB), start=64 * KiB)
+    back = time.time() - 86400
+    os.utime(image, (back, back))  # it was put back, and further
+    written = Truth.of(pair.vm)
+    pair.zygote.go.touch()
+    outcome = pair.zygote.finish()
+    assert outcome.error["code"] == "vm-busy"
+    assert str(image) in outcome.error["message"]
+    written.assert_vm(pair.vm)
+    aim = pair.other
+    os.utime(image, (ahead, ahead))
+    pair.zygote.run(["restore_in_place", aim, pair.vm.name, None]).acts  # noqa: B018  raises when it failed
+    pair.truths[aim].assert_vm(pair.vm)
 
 
 def test_safety_point_is_taken_first_and_survives_a_kill(pair: Pair) -> None:
