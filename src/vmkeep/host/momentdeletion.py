@@ -174,8 +174,8 @@ def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
             ) from error
         if (missing := _DISK_MISSING.search(error.message)) is not None:
             raise SnapshotNeeded(
-                f"snapshot {name!r} of VM {vm!r} cannot be merged by libvirt: it holds the disk {missing[1]}, which the "
-                "VM has no more",
+                f"snapshot {name!r} of VM {vm!r} cannot be merged by libvirt: it holds the disk {missing[1]}, which "
+                "the VM has no more",
                 vm=vm,
                 disk=missing[1],
                 hint=f"Attach the disk again on the image that it was on. Or {record_only} All images stay then.",
