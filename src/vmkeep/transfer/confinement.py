@@ -54,7 +54,7 @@ _SINGLE_FILES: Final = ("/etc/ld.so.cache", "/dev/null")
 # A thread that has left its PID namespace is still in it, only what it starts is not: a /proc that it mounts shows the
 # processes of the host (6.18), and among them other tools in such places, as these have no more rights than this one.
 _WITH_PROC: Final = 'mount -n -t proc -o nosuid,nodev,noexec,subset=pid,hidepid=ptraceable proc /proc && exec "$@"'
-# A signal for our death that is asked for when we are dead never comes, and the tool would have its images open for ever
+# A signal for our death that is asked for when we are dead never comes, and the tool has its images open for ever
 # (seen after a kill 31 ms into a point): between fork and setpriv lie a shell and a mount. So it waits until the thread
 # that started it has answered: that one lives, and whenever it ends from then on the signal comes.
 _WHEN_ANSWERED: Final = 'echo >&0 && read -r _ && exec "$@" </dev/null'
