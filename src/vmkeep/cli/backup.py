@@ -196,6 +196,8 @@ def _take(console: Console, engine: Engine, request: TakePoint) -> PointTaken:
 
 
 def _labels(texts: Sequence[str]) -> dict[str, str]:
+    from vmkeep.repository.fields import WrongField, texts_by_name
+
     labels: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -204,6 +206,10 @@ def _labels(texts: Sequence[str]) -> dict[str, str]:
         if name in labels:
             raise InvalidRequest(f"The label {name!r} is given twice")
         labels[name] = value
+    try:
+        texts_by_name(labels)
+    except WrongField as error:
+        raise InvalidRequest(f"the labels cannot be kept: a name or a {error}") from error
     return labels
 
 

@@ -96,10 +96,14 @@ class CopyPoint:
 
 @dataclass(frozen=True, slots=True)
 class PointCopied:
-    """``record`` is the point's record as JSON without the definition; ``states`` those that are new versions."""
+    """``record`` is the point's record as JSON without the definition; ``states`` those that are new versions.
+
+    ``digest`` is that of the whole record; empty from a flow that an older release began.
+    """
 
     record: Mapping[str, Any]
     states: tuple[Mapping[str, Any], ...]
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

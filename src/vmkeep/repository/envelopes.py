@@ -15,7 +15,7 @@ from typing import Any
 from vmkeep.errors import InvalidRequest, ObjectDamaged
 from vmkeep.repository.layout import ENVELOPES, FrameKind, canonical, parse_canonical
 from vmkeep.repository.record import PointRecord, SecretRef
-from vmkeep.repository.seal import Sealer
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
 
 # What libvirt takes (REMOTE_SECRET_VALUE_MAX).
@@ -83,7 +83,9 @@ class Envelope:
 def open_envelope(store: ObjectStore, sealer: Sealer, point_id: str) -> Envelope:
     """Return what is in the envelope of that name; raises ObjectMissing or ObjectDamaged."""
     where = ENVELOPES + point_id
-    plain = sealer.open_alone(FrameKind.ENVELOPE, point_id, store.get(where), where)
+    plain = sealer.open_alone(
+        FrameKind.ENVELOPE, point_id, store.get(where, most_bytes=frame_bytes_limit(FrameKind.ENVELOPE)), where
+    )
     value = parse_canonical(plain, where)
     try:
         if value["point"] != point_id:

@@ -50,10 +50,25 @@ PACK_HEADER_BYTES = _PACK.size
 TRAILER_BYTES = _TRAILER.size
 FRAME_OVERHEAD_BYTES = FRAME_HEADER_BYTES + TAG_BYTES
 
-# Bounds on what a header may claim, so that a damaged length never makes a reader allocate without limit.
+# Bounds on what a header may claim, so that neither a damaged length nor a hostile writer makes a reader allocate
+# without limit.
 BLOCK_BYTES_LIMIT = 16 * 1024 * 1024
 PLAIN_BYTES_LIMIT = 64 * 1024 * 1024
+SMALL_BYTES_LIMIT = 1024 * 1024
+"""Of an object that is not encrypted: format, keyring, intent, condemned."""
+POINT_BYTES_LIMIT = 16 * 1024 * 1024
+"""Of a record as JSON: libvirt's definitions have 4 MiB, and JSON writes what is not ASCII up to 3 times as long."""
+STATE_BYTES_LIMIT = 8 * 1024 * 1024 + 64 * 1024
+"""Of a state version: the largest content, and its header."""
+INDEX_BYTES_LIMIT = 8 * 1024 * 1024
+"""Of a pack's index: more than twice what writers close a pack at."""
+_VALUES_LIMIT = 500_000
+"""Of values in one JSON object: each takes about 100 bytes of memory, and 3 bytes of text."""
 PACK_BYTES_LIMIT = 1 << 31
+NODE_BYTES_LIMIT = 256 * 1024
+"""Of a manifest node: the greatest, of 4096 children that each have a pack of their own, takes 238,088 bytes."""
+DISK_BYTES_LIMIT = 1 << 51
+"""Of a disk: what a qcow2 image with clusters of 64 KiB can hold, as a restore makes it."""
 
 
 class FrameKind(IntEnum):
@@ -213,8 +228,14 @@ def canonical(value: Mapping[str, Any]) -> bytes:
 
 
 def parse_canonical(data: bytes, where: str) -> dict[str, Any]:
-    """Return the object; raises ObjectDamaged when it is no JSON object or is written in any other way."""
+    """Return the object; raises ObjectDamaged when it is no JSON object or is written in any other way.
+
+    What it would take in memory is looked at before it is parsed.
+    """
     value: dict[str, Any]
+    # Each value but the first has a comma or a bracket before it. Texts have some too, so this is an upper bound.
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > _VALUES_LIMIT:
+        raise ObjectDamaged(f"{where} has more than {_VALUES_LIMIT} values", path=where)
     try:
         value = json.loads(data)
         same = isinstance(value, dict) and canonical(value) == data

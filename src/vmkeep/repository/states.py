@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from vmkeep.errors import InvalidRequest, ObjectDamaged, StateTorn
 from vmkeep.repository.layout import NAME_BYTES, STATES, FrameKind, canonical, parse_canonical
 from vmkeep.repository.record import STATE_LIMITS, StateVersion
-from vmkeep.repository.seal import Sealer
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
 
 _LENGTH = struct.Struct("<I")
@@ -64,7 +64,8 @@ def put_state(
 def get_state(store: ObjectStore, sealer: Sealer, version_id: str) -> tuple[StateVersion, bytes]:
     """Return a state version and its content; raises ObjectMissing or ObjectDamaged."""
     where = STATES + version_id
-    plain = sealer.open_alone(FrameKind.STATE, version_id, store.get(where), where)
+    frame = store.get(where, most_bytes=frame_bytes_limit(FrameKind.STATE))
+    plain = sealer.open_alone(FrameKind.STATE, version_id, frame, where)
     length = _LENGTH.unpack_from(plain)[0] if len(plain) >= _LENGTH.size else len(plain)
     header, content = plain[_LENGTH.size : _LENGTH.size + length], plain[_LENGTH.size + length :]
     version = StateVersion.from_json(parse_canonical(header, where), where)
