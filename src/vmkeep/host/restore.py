@@ -58,6 +58,7 @@ from vmkeep.host.tasks import (
     WithdrawItems,
 )
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.paths import remove_file
 from vmkeep.planning import ExclusionReason
 from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
 from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw
@@ -412,7 +413,7 @@ def _deliver_disk(
     disk = next(disk for disk in record.disks if disk.target == item.name)
     staged = Path(item.staged)
     with file_errors(staged):
-        staged.unlink(missing_ok=True)  # of an attempt that was killed
+        remove_file(staged)  # of an attempt that was killed
     written = deliver_disk(
         repository,
         disk.stored,
