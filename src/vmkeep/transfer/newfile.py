@@ -24,7 +24,8 @@ class NewFile:
     """A file that is made for us alone (0600); raises OSError, FileExistsError above all, when it cannot be made.
 
     Its folder may belong to another user, who can put something else in its place at any time. So what is opened once
-    more is the file itself, not its name. ``aligned``: all places and lengths that ``lane`` writes are whole pages, but for the end of the last one.
+    more is the file itself, not its name. ``aligned``: all places and lengths that ``lane`` writes are whole pages, but
+    for the end of the last one.
     """
 
     def __init__(self, path: Path, *, aligned: bool) -> None:
