@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from vmkeep.catalog import Catalog, CatalogPoint, PassedPoint
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.premises import DamagedPoint, catalog_point, catalog_states
@@ -103,7 +103,8 @@ def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
 
 
 def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequence[str], caught: CaughtUp) -> CaughtUp:
-    records: list[PointRecord] = []
+    taken: list[CatalogPoint] = []
+    states: list[tuple[CatalogState, ...]] = []
     passed: list[PassedPoint] = []
     damaged: list[DamagedPoint] = []
     vms = {vm.uuid: vm for vm in catalog.vms()}
@@ -117,12 +118,13 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
             continue
         about = PassedPoint(record.id, record.vm_uuid, record.vm_name)
         if record.vm_uuid in vms or counts(about):
-            records.append(record)
+            # Without the definition, which has megabytes when somebody likes to.
+            taken.append(catalog_point(record))
+            states.append(catalog_states(record))
         else:
             passed.append(about)
     catalog.pass_points(passed)
-    taken = [catalog_point(record) for record in records]
-    adopted = catalog.adopt(list(zip(taken, map(catalog_states, records), strict=True)))
+    adopted = catalog.adopt(list(zip(taken, states, strict=True)))
     remarkable = [
         point
         for point in taken

@@ -164,7 +164,7 @@ def _told_of_secrets(record: PointRecord, request: PrepareFiles) -> list[str]:
 def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Settings, request: PrepareVm) -> VmPrepared:
     """Decide identity, paths and definition of the VM to be made (the rules of identity: docs/guide/restore.md)."""
     record = repository.point(request.point_id)
-    original = parse_definition(record.definition)
+    original = _definition_then(record)
     if hypervisor.find(request.name) is not None:
         raise TargetExists(
             f"a VM named {request.name!r} is on this host already",
@@ -227,12 +227,24 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     )
 
 
+def _definition_then(record: PointRecord) -> Definition:
+    """Return the definition that the point holds; raises IntegrityError for one that is none."""
+    try:
+        return parse_definition(record.definition)
+    except DefinitionError as error:
+        raise IntegrityError(
+            f"point {record.id} holds no definition of a VM that can be read: {error}",
+            vm=record.vm_name,
+            hint="`--output DIR --decrypt --only disks` writes its disks; a VM can be defined around them by hand.",
+        ) from error
+
+
 def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
     """Define the VM, after its secrets; when an earlier attempt did so already, that is fine."""
     existing = hypervisor.find_uuid(request.uuid)
     if existing is None:
         record = repository.point(request.point_id)
-        original = parse_definition(record.definition)
+        original = _definition_then(record)
         roots = StateRoots.of(hypervisor.uri)
         definition = _definition_of(
             record, original, request.name, request.uuid, request.identity, request.items, roots
