@@ -235,7 +235,7 @@ class Catalog:
             return point_queries.get(connection, point_id)
 
     def digest(self, point_id: str) -> str | None:
-        """Return the SHA-256 of a point's record; None when it, or the point, is not known here."""
+        """Return the SHA-256 of a point's record, empty as long as it is not known; None when the point is not."""
         with self._database.reading() as connection:
             return point_queries.digest(connection, point_id)
 

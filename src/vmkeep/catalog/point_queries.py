@@ -81,9 +81,9 @@ def get(connection: Connection, point_id: str) -> CatalogPoint | None:
 
 
 def digest(connection: Connection, point_id: str) -> str | None:
-    """Return the digest of a point's record; None when it or the point is not known."""
-    found: str | None = connection.execute(select(points.c.digest).where(points.c.id == point_id)).scalar()
-    return found
+    """Return the digest of a point's record, empty as long as it is not known; None when the point is not."""
+    row = connection.execute(select(points.c.digest).where(points.c.id == point_id)).first()
+    return None if row is None else row.digest or ""
 
 
 def set_digest(connection: Connection, point_id: str, digest: str) -> None:

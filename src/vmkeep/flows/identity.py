@@ -24,15 +24,15 @@ def recognise(catalog: Catalog, record: PointRecord) -> None:
     catalogue knows of it. Raises what reading the catalogue raises.
     """
     digest = catalog.digest(record.id)
-    if digest == record.digest:
+    if digest is None or digest == record.digest:
         return
     known = catalog.point(record.id)
     if known is None:
-        return
+        return  # forgotten in between
     said = record.as_json()
     if "definition" not in known.document:
         del said["definition"]  # it may hold passwords, and stays in the repository
-    if digest is None and said == known.document:
+    if not digest and said == known.document:
         with suppress(VmkeepError):  # a home that cannot be written, or is busy: the next who reads it notes it
             catalog.note_digest(record.id, record.digest)
         return

@@ -234,7 +234,7 @@ def parse_canonical(data: bytes, where: str) -> dict[str, Any]:
     """
     value: dict[str, Any]
     # Each value but the first has a comma or a bracket before it. Texts have some too, so this is an upper bound.
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > _VALUES_LIMIT:
+    if len(data) > _VALUES_LIMIT and data.count(b",") + data.count(b"[") + data.count(b"{") > _VALUES_LIMIT:
         raise ObjectDamaged(f"{where} has more than {_VALUES_LIMIT} values", path=where)
     try:
         value = json.loads(data)
