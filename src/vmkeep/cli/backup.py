@@ -201,7 +201,7 @@ def _labels(texts: Sequence[str]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name:
+        if not equals or not name or name.startswith("$"):
             raise InvalidRequest(f"{text!r} is not a label", hint="Write it as --label KEY=VALUE.")
         if name in labels:
             raise InvalidRequest(f"The label {name!r} is given twice")
@@ -209,7 +209,7 @@ def _labels(texts: Sequence[str]) -> dict[str, str]:
     try:
         texts_by_name(labels)
     except WrongField as error:
-        raise InvalidRequest(f"the labels cannot be kept: a name or a {error}") from error
+        raise InvalidRequest(f"the labels cannot be kept: a name or text of them is wrong: {error}") from error
     return labels
 
 

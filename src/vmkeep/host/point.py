@@ -47,6 +47,7 @@ from vmkeep.planning import (
     plan_point,
 )
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository
+from vmkeep.repository.fields import as_lines
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
 
@@ -289,7 +290,8 @@ class Point:
                 excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in opened.plan.excluded),
                 states=tuple(states),
                 definition=opened.examined.definition_xml,
-                warnings=(*opened.warnings, *request.warnings),
+                # What libvirt, QEMU or a guest's agent said may stand in them.
+                warnings=tuple(map(as_lines, (*opened.warnings, *request.warnings))),
                 secrets=secrets,
                 sequence=request.sequence,
             )

@@ -43,41 +43,40 @@ _FIRST, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC
 
 
 class WrongField(ValueError):
-    """What is wrong with a field, as the end of a sentence about the object that it is in."""
+    """What is wrong; with its ``place``, as the end of a sentence about the object that it is in."""
+
+    def __init__(self, what: str, place: str = "") -> None:
+        super().__init__(f"has a wrong {place}: {what}" if place else what)
+        self.what = what
+        self.place = place
 
 
 class Fields:
     """An object of foreign JSON, whose fields are taken out one by one. Raises WrongField for what is no object."""
 
-    def __init__(self, value: Any, place: str = "") -> None:
+    def __init__(self, value: Any) -> None:
         if not isinstance(value, Mapping):
-            raise WrongField(f"has no object as {place}" if place else "is no object")
+            raise WrongField("is no object")
         self._value = value
-        self._place = place
 
     def take(self, name: str, parse: Callable[[Any], T]) -> T:
         """Return a field as ``parse`` returns it."""
-        where = f"{self._place}.{name}" if self._place else name
         if name not in self._value:
-            raise WrongField(f"lacks {where}")
-        return _parsed(self._value[name], where, parse)
+            raise WrongField("it is not there", name)
+        return _parsed(self._value[name], name, parse)
 
     def each(self, name: str, parse: Callable[[Any], T]) -> tuple[T, ...]:
         """Return a list, each of it as ``parse`` returns it."""
-        where = f"{self._place}.{name}" if self._place else name
         items = self.take(name, _list)
-        return tuple(_parsed(item, f"{where}[{number}]", parse) for number, item in enumerate(items))
-
-    def inside(self, name: str) -> Fields:
-        """Return the fields of an object in a field."""
-        return self.take(name, Fields)
+        return tuple(_parsed(item, f"{name}[{number}]", parse) for number, item in enumerate(items))
 
 
 def _parsed(value: Any, where: str, parse: Callable[[Any], T]) -> T:
     try:
         return parse(value)
     except WrongField as error:
-        raise WrongField(f"has a wrong {where}: {error}") from None
+        place = f"{where}.{error.place}" if error.place else where
+        raise WrongField(error.what, place) from None
 
 
 def _list(value: Any) -> list[Any]:
@@ -120,6 +119,13 @@ def milliseconds(value: Any) -> float:
         raise WrongField("no number")
     if not 0 <= value < 1 << 53 or not math.isfinite(value):
         raise WrongField("no length of time")
+    return value
+
+
+def yes_or_no(value: Any) -> bool:
+    """Return true or false."""
+    if not isinstance(value, bool):
+        raise WrongField("neither true nor false")
     return value
 
 
@@ -172,6 +178,13 @@ def lines(value: Any, *, most_bytes: int = TEXT_BYTES_LIMIT) -> str:
     return _text(value, _UNFIT_FOR_A_TEXT, most_bytes)
 
 
+def as_lines(text: str) -> str:
+    """Return a text of anybody's, a program's message for instance, so that ``lines`` takes it: the rest is escaped."""
+    shown = _UNFIT_FOR_A_TEXT.sub(lambda found: ascii(found[0])[1:-1], text)
+    plain = shown.encode("utf-8", "backslashreplace")
+    return plain[:TEXT_BYTES_LIMIT].decode("utf-8", "ignore")
+
+
 def vm_name(value: Any) -> str:
     """Return the name of a VM: libvirt takes no empty one, and none with a slash or the end of a line."""
     text = line(value)
@@ -200,7 +213,7 @@ def texts_by_name(value: Any) -> dict[str, str]:
     """Return an object of texts."""
     if not isinstance(value, Mapping):
         raise WrongField("no object")
-    return {line(key, most_bytes=TEXT_BYTES_LIMIT): _parsed(text, "text", lines) for key, text in value.items()}
+    return {line(key, most_bytes=TEXT_BYTES_LIMIT): lines(text) for key, text in value.items()}
 
 
 def later(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,9 +222,9 @@ def later(value: Mapping[str, Any]) -> dict[str, Any]:
     while waiting:
         held, depth = waiting.pop()
         if depth > DEPTH_LIMIT:
-            raise WrongField(f"is deeper than {DEPTH_LIMIT}")
+            raise WrongField(f"deeper than {DEPTH_LIMIT}", "field of a later version")
         if isinstance(held, str):
-            _utf8(held)
+            _parsed(held, "field of a later version", _utf8)
         elif isinstance(held, Mapping):
             waiting += [(each, depth + 1) for pair in held.items() for each in pair]
         elif isinstance(held, list):
@@ -240,7 +253,7 @@ def _text(value: Any, unfit: re.Pattern[str], most_bytes: int) -> str:
     if len(value) > most_bytes or len(_utf8(value)) > most_bytes:
         raise WrongField(f"longer than {most_bytes} bytes")
     if unfit.search(value):
-        raise WrongField("has control characters or marks of direction")
+        raise WrongField("control characters or marks of direction")
     return value
 
 
@@ -248,4 +261,4 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise WrongField("cannot be written as UTF-8") from None
+        raise WrongField("not to be written as UTF-8") from None

@@ -32,7 +32,7 @@ def put_state(
     """Store one state file's content durably and return what is known of it.
 
     Raises StateTorn when the content is empty or larger than its kind may be (TPM 1 MiB, NVRAM 8 MiB): it is
-    refused, never cut. Raises InvalidRequest for an unknown kind.
+    refused, never cut. Raises InvalidRequest for an unknown kind, and for what a reader would take for damage.
     """
     if kind not in STATE_LIMITS:
         raise InvalidRequest(f"{kind!r} is not a kind of state file")
@@ -55,6 +55,10 @@ def put_state(
         size_bytes=len(content),
         created=created or datetime.now(UTC).isoformat(timespec="microseconds"),
     )
+    try:
+        StateVersion.from_json(version.as_json(), file)
+    except ObjectDamaged as error:
+        raise InvalidRequest(f"the {kind} state {error.message}, so nothing could read it again", vm=vm_uuid) from error
     header = canonical(version.as_json())
     plain = _LENGTH.pack(len(header)) + header + content
     store.put(STATES + version.id, sealer.seal_alone(FrameKind.STATE, version.id, plain))

@@ -10,6 +10,7 @@ import pytest
 from tests.attack.hostile_records import HOSTILE, SECRET, disk, state
 from vmkeep.errors import ObjectDamaged
 from vmkeep.repository import PointRecord
+from vmkeep.repository.fields import as_lines
 
 GOOD: dict[str, Any] = {
     "id": "a" * 32,
@@ -123,3 +124,13 @@ def test_all_else_that_vmkeep_writes_is_read() -> None:
 @pytest.mark.parametrize("created", ["1970-01-01T00:00:00.000000+00:00", "9998-12-31T00:00:00.000000+00:00"])
 def test_clocks_that_are_wrong_are_read(created: str) -> None:
     assert PointRecord.from_json({**GOOD, "created": created}, "points/x").created == created
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["plain", "two\nlines", "\x1b[31mred\x07", "a\u202eb", "\ud800", "\0", "x" * 300_000, "é" * 100_000, "\u2028"],
+)
+def test_message_of_anybody_can_be_kept_as_a_warning(said: str) -> None:
+    kept = as_lines(said)
+    assert PointRecord.from_json({**GOOD, "warnings": [kept]}, "points/x").warnings == (kept,)
+    assert kept[:5] == said[:5] or "\\" in kept
