@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from vmkeep.errors import ObjectDamaged
-from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, FrameKind, pack_name
+from vmkeep.repository.layout import FrameKind, pack_name, sealed_bytes_limit
 from vmkeep.repository.manifest import (
     Children,
     NodeReader,
@@ -109,7 +109,7 @@ def open_blocks(
 ) -> list[tuple[int, bytes]]:
     """Return (start in bytes, content) of each block of a group; raises ObjectMissing or ObjectDamaged."""
     for _block, ref in group:
-        refuse_oversize(ref, disk.block_bytes + FRAME_OVERHEAD_BYTES)
+        refuse_oversize(ref, sealed_bytes_limit(disk.block_bytes))
     frames = fetch_frames(store, [ref for _block, ref in group])
     opened = []
     for (block, ref), frame in zip(group, frames, strict=True):

@@ -155,6 +155,14 @@ class PackEntry:
     plain_bytes: int
 
 
+def sealed_bytes_limit(plain_bytes: int) -> int:
+    """Return the most bytes that a frame with so many bytes of content can have.
+
+    Ours never grow by being compressed; those of another writer may, by what a compressor adds at most.
+    """
+    return FRAME_OVERHEAD_BYTES + plain_bytes + (plain_bytes >> 7) + 1024
+
+
 def pack_index(entries: Sequence[PackEntry]) -> bytes:
     """Return the plain text of a pack's index: a count, then one 48-byte row for each frame in order of offset."""
     rows = [

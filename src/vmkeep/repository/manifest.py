@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
-from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, ID_BYTES, NAME_BYTES, VERSION
+from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, ID_BYTES, NAME_BYTES, VERSION, sealed_bytes_limit
 from vmkeep.repository.record import BlockRef, StoredDisk
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def geometry_of(disk: StoredDisk) -> Geometry:
 
 def frame_bytes_limit(slots: int) -> int:
     """Return the most bytes that the sealed frame of a node with so many slots can have."""
-    return FRAME_OVERHEAD_BYTES + _NODE.size + -(-slots // 8) + slots * (NAME_BYTES + ID_BYTES + 2 + 4 + 4)
+    return sealed_bytes_limit(_NODE.size + -(-slots // 8) + slots * (NAME_BYTES + ID_BYTES + 2 + 4 + 4))
 
 
 def encode_node(level: int, children: Sequence[BlockRef | None]) -> bytes:

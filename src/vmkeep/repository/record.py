@@ -22,6 +22,7 @@ from vmkeep.repository.layout import (
     FRAME_OVERHEAD_BYTES,
     NODE_BYTES_LIMIT,
     PACK_BYTES_LIMIT,
+    sealed_bytes_limit,
 )
 
 FAN_OUT = 32
@@ -55,7 +56,7 @@ class BlockRef:
             taken.take("offset", fields.numbered(most=PACK_BYTES_LIMIT)),
             taken.take(
                 "length",
-                fields.numbered(least=FRAME_OVERHEAD_BYTES, most=NODE_BYTES_LIMIT + FRAME_OVERHEAD_BYTES),
+                fields.numbered(least=FRAME_OVERHEAD_BYTES, most=sealed_bytes_limit(NODE_BYTES_LIMIT)),
             ),
         )
 

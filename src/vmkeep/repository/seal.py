@@ -28,7 +28,6 @@ from vmkeep.repository.compression import zstd
 from vmkeep.repository.layout import (
     BLOCK_BYTES_LIMIT,
     FRAME_HEADER_BYTES,
-    FRAME_OVERHEAD_BYTES,
     INDEX_BYTES_LIMIT,
     NODE_BYTES_LIMIT,
     POINT_BYTES_LIMIT,
@@ -38,6 +37,7 @@ from vmkeep.repository.layout import (
     Codec,
     FrameHeader,
     FrameKind,
+    sealed_bytes_limit,
 )
 
 Random: TypeAlias = Callable[[int], bytes]
@@ -103,8 +103,8 @@ class Domain:
 
 
 def frame_bytes_limit(kind: FrameKind) -> int:
-    """Return what an object of one frame of that kind can have, in bytes: what would grow is not compressed."""
-    return PLAIN_LIMITS[kind] + FRAME_OVERHEAD_BYTES
+    """Return what the frame of that kind can have at most, in bytes."""
+    return sealed_bytes_limit(PLAIN_LIMITS[kind])
 
 
 class SealingKey:

@@ -35,7 +35,6 @@ from vmkeep.repository.keyring import generation_of_name, highest_generation, ke
 from vmkeep.repository.layout import (
     ENVELOPES,
     FORMAT_OBJECT,
-    FRAME_OVERHEAD_BYTES,
     KEYRING,
     PACK_HEADER_BYTES,
     PACKS,
@@ -48,6 +47,7 @@ from vmkeep.repository.layout import (
     pack_name,
     pack_of_name,
     parse_trailer,
+    sealed_bytes_limit,
 )
 from vmkeep.repository.manifest import Children, Geometry, decode_node, frame_bytes_limit, geometry_of
 from vmkeep.repository.packs import open_index, read_index
@@ -340,7 +340,7 @@ class Verification:
             unread = self._share.of(unread, lambda item: (item[1].pack, item[1].offset, item[1].length))
         self._blocks += len(unread)
         for group in windows(disk, unread):
-            frames = self._open(FrameKind.BLOCK, [ref for _, ref in group], disk.block_bytes + FRAME_OVERHEAD_BYTES)
+            frames = self._open(FrameKind.BLOCK, [ref for _, ref in group], sealed_bytes_limit(disk.block_bytes))
             for (block, ref), opened in zip(group, frames, strict=True):
                 if not isinstance(opened, VmkeepError) and len(opened) != disk.plain_bytes(block):
                     opened = ObjectDamaged(f"{describe(ref)} has a wrong length")
