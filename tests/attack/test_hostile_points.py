@@ -6,7 +6,11 @@ Seen before: one of them ended `points` and `backup` as a fault of vmkeep, and k
 from __future__ import annotations
 
 import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,49 @@ import pytest
 
 from tests.attack.forging import forge, put_point, replace_point
 from tests.attack.hostile_records import HOSTILE, RIGHT_TO_LEFT
-from tests.integration.cli.command_line import Answer, vmkeep
+from tests.integration.cli.command_line import Answer, environment
 from tests.integration.cli.test_catch_up import VM, WEB, make, premises
+from tests.rig.forking import CommandForks
 from vmkeep.catalog import Catalog
 from vmkeep.errors import ObjectDamaged, PointChanged
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.repository import PointRecord
 
 _LIBVIRT = ("-c", "test:///default")
+
+
+class ThisMachine:
+    """Where the commands run: no host of its own, as no VM is touched."""
+
+    dir = Path(tempfile.gettempdir())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return environment(Path("/nonexistent"))
+
+    def popen(self, command: Sequence[str | Path], *, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, text=True, env=self.environment, cwd=Path.cwd()
+        )
+
+
+@cache
+def forks() -> CommandForks:
+    """Return who forks commands, having imported vmkeep: the start of Python would be most of their time."""
+    return CommandForks(ThisMachine())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_of_forks() -> Iterator[None]:
+    yield
+    forks().close()
+    forks.cache_clear()
+
+
+def vmkeep(home: Path, *arguments: str) -> Answer:
+    """Run a command line to its end."""
+    done = forks().run(["vmkeep", *arguments], {"VMKEEP_HOME": str(home)}, None)
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +139,18 @@ def test_damaged_point_is_named_by_its_id_and_can_be_deleted(shared: Shared) -> 
     deleted = vmkeep(shared.home, "point", "delete", forged[:8], "--yes", "--json")
     assert (deleted.status, deleted.document()["deleted"]) == (0, {"point": forged, "vm": None})
     assert vmkeep(shared.home, "verify", "--all").status == 0
+
+
+@pytest.mark.parametrize("definition", ["", "<domain", "<domain/>", "<a/>" * 3])
+def test_definition_that_is_none_is_an_error_of_ours(shared: Shared, tmp_path: Path, definition: str) -> None:
+    with premises(shared.home) as place:
+        forged = forge(place.repository, shared.points[0], definition=definition)
+    as_vm = vmkeep(shared.home, *_LIBVIRT, "restore", forged, "--as", "x", "--disks-dir", str(tmp_path), "--json")
+    assert as_vm.status in (2, 20)
+    assert as_vm.error()["code"] in ("damaged", "invalid-request")
+    only = ("--only", "disks", "--decrypt")
+    files = vmkeep(shared.home, *_LIBVIRT, "restore", forged, "--output", str(tmp_path / "out"), *only, "--json")
+    assert files.status == 0, files.err
 
 
 def test_circle_of_parents_is_listed_drawn_and_adopted(shared: Shared) -> None:
