@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.attack.forging import forge, put_point, replace_point
+from tests.attack.hostile_records import HOSTILE
 from tests.crash.bed import Zygote
 from tests.rig import Disk, Host, KiB, MiB, Vm, random_bytes, read_offline_image
 from tests.rig.cli import Vmkeep
@@ -95,6 +96,19 @@ def test_point_that_was_exchanged_is_no_base_and_the_backup_goes_on(town: Town, 
     output = town.vmkeep.restore(point, town.host.dir / "work" / "restored")
     assert read_offline_image(output / "vda.qcow2") == town.image("alice")
     assert town.vmkeep.fails("verify", exchanged.id).status == 20
+
+
+def test_backup_goes_on_beside_damaged_points_of_its_vm_and_names_them(town: Town) -> None:
+    faults = ("created: no time", "generation: 2^70", "vm_name: lone surrogate", "file: above", "target: a path")
+    with town.premises() as premises:
+        forged = [forge(premises.repository, town.points["bob"], **HOSTILE[fault]) for fault in faults]
+    done = town.vmkeep.run("--json", "backup", "bob")
+    assert done.returncode == 0, done.stderr
+    assert all(point_id in done.stderr for point_id in forged)
+    for words in (("doctor", "bob"), ("points", "--tree"), ("vm", "list")):
+        assert town.vmkeep.run(*words).returncode != 1
+    for point_id in forged:
+        town.vmkeep.json("point", "delete", point_id, "--yes")
 
 
 def test_vm_that_is_called_otherwise_is_not_written_without_a_question(town: Town, forged_point: str) -> None:

@@ -32,6 +32,7 @@ from vmkeep.repository.layout import (
     NODE_BYTES_LIMIT,
     POINT_BYTES_LIMIT,
     SALT_BYTES,
+    SMALL_BYTES_LIMIT,
     STATE_BYTES_LIMIT,
     Buffer,
     Codec,
@@ -63,7 +64,7 @@ PLAIN_LIMITS: Mapping[FrameKind, int] = MappingProxyType(
         FrameKind.ENVELOPE: POINT_BYTES_LIMIT,
     }
 )
-"""What the plain text of each kind can have, in bytes."""
+"""What the plain text of each kind can have, in bytes; a kind that is not named has small objects only."""
 _UNDECLARED = -1
 _NONCE = struct.Struct("<Q4x")
 _CACHED_KEYS = 1024
@@ -104,7 +105,7 @@ class Domain:
 
 def frame_bytes_limit(kind: FrameKind) -> int:
     """Return what the frame of that kind can have at most, in bytes."""
-    return sealed_bytes_limit(PLAIN_LIMITS[kind])
+    return sealed_bytes_limit(PLAIN_LIMITS.get(kind, SMALL_BYTES_LIMIT))
 
 
 class SealingKey:
@@ -201,7 +202,7 @@ class Sealer:
             raise ObjectDamaged(f"{where} is cut short", path=where)
         if header.kind is not kind:
             raise ObjectDamaged(f"{where} is of another kind", path=where)
-        if header.plain_bytes > PLAIN_LIMITS[kind]:
+        if header.plain_bytes > PLAIN_LIMITS.get(kind, SMALL_BYTES_LIMIT):
             raise ObjectDamaged(f"{where} is larger than what can be there", path=where)
         key = self._sealing_key(header, where)
         try:
