@@ -62,6 +62,7 @@ STATE_BYTES_LIMIT = 8 * 1024 * 1024 + 64 * 1024
 """Of a state version: the largest content, and its header."""
 INDEX_BYTES_LIMIT = 8 * 1024 * 1024
 """Of a pack's index: more than twice what writers close a pack at."""
+_DEPTH_LIMIT = 64
 _VALUES_LIMIT = 500_000
 """Of values in one JSON object: each takes about 100 bytes of memory, and 3 bytes of text."""
 PACK_BYTES_LIMIT = 1 << 31
@@ -238,7 +239,8 @@ def canonical(value: Mapping[str, Any]) -> bytes:
 def parse_canonical(data: bytes, where: str) -> dict[str, Any]:
     """Return the object; raises ObjectDamaged when it is no JSON object or is written in any other way.
 
-    What it would take in memory is looked at before it is parsed.
+    What it would take in memory is looked at before it is parsed, and how deep it is before anybody goes into it: what
+    can just be parsed here may be too deep for whoever writes it again with more calls above.
     """
     value: dict[str, Any]
     # Each value but the first has a comma or a bracket before it. Texts have some too, so this is an upper bound.
@@ -251,7 +253,20 @@ def parse_canonical(data: bytes, where: str) -> dict[str, Any]:
         raise ObjectDamaged(f"{where} is not readable", path=where) from error
     if not same:
         raise ObjectDamaged(f"{where} is not written as it should be", path=where)
+    if data.count(b"[") + data.count(b"{") > _DEPTH_LIMIT and _is_deeper(value, _DEPTH_LIMIT):
+        raise ObjectDamaged(f"{where} is deeper than {_DEPTH_LIMIT}", path=where)
     return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    waiting: list[tuple[Any, int]] = [(value, 1)]
+    while waiting:
+        held, depth = waiting.pop()
+        if depth > limit:
+            return True
+        inner = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+        waiting += [(each, depth + 1) for each in inner if isinstance(each, dict | list)]
+    return False
 
 
 def format_object(repository: str) -> bytes:

@@ -276,6 +276,19 @@ def test_any_json_as_a_record(value: Any) -> None:
         outcome(lambda: PointRecord.from_json(parse_canonical(data, "points/x"), "points/x"))
 
 
+@pytest.mark.parametrize("depth", [60, 70, 300, 900, 960, 1000, 5000])
+def test_deep_json_is_damage_wherever_it_stands(depth: int) -> None:
+    deep: bytes = b"[" * depth + b"]" * depth
+    for good, read in (
+        (RECORD, lambda data: PointRecord.from_json(parse_canonical(data, "x"), "x")),
+        (json.loads(KEYRING_BYTES), opened_keyring),
+        (NOTE, lambda data: list(damaged_notes(store_of(Memory({INTENTS + "c" * 32: data}))))),
+    ):
+        data = canonical({**good, "later": "here"}).replace(b'"here"', deep)
+        outcome(lambda read=read, data=data: read(data))  # type: ignore[misc]
+    outcome(lambda: parse_format(FORMAT.replace(b"1", deep, 1), "/repository"))
+
+
 @given(damaged(canonical(RECORD)))
 def test_record_that_is_damaged(data: bytes) -> None:
     record = outcome(lambda: PointRecord.from_json(parse_canonical(data, "points/x"), "points/x"))
