@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from lxml import etree
 
 from tests.attack.forging import forge, put_point, replace_point
 from tests.attack.hostile_records import HOSTILE
@@ -148,7 +149,10 @@ def test_name_that_people_give_is_kept_and_comes_back(town: Town, name: str) -> 
 
 @pytest.mark.parametrize("name", ["tab\there", "to\u202eleft"], ids=["tab", "direction"])
 def test_name_that_reads_as_another_one_is_refused_before_anything_is_done(town: Town, name: str) -> None:
-    vm = _vm(town.host, name, 11)
+    def call(definition: etree._Element) -> None:
+        next(definition.iter("name")).text = name
+
+    vm = town.host.define("odd", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False, edit=call)
     points: list[dict[str, Any]] = town.vmkeep.json("points")["points"]
     refused = town.vmkeep.fails("backup", vm.uuid)
     assert (refused.code, "virsh domrename" in refused.error["hint"]) == ("invalid-request", True)
