@@ -369,6 +369,17 @@ class ObjectMissing(IntegrityError):
     exit_status = 21
 
 
+class PointChanged(IntegrityError):
+    """The repository holds another record of a point than the one that was written or adopted here."""
+
+    code = "point-changed"
+    exit_status = 27
+    default_hint = (
+        "Whoever holds the repository's key can have put it there. Nothing was changed here. Find out who did; "
+        "the VM's other points are listed by `vmkeep points`."
+    )
+
+
 class RepositoryForeign(VmkeepError):
     """A directory that holds something else, or a repository of a newer major version."""
 

@@ -220,7 +220,7 @@ def test_variables_that_no_firmware_here_is_made_for_are_not_given_to_one(kept: 
             vm_uuid=record.vm_uuid,
             kind="nvram",
             generation=90,
-            file="guest_VARS.fd",
+            file="nvram.fd",
             owner="root",
             group="root",
             mode=0o600,

@@ -157,7 +157,8 @@ class Catalog:
         """
         with self._database.writing() as connection:
             known = point_queries.get(connection, point.id)
-            if known is not None and known != point:
+            digests = {digest for each in (known, point) if each is not None and (digest := each.digest) is not None}
+            if known is not None and (known != point or len(digests) > 1):
                 raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
             vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=False)
             for state in states:
@@ -204,7 +205,7 @@ class Catalog:
         It is nobody's before its point is recorded; who takes it holds the VM's lock.
         """
         with self._database.reading() as connection:
-            return vm_queries.sequence(connection, vm_uuid.lower()) + 1
+            return vm_queries.next_sequence(connection, vm_uuid.lower())
 
     def find_point(self, text: str) -> CatalogPoint:
         """Return the point that a full id, a unique beginning of one, VM@latest or VM@TIME means.
@@ -227,6 +228,21 @@ class Catalog:
             return ()
         with self._database.reading() as connection:
             return point_queries.made_earlier_with_later_clocks(connection, found, until)
+
+    def point(self, point_id: str) -> CatalogPoint | None:
+        """Return the point of an id; None when it is not known."""
+        with self._database.reading() as connection:
+            return point_queries.get(connection, point_id)
+
+    def digest(self, point_id: str) -> str | None:
+        """Return the SHA-256 of a point's record, empty as long as it is not known; None when the point is not."""
+        with self._database.reading() as connection:
+            return point_queries.digest(connection, point_id)
+
+    def note_digest(self, point_id: str, digest: str) -> None:
+        """Note the digest of a record that agrees with what is known of its point; one that is known stays."""
+        with self._database.writing() as connection:
+            point_queries.set_digest(connection, point_id, digest)
 
     def newest_made(self, vm_uuid: str) -> CatalogPoint | None:
         """Return the point of a VM that was made last and is no safety point."""
@@ -277,7 +293,7 @@ class Catalog:
             for state in snapshot.states:
                 state_queries.accept(connection, state)
                 state_queries.pin(connection, state.id, snapshot.id, "snapshot")
-            number = vm_queries.sequence(connection, snapshot.vm_uuid) + 1
+            number = vm_queries.next_sequence(connection, snapshot.vm_uuid)
             snapshot_queries.add(connection, snapshot, number)
             vm_queries.raise_sequence(connection, snapshot.vm_uuid, number)
 

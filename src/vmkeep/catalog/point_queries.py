@@ -48,6 +48,7 @@ def add(connection: Connection, point: CatalogPoint) -> None:
         "summary": texts.dump(point.summary()),
         "document": texts.dump(point.document),
         "sequence": point.sequence,
+        "digest": point.digest,
     }
     connection.execute(insert(points).values(row))
 
@@ -77,6 +78,18 @@ def put_last(connection: Connection, point: CatalogPoint) -> None:
 def get(connection: Connection, point_id: str) -> CatalogPoint | None:
     row = connection.execute(select(points).where(points.c.id == point_id)).first()
     return None if row is None else _point(row)
+
+
+def digest(connection: Connection, point_id: str) -> str | None:
+    """Return the digest of a point's record, empty as long as it is not known; None when the point is not."""
+    row = connection.execute(select(points.c.digest).where(points.c.id == point_id)).first()
+    return None if row is None else row.digest or ""
+
+
+def set_digest(connection: Connection, point_id: str, digest: str) -> None:
+    """Note the digest of a point that has none yet."""
+    unset = update(points).where(points.c.id == point_id, points.c.digest.is_(None))
+    connection.execute(unset.values(digest=digest))
 
 
 def remove(connection: Connection, point_id: str) -> bool:
@@ -239,4 +252,5 @@ def _point(row: Row[Any]) -> CatalogPoint:
         labels=texts.load(row.labels),
         document=texts.load(row.document),
         sequence=row.sequence,
+        digest=row.digest,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 SAFETY_LABEL: Final = "vmkeep.safety"
@@ -41,6 +41,7 @@ class CatalogPoint:
     """A point. ``document`` is the whole record of the repository as JSON; ``created`` is ISO 8601 in UTC.
 
     ``sequence`` is its order number, None for one of an older release. ``created`` is shown and orders nothing.
+    ``digest`` is the SHA-256 of the record in the repository, None as long as it is not known.
     """
 
     id: str
@@ -55,6 +56,7 @@ class CatalogPoint:
     labels: Mapping[str, str]
     document: Mapping[str, Any]
     sequence: int | None = None
+    digest: str | None = field(default=None, compare=False)
 
     @property
     def is_safety(self) -> bool:

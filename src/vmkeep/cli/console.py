@@ -231,10 +231,16 @@ def duration_text(seconds: float) -> str:
 
 
 def time_text(created: str) -> str:
-    """Return an ISO time in the time zone of whoever reads it."""
+    """Return an ISO time in the time zone of whoever reads it, or the text when it is none.
+
+    The catalogue of an older release may hold a point with any text as its time: it took over what others wrote.
+    """
     from datetime import datetime
 
-    return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):
+        return created
 
 
 def _rich(stream: Any) -> RichConsole:

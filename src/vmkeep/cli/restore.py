@@ -193,19 +193,28 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
             "--tpm new goes with --as only", hint="In place the TPM is the point's (same), or stays (keep)."
         )
     found, beside = search_point(running, point)
-    request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
+    by_uuid = point.lower().startswith(f"{found.vm_uuid}@")
+    request = RestoreInPlace(
+        found.id,
+        found.vm_name,
+        only,
+        tpm or TpmChoice.SAME,
+        vm_uuid=found.vm_uuid,
+        vm_called=found.vm_name if yes and not by_uuid else "",
+    )
     running.require_rights(found.vm_name)
     running.expect_job()
     with running.engine() as engine:
         if not yes:
             # What cannot be done is said before anybody is asked whether it shall be.
             with running.console.progress() as watch:
-                engine.check_in_place(request, watch)
-        running.console.confirm(
-            f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
-            f"over VM {found.vm_name!r} as it is now? A safety point of it is taken first.",
-            yes=yes,
-        )
+                name = engine.check_in_place(request, watch).vm_name
+            then = "" if name == found.vm_name else f", which the point calls {found.vm_name!r},"
+            running.console.confirm(
+                f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
+                f"over VM {name!r}{then} as it is now? A safety point of it is taken first.",
+                yes=False,
+            )
         with running.console.progress() as watch:
             request, taken = engine.take_safety_point(request, watch)
         safety = str(request.safety)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from vmkeep.catalog import Catalog, CatalogPoint, PassedPoint
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
-from vmkeep.flows.premises import catalog_point, catalog_states
+from vmkeep.flows.premises import DamagedPoint, catalog_point, catalog_states
 from vmkeep.flows.services import Services
 from vmkeep.host.survey import Progress
 from vmkeep.logs import get_logger
@@ -49,14 +49,14 @@ class CaughtUp:
 
     taken: tuple[CatalogPoint, ...] = ()
     remarkable: tuple[CatalogPoint, ...] = ()
-    damaged: tuple[str, ...] = ()
+    damaged: tuple[DamagedPoint, ...] = ()
     conflicts: tuple[str, ...] = ()
     missing: frozenset[str] = frozenset()
 
     def sentences(self) -> tuple[str, ...]:
         """Return what a person must hear."""
         told = [_took_over(points) for points in _by_origin(self.remarkable)]
-        told += [f"a point of the repository could not be taken over: {why}" for why in self.damaged]
+        told += [f"a point of the repository could not be taken over: {damaged.message}" for damaged in self.damaged]
         return (*told, *self.conflicts)
 
 
@@ -103,9 +103,10 @@ def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
 
 
 def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequence[str], caught: CaughtUp) -> CaughtUp:
-    records: list[PointRecord] = []
+    taken: list[CatalogPoint] = []
+    states: list[tuple[CatalogState, ...]] = []
     passed: list[PassedPoint] = []
-    damaged: list[str] = []
+    damaged: list[DamagedPoint] = []
     vms = {vm.uuid: vm for vm in catalog.vms()}
     for point_id in ids:
         try:
@@ -113,16 +114,17 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
         except PointNotFound:
             continue  # deleted meanwhile
         except IntegrityError as error:
-            damaged.append(error.message)
+            damaged.append(DamagedPoint(point_id, error.message))
             continue
         about = PassedPoint(record.id, record.vm_uuid, record.vm_name)
         if record.vm_uuid in vms or counts(about):
-            records.append(record)
+            # Without the definition, which has megabytes when somebody likes to.
+            taken.append(catalog_point(record))
+            states.append(catalog_states(record))
         else:
             passed.append(about)
     catalog.pass_points(passed)
-    taken = [catalog_point(record) for record in records]
-    adopted = catalog.adopt(list(zip(taken, map(catalog_states, records), strict=True)))
+    adopted = catalog.adopt(list(zip(taken, states, strict=True)))
     remarkable = [
         point
         for point in taken

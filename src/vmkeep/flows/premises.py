@@ -27,6 +27,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, file_error, make_private_file, require_room
+from vmkeep.flows.identity import recognise
 from vmkeep.flows.standin import StandIn
 from vmkeep.host.lock import FileLock
 from vmkeep.host.tasks import KnownDisk, KnownPoint
@@ -257,6 +258,7 @@ class Premises:
                 self._mark(key).unlink(missing_ok=True)
             raise
         self._key = key
+        repository.recognise = self._recognise
         return self._take(repository, created=True)
 
     def _new_key(self) -> KeyFile:
@@ -345,7 +347,12 @@ class Premises:
     def _open(self, location: str) -> Repository:
         from vmkeep.repository import Repository
 
-        return Repository.open(location, self._find_key, compress=self._compress())
+        repository = Repository.open(location, self._find_key, compress=self._compress())
+        repository.recognise = self._recognise
+        return repository
+
+    def _recognise(self, record: PointRecord) -> None:
+        recognise(self.catalog, record)
 
     def _compress(self) -> Compress:
         from vmkeep.repository.compression import zstd, zstd_well
@@ -400,6 +407,7 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
         labels=dict(record.labels),
         document=document,
         sequence=record.sequence,
+        digest=record.digest or None,
     )
 
 

@@ -116,8 +116,10 @@ class VmRestored:
 class RestoreInPlace:
     """Write a point over its own VM. ``only`` holds "disks", "state" and targets of disks; empty means all.
 
-    ``vm`` is the VM's name, for the record. ``safety`` is the point that holds the VM as it is now; None until it is
-    taken. ``images`` is what the images without bitmaps told of themselves before that (`InPlaceChecked`).
+    ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
+    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``safety`` is the point
+    that holds the VM as it is now; None until it is taken. ``images`` is what the images without bitmaps told of
+    themselves before that (`InPlaceChecked`).
     """
 
     point: str
@@ -126,6 +128,8 @@ class RestoreInPlace:
     tpm: TpmChoice = TpmChoice.SAME
     safety: str | None = None
     images: Mapping[str, str] = field(default_factory=dict)
+    vm_uuid: str = ""
+    vm_called: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ from vmkeep.host.tasks import (
     WithdrawItems,
 )
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.paths import remove_file
 from vmkeep.planning import ExclusionReason
 from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
 from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw
@@ -163,7 +164,7 @@ def _told_of_secrets(record: PointRecord, request: PrepareFiles) -> list[str]:
 def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Settings, request: PrepareVm) -> VmPrepared:
     """Decide identity, paths and definition of the VM to be made (the rules of identity: docs/guide/restore.md)."""
     record = repository.point(request.point_id)
-    original = parse_definition(record.definition)
+    original = _definition_then(record)
     if hypervisor.find(request.name) is not None:
         raise TargetExists(
             f"a VM named {request.name!r} is on this host already",
@@ -226,12 +227,24 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     )
 
 
+def _definition_then(record: PointRecord) -> Definition:
+    """Return the definition that the point holds; raises IntegrityError for one that is none."""
+    try:
+        return parse_definition(record.definition)
+    except DefinitionError as error:
+        raise IntegrityError(
+            f"point {record.id} holds no definition of a VM that can be read: {error}",
+            vm=record.vm_name,
+            hint="`--output DIR --decrypt --only disks` writes its disks; a VM can be defined around them by hand.",
+        ) from error
+
+
 def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
     """Define the VM, after its secrets; when an earlier attempt did so already, that is fine."""
     existing = hypervisor.find_uuid(request.uuid)
     if existing is None:
         record = repository.point(request.point_id)
-        original = parse_definition(record.definition)
+        original = _definition_then(record)
         roots = StateRoots.of(hypervisor.uri)
         definition = _definition_of(
             record, original, request.name, request.uuid, request.identity, request.items, roots
@@ -412,7 +425,7 @@ def _deliver_disk(
     disk = next(disk for disk in record.disks if disk.target == item.name)
     staged = Path(item.staged)
     with file_errors(staged):
-        staged.unlink(missing_ok=True)  # of an attempt that was killed
+        remove_file(staged)  # of an attempt that was killed
     written = deliver_disk(
         repository,
         disk.stored,

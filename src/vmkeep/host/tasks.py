@@ -96,10 +96,14 @@ class CopyPoint:
 
 @dataclass(frozen=True, slots=True)
 class PointCopied:
-    """``record`` is the point's record as JSON without the definition; ``states`` those that are new versions."""
+    """``record`` is the point's record as JSON without the definition; ``states`` those that are new versions.
+
+    ``digest`` is that of the whole record; empty from a flow that an older release began.
+    """
 
     record: Mapping[str, Any]
     states: tuple[Mapping[str, Any], ...]
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,12 +297,14 @@ class UndefineVm:
 class CheckInPlace:
     """Look whether the point can be restored over its VM, and change nothing. Answers InPlaceChecked.
 
-    ``only`` holds "disks", "state" and targets; empty means all. ``tpm`` is "same" (the point's) or "keep".
+    ``only`` holds "disks", "state" and targets; empty means all. ``tpm`` is "same" (the point's) or "keep". ``vm_uuid``
+    is the VM that was named; empty from a flow that an older release began.
     """
 
     point_id: str
     only: tuple[str, ...]
     tpm: str
+    vm_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +328,7 @@ class ParkVm:
     """Keep the VM from starting and write the journal of its restore. Answers VmParked.
 
     ``safety_id`` is the point that holds the VM as it is now, and ``images`` what InPlaceChecked said before it was
-    taken. From here to ReleaseVm or PutBack the operation has the VM's lock.
+    taken; ``vm_uuid`` is as in CheckInPlace. From here to ReleaseVm or PutBack the operation has the VM's lock.
     """
 
     operation: str
@@ -331,6 +337,7 @@ class ParkVm:
     only: tuple[str, ...]
     tpm: str
     images: Mapping[str, str]
+    vm_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 from vmkeep.errors import (
     InvalidRequest,
@@ -42,7 +44,7 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.manifest import Runs, comparable, sample_blocks, walk_blocks, walk_difference
 from vmkeep.repository.packs import read_index
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
-from vmkeep.repository.seal import Compress, Random, Sealer
+from vmkeep.repository.seal import Compress, Random, Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore, create_store, open_store
 from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
@@ -52,8 +54,15 @@ _LEFT = timedelta(hours=1)
 _SILENT = timedelta(days=1)
 
 
+Recognise: TypeAlias = Callable[[PointRecord], None]
+"""Raises PointChanged for a record that is not the one which is known under its id."""
+
+
 class Repository:
-    """Points, blocks and state versions in a store, opened with a key. Safe to use from many threads."""
+    """Points, blocks and state versions in a store, opened with a key. Safe to use from many threads.
+
+    ``recognise`` is set by who knows points: every record that is read goes by it, whoever reads it.
+    """
 
     def __init__(
         self,
@@ -68,6 +77,7 @@ class Repository:
         self.id = parse_format(format_bytes, store.location)
         self.location = store.location
         self.keyring = keyring
+        self.recognise: Recognise | None = None
         self._store = store
         store.recognise(FORMAT_OBJECT, format_bytes)
         self._format = format_bytes
@@ -167,19 +177,20 @@ class Repository:
             yield self.point(point_id)
 
     def point(self, point_id: str) -> PointRecord:
-        """Return a point's record; raises PointNotFound or ObjectDamaged."""
+        """Return a point's record; raises PointNotFound, ObjectDamaged, and what ``recognise`` raises."""
         if not is_name(point_id):
             raise PointNotFound(f"{point_id!r} is not the id of a point")
         name = POINTS + point_id
         try:
-            frame = self._store.get(name)
+            frame = self._store.get(name, most_bytes=frame_bytes_limit(FrameKind.POINT))
         except ObjectMissing as error:
             raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from error
-        record = PointRecord.from_json(
-            parse_canonical(self._sealer.open_alone(FrameKind.POINT, point_id, frame, name), name), name
-        )
+        plain = self._sealer.open_alone(FrameKind.POINT, point_id, frame, name)
+        record = PointRecord.from_json(parse_canonical(plain, name), name, digest=hashlib.sha256(plain).hexdigest())
         if record.id != point_id:
             raise ObjectDamaged(f"{name} holds another point", path=name)
+        if self.recognise is not None:
+            self.recognise(record)
         return record
 
     def delete_point(self, point_id: str) -> None:
@@ -381,4 +392,5 @@ def _is_only_recipient(store: ObjectStore, key_id: str) -> bool:
     except ObjectDamaged:
         return False
     recipients = value.get("recipients")
-    return isinstance(recipients, list) and [each.get("key_id") for each in recipients] == [key_id]
+    ids = [each.get("key_id") for each in recipients if isinstance(each, dict)] if isinstance(recipients, list) else []
+    return ids == [key_id]

@@ -103,6 +103,31 @@ def test_catalogue_of_the_first_schema_is_brought_up_to_date_with_all_it_has(tmp
         assert catalog.snapshots_of_vm("u") == ()
 
 
+def test_point_whose_time_is_none_leaves_an_older_catalogue_and_nothing_else_does(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    good = ("2026-03-01T10:00:00.000000Z", "2026-03-01T10:00:00.000000+00:00", "1970-01-01T00:00:00.000000Z")
+    bad = ("yesterday", "0001-01-01T00:00:00.000000+00:00", "9999-12-31T23:00:00.000000Z", "2026-03-01T10:00:00.000000")
+    with engine.begin() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.exec_driver_sql("INSERT INTO vms VALUES ('u', 'vm', NULL, '2026', 0, NULL, 0)")
+        connection.exec_driver_sql("INSERT INTO state_versions VALUES ('v', 'u', 'tpm', 1, 's', 1, '2026', 0)")
+        for number, created in enumerate((*good, *bad)):
+            row = (f"p{number}", created)
+            connection.exec_driver_sql(
+                "INSERT INTO points VALUES (?, 'u', 'vm', 'full', NULL, ?, 'h', NULL, 1, '{}', '{}', '{}', NULL, 0)",
+                row,
+            )
+            connection.exec_driver_sql("INSERT INTO pins VALUES ('v', 'point', ?)", row[:1])
+    engine.dispose()
+    with Catalog.open(path) as catalog:
+        left = tuple(f"p{number}" for number in range(len(good)))
+        assert catalog.point_ids() == catalog.pins("v") == left
+        assert [catalog.digest(point) for point in left] == [""] * len(left)
+
+
 def test_newer_catalogue_is_refused_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
     Catalog.open(path).close()
