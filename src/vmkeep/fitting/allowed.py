@@ -15,7 +15,7 @@ below through.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
@@ -111,8 +111,8 @@ domain !type=kvm|qemu id
         type arch machine #
         firmware
             feature name enabled
-        loader readonly type secure stateless format #~loader
-        nvram template~template templateFormat format !type=file #~variables
+        loader readonly type secure stateless format=raw|qcow2 #~loader
+        nvram template~template templateFormat=raw|qcow2 format=raw|qcow2 !type=file #~variables
             source file~variables
         boot dev
         bootmenu enable timeout
@@ -187,7 +187,8 @@ domain !type=kvm|qemu id
         emulator #~emulator
         disk !type=file !device=disk|cdrom|floppy model snapshot
             @device
-            driver type cache io discard error_policy rerror_policy copy_on_read detect_zeroes discard_no_unref
+            driver type=raw|qcow2 cache io discard error_policy rerror_policy
+            driver copy_on_read detect_zeroes discard_no_unref
                 iothreads
                     iothread id
                         queue id
@@ -366,6 +367,8 @@ _MORE_GROUPS: Final = """
     audio id
 """
 
+Rules = Mapping[str, Callable[[str], bool]]
+"""The rules that ask the host, by name."""
 Rule = str
 """What a text must be: ``=A|B`` one of these words, ``~NAME`` what a rule of that name takes, empty: no slash in it."""
 
@@ -446,7 +449,7 @@ _PLAIN: Final = re.compile(r"[^/\x00-\x1f\x7f]*")
 _TEXT: Final = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*")
 
 
-def takes(rule: Rule, value: str, rules: dict[str, Callable[[str], bool]]) -> bool:
+def takes(rule: Rule, value: str, rules: Rules) -> bool:
     """Return whether a rule takes a value; ``rules`` are those by name besides ``~text``."""
     if not rule:
         return _PLAIN.fullmatch(value) is not None

@@ -9,14 +9,15 @@ when nobody knows what it does.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from lxml import etree
 
 from vmkeep.definition.tree import remove
-from vmkeep.fitting.allowed import Allowed, allowed_domain, takes
+from vmkeep.fitting.allowed import Allowed, Rules, allowed_domain, takes
 from vmkeep.xmltext import element_children, element_text, tag_name
 
 MOST_PARTS: Final = 500
@@ -32,29 +33,31 @@ _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", re.ASCII)
 _INTERFACES: Final = frozenset({"network", "bridge", "direct", "null"})
 
 
+_DRIVES: Final = ("cdrom", "floppy")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOwn:
     """What the host itself names, so that a definition may name it too.
 
-    ``files`` are the images and variables that the restore makes, and media that may stay. ``emulators``, ``loaders``
+    ``images`` are what the restore makes of the disks, by target, and ``media`` what may stay in a drive; ``variables``
+    is the file of the UEFI variables. ``emulators``, ``loaders``
     and ``templates`` are those that libvirt's capabilities and QEMU's descriptions of firmware name; firmware beside
     one of them is the host's as well. ``absent`` are programs and firmware of the definition that will not be in what
     is defined: these are replaced or refused elsewhere. In a ``session`` QEMU runs as the user, who reaches the host's
     own network anyway.
     """
 
-    files: frozenset[str] = frozenset()
+    images: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    media: frozenset[str] = frozenset()
+    variables: str | None = None
     emulators: frozenset[str] = frozenset()
     loaders: frozenset[str] = frozenset()
     templates: frozenset[str] = frozenset()
     absent: frozenset[str] = frozenset()
     session: bool = False
 
-    def having(self, files: Iterable[str]) -> HostOwn:
-        """Return the same with these files."""
-        return replace(self, files=frozenset(files))
-
-    def rules(self) -> dict[str, Callable[[str], bool]]:
+    def rules(self) -> Rules:
         """Return the rules of the allow-list by name."""
         folders = {path.rpartition("/")[0] for path in self.loaders}
 
@@ -68,8 +71,8 @@ class HostOwn:
             "emulator": (self.emulators | self.absent).__contains__,
             "loader": lambda value: is_firmware(self.loaders, value),
             "template": lambda value: is_firmware(self.templates, value),
-            "image": self.files.__contains__,
-            "variables": self.files.__contains__,
+            "image": lambda value: value in self.media,
+            "variables": lambda value: value == self.variables,
             "random": _RANDOM.__contains__,
             "interface": interfaces.__contains__,
             "console": lambda value: _CONSOLE.fullmatch(value) is not None,
@@ -97,7 +100,7 @@ class HostPart:
     @property
     def is_disk(self) -> bool:
         """Whether it is a whole disk, and no drive for media."""
-        is_drive = self.element.get("device") in ("cdrom", "floppy")
+        is_drive = self.element.get("device") in _DRIVES
         return self.attribute is None and self.element.tag == "disk" and not is_drive
 
 
@@ -105,7 +108,7 @@ def host_parts(root: etree._Element, own: HostOwn) -> Iterator[HostPart]:
     """Return the parts of a domain that are not known to leave the host alone, in their order."""
     seen: set[etree._Element] = set()
     rules = own.rules()
-    for found, named in _unknown(root, allowed_domain(), rules):
+    for found, named in _unknown(root, allowed_domain(), rules, own):
         whole = _whole(found)
         element, attribute = (found, named) if whole is None else (whole, None)
         if element in seen or any(above in seen for above in element.iterancestors()):
@@ -127,17 +130,13 @@ def strip_host_parts(parts: Iterable[HostPart]) -> None:
 
 
 def _unknown(
-    element: etree._Element, allowed: Allowed, rules: dict[str, Callable[[str], bool]]
+    element: etree._Element, allowed: Allowed, rules: Rules, own: HostOwn
 ) -> Iterator[tuple[etree._Element, str | None]]:
     if allowed.anything:
         return
-    for kind in allowed.kinds:
-        value = element.get(kind)
-        if value is not None and not takes(allowed.attributes[kind], value, rules):
-            yield element, None
-            return
-    text = element_text(element).strip() if allowed.text is not None else _own_text(element)
-    if text and (allowed.text is None or not takes(allowed.text, text, rules)):
+    if element.tag == "disk":
+        rules = _rules_of_disk(element, rules, own)
+    if not _is_of_a_kind(element, allowed, rules):
         yield element, None
         return
     for name, value in element.attrib.items():
@@ -149,7 +148,31 @@ def _unknown(
         if below is None:
             yield child, None
         else:
-            yield from _unknown(child, below, rules)
+            yield from _unknown(child, below, rules, own)
+
+
+def _is_of_a_kind(element: etree._Element, allowed: Allowed, rules: Rules) -> bool:
+    """Return whether an element is of a kind that is let through, its text too, and a disk said once only."""
+    tags = [tag_name(child) for child in element_children(element)]
+    if element.tag == "disk" and len(set(tags)) < len(tags):  # which of two counts is libvirt's affair, and changes
+        return False
+    for kind in allowed.kinds:
+        value = element.get(kind)
+        if value is not None and not takes(allowed.attributes[kind], value, rules):
+            return False
+    if allowed.text is not None:
+        text = element_text(element).strip()
+        return not text or takes(allowed.text, text, rules)
+    return not _own_text(element)
+
+
+def _rules_of_disk(disk: etree._Element, rules: Rules, own: HostOwn) -> Rules:
+    """Return the rules with those for one disk: an image is that of its target, and no other's."""
+    target = disk.find("target")
+    image = own.images.get("" if target is None else target.get("dev", ""))
+    if disk.get("device", "disk") in _DRIVES:
+        return rules
+    return {**rules, "image": lambda value: value == image}
 
 
 def _own_text(element: etree._Element) -> str:
@@ -172,7 +195,7 @@ def _whole(element: etree._Element) -> etree._Element | None:
         return None
     if element.tag == "backend" and device.tag != "interface":
         return device
-    if element.tag == "source" and device.tag == "disk" and device.get("device", "disk") not in ("cdrom", "floppy"):
+    if element.tag == "source" and device.tag == "disk" and device.get("device", "disk") not in _DRIVES:
         return device
     return None
 

@@ -47,7 +47,9 @@ class NewDefinition:
             self.hypervisor,
             definition,
             allowed,
-            files={nvram, *self._images(), *(str(disk.source) for disk in asked_for if disk not in emptied)},
+            images={item.name: item.final for item in self.items if item.role == "disk"},
+            media=[str(disk.source) for disk in asked_for if disk not in emptied],
+            variables=nvram,
             own_vm=self.own_vm,
             wish=self.wish,
             vm=self.name,
@@ -60,9 +62,6 @@ class NewDefinition:
         """What a person chose for what does not fit this host."""
         chosen = self.request
         return Wish(adapt=chosen.adapt, machine=chosen.machine, cpu=chosen.cpu, firmware=chosen.firmware)
-
-    def _images(self) -> list[str]:
-        return [item.final for item in self.items if item.role == "disk"]
 
     def _stays(self, disk: DefinedDisk, allowed: HostParts) -> bool:
         """Return whether the medium of a drive is on this host and may be in it."""

@@ -7,8 +7,8 @@ definition that another made is given to libvirt, not even to be tried, before i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -62,13 +62,15 @@ def judge_definition(
     xml: str,
     allowed: HostParts,
     *,
-    files: Collection[str],
+    images: Mapping[str, str],
+    media: Collection[str],
+    variables: str,
     own_vm: OwnVm | None,
     wish: Wish,
     vm: str,
     source: str,
 ) -> Judged:
-    """Return the definition as it may be defined here; ``files`` are those that the restore makes or may use.
+    """Return the definition as it may be defined here; the restore makes ``images`` (by target) and ``variables``.
 
     ``allowed`` says what was decided about parts that reach into the host. A part that the VM of that UUID on this host
     has as well is let through; a disk is not, as the images of that VM are its own. Raises DefinitionReaches with all
@@ -77,7 +79,8 @@ def judge_definition(
     if allowed is HostParts.TRUSTED:
         return Judged(xml)
     root = read_domain(xml)
-    own = programs_for(hypervisor, root, wish).having(files)
+    programs = programs_for(hypervisor, root, wish)
+    own = replace(programs, images=images, media=frozenset(media), variables=variables)
     parts = _foreign(root, own, own_vm)
     if not parts:
         return Judged(xml)

@@ -56,6 +56,7 @@ from vmkeep.host.tasks import (
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import ExclusionReason
 from vmkeep.repository import PointRecord, Repository, StateRef
+from vmkeep.statefiles.capture import needs_another_file
 from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
@@ -417,11 +418,21 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
 
 
 def check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
-    """Raise IntegrityError unless the content is that of the point."""
+    """Raise IntegrityError unless the content is that of the point, StateUnsupported when it leads to other files.
+
+    A point holds no such variables; one that somebody forged would have QEMU open a file of this host.
+    """
     if hashlib.sha256(content).hexdigest() != ref.sha256 or len(content) != ref.size_bytes:
         raise IntegrityError(
             f"the {ref.kind} state in the repository is not the one that point {record.id} was taken with",
             vm=record.vm_name,
+        )
+    if ref.kind == "nvram" and needs_another_file(content):
+        raise StateUnsupported(
+            f"the UEFI variables in point {record.id} are a qcow2 image that names another file of the host",
+            vm=record.vm_name,
+            hint="vmkeep keeps none like that: the point was made by something else. Restore its disks without them: "
+            "--output DIR --only disks.",
         )
 
 

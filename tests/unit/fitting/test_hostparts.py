@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ QEMU = "/usr/bin/qemu-system-x86_64"
 CODE, VARS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 IMAGE, NVRAM = "/images/guest-vda.qcow2", "/var/lib/libvirt/qemu/nvram/guest_VARS.fd"
 OWN = HostOwn(
-    files=frozenset({IMAGE, NVRAM}),
+    images={"vda": IMAGE},
+    variables=NVRAM,
     emulators=frozenset({QEMU}),
     loaders=frozenset({CODE}),
     templates=frozenset({VARS}),
@@ -152,11 +154,7 @@ HOSTILE_DEVICES = {
     "a device": ("<disk type='block'><source dev='/dev/sda'/><target dev='vdb'/></disk>", "disk[vdb]"),
     "a network disk": ("<disk type='network'><source protocol='nbd'/><target dev='vdb'/></disk>", "disk[vdb]"),
     "a medium": ("<disk device='cdrom'><source file='/root/x'/><target dev='sda'/></disk>", "disk[sda]/source@file"),
-    "raw access": (f"<disk rawio='yes'><source file='{IMAGE}'/><target dev='vdb'/></disk>", "disk[vdb]@rawio"),
-    "owner of an image": (
-        f"<disk><source file='{IMAGE}'><seclabel><label>+0:+0</label></seclabel></source><target dev='vdb'/></disk>",
-        "disk[vdb]/source/seclabel/label",
-    ),
+    "an image of another disk": (f"<disk><source file='{IMAGE}'/><target dev='vdb'/></disk>", "disk[vdb]"),
     "spice socket": ("<graphics type='spice'><listen type='socket' socket='/x'/></graphics>", "listen@socket"),
     "keymap": ("<graphics type='vnc' keymap='../../etc/x'/>", "graphics@keymap"),
     "GPU": ("<graphics type='spice'><gl enable='yes' rendernode='/dev/dri/x'/></graphics>", "graphics/gl@enable"),
@@ -195,6 +193,28 @@ def test_device_that_reaches_into_the_host_is_told_and_taken_out(name: str) -> N
     strip_host_parts(found)
     assert list(host_parts(root, OWN)) == []
     assert parse_definition(serialise_xml(root)).disks[0].target == "vda"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("<disk type", "<disk rawio='yes' type", ["devices/disk[vda]@rawio"]),
+        ("/></disk>", "/><driver name='qemu' type='vmdk'/></disk>", ["devices/disk[vda]/driver@type"]),
+        (f"'{IMAGE}'/>", f"'{IMAGE}'><reservations/></source>", ["devices/disk[vda]/source/reservations"]),
+        (
+            f"'{IMAGE}'/>",
+            f"'{IMAGE}'><seclabel model='dac'><label>+0:+0</label></seclabel></source>",
+            ["devices/disk[vda]/source/seclabel/label"],
+        ),
+        ("/></disk>", "/><driver type='raw'/><driver type='qcow2'/></disk>", ["devices/disk[vda]"]),
+        ("/></disk>", "/><source file='/etc/shadow'/></disk>", ["devices/disk[vda]"]),
+        ("/></disk>", "/><backingStore type='file'><source file='/x'/></backingStore></disk>", None),
+    ],
+)
+def test_more_of_a_disk_than_its_image_is_told(before: str, after: str, expected: list[str] | None) -> None:
+    found = names(domain().replace(before, after))
+    assert found
+    assert expected is None or found == expected
 
 
 HOSTILE_PARTS = {
@@ -247,6 +267,7 @@ def test_part_that_reaches_into_the_host_is_told_and_taken_out(name: str) -> Non
         ("<nvram>/etc/cron.d/x</nvram>", ["nvram"], False),
         ("<nvram type='network'><source protocol='nbd'/></nvram>", ["nvram"], False),
         (f"<nvram template='/etc/shadow'>{NVRAM}</nvram>", ["nvram@template"], False),
+        (f"<nvram format='vmdk'>{NVRAM}</nvram>", ["nvram@format"], False),
         ("<init>/bin/sh</init>", ["init"], True),
     ],
 )
@@ -282,7 +303,7 @@ def test_same_part_elsewhere_is_known_again_and_another_is_not() -> None:
 
 
 def test_session_may_use_the_network_of_its_user() -> None:
-    own = HostOwn(files=OWN.files, emulators=OWN.emulators, session=True)
+    own = replace(OWN, session=True)
     assert names(domain("<interface type='user'><model type='virtio'/></interface>"), own) == []
     forwarded = "<interface type='user'><portForward proto='tcp'><range start='22'/></portForward></interface>"
     assert names(domain(forwarded), own) == ["devices/interface/portForward"]
@@ -327,18 +348,13 @@ def test_definition_of_the_zoo(name: str) -> None:
     xml = remap(
         xml,
         Remap(
-            disks={target: DiskPlacement(path) for target, path in placed.items()},
+            disks={target: DiskPlacement(path, "qcow2") for target, path in placed.items()},
             removed=frozenset(disk.target for disk in definition.disks if disk.removable),
             nvram=NVRAM if definition.firmware.nvram is not None else None,
             default_tpm_place=True,
         ),
     )
-    own = HostOwn(
-        files=frozenset({*placed.values(), NVRAM}),
-        emulators=OWN.emulators,
-        loaders=OWN.loaders,
-        templates=OWN.templates,
-    )
+    own = replace(OWN, images=placed)
     assert names(xml, own) == _REACHING.get(name, [])
 
 
@@ -351,7 +367,8 @@ def test_definition_as_libvirt_writes_it(host: str, guest: str) -> None:
     xml = (GOLDEN / host / f"definition-{guest}.xml").read_text()
     definition = parse_definition(xml)
     own = HostOwn(
-        files=frozenset(filter(None, [*(disk.source for disk in definition.disks), definition.firmware.nvram])),
+        images={disk.target: disk.source for disk in definition.disks if disk.source is not None},
+        variables=definition.firmware.nvram,
         emulators=guests.emulators,
         loaders=frozenset(able.loaders),
         templates=frozenset(map(template_of, able.loaders)),
