@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.rig.errors import RigError
+from tests.rig.forking import can_fork
 from tests.rig.host import Host
 
 COMMAND = Path(sys.executable).with_name("vmkeep")
@@ -54,8 +55,10 @@ class Vmkeep:
         env: Mapping[str, str] | None = None,
         input: str | None = None,  # noqa: A002
     ) -> subprocess.CompletedProcess[str]:
-        """Run it as a person would, and return what it printed."""
+        """Run it as a person would, and return what it printed; see ``forking`` for how it is started."""
         environment = {**self.environment, **(env or {})}
+        if not self._become and can_fork(env or {}):
+            return self.host.forks.run([COMMAND, *arguments], environment, input)
         return self.host.run([*self._become, COMMAND, *arguments], env=environment, input=input)
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
