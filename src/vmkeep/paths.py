@@ -105,20 +105,6 @@ def make_directories(path: Path, mode: int) -> None:
         os.close(here)
 
 
-def open_new_file(path: str | Path) -> int:
-    """Make a file (0600) that was not there and return a descriptor to write to it, through no link of others.
-
-    Raises ForeignLink, FileExistsError also for a link in its place, and OSError.
-    """
-    folder, name = os.path.split(os.fspath(path))
-    here = open_directory(folder or ".")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(name, flags, 0o600, dir_fd=here)
-    finally:
-        os.close(here)
-
-
 def open_own_file(path: str | Path) -> int:
     """Open a regular file that this process made just now, to give it an owner; OSError for anything else in its place.
 

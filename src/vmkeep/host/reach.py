@@ -18,7 +18,8 @@ from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.definition.reading import read_domain
 from vmkeep.errors import DefinitionReaches
 from vmkeep.fitting import MOST_PARTS, HostOwn, HostPart, Wish, host_parts, strip_host_parts
-from vmkeep.host.suitability import programs_for
+from vmkeep.fitting.vocabulary import Unknown
+from vmkeep.host.suitability import programs_for, unknown_here
 from vmkeep.host.tasks import HostParts
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.xmltext import serialise_xml
@@ -96,11 +97,26 @@ def judge_definition(
 
 
 def _foreign(root: etree._Element, own: HostOwn, own_vm: OwnVm | None) -> Sequence[HostPart]:
+    """Return the parts that are no business of a VM of somebody else's."""
     parts = list(islice(host_parts(root, own), MOST_PARTS))
+    if parts:
+        unknown = unknown_here(root)
+        parts = [part for part in parts if not _is_among(part, unknown)]
     if not parts or own_vm is None:
         return parts
     has = {part.key for part in islice(host_parts(own_vm.root, own), MOST_PARTS) if not part.is_disk}
     return [part for part in parts if part.key not in has]
+
+
+def _is_among(part: HostPart, unknown: Sequence[Unknown]) -> bool:
+    """Return whether libvirt never hears of a part, because it does not know it or what it stands in."""
+    line = [part.element, *part.element.iterancestors()]
+    return any(
+        each.element in line
+        if each.attribute is None
+        else (each.element, each.attribute) == (part.element, part.attribute)
+        for each in unknown
+    )
 
 
 def _reaches(parts: Sequence[HostPart], vm: str, source: str, *, stripped: bool = False) -> DefinitionReaches:

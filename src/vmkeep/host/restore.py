@@ -378,7 +378,8 @@ def _deliver_disk(
 ) -> int:
     disk = next(disk for disk in record.disks if disk.target == item.name)
     staged = Path(item.staged)
-    remove(staged)  # of an attempt that was killed
+    with file_errors(staged):
+        staged.unlink(missing_ok=True)  # of an attempt that was killed
     written = deliver_disk(
         repository,
         disk.stored,

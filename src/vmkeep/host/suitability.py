@@ -37,6 +37,7 @@ from vmkeep.fitting import (
     template_of,
     usable_machine,
 )
+from vmkeep.fitting.vocabulary import Unknown
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.xmltext import XmlRefused
 
@@ -186,6 +187,12 @@ def programs_for(hypervisor: Hypervisor, root: etree._Element, wish: Wish) -> Ho
         absent=frozenset(gone),
         session=urlsplit(hypervisor.uri).path.rstrip("/").endswith("session"),
     )
+
+
+def unknown_here(root: etree._Element) -> list[Unknown]:
+    """Return what of a definition this host's libvirt does not know, which is never defined: it is taken out to fit."""
+    vocabulary = _vocabulary()
+    return [] if vocabulary is None else [each for each in vocabulary.unknown(root) if each.value is None]
 
 
 _NOTHING_KNOWN: Final = DomainCapabilities(

@@ -13,7 +13,6 @@ from typing import Final, Protocol, Self
 
 from vmkeep.errors import TransferError
 from vmkeep.filesystem import PAGE_BYTES, file_error
-from vmkeep.paths import open_new_file
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.newfile import Lane, NewFile
 from vmkeep.transfer.server import ImageConnection, ImageServer
@@ -211,7 +210,7 @@ def create_image(
             # Before qemu-img does, so that it is never more open than this. A qemu-img that outlived us would make a
             # file that nobody looks for any more.
             try:
-                os.close(open_new_file(path))
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             except OSError as error:
                 raise file_error(error, path) from error
             try:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from vmkeep.filesystem import PAGE_BYTES, aligned_buffer, file_error, passes_cache, write_all
-from vmkeep.paths import open_new_file
 
 _GATHERED_BYTES: Final = 4 << 20
 
@@ -28,14 +27,12 @@ class NewFile:
 
     def __init__(self, path: Path, *, aligned: bool) -> None:
         self.path = path
-        self._plain = open_new_file(path)
+        self._plain = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._open = [self._plain]
         self._direct: int | None = None
-        # By the descriptor: what has the name by now may be another file.
-        made = Path(f"/proc/self/fd/{self._plain}")
-        if aligned and passes_cache(made):
+        if aligned and passes_cache(path):
             with suppress(OSError):
-                self._direct = os.open(made, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+                self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
                 self._open.append(self._direct)
 
     def lane(self) -> Lane:
