@@ -300,6 +300,7 @@ domain !type=kvm|qemu id
             @device
             backend !type=emulator version persistent_state
                 encryption secret
+                profile source name removeDisabled=check|fips-host
                 active_pcr_banks
                     sha1
                     sha256
