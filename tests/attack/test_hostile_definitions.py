@@ -230,6 +230,8 @@ def _changes(bed: Shared, evil: Path) -> dict[str, Change]:
         "firmware": _edited(system=(automatic, f"<os><loader readonly='yes' type='pflash'>{secret}</loader>")),
         "disk elsewhere": _disk_at(f"{secret.parent}/evil.qcow2"),
         "disk by a link": _disk_at(f"{bed.images}/link/evil.qcow2"),
+        "disk of a pool": _disk_at(f"{bed.host.dir}/jobs/pool/below/guest.qcow2"),
+        "disk of a hidden folder": _disk_at(f"{bed.host.dir}/jobs/pool/.ssh/guest.qcow2"),
         "disk by dots": _disk_at(f"{bed.images}/../work/root-only/evil.qcow2"),
         "disk with a name": _disk_at(f"{bed.images}/evil.service"),
         "disk with a hidden name": _disk_at(f"{bed.images}/.evil.qcow2"),
@@ -344,6 +346,26 @@ def test_disk_lands_in_no_folder_that_only_the_point_names(shared: Shared, name:
     assert "--disks-dir" in failure.error["hint"]
     restored = shared.restored(name, "--disks-dir", shared.images)
     assert f"{shared.images}/evil.qcow2" in restored["files"]
+
+
+def test_disk_lands_where_this_host_keeps_images(shared: Shared) -> None:
+    """In an active pool and below it; beside a disk of a VM; and nowhere when these are gone."""
+    pool = shared.host.dir / "jobs" / "pool"
+    for folder in (pool / "below", pool / ".ssh"):
+        folder.mkdir(parents=True)
+    assert shared.refused("disk of a pool").code == "choice-required"
+    shared.host.run(["virsh", "pool-create-as", "images", "dir", "--target", pool], check=True)
+    assert shared.refused("disk of a hidden folder").code == "choice-required"
+    assert f"{pool}/below/guest.qcow2" in shared.restored("disk of a pool")["files"]
+    shared.host.run(["virsh", "pool-destroy", "images"], check=True)
+    beside = shared.vmkeep.json("restore", shared.forged["disk of a pool"], "--as", "second", "--tpm", "new")[
+        "restored"
+    ]
+    assert f"{pool}/below/second-vda.qcow2" in beside["files"]
+    for name in ("guest", "second"):
+        shared.host.vm(name).delete()
+    assert shared.refused("disk of a pool").code == "choice-required"
+    shutil.rmtree(pool)
 
 
 @pytest.mark.parametrize("name", ["disk with a name", "disk with a hidden name"])
