@@ -21,9 +21,10 @@ from lxml import etree
 
 from tests.crash.bed import EMPTY, Zygote
 from tests.rig import Disk, Host, KiB, MiB, VmState, random_bytes, read_offline_image
-from tests.rig.cli import Failure, Vmkeep
+from tests.rig.cli import COMMAND, Failure, Vmkeep
 from tests.system.history import Forking
 from tests.system.offline import write_offline
+from tests.system.test_job_control import Terminal
 from tests.system.truth import files_below
 from vmkeep.keys import KeyFile
 from vmkeep.repository import PointRecord, Repository
@@ -293,6 +294,25 @@ def test_definition_is_defined_as_it_is_when_a_person_says_so(shared: Shared) ->
     restored = shared.restored("folder", "--trust-definition")
     assert any("devices/filesystem" in each and "/srv/here" in each for each in restored["warnings"])
     assert shared.root().find("devices/filesystem/source").get("dir") == "/srv/here"  # type: ignore[union-attr]
+
+
+def test_person_at_a_terminal_is_shown_the_list_and_asked(shared: Shared) -> None:
+    terminal = Terminal(shared.vmkeep)
+    before = shared.written()
+    try:
+        terminal.type(f"{COMMAND} restore {shared.forged['folder']} --as guest; echo status $?\n")
+        terminal.wait_shown("devices/filesystem: a folder of the host")
+        terminal.wait_shown(r"\[y/N\] ")
+        terminal.type("n\n")
+        terminal.wait_shown("status 2")
+        assert shared.written() == before
+        terminal.type(f"{COMMAND} restore {shared.forged['folder']} --as guest; echo status $?\n")
+        terminal.wait_shown(r"\[y/N\] ")
+        terminal.type("y\n")
+        terminal.wait_shown("status 0")
+    finally:
+        terminal.close()
+    assert shared.root().find("devices/filesystem") is not None
 
 
 def test_part_that_this_hosts_own_vm_has_is_let_through_and_no_other(shared: Shared) -> None:
