@@ -227,10 +227,12 @@ def _changes(bed: Shared, evil: Path) -> dict[str, Change]:
         "medium of root's": _edited({"devices": medium}),
         "folder": _edited({"devices": share.format("here")}),
         "other folder": _edited({"devices": share.format("there")}),
+        "one among many": _edited({"devices": "<oracle/>" * 600 + share.format("many")}),
         "variables elsewhere": _edited(system=(automatic, f"{automatic}<nvram>{secret.parent}/evil</nvram>")),
         "firmware": _edited(system=(automatic, f"<os><loader readonly='yes' type='pflash'>{secret}</loader>")),
         "disk elsewhere": _disk_at(f"{secret.parent}/evil.qcow2"),
         "disk by a link": _disk_at(f"{bed.images}/link/evil.qcow2"),
+        "disk of another VM": _disk_at(f"{bed.images}/other-vda.qcow2"),
         "disk of a pool": _disk_at(f"{bed.host.dir}/jobs/pool/below/guest.qcow2"),
         "disk of a hidden folder": _disk_at(f"{bed.host.dir}/jobs/pool/.ssh/guest.qcow2"),
         "disk by dots": _disk_at(f"{bed.images}/../work/root-only/evil.qcow2"),
@@ -287,6 +289,11 @@ def test_firmware_of_no_package_is_asked_for_and_cannot_be_left_out(shared: Shar
     assert [part["part"] for part in shared.refused("firmware").error["parts"]] == ["os/loader"]
     failure = shared.refused("firmware", "--strip-host-parts")
     assert (failure.code, failure.error["parts"][0]["strippable"]) == ("definition-reaches-host", False)
+
+
+def test_part_is_found_among_more_than_are_told(shared: Shared) -> None:
+    """What libvirt does not know it never hears of, so that is not asked about; it hides nothing either."""
+    assert [part["value"] for part in shared.refused("one among many").error["parts"]] == ["/srv/many"]
 
 
 def test_definition_is_defined_as_it_is_when_a_person_says_so(shared: Shared) -> None:
@@ -386,6 +393,14 @@ def test_disk_lands_where_this_host_keeps_images(shared: Shared) -> None:
         shared.host.vm(name).delete()
     assert shared.refused("disk of a pool").code == "choice-required"
     shutil.rmtree(pool)
+
+
+def test_disk_of_another_vm_is_not_overwritten_by_force_either(shared: Shared) -> None:
+    other = shared.host.define("other", disks=[Disk("vda", 4 * MiB)], tpm=False, firmware="bios")
+    content = other.disk_path("vda").read_bytes()
+    failure = shared.refused("disk of another VM", "--force")
+    assert (failure.code, "VM 'other'" in failure.error["message"]) == ("target-exists", True)
+    assert other.disk_path("vda").read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["disk with a name", "disk with a hidden name"])

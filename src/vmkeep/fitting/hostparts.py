@@ -25,14 +25,10 @@ MOST_PARTS: Final = 500
 _MOST_SHOWN: Final = 120
 _RANDOM: Final = frozenset({"/dev/urandom", "/dev/random", "/dev/hwrng"})
 # What libvirt itself makes: numbered terminals, and the sockets of channels in its own folders.
-_CONSOLE: Final = re.compile(
-    r"/dev/pts/[0-9]+|(/var/lib|/run|/var/run)/libvirt/qemu/channel/(?!.*/?\.\./)[^\x00-\x1f]+"
-)
+_CONSOLE: Final = re.compile(r"/dev/pts/[0-9]+|(/var/lib|/run|/var/run)/libvirt/qemu/channel/(?!.*\.\.)[^\x00-\x1f]+")
 _NETWORK_DEVICE: Final = re.compile(r"(vnet|macvtap|macvlan)[0-9]+", re.ASCII)
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", re.ASCII)
 _INTERFACES: Final = frozenset({"network", "bridge", "direct", "null"})
-
-
 _DRIVES: Final = ("cdrom", "floppy")
 
 
@@ -41,11 +37,10 @@ class HostOwn:
     """What the host itself names, so that a definition may name it too.
 
     ``images`` are what the restore makes of the disks, by target, and ``media`` what may stay in a drive; ``variables``
-    is the file of the UEFI variables. ``emulators``, ``loaders``
-    and ``templates`` are those that libvirt's capabilities and QEMU's descriptions of firmware name; firmware beside
-    one of them is the host's as well. ``absent`` are programs and firmware of the definition that will not be in what
-    is defined: these are replaced or refused elsewhere. In a ``session`` QEMU runs as the user, who reaches the host's
-    own network anyway.
+    is the file of the UEFI variables. ``emulators``, ``loaders`` and ``templates`` are those that libvirt's
+    capabilities and QEMU's descriptions of firmware name; firmware beside one of them is the host's as well.
+    ``absent`` are programs and firmware of the definition that will not be in what is defined: these are replaced or
+    refused elsewhere. In a ``session`` QEMU runs as the user, who reaches the host's own network anyway.
     """
 
     images: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -81,21 +76,19 @@ class HostOwn:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostPart:
-    """One part of a definition that reaches into the host, or may.
+@dataclass(frozen=True, slots=True)
+class Reaching:
+    """A place in a definition that reaches into the host: an element, or an attribute of it."""
 
-    ``part`` is where it stands, ``what`` what it is, ``value`` what it names. ``strippable``: the definition holds
-    without it. ``key`` is the same for the same part of another definition.
-    """
+    element: etree._Element
+    attribute: str | None = None
 
-    part: str
-    what: str
-    value: str
-    strippable: bool
-    element: etree._Element = field(repr=False, compare=False)
-    attribute: str | None = field(default=None, repr=False, compare=False)
-    key: tuple[object, ...] = field(default=(), repr=False, compare=False)
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for the same place of another definition that says the same."""
+        if self.attribute is None:
+            return (*_kinds(self.element), _canonical(self.element, outermost=True))
+        return (*_kinds(self.element), self.attribute, self.element.get(self.attribute))
 
     @property
     def is_disk(self) -> bool:
@@ -104,8 +97,28 @@ class HostPart:
         return self.attribute is None and self.element.tag == "disk" and not is_drive
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPart:
+    """One such place as it is told.
+
+    ``part`` is where it stands, ``what`` what it is, ``value`` what it names. ``strippable``: the definition holds
+    without it.
+    """
+
+    part: str
+    what: str
+    value: str
+    strippable: bool
+    place: Reaching = field(repr=False, compare=False)
+
+
 def host_parts(root: etree._Element, own: HostOwn) -> Iterator[HostPart]:
     """Return the parts of a domain that are not known to leave the host alone, in their order."""
+    return (as_part(place) for place in reaching(root, own))
+
+
+def reaching(root: etree._Element, own: HostOwn) -> Iterator[Reaching]:
+    """Return where a domain is not known to leave the host alone, in its order."""
     seen: set[etree._Element] = set()
     rules = own.rules()
     for found, named in _unknown(root, allowed_domain(), rules, own):
@@ -115,7 +128,7 @@ def host_parts(root: etree._Element, own: HostOwn) -> Iterator[HostPart]:
             continue  # it goes with what it stands in
         if attribute is None:
             seen.add(element)
-        yield _part(element, attribute)
+        yield Reaching(element, attribute)
 
 
 def strip_host_parts(parts: Iterable[HostPart]) -> None:
@@ -123,10 +136,11 @@ def strip_host_parts(parts: Iterable[HostPart]) -> None:
     for part in parts:
         if not part.strippable:
             continue
-        if part.attribute is not None:
-            part.element.attrib.pop(part.attribute, None)
-        elif part.element.getparent() is not None:
-            remove(part.element)
+        element, attribute = part.place.element, part.place.attribute
+        if attribute is not None:
+            element.attrib.pop(attribute, None)
+        elif element.getparent() is not None:
+            remove(element)
 
 
 def _unknown(
@@ -245,7 +259,9 @@ _UNKNOWN: Final = "not known to leave the host alone"
 _NEEDED: Final = ("os/loader", "os/nvram", "os/type", "vcpu", "memory", "name", "uuid", "devices", "os")
 
 
-def _part(element: etree._Element, attribute: str | None) -> HostPart:
+def as_part(place: Reaching) -> HostPart:
+    """Return how a place is told."""
+    element, attribute = place.element, place.attribute
     steps = _steps(element)
     path = "/".join(name for name, _ in steps)
     told = "/".join(name + (f"[{which}]" if which else "") for name, which in steps) or "domain"
@@ -255,9 +271,7 @@ def _part(element: etree._Element, attribute: str | None) -> HostPart:
         what=_what(path, of_disk=attribute is None or element.tag == "source"),
         value=value if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]}...",
         strippable=path not in _NEEDED and path != "" and not (attribute is not None and path == "os"),
-        element=element,
-        attribute=attribute,
-        key=(*_kinds(element), _canonical(element, outermost=True) if attribute is None else (attribute, value)),
+        place=place,
     )
 
 

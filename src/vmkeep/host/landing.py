@@ -7,7 +7,7 @@ made it is a text that somebody wrote, and root would make files with content of
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
-from vmkeep.errors import ChoiceRequired, HostFileMissing, IntegrityError
+from vmkeep.errors import ChoiceRequired, HostFileMissing, IntegrityError, TargetExists
 from vmkeep.filesystem import file_error
 from vmkeep.host.reach import OwnVm
-from vmkeep.host.tasks import HostParts, PrepareVm
+from vmkeep.host.tasks import DeliveredItem, HostParts, PrepareVm
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.paths import ForeignLink, open_directory
 from vmkeep.repository import PointDisk, PointRecord
@@ -28,12 +28,11 @@ from vmkeep.statefiles.location import StateRoots
 _LIBVIRT_IMAGES: Final = Path("/var/lib/libvirt/images")
 _SESSION_IMAGES: Final = Path("~/.local/share/libvirt/images")
 _IMAGE_ENDINGS: Final = frozenset({".qcow2", ".img", ".raw", ".qcow", ".qed", ".vmdk", ".vdi", ".vhd", ".vhdx"})
-_LONGEST_NAME: Final = 255
 
 
 def below(folder: Path, name: str) -> Path:
     """Return a place directly in a folder. Raises IntegrityError for a name that leads elsewhere."""
-    if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > _LONGEST_NAME:
+    if not name or "/" in name or "\0" in name or name in (".", ".."):
         raise IntegrityError(
             f"{name!r} cannot be the name of a file in {folder}",
             path=str(folder),
@@ -82,6 +81,19 @@ def variables_place(original: Definition, name: str, roots: StateRoots, own_vm: 
     if here.parent == roots.nvram or not here.parent.is_dir():
         return default
     return below(here.parent, default.name)
+
+
+def refuse_images_of_vms(items: Collection[DeliveredItem], hypervisor: Hypervisor) -> None:
+    """Raise TargetExists for a file that a VM of this host has as its disk: --force is for files, never for a VM."""
+    there = {os.path.realpath(item.final): item for item in items if os.path.lexists(item.final)}
+    for image, vm in _images_of_vms(hypervisor) if there else ():
+        if os.path.realpath(image) in there:
+            raise TargetExists(
+                f"{image} is a disk of VM {vm!r}",
+                vm=vm,
+                path=str(image),
+                hint="Nothing was written. Choose another directory with --disks-dir, or another name with --as.",
+            )
 
 
 def image_format(disk: PointDisk) -> str:
@@ -133,7 +145,7 @@ def _lets_images_in(folder: Path, settings: Settings, hypervisor: Hypervisor) ->
     true = Path(os.path.realpath(folder))
     if any(_holds(top, true) for top in _tops(settings, hypervisor)):
         return True
-    return any(Path(os.path.realpath(used)) == true for used in _used(hypervisor))
+    return any(Path(os.path.realpath(image.parent)) == true for image, _ in _images_of_vms(hypervisor))
 
 
 def _tops(settings: Settings, hypervisor: Hypervisor) -> Iterator[Path]:
@@ -153,8 +165,8 @@ def _holds(top: Path, true: Path) -> bool:
     return not any(part.startswith(".") for part in true.relative_to(place).parts)
 
 
-def _used(hypervisor: Hypervisor) -> Iterator[Path]:
-    """Return the folders of the disks that VMs of this host have."""
+def _images_of_vms(hypervisor: Hypervisor) -> Iterator[tuple[Path, str]]:
+    """Return the images that VMs of this host have, with the VM's name."""
     for domain in hypervisor.domains():
         try:
             definition = parse_definition(domain.definition_xml(inactive=domain.is_persistent()))
@@ -162,4 +174,4 @@ def _used(hypervisor: Hypervisor) -> Iterator[Path]:
             continue
         for disk in definition.disks:
             if disk.source_kind is SourceKind.FILE and disk.source and not disk.removable:
-                yield Path(disk.source).parent
+                yield Path(disk.source), domain.name

@@ -17,8 +17,7 @@ from lxml import etree
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.definition.reading import read_domain
 from vmkeep.errors import DefinitionReaches
-from vmkeep.fitting import MOST_PARTS, HostOwn, HostPart, Wish, host_parts, strip_host_parts
-from vmkeep.fitting.vocabulary import Unknown
+from vmkeep.fitting import MOST_PARTS, HostOwn, HostPart, Reaching, Wish, as_part, reaching, strip_host_parts
 from vmkeep.host.suitability import programs_for, unknown_here
 from vmkeep.host.tasks import HostParts
 from vmkeep.hypervisor import Hypervisor
@@ -97,26 +96,20 @@ def judge_definition(
 
 
 def _foreign(root: etree._Element, own: HostOwn, own_vm: OwnVm | None) -> Sequence[HostPart]:
-    """Return the parts that are no business of a VM of somebody else's."""
-    parts = list(islice(host_parts(root, own), MOST_PARTS))
-    if parts:
-        unknown = unknown_here(root)
-        parts = [part for part in parts if not _is_among(part, unknown)]
-    if not parts or own_vm is None:
-        return parts
-    has = {part.key for part in islice(host_parts(own_vm.root, own), MOST_PARTS) if not part.is_disk}
-    return [part for part in parts if part.key not in has]
-
-
-def _is_among(part: HostPart, unknown: Sequence[Unknown]) -> bool:
-    """Return whether libvirt never hears of a part, because it does not know it or what it stands in."""
-    line = [part.element, *part.element.iterancestors()]
-    return any(
-        each.element in line
-        if each.attribute is None
-        else (each.element, each.attribute) == (part.element, part.attribute)
-        for each in unknown
+    """Return the parts that are no business of a VM of somebody else's, as many as are told."""
+    unheard = _unheard(root)
+    has = set() if own_vm is None else {place.key for place in reaching(own_vm.root, own) if not place.is_disk}
+    places = (
+        place
+        for place in reaching(root, own)
+        if place not in unheard and Reaching(place.element) not in unheard and not (has and place.key in has)
     )
+    return [as_part(place) for place in islice(places, MOST_PARTS)]
+
+
+def _unheard(root: etree._Element) -> frozenset[Reaching]:
+    """Return what libvirt never hears of, because it does not know it: it is taken out before it is defined."""
+    return frozenset(Reaching(each.element, each.attribute) for each in unknown_here(root))
 
 
 def _reaches(parts: Sequence[HostPart], vm: str, source: str, *, stripped: bool = False) -> DefinitionReaches:

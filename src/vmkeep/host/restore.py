@@ -31,7 +31,7 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import file_error, file_errors, require_descriptors, sync_directory
 from vmkeep.fitting import Fit, StoredVariables, Wish
-from vmkeep.host.landing import below, disk_place, image_format, variables_place
+from vmkeep.host.landing import below, disk_place, image_format, refuse_images_of_vms, variables_place
 from vmkeep.host.newdefinition import NewDefinition
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.reach import OwnVm
@@ -197,6 +197,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     _refuse_shared_paths(items)
     _require_tools(items)
     _refuse_existing(items, force=request.force)
+    refuse_images_of_vms(items, hypervisor)
     if tpm == "new" and os.path.lexists(roots.tpm_directory(identity_uuid)):
         raise TargetExists(
             "a TPM state directory of the original is still on this host, so the VM would not get a new TPM",

@@ -295,11 +295,11 @@ def test_same_part_elsewhere_is_known_again_and_another_is_not() -> None:
     (here,) = parts(domain(device.format("<alias name='hostdev0'/>", 1)))
     (same,) = parts(domain("<!-- moved -->" + device.format("<address type='usb' bus='0' port='2'/>", 1)))
     (other,) = parts(domain(device.format("", 2)))
-    assert here.key == same.key
-    assert here.key != other.key
+    assert here.place.key == same.place.key
+    assert here.place.key != other.place.key
     (serial,) = parts(domain("<serial type='pty'><log file='/x'/></serial>"))
     (console,) = parts(domain("<console type='pty'><log file='/x'/></console>"))
-    assert serial.key != console.key
+    assert serial.place.key != console.place.key
 
 
 def test_session_may_use_the_network_of_its_user() -> None:

@@ -11,7 +11,7 @@ from vmkeep.host.landing import below
 from vmkeep.statefiles.capture import needs_another_file
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/x", "../x", "a\0b", "x" * 256, "ü" * 128])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/x", "../x", "a\0b"])
 def test_name_that_leads_elsewhere_is_refused(name: str) -> None:
     with pytest.raises(IntegrityError):
         below(Path("/images"), name)
