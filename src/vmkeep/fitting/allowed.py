@@ -215,6 +215,10 @@ domain !type=kvm|qemu id
             transient shareBacking
         controller type index model ports vectors
             @device
+            driver
+                iothreads
+                    iothread id
+                        queue id
             master startport
             model name
             target chassisNr chassis port busNr index hotplug memReserve
@@ -409,6 +413,7 @@ def _expanded(lines: list[str], groups: dict[str, list[str]]) -> Iterator[str]:
             for name in rest:
                 yield f"{indent}{name} state retries value size"
                 yield f"{indent}    direct state"
+                yield f"{indent}    extended state"
         elif word.startswith("@"):
             yield from _expanded([indent + each for each in groups[word]], groups)
         else:

@@ -22,12 +22,13 @@ _NEWER = {
     "domain/features/hyperv/xmm_input",
     "domain/devices/disk/driver/iothreads",
     "domain/devices/disk/throttlefilters",
+    "domain/devices/controller/driver/iothreads",
     "domain/devices/tpm/backend/profile",
     "domain/devices/memory/target/address",
     "domain/devices/crypto",
 }
 # Many devices share lines of the list; that one of them cannot have what another can does no harm.
-_SHARED = {"alias", "address", "acpi", "boot", "rom", "driver", "direct", "model"}
+_SHARED = {"alias", "address", "acpi", "boot", "rom", "driver", "direct", "extended", "model"}
 
 
 def _unknown(path: str, element: etree._Element, allowed: Allowed, vocabulary: Vocabulary) -> set[str]:
