@@ -2,8 +2,8 @@
 
 It is held against the text, so what is not in it is not known to be harmless: a new element of libvirt, a word that an
 older list lacks, another program's namespace. Nothing here names a file, a device, a program, a socket or a rank of the
-host, except through a rule that asks the host (``~emulator``). Made from the schemas of libvirt 9.0 and 11.3, element
-by element; what each part does was looked up in libvirt's formatdomain and in what QEMU is started with.
+host, except through a rule that asks the host (``~emulator``). Made from the schema of libvirt 9.0, element by element,
+and held against that of 11.3; some names are of later releases.
 
 How it is written: a line is an element, below the one that it is indented under. ``NAME`` allows an attribute with any
 text without a slash, so that no path gets through; ``NAME=A|B`` allows these words; ``NAME~RULE`` what the rule takes.
