@@ -39,8 +39,8 @@ class HostOwn:
     ``images`` are what the restore makes of the disks, by target, and ``media`` what may stay in a drive; ``variables``
     is the file of the UEFI variables. ``emulators``, ``loaders`` and ``templates`` are those that libvirt's
     capabilities and QEMU's descriptions of firmware name; firmware beside one of them is the host's as well.
-    ``absent`` are programs and firmware of the definition that will not be in what is defined: these are replaced or
-    refused elsewhere. In a ``session`` QEMU runs as the user, who reaches the host's own network anyway.
+    ``absent`` are programs and firmware of the definition that are not on the host, and ``replaced_loader`` gives way to
+    a firmware that was chosen: these will not be in what is defined. In a ``session`` QEMU runs as the user, who reaches the host's own network anyway.
     """
 
     images: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -50,6 +50,7 @@ class HostOwn:
     loaders: frozenset[str] = frozenset()
     templates: frozenset[str] = frozenset()
     absent: frozenset[str] = frozenset()
+    replaced_loader: str | None = None
     session: bool = False
 
     def rules(self) -> Rules:
@@ -64,7 +65,7 @@ class HostOwn:
         interfaces = _INTERFACES | ({"user"} if self.session else frozenset())
         return {
             "emulator": (self.emulators | self.absent).__contains__,
-            "loader": lambda value: is_firmware(self.loaders, value),
+            "loader": lambda value: value == self.replaced_loader or is_firmware(self.loaders, value),
             "template": lambda value: is_firmware(self.templates, value),
             "image": lambda value: value in self.media,
             "variables": lambda value: value == self.variables,

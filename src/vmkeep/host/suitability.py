@@ -177,14 +177,12 @@ def programs_for(hypervisor: Hypervisor, root: etree._Element, wish: Wish) -> Ho
     domain = _domain_capabilities(hypervisor, kind, arch, machine)
     described = {path for text in _descriptions() for path in firmware_files(text)}
     loaders = {*domain.loaders, *described}
-    # What is not here, or gives way to what was chosen, is not what will be defined.
-    gone = {path for path in _named_files(root) if not os.path.lexists(path)}
-    gone |= {(root.findtext("os/loader") or "").strip()} if wish.firmware is not None else set()
     return HostOwn(
         emulators=guests.emulators | frozenset(filter(None, [domain.emulator])),
         loaders=frozenset(loaders),
         templates=frozenset({*loaders, *map(template_of, loaders)}),
-        absent=frozenset(gone),
+        absent=frozenset(path for path in _named_files(root) if not os.path.lexists(path)),
+        replaced_loader=(root.findtext("os/loader") or "").strip() if wish.firmware is not None else None,
         session=urlsplit(hypervisor.uri).path.rstrip("/").endswith("session"),
     )
 

@@ -17,6 +17,7 @@ from vmkeep.host.tasks import HostParts
 from vmkeep.hypervisor import Hypervisor
 
 _GOLDEN = Path(__file__).parents[2] / "unit" / "fitting" / "golden" / "bookworm"
+WISH = Wish()
 _FOLDER = "<filesystem type='mount'><source dir='/srv/{}'/><target dir='share'/></filesystem>"
 
 
@@ -32,7 +33,7 @@ class Told:
         return (_GOLDEN / "domcapabilities-q35.xml").read_text(encoding="utf-8")
 
 
-def judged(xml: str, allowed: HostParts, own_vm: OwnVm | None = None) -> Judged:
+def judged(xml: str, allowed: HostParts, own_vm: OwnVm | None = None, wish: Wish = WISH) -> Judged:
     return judge_definition(
         cast("Hypervisor", Told()),
         xml,
@@ -41,7 +42,7 @@ def judged(xml: str, allowed: HostParts, own_vm: OwnVm | None = None) -> Judged:
         media=(),
         variables=NVRAM,
         own_vm=own_vm,
-        wish=Wish(),
+        wish=wish,
         vm="guest",
         source="point 1",
     )
@@ -102,6 +103,16 @@ def test_absent_emulator_is_left_to_what_makes_it_fit() -> None:
     elsewhere = domain().replace("/usr/bin/qemu-system-x86_64", "/nowhere/qemu")
     assert judged(elsewhere, HostParts.REFUSED).told == ()
     assert refused(domain().replace("/usr/bin/qemu-system-x86_64", "/bin/sh")) == ["devices/emulator"]
+
+
+def test_firmware_that_gives_way_is_not_asked_about_and_nothing_else_passes_for_it() -> None:
+    chosen = Wish(firmware="/srv/chosen.fd")
+    xml = domain(system="<loader type='pflash'>/bin/sh</loader>")
+    assert refused(xml) == ["os/loader"]
+    assert judged(xml, HostParts.REFUSED, wish=chosen).told == ()
+    with pytest.raises(DefinitionReaches) as caught:
+        judged(xml.replace("/usr/bin/qemu-system-x86_64", "/bin/sh"), HostParts.REFUSED, wish=chosen)
+    assert [part["part"] for part in caught.value.parts] == ["devices/emulator"]
 
 
 def test_medium_stays_where_the_own_vm_has_it(tmp_path: Path) -> None:
