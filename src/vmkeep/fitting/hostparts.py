@@ -39,8 +39,9 @@ class HostOwn:
     ``images`` are what the restore makes of the disks, by target, and ``media`` what may stay in a drive; ``variables``
     is the file of the UEFI variables. ``emulators``, ``loaders`` and ``templates`` are those that libvirt's
     capabilities and QEMU's descriptions of firmware name; firmware beside one of them is the host's as well.
-    ``absent`` are programs and firmware of the definition that are not on the host, and ``replaced_loader`` gives way to
-    a firmware that was chosen: these will not be in what is defined. In a ``session`` QEMU runs as the user, who reaches the host's own network anyway.
+    ``absent`` are programs and firmware of the definition that are not on the host, and ``replaced_loader`` gives way
+    to a firmware that was chosen: these may be in what is yet to be made fit. In a ``session`` QEMU runs as the user,
+    who reaches the host's own network anyway.
     """
 
     images: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -271,7 +272,7 @@ def as_part(place: Reaching) -> HostPart:
         part=told if attribute is None else f"{told}@{attribute}",
         what=_what(path, of_disk=attribute is None or element.tag == "source"),
         value=value if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]}...",
-        strippable=path not in _NEEDED and path != "" and not (attribute is not None and path == "os"),
+        strippable=attribute == "template" or path not in ("", *_NEEDED),
         place=place,
     )
 

@@ -32,30 +32,51 @@ class NewDefinition:
     own_vm: OwnVm | None
     request: PrepareVm | DefineVm
 
-    def judged(self, roots: StateRoots) -> Judged:
-        """Return the definition as it may be defined here. Raises DefinitionReaches."""
-        allowed = HostParts(self.request.host_parts)
-        place = next((item.final for item in self.items if item.role == "nvram"), None)
-        nvram = place or str(variables_place(self.original, self.name, roots, self.own_vm))
+    def judged(self) -> Judged:
+        """Return the definition as it may be tried on this host, and made fit for it. Raises DefinitionReaches."""
+        emptied = [disk for disk in self._asked_for() if not self._stays(disk)]
         excluded = {each.target for each in self.record.excluded}
-        drives = [disk for disk in self.original.disks if disk.removable]
-        asked_for = [disk for disk in drives if disk.target in excluded or allowed is not HostParts.TRUSTED]
-        emptied = [disk for disk in asked_for if not self._stays(disk, allowed)]
         lacking = [disk for disk in self.original.disks if disk.target in excluded and not disk.removable]
-        definition = self._remapped(nvram, {disk.target for disk in (*lacking, *emptied)})
-        judged = judge_definition(
+        judged = self._judged(self._remapped({disk.target for disk in (*lacking, *emptied)}), fitted=False)
+        return Judged(judged.definition, (*_told_of_media(emptied, self._allowed), *judged.told))
+
+    def settled(self, fitted: str) -> str:
+        """Return the definition, made fit, as it may be defined. Raises DefinitionReaches.
+
+        What was not on this host must be gone from it: somebody could put it there.
+        """
+        return self._judged(fitted, fitted=True).definition
+
+    @property
+    def _allowed(self) -> HostParts:
+        return HostParts(self.request.host_parts)
+
+    def _judged(self, definition: str, *, fitted: bool) -> Judged:
+        return judge_definition(
             self.hypervisor,
             definition,
-            allowed,
+            self._allowed,
             images={item.name: item.final for item in self.items if item.role == "disk"},
-            media=[str(disk.source) for disk in asked_for if disk not in emptied],
-            variables=nvram,
+            media=[str(disk.source) for disk in self._asked_for() if self._stays(disk)],
+            variables=self._variables,
             own_vm=self.own_vm,
             wish=self.wish,
+            fitted=fitted,
             vm=self.name,
             source=f"point {self.record.id}",
         )
-        return Judged(judged.definition, (*_told_of_media(emptied, allowed), *judged.told))
+
+    @property
+    def _variables(self) -> str:
+        place = next((item.final for item in self.items if item.role == "nvram"), None)
+        roots = StateRoots.of(self.hypervisor.uri)
+        return place or str(variables_place(self.original, self.name, roots, self.own_vm))
+
+    def _asked_for(self) -> list[DefinedDisk]:
+        """Return the drives whose media may have to go: a point of this host leaves out those that it had."""
+        excluded = {each.target for each in self.record.excluded}
+        drives = [disk for disk in self.original.disks if disk.removable]
+        return [disk for disk in drives if disk.target in excluded or self._allowed is not HostParts.TRUSTED]
 
     @property
     def wish(self) -> Wish:
@@ -63,19 +84,19 @@ class NewDefinition:
         chosen = self.request
         return Wish(adapt=chosen.adapt, machine=chosen.machine, cpu=chosen.cpu, firmware=chosen.firmware)
 
-    def _stays(self, disk: DefinedDisk, allowed: HostParts) -> bool:
+    def _stays(self, disk: DefinedDisk) -> bool:
         """Return whether the medium of a drive is on this host and may be in it."""
         on_this_host = disk.source_kind in (SourceKind.FILE, SourceKind.BLOCK)
-        return on_this_host and disk.source is not None and stays_in_drive(disk.source, allowed, self.own_vm)
+        return on_this_host and disk.source is not None and stays_in_drive(disk.source, self._allowed, self.own_vm)
 
-    def _remapped(self, nvram: str, removed: Collection[str]) -> str:
+    def _remapped(self, removed: Collection[str]) -> str:
         changes = Remap(
             name=self.name,
             uuid=self.vm_uuid,
             new_mac=None if self.identity == "same" else _mac_addresses(self.vm_uuid),
             disks={item.name: DiskPlacement(item.final, item.format) for item in self.items if item.role == "disk"},
             removed=frozenset(removed),
-            nvram=nvram if self.original.firmware.nvram is not None else None,
+            nvram=self._variables if self.original.firmware.nvram is not None else None,
             default_tpm_place=True,
         )
         try:

@@ -67,19 +67,22 @@ def judge_definition(
     variables: str,
     own_vm: OwnVm | None,
     wish: Wish,
+    fitted: bool,
     vm: str,
     source: str,
 ) -> Judged:
     """Return the definition as it may be defined here; the restore makes ``images`` (by target) and ``variables``.
 
     ``allowed`` says what was decided about parts that reach into the host. A part that the VM of that UUID on this host
-    has as well is let through; a disk is not, as the images of that VM are its own. Raises DefinitionReaches with all
-    that is left.
+    has as well is let through; a disk is not, as the images of that VM are its own. One that is not ``fitted`` to this
+    host yet may name programs and firmware that are not here. Raises DefinitionReaches with all that is left.
     """
     if allowed is HostParts.TRUSTED:
         return Judged(xml)
     root = read_domain(xml)
     programs = programs_for(hypervisor, root, wish)
+    if fitted:
+        programs = replace(programs, absent=frozenset(), replaced_loader=wish.firmware)
     own = replace(programs, images=images, media=frozenset(media), variables=variables)
     parts = _foreign(root, own, own_vm)
     if not parts:

@@ -211,8 +211,9 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     )
     # Made here to refuse early what cannot be made, or does not fit this host; DefineVm makes it again.
     made = NewDefinition(hypervisor, record, original, request.name, identity_uuid, identity, items, own_vm, request)
-    judged = made.judged(roots)
+    judged = made.judged()
     fitted = _fitted(hypervisor, record, original, judged.definition, items, made.wish, request.name)
+    made.settled(fitted.definition)
     sealed = told_of_firmware(hypervisor, record.host, original, made.wish) if tpm == "same" else ()
     return VmPrepared(
         name=request.name,
@@ -242,13 +243,14 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
         made = NewDefinition(
             hypervisor, record, original, request.name, request.uuid, request.identity, request.items, own_vm, request
         )
-        definition = made.judged(StateRoots.of(hypervisor.uri)).definition
+        definition = made.judged().definition
         fitted = _fitted(hypervisor, record, original, definition, request.items, made.wish, request.name)
+        definition = made.settled(fitted.definition)
         needed, must_open = needed_secrets(original), any(item.role == "tpm" for item in request.items)
         plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
         try:
             define_secrets(hypervisor, repository, record, plan)
-            defined = hypervisor.define(fitted.definition, request.name)
+            defined = hypervisor.define(definition, request.name)
             try:
                 _refuse_what_was_dropped(original, defined)
             except BaseException:

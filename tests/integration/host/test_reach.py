@@ -33,7 +33,9 @@ class Told:
         return (_GOLDEN / "domcapabilities-q35.xml").read_text(encoding="utf-8")
 
 
-def judged(xml: str, allowed: HostParts, own_vm: OwnVm | None = None, wish: Wish = WISH) -> Judged:
+def judged(
+    xml: str, allowed: HostParts, own_vm: OwnVm | None = None, wish: Wish = WISH, *, fitted: bool = False
+) -> Judged:
     return judge_definition(
         cast("Hypervisor", Told()),
         xml,
@@ -43,6 +45,7 @@ def judged(xml: str, allowed: HostParts, own_vm: OwnVm | None = None, wish: Wish
         variables=NVRAM,
         own_vm=own_vm,
         wish=wish,
+        fitted=fitted,
         vm="guest",
         source="point 1",
     )
@@ -102,6 +105,8 @@ def test_what_does_not_count_hides_nothing() -> None:
 def test_absent_emulator_is_left_to_what_makes_it_fit() -> None:
     elsewhere = domain().replace("/usr/bin/qemu-system-x86_64", "/nowhere/qemu")
     assert judged(elsewhere, HostParts.REFUSED).told == ()
+    with pytest.raises(DefinitionReaches):  # it is not gone from the definition then, and somebody could put it there
+        judged(elsewhere, HostParts.REFUSED, fitted=True)
     assert refused(domain().replace("/usr/bin/qemu-system-x86_64", "/bin/sh")) == ["devices/emulator"]
 
 
@@ -110,6 +115,9 @@ def test_firmware_that_gives_way_is_not_asked_about_and_nothing_else_passes_for_
     xml = domain(system="<loader type='pflash'>/bin/sh</loader>")
     assert refused(xml) == ["os/loader"]
     assert judged(xml, HostParts.REFUSED, wish=chosen).told == ()
+    assert judged(xml.replace("/bin/sh", "/srv/chosen.fd"), HostParts.REFUSED, wish=chosen, fitted=True).told == ()
+    with pytest.raises(DefinitionReaches):
+        judged(xml, HostParts.REFUSED, wish=chosen, fitted=True)
     with pytest.raises(DefinitionReaches) as caught:
         judged(xml.replace("/usr/bin/qemu-system-x86_64", "/bin/sh"), HostParts.REFUSED, wish=chosen)
     assert [part["part"] for part in caught.value.parts] == ["devices/emulator"]

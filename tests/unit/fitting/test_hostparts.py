@@ -266,7 +266,7 @@ def test_part_that_reaches_into_the_host_is_told_and_taken_out(name: str) -> Non
         ("<loader type='rom'>/usr/share/OVMF/../../../etc/x.fd</loader>", ["loader"], False),
         ("<nvram>/etc/cron.d/x</nvram>", ["nvram"], False),
         ("<nvram type='network'><source protocol='nbd'/></nvram>", ["nvram"], False),
-        (f"<nvram template='/etc/shadow'>{NVRAM}</nvram>", ["nvram@template"], False),
+        (f"<nvram template='/etc/shadow'>{NVRAM}</nvram>", ["nvram@template"], True),
         (f"<nvram format='vmdk'>{NVRAM}</nvram>", ["nvram@format"], False),
         ("<init>/bin/sh</init>", ["init"], True),
     ],
