@@ -40,12 +40,12 @@ class NewDefinition:
         judged = self._judged(self._remapped({disk.target for disk in (*lacking, *emptied)}), fitted=False)
         return Judged(judged.definition, (*_told_of_media(emptied, self._allowed), *judged.told))
 
-    def settled(self, fitted: str) -> str:
+    def settled(self, fitted: str) -> Judged:
         """Return the definition, made fit, as it may be defined. Raises DefinitionReaches.
 
         What was not on this host must be gone from it: somebody could put it there.
         """
-        return self._judged(fitted, fitted=True).definition
+        return self._judged(fitted, fitted=True)
 
     @property
     def _allowed(self) -> HostParts:

@@ -88,7 +88,9 @@ def judge_definition(
     if not parts:
         return Judged(xml)
     if allowed is HostParts.DEFINED:
-        return Judged(xml, (f"The definition reaches into this host, as was allowed: {_listed(parts)}.",))
+        return Judged(
+            xml, () if fitted else (f"The definition reaches into this host, as was allowed: {_listed(parts)}.",)
+        )
     if allowed is HostParts.REFUSED:
         raise _reaches(parts, vm, source)
     strip_host_parts(parts)

@@ -213,7 +213,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     made = NewDefinition(hypervisor, record, original, request.name, identity_uuid, identity, items, own_vm, request)
     judged = made.judged()
     fitted = _fitted(hypervisor, record, original, judged.definition, items, made.wish, request.name)
-    made.settled(fitted.definition)
+    settled = made.settled(fitted.definition)
     sealed = told_of_firmware(hypervisor, record.host, original, made.wish) if tpm == "same" else ()
     return VmPrepared(
         name=request.name,
@@ -221,7 +221,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
         identity=identity,
         tpm=tpm,
         items=tuple(items),
-        warnings=(*_absences(record), *judged.told, *secrets.warnings, *sealed),
+        warnings=(*_absences(record), *judged.told, *settled.told, *secrets.warnings, *sealed),
         secrets=secrets.absent,
         changes=tuple((misfit.change, misfit.guest) for misfit in fitted.misfits),
     )
@@ -245,7 +245,7 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
         )
         definition = made.judged().definition
         fitted = _fitted(hypervisor, record, original, definition, request.items, made.wish, request.name)
-        definition = made.settled(fitted.definition)
+        definition = made.settled(fitted.definition).definition
         needed, must_open = needed_secrets(original), any(item.role == "tpm" for item in request.items)
         plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
         try:
