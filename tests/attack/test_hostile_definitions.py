@@ -219,7 +219,9 @@ def shared(session_host: Host) -> Iterator[Shared]:
 def _changes(bed: Shared, evil: Path) -> dict[str, Change]:
     secret, automatic = bed.secret, "<os firmware='efi'>"
     medium = f"<disk device='cdrom'><source file='{secret}'/><target dev='sda' bus='sata'/><readonly/></disk>"
-    share = "<filesystem type='mount' accessmode='passthrough'><source dir='/srv/{}'/><target dir='share'/></filesystem>"
+    share = (
+        "<filesystem type='mount' accessmode='passthrough'><source dir='/srv/{}'/><target dir='share'/></filesystem>"
+    )
     everything = {path: xml.format(evil=evil, folder=secret.parent) for path, xml in _EVERYTHING.items()}
     return {
         "untouched": _edited(),
