@@ -108,7 +108,7 @@ class NewDefinition:
 
 def _told_of_media(emptied: Sequence[DefinedDisk], allowed: HostParts) -> list[str]:
     """Say which media are on this host and were left out all the same, because the point is of somebody else."""
-    if allowed in (HostParts.TRUSTED, HostParts.DEFINED):
+    if allowed is HostParts.TRUSTED:
         return []
     return [
         f"The medium {disk.source} was left out of the drive {disk.target}: the point is not known to be of this host. "

@@ -152,4 +152,5 @@ def stays_in_drive(medium: str, allowed: HostParts, own_vm: OwnVm | None) -> boo
     """
     if not Path(medium).exists():
         return False
-    return allowed in (HostParts.TRUSTED, HostParts.DEFINED) or (own_vm is not None and medium in own_vm.media)
+    # Not with --trust-definition either: media are not in the list that was agreed to, as they can be put in again.
+    return allowed is HostParts.TRUSTED or (own_vm is not None and medium in own_vm.media)

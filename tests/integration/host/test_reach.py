@@ -130,5 +130,6 @@ def test_medium_stays_where_the_own_vm_has_it(tmp_path: Path) -> None:
     medium.touch()
     assert stays_in_drive(str(medium), HostParts.TRUSTED, None)
     assert not stays_in_drive(str(medium), HostParts.REFUSED, None)
+    assert not stays_in_drive(str(medium), HostParts.DEFINED, None)
     assert not stays_in_drive(str(medium), HostParts.STRIPPED, own(""))
     assert stays_in_drive(str(medium), HostParts.REFUSED, own(drive))
