@@ -112,6 +112,7 @@ class FindingCode(StrEnum):
     """An operation works on the VM now, so its job, checkpoints and bitmaps were not judged."""
     LEFT_JOB = "left-job"
     SCRATCH_HELD = "scratch-held"
+    """QEMU has the removed scratch of a backup open that is over, and its room with it."""
     """A backup job of vmkeep's runs on the VM, and nobody reads from it."""
     JOB_STUCK = "job-stuck"
     """libvirt keeps a job that is over: libvirtd was killed while a backup began."""
