@@ -18,6 +18,7 @@ from typing import Literal, cast
 from vmkeep.config import Settings
 from vmkeep.definition import (
     Definition,
+    DefinitionError,
     TpmBackend,
     parse_definition,
 )
