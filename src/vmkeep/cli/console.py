@@ -146,11 +146,16 @@ class Console:
             self._print("".join(self._unsaid))
         return OutputFailed.exit_status
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody sits at a terminal who can be asked."""
+        return not self.json and sys.stdin.isatty() and sys.stderr.isatty()
+
     def confirm(self, question: str, *, yes: bool) -> None:
         """Ask before something that cannot be taken back; raises InvalidRequest without a yes."""
         if yes:
             return
-        if self.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not self.can_ask:
             raise InvalidRequest(f"{question} Without a terminal, this needs --yes", hint="Give --yes if you mean it.")
         if not self.ask(question):
             raise InvalidRequest("Not confirmed; nothing was changed", hint="Answer y, or give --yes.")

@@ -80,7 +80,8 @@ class RestoreVm:
     """Make a VM of a point. ``disks_dir`` None means each disk's own directory.
 
     ``adapt`` changes what does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` (a file)
-    are a person's choice.
+    are a person's choice. Of a point that is not known to be of this host, ``trust_definition`` defines what reaches
+    into the host as it is, and ``strip_host_parts`` leaves it out.
     """
 
     point: str
@@ -92,6 +93,8 @@ class RestoreVm:
     machine: str | None = None
     cpu: str | None = None
     firmware: str | None = None
+    trust_definition: bool = False
+    strip_host_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 
@@ -182,12 +183,26 @@ class FilesPrepared:
     directory: str = ""
 
 
+class HostParts(StrEnum):
+    """What becomes of parts of a definition that reach into the host.
+
+    ``TRUSTED``: who made the point may define what he likes here. The others are of a point that somebody else made:
+    ``REFUSED`` until a person decides, ``DEFINED`` as they are, or ``STRIPPED``.
+    """
+
+    TRUSTED = "trusted"
+    REFUSED = "refused"
+    DEFINED = "defined"
+    STRIPPED = "stripped"
+
+
 @dataclass(frozen=True, slots=True)
 class PrepareVm:
     """Choose identity and paths of a VM to be made, and check that nothing is in the way. Answers VmPrepared.
 
     ``elsewhere`` says that the catalogue knows the original to live on another host. ``adapt`` changes the definition
     where it does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` are a person's choice.
+    ``host_parts`` is a HostParts, by its value.
     """
 
     operation: str
@@ -201,6 +216,7 @@ class PrepareVm:
     machine: str | None = None
     cpu: str | None = None
     firmware: str | None = None
+    host_parts: str = HostParts.REFUSED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +295,7 @@ class DefineVm:
     machine: str | None = None
     cpu: str | None = None
     firmware: str | None = None
+    host_parts: str = HostParts.REFUSED.value
 
 
 @dataclass(frozen=True, slots=True)
