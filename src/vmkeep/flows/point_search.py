@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import PointNotFound, VmkeepError
 from vmkeep.flows.catch_up import Counts, catch_up, missing_point
+from vmkeep.flows.hosts import told_of_maker
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.premises import Premises
 from vmkeep.host.survey import Progress
@@ -48,7 +49,15 @@ def search_point(premises: Premises, text: str, watch: Callable[[Progress], None
     found = catalog.find_point(text)
     if not by_id and found.id in caught.missing:
         raise missing_point(found, repository.location)
-    return FoundPoint(found, caught.sentences())
+    return FoundPoint(found, (*caught.sentences(), *_told_of_trust(catalog, found, by_id=by_id)))
+
+
+def _told_of_trust(catalog: Catalog, found: CatalogPoint, *, by_id: bool) -> tuple[str, ...]:
+    """Return what is to be said of who made a point, and of later ones that were passed over."""
+    passed = () if by_id else catalog.newer_distrusted(found)
+    told = told_of_maker(found)
+    over = f"later points of VM {found.vm_name!r}, of distrusted hosts, are passed over: {', '.join(passed)}"
+    return (*([over] if passed else []), *([told] if told else []))
 
 
 def _counts(catalog: Catalog, text: str) -> Counts:

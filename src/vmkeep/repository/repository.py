@@ -23,13 +23,14 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyMaterial
 from vmkeep.mounts import mount_of
-from vmkeep.repository import envelopes, fetch, intents, states
+from vmkeep.repository import envelopes, fetch, intents, signatures, states
 from vmkeep.repository.compression import zstd
 from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
     ENVELOPES,
     FORMAT_OBJECT,
+    HOSTS,
     NAME_BYTES,
     POINTS,
     FrameKind,
@@ -75,6 +76,19 @@ class Repository:
         self._random = random
         self._compress = compress
         self._sealer = Sealer(keyring.domains, keyring.default, random=random, compress=compress)
+        self._signer: Callable[[], signatures.Signer] | None = None
+        self._expected: Callable[[str], str | None] = lambda _point_id: None
+
+    def sign_with(self, signer: Callable[[], signatures.Signer]) -> None:
+        """Sign the points that are begun from now on; ``signer`` is called for each. Without this none is signed."""
+        self._signer = signer
+
+    def expect(self, signer_of: Callable[[str], str | None]) -> None:
+        """Hold each point that is read against who signed it when it was met first, by fingerprint.
+
+        Empty: nobody did. None: it was never met, and may be anybody's.
+        """
+        self._expected = signer_of
 
     @classmethod
     def create(
@@ -156,7 +170,7 @@ class Repository:
             yield self.point(point_id)
 
     def point(self, point_id: str) -> PointRecord:
-        """Return a point's record; raises PointNotFound or ObjectDamaged."""
+        """Return a point's record, with its signature proved, if it has one; raises PointNotFound or ObjectDamaged."""
         if not is_name(point_id):
             raise PointNotFound(f"{point_id!r} is not the id of a point")
         name = POINTS + point_id
@@ -164,12 +178,38 @@ class Repository:
             frame = self._store.get(name)
         except ObjectMissing as error:
             raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from error
-        record = PointRecord.from_json(
-            parse_canonical(self._sealer.open_alone(FrameKind.POINT, point_id, frame, name), name), name
-        )
+        value = parse_canonical(self._sealer.open_alone(FrameKind.POINT, point_id, frame, name), name)
+        signature = signatures.prove_point(value, self.id, point_id, name)
+        record = PointRecord.from_json(value, name)
         if record.id != point_id:
             raise ObjectDamaged(f"{name} holds another point", path=name)
+        self._require_signer(point_id, "" if signature is None else signature.fingerprint)
         return record
+
+    def _require_signer(self, point_id: str, found: str) -> None:
+        expected = self._expected(point_id)
+        if expected is None or expected == found:
+            return
+        then = f"was signed with key {expected}" if expected else "was not signed"
+        now = f"with key {found}" if found else "with none"
+        raise ObjectDamaged(
+            f"point {point_id} {then} when it was met first here, and is signed {now} now",
+            path=POINTS + point_id,
+            hint="Do not use this point: it was replaced by somebody who has the repository's key. "
+            "`vmkeep host list` shows the hosts that sign points here.",
+        )
+
+    def host_keys(self) -> tuple[signatures.HostKey, ...]:
+        """Return the public keys of the installations that sign points here, by fingerprint; damaged ones are left out.
+
+        ``verify_all`` names those.
+        """
+        found = []
+        for item in self._store.list(HOSTS):
+            with suppress(ObjectDamaged, ObjectMissing):
+                name = item.name.removeprefix(HOSTS)
+                found.append(signatures.get_host_key(self._store, self._sealer, self.id, name))
+        return tuple(sorted(found, key=lambda key: key.fingerprint))
 
     def delete_point(self, point_id: str) -> None:
         """Remove a point and its secrets; its blocks stay until a prune finds that no other point needs them.
@@ -196,6 +236,12 @@ class Repository:
         if not is_name(version_id):
             raise ObjectMissing(f"{version_id!r} is not the id of a state version")
         return states.get_state(self._store, self._sealer, version_id)
+
+    def state_of(self, record: PointRecord, version_id: str) -> tuple[StateVersion, bytes]:
+        """Return a state version of a point, as it was when the point was signed; raises as ``state`` does."""
+        version, content = self.state(version_id)
+        signatures.require_signed_state(record, version)
+        return version, content
 
     def put_state(
         self,
@@ -243,6 +289,8 @@ class Repository:
         """
         if point_id is not None and not is_name(point_id):
             raise InvalidRequest(f"{point_id!r} cannot be the id of a point: 32 hexadecimal digits are")
+        # First of all: without its key nothing is begun.
+        signer = None if self._signer is None else self._signer()
         intent = intents.Intent(
             self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose, lapse_seconds=lapse_seconds
         )
@@ -253,7 +301,16 @@ class Repository:
             sizes = intents.stored_packs(self._store)
             usable = sizes.keys() - intents.condemned_packs(self._store)
             known.refresh(set(usable), lambda pack: self._entries(pack, sizes[pack]))
-            return PointWriter(self._store, self._sealer, known, intent, uploaders=workers, point_id=point_id)
+            return PointWriter(
+                self._store,
+                self._sealer,
+                known,
+                intent,
+                uploaders=workers,
+                point_id=point_id,
+                repository=self.id,
+                signer=signer,
+            )
         except BaseException:
             intent.end()
             known.close()
@@ -351,7 +408,7 @@ class Repository:
         return bool(unsure) and self._store.now() - max(writer.renewed for writer in unsure) < _SILENT
 
     def _verification(self, sample: float, progress: Progress | None) -> Verification:
-        return Verification(self._store, self._sealer, self.point, sample=sample, progress=progress)
+        return Verification(self._store, self._sealer, self.point, self.id, sample=sample, progress=progress)
 
     def _entries(self, pack: bytes, size_bytes: int) -> Sequence[PackEntry] | None:
         try:

@@ -38,6 +38,7 @@ ID_NAMES = {
     FrameKind.POINT: "point",
     FrameKind.STATE: "state version",
     FrameKind.ENVELOPE: "envelope",
+    FrameKind.HOST: "host",
 }
 _NONCE = struct.Struct("<Q4x")
 _CACHED_KEYS = 1024

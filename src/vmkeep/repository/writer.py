@@ -34,7 +34,8 @@ from vmkeep.repository.manifest import Geometry, ManifestBuilder
 from vmkeep.repository.packs import DATA_PACK_BYTES, METADATA_PACK_BYTES, Packer
 from vmkeep.repository.record import BLOCK_BYTES, FAN_OUT, BlockRef, PointRecord, SecretRef, StateVersion, StoredDisk
 from vmkeep.repository.seal import Sealer
-from vmkeep.repository.states import put_state
+from vmkeep.repository.signatures import FIELD, Signer, put_host_key, sign_point
+from vmkeep.repository.states import get_state, put_state
 from vmkeep.repository.store import ObjectStore
 
 # Data buffers: one for each worker's share of filling and two on their way to the store. 4 x 16 + 2 x 4 MiB.
@@ -246,7 +247,10 @@ class PointWriter:
         *,
         uploaders: int = _UPLOADERS,
         point_id: str | None = None,
+        repository: str = "",
+        signer: Signer | None = None,
     ) -> None:
+        """``signer`` signs the point, as one of the repository of that id; without one it stays unsigned."""
         self.point_id = sealer.random(NAME_BYTES).hex() if point_id is None else point_id
         self._store = store
         self._sealer = sealer
@@ -257,6 +261,10 @@ class PointWriter:
         self._needs_parent = False
         self._has_envelope = False
         self._ended = False
+        self._repository = repository
+        self._signer = signer
+        # Versions that were put for this point: what is signed of them need not be read again.
+        self._put_states: dict[str, StateVersion] = {}
 
     @property
     def bytes_stored(self) -> int:
@@ -299,7 +307,7 @@ class PointWriter:
         created: str | None = None,
     ) -> StateVersion:
         """Store a state version; raises StateTorn for content that is empty or too large for its kind."""
-        return put_state(
+        version = put_state(
             self._store,
             self._sealer,
             content,
@@ -312,6 +320,8 @@ class PointWriter:
             mode=mode,
             created=created,
         )
+        self._put_states[version.id] = version
+        return version
 
     def put_secrets(self, secrets: Sequence[PointSecret], *, vm_uuid: str) -> tuple[SecretRef, ...]:
         """Seal the VM's secrets into the point's envelope and return what the record says of them. At most once."""
@@ -339,6 +349,7 @@ class PointWriter:
         record = replace(record, id=self.point_id)
         try:
             self._placer.finish()
+            record = self._signed(record)
             frame = self._sealer.seal_alone(FrameKind.POINT, record.id, canonical(record.as_json()))
             self._check_not_pruned(record, in_force=self._intent.renew())
             self._put_point(record, frame)
@@ -347,6 +358,18 @@ class PointWriter:
             raise
         self._end()
         return record
+
+    def _signed(self, record: PointRecord) -> PointRecord:
+        if self._signer is None:
+            return record
+        put_host_key(self._store, self._sealer, self._repository, self._signer)
+        states = [
+            self._put_states.get(state.version_id) or get_state(self._store, self._sealer, state.version_id)[0]
+            for state in record.states
+        ]
+        envelope = self._store.get(ENVELOPES + record.id) if record.secrets else None
+        signature = sign_point(record.as_json(), self._repository, self._signer, states=states, envelope=envelope)
+        return replace(record, extra={**record.extra, FIELD: signature})
 
     def abort(self) -> None:
         """Give the point up; nothing of it can be seen. Does nothing after a commit."""
