@@ -17,7 +17,7 @@ from vmkeep.catalog.host_queries import trust_of
 from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline, Trust, made_by
 from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
-from vmkeep.commandline import shell_word
+from vmkeep.commandline import command_line, shell_word
 from vmkeep.errors import ChoiceRequired, PointNotFound
 from vmkeep.planning.order import Made, places
 
@@ -246,7 +246,8 @@ def _meant(connection: Connection, vm_uuid: str, until: datetime | None) -> Cata
 
 def _doubt(doubtful: Row[Any], vouched: CatalogPoint) -> ChoiceRequired:
     signed = f"is signed with a key that nobody has trusted here, {doubtful.signed_by}"
-    remedy = f"`vmkeep host trust {doubtful.signed_by}` trusts the key, `vmkeep host distrust` shuts it out"
+    trust = command_line("vmkeep host trust", doubtful.signed_by or "")
+    remedy = f"`{trust}` trusts the key, `vmkeep host distrust` shuts it out"
     if not doubtful.signed_by:
         signed, remedy = "is not signed", "hosts of an older vmkeep sign nothing: bring them up to date"
     return ChoiceRequired(

@@ -150,10 +150,15 @@ class Console:
         """Ask before something that cannot be taken back; raises InvalidRequest without a yes."""
         if yes:
             return
-        if self.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not self.can_ask:
             raise InvalidRequest(f"{question} Without a terminal, this needs --yes", hint="Give --yes if you mean it.")
         if not self.ask(question):
             raise InvalidRequest("Not confirmed; nothing was changed", hint="Answer y, or give --yes.")
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is somebody who could answer."""
+        return not self.json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def ask(self, question: str) -> bool:
         """Ask on the terminal and return whether the answer was yes."""

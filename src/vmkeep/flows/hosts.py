@@ -2,38 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vmkeep.catalog import Catalog, CatalogPoint, KnownHostKey, Trust
-from vmkeep.errors import HostDistrusted
-from vmkeep.flows.premises import MetHost
+from vmkeep.commandline import command_line
+from vmkeep.errors import HostDistrusted, VmkeepError
+from vmkeep.flows.own_key import pin_own_key
+from vmkeep.flows.patience import patiently
+from vmkeep.flows.premises import MetHost, Premises
+from vmkeep.host.survey import Progress
 from vmkeep.keys.signing import is_same_machine
 from vmkeep.repository import PointRecord
-from vmkeep.repository.signatures import signature_of
+from vmkeep.repository.signatures import HostKey, signature_of
 
 
 def meet_hosts(catalog: Catalog, records: Iterable[PointRecord]) -> tuple[MetHost, ...]:
     """Pin the keys that signed these points; return those that were never met. Nobody is trusted by this."""
-    met: dict[str, MetHost] = {}
-    known = {key.fingerprint: key for key in catalog.host_keys()}
+    keys: dict[str, KnownHostKey] = {}
     for record in records:
         signature = signature_of(record)
-        if signature is None or signature.fingerprint in known:
-            continue
-        key = KnownHostKey(signature.fingerprint, signature.key, signature.installation, record.host)
-        former = next((old.fingerprint for old in known.values() if old.installation == key.installation), None)
-        known[key.fingerprint] = key
-        if catalog.see_host_key(key):
-            met[key.fingerprint] = MetHost(key.fingerprint, key.installation, key.host, former)
-    return tuple(met.values())
+        if signature is not None and signature.key not in keys:
+            keys[signature.key] = KnownHostKey(
+                signature.fingerprint, signature.key, signature.installation, record.host
+            )
+    return _meet(catalog, keys.values())
+
+
+def look_for_hosts(premises: Premises, watch: Callable[[Progress], None]) -> str | None:
+    """Pin the keys that the repository holds; return why it could not be asked, None when it was."""
+    catalog = premises.catalog
+    with catalog.copy_written():  # where the home cannot be written, what is met is for this command alone
+        pin_own_key(premises.settings, catalog)
+        if catalog.repository() is None:
+            return None
+        try:
+            limit_seconds = premises.settings.stalled_after_seconds
+            keys = patiently(lambda: premises.repository.host_keys(), limit_seconds, watch=watch)
+        except VmkeepError as error:
+            return error.message
+        meet_keys(catalog, keys)
+    return None
+
+
+def meet_keys(catalog: Catalog, keys: Iterable[HostKey]) -> None:
+    """Pin keys that a repository holds. Nobody is trusted by this."""
+    _meet(catalog, (KnownHostKey(key.fingerprint, key.key, key.installation, key.host) for key in keys))
+
+
+def _meet(catalog: Catalog, keys: Iterable[KnownHostKey]) -> tuple[MetHost, ...]:
+    known = {key.fingerprint for key in catalog.host_keys()}
+    new = [key for key in keys if key.fingerprint not in known and catalog.see_host_key(key)]
+    met = {key.fingerprint for key in new}
+    return tuple(host for host in undecided(catalog) if host.fingerprint in met)
+
+
+def undecided(catalog: Catalog) -> tuple[MetHost, ...]:
+    """Return the hosts that sign points, and that nobody here has trusted or distrusted yet."""
+    keys = catalog.host_keys()
+    return tuple(
+        MetHost(key.fingerprint, key.installation, key.host, former_key(key, keys))
+        for key in keys
+        if key.trust is Trust.UNKNOWN
+    )
+
+
+def former_key(key: KnownHostKey, keys: Sequence[KnownHostKey]) -> str | None:
+    """Return the fingerprint of the key that an installation had before this one, as they were met."""
+    earlier = [old.fingerprint for old in keys[: keys.index(key)] if old.installation == key.installation]
+    return earlier[-1] if earlier else None
 
 
 def told_of_host(met: MetHost) -> str:
     """Return what a person must hear of a key that is new here."""
-    decide = (
-        f"Compare it with what `vmkeep host list` says there, then `vmkeep host trust {met.fingerprint}`, or "
-        "`vmkeep host distrust`"
-    )
+    trust = command_line("vmkeep host trust", met.fingerprint)
+    decide = f"Compare it with what `vmkeep host list` says there, then `{trust}`, or `vmkeep host distrust`"
     if met.former is not None:
         return (
             f"host {met.host} signs its points with another key than before: {met.fingerprint} in place of "
@@ -86,9 +128,10 @@ def told_of_maker(point: CatalogPoint) -> str | None:
             f"point {point.id} was made on host {point.host}, whose key {point.signed_by} is distrusted: take what is "
             "in it for the work of whoever has that host"
         )
+    trust = command_line("vmkeep host trust", point.signed_by or "")
     return (
         f"point {point.id} says that it was made on host {point.host}, and is signed with key {point.signed_by}, which "
-        f"nobody has trusted here (`vmkeep host trust {point.signed_by}`)"
+        f"nobody has trusted here (`{trust}`)"
     )
 
 

@@ -46,7 +46,12 @@ def search_point(premises: Premises, text: str, watch: Callable[[Progress], None
             raise
         told = f"whether the repository holds points that are not known here could not be told: {error.message}"
         return FoundPoint(catalog.find_point(text), (told,))
-    found = catalog.find_point(text)
+    try:
+        found = catalog.find_point(text)
+    except VmkeepError as error:
+        for sentence in caught.sentences():  # nobody would hear of it again
+            error.add_note(sentence)
+        raise
     if not by_id and found.id in caught.missing:
         raise missing_point(found, repository.location)
     return FoundPoint(found, (*caught.sentences(), *_told_of_trust(catalog, found, by_id=by_id)))

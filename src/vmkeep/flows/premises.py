@@ -69,7 +69,7 @@ class InitReport:
     """What `vmkeep init` did. ``created``: the repository is new; ``adopted_*`` count what the catalogue gained.
 
     ``moved_from`` is where this installation's repository was before, None when it is where it was. ``hosts`` are those
-    that sign points in it and were not known here.
+    that sign points in it, and that nobody here has decided about.
     """
 
     repository: str
@@ -329,7 +329,7 @@ class Premises:
         return self._take(repository, created=False)
 
     def _adopt(self, location: str) -> InitReport:
-        from vmkeep.flows.hosts import meet_hosts
+        from vmkeep.flows.hosts import meet_hosts, meet_keys, undecided
         from vmkeep.flows.own_key import pin_own_key
 
         repository = self._open(location)
@@ -346,11 +346,12 @@ class Premises:
                 damaged.append(DamagedPoint(point_id, error.message))
             else:
                 records.append(record)
-        new = meet_hosts(self.catalog, records)
+        meet_keys(self.catalog, repository.host_keys())
+        meet_hosts(self.catalog, records)
         adopted = self.catalog.adopt([(catalog_point(record), catalog_states(record)) for record in records])
         return replace(
             report,
-            hosts=tuple(new),
+            hosts=undecided(self.catalog),
             adopted_points=adopted.points,
             adopted_vms=adopted.vms,
             damaged=tuple(damaged),

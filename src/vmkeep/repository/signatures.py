@@ -14,7 +14,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -73,7 +72,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class HostKey:
-    """The public key of an installation, with the name of its host when the key was made (``created``)."""
+    """The public key of an installation, with the name of its host when it made its first point here (``created``)."""
 
     fingerprint: str
     key: str
@@ -205,14 +204,14 @@ def _is_hex(text: object, digits: int) -> bool:
 # -- public keys -------------------------------------------------------------------------------------------------
 
 
-def put_host_key(store: ObjectStore, sealer: Sealer, repository: str, signer: Signer) -> str:
-    """Store the signer's public key unless it is there, and return its fingerprint."""
+def put_host_key(store: ObjectStore, sealer: Sealer, repository: str, signer: Signer, created: str) -> None:
+    """Store the signer's public key unless it is there; ``created`` is the time of the point that needs it."""
     fingerprint = fingerprint_of(signer.public_key)
     name = HOSTS + fingerprint
     if store.exists(name):
-        return fingerprint
+        return
     value = {
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "created": created,
         "host": signer.host,
         "installation": signer.installation,
         "key": signer.public_key.hex(),
@@ -220,7 +219,6 @@ def put_host_key(store: ObjectStore, sealer: Sealer, repository: str, signer: Si
     signed = {**value, FIELD: signer.sign(_host_text(value, repository)).hex()}
     with suppress(TargetExists):  # another process of this installation was first
         store.put(name, sealer.seal_alone(FrameKind.HOST, fingerprint, canonical(signed)))
-    return fingerprint
 
 
 def get_host_key(store: ObjectStore, sealer: Sealer, repository: str, fingerprint: str) -> HostKey:

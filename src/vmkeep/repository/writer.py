@@ -362,7 +362,7 @@ class PointWriter:
     def _signed(self, record: PointRecord) -> PointRecord:
         if self._signer is None:
             return record
-        put_host_key(self._store, self._sealer, self._repository, self._signer)
+        put_host_key(self._store, self._sealer, self._repository, self._signer, record.created)
         states = [
             self._put_states.get(state.version_id) or get_state(self._store, self._sealer, state.version_id)[0]
             for state in record.states

@@ -23,10 +23,7 @@ def upgrade() -> None:
         sa.Column("trust", sa.String(16), nullable=False),
         sa.Column("machine", sa.String(32), nullable=False, server_default=""),
         sa.Column("copied_to", sa.Text),
-        sa.CheckConstraint(
-            "trust in ('own', 'trusted', 'unknown', 'distrusted')",
-            name="ck_host_keys_trust",
-        ),
+        sa.CheckConstraint("trust in ('own', 'trusted', 'unknown', 'distrusted')", name=op.f("ck_host_keys_trust")),
         sa.PrimaryKeyConstraint("fingerprint", name="pk_host_keys"),
     )
     op.create_index("ix_host_keys_installation", "host_keys", ["installation"])
