@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, ScalarSelect, Select, delete, func, insert, select, update
 
 from vmkeep.catalog import models, texts
-from vmkeep.catalog.host_queries import trust_of
+from vmkeep.catalog.host_queries import all_keys, trust_of
 from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline, Trust, made_by
 from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
@@ -48,7 +48,8 @@ def add(connection: Connection, point: CatalogPoint) -> None:
         "checkpoint": point.checkpoint,
         "pause_ms": point.pause_ms,
         "labels": texts.dump(point.labels),
-        "summary": texts.dump(point.summary()),
+        # Without what may change: whether its maker is trusted.
+        "summary": texts.dump({name: told for name, told in point.summary().items() if name != "made_by"}),
         "document": texts.dump(point.document),
         "sequence": point.sequence,
         "signed_by": point.signed_by,
@@ -100,26 +101,33 @@ def outlines(connection: Connection, vm_uuid: str) -> tuple[PointOutline, ...]:
 
 
 def summaries(connection: Connection, uuids: Sequence[str] | None) -> tuple[dict[str, Any], ...]:
-    columns = (points.c.summary, points.c.signed_by, models.host_keys.c.trust, models.host_keys.c.installation)
-    chosen = _of(select(*columns).select_from(_SIGNED), uuids).order_by(*_OLDEST_FIRST)
+    chosen = _of(select(points.c.summary, points.c.signed_by), uuids).order_by(*_OLDEST_FIRST)
+    told = _Makers(connection)
     return tuple(
         # What an older release has written lacks the number. Who made it may be trusted, or not any more, since then.
-        {
-            "sequence": None,
-            **texts.load(row.summary),
-            "made_by": made_by(row.signed_by, row.installation, trust_of(row.signed_by, row.trust)),
-        }
+        {"sequence": None, **texts.load(row.summary), "made_by": told[row.signed_by]}
         for row in connection.execute(chosen)
     )
 
 
 def makers(connection: Connection) -> dict[str, dict[str, str | None]]:
     """Return who made each point, as the summaries say it, by its id."""
-    columns = (points.c.id, points.c.signed_by, models.host_keys.c.trust, models.host_keys.c.installation)
-    return {
-        row.id: made_by(row.signed_by, row.installation, trust_of(row.signed_by, row.trust))
-        for row in connection.execute(select(*columns).select_from(_SIGNED))
-    }
+    told = _Makers(connection)
+    return {row.id: told[row.signed_by] for row in connection.execute(select(points.c.id, points.c.signed_by))}
+
+
+class _Makers(dict[str | None, dict[str, str | None]]):
+    """Who made a point, as the summaries say it, by who signed it: made once for each, as a list has many of few."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._keys = {key.fingerprint: key for key in all_keys(connection)}
+
+    def __missing__(self, signed_by: str | None) -> dict[str, str | None]:
+        key = self._keys.get(signed_by or "")
+        trust = trust_of(signed_by, None if key is None else key.trust)
+        self[signed_by] = told = made_by(signed_by, None if key is None else key.installation, trust)
+        return told
 
 
 def signed_by(connection: Connection, point_id: str) -> str | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.catalog import Trust
 from vmkeep.cli.completion import complete_host_key
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session, tell_first_use
 from vmkeep.errors import IntegrityError, InvalidRequest
@@ -74,6 +73,9 @@ def init(
 
 def _decide_about_hosts(running: Session, report: InitReport, trust: Sequence[str], *, yes: bool) -> InitReport:
     """Trust the hosts that are named, or that are agreed to. What nobody is there to decide is told, and stays open."""
+    from vmkeep.catalog import Trust
+    from vmkeep.flows.hosts import told_of_host
+
     catalog, console = running.premises.catalog, running.console
     trusted = {catalog.trust_host(text, Trust.TRUSTED).fingerprint for text in trust}
     left = []
@@ -86,8 +88,6 @@ def _decide_about_hosts(running: Session, report: InitReport, trust: Sequence[st
             trusted.add(host.fingerprint)
         else:
             left.append(host)
-    from vmkeep.flows.hosts import told_of_host
-
     for host in left:
         console.notice(f"warning: {told_of_host(host)}")
     decided = (Trust.TRUSTED if host.fingerprint in trusted else Trust.UNKNOWN for host in report.hosts)
