@@ -208,8 +208,7 @@ def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
     # In place: the safety point is taken first, unless there is one that the VM is at already.
     request = RestoreInPlace(words[0], words[1], tuple(words[3:]), safety=words[2])
     if request.safety is None:
-        taken = engine.take_safety_point(request, unwatched)
-        request = dataclasses.replace(request, safety=taken.point["id"])
+        request, _ = engine.take_safety_point(request, unwatched)
     restored = engine.restore_in_place(request, unwatched)
     return {"safety": restored.safety, "warnings": restored.warnings}
 

@@ -7,19 +7,18 @@ too, and nothing that the guest wrote is lost.
 from __future__ import annotations
 
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import libvirt
 import pytest
 
 from tests.crash.bed import KILLED, Trap, Zygote, wait_until
+from tests.crash.walk import sampled
 from tests.rig import Disk, Host, KiB, MiB, Vm, assert_images_equal
 from tests.rig.domain_xml import disks_of
 from tests.rig.images import random_bytes
@@ -43,13 +42,6 @@ _PLACES = [
     Trap("before", _SETTLING + "remove_closed"),
     Trap("after", _SETTLING + "remove_closed"),
 ]
-
-
-def _sample(places: list[Any], count: int) -> list[Any]:
-    """Return the first of the places and some others; all with VMKEEP_CRASH_ALL."""
-    if os.environ.get("VMKEEP_CRASH_ALL"):
-        return places
-    return [places[0], *random.Random(int(os.environ.get("VMKEEP_CRASH_SEED", "7"))).sample(places[1:], count - 1)]
 
 
 @dataclass(slots=True)
@@ -138,7 +130,7 @@ def _interrupted(guest: _Guest, name: str) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     "trap",
-    _sample(_PLACES, 3),
+    [_PLACES[0], *sampled(_PLACES[1:], 2)],
     ids=lambda trap: "whole" if trap is None else f"{trap.when}-{trap.place.rpartition('.')[2]}",
 )
 def test_overlays_of_an_interrupted_snapshot_are_merged_back_also_when_that_is_killed(
@@ -158,7 +150,7 @@ def test_overlays_of_an_interrupted_snapshot_are_merged_back_also_when_that_is_k
     guest.assert_next_point_whole()
 
 
-@pytest.mark.parametrize("moment", _sample(["at-the-change", "before-the-change"], 1))
+@pytest.mark.parametrize("moment", sampled(["at-the-change", "before-the-change"], 1))
 def test_libvirtd_killed_in_a_snapshot_loses_nothing(guest: _Guest, moment: str) -> None:
     name = f"k{guest.seed}"
     image = guest.vm.disk_path("vda")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.crash.bed import KILLED, Bed, Trap
-from tests.crash.walk import SHARES, need_effects
+from tests.crash.walk import SHARES, need_effects, sampled
 from tests.rig import VmState
 from tests.system.truth import checkpoints
 
@@ -130,24 +130,32 @@ _WHEN_STORED = [
 ]
 
 
-@pytest.mark.parametrize("place", [*_BEFORE_THE_INSTANT, *_AT_THE_INSTANT, *_IN_THE_COPY, *_WHEN_STORED], ids=str)
+@pytest.mark.parametrize(
+    "place",
+    [
+        *sampled(_BEFORE_THE_INSTANT, 5),
+        *sampled(_AT_THE_INSTANT, 8),
+        *sampled(_IN_THE_COPY, 7),
+        *sampled(_WHEN_STORED, 7),
+    ],
+    ids=str,
+)
 def test_killed_point_leaves_a_running_guest_and_all_points(bed: Bed, place: Place) -> None:
     _kill_and_prove(bed, place, VmState.RUNNING)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        Place("before", _DOMAIN + "begin_backup"),
-        Place("during", _DOMAIN + "begin_backup", 15),
-        Place("after", _DOMAIN + "begin_backup"),
-        Place("before", _GUARDIAN + "Guardian._say#2"),
-        Place("after", "vmkeep.host.point:capture_disk"),
-        Place("after", _CATALOG + "record_point", kept=True),
-        Place("before", _DOMAIN + "delete_checkpoint", kept=True),
-    ],
-    ids=str,
-)
+_OF_A_PAUSED_VM = [
+    Place("before", _DOMAIN + "begin_backup"),
+    Place("during", _DOMAIN + "begin_backup", 15),
+    Place("after", _DOMAIN + "begin_backup"),
+    Place("before", _GUARDIAN + "Guardian._say#2"),
+    Place("after", "vmkeep.host.point:capture_disk"),
+    Place("after", _CATALOG + "record_point", kept=True),
+    Place("before", _DOMAIN + "delete_checkpoint", kept=True),
+]
+
+
+@pytest.mark.parametrize("place", sampled(_OF_A_PAUSED_VM, 3), ids=str)
 def test_vm_that_was_paused_stays_paused_when_its_point_is_killed(bed: Bed, place: Place) -> None:
     bed.vm.suspend()
     try:

@@ -14,7 +14,7 @@ import libvirt
 import pytest
 
 from tests.crash.bed import KILLED, Outcome, Trap, Zygote
-from tests.crash.walk import SHARES, Death, deaths, need_effects
+from tests.crash.walk import SHARES, Death, deaths, need_effects, sampled
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes
 from tests.rig.cli import Vmkeep
 from tests.system.kept_snapshots import Taken, current, take
@@ -178,7 +178,7 @@ def bench(benches: list[Bench], crash_host: Host) -> Bench:
     return benches[-1]
 
 
-@pytest.mark.parametrize("place", _FORWARD, ids=_name)
+@pytest.mark.parametrize("place", sampled(_FORWARD, 4), ids=_name)
 def test_killed_revert_keeps_the_vm_off_and_is_finished_by_the_next_start(bench: Bench, place: tuple[str, str]) -> None:
     bench.change()
     outcome = bench.revert("disks", Trap(*place))
@@ -190,7 +190,7 @@ def test_killed_revert_keeps_the_vm_off_and_is_finished_by_the_next_start(bench:
     bench.assert_at_snapshot("disks")
 
 
-@pytest.mark.parametrize("place", _RELEASED, ids=_name)
+@pytest.mark.parametrize("place", sampled(_RELEASED, 1), ids=_name)
 def test_revert_killed_while_it_cleans_up_leaves_nothing(bench: Bench, place: tuple[str, str]) -> None:
     bench.change()
     outcome = bench.revert("disks", Trap(*place))
@@ -214,7 +214,9 @@ def test_revert_killed_around_its_memory_comes_to_that_memory(bench: Bench, plac
     bench.assert_at_snapshot("memory")
 
 
-@pytest.mark.parametrize("place", [None, *_BACK], ids=lambda place: _name(place) if place else "undisturbed")
+@pytest.mark.parametrize(
+    "place", [None, *sampled(_BACK, 1)], ids=lambda place: _name(place) if place else "undisturbed"
+)
 def test_revert_that_fails_and_is_killed_when_it_is_taken_back_leaves_the_vm_as_it_was(
     bench: Bench, place: tuple[str, str] | None
 ) -> None:

@@ -6,8 +6,6 @@ the guest writes after the kill, to whatever image, is in the disks and in the n
 
 from __future__ import annotations
 
-import os
-import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.bed import KILLED, Bed, Content, Trap
+from tests.crash.walk import sampled
 from tests.rig import VmState, assert_images_equal, read_offline_image
 from tests.system.snapshots import snapshots
 from tests.system.truth import checkpoints
@@ -101,22 +100,14 @@ _STOPPED = [
 ]
 
 
-def _sample(places: list[Place], count: int) -> list[Place]:
-    """Return a share of the places, the same unless VMKEEP_CRASH_SEED says otherwise; all with VMKEEP_CRASH_ALL."""
-    if os.environ.get("VMKEEP_CRASH_ALL"):
-        return places
-    drawn = random.Random(int(os.environ.get("VMKEEP_CRASH_SEED", "7"))).sample(range(len(places)), count)
-    return [places[number] for number in sorted(drawn)]
-
-
-@pytest.mark.parametrize("place", _sample(_RUNNING, 4), ids=str)
+@pytest.mark.parametrize("place", sampled(_RUNNING, 4), ids=str)
 def test_killed_snapshot_of_a_running_vm_is_whole_or_not_there(bed: Bed, place: Place) -> None:
     _kill_and_prove(bed, place, VmState.RUNNING)
 
 
 @pytest.mark.parametrize(
     "place",
-    _sample([Place("after", _SNAPSHOTS + "create", made=True), Place("during", _SNAPSHOTS + "create", 12)], 1),
+    sampled([Place("after", _SNAPSHOTS + "create", made=True), Place("during", _SNAPSHOTS + "create", 12)], 1),
     ids=str,
 )
 def test_vm_that_was_paused_stays_paused_when_its_snapshot_is_killed(bed: Bed, place: Place) -> None:
@@ -127,13 +118,13 @@ def test_vm_that_was_paused_stays_paused_when_its_snapshot_is_killed(bed: Bed, p
         bed.vm.resume()
 
 
-@pytest.mark.parametrize("place", _sample(_STOPPED, 2), ids=str)
+@pytest.mark.parametrize("place", sampled(_STOPPED, 2), ids=str)
 def test_killed_snapshot_of_a_vm_that_is_off_is_whole_or_not_there(stopped_bed: Bed, place: Place) -> None:
     _kill_and_prove(stopped_bed, place, VmState.OFF)
 
 
 @pytest.mark.parametrize(
-    "place", _sample([Place("during", _SNAPSHOTS + "create", delay) for delay in (5, 40, 70)], 1), ids=str
+    "place", sampled([Place("during", _SNAPSHOTS + "create", delay) for delay in (5, 40, 70)], 1), ids=str
 )
 def test_guest_runs_again_when_a_snapshot_with_its_memory_is_killed(bed: Bed, place: Place) -> None:
     memory = bed.host.dir / "disks" / f"memory-{place.delay_ms}"

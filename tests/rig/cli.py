@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.rig.errors import RigError
+from tests.rig.forking import can_fork
 from tests.rig.host import Host
 
 COMMAND = Path(sys.executable).with_name("vmkeep")
@@ -36,11 +37,13 @@ class Failure:
 class Vmkeep:
     """The command on one host. ``home`` replaces VMKEEP_HOME, for an installation of its own.
 
-    ``user`` is the number of the user that runs it in place of root, with no group and no capability.
+    ``user`` is the number of the user that runs it in place of root, with no group and no capability. ``forked`` as
+    false: each command is a program of its own, with its own arguments, also where nothing else demands it.
     """
 
-    def __init__(self, host: Host, *, home: Path | None = None, user: int | None = None) -> None:
+    def __init__(self, host: Host, *, home: Path | None = None, user: int | None = None, forked: bool = True) -> None:
         self.host = host
+        self._forked = forked
         self._become = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         self.home = home if home is not None else host.dir / "home"
 
@@ -54,8 +57,10 @@ class Vmkeep:
         env: Mapping[str, str] | None = None,
         input: str | None = None,  # noqa: A002
     ) -> subprocess.CompletedProcess[str]:
-        """Run it as a person would, and return what it printed."""
+        """Run it as a person would, and return what it printed; see ``forking`` for how it is started."""
         environment = {**self.environment, **(env or {})}
+        if self._forked and not self._become and can_fork(env or {}):
+            return self.host.forks.run([COMMAND, *arguments], environment, input)
         return self.host.run([*self._become, COMMAND, *arguments], env=environment, input=input)
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:

@@ -29,6 +29,7 @@ from lxml.builder import E
 from tests.rig import namespaces
 from tests.rig.domain_xml import DirectBoot, Secret
 from tests.rig.errors import RigError
+from tests.rig.forking import CommandForks
 from tests.rig.host_init import PRIVATE_DIRECTORIES, SWTPM_CA_CONFIG
 from tests.rig.vm import Disk, Vm
 
@@ -93,6 +94,7 @@ class Host:
         self._lock_descriptor = -1
         self._init_pid = 0
         self._passphrases: dict[str, str] = {}
+        self._forks: CommandForks | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -115,6 +117,7 @@ class Host:
         """Kill every process of the host at one moment. Whoever started one with ``popen`` reaps it."""
         assert self._process is not None
         self._connection = None  # its daemon is gone
+        self._end_forks()
         self._process.kill()  # and with it process 1 (--kill-child), with which the kernel ends all others
         self._process.wait()
 
@@ -163,6 +166,7 @@ class Host:
 
     def close(self) -> None:
         """End every process of the host and remove its directory."""
+        self._end_forks()
         if self._connection is not None:
             with contextlib.suppress(libvirt.libvirtError):
                 self._connection.close()
@@ -183,6 +187,11 @@ class Host:
             shutil.rmtree(self.dir, ignore_errors=True)
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
+
+    def _end_forks(self) -> None:
+        if self._forks is not None:
+            self._forks.close()
+            self._forks = None
 
     @property
     def init_pid(self) -> int:
@@ -306,6 +315,15 @@ class Host:
             words = " ".join(str(word) for word in command)
             raise RigError(f"{words}: exit status {process.returncode}\n{output}{errors}".rstrip())
         return subprocess.CompletedProcess([str(word) for word in command], process.returncode, output, errors)
+
+    @property
+    def forks(self) -> CommandForks:
+        """What forks vmkeep's commands inside the host, started by the first of them."""
+        if self._forks is not None and not self._forks.alive:
+            self._end_forks()
+        if self._forks is None:
+            self._forks = CommandForks(self)
+        return self._forks
 
     # -- its VMs ---------------------------------------------------------------------------------------------
 

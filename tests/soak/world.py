@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from tests.environment.injector import Injector
 from tests.rig import Host
 from tests.soak.command import Commands, Outcome
 from tests.soak.guest import Guest
@@ -115,11 +116,20 @@ class Hosts:
         """``started``: hosts that somebody else ends."""
         self._stack = ExitStack()
         self._hosts = dict(started)
+        self._injector: Injector | None = None
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
             self._hosts[name] = self._stack.enter_context(Host(name))
         return self._hosts[name]
+
+    def injector(self, host: Host) -> Injector:
+        """Return what makes calls of the system fail, built when it is first asked for."""
+        if self._injector is None or not self._injector.library.exists():
+            directory = host.dir / "injector"
+            directory.mkdir(exist_ok=True)
+            self._injector = Injector(directory)
+        return self._injector
 
     def close(self) -> None:
         self._stack.close()

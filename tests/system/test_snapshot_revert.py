@@ -16,6 +16,11 @@ from tests.rig.cli import Vmkeep
 from tests.system.kept_snapshots import Taken, current, names, take
 from tests.system.offline import bitmaps, qemu_img
 from tests.system.truth import Truth, checkpoints
+from vmkeep.errors import HypervisorError, SnapshotNeeded
+from vmkeep.host.grounds import LibvirtGrounds
+from vmkeep.host.snapshot_branches import refuse_dangerous_deletion
+from vmkeep.hypervisor import Hypervisor
+from vmkeep.transfer import imagegrounds
 
 pytestmark = pytest.mark.system
 
@@ -229,10 +234,6 @@ def test_internal_snapshot_goes_back_with_its_tpm_although_there_are_checkpoints
 
 def _delete_check(vm: Vm, *snapshots: str) -> str:
     """Ask whether snapshots may be deleted; return what is said against it."""
-    from vmkeep.errors import SnapshotNeeded
-    from vmkeep.host.snapshot_branches import refuse_dangerous_deletion
-    from vmkeep.hypervisor import Hypervisor
-
     hypervisor = Hypervisor.connect(vm.host.outer_uri)
     try:
         refuse_dangerous_deletion(hypervisor, hypervisor.domain(vm.name), snapshots)
@@ -249,7 +250,15 @@ def _assert_image_is(host: Host, taken: Taken) -> None:
     assert_images_equal(raw.read_bytes(), taken.truth.images["vda"], taken.name)
 
 
-def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(host: Host, vmkeep: Vmkeep) -> None:
+def _closed(host: Host) -> Hypervisor:
+    hypervisor = Hypervisor.connect(host.outer_uri)
+    hypervisor.close()
+    return hypervisor
+
+
+def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(
+    host: Host, vmkeep: Vmkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
     vm.start(paused=True)
     taken = {}
@@ -257,6 +266,11 @@ def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(host: Host
         vm.write_random("vda", start=seed * MiB, length=64 * KiB, seed=seed)
         taken[name] = take(vm, None, name, uefi=False, tpm=False)
     assert _delete_check(vm, "one") == _delete_check(vm, "two") == ""
+    with monkeypatch.context() as patch:
+        # Who asks a libvirt that does not answer learns nothing of a chain; it is not the end of one.
+        patch.setattr(imagegrounds, "_grounds", LibvirtGrounds(_closed(host)))
+        with pytest.raises(HypervisorError):
+            _delete_check(vm, "one")
     vm.destroy()
     abandoned = vm.disk_path("vda")
     _revert(vmkeep, "one", "--no-safety")

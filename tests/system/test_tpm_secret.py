@@ -78,7 +78,7 @@ def encrypted_vm(host: Host, name: str, secret: str) -> Vm:
 @pytest.fixture(scope="module")
 def kept(session_host: Host) -> Iterator[Kept]:
     session_host.clear()
-    vmkeep = Vmkeep(session_host)
+    vmkeep = Vmkeep(session_host, forked=False)  # its arguments are looked at
     secret = session_host.define_secret(_VALUE)
     vm = encrypted_vm(session_host, "guest", secret)
     vm.store_in_tpm(_STORED, key=_VALUE)

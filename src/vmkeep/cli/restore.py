@@ -207,14 +207,14 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
             yes=yes,
         )
         with running.console.progress() as watch:
-            taken = engine.take_safety_point(request, watch)
-        safety = str(taken.point["id"])
+            request, taken = engine.take_safety_point(request, watch)
+        safety = str(request.safety)
         # Told at once: whatever happens from here on, this is the way back.
         running.console.notice(f"safety point {safety} holds the VM as it was; {_way_back(safety)} goes back to it")
         for warning in taken.warnings:
             running.console.notice(f"warning: {warning}")
         with running.console.progress() as watch:
-            restored = engine.restore_in_place(replace(request, safety=safety), watch)
+            restored = engine.restore_in_place(request, watch)
     if running.console.json:
         running.console.document({"restored": {**_listed(asdict(restored)), "way_back": _way_back(safety), **beside}})
     else:

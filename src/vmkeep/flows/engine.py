@@ -214,15 +214,17 @@ class Engine:
         refuse_distrusted(self._premises.catalog, request.point)
         return self._run(restore_vm, request, request.name, watch)
 
-    def take_safety_point(self, request: RestoreInPlace, watch: Watch) -> PointTaken:
+    def take_safety_point(self, request: RestoreInPlace, watch: Watch) -> tuple[RestoreInPlace, PointTaken]:
         """Refuse a restore in place that cannot be done, then take the point of the VM as it is now.
 
-        Disks whose image is gone are left out of it. Nothing of the VM was changed when this raises.
+        Disks whose image is gone are left out of it. Nothing of the VM was changed when this raises. Returns the
+        request made complete as well.
         """
         checked = self.check_in_place(request, watch)
         labels = {SAFETY_LABEL: request.point}
         without = "Or restore to files or as a VM of its own (`vmkeep restore --help`): neither needs a safety point."
-        return self._take_safety_point(_safety_point(checked, labels), without, watch)
+        taken = self._take_safety_point(_safety_point(checked, labels), without, watch)
+        return dataclasses.replace(request, safety=str(taken.point["id"]), images=checked.images), taken
 
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
         """Raise what refuses a restore in place; nothing is changed."""
@@ -240,7 +242,9 @@ class Engine:
             self._watch = self._unwatched
 
     def restore_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceRestored:
-        """Write a point over its VM, of which ``request.safety`` was just taken; on failure the VM is as before.
+        """Write a point over its VM, whose safety point was just taken; on failure the VM is as before.
+
+        The request is one that ``take_safety_point`` returned.
 
         Raises RestorePending when it is not: it is kept from starting then.
         """

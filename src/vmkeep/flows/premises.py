@@ -283,9 +283,12 @@ class Premises:
         key = found or self._new_key()
         try:
             repository = self._equipped(Repository.create(location, key, compress=self._compress()))
-        except BaseException:
-            # The key opens nothing; it must not be taken for the one that matters.
-            if found is None and key.path is not None:
+        except BaseException as error:
+            # A key that opens nothing must not be taken for the one that matters. One that what is left there was begun
+            # with stays: without it nothing could ever be made at that place, or, when all but the last sync was done,
+            # nothing opens what is there.
+            refused = isinstance(error, RepositoryForeign | TargetExists | InvalidRequest)
+            if found is None and key.path is not None and (refused or not Repository.is_begun(location)):
                 key.path.unlink(missing_ok=True)
                 self._mark(key).unlink(missing_ok=True)
             raise

@@ -117,7 +117,7 @@ class RestoreInPlace:
     """Write a point over its own VM. ``only`` holds "disks", "state" and targets of disks; empty means all.
 
     ``vm`` is the VM's name, for the record. ``safety`` is the point that holds the VM as it is now; None until it is
-    taken.
+    taken. ``images`` is what the images without bitmaps told of themselves before that (`InPlaceChecked`).
     """
 
     point: str
@@ -125,6 +125,7 @@ class RestoreInPlace:
     only: tuple[str, ...] = ()
     tpm: TpmChoice = TpmChoice.SAME
     safety: str | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

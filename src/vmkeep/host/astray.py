@@ -29,7 +29,7 @@ from typing import Final
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, SourceKind, parse_definition
-from vmkeep.errors import VmkeepError, WritesAstray
+from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound, WritesAstray
 from vmkeep.host.keepsake import Keepsake, keepsakes
 from vmkeep.host.openimages import OpenImage, OpenImages, file_id, open_images
 from vmkeep.host.preparation import with_volumes_found
@@ -81,8 +81,12 @@ def astray_disks(domain: Domain, definition: Definition, hypervisor: Hypervisor)
         busy = domain.block_jobs()
         again = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
         second = _look(domain, again, hypervisor)
-    except VmkeepError:
+    except VmNotFound:
         return ()  # it ended
+    except HypervisorError:
+        if domain.state().run is not RunState.OFF:
+            raise  # whether it is astray is not known then, and that must not pass for being right
+        return ()
     return tuple(disk for disk in second if disk in first and disk.target not in busy)
 
 

@@ -20,7 +20,13 @@ from vmkeep.filesystem import OF_STORAGE, fault_error, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.instant import StateSource, read_state, state_sources
 from vmkeep.host.journal import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
-from vmkeep.host.overwriting import Overwriting, changed_since_safety_point, stored_disk
+from vmkeep.host.overwriting import (
+    WITHOUT_BITMAPS,
+    Overwriting,
+    changed_since_safety_point,
+    image_mark,
+    stored_disk,
+)
 from vmkeep.host.parking import Parking, read_definition, require_off
 from vmkeep.host.passphrases import key_of
 from vmkeep.host.preparation import with_volumes_found
@@ -76,6 +82,11 @@ def check_in_place(
         selection.missing,
         (*selection.warnings, *secrets.warnings),
         disks=tuple(disk.target for disk in selection.disks),
+        images={
+            disk.target: image_mark(disk.image.path)
+            for disk in selection.disks
+            if not disk.made and disk.image.format in WITHOUT_BITMAPS
+        },
     )
 
 

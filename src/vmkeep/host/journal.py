@@ -43,7 +43,8 @@ class JournalDisk:
     ``made``: the image is made anew and renamed into place; else blocks are written over. ``runs`` are the blocks
     that may be written, (first, count) ascending; None before they are planned. ``exact``: they were proved to be
     all that differs from the point, so they are written unread. ``broken``: bitmaps of others that were no good
-    already. ``secret`` names what opens an encrypted image.
+    already. ``secret`` names what opens an encrypted image. ``seen`` is what an image without bitmaps told of itself
+    before the safety point was taken (`overwriting.image_mark`); empty for others.
     """
 
     target: str
@@ -54,6 +55,7 @@ class JournalDisk:
     exact: bool = False
     broken: tuple[str, ...] = ()
     secret: str = ""
+    seen: str = ""
 
 
 @dataclass(frozen=True, slots=True)

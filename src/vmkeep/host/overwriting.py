@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from vmkeep.config import Settings
@@ -32,6 +32,7 @@ from vmkeep.transfer.images import LUKS
 from vmkeep.transfer.inplace import Overwritten, overwrite, overwrite_differing
 from vmkeep.transfer.server import ImageServer, end_abandoned
 
+WITHOUT_BITMAPS = ("raw", LUKS)
 _DIRTY = 1
 # After kill -9 of vmkeep its qemu-nbd closes the image in order, which takes as long as the storage needs.
 _CLOSING_SECONDS = 60.0
@@ -69,7 +70,7 @@ class Overwriting:
         want, have = stored_disk(record, disk.target), stored_disk(safety, disk.target)
         if have is None or want is None:
             raise InvalidRequest(f"the safety point {safety.id} lacks disk {disk.target}", vm=domain.name)
-        self._refuse_written_image(disk, safety, domain)
+        _refuse_written_image(disk, domain)
         self._wait_until_closed(disk, stop)
         broken = broken_bitmaps(disk, prefix=self._prefix)
         if not self._is_safety_point(disk, safety, have, want, domain):
@@ -101,14 +102,6 @@ class Overwriting:
             if any(flags & _DIRTY for _start, _length, flags in server.source().dirty_map()):
                 raise changed_since_safety_point(domain, disk.path)
         return True
-
-    def _refuse_written_image(self, disk: JournalDisk, safety: PointRecord, domain: Domain) -> None:
-        """Refuse a raw file that was written after the safety point; its time is all that tells."""
-        path = Path(disk.path)
-        if disk.format in ("raw", LUKS) and path.is_file():
-            taken = datetime.fromisoformat(safety.created).timestamp()
-            if path.stat().st_mtime > taken:
-                raise changed_since_safety_point(domain, disk.path)
 
     def _wait_until_closed(self, disk: JournalDisk, stop: Callable[[], None]) -> None:
         """Wait for a qemu-nbd of a killed vmkeep; while it has the image open, every bitmap in it is in use."""
@@ -204,6 +197,25 @@ class Overwriting:
         """Remove the directory of the sockets, with those that killed processes left."""
         end_abandoned(self._directory, but=self._directory / f"nbd.{os.getpid()}")
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def image_mark(path: str) -> str:
+    """Return what changes when anybody writes to an image file: file system, file, size, times. Empty for a device.
+
+    It is compared with itself only, never with a clock: a clock that was ahead when the guest last wrote left a time
+    that lies after the safety point.
+    """
+    with file_errors(Path(path), "read"):
+        about = Path(path).stat()
+    if not stat.S_ISREG(about.st_mode):
+        return ""
+    return f"{about.st_dev}:{about.st_ino}:{about.st_size}:{about.st_mtime_ns}"
+
+
+def _refuse_written_image(disk: JournalDisk, domain: Domain) -> None:
+    """Refuse an image without bitmaps that was written since before the safety point: its marks are all that tells."""
+    if disk.seen and image_mark(disk.path) != disk.seen:
+        raise changed_since_safety_point(domain, disk.path)
 
 
 def changed_since_safety_point(domain: Domain, path: str) -> VmBusy:

@@ -75,7 +75,14 @@ class Parking:
             point=request.point_id,
             safety=request.safety_id,
             disks=tuple(
-                JournalDisk(disk.target, disk.image.path, disk.image.format, disk.made, secret=disk.secret)
+                JournalDisk(
+                    disk.target,
+                    disk.image.path,
+                    disk.image.format,
+                    disk.made,
+                    secret=disk.secret,
+                    seen=request.images.get(disk.target, ""),
+                )
                 for disk in selection.disks
             ),
             items=items,

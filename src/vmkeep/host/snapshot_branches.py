@@ -18,12 +18,12 @@ from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.definition import DefinitionError, parse_definition
-from vmkeep.errors import PermissionRefused, SnapshotNeeded, VmkeepError
+from vmkeep.errors import PermissionRefused, SnapshotNeeded, VmNotFound
 from vmkeep.host.preparation import with_volumes_found
 from vmkeep.host.snapshot_choice import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion
 from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, format_snapshot
-from vmkeep.transfer.imagefile import names_in_chain
+from vmkeep.transfer.imagefile import OF_AN_IMAGE, names_in_chain
 
 # Magic, version, offset of the backing file's name (QEMU, docs/interop/qcow2.txt).
 _HEADER: Final = struct.Struct(">4sIQ")
@@ -211,7 +211,7 @@ class _Branches:
     def _chains(self, vm: Domain, inactive: bool) -> Iterator[tuple[str, Chain]]:
         try:
             definition = with_volumes_found(parse_definition(vm.definition_xml(inactive=inactive)), self._hypervisor)
-        except (VmkeepError, DefinitionError):
+        except (VmNotFound, DefinitionError):
             return  # gone just now, or a machine of another kind
         for disk in definition.disks:
             if disk.source is not None and not disk.removable:
@@ -224,7 +224,7 @@ class _Branches:
                 self._known[key] = tuple(map(os.path.realpath, names_in_chain(path, image_format)))
             except PermissionRefused as error:
                 raise _unseen(error.path or path) from error
-            except VmkeepError:
+            except OF_AN_IMAGE:
                 self._known[key] = (os.path.realpath(path),)  # what it stood on is lost already
         return self._known[key]
 

@@ -20,7 +20,7 @@ from vmkeep.host.snapshot_choice import ChosenImage, Reversal, read_snapshot
 from vmkeep.host.tasks import ParkForRevert
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion
 from vmkeep.moments import Snapshot, SnapshotState
-from vmkeep.transfer.imagefile import describe_image, internal_snapshots, names_in_chain
+from vmkeep.transfer.imagefile import OF_AN_IMAGE, describe_image, internal_snapshots, names_in_chain
 
 # A file name has 255 bytes at most, and both parts of it may be long.
 _PART_LENGTH: Final = 100
@@ -147,7 +147,7 @@ def _discardable(hypervisor: Hypervisor, domain: Domain, reversal: Reversal) -> 
 def _chain(path: str, image_format: str) -> set[str]:
     try:
         return set(map(os.path.realpath, names_in_chain(path, image_format)))
-    except VmkeepError:
+    except OF_AN_IMAGE:
         return {os.path.realpath(path)}  # what cannot be read cannot be asked what it stands on
 
 

@@ -307,7 +307,8 @@ class CheckInPlace:
 class InPlaceChecked:
     """``missing`` are the targets of the VM's disks that have no image any more; no safety point can hold them.
 
-    ``disks`` are the targets of those that would be written over; a safety point must hold them.
+    ``disks`` are the targets of those that would be written over; a safety point must hold them. ``images`` says by
+    target what those without bitmaps tell of themselves: one that tells something else later was written to.
     """
 
     vm_uuid: str
@@ -315,14 +316,15 @@ class InPlaceChecked:
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
     disks: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ParkVm:
     """Keep the VM from starting and write the journal of its restore. Answers VmParked.
 
-    ``safety_id`` is the point that holds the VM as it is now. From here to ReleaseVm or PutBack the operation has
-    the VM's lock.
+    ``safety_id`` is the point that holds the VM as it is now, and ``images`` what InPlaceChecked said before it was
+    taken. From here to ReleaseVm or PutBack the operation has the VM's lock.
     """
 
     operation: str
@@ -330,6 +332,7 @@ class ParkVm:
     safety_id: str
     only: tuple[str, ...]
     tpm: str
+    images: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

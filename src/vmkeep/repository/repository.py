@@ -121,6 +121,17 @@ class Repository:
         store.put(FORMAT_OBJECT, format_bytes)
         return cls(store, format_bytes, keyring, key, random=random, compress=compress)
 
+    @staticmethod
+    def is_begun(location: str) -> bool:
+        """Return whether a creation that failed may have left something there; true where that cannot be looked at."""
+        try:
+            names = open_store(location).names()
+        except RepositoryNotFound:
+            return False
+        except VmkeepError:
+            return True
+        return bool(names)
+
     @classmethod
     def open(
         cls, location: str, keys: Callable[[Sequence[str]], KeyMaterial], *, compress: Compress = zstd

@@ -343,7 +343,8 @@ def _translated(location: str, name: str) -> Iterator[None]:
 
 def _translation(error: BaseException, location: str, name: str) -> VmkeepError:
     path = f"{location}/{name}".rstrip("/")
-    text = str(error).partition("\n")[0]
+    own = error.strerror if isinstance(error, OSError) else None  # str() would tell the number and the path as well
+    text = own or str(error).partition("\n")[0]
     # obstore reports most failures of the system as generic errors whose text ends with the number.
     found = _OS_ERROR.search(str(error))
     number = (error.errno if isinstance(error, OSError) else None) or (int(found[1]) if found else None)

@@ -39,6 +39,7 @@ from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.tools import run_tool
 
 __all__ = [
+    "OF_AN_IMAGE",
     "ImageBitmap",
     "ImageLayer",
     "ImageSnapshot",
@@ -55,6 +56,9 @@ __all__ = [
     "remove_bitmap",
 ]
 
+OF_AN_IMAGE = (TransferError, HostFileMissing, DiskUnsupported)
+"""What reading a chain raises of its images. All else (a libvirt that does not answer, too many open files, a user who
+may not look) says nothing of them, and who takes it for the end of a chain takes what stands below for unneeded."""
 _LOCKED = re.compile(r'Failed to get (shared )?"[^"]*" lock|Failed to lock byte')
 # The formats whose images stand on others: QEMU's drivers of them take no <null> for what is below.
 _WITHOUT_BACKING = frozenset({"raw", "luks", "vdi", "vpc"})
@@ -78,7 +82,10 @@ def look_at(path: str | Path, image_format: str) -> ImageLayer:
 
 
 def names_in_chain(path: str | Path, image_format: str) -> tuple[str, ...]:
-    """Return the paths of an image and of what it stands on, with a last one that may not be followed."""
+    """Return the paths of an image and of what it stands on, with a last one that may not be followed.
+
+    Raises as ``describe_image``: ``OF_AN_IMAGE`` is what that raises of the images themselves.
+    """
     return named_chain(_absolute(path), image_format)
 
 

@@ -116,7 +116,13 @@ def test_media_and_disks_that_are_read_only_are_left_out(process: Process, attri
 def test_process_is_the_vms_only_with_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openimages, "_PID_FILES", tmp_path)
     assert open_images("g", _UUID, "qemu:///system") is None
-    with subprocess.Popen([sys.executable, "-c", "input()", _UUID], stdin=subprocess.PIPE) as other:
+    # Popen comes back when the new program's files are open, a moment before its arguments can be read.
+    waiting = "print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", waiting, _UUID], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         (tmp_path / "g.pid").write_text(f"{other.pid}\n")
         opened = open_images("g", _UUID, "qemu:///system")
         assert opened is not None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.environment.injector import FOREVER, Fault
 from tests.rig import KiB
 from tests.soak.command import Outcome, Running
+from tests.soak.disturbance import put_right
 from tests.soak.guest import Guest
+from tests.soak.invariants import wait_until_safe
 from tests.soak.model import Moment, Violation
 from tests.soak.operations.guestwrites import can_zero, write_pattern, write_random, write_zeroes
 from tests.soak.operations.pointcommands import keep_taken
@@ -73,6 +77,29 @@ def _nearly_full(world: World, chance: random.Random) -> Iterator[str]:
         yield f"{left // KiB} KiB left"
     finally:
         world.host.run(["rm", filler], check=True)
+
+
+_WRITING = ("create", "write", "sync", "rename", "unlink", "mkdir")
+_OF_STORAGE = ("no-space", "store-error", "catalog-error", "host-exhausted", "permission-denied", "job-aborted")
+
+
+@operation(3, timed=True)
+def backup_on_a_failing_storage(world: World, guest: Guest, chance: random.Random) -> str:
+    """What is written to the home or to the repository fails, for once or from some moment on."""
+    moment = guest.now()
+    place = chance.choice((world.home, world.repository))
+    error = chance.choice((errno.ENOSPC, errno.EIO, errno.EROFS))
+    fault = Fault((place,), error, chance.randint(1, 90), chance.choice((1, FOREVER)), _WRITING)
+    outcome = world.commands.start("backup", guest.name, env=world.hosts.injector(world.host).environment(fault)).wait()
+    wait_until_safe(world)
+    told = f"{errno.errorcode[error]} at {fault.at} of {place.name}{', lasting' if fault.times == FOREVER else ''}"
+    if world.expect(outcome, *_OF_STORAGE):
+        told = f"{told}: {keep_taken(world, outcome.document['point'], moment)}"
+    else:
+        world.may_have_made(moment)  # the point was stored, and something after it failed
+        told = f"{told}: {outcome.code}"
+    put_right(world)
+    return told
 
 
 @operation(2, is_on)
