@@ -119,7 +119,7 @@ class Catalog:
         Only of a key of one's own is the trust, and the machine on which it is used, brought up to date.
         """
         with self._database.reading() as connection:
-            if host_queries.by_fingerprint(connection, key.fingerprint) == replace(key, seen_at=""):
+            if host_queries.is_pinned(host_queries.by_fingerprint(connection, key.fingerprint), key):
                 return False
         with self._database.writing() as connection:
             return host_queries.see(connection, key)
@@ -137,10 +137,14 @@ class Catalog:
     def trust_host(self, text: str, trust: Trust) -> KnownHostKey:
         """Trust or distrust a key from now on, also for the points that are known; return it as it is then.
 
-        Raises InvalidRequest for a key of one's own, or one that was never met.
+        To trust a key of one's own, of which a copy was seen at work, says that the copy is gone. Raises InvalidRequest
+        for any other key of one's own, and for one that was never met.
         """
         with self._database.writing() as connection:
             key = host_queries.named(connection, text)
+            if key.trust is Trust.OWN and trust is Trust.TRUSTED and key.copied_to is not None:
+                host_queries.note_copy(connection, key.fingerprint, None)
+                return replace(key, copied_to=None)
             if key.trust is Trust.OWN:
                 raise InvalidRequest(
                     f"{key.fingerprint} is the key of this installation itself",

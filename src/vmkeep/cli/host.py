@@ -122,7 +122,9 @@ def _decide(
             return
         for host in hosts:
             points = "1 point" if host["points"] == 1 else f"{host['points']} points"
-            running.console.show(f"host {host['host']}, key {host['fingerprint']}: {decision}; {points} known here")
+            running.console.show(
+                f"host {host['host']}, key {host['fingerprint']}: {host['trust']}; {points} known here"
+            )
 
 
 def _look(running: Session) -> None:
@@ -167,7 +169,7 @@ def _remarks(hosts: list[dict[str, Any]]) -> list[str]:
         if host["former"] is not None and host["trust"] not in (Trust.OWN, Trust.TRUSTED)
     ]
     told += [
-        f"{host['fingerprint']}: a copy of this home is at work on host {host['copied_to']}: `vmkeep host renew` on one"
+        f"{host['fingerprint']}: a copy of this home was at work on host {host['copied_to']} (`vmkeep doctor`)"
         for host in hosts
         if host["copied_to"] is not None
     ]

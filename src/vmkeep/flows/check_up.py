@@ -264,7 +264,11 @@ class CheckUp:
         own = [key for key in catalog.host_keys() if key.trust is Trust.OWN]
         for key in own:
             if key.copied_to is not None:
-                message = f"a copy of this home is at work on host {key.copied_to}, and signs points with the same key"
+                gone = command_line("vmkeep host trust", key.fingerprint)
+                message = (
+                    f"a copy of this home was at work on host {key.copied_to}, and signed points with the same key; "
+                    f"when it is gone, or has a key of its own, `{gone}` says so"
+                )
                 yield Finding(FindingCode.HOME_COPIED, message, remedy="vmkeep host renew")
         path = self._settings.signing_key_path
         if own and not os.path.lexists(path):
