@@ -17,7 +17,7 @@ from typing import Protocol
 from vmkeep.catalog import Catalog, CatalogPoint, PassedPoint, Trust
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
-from vmkeep.flows.hosts import meet_hosts, note_copies, told_of_host
+from vmkeep.flows.hosts import judged, meet_hosts, note_copies, told_of_host
 from vmkeep.flows.premises import MetHost, catalog_point, catalog_states
 from vmkeep.flows.services import Services
 from vmkeep.host.survey import Progress
@@ -129,8 +129,8 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
     catalog.pass_points(passed)
     # Before the points, so that each is known with what is thought of its host.
     hosts, copies = meet_hosts(catalog, records), note_copies(catalog, records)
-    adopted = catalog.adopt([(catalog_point(record), catalog_states(record)) for record in records])
-    taken = [catalog.find_point(record.id) for record in records]
+    taken = judged(catalog, map(catalog_point, records))
+    adopted = catalog.adopt(list(zip(taken, map(catalog_states, records), strict=True)))
     remarkable = [
         point
         for point in taken

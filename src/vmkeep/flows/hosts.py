@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from vmkeep.catalog import Catalog, CatalogPoint, KnownHostKey, Trust
+from vmkeep.catalog.host_queries import trust_of
 from vmkeep.commandline import command_line
 from vmkeep.errors import HostDistrusted, VmkeepError
 from vmkeep.flows.own_key import pin_own_key
@@ -83,6 +85,17 @@ def told_of_host(met: MetHost) -> str:
             f"{decide}"
         )
     return f"host {met.host} signs its points with a key that is new here, {met.fingerprint}. {decide}"
+
+
+def judged(catalog: Catalog, points: Iterable[CatalogPoint]) -> list[CatalogPoint]:
+    """Return points that were read just now with what the catalogue thinks of who signed them."""
+    keys = {key.fingerprint: key for key in catalog.host_keys()}
+    found = []
+    for point in points:
+        key = keys.get(point.signed_by or "")
+        trust = trust_of(point.signed_by, None if key is None else key.trust)
+        found.append(replace(point, trust=trust, installation=None if key is None else key.installation))
+    return found
 
 
 def note_copies(catalog: Catalog, records: Iterable[PointRecord]) -> frozenset[str]:
