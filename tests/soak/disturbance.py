@@ -60,6 +60,8 @@ def run_disturbed(
         if kind == "kill both":
             put_right(world)
         wait_until_safe(world)
+        if kind == "kill libvirtd":
+            put_right(world)  # scratch that libvirtd had not closed
         if kind == "kill libvirtd" and has_stuck_job(guest):
             guest.stop()
             world.host.restart_libvirtd()

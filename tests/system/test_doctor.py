@@ -16,7 +16,9 @@ import pytest
 
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState
 from tests.rig.cli import Vmkeep, finished
+from tests.rig.qemufiles import execute, images_open
 from tests.system.held import held, held_in_its_copy
+from tests.system.offline import qemu_img
 from tests.system.truth import Truth, assert_left_alone, checkpoints, files_below, has_backup_job
 
 pytestmark = pytest.mark.system
@@ -312,6 +314,29 @@ def test_job_of_ours_whose_record_is_lost_is_ended(host: Host, vmkeep: Vmkeep) -
     assert "left-job" in found(look(vmkeep))
     assert has_backup_job(vm)
     assert found(look(vmkeep, "--fix")) == {}
+    assert_left_alone(vm, state=VmState.PAUSED, checkpoints_before=[point["checkpoint"]])
+
+
+def test_removed_scratch_that_qemu_was_not_told_to_close_is_closed(host: Host, vmkeep: Vmkeep) -> None:
+    """As libvirtd leaves it that is killed when a job has ended: nothing finds the file, and its room is taken."""
+    vm = small_vm(host)
+    point = vmkeep.backup("guest")
+    scratch = host.dir / "disks" / f".guest-vda.qcow2.vda.{point['id'][:12]}.scratch"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", scratch, "2M")
+    shutil.chown(scratch, "libvirt-qemu", "kvm")
+    execute(vm, "blockdev-add", driver="file", filename=str(scratch), **{"node-name": "libvirt-99-storage"})
+    execute(vm, "blockdev-add", driver="qcow2", file="libvirt-99-storage", **{"node-name": "libvirt-99-format"})
+    scratch.unlink()
+    assert scratch.with_name(f"{scratch.name} (deleted)") in images_open(vm)
+    held_file = found(look(vmkeep))["scratch-held"]
+    assert held_file["path"] == str(scratch)
+    assert "KiB" in held_file["message"]
+    assert found(look(vmkeep, "--fix")) == {}
+    assert set(images_open(vm)) & {vm.disk_path("vda"), vm.disk_path("vdb")} == {
+        vm.disk_path("vda"),
+        vm.disk_path("vdb"),
+    }
+    assert not [path for path in images_open(vm) if "scratch" in path.name]
     assert_left_alone(vm, state=VmState.PAUSED, checkpoints_before=[point["checkpoint"]])
 
 

@@ -10,7 +10,7 @@ import libvirt
 import pytest
 from lxml import etree
 
-from tests.crash.bed import Zygote
+from tests.crash.bed import Zygote, wait_until
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal
 from tests.rig.cli import Vmkeep
 from tests.system.kept_snapshots import Taken, current, names, take
@@ -306,6 +306,25 @@ def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(
     vm.destroy()
     with pytest.raises(AssertionError):
         _assert_image_is(host, taken["three"])
+
+
+def test_snapshot_of_a_disk_that_was_taken_away_is_not_merged_and_its_record_can_go(host: Host, vmkeep: Vmkeep) -> None:
+    disks = [Disk("vda", 4 * MiB), Disk("sda", 2 * MiB, bus="scsi")]
+    vm = host.define("guest", disks=disks, firmware="bios", tpm=False)
+    vm.start(paused=True)
+    taken = take(vm, None, "one", uefi=False, tpm=False)
+    vm.domain.detachDeviceFlags(
+        etree.tostring(etree.fromstring(vm.xml()).xpath("//disk[target/@dev='sda']")[0], encoding="unicode"),
+        libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+    )
+    wait_until(lambda: len(vm.disks()) == 1, "the disk is not taken away", 20)
+    failure = vmkeep.fails("snapshot", "delete", "guest", "one", "--yes")
+    assert failure.code == "snapshot-needed"
+    assert "the disk sda" in failure.error["message"]
+    assert names(vm) == ["one"]
+    _assert_image_is(host, taken)
+    vmkeep.json("snapshot", "delete", "guest", "one", "--metadata", "--yes")
+    assert names(vm) == []
 
 
 def test_snapshot_that_the_vm_was_reverted_to_can_be_deleted_by_libvirt_after_discarding(

@@ -21,6 +21,7 @@ from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, require_room, size_te
 from vmkeep.host import leftovers
 from vmkeep.host.findings import (
     CheckupRequest,
+    CloseScratch,
     DefineSecret,
     DropBitmaps,
     DropCheckpoint,
@@ -88,7 +89,7 @@ def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository]
         case MergeOverlay():
             hypervisor = connect()
             return merge_astray(hypervisor.domain(order.vm_uuid), hypervisor, order)
-        case EndJob() | DropCheckpoint() | DropBitmaps():
+        case EndJob() | CloseScratch() | DropCheckpoint() | DropBitmaps():
             hypervisor = connect()
             return mend_vm(hypervisor.domain(order.vm_uuid), hypervisor, order)
         case DefineSecret():

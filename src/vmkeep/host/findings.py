@@ -119,6 +119,7 @@ class FindingCode(StrEnum):
     VM_IN_USE = "vm-in-use"
     """An operation works on the VM now, so its job, checkpoints and bitmaps were not judged."""
     LEFT_JOB = "left-job"
+    SCRATCH_HELD = "scratch-held"
     """A backup job of vmkeep's runs on the VM, and nobody reads from it."""
     JOB_STUCK = "job-stuck"
     """libvirt keeps a job that is over: libvirtd was killed while a backup began."""
@@ -225,6 +226,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.SPACE_LOW,
         FindingCode.POINT_NOT_KNOWN,
         FindingCode.LEFT_FILE,
+        FindingCode.SCRATCH_HELD,
         FindingCode.LEFT_SOCKET,
         FindingCode.LEFT_CHECKPOINT,
         FindingCode.OLD_CHECKPOINT,
@@ -296,6 +298,14 @@ class EndJob:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseScratch:
+    """Have QEMU close the removed scratch file that was at this path."""
+
+    vm_uuid: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropCheckpoint:
     """Delete a checkpoint of ours, with its bitmaps in the images of the disks ``targets``."""
 
@@ -344,7 +354,7 @@ class MergeOverlay:
     overlay: str
 
 
-VmMend = MergeOverlay | EndJob | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
+VmMend = MergeOverlay | EndJob | CloseScratch | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
 Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | RemoveStaged | VmMend
 
 

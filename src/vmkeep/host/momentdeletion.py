@@ -11,6 +11,7 @@ whoever dies in between leaves nothing that is not true.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,8 @@ _NOT_IN_CHAIN: Final = "could not find base disk source in disk source chain"
 _PARENT_MISSING: Final = "failed to find parent disk source in backing chain"
 # What libvirt 11.3 says of one from which another hangs that was not made on its overlay.
 _RECORD_MISSING: Final = "snapshot VM disk source and parent disk source are not the same"
+# What both say of one that holds a disk which was taken away from the VM since.
+_DISK_MISSING: Final = re.compile(r"disk '([^']*)' not found in domain")
 
 
 def delete_moments(
@@ -168,6 +171,14 @@ def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
                 vm=vm,
                 hint=f"Delete what hangs from it first. Or {record_only} All images stay then, and `virsh blockcommit` "
                 "merges overlays that the VM is on.",
+            ) from error
+        if (missing := _DISK_MISSING.search(error.message)) is not None:
+            raise SnapshotNeeded(
+                f"snapshot {name!r} of VM {vm!r} cannot be merged by libvirt: it holds the disk {missing[1]}, which "
+                "the VM has no more",
+                vm=vm,
+                disk=missing[1],
+                hint=f"Attach the disk again on the image that it was on. Or {record_only} All images stay then.",
             ) from error
         raise
 

@@ -16,6 +16,7 @@ from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
+from vmkeep.filesystem import size_text
 from vmkeep.host.astray import LOST_REMEDY, astray_disks, lost_vm
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps, top_images
@@ -23,6 +24,7 @@ from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
 from vmkeep.host.findings import (
     CheckupRequest,
+    CloseScratch,
     DefineSecret,
     DropBitmaps,
     DropCheckpoint,
@@ -36,6 +38,7 @@ from vmkeep.host.findings import (
     RememberedVm,
     VmMend,
 )
+from vmkeep.host.heldscratch import held_scratch, let_go
 from vmkeep.host.instant import state_sources
 from vmkeep.host.judgement import Moments, sound_targets
 from vmkeep.host.lock import FileLock
@@ -392,6 +395,8 @@ class _Patient:
                 message = "libvirt keeps a job that is over, because libvirtd was killed while a backup began"
                 remedy = stuck_job_remedy(self.domain.name)
                 yield self._finding(FindingCode.JOB_STUCK, message, remedy=remedy)
+            else:
+                yield from self._held_scratch()
             return
         operation = operation_of(socket, self.settings)
         ended = self.operations.ended(operation) if operation is not None else None
@@ -402,6 +407,14 @@ class _Patient:
             message = "a backup job that is not this installation's runs; backups are refused until it ends"
             remedy = command_line("virsh domjobinfo", self.domain.name)
             yield self._finding(FindingCode.FOREIGN_JOB, message, remedy=remedy, path=socket or None)
+
+    def _held_scratch(self) -> Iterator[Finding]:
+        for path, size_bytes in held_scratch(self.domain).items():
+            message = (
+                f"QEMU holds the scratch file of a backup that is over, and {size_text(size_bytes)} of its file system "
+                "with it until the VM ends: libvirtd died before it had closed the file"
+            )
+            yield self._finding(FindingCode.SCRATCH_HELD, message, path=path, mend=CloseScratch(self.domain.uuid, path))
 
     def _checkpoints_and_bitmaps(self) -> Iterator[Finding]:
         chains: dict[str, Chain] = {}
@@ -509,12 +522,15 @@ def merge_astray(domain: Domain, hypervisor: Hypervisor, mend: MergeOverlay) -> 
     )
 
 
-def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | DropCheckpoint | DropBitmaps) -> str:
+def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | CloseScratch | DropCheckpoint | DropBitmaps) -> str:
     """Carry out what a finding says. The caller holds the VM's lock."""
     if isinstance(mend, EndJob):
         if domain.backup_socket() == mend.socket:
             end_job(domain, mend.socket)
         return f"ended the backup job of {domain.name}"
+    if isinstance(mend, CloseScratch):
+        let_go(domain, mend.path)
+        return f"had QEMU close the scratch file {mend.path} of {domain.name}"
     refuse_torn_checkpoints(domain)
     definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
     chains = {}
