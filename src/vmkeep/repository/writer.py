@@ -360,6 +360,8 @@ class PointWriter:
         return record
 
     def _signed(self, record: PointRecord) -> PointRecord:
+        """Return the record with this writer's signature, and never with that of a record it was made of."""
+        record = replace(record, extra={name: content for name, content in record.extra.items() if name != FIELD})
         if self._signer is None:
             return record
         put_host_key(self._store, self._sealer, self._repository, self._signer, record.created)

@@ -32,6 +32,7 @@ from vmkeep.errors import ObjectDamaged
 from vmkeep.keys.signing import SigningKey
 from vmkeep.repository import PointRecord, PointSecret, Repository
 from vmkeep.repository.layout import FrameKind
+from vmkeep.repository.signatures import signature_of
 
 GOLDEN = Path(__file__).parent / "golden" / "signed"
 SECRET = PointSecret("vtpm", "3d5c1f0e-8a64-4f0e-9a0b-6a2f7f1d9c11", "win11", "of the TPM", False, b"\x00a secret")
@@ -135,6 +136,15 @@ def test_points_of_an_older_release_stay_valid_beside_signed_ones(signed: Signed
     assert "signature" not in unsigned.as_json()
     assert old.point(unsigned.id) == unsigned
     assert signed.findings() == {}
+
+
+def test_point_made_of_a_signed_one_has_not_its_signature(signed: Signed) -> None:
+    cache = signed.location.parent / "cache"
+    for repository, by in ((signed.reopen(), None), (signed.repository, SIGNER.fingerprint)):
+        with repository.begin(purpose="x", host="alpha", cache=cache, workers=1) as writer:
+            again = writer.commit(replace(signed.points[0], id="", vm_name="other", secrets=()))
+        signature = signature_of(signed.reopen().point(again.id))
+        assert (None if signature is None else signature.fingerprint) == by
 
 
 def _is_damaged(signed: Signed, point: str) -> None:
