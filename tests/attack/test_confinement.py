@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,37 @@ def test_library_that_is_preloaded_into_us_is_nothing_to_a_tool(monkeypatch: pyt
     monkeypatch.setenv("LD_PRELOAD", "/tmp/elsewhere.so")  # noqa: S108  a name only
     ended = run_confined(["/usr/bin/true"], descriptors=())
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+_DIES_AT_ONCE = """
+import os, signal, subprocess, sys
+from vmkeep.transfer import confinement
+start = subprocess.Popen
+def started(*words, **options):
+    start(*words, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "unconfined":
+    confinement._is_of_system = lambda _program: False
+confinement.subprocess.Popen = started
+confinement.start_confined(["/usr/bin/sleep", sys.argv[1]], pdeathsig="KILL", stdin=subprocess.DEVNULL)
+"""
+
+
+@pytest.mark.usefixtures("ground")
+@pytest.mark.parametrize("how", ["confined", "unconfined"])
+def test_tool_of_who_died_before_it_could_hear_of_that_does_not_begin(how: str) -> None:
+    """Seen with a qemu-nbd that had the images of a VM open for ever, after a kill 31 ms into a point."""
+    seconds = f"6{os.getpid()}.{how == 'confined':d}"
+    died = subprocess.run([sys.executable, "-c", _DIES_AT_ONCE, seconds, how], check=False)
+    assert died.returncode == -9
+    deadline = time.monotonic() + 10
+    while left := [words for words in _command_lines() if words.endswith(b"\0" + seconds.encode() + b"\0")]:
+        if any(words.startswith(b"/usr/bin/sleep\0") for words in left) or time.monotonic() > deadline:
+            pytest.fail(f"still there: {left}")
+        time.sleep(0.01)
+
+
+def _command_lines() -> Iterator[bytes]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield (process / "cmdline").read_bytes()

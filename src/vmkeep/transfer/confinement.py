@@ -15,10 +15,12 @@ import errno
 import os
 import platform
 import shutil
+import socket
 import stat
 import subprocess
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +54,10 @@ _SINGLE_FILES: Final = ("/etc/ld.so.cache", "/dev/null")
 # A thread that has left its PID namespace is still in it, only what it starts is not: a /proc that it mounts shows the
 # processes of the host (6.18), and among them other tools in such places, as these have no more rights than this one.
 _WITH_PROC: Final = 'mount -n -t proc -o nosuid,nodev,noexec,subset=pid,hidepid=ptraceable proc /proc && exec "$@"'
+# A signal for our death that is asked for when we are dead never comes, and the tool has its images open for ever
+# (seen after a kill 31 ms into a point): between fork and setpriv lie a shell and a mount. So it waits until the thread
+# that started it has answered: that one lives, and whenever it ends from then on the signal comes.
+_WHEN_ANSWERED: Final = 'echo >&0 && read -r _ && exec "$@" </dev/null'
 _RIGHTS: Final = (
     "--bounding-set=-all,+dac_override",
     "--inh-caps=-all",
@@ -79,21 +85,35 @@ def start_confined(
 ) -> Confined:
     """Start a tool, its absolute path first in ``command``, in a place where it finds ``folders`` besides.
 
-    ``pdeathsig`` names the signal that it gets when we die. ``options`` are those of ``subprocess.Popen``. Where this
-    process may not make such a place, being no root or in a container without the right, the tool runs without.
-    Raises OSError when it cannot be started.
+    ``pdeathsig`` names the signal that it gets when we die; its standard input is empty then. ``options`` are those of
+    ``subprocess.Popen``. Where this process may not make such a place, being no root or in a container without the
+    right, the tool runs without. Raises OSError when it cannot be started.
     """
     setpriv = shutil.which("setpriv")
     signal = () if pdeathsig is None else ("--pdeathsig", pdeathsig)
+    answered = ("/bin/sh", "-c", _WHEN_ANSWERED, "sh") if signal else ()
     if os.geteuid() == 0 and setpriv is not None and all(map(_is_of_system, (setpriv, command[0]))):
-        words = ["/bin/sh", "-c", _WITH_PROC, "sh", setpriv, *signal, *_RIGHTS, "--", *command]
-        started = _Start(words, tuple(map(str, folders)), options)
+        words = ["/bin/sh", "-c", _WITH_PROC, "sh", setpriv, *signal, *_RIGHTS, "--", *answered, *command]
+        started = _Start(words, tuple(map(str, folders)), options, answers=bool(signal))
         process = started.wait()
         if process is not None:
             return Confined(process, started.ended)
         _log.warning("not confined", command=command[0], error=str(started.refused))
-    words = [*((setpriv, *signal, "--") if setpriv and signal else ()), *command]
-    return Confined(subprocess.Popen(words, **options), None)
+    if setpriv is None or not signal:
+        return Confined(subprocess.Popen(command, **options), None)
+    return Confined(_started_and_answered([setpriv, *signal, "--", *answered, *command], options), None)
+
+
+def _started_and_answered(words: Sequence[str], options: dict[str, Any]) -> subprocess.Popen[Any]:
+    """Start a tool that waits for an answer once it will hear of our death, and answer."""
+    ours, its = socket.socketpair()
+    with ours:
+        with its:
+            process = subprocess.Popen(words, **{**options, "stdin": its})
+        with suppress(OSError):  # it has ended: whoever waits for it learns of that
+            if ours.recv(1):
+                ours.sendall(b"\n")
+    return process
 
 
 def _is_of_system(program: str) -> bool:
@@ -104,10 +124,13 @@ def _is_of_system(program: str) -> bool:
 class _Start:
     """A thread that builds the place, starts the tool there, and waits for its end."""
 
-    def __init__(self, command: Sequence[str], folders: Sequence[str], options: dict[str, Any]) -> None:
+    def __init__(
+        self, command: Sequence[str], folders: Sequence[str], options: dict[str, Any], *, answers: bool
+    ) -> None:
         self.ended = threading.Event()
         self.refused: OSError | None = None
         self._command = command
+        self._answers = answers
         self._folders = folders
         # A library that is preloaded into us is not in the place: the loader would complain in the tool's own words.
         inherited = options.get("env") or os.environ
@@ -144,7 +167,10 @@ class _Start:
             self._answered.set()
             return
         try:
-            self._process = subprocess.Popen(self._command, **self._options)
+            if self._answers:
+                self._process = _started_and_answered(self._command, self._options)
+            else:
+                self._process = subprocess.Popen(self._command, **self._options)
         except BaseException as error:
             self._failed = error
             self._answered.set()

@@ -136,7 +136,7 @@ def _looks(world: World, guest: Guest) -> Sequence[tuple[list[str], tuple[str, .
         (["vm", "list"], ()),
         (["vm", "show", guest.name], ()),
         (["log"], ()),
-        (["log", guest.name], ()),
+        (["log", guest.name], () if world.points_of(guest) else ("vm-not-found",)),
         (["points", guest.name], () if world.points_of(guest) else ("vm-not-found",)),
         (["checkpoint", "list", guest.name], ()),
         (["checkpoint", "tree", guest.name], ()),
