@@ -1,5 +1,5 @@
 # Every target works on a fresh Debian 12 or 13, without another one before it, and can be run again.
-.PHONY: setup dev demo test check bench soak zoo lane lock install help
+.PHONY: setup dev demo test check bench soak fuzz zoo lane lock install help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -37,6 +37,9 @@ lane:  ## Run demo and test on a bare Debian: SUITE=trixie|bookworm RUN='make de
 
 soak: dev  ## Live random lives of VMs (SEED, STEPS or MINUTES, JOBS; CONTRIBUTING.md)
 	@scripts/as-root $(BIN)/python -m tests.soak --seed $(or $(SEED),1) $(if $(STEPS),--steps $(STEPS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+fuzz: dev  ## Give the readers of foreign bytes what others may write, for MINUTES (CONTRIBUTING.md)
+	@$(BIN)/python -m tests.property.fuzzing $(or $(MINUTES),20)
 
 install:  ## Install vmkeep for all users of this machine, outside of the checkout (PREFIX, default /opt/vmkeep)
 	@scripts/install

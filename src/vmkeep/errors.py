@@ -303,6 +303,42 @@ class HostUnfit(VmkeepError):
         )
 
 
+class DefinitionReaches(VmkeepError):
+    """The definition of a VM that another made names programs, files or devices of this host, or what may do so.
+
+    ``parts`` are all of them, each a JSON object with ``part``, ``what``, ``value`` and ``strippable``.
+    """
+
+    code = "definition-reaches-host"
+    exit_status = 13
+    http_status = 409
+    default_hint = (
+        "Nothing was written. --trust-definition defines the VM with all of it, --strip-host-parts without; or restore "
+        "to files (--output DIR) and look at domain.xml."
+    )
+
+    def __init__(
+        self, message: str, *, parts: Sequence[Mapping[str, Any]], vm: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, vm=vm, hint=hint)
+        self.parts = tuple(parts)
+        for part in self.parts:
+            value = part.get("value")
+            self.add_note(f"{part.get('part')}: {part.get('what')}" + (f" ({value})" if value else ""))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "parts": [dict(part) for part in self.parts]}
+
+    @classmethod
+    def _made_of(cls, value: Mapping[str, Any]) -> VmkeepError:
+        return cls(
+            value.get("message") or "unknown error",
+            parts=value.get("parts") or (),
+            vm=value.get("vm"),
+            hint=value.get("hint"),
+        )
+
+
 class PermissionRefused(VmkeepError):
     """The host refused access."""
 
@@ -379,6 +415,17 @@ class ObjectMissing(IntegrityError):
 
     code = "object-missing"
     exit_status = 21
+
+
+class PointChanged(IntegrityError):
+    """The repository holds another record of a point than the one that was written or adopted here."""
+
+    code = "point-changed"
+    exit_status = 27
+    default_hint = (
+        "Whoever holds the repository's key can have put it there. Nothing was changed here. Find out who did; "
+        "the VM's other points are listed by `vmkeep points`."
+    )
 
 
 class RepositoryForeign(VmkeepError):

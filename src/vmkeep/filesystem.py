@@ -23,6 +23,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.mounts import mount_of
+from vmkeep.paths import ForeignLink
 
 PAGE_BYTES: Final = mmap.PAGESIZE
 """O_DIRECT wants memory, places and lengths in logical blocks of the device; these have at most 4 KiB."""
@@ -157,6 +158,12 @@ def file_error(error: OSError, path: Path, doing: str = "written") -> VmkeepErro
     ``doing`` is what could not be done with it: written, read, locked, used.
     """
     where = str(path)
+    if isinstance(error, ForeignLink):
+        hint = (
+            "Nothing was written through it. Choose a folder that no other user can change, or make the link as root."
+        )
+        message = f"{path} is reached through {error.filename}, a link that a user other than root made"
+        return PermissionRefused(message, path=where, hint=hint)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full(error, path)
     if error.errno in (errno.EMFILE, errno.ENFILE):

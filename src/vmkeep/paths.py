@@ -105,6 +105,30 @@ def make_directories(path: Path, mode: int) -> None:
         os.close(here)
 
 
+def create_file(path: Path) -> int:
+    """Make a new file (0600) and return a descriptor for reading and writing it.
+
+    One single name in a folder that is opened through no link of others. Raises ForeignLink, and OSError,
+    FileExistsError above all.
+    """
+    folder = open_directory(path.parent)
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(path.name, flags, 0o600, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a name in a folder that is reached through no link of others; one that is gone is fine."""
+    with suppress(FileNotFoundError):
+        folder = open_directory(path.parent)
+        try:
+            os.unlink(path.name, dir_fd=folder)
+        finally:
+            os.close(folder)
+
+
 def open_own_file(path: str | Path) -> int:
     """Open a regular file that this process made just now, to give it an owner; OSError for anything else in its place.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from tests.integration.cli.command_line import vmkeep
 from tests.integration.cli.test_catch_up import VM, make, premises
 from vmkeep.catalog import Trust
-from vmkeep.errors import ObjectDamaged
+from vmkeep.errors import IntegrityError
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.hosts import look_for_hosts
 from vmkeep.keys.signing import SigningKey
@@ -106,7 +106,7 @@ def ground(tmp_path: Path) -> Ground:
 
 def is_damaged(home: Path, point: str) -> None:
     """Reading, listing anew, verifying and restoring all name the point, and none uses it."""
-    with premises(home) as place, pytest.raises(ObjectDamaged) as caught:
+    with premises(home) as place, pytest.raises(IntegrityError) as caught:
         place.repository.point(point)
     assert point in caught.value.message
     with premises(home) as place:
@@ -220,9 +220,9 @@ def test_another_key_for_an_installation_that_is_known_is_told_and_not_taken(gro
         place.repository.sign_with(lambda: posing)
         opened = place.repository
         with opened.begin(purpose="x", host="alpha", cache=place.settings.cache_dir, workers=1) as writer:
-            value = forge(ground, id="", definition=EVIL, sequence=7, kind="full", disks=[], states=[])
+            value = forge(ground, definition=EVIL, sequence=7, kind="full", disks=[], states=[])
             value.pop("signature")
-            forged = writer.commit(PointRecord.from_json(value, "x"))
+            forged = writer.commit(replace(PointRecord.from_json(value, "x"), id=""))
     for home in (newcomer, ground.victim):
         with premises(home) as place:
             said = catch_up(place.catalog, place.repository).sentences()

@@ -420,7 +420,7 @@ class Host:
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
-                    entry.unlink()
+                    entry.unlink(missing_ok=True)  # a guardian that ends just now removes its scratch
 
     # -- set-up ----------------------------------------------------------------------------------------------
 

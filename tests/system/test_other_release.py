@@ -79,6 +79,8 @@ class Kept:
 def kept(session_host: Host) -> Iterator[Kept]:
     session_host.clear()
     vmkeep = Vmkeep(session_host)
+    # What is put into the repository again counts as another's, whose disks go only where this host keeps images.
+    (vmkeep.home / "vmkeep.toml").write_text(f'images_dir = "{session_host.dir}/disks"\n')
     vm = session_host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB, format="raw")])
     vm.start(paused=True)
     vm.destroy()
@@ -220,7 +222,7 @@ def test_variables_that_no_firmware_here_is_made_for_are_not_given_to_one(kept: 
             vm_uuid=record.vm_uuid,
             kind="nvram",
             generation=90,
-            file="guest_VARS.fd",
+            file="nvram.fd",
             owner="root",
             group="root",
             mode=0o600,
@@ -273,13 +275,16 @@ def test_point_of_either_debian_comes_back(kept: Kept, debian: str) -> None:
     version = kept.host.connection.getLibVersion()
     expected = _NOT_ON[f"{version // 1_000_000}.{version // 1000 % 1000}", debian]
     point = kept.point_with((_GOLDEN / debian / "definition-win.xml").read_text(encoding="utf-8"))
-    options: list[str] = []
+    # Its network is the host's own; of another's point that is asked about first.
+    options = ["--trust-definition"]
+    asked = kept.vmkeep.fails("restore", point, "--as", "guest")
+    assert [part["part"] for part in asked.error["parts"]] == ["devices/interface"]
     if expected:
         before = kept.written()
-        refused = kept.vmkeep.fails("restore", point, "--as", "guest")
+        refused = kept.vmkeep.fails("restore", point, "--as", "guest", *options)
         assert _parts(refused.error["misfits"]) == expected
         assert kept.written() == before
-        options = ["--adapt", "--machine", "pc-q35-7.2"]
+        options += ["--adapt", "--machine", "pc-q35-7.2"]
     restored = kept.vmkeep.json("restore", point, "--as", "guest", *options)["restored"]
     assert len(restored["changes"]) == len(expected)
     vm = kept.host.vm("guest")
@@ -296,7 +301,7 @@ def test_own_firmware_is_given_by_name(kept: Kept) -> None:
     missing = kept.vmkeep.fails("restore", kept.point["id"], "--as", "guest", "--firmware", "/nowhere.fd")
     assert (missing.code, missing.error["path"]) == ("host-file-missing", "/nowhere.fd")
     secure = kept.point_with((_GOLDEN / "bookworm" / "definition-win.xml").read_text(encoding="utf-8"))
-    kept.vmkeep.json("restore", secure, "--as", "guest", "--firmware", firmware)
+    kept.vmkeep.json("restore", secure, "--as", "guest", "--trust-definition", "--firmware", firmware)
     vm = kept.host.vm("guest")
     kept.truth.assert_vm(vm)
     loader = etree.fromstring(vm.xml()).find("os/loader")

@@ -221,7 +221,10 @@ def test_vm_restored_on_another_host_is_the_same_machine(host: Host, vmkeep: Vmk
     points = (each.json("points")["points"] for each in (there, vmkeep))
     assert len({str([{**point, "made_by": point["made_by"]["key"]} for point in listed]) for listed in points}) == 1
     images = second_host.dir / "disks"
-    restored = _restore(there, second, "guest", "--disks-dir", str(images))
+    as_vm = ("--disks-dir", str(images))
+    asked = there.fails("restore", second["id"], "--as", "guest", *as_vm)  # its network is the host's own
+    assert [part["part"] for part in asked.error["parts"]] == ["devices/interface"]
+    restored = _restore(there, second, "guest", *as_vm, "--trust-definition")
     back = second_host.vm("guest")
     assert (restored["identity"], back.uuid, _macs(back)) == ("same", uuid, macs)
     assert all(disk.path is not None and disk.path.parent == images for disk in back.disks())

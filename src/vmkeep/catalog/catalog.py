@@ -169,14 +169,6 @@ class Catalog:
         with self._database.reading() as connection:
             return host_queries.points_of_each(connection)
 
-    def signer_of(self, point_id: str) -> str | None:
-        """Return the fingerprint of the key that a point was signed with when it was met first.
-
-        Empty for one without a signature, None for a point that is not known.
-        """
-        with self._database.reading() as connection:
-            return point_queries.signed_by(connection, point_id)
-
     def is_signed_by_trusted_host(self, point_id: str) -> bool:
         """Return whether a point is signed by this installation, or by one whose key somebody here has trusted.
 
@@ -244,7 +236,9 @@ class Catalog:
         with self._database.writing() as connection:
             known = point_queries.get(connection, point.id)
             # Not by who signed it: an older release that recorded it did not look.
-            if known is not None and replace(known, signed_by=point.signed_by) != point:
+            known_so = None if known is None else replace(known, signed_by=point.signed_by)
+            digests = {digest for each in (known, point) if each is not None and (digest := each.digest) is not None}
+            if known_so is not None and (known_so != point or len(digests) > 1):
                 raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
             vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=False)
             for state in states:
@@ -291,7 +285,7 @@ class Catalog:
         It is nobody's before its point is recorded; who takes it holds the VM's lock.
         """
         with self._database.reading() as connection:
-            return vm_queries.sequence(connection, vm_uuid.lower()) + 1
+            return vm_queries.next_sequence(connection, vm_uuid.lower())
 
     def find_point(self, text: str) -> CatalogPoint:
         """Return the point that a full id, a unique beginning of one, VM@latest or VM@TIME means.
@@ -320,6 +314,21 @@ class Catalog:
         """Return the ids of points of distrusted hosts that were made after one of their VM, the last first."""
         with self._database.reading() as connection:
             return point_queries.newer_distrusted(connection, point)
+
+    def point(self, point_id: str) -> CatalogPoint | None:
+        """Return the point of an id; None when it is not known."""
+        with self._database.reading() as connection:
+            return point_queries.get(connection, point_id)
+
+    def digest(self, point_id: str) -> str | None:
+        """Return the SHA-256 of a point's record, empty as long as it is not known; None when the point is not."""
+        with self._database.reading() as connection:
+            return point_queries.digest(connection, point_id)
+
+    def note_digest(self, point_id: str, digest: str) -> None:
+        """Note the digest of a record that agrees with what is known of its point; one that is known stays."""
+        with self._database.writing() as connection:
+            point_queries.set_digest(connection, point_id, digest)
 
     def newest_made(self, vm_uuid: str) -> CatalogPoint | None:
         """Return the point of a VM that was made last and is no safety point."""
@@ -370,7 +379,7 @@ class Catalog:
             for state in snapshot.states:
                 state_queries.accept(connection, state)
                 state_queries.pin(connection, state.id, snapshot.id, "snapshot")
-            number = vm_queries.sequence(connection, snapshot.vm_uuid) + 1
+            number = vm_queries.next_sequence(connection, snapshot.vm_uuid)
             snapshot_queries.add(connection, snapshot, number)
             vm_queries.raise_sequence(connection, snapshot.vm_uuid, number)
 

@@ -83,6 +83,9 @@ points = Table(
     Column("sequence", Integer),
     # Where it stands among the VM's points (vmkeep.planning.order): what everything here is ordered by.
     Column("place", Integer, nullable=False, server_default="0"),
+    # SHA-256 of the record in the repository, as it was when the point was written here or adopted: another one under
+    # its id is not this point. Null for one that an older release recorded, until it is read.
+    Column("digest", String(64)),
     # The fingerprint of the key that signed the point; null for none. Empty: none, and it was known here before points
     # were signed. Not a foreign key: what signed a point is told although nobody ever looked at its key.
     Column("signed_by", String(32)),

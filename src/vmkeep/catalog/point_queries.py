@@ -52,6 +52,7 @@ def add(connection: Connection, point: CatalogPoint) -> None:
         "summary": texts.dump({name: told for name, told in point.summary().items() if name != "made_by"}),
         "document": texts.dump(point.document),
         "sequence": point.sequence,
+        "digest": point.digest,
         "signed_by": point.signed_by,
     }
     connection.execute(insert(points).values(row))
@@ -82,6 +83,18 @@ def put_last(connection: Connection, point: CatalogPoint) -> None:
 def get(connection: Connection, point_id: str) -> CatalogPoint | None:
     row = connection.execute(_WHOLE.where(points.c.id == point_id)).first()
     return None if row is None else _point(row)
+
+
+def digest(connection: Connection, point_id: str) -> str | None:
+    """Return the digest of a point's record, empty as long as it is not known; None when the point is not."""
+    row = connection.execute(select(points.c.digest).where(points.c.id == point_id)).first()
+    return None if row is None else row.digest or ""
+
+
+def set_digest(connection: Connection, point_id: str, digest: str) -> None:
+    """Note the digest of a point that has none yet."""
+    unset = update(points).where(points.c.id == point_id, points.c.digest.is_(None))
+    connection.execute(unset.values(digest=digest))
 
 
 def remove(connection: Connection, point_id: str) -> bool:
@@ -128,12 +141,6 @@ class _Makers(dict[str | None, dict[str, str | None]]):
         trust = trust_of(signed_by, None if key is None else key.trust)
         self[signed_by] = told = made_by(signed_by, None if key is None else key.installation, trust)
         return told
-
-
-def signed_by(connection: Connection, point_id: str) -> str | None:
-    """Return the fingerprint of the key that signed a point, empty for none; None for a point that is not known."""
-    row = connection.execute(select(points.c.signed_by).where(points.c.id == point_id)).first()
-    return None if row is None else row.signed_by or ""
 
 
 def all_ids(connection: Connection) -> tuple[str, ...]:
@@ -323,6 +330,7 @@ def _point(row: Row[Any]) -> CatalogPoint:
         labels=texts.load(row.labels),
         document=texts.load(row.document),
         sequence=row.sequence,
+        digest=row.digest,
         signed_by=row.signed_by,
         trust=trust_of(row.signed_by, row.trust),
         installation=row.installation,

@@ -80,6 +80,7 @@ class CatalogPoint:
     """A point. ``document`` is the whole record of the repository as JSON; ``created`` is ISO 8601 in UTC.
 
     ``sequence`` is its order number, None for one of an older release. ``created`` is shown and orders nothing.
+    ``digest`` is the SHA-256 of the record in the repository, None as long as it is not known.
     ``signed_by`` is the fingerprint of the key that signed it; None for none, and empty for none when it was known here
     before points were signed. ``trust`` and ``installation`` are what the catalogue thinks of that key.
     """
@@ -96,6 +97,7 @@ class CatalogPoint:
     labels: Mapping[str, str]
     document: Mapping[str, Any]
     sequence: int | None = None
+    digest: str | None = field(default=None, compare=False)
     signed_by: str | None = None
     trust: Trust = field(default=Trust.UNSIGNED, compare=False)
     installation: str | None = field(default=None, compare=False)

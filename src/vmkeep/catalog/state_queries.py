@@ -12,6 +12,7 @@ from vmkeep.catalog import models
 from vmkeep.catalog.records import CatalogState
 from vmkeep.errors import CatalogError
 
+_HIGHEST_GENERATION = 1 << 62
 versions = models.state_versions
 pins = models.pins
 PinReason = Literal["point", "snapshot"]
@@ -44,8 +45,9 @@ def adopt(connection: Connection, state: CatalogState) -> str | None:
 
     Returns the id of the version that claimed its generation first, if there is one: then this one is a late capture,
     which is kept and never becomes the current one. A version that nothing holds any more gives way: its point was
-    deleted, maybe before the installation that made this one ever saw it. Raises CatalogError for one that is known
-    with other content.
+    deleted, maybe before the installation that made this one ever saw it. One that claims what no VM comes to is kept
+    for its point and never the current one either: the next version would find no number above it. Raises CatalogError
+    for one that is known with other content.
     """
     known = _by_id(connection, state.id)
     if known is not None:
@@ -62,7 +64,7 @@ def adopt(connection: Connection, state: CatalogState) -> str | None:
     if first is not None and not pinned(connection, first):
         connection.execute(update(versions).where(versions.c.id == first).values(conflict=True))
         first = None
-    _add(connection, replace(state, conflict=first is not None))
+    _add(connection, replace(state, conflict=first is not None or state.generation > _HIGHEST_GENERATION))
     return first
 
 

@@ -9,6 +9,7 @@ from vmkeep.catalog import models, texts
 from vmkeep.catalog.records import CatalogVm
 
 vms = models.vms
+GREATEST_SEQUENCE = (1 << 63) - 1
 BEFORE_FIRST = ""
 """Stands for the current point of a VM that is as it was before its first one; NULL is one that is not known."""
 
@@ -44,6 +45,15 @@ def sequence(connection: Connection, uuid: str) -> int:
     """Return the greatest order number that was ever seen of a VM's points and snapshots; 0 for none."""
     found: int | None = connection.execute(select(vms.c.sequence).where(vms.c.uuid == uuid)).scalar()
     return found or 0
+
+
+def next_sequence(connection: Connection, uuid: str) -> int:
+    """Return the order number of a VM's next point or snapshot.
+
+    Whoever writes to the repository can claim the greatest number that there is. It is given again then, and points of
+    one number are told apart by lineage and clock.
+    """
+    return min(sequence(connection, uuid) + 1, GREATEST_SEQUENCE)
 
 
 def raise_sequence(connection: Connection, uuid: str, number: int) -> None:

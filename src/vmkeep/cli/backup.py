@@ -196,14 +196,20 @@ def _take(console: Console, engine: Engine, request: TakePoint) -> PointTaken:
 
 
 def _labels(texts: Sequence[str]) -> dict[str, str]:
+    from vmkeep.repository.fields import WrongField, texts_by_name
+
     labels: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name:
+        if not equals or not name or name.startswith("$"):
             raise InvalidRequest(f"{text!r} is not a label", hint="Write it as --label KEY=VALUE.")
         if name in labels:
             raise InvalidRequest(f"The label {name!r} is given twice")
         labels[name] = value
+    try:
+        texts_by_name(labels)
+    except WrongField as error:
+        raise InvalidRequest(f"the labels cannot be kept: a name or text of them is wrong: {error}") from error
     return labels
 
 

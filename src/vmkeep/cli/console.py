@@ -146,6 +146,11 @@ class Console:
             self._print("".join(self._unsaid))
         return OutputFailed.exit_status
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody sits at a terminal who can be asked."""
+        return not self.json and sys.stdin.isatty() and sys.stderr.isatty()
+
     def confirm(self, question: str, *, yes: bool) -> None:
         """Ask before something that cannot be taken back; raises InvalidRequest without a yes."""
         if yes:
@@ -154,11 +159,6 @@ class Console:
             raise InvalidRequest(f"{question} Without a terminal, this needs --yes", hint="Give --yes if you mean it.")
         if not self.ask(question):
             raise InvalidRequest("Not confirmed; nothing was changed", hint="Answer y, or give --yes.")
-
-    @property
-    def can_ask(self) -> bool:
-        """Whether there is somebody who could answer."""
-        return not self.json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def ask(self, question: str) -> bool:
         """Ask on the terminal and return whether the answer was yes."""
@@ -236,10 +236,16 @@ def duration_text(seconds: float) -> str:
 
 
 def time_text(created: str) -> str:
-    """Return an ISO time in the time zone of whoever reads it."""
+    """Return an ISO time in the time zone of whoever reads it, or the text when it is none.
+
+    The catalogue of an older release may hold a point with any text as its time: it took over what others wrote.
+    """
     from datetime import datetime
 
-    return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):
+        return created
 
 
 def _rich(stream: Any) -> RichConsole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,14 +37,18 @@ def search_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, l
     """Return the point that was named, by all that the repository holds, and what a JSON document says beside it."""
     from vmkeep.flows.point_search import search_point as search
 
+    found = search(running.premises, text, _watch_of(running))
+    for sentence in found.told:
+        running.console.notice(f"warning: {sentence}")
+    return _beside(running, text, found.point)
+
+
+def _watch_of(running: Session) -> Callable[[Progress], None]:
     def watch(report: Progress) -> None:
         if report.note is not None:
             running.console.notice(report.note)
 
-    found = search(running.premises, text, watch)
-    for sentence in found.told:
-        running.console.notice(f"warning: {sentence}")
-    return _beside(running, text, found.point)
+    return watch
 
 
 def find_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, list[str]]]:
@@ -144,18 +148,30 @@ def delete(
     """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.stand_apart()
-        found, _ = search_point(running, point)
-        running.console.confirm(
-            f"Delete point {found.id} of VM {found.vm_name!r}, taken {time_text(found.created)}, for ever?", yes=yes
-        )
+        point_id, vm, question = _to_delete(running, point)
+        running.console.confirm(question, yes=yes)
         with running.engine() as engine:
-            engine.delete_point(found.id)
+            engine.delete_point(point_id)
         if running.console.json:
-            running.console.document({"deleted": {"point": found.id, "vm": found.vm_name}})
+            running.console.document({"deleted": {"point": point_id, "vm": vm}})
         else:
             running.console.show(
-                f"point {found.id} deleted; the space it alone used comes back with prune, which a later release brings"
+                f"point {point_id} deleted; the space it alone used comes back with prune, which a later release brings"
             )
+
+
+def _to_delete(running: Session, text: str) -> tuple[str, str | None, str]:
+    """Return the id and the VM's name of a point that may be a damaged one, and the question before it is deleted."""
+    from vmkeep.flows.point_search import FoundPoint, search_stored
+
+    found = search_stored(running.premises, text, _watch_of(running))
+    if not isinstance(found, FoundPoint):
+        return found.point, None, f"Delete the damaged point {found.point} for ever? ({found.message})"
+    for sentence in found.told:
+        running.console.notice(f"warning: {sentence}")
+    point, _ = _beside(running, text, found.point)
+    question = f"Delete point {point.id} of VM {point.vm_name!r}, taken {time_text(point.created)}, for ever?"
+    return point.id, point.vm_name, question
 
 
 def _counted(points: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.points import PointArgument, search_point
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.commandline import command_line
-from vmkeep.errors import InvalidRequest
+from vmkeep.errors import DefinitionReaches, InvalidRequest
 from vmkeep.flows.requests import ImageFormat, RestoreVm, TpmChoice
 
 if TYPE_CHECKING:
@@ -90,6 +90,20 @@ def restore(
         Path | None,
         typer.Option(metavar="FILE", help="Give the VM this UEFI firmware; with --as.", show_default=False),
     ] = None,
+    trust_definition: Annotated[
+        bool,
+        typer.Option(
+            "--trust-definition",
+            help="Define what of another's definition reaches into this host as it is; with --as.",
+        ),
+    ] = False,
+    strip_host_parts: Annotated[
+        bool,
+        typer.Option(
+            "--strip-host-parts",
+            help="Leave out what of another's definition reaches into this host, and say what; with --as.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there (never a VM).")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; with --in-place.")] = False,
     json: JsonOption = False,
@@ -107,7 +121,13 @@ def restore(
             _refuse(("--only", only), needs="--in-place and --output")
         if name is None:
             chosen = (("--machine", machine), ("--cpu", cpu), ("--firmware", firmware))
-            _refuse(("--adapt", adapt or None), *chosen, needs="--as")
+            trusted = (
+                ("--trust-definition", trust_definition or None),
+                ("--strip-host-parts", strip_host_parts or None),
+            )
+            _refuse(("--adapt", adapt or None), *chosen, *trusted, needs="--as")
+        if trust_definition and strip_host_parts:
+            raise InvalidRequest("Give --trust-definition or --strip-host-parts, not both")
         if output is None:
             _refuse(("--secrets", secrets or None), needs="--output")
         if in_place:
@@ -144,6 +164,8 @@ def restore(
                 machine=machine,
                 cpu=cpu,
                 firmware=str(firmware.absolute()) if firmware is not None else None,
+                trust_definition=trust_definition,
+                strip_host_parts=strip_host_parts,
             )
             restored, beside = _as_vm(running, request)
         _tell(running, restored, beside)
@@ -181,8 +203,21 @@ def _as_vm(running: Session, request: RestoreVm) -> tuple[VmRestored, dict[str, 
     if not request.name.strip():
         raise InvalidRequest("The name of the VM is empty")
     found, beside = search_point(running, request.point)
-    with running.engine(needs_home=False) as engine, running.console.progress() as watch:
-        return engine.restore_vm(replace(request, point=found.id), watch), beside
+    request = replace(request, point=found.id)
+    with running.engine(needs_home=False) as engine:
+        try:
+            with running.console.progress() as watch:
+                return engine.restore_vm(request, watch), beside
+        except DefinitionReaches as error:
+            if request.strip_host_parts or not running.console.can_ask:
+                raise
+            running.console.notice(": ".join((error.message, "; ".join(error.__notes__))))
+        if not running.console.ask("Define the VM with all of these?"):
+            hint = "--strip-host-parts makes the VM without them; --output DIR writes files."
+            raise InvalidRequest("Not confirmed; nothing was written", hint=hint)
+        # Nothing was written before, so it begins anew.
+        with running.console.progress() as watch:
+            return engine.restore_vm(replace(request, trust_definition=True), watch), beside
 
 
 def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoice | None, *, yes: bool) -> None:
@@ -193,19 +228,28 @@ def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoic
             "--tpm new goes with --as only", hint="In place the TPM is the point's (same), or stays (keep)."
         )
     found, beside = search_point(running, point)
-    request = RestoreInPlace(found.id, found.vm_name, only, tpm or TpmChoice.SAME)
+    by_uuid = point.lower().startswith(f"{found.vm_uuid}@")
+    request = RestoreInPlace(
+        found.id,
+        found.vm_name,
+        only,
+        tpm or TpmChoice.SAME,
+        vm_uuid=found.vm_uuid,
+        vm_called=found.vm_name if yes and not by_uuid else "",
+    )
     running.require_rights(found.vm_name)
     running.expect_job()
     with running.engine() as engine:
         if not yes:
             # What cannot be done is said before anybody is asked whether it shall be.
             with running.console.progress() as watch:
-                engine.check_in_place(request, watch)
-        running.console.confirm(
-            f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
-            f"over VM {found.vm_name!r} as it is now? A safety point of it is taken first.",
-            yes=yes,
-        )
+                name = engine.check_in_place(request, watch).vm_name
+            then = "" if name == found.vm_name else f", which the point calls {found.vm_name!r},"
+            running.console.confirm(
+                f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, "
+                f"over VM {name!r}{then} as it is now? A safety point of it is taken first.",
+                yes=False,
+            )
         with running.console.progress() as watch:
             request, taken = engine.take_safety_point(request, watch)
         safety = str(request.safety)

@@ -13,6 +13,16 @@ from vmkeep.fitting.capabilities import (
 )
 from vmkeep.fitting.firmware import has_secure_name
 from vmkeep.fitting.fitting import fit
+from vmkeep.fitting.hostparts import (
+    MOST_PARTS,
+    HostOwn,
+    HostPart,
+    Reaching,
+    as_part,
+    host_parts,
+    reaching,
+    strip_host_parts,
+)
 from vmkeep.fitting.machines import candidates, known_machine, usable_machine
 from vmkeep.fitting.model import (
     CpuModel,
@@ -27,25 +37,33 @@ from vmkeep.fitting.model import (
 from vmkeep.fitting.vocabulary import Vocabulary
 
 __all__ = [
+    "MOST_PARTS",
     "CpuModel",
     "DomainCapabilities",
     "FirmwareBuild",
     "Fit",
     "Guests",
     "HostAbilities",
+    "HostOwn",
+    "HostPart",
     "MachineType",
     "Misfit",
+    "Reaching",
     "StoredVariables",
     "Vocabulary",
     "Wish",
+    "as_part",
     "candidates",
     "firmware_files",
     "fit",
     "has_secure_name",
+    "host_parts",
     "known_machine",
+    "reaching",
     "read_domain_capabilities",
     "read_firmware",
     "read_guests",
+    "strip_host_parts",
     "template_of",
     "usable_machine",
 ]

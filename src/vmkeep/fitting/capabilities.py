@@ -17,10 +17,11 @@ from vmkeep.xmltext import element_children, parse_xml, tag_name
 
 @dataclass(frozen=True, slots=True)
 class Guests:
-    """What kinds of VM a host runs: pairs (type, architecture), and the machine types of each."""
+    """What kinds of VM a host runs: pairs (type, architecture), the machine types of each, and the programs for it."""
 
     kinds: frozenset[tuple[str, str]]
     machines: Mapping[tuple[str, str], tuple[MachineType, ...]]
+    emulators: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +39,14 @@ class DomainCapabilities:
 def read_guests(xml: str) -> Guests:
     """Read what ``virsh capabilities`` prints. Raises XmlRefused."""
     machines: dict[tuple[str, str], tuple[MachineType, ...]] = {}
-    for arch in parse_xml(xml).findall("guest/arch"):
+    root = parse_xml(xml)
+    for arch in root.findall("guest/arch"):
         name = arch.get("name", "")
         common = _machines(arch)
         for domain in arch.findall("domain"):
             machines[domain.get("type", ""), name] = _machines(domain) or common
-    return Guests(frozenset(machines), machines)
+    emulators = frozenset((each.text or "").strip() for each in root.iterfind("guest/arch//emulator"))
+    return Guests(frozenset(machines), machines, emulators - {""})
 
 
 def _machines(parent: etree._Element) -> tuple[MachineType, ...]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from vmkeep.catalog import Catalog, CatalogPoint, PassedPoint, Trust
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint, Trust
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.hosts import judged, meet_hosts, note_copies, told_of_host
-from vmkeep.flows.premises import MetHost, catalog_point, catalog_states
+from vmkeep.flows.premises import DamagedPoint, MetHost, catalog_point, catalog_states
 from vmkeep.flows.services import Services
 from vmkeep.host.survey import Progress
 from vmkeep.logs import get_logger
@@ -51,7 +51,7 @@ class CaughtUp:
 
     taken: tuple[CatalogPoint, ...] = ()
     remarkable: tuple[CatalogPoint, ...] = ()
-    damaged: tuple[str, ...] = ()
+    damaged: tuple[DamagedPoint, ...] = ()
     conflicts: tuple[str, ...] = ()
     missing: frozenset[str] = frozenset()
     hosts: tuple[MetHost, ...] = ()
@@ -62,7 +62,7 @@ class CaughtUp:
         told = [_took_over(points) for points in _by_origin(self.remarkable) if points[0].id not in self.copies]
         told += [_copied(points) for points in _by_origin(self.taken) if points[0].id in self.copies]
         told += map(told_of_host, self.hosts)
-        told += [f"a point of the repository could not be taken over: {why}" for why in self.damaged]
+        told += [f"a point of the repository could not be taken over: {damaged.message}" for damaged in self.damaged]
         return (*told, *self.conflicts)
 
 
@@ -109,9 +109,10 @@ def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
 
 
 def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequence[str], caught: CaughtUp) -> CaughtUp:
-    records: list[PointRecord] = []
+    taken: list[CatalogPoint] = []
+    states: list[tuple[CatalogState, ...]] = []
     passed: list[PassedPoint] = []
-    damaged: list[str] = []
+    damaged: list[DamagedPoint] = []
     vms = {vm.uuid: vm for vm in catalog.vms()}
     for point_id in ids:
         try:
@@ -119,18 +120,20 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
         except PointNotFound:
             continue  # deleted meanwhile
         except IntegrityError as error:
-            damaged.append(error.message)
+            damaged.append(DamagedPoint(point_id, error.message))
             continue
         about = PassedPoint(record.id, record.vm_uuid, record.vm_name)
         if record.vm_uuid in vms or counts(about):
-            records.append(record)
+            # Without the definition, which has megabytes when somebody likes to.
+            taken.append(catalog_point(record))
+            states.append(catalog_states(record))
         else:
             passed.append(about)
     catalog.pass_points(passed)
     # Before the points, so that each is known with what is thought of its host.
-    hosts, copies = meet_hosts(catalog, records), note_copies(catalog, records)
-    taken = judged(catalog, map(catalog_point, records))
-    adopted = catalog.adopt(list(zip(taken, map(catalog_states, records), strict=True)))
+    hosts, copies = meet_hosts(catalog, taken), note_copies(catalog, taken)
+    taken = judged(catalog, taken)
+    adopted = catalog.adopt(list(zip(taken, states, strict=True)))
     remarkable = [
         point
         for point in taken

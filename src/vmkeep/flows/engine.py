@@ -24,6 +24,7 @@ from sqlalchemy.exc import DatabaseError
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
 from vmkeep.commandline import command_line
 from vmkeep.errors import (
+    ChoiceRequired,
     DiskUnsupported,
     GivenUp,
     Interrupted,
@@ -221,6 +222,7 @@ class Engine:
         request made complete as well.
         """
         checked = self.check_in_place(request, watch)
+        _refuse_other_name(request, checked)
         labels = {SAFETY_LABEL: request.point}
         without = "Or restore to files or as a VM of its own (`vmkeep restore --help`): neither needs a safety point."
         taken = self._take_safety_point(_safety_point(checked, labels), without, watch)
@@ -229,7 +231,8 @@ class Engine:
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
         """Raise what refuses a restore in place; nothing is changed."""
         refuse_distrusted(self._premises.catalog, request.point)
-        checked: InPlaceChecked = self._ask(CheckInPlace(request.point, request.only, str(request.tpm)), watch)
+        task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
+        checked: InPlaceChecked = self._ask(task, watch)
         return checked
 
     def _ask(self, task: Task, watch: Watch) -> Any:
@@ -579,6 +582,22 @@ class Engine:
             return f"the interrupted deletion of point {point_id} could not be finished: {error}"
         self._end(operation.id, OperationState.DONE, None)
         return f"the interrupted deletion of point {point_id} was finished"
+
+
+def _refuse_other_name(request: RestoreInPlace, checked: InPlaceChecked) -> None:
+    """Raise ChoiceRequired when the point's VM has another name on this host, and nobody is asked about it.
+
+    Of a point that another host made, both the name that a person saw and the VM that it is of are what that host says.
+    """
+    if request.vm_called in ("", checked.vm_name):
+        return
+    by_uuid = command_line("vmkeep restore", f"{checked.vm_uuid}@latest", options="--in-place --yes")
+    raise ChoiceRequired(
+        f"point {request.point} is of a VM that it calls {request.vm_called!r}, and on this host that VM "
+        f"({checked.vm_uuid}) is {checked.vm_name!r}",
+        vm=checked.vm_name,
+        hint=f"Nothing was changed. Without --yes you are asked; or name the VM by its UUID, as in `{by_uuid}`.",
+    )
 
 
 def _safety_point(checked: InPlaceChecked | RevertChecked, labels: Mapping[str, str]) -> TakePoint:

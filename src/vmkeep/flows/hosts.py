@@ -14,19 +14,20 @@ from vmkeep.flows.patience import patiently
 from vmkeep.flows.premises import MetHost, Premises
 from vmkeep.host.survey import Progress
 from vmkeep.keys.signing import is_same_machine
-from vmkeep.repository import PointRecord
-from vmkeep.repository.signatures import HostKey, signature_of
+from vmkeep.repository.signatures import FIELD, HostKey
 
 
-def meet_hosts(catalog: Catalog, records: Iterable[PointRecord]) -> tuple[MetHost, ...]:
-    """Pin the keys that signed these points; return those that were never met. Nobody is trusted by this."""
+def meet_hosts(catalog: Catalog, points: Iterable[CatalogPoint]) -> tuple[MetHost, ...]:
+    """Pin the keys that signed points which were read just now; return those that were never met.
+
+    Nobody is trusted by this.
+    """
     keys: dict[str, KnownHostKey] = {}
-    for record in records:
-        signature = signature_of(record)
-        if signature is not None and signature.key not in keys:
-            keys[signature.key] = KnownHostKey(
-                signature.fingerprint, signature.key, signature.installation, record.host
-            )
+    for point in points:
+        signature = point.document.get(FIELD)
+        if point.signed_by and signature is not None and point.signed_by not in keys:
+            key = KnownHostKey(point.signed_by, signature["key"], signature["installation"], point.host)
+            keys[point.signed_by] = key
     return _meet(catalog, keys.values())
 
 
@@ -98,21 +99,20 @@ def judged(catalog: Catalog, points: Iterable[CatalogPoint]) -> list[CatalogPoin
     return found
 
 
-def note_copies(catalog: Catalog, records: Iterable[PointRecord]) -> frozenset[str]:
+def note_copies(catalog: Catalog, points: Iterable[CatalogPoint]) -> frozenset[str]:
     """Return which of these points, that are not known here, a copy of this very home has made on another machine.
 
     That there is one is noted in the catalogue, for `vmkeep doctor`.
     """
     own = {key.fingerprint: key for key in catalog.host_keys() if key.trust is Trust.OWN}
     copies = set()
-    for record in records:
-        signature = signature_of(record)
-        key = None if signature is None else own.get(signature.fingerprint)
-        if signature is None or key is None or is_same_machine(signature.machine, key.machine):
+    for point in points:
+        key = own.get(point.signed_by or "")
+        if key is None or is_same_machine(point.document[FIELD]["machine"], key.machine):
             continue
-        copies.add(record.id)
-        if key.copied_to != record.host:
-            catalog.note_copy(key.fingerprint, record.host)
+        copies.add(point.id)
+        if key.copied_to != point.host:
+            catalog.note_copy(key.fingerprint, point.host)
     return frozenset(copies)
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmkeep.catalog import Catalog, CatalogPoint
-from vmkeep.errors import PointNotFound, VmkeepError
-from vmkeep.flows.catch_up import Counts, catch_up, missing_point
+from vmkeep.catalog.point_queries import SHORTEST_PREFIX
+from vmkeep.commandline import command_line
+from vmkeep.errors import ObjectDamaged, PointNotFound, VmkeepError
+from vmkeep.flows.catch_up import CaughtUp, Counts, catch_up, missing_point
 from vmkeep.flows.hosts import told_of_maker
 from vmkeep.flows.patience import patiently
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.premises import DamagedPoint, Premises
 from vmkeep.host.survey import Progress
 
 
@@ -26,9 +28,22 @@ def search_point(premises: Premises, text: str, watch: Callable[[Progress], None
     """Return the point that an id, a beginning of one, VM@latest or VM@TIME means, by all that the repository holds.
 
     When the repository cannot be listed, an id means what it means in the catalogue, and that is said; VM@latest and
-    VM@TIME mean nothing then. Raises PointNotFound, what opening and listing the repository raise, and GivenUp when
-    its storage does not answer.
+    VM@TIME mean nothing then. Raises PointNotFound, ObjectDamaged for one of which there is only a damaged record, what
+    opening and listing the repository raise, and GivenUp when its storage does not answer.
     """
+    found = search_stored(premises, text, watch)
+    if isinstance(found, DamagedPoint):
+        remedy = command_line("vmkeep point delete", found.point, options="--yes")
+        raise ObjectDamaged(
+            f"point {found.point} cannot be used: {found.message}",
+            path=f"points/{found.point}",
+            hint=f"The other points are not touched by it. `{remedy}` removes it.",
+        )
+    return found
+
+
+def search_stored(premises: Premises, text: str, watch: Callable[[Progress], None]) -> FoundPoint | DamagedPoint:
+    """Return what ``search_point`` does, and a point of which there is only a damaged record as that."""
     catalog = premises.catalog
     if catalog.repository() is None:
         return FoundPoint(catalog.find_point(text))
@@ -48,13 +63,23 @@ def search_point(premises: Premises, text: str, watch: Callable[[Progress], None
         return FoundPoint(catalog.find_point(text), (told,))
     try:
         found = catalog.find_point(text)
+    except PointNotFound as error:
+        meant = [damaged for damaged in caught.damaged if damaged.point.startswith(text.lower())]
+        if len(text) < SHORTEST_PREFIX or len(meant) != 1:
+            raise _with_notes(error, caught) from None
+        return meant[0]
     except VmkeepError as error:
-        for sentence in caught.sentences():  # nobody would hear of it again
-            error.add_note(sentence)
-        raise
+        raise _with_notes(error, caught) from None
     if not by_id and found.id in caught.missing:
         raise missing_point(found, repository.location)
     return FoundPoint(found, (*caught.sentences(), *_told_of_trust(catalog, found, by_id=by_id)))
+
+
+def _with_notes(error: VmkeepError, caught: CaughtUp) -> VmkeepError:
+    """Say with the error what was found before it: nobody would hear of it again."""
+    for sentence in caught.sentences():
+        error.add_note(sentence)
+    return error
 
 
 def _told_of_trust(catalog: Catalog, found: CatalogPoint, *, by_id: bool) -> tuple[str, ...]:

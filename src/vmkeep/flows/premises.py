@@ -27,6 +27,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, file_error, make_private_file, require_room
+from vmkeep.flows.identity import recognise
 from vmkeep.flows.standin import StandIn
 from vmkeep.host.lock import FileLock
 from vmkeep.host.tasks import KnownDisk, KnownPoint
@@ -338,7 +339,7 @@ class Premises:
         repository = self._open(location)
         report = self._take(repository, created=False)
         pin_own_key(self.settings, self.catalog)
-        records: list[PointRecord] = []
+        found: list[tuple[CatalogPoint, tuple[CatalogState, ...]]] = []
         damaged: list[DamagedPoint] = []
         stored = repository.point_ids()
         under_way = {operation.id for operation in self.catalog.unfinished_operations()}  # they record their points
@@ -348,10 +349,10 @@ class Premises:
             except IntegrityError as error:
                 damaged.append(DamagedPoint(point_id, error.message))
             else:
-                records.append(record)
+                found.append((catalog_point(record), catalog_states(record)))
         meet_keys(self.catalog, repository.host_keys())
-        meet_hosts(self.catalog, records)
-        adopted = self.catalog.adopt([(catalog_point(record), catalog_states(record)) for record in records])
+        meet_hosts(self.catalog, (point for point, _ in found))
+        adopted = self.catalog.adopt(found)
         return replace(
             report,
             hosts=undecided(self.catalog),
@@ -392,8 +393,11 @@ class Premises:
 
     def _equipped(self, repository: Repository) -> Repository:
         repository.sign_with(self._signer)
-        repository.expect(lambda point_id: self.catalog.signer_of(point_id))
+        repository.recognise = self._recognise
         return repository
+
+    def _recognise(self, record: PointRecord) -> None:
+        recognise(self.catalog, record)
 
     def _compress(self) -> Compress:
         from vmkeep.repository.compression import zstd, zstd_well
@@ -451,6 +455,7 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
         labels=dict(record.labels),
         document=document,
         sequence=record.sequence,
+        digest=record.digest or None,
         signed_by=None if signature is None else signature.fingerprint,
     )
 

@@ -80,7 +80,8 @@ class RestoreVm:
     """Make a VM of a point. ``disks_dir`` None means each disk's own directory.
 
     ``adapt`` changes what does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` (a file)
-    are a person's choice.
+    are a person's choice. Of a point that is not known to be of this host, ``trust_definition`` defines what reaches
+    into the host as it is, and ``strip_host_parts`` leaves it out.
     """
 
     point: str
@@ -92,6 +93,8 @@ class RestoreVm:
     machine: str | None = None
     cpu: str | None = None
     firmware: str | None = None
+    trust_definition: bool = False
+    strip_host_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,10 @@ class VmRestored:
 class RestoreInPlace:
     """Write a point over its own VM. ``only`` holds "disks", "state" and targets of disks; empty means all.
 
-    ``vm`` is the VM's name, for the record. ``safety`` is the point that holds the VM as it is now; None until it is
-    taken. ``images`` is what the images without bitmaps told of themselves before that (`InPlaceChecked`).
+    ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
+    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``safety`` is the point
+    that holds the VM as it is now; None until it is taken. ``images`` is what the images without bitmaps told of
+    themselves before that (`InPlaceChecked`).
     """
 
     point: str
@@ -126,6 +131,8 @@ class RestoreInPlace:
     tpm: TpmChoice = TpmChoice.SAME
     safety: str | None = None
     images: Mapping[str, str] = field(default_factory=dict)
+    vm_uuid: str = ""
+    vm_called: str = ""
 
 
 @dataclass(frozen=True, slots=True)

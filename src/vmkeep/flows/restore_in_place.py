@@ -47,7 +47,9 @@ def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
 def park(plan: Plan, request: RestoreInPlace) -> VmParked:
     """Keep the VM from starting; from here on the journal on the host knows what to do."""
     assert request.safety is not None
-    task = ParkVm(plan.operation, request.point, request.safety, request.only, str(request.tpm), request.images)
+    task = ParkVm(
+        plan.operation, request.point, request.safety, request.only, str(request.tpm), request.images, request.vm_uuid
+    )
     parked: VmParked = plan.services.on_host(plan.operation, task)
     return parked
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RestoreVm, VmRestored
 from vmkeep.flows.restore_files import discard_replaced, publish, withdraw
-from vmkeep.host.tasks import DefineVm, DeliverItems, ItemsDelivered, PrepareVm, UndefineVm, VmPrepared
+from vmkeep.flows.trust import is_trusted
+from vmkeep.host.tasks import DefineVm, DeliverItems, HostParts, ItemsDelivered, PrepareVm, UndefineVm, VmPrepared
 
 
 @flow("restore.vm", after_crash=AfterCrash.FINISH)
@@ -50,9 +51,19 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
         machine=request.machine,
         cpu=request.cpu,
         firmware=request.firmware,
+        host_parts=host_parts(plan, request),
     )
     prepared: VmPrepared = services.on_host(plan.operation, task)
     return prepared
+
+
+def host_parts(plan: Plan, request: RestoreVm) -> HostParts:
+    """Return what becomes of parts of the definition that reach into the host."""
+    if is_trusted(plan.services.catalog, plan.services.catalog.find_point(request.point)):
+        return HostParts.TRUSTED
+    if request.trust_definition:
+        return HostParts.DEFINED
+    return HostParts.STRIPPED if request.strip_host_parts else HostParts.REFUSED
 
 
 def deliver(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> ItemsDelivered:
@@ -75,6 +86,7 @@ def define(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
         machine=request.machine,
         cpu=request.cpu,
         firmware=request.firmware,
+        host_parts=host_parts(plan, request),
     )
     plan.services.on_host(plan.operation, task)
 

@@ -95,7 +95,8 @@ def keep_checkpoint(plan: Plan) -> None:
 
 def record_point(plan: Plan, copied: PointCopied) -> None:
     """Make the point, its state versions and its pins known, in one transaction."""
-    record = PointRecord.from_json({**copied.record, "definition": ""}, f"point {plan.operation}")
+    where = f"point {plan.operation}"
+    record = PointRecord.from_json({**copied.record, "definition": ""}, where, digest=copied.digest)
     plan.services.catalog.record_point(catalog_point(record), catalog_states(record))
 
 

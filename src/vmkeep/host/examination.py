@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 
 from vmkeep.commandline import command_line
@@ -13,7 +14,7 @@ from vmkeep.errors import VmBusy
 from vmkeep.host.astray import refuse_astray, refuse_lost
 from vmkeep.host.bases import Bases, Standing
 from vmkeep.host.bitmaps import Chains, image_chains
-from vmkeep.host.instant import StateSource, state_sources
+from vmkeep.host.instant import StateSource, as_text, state_sources
 from vmkeep.host.moments import refuse_torn_checkpoints
 from vmkeep.host.passphrases import key_of_disk
 from vmkeep.host.preparation import (
@@ -29,10 +30,14 @@ from vmkeep.host.secret import needed_secrets, read_secrets
 from vmkeep.host.tasks import KnownPoint
 from vmkeep.host.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
-from vmkeep.planning import PlannableDisk
-from vmkeep.repository import PointSecret
+from vmkeep.planning import PlannableDisk, PointPlan
+from vmkeep.repository import BLOCK_BYTES, ExcludedDisk, PointDisk, PointRecord, PointSecret, StoredDisk
+from vmkeep.repository.record import FAN_OUT, refuse_unreadable
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.tools import require_tools
+
+_NONE = "0" * 32
+"""In place of the names of what is not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +155,37 @@ def _memory_warning(domain: Domain, *, stopped: bool) -> list[str]:
             )
         ]
     return []
+
+
+def refuse_unreadable_names(examined: Examined, plan: PointPlan, *, host: str) -> None:
+    """Raise InvalidRequest, before anything is done, for a VM with names that no record of a point may hold."""
+    sources = {disk.target: disk for disk in examined.definition.disks}
+    draft = PointRecord(
+        id=_NONE,
+        vm_uuid=examined.domain.uuid,
+        vm_name=examined.domain.name,
+        kind="full",
+        parent=None,
+        created=as_text(datetime.now(UTC)),
+        host=host,
+        checkpoint=None,
+        pause_ms=0,
+        labels={},
+        disks=tuple(
+            PointDisk(
+                disk.target,
+                str(disk.mode),
+                str(disk.reason),
+                sources[disk.target].source or "",
+                sources[disk.target].format or "",
+                0,
+                0,
+                StoredDisk(0, BLOCK_BYTES, FAN_OUT, _NONE, None),
+            )
+            for disk in plan.disks
+        ),
+        excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in plan.excluded),
+        states=(),
+        definition=examined.definition_xml,
+    )
+    refuse_unreadable(draft)

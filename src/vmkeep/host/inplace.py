@@ -15,7 +15,7 @@ from pathlib import Path
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
-from vmkeep.errors import HostFileMissing, RestorePending, VmBusy, VmkeepError, VmNotFound
+from vmkeep.errors import HostFileMissing, PointChanged, RestorePending, VmBusy, VmkeepError, VmNotFound
 from vmkeep.filesystem import OF_STORAGE, fault_error, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.instant import StateSource, read_state, state_sources
@@ -66,7 +66,7 @@ def check_in_place(
     Raises VmNotFound, VmRunning, RestorePending, and what the selection refuses.
     """
     record = repository.point(request.point_id)
-    domain = _find(hypervisor, record)
+    domain = _find(hypervisor, record, request.vm_uuid)
     refuse_while_pending(settings, domain.name, domain.uuid)
     require_off(domain)
     require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"write the disks of {domain.name}")
@@ -117,7 +117,7 @@ class InPlace:
     def park(self, request: ParkVm) -> VmParked:
         """Write the journal and keep the VM from starting; on failure nothing of it is left."""
         record = self._repository.point(request.point_id)
-        domain = _find(self._hypervisor, record)
+        domain = _find(self._hypervisor, record, request.vm_uuid)
         self._parking.lock(domain, self._stop)
         try:
             require_off(domain)
@@ -359,7 +359,14 @@ class InPlace:
 # -- what both look at -----------------------------------------------------------------------------------------
 
 
-def _find(hypervisor: Hypervisor, record: PointRecord) -> Domain:
+def _find(hypervisor: Hypervisor, record: PointRecord, vm_uuid: str) -> Domain:
+    """Return the VM of the point, which is the one that was named. Raises PointChanged and VmNotFound."""
+    if vm_uuid not in ("", record.vm_uuid):
+        raise PointChanged(
+            f"point {record.id} in the repository says that it is of VM {record.vm_name!r} ({record.vm_uuid}), and the "
+            f"VM that was named is {vm_uuid}",
+            vm=record.vm_name,
+        )
     found = hypervisor.find_uuid(record.vm_uuid)
     if found is None:
         raise VmNotFound(

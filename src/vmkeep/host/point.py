@@ -14,7 +14,7 @@ from vmkeep.config import Settings
 from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError
 from vmkeep.filesystem import require_descriptors
 from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.examination import Examined, examine
+from vmkeep.host.examination import Examined, examine, refuse_unreadable_names
 from vmkeep.host.exposure import Exposure, Subject
 from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.lock import FileLock, lock_vm, take_turn
@@ -47,6 +47,7 @@ from vmkeep.planning import (
     plan_point,
 )
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository
+from vmkeep.repository.fields import as_lines
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
 
@@ -204,6 +205,7 @@ class Point:
                     break
             else:
                 warnings += [warned.message for warned in outcome.warnings]
+                refuse_unreadable_names(examined, outcome, host=self._hypervisor.identity()[1])
                 return _Planned(outcome, records, tuple(warnings))
 
     def _begin(self, examined: Examined, planned: _Planned, lock: FileLock) -> _Opened:
@@ -288,7 +290,8 @@ class Point:
                 excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in opened.plan.excluded),
                 states=tuple(states),
                 definition=opened.examined.definition_xml,
-                warnings=(*opened.warnings, *request.warnings),
+                # What libvirt, QEMU or a guest's agent said may stand in them.
+                warnings=tuple(map(as_lines, (*opened.warnings, *request.warnings))),
                 secrets=secrets,
                 sequence=request.sequence,
             )
@@ -300,7 +303,8 @@ class Point:
             raise opened.exposure.explain(error) from error
         plain = committed.as_json()
         del plain["definition"]  # it may hold passwords of consoles, and the repository keeps it sealed
-        return PointCopied(record=plain, states=tuple(state.as_json() for state in new_states))
+        states_json = tuple(state.as_json() for state in new_states)
+        return PointCopied(record=plain, states=states_json, digest=committed.digest)
 
     def _copy_disks(self, opened: _Opened) -> tuple[PointDisk, ...]:
         expected = {disk.target: _expected_bytes(opened, disk) for disk in opened.plan.disks}

@@ -17,19 +17,13 @@ from typing import Literal, cast
 
 from vmkeep.config import Settings
 from vmkeep.definition import (
-    DefinedDisk,
     Definition,
     DefinitionError,
-    DiskPlacement,
-    Remap,
-    SourceKind,
     TpmBackend,
     parse_definition,
-    remap,
 )
 from vmkeep.errors import (
     ChoiceRequired,
-    HostFileMissing,
     IntegrityError,
     InvalidRequest,
     StateUnsupported,
@@ -38,7 +32,10 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import file_error, file_errors, require_descriptors, sync_directory
 from vmkeep.fitting import Fit, StoredVariables, Wish
+from vmkeep.host.landing import below, disk_place, image_format, refuse_images_of_vms, variables_place
+from vmkeep.host.newdefinition import NewDefinition
 from vmkeep.host.passphrases import RestoredKeys, secrets_of_point, told_of_encryption
+from vmkeep.host.reach import OwnVm
 from vmkeep.host.secret import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.host.selection import STATE, asked_disks
 from vmkeep.host.suitability import fit_definition, told_of_firmware
@@ -58,8 +55,10 @@ from vmkeep.host.tasks import (
     WithdrawItems,
 )
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.paths import remove_file
 from vmkeep.planning import ExclusionReason
-from vmkeep.repository import PointDisk, PointRecord, Repository, StateRef
+from vmkeep.repository import PointRecord, Repository, StateRef
+from vmkeep.statefiles.capture import needs_another_file
 from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
@@ -83,12 +82,12 @@ def prepare_files(connect: Callable[[], Hypervisor], repository: Repository, req
     record = _asked(repository.point(request.point_id), request.only)
     secrets = secrets_of_point(record, connect) if not request.decrypt else {}
     output = Path(request.output)
-    disks = []
+    disks: list[DeliveredItem] = []
     for disk in record.disks:
         secret = secrets.get(disk.target, "")
         # What is nothing but LUKS is no raw image, although a VM's definition calls it so.
         extension = LUKS if secret and request.image_format == "raw" else request.image_format
-        place = output / f"{disk.target}.{extension}"
+        place = below(output, f"{disk.target}.{extension}")
         disks.append(replace(item_at("disk", disk.target, place, request.operation, extension), secret=secret))
     states = [
         item_at("nvram", "nvram", output / "nvram.fd", request.operation)
@@ -144,7 +143,7 @@ def _secret_items(record: PointRecord, output: Path, request: PrepareFiles) -> l
     if not request.secrets:
         return []
     return [
-        item_at("secret", secret.uuid, output / f"secret-{secret.uuid}.{extension}", request.operation, extension)
+        item_at("secret", secret.uuid, below(output, f"secret-{secret.uuid}.{extension}"), request.operation, extension)
         for secret in record.secrets
         for extension in ("xml", "base64")
     ]
@@ -163,7 +162,8 @@ def _told_of_secrets(record: PointRecord, request: PrepareFiles) -> list[str]:
 def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Settings, request: PrepareVm) -> VmPrepared:
     """Decide identity, paths and definition of the VM to be made (the rules of identity: docs/guide/restore.md)."""
     record = repository.point(request.point_id)
-    original = parse_definition(record.definition)
+    original = _definition_then(record)
+    refuse_vm_name(request.name)
     if hypervisor.find(request.name) is not None:
         raise TargetExists(
             f"a VM named {request.name!r} is on this host already",
@@ -181,15 +181,16 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             item_at(
                 "disk",
                 disk.target,
-                _disk_path(disk, request, record, settings),
+                disk_place(disk, request, record, settings, hypervisor),
                 request.operation,
-                _image_format(disk),
+                image_format(disk),
             ),
             secret=disk_secrets.get(disk.target, ""),
         )
         for disk in record.disks
     ]
-    nvram = _nvram_path(original, request.name, roots)
+    own_vm = OwnVm.of(hypervisor, record.vm_uuid)
+    nvram = variables_place(original, request.name, roots, own_vm)
     for state in record.states:
         if state.kind == "nvram":
             items.append(item_at("nvram", "nvram", nvram, request.operation))
@@ -198,6 +199,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     _refuse_shared_paths(items)
     _require_tools(items)
     _refuse_existing(items, force=request.force)
+    refuse_images_of_vms(items, hypervisor)
     if tpm == "new" and os.path.lexists(roots.tpm_directory(identity_uuid)):
         raise TargetExists(
             "a TPM state directory of the original is still on this host, so the VM would not get a new TPM",
@@ -210,20 +212,39 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
         hypervisor, repository, record, needed_secrets(original), vm=request.name, must_open=tpm == "same"
     )
     # Made here to refuse early what cannot be made, or does not fit this host; DefineVm makes it again.
-    wish = _wish(request)
-    definition = _definition_of(record, original, request.name, identity_uuid, identity, items, roots)
-    fitted = _fitted(hypervisor, record, original, definition, items, wish, request.name)
-    sealed = told_of_firmware(hypervisor, record.host, original, wish) if tpm == "same" else ()
+    made = NewDefinition(hypervisor, record, original, request.name, identity_uuid, identity, items, own_vm, request)
+    judged = made.judged()
+    fitted = _fitted(hypervisor, record, original, judged.definition, items, made.wish, request.name)
+    settled = made.settled(fitted.definition)
+    sealed = told_of_firmware(hypervisor, record.host, original, made.wish) if tpm == "same" else ()
     return VmPrepared(
         name=request.name,
         uuid=identity_uuid,
         identity=identity,
         tpm=tpm,
         items=tuple(items),
-        warnings=(*_absences(record), *secrets.warnings, *sealed),
+        warnings=(*_absences(record), *judged.told, *settled.told, *secrets.warnings, *sealed),
         secrets=secrets.absent,
         changes=tuple((misfit.change, misfit.guest) for misfit in fitted.misfits),
     )
+
+
+def _definition_then(record: PointRecord) -> Definition:
+    """Return the definition that the point holds; raises IntegrityError for one that is none."""
+    try:
+        return parse_definition(record.definition)
+    except DefinitionError as error:
+        raise IntegrityError(
+            f"point {record.id} holds no definition of a VM that can be read: {error}",
+            vm=record.vm_name,
+            hint="`--output DIR --decrypt --only disks` writes its disks; a VM can be defined around them by hand.",
+        ) from error
+
+
+def refuse_vm_name(name: str) -> None:
+    """Raise InvalidRequest for what libvirt takes for no VM's name; files are named after it."""
+    if not name.strip() or "/" in name or "\n" in name:
+        raise InvalidRequest(f"{name!r} cannot be a VM's name: it must hold text, and no '/' or line break", vm=name)
 
 
 def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
@@ -231,13 +252,14 @@ def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm)
     existing = hypervisor.find_uuid(request.uuid)
     if existing is None:
         record = repository.point(request.point_id)
-        original = parse_definition(record.definition)
-        roots = StateRoots.of(hypervisor.uri)
-        definition = _definition_of(
-            record, original, request.name, request.uuid, request.identity, request.items, roots
+        original = _definition_then(record)
+        own_vm = OwnVm.of(hypervisor, record.vm_uuid)
+        made = NewDefinition(
+            hypervisor, record, original, request.name, request.uuid, request.identity, request.items, own_vm, request
         )
-        wish = _wish(request)
-        definition = _fitted(hypervisor, record, original, definition, request.items, wish, request.name).definition
+        definition = made.judged().definition
+        fitted = _fitted(hypervisor, record, original, definition, request.items, made.wish, request.name)
+        definition = made.settled(fitted.definition).definition
         needed, must_open = needed_secrets(original), any(item.role == "tpm" for item in request.items)
         plan = plan_secrets(hypervisor, repository, record, needed, vm=request.name, must_open=must_open)
         try:
@@ -272,36 +294,6 @@ def _refuse_what_was_dropped(original: Definition, defined: Domain) -> None:
         )
 
 
-def _definition_of(
-    record: PointRecord,
-    original: Definition,
-    name: str,
-    vm_uuid: str,
-    identity: str,
-    items: Sequence[DeliveredItem],
-    roots: StateRoots,
-) -> str:
-    """Return the definition to define; the same each time for the same identity and items."""
-    nvram = next((item.final for item in items if item.role == "nvram"), str(_nvram_path(original, name, roots)))
-    changes = Remap(
-        name=name,
-        uuid=vm_uuid,
-        new_mac=None if identity == "same" else _mac_addresses(vm_uuid),
-        disks={item.name: DiskPlacement(item.final, item.format) for item in items if item.role == "disk"},
-        removed=frozenset(disk.target for disk in record.excluded if _is_lacking(original.disk(disk.target))),
-        nvram=nvram if original.firmware.nvram is not None else None,
-        default_tpm_place=True,
-    )
-    try:
-        return remap(record.definition, changes)
-    except DefinitionError as error:
-        raise InvalidRequest(f"the point's definition cannot be restored as {name!r}: {error}", vm=name) from error
-
-
-def _wish(request: PrepareVm | DefineVm) -> Wish:
-    return Wish(adapt=request.adapt, machine=request.machine, cpu=request.cpu, firmware=request.firmware)
-
-
 def _fitted(
     hypervisor: Hypervisor,
     record: PointRecord,
@@ -320,14 +312,6 @@ def _fitted(
         else StoredVariables(size_bytes=ref.size_bytes, format=original.firmware.nvram_format, path=place)
     )
     return fit_definition(hypervisor, definition, wish, variables, vm=name, source=f"point {record.id}")
-
-
-def _is_lacking(disk: DefinedDisk | None) -> bool:
-    """Return whether a disk that is not in the point cannot stand in the definition: a medium that is here can."""
-    if disk is None:
-        return False
-    on_this_host = disk.removable and disk.source_kind in (SourceKind.FILE, SourceKind.BLOCK)
-    return not (on_this_host and disk.source is not None and Path(disk.source).exists())
 
 
 def undefine_vm(hypervisor: Hypervisor, repository: Repository, request: UndefineVm) -> None:
@@ -412,7 +396,7 @@ def _deliver_disk(
     disk = next(disk for disk in record.disks if disk.target == item.name)
     staged = Path(item.staged)
     with file_errors(staged):
-        staged.unlink(missing_ok=True)  # of an attempt that was killed
+        remove_file(staged)  # of an attempt that was killed
     written = deliver_disk(
         repository,
         disk.stored,
@@ -452,11 +436,21 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
 
 
 def check_state(ref: StateRef, content: bytes, record: PointRecord) -> None:
-    """Raise IntegrityError unless the content is that of the point."""
+    """Raise IntegrityError unless the content is that of the point, StateUnsupported when it leads to other files.
+
+    A point holds no such variables; one that somebody forged would have QEMU open a file of this host.
+    """
     if hashlib.sha256(content).hexdigest() != ref.sha256 or len(content) != ref.size_bytes:
         raise IntegrityError(
             f"the {ref.kind} state in the repository is not the one that point {record.id} was taken with",
             vm=record.vm_name,
+        )
+    if ref.kind == "nvram" and needs_another_file(content):
+        raise StateUnsupported(
+            f"the UEFI variables in point {record.id} are a qcow2 image that names another file of the host",
+            vm=record.vm_name,
+            hint="vmkeep keeps none like that: the point was made by something else. Restore its disks without them: "
+            "--output DIR --only disks.",
         )
 
 
@@ -528,61 +522,3 @@ def _tpm_choice(record: PointRecord, original: Definition, request: PrepareVm, o
         hint="--tpm same gives the restored VM a copy of the TPM (disks sealed to it open, and two VMs then share its "
         "identity); --tpm new gives it a blank one (sealed disks ask for their recovery key).",
     )
-
-
-def _image_format(disk: PointDisk) -> str:
-    """Return the format of a restored VM's image: raw stays raw, all else becomes qcow2.
-
-    A raw disk may have to stay raw: libvirt lets VMs share no other one.
-    """
-    return "raw" if disk.format == "raw" else "qcow2"
-
-
-def _disk_path(disk: PointDisk, request: PrepareVm, record: PointRecord, settings: Settings) -> Path:
-    """Return where a disk goes: its own path for the original's name, a path of the new name otherwise.
-
-    What was a device or a network disk becomes a file where images go.
-    """
-    extension = _image_format(disk)
-    own = Path(disk.source)
-    if not disk.source.startswith("/") or own.is_relative_to("/dev"):
-        own = settings.images_dir / f"{record.vm_name}-{disk.target}.{extension}"
-    directory = Path(request.disks_dir).absolute() if request.disks_dir is not None else own.parent
-    if not directory.is_dir():
-        raise HostFileMissing(
-            f"the directory {directory} for disk {disk.target} does not exist",
-            vm=request.name,
-            disk=disk.target,
-            path=str(directory),
-            hint="Make it, or choose another one with --disks-dir DIR.",
-        )
-    if request.name == record.vm_name:
-        return directory / own.name
-    # A VM's name may hold a slash nowhere (libvirt refuses it), so it can stand in a file name.
-    return directory / f"{request.name}-{disk.target}.{extension}"
-
-
-def _nvram_path(original: Definition, name: str, roots: StateRoots) -> Path:
-    """Return the NVRAM file of the restored VM: where the original had it if that was its own choice of place.
-
-    A definition with automatic firmware names no file (libvirt 9.0 leaves it out while the VM is off; 11.3 keeps it
-    from the first start on); libvirt then takes the default, and keeps a file that is there.
-    """
-    nvram = original.firmware.nvram
-    own = Path(nvram) if nvram is not None else None
-    if own is None or own.parent == roots.nvram or not own.parent.is_dir():
-        return roots.nvram_file(name)
-    return own.with_name(own.name if name == original.name else f"{name}_VARS.fd")
-
-
-def _mac_addresses(seed: str) -> Callable[[], str]:
-    """Return a source of addresses in QEMU's range, fixed by the new UUID so that a repeated step agrees."""
-    count = 0
-
-    def following() -> str:
-        nonlocal count
-        digest = hashlib.sha256(f"{seed}/{count}".encode()).digest()
-        count += 1
-        return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
-
-    return following

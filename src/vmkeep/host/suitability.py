@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from lxml import etree
 
@@ -19,6 +21,7 @@ from vmkeep.fitting import (
     FirmwareBuild,
     Fit,
     HostAbilities,
+    HostOwn,
     Misfit,
     StoredVariables,
     Vocabulary,
@@ -34,6 +37,7 @@ from vmkeep.fitting import (
     template_of,
     usable_machine,
 )
+from vmkeep.fitting.vocabulary import Unknown
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.xmltext import XmlRefused
 
@@ -158,6 +162,35 @@ def abilities_for(hypervisor: Hypervisor, root: etree._Element, wish: Wish) -> H
         files=frozenset(path for path in _named_files(root) if Path(path).exists()),
         vocabulary=_vocabulary(),
     )
+
+
+def programs_for(hypervisor: Hypervisor, root: etree._Element, wish: Wish) -> HostOwn:
+    """Return the programs and firmware that this host itself names for a VM like the one of the definition.
+
+    Also what the definition names and the host does not have: that is replaced or refused when it is made to fit.
+    """
+    guests = read_guests(hypervisor.capabilities())
+    system = root.find("os/type")
+    kind, arch = root.get("type", ""), (None if system is None else system.get("arch")) or ""
+    wanted = wish.machine or (None if system is None else system.get("machine"))
+    machine = usable_machine(guests.machines.get((kind, arch), ()), wanted)
+    domain = _domain_capabilities(hypervisor, kind, arch, machine)
+    described = {path for text in _descriptions() for path in firmware_files(text)}
+    loaders = {*domain.loaders, *described}
+    return HostOwn(
+        emulators=guests.emulators | frozenset(filter(None, [domain.emulator])),
+        loaders=frozenset(loaders),
+        templates=frozenset({*loaders, *map(template_of, loaders)}),
+        absent=frozenset(path for path in _named_files(root) if not os.path.lexists(path)),
+        replaced_loader=(root.findtext("os/loader") or "").strip() if wish.firmware is not None else None,
+        session=urlsplit(hypervisor.uri).path.rstrip("/").endswith("session"),
+    )
+
+
+def unknown_here(root: etree._Element) -> list[Unknown]:
+    """Return what of a definition this host's libvirt does not know, which is never defined: it is taken out to fit."""
+    vocabulary = _vocabulary()
+    return [] if vocabulary is None else [each for each in vocabulary.unknown(root) if each.value is None]
 
 
 _NOTHING_KNOWN: Final = DomainCapabilities(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 
@@ -98,10 +99,14 @@ class CopyPoint:
 
 @dataclass(frozen=True, slots=True)
 class PointCopied:
-    """``record`` is the point's record as JSON without the definition; ``states`` those that are new versions."""
+    """``record`` is the point's record as JSON without the definition; ``states`` those that are new versions.
+
+    ``digest`` is that of the whole record; empty from a flow that an older release began.
+    """
 
     record: Mapping[str, Any]
     states: tuple[Mapping[str, Any], ...]
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +185,26 @@ class FilesPrepared:
     directory: str = ""
 
 
+class HostParts(StrEnum):
+    """What becomes of parts of a definition that reach into the host.
+
+    ``TRUSTED``: who made the point may define what he likes here. The others are of a point that somebody else made:
+    ``REFUSED`` until a person decides, ``DEFINED`` as they are, or ``STRIPPED``.
+    """
+
+    TRUSTED = "trusted"
+    REFUSED = "refused"
+    DEFINED = "defined"
+    STRIPPED = "stripped"
+
+
 @dataclass(frozen=True, slots=True)
 class PrepareVm:
     """Choose identity and paths of a VM to be made, and check that nothing is in the way. Answers VmPrepared.
 
     ``elsewhere`` says that the catalogue knows the original to live on another host. ``adapt`` changes the definition
     where it does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` are a person's choice.
+    ``host_parts`` is a HostParts, by its value.
     """
 
     operation: str
@@ -199,6 +218,7 @@ class PrepareVm:
     machine: str | None = None
     cpu: str | None = None
     firmware: str | None = None
+    host_parts: str = HostParts.REFUSED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +297,7 @@ class DefineVm:
     machine: str | None = None
     cpu: str | None = None
     firmware: str | None = None
+    host_parts: str = HostParts.REFUSED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,12 +316,14 @@ class UndefineVm:
 class CheckInPlace:
     """Look whether the point can be restored over its VM, and change nothing. Answers InPlaceChecked.
 
-    ``only`` holds "disks", "state" and targets; empty means all. ``tpm`` is "same" (the point's) or "keep".
+    ``only`` holds "disks", "state" and targets; empty means all. ``tpm`` is "same" (the point's) or "keep". ``vm_uuid``
+    is the VM that was named; empty from a flow that an older release began.
     """
 
     point_id: str
     only: tuple[str, ...]
     tpm: str
+    vm_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +347,7 @@ class ParkVm:
     """Keep the VM from starting and write the journal of its restore. Answers VmParked.
 
     ``safety_id`` is the point that holds the VM as it is now, and ``images`` what InPlaceChecked said before it was
-    taken. From here to ReleaseVm or PutBack the operation has the VM's lock.
+    taken; ``vm_uuid`` is as in CheckInPlace. From here to ReleaseVm or PutBack the operation has the VM's lock.
     """
 
     operation: str
@@ -333,6 +356,7 @@ class ParkVm:
     only: tuple[str, ...]
     tpm: str
     images: Mapping[str, str]
+    vm_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 import struct
 import unicodedata
 from collections.abc import Callable
@@ -27,6 +28,7 @@ LINE_LENGTH = 64
 _HEADER = struct.Struct(">BBBB16s12s")
 _LOG2_N, _R, _P = 17, 8, 1
 _CHECK_BYTES = 8
+_KEY_ID = re.compile("[0-9a-f]{32}")
 _SEALED_BYTES = 32 + 16
 
 
@@ -67,6 +69,8 @@ def _parse(text: str) -> tuple[str, bytes]:
     if not inside or not inside[0].startswith("Key:"):
         raise InvalidRequest("the exported key lacks its line Key:")
     key_id = inside[0].removeprefix("Key:").strip().lower()
+    if _KEY_ID.fullmatch(key_id) is None:
+        raise InvalidRequest("the exported key's line Key: was damaged or miscopied: it has 32 hexadecimal digits")
     try:
         content = base64.b64decode("".join(inside[1:]), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -83,7 +87,10 @@ def _parse(text: str) -> tuple[str, bytes]:
 def _cipher(header: bytes, passphrase: str) -> AESGCM:
     _version, log2_n, r, p, salt, _nonce = _HEADER.unpack(header)
     # The same passphrase typed on another keyboard or system may arrive composed differently.
-    words = unicodedata.normalize("NFC", passphrase).encode()
+    try:
+        words = unicodedata.normalize("NFC", passphrase).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("the passphrase has characters that cannot be written as UTF-8") from None
     return AESGCM(Scrypt(salt=salt, length=32, n=1 << log2_n, r=r, p=p).derive(words))
 
 

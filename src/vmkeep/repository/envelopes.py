@@ -7,15 +7,16 @@ cannot take it from each other. The point says which secrets it holds; their val
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
+from vmkeep.repository import fields
+from vmkeep.repository.fields import Fields, WrongField
 from vmkeep.repository.layout import ENVELOPES, FrameKind, canonical, parse_canonical
 from vmkeep.repository.record import PointRecord, SecretRef
-from vmkeep.repository.seal import Sealer
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.signatures import require_signed_envelope
 from vmkeep.repository.store import ObjectStore
 
@@ -67,7 +68,7 @@ def get_envelope(store: ObjectStore, sealer: Sealer, record: PointRecord) -> tup
     if not record.secrets:
         return ()
     where = ENVELOPES + record.id
-    frame = store.get(where)
+    frame = stored_envelope(store, record.id)
     require_signed_envelope(record, frame, where)
     found = _opened(sealer, record.id, frame, where)
     if found.vm_uuid != record.vm_uuid or tuple(secret.ref() for secret in found.secrets) != record.secrets:
@@ -86,19 +87,24 @@ class Envelope:
 def open_envelope(store: ObjectStore, sealer: Sealer, point_id: str) -> Envelope:
     """Return what is in the envelope of that name; raises ObjectMissing or ObjectDamaged."""
     where = ENVELOPES + point_id
-    return _opened(sealer, point_id, store.get(where), where)
+    return _opened(sealer, point_id, stored_envelope(store, point_id), where)
+
+
+def stored_envelope(store: ObjectStore, point_id: str) -> bytes:
+    """Return the object of an envelope as it is stored; raises ObjectMissing or ObjectDamaged."""
+    return store.get(ENVELOPES + point_id, most_bytes=frame_bytes_limit(FrameKind.ENVELOPE))
 
 
 def _opened(sealer: Sealer, point_id: str, frame: bytes, where: str) -> Envelope:
     plain = sealer.open_alone(FrameKind.ENVELOPE, point_id, frame, where)
     value = parse_canonical(plain, where)
     try:
-        if value["point"] != point_id:
-            raise ValueError("another point")
-        return Envelope(str(value["vm_uuid"]), tuple(_from_json(secret) for secret in value["secrets"]))
-    except (KeyError, TypeError, ValueError, binascii.Error):
+        taken = Fields(value)
+        taken.take("point", fields.one_of(point_id))
+        return Envelope(taken.take("vm_uuid", fields.uuid), taken.each("secrets", _from_json))
+    except WrongField as error:
         # Without its cause: an exception of a parser may quote what it could not parse.
-        raise ObjectDamaged(f"{where} lacks a field or has one of a wrong type", path=where) from None
+        raise ObjectDamaged(f"{where} {error}", path=where) from None
 
 
 def _as_json(secret: PointSecret) -> dict[str, Any]:
@@ -112,12 +118,24 @@ def _as_json(secret: PointSecret) -> dict[str, Any]:
     }
 
 
-def _from_json(value: dict[str, Any]) -> PointSecret:
-    texts = [value[name] for name in ("usage", "uuid", "usage_id", "description", "value")]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(value["ephemeral"], bool):
-        raise TypeError("text is expected")
-    usage, uuid, usage_id, description, encoded = texts
-    content = base64.b64decode(encoded, validate=True)
+def _from_json(value: Any) -> PointSecret:
+    taken = Fields(value)
+    return PointSecret(
+        usage=taken.take("usage", fields.line),
+        uuid=taken.take("uuid", fields.uuid),
+        # A name, a path and a sentence as they stand in a secret's XML at libvirt, and go there again.
+        usage_id=taken.take("usage_id", fields.xml),
+        description=taken.take("description", fields.xml),
+        ephemeral=taken.take("ephemeral", fields.yes_or_no),
+        value=taken.take("value", _secret_value),
+    )
+
+
+def _secret_value(value: Any) -> bytes:
+    try:
+        content = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError:
+        content = b""
     if not 1 <= len(content) <= VALUE_LIMIT_BYTES:
-        raise ValueError("length")
-    return PointSecret(usage, uuid, usage_id, description, value["ephemeral"], content)
+        raise WrongField("no value of a secret")
+    return content

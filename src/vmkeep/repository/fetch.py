@@ -9,8 +9,16 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from vmkeep.errors import ObjectDamaged
-from vmkeep.repository.layout import FrameKind, pack_name
-from vmkeep.repository.manifest import Children, NodeReader, Runs, decode_node, walk_blocks, walk_runs
+from vmkeep.repository.layout import FrameKind, pack_name, sealed_bytes_limit
+from vmkeep.repository.manifest import (
+    Children,
+    NodeReader,
+    Runs,
+    decode_node,
+    frame_bytes_limit,
+    walk_blocks,
+    walk_runs,
+)
 from vmkeep.repository.record import BlockRef, StoredDisk
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.store import ObjectStore
@@ -19,8 +27,10 @@ T = TypeVar("T")
 
 WINDOW_PLAIN_BYTES = 4 * 1024 * 1024
 WINDOW_BLOCKS = 1024
-# Frames this near to each other are read in one request; what lies between is thrown away.
+# Frames this near to each other are read in one request; what lies between is thrown away, as long as it is not more
+# than a window's content in all.
 GAP_BYTES = 128 * 1024
+GAPS_BYTES = 4 * 1024 * 1024
 
 
 def describe(ref: BlockRef) -> str:
@@ -28,10 +38,20 @@ def describe(ref: BlockRef) -> str:
     return f"{pack_name(ref.pack)} at {ref.offset}"
 
 
+def refuse_oversize(ref: BlockRef, most_bytes: int) -> None:
+    """Raise ObjectDamaged for a frame that is longer than what belongs there: it is not read to find that out."""
+    if ref.length > most_bytes:
+        raise ObjectDamaged(
+            f"{describe(ref)} would have {ref.length} bytes, and {most_bytes} is the most that it can have",
+            path=pack_name(ref.pack),
+        )
+
+
 def fetch_frames(store: ObjectStore, refs: Sequence[BlockRef]) -> list[memoryview]:
     """Return the sealed frames in the order of the references; raises ObjectMissing or ObjectDamaged."""
     frames: list[memoryview] = [memoryview(b"")] * len(refs)
     by_pack: dict[bytes, list[int]] = {}
+    left_for_gaps = GAPS_BYTES
     for place, ref in enumerate(refs):
         by_pack.setdefault(ref.pack, []).append(place)
     for pack, places in by_pack.items():
@@ -40,9 +60,11 @@ def fetch_frames(store: ObjectStore, refs: Sequence[BlockRef]) -> list[memoryvie
         range_of: list[int] = []
         for place in places:
             offset, end = refs[place].offset, refs[place].offset + refs[place].length
-            if ranges and offset <= ranges[-1][0] + ranges[-1][1] + GAP_BYTES:
+            gap = offset - sum(ranges[-1]) if ranges else GAPS_BYTES
+            if ranges and gap <= min(GAP_BYTES, left_for_gaps):
                 start, length = ranges[-1]
                 ranges[-1] = (start, max(length, end - start))
+                left_for_gaps -= max(0, gap)
             else:
                 ranges.append((offset, end - offset))
             range_of.append(len(ranges) - 1)
@@ -57,6 +79,8 @@ def node_reader(store: ObjectStore, sealer: Sealer) -> NodeReader:
     """Return what reads manifest nodes, all that are asked for at a time together."""
 
     def read(wanted: Sequence[tuple[BlockRef, int, int]]) -> list[Children]:
+        for ref, _level, slots in wanted:
+            refuse_oversize(ref, frame_bytes_limit(slots))
         frames = fetch_frames(store, [ref for ref, _level, _slots in wanted])
         nodes = []
         for (ref, level, slots), frame in zip(wanted, frames, strict=True):
@@ -84,6 +108,8 @@ def open_blocks(
     store: ObjectStore, sealer: Sealer, disk: StoredDisk, group: Sequence[tuple[int, BlockRef]]
 ) -> list[tuple[int, bytes]]:
     """Return (start in bytes, content) of each block of a group; raises ObjectMissing or ObjectDamaged."""
+    for _block, ref in group:
+        refuse_oversize(ref, sealed_bytes_limit(disk.block_bytes))
     frames = fetch_frames(store, [ref for _block, ref in group])
     opened = []
     for (block, ref), frame in zip(group, frames, strict=True):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from vmkeep.errors import ObjectDamaged, ObjectMissing, VmkeepError
+from vmkeep.repository import fields
+from vmkeep.repository.fields import Fields, WrongField
 from vmkeep.repository.layout import (
     CONDEMNED,
     INTENTS,
@@ -122,8 +124,9 @@ def writers(store: ObjectStore) -> tuple[Writer, ...]:
             content = parse_canonical(store.get(item.name), item.name)
         except VmkeepError:
             continue  # it ended just now, or is damaged: verify tells of that
-        host, purpose = content.get("host"), content.get("purpose")
-        if isinstance(host, str) and isinstance(purpose, str):
+        with suppress(WrongField):
+            taken = Fields(content)
+            host, purpose = taken.take("host", fields.line), taken.take("purpose", fields.line)
             found.append(Writer(item.name.removeprefix(INTENTS), host, purpose, item.modified))
     return tuple(found)
 
@@ -151,8 +154,16 @@ def damaged_notes(store: ObjectStore) -> Iterator[VmkeepError]:
                 continue
             if not is_name(name):
                 yield ObjectDamaged("this is not an object of a repository", path=item.name)
-            elif content.get(field) != name or not all(isinstance(content.get(other), str) for other in others):
+            elif content.get(field) != name or not all(_is_line(content.get(other)) for other in others):
                 yield ObjectDamaged(f"{item.name} was changed, or is another one", path=item.name)
+
+
+def _is_line(value: object) -> bool:
+    try:
+        fields.line(value)
+    except WrongField:
+        return False
+    return True
 
 
 def condemned_packs(store: ObjectStore) -> set[bytes]:

@@ -51,10 +51,26 @@ PACK_HEADER_BYTES = _PACK.size
 TRAILER_BYTES = _TRAILER.size
 FRAME_OVERHEAD_BYTES = FRAME_HEADER_BYTES + TAG_BYTES
 
-# Bounds on what a header may claim, so that a damaged length never makes a reader allocate without limit.
+# Bounds on what a header may claim, so that neither a damaged length nor a hostile writer makes a reader allocate
+# without limit.
 BLOCK_BYTES_LIMIT = 16 * 1024 * 1024
 PLAIN_BYTES_LIMIT = 64 * 1024 * 1024
+SMALL_BYTES_LIMIT = 1024 * 1024
+"""Of an object that is not encrypted: format, keyring, intent, condemned."""
+POINT_BYTES_LIMIT = 16 * 1024 * 1024
+"""Of a record as JSON: libvirt's definitions have 4 MiB, and JSON writes what is not ASCII up to 3 times as long."""
+STATE_BYTES_LIMIT = 8 * 1024 * 1024 + 64 * 1024
+"""Of a state version: the largest content, and its header."""
+INDEX_BYTES_LIMIT = 8 * 1024 * 1024
+"""Of a pack's index: more than twice what writers close a pack at."""
+_DEPTH_LIMIT = 64
+_VALUES_LIMIT = 500_000
+"""Of values in one JSON object: each takes about 100 bytes of memory, and 3 bytes of text."""
 PACK_BYTES_LIMIT = 1 << 31
+NODE_BYTES_LIMIT = 256 * 1024
+"""Of a manifest node: the greatest, of 4096 children that each have a pack of their own, takes 238,088 bytes."""
+DISK_BYTES_LIMIT = 1 << 51
+"""Of a disk: what a qcow2 image with clusters of 64 KiB can hold, as a restore makes it."""
 
 
 class FrameKind(IntEnum):
@@ -142,6 +158,14 @@ class PackEntry:
     plain_bytes: int
 
 
+def sealed_bytes_limit(plain_bytes: int) -> int:
+    """Return the most bytes that a frame with so many bytes of content can have.
+
+    Ours never grow by being compressed; those of another writer may, by what a compressor adds at most.
+    """
+    return FRAME_OVERHEAD_BYTES + plain_bytes + (plain_bytes >> 7) + 1024
+
+
 def pack_index(entries: Sequence[PackEntry]) -> bytes:
     """Return the plain text of a pack's index: a count, then one 48-byte row for each frame in order of offset."""
     rows = [
@@ -215,8 +239,15 @@ def canonical(value: Mapping[str, Any]) -> bytes:
 
 
 def parse_canonical(data: bytes, where: str) -> dict[str, Any]:
-    """Return the object; raises ObjectDamaged when it is no JSON object or is written in any other way."""
+    """Return the object; raises ObjectDamaged when it is no JSON object or is written in any other way.
+
+    What it would take in memory is looked at before it is parsed, and how deep it is before anybody goes into it: what
+    can just be parsed here may be too deep for whoever writes it again with more calls above.
+    """
     value: dict[str, Any]
+    # Each value but the first has a comma or a bracket before it. Texts have some too, so this is an upper bound.
+    if len(data) > _VALUES_LIMIT and data.count(b",") + data.count(b"[") + data.count(b"{") > _VALUES_LIMIT:
+        raise ObjectDamaged(f"{where} has more than {_VALUES_LIMIT} values", path=where)
     try:
         value = json.loads(data)
         same = isinstance(value, dict) and canonical(value) == data
@@ -224,7 +255,20 @@ def parse_canonical(data: bytes, where: str) -> dict[str, Any]:
         raise ObjectDamaged(f"{where} is not readable", path=where) from error
     if not same:
         raise ObjectDamaged(f"{where} is not written as it should be", path=where)
+    if data.count(b"[") + data.count(b"{") > _DEPTH_LIMIT and _is_deeper(value, _DEPTH_LIMIT):
+        raise ObjectDamaged(f"{where} is deeper than {_DEPTH_LIMIT}", path=where)
     return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    waiting: list[tuple[Any, int]] = [(value, 1)]
+    while waiting:
+        held, depth = waiting.pop()
+        if depth > limit:
+            return True
+        inner = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+        waiting += [(each, depth + 1) for each in inner if isinstance(each, dict | list)]
+    return False
 
 
 def format_object(repository: str) -> bytes:

@@ -11,12 +11,13 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
-from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, ID_BYTES, NAME_BYTES, VERSION
+from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, ID_BYTES, NAME_BYTES, VERSION, sealed_bytes_limit
 from vmkeep.repository.record import BlockRef, StoredDisk
 
+T = TypeVar("T")
 Children: TypeAlias = list[BlockRef | None]
 _NODE = struct.Struct("<BBHHH")
 
@@ -48,6 +49,11 @@ class Geometry:
 
 def geometry_of(disk: StoredDisk) -> Geometry:
     return Geometry(disk.blocks, disk.fan_out)
+
+
+def frame_bytes_limit(slots: int) -> int:
+    """Return the most bytes that the sealed frame of a node with so many slots can have."""
+    return sealed_bytes_limit(_NODE.size + -(-slots // 8) + slots * (NAME_BYTES + ID_BYTES + 2 + 4 + 4))
 
 
 def encode_node(level: int, children: Sequence[BlockRef | None]) -> bytes:
@@ -115,6 +121,19 @@ def decode_node(data: bytes, level: int, slots: int, where: str) -> Children:
 NodeReader: TypeAlias = Callable[[Sequence[tuple[BlockRef, int, int]]], list[Children]]
 """Reads nodes, given as (reference, level, slots), in that order."""
 
+_REFS_AT_ONCE = 64 * 1024
+"""Of references in the nodes that are read together: each takes some 200 bytes. A node of ours has 32 of them."""
+
+
+def _portions(geometry: Geometry, items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut nodes of a level into what is read together, so that a great fan-out takes no more memory than a small one.
+
+    With 32 children in a node they all are one portion.
+    """
+    most = max(1, _REFS_AT_ONCE // geometry.fan_out)
+    for first in range(0, len(items), most):
+        yield items[first : first + most]
+
 
 def walk_blocks(disk: StoredDisk, read: NodeReader) -> Iterator[tuple[int, BlockRef]]:
     """Yield (block, reference) of every block that is not zero, ascending; children of a node are read together."""
@@ -134,9 +153,10 @@ def _walk(
     if level == 0:
         yield from present
         return
-    below = read([(child, level - 1, geometry.slots(level - 1, place)) for place, child in present])
-    for (place, _child), grandchildren in zip(present, below, strict=True):
-        yield from _walk(geometry, read, grandchildren, level - 1, place)
+    for portion in _portions(geometry, present):
+        below = read([(child, level - 1, geometry.slots(level - 1, place)) for place, child in portion])
+        for (place, _child), grandchildren in zip(portion, below, strict=True):
+            yield from _walk(geometry, read, grandchildren, level - 1, place)
 
 
 def sample_blocks(
@@ -198,15 +218,18 @@ def _differing(
     if level < 0:
         yield from ((block, new) for block, _old, new in unequal)
         return
-    wanted = [(ref, level, geometry.slots(level, index)) for index, *both in unequal for ref in both if ref is not None]
-    nodes = iter(read(wanted))
-    for index, old, new in unequal:
-        empty: Children = [None] * geometry.slots(level, index)
-        before = empty if old is None else next(nodes)
-        after = empty if new is None else next(nodes)
-        first = index * geometry.fan_out
-        children = [(first + slot, *both) for slot, both in enumerate(zip(before, after, strict=True))]
-        yield from _differing(geometry, read, children, level - 1)
+    for portion in _portions(geometry, unequal):
+        wanted = [
+            (ref, level, geometry.slots(level, index)) for index, *both in portion for ref in both if ref is not None
+        ]
+        nodes = iter(read(wanted))
+        for index, old, new in portion:
+            empty: Children = [None] * geometry.slots(level, index)
+            before = empty if old is None else next(nodes)
+            after = empty if new is None else next(nodes)
+            first = index * geometry.fan_out
+            children = [(first + slot, *both) for slot, both in enumerate(zip(before, after, strict=True))]
+            yield from _differing(geometry, read, children, level - 1)
 
 
 def _id(ref: BlockRef | None) -> bytes | None:
@@ -265,9 +288,10 @@ def _within(
         if level == 0:
             yield from present
             return
-        nodes = read([(child, level - 1, geometry.slots(level - 1, place)) for place, child in present])
-        for (place, _child), grandchildren in zip(present, nodes, strict=True):
-            yield from below(grandchildren, level - 1, place)
+        for portion in _portions(geometry, present):
+            nodes = read([(child, level - 1, geometry.slots(level - 1, place)) for place, child in portion])
+            for (place, _child), grandchildren in zip(portion, nodes, strict=True):
+                yield from below(grandchildren, level - 1, place)
 
     top = geometry.levels - 1
     (root,) = read([(disk.root, top, geometry.slots(top, 0))])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mmap import mmap
 from typing import NamedTuple, TypeAlias
 
-from vmkeep.errors import StoreError, VmkeepError
+from vmkeep.errors import ObjectDamaged, StoreError, VmkeepError
 from vmkeep.filesystem import aligned_buffer, fault_error
 from vmkeep.repository.layout import (
     FRAME_OVERHEAD_BYTES,
@@ -33,7 +33,7 @@ from vmkeep.repository.layout import (
     parse_trailer,
 )
 from vmkeep.repository.record import BlockRef
-from vmkeep.repository.seal import Sealer, SealingKey
+from vmkeep.repository.seal import Sealer, SealingKey, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
 
 DATA_PACK_BYTES = 16 * 1024 * 1024
@@ -319,6 +319,8 @@ def read_index(store: ObjectStore, sealer: Sealer, pack: bytes, size_bytes: int)
         else (memoryview(b""), memoryview(b""))
     )
     start, length = parse_trailer(bytes(trailer), size_bytes, pack)
+    if length > frame_bytes_limit(FrameKind.PACK_INDEX):
+        raise ObjectDamaged(f"the index of {name} has {length} bytes, more than it can have", path=name)
     (frame,) = store.ranges(name, [(start, length)]) if length else (memoryview(b""),)
     return open_index(sealer, pack, bytes(header), frame, start)
 

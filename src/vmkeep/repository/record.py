@@ -1,4 +1,9 @@
-"""What is recorded of a point and of a state version, as values and as JSON."""
+"""What is recorded of a point and of a state version, as values and as JSON.
+
+``from_json`` is the one way from JSON to a record, for everybody: it parses (``vmkeep.repository.fields``), so nobody
+who has a record needs to look at it again before its target is a file's name, its time is shown, or its numbers are in
+a query. A record that does not parse is one damaged point and harms nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,26 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from vmkeep.errors import ObjectDamaged
-from vmkeep.repository.layout import BLOCK_BYTES_LIMIT, FRAME_OVERHEAD_BYTES, NAME_BYTES, is_name
+from vmkeep.errors import InvalidRequest, ObjectDamaged
+from vmkeep.planning.codes import Mode
+from vmkeep.repository import fields
+from vmkeep.repository.fields import Fields, WrongField
+from vmkeep.repository.layout import (
+    BLOCK_BYTES_LIMIT,
+    DISK_BYTES_LIMIT,
+    FRAME_OVERHEAD_BYTES,
+    NODE_BYTES_LIMIT,
+    PACK_BYTES_LIMIT,
+    sealed_bytes_limit,
+)
 
 FAN_OUT = 32
 BLOCK_BYTES = 64 * 1024
 STATE_LIMITS: Mapping[str, int] = MappingProxyType({"tpm": 1024 * 1024, "nvram": 8 * 1024 * 1024})
+STATE_FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"tpm": ("tpm2/tpm2-00.permall", "tpm1.2/tpm-00.permall"), "nvram": ("nvram.fd",)}
+)
+"""The names under which state files are kept: those of swtpm below a VM's directory, and ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +47,18 @@ class BlockRef:
         return {"id": self.id.hex(), "length": self.length, "offset": self.offset, "pack": self.pack.hex()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> BlockRef:
-        ref = cls(
-            bytes.fromhex(value["id"]), bytes.fromhex(value["pack"]), _number(value["offset"]), _number(value["length"])
+    def from_json(cls, value: Any) -> BlockRef:
+        """Return a reference to a node. Raises WrongField."""
+        taken = Fields(value)
+        return cls(
+            bytes.fromhex(taken.take("id", fields.digest)),
+            bytes.fromhex(taken.take("pack", fields.name)),
+            taken.take("offset", fields.numbered(most=PACK_BYTES_LIMIT)),
+            taken.take(
+                "length",
+                fields.numbered(least=FRAME_OVERHEAD_BYTES, most=sealed_bytes_limit(NODE_BYTES_LIMIT)),
+            ),
         )
-        if len(ref.id) != 32 or len(ref.pack) != NAME_BYTES or ref.length < FRAME_OVERHEAD_BYTES:
-            raise ValueError("block reference")
-        return ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +89,18 @@ class StoredDisk:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StoredDisk:
-        root = value["root"]
+    def from_json(cls, value: Any) -> StoredDisk:
+        """Raises WrongField for a geometry that no tree has."""
+        taken = Fields(value)
         disk = cls(
-            _number(value["size_bytes"]),
-            _number(value["block_bytes"]),
-            _number(value["fan_out"]),
-            str(value["domain"]),
-            None if root is None else BlockRef.from_json(root),
+            taken.take("size_bytes", fields.numbered(most=DISK_BYTES_LIMIT)),
+            taken.take("block_bytes", fields.numbered(least=512, most=BLOCK_BYTES_LIMIT)),
+            taken.take("fan_out", fields.numbered(least=2, most=4096)),
+            taken.take("domain", fields.name),
+            taken.take("root", fields.optional(BlockRef.from_json)),
         )
-        if (
-            not 512 <= disk.block_bytes <= BLOCK_BYTES_LIMIT
-            or not 2 <= disk.fan_out <= 4096
-            or not is_name(disk.domain)
-        ):
-            raise ValueError("disk geometry")
+        if disk.block_bytes % 512 or (disk.size_bytes == 0 and disk.root is not None):
+            raise WrongField("no geometry of a disk")
         return disk
 
 
@@ -143,29 +164,29 @@ class StateVersion:
         return StateRef(self.kind, self.id, self.generation, self.sha256, self.size_bytes, self.file)
 
     def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _STATE_FIELDS}
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> StateVersion:
+        """Raises ObjectDamaged."""
         try:
-            return cls(**{name: _typed(value[name], kind) for name, kind in _STATE_FIELDS.items()})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ObjectDamaged(f"{where} lacks a field or has one of a wrong type", path=where) from error
-
-
-_STATE_FIELDS: Mapping[str, type] = {
-    "id": str,
-    "vm_uuid": str,
-    "kind": str,
-    "generation": int,
-    "file": str,
-    "owner": str,
-    "group": str,
-    "mode": int,
-    "sha256": str,
-    "size_bytes": int,
-    "created": str,
-}
+            taken = Fields(value)
+            kind = taken.take("kind", fields.one_of(*STATE_LIMITS))
+            return cls(
+                id=taken.take("id", fields.name),
+                vm_uuid=taken.take("vm_uuid", fields.uuid),
+                kind=kind,
+                generation=taken.take("generation", fields.numbered(least=1)),
+                file=taken.take("file", fields.one_of(*STATE_FILES[kind])),
+                owner=taken.take("owner", fields.line),
+                group=taken.take("group", fields.line),
+                mode=taken.take("mode", fields.numbered(most=0o7777)),
+                sha256=taken.take("sha256", fields.digest),
+                size_bytes=taken.take("size_bytes", fields.numbered(least=1, most=STATE_LIMITS[kind])),
+                created=taken.take("created", fields.instant),
+            )
+        except WrongField as error:
+            raise ObjectDamaged(f"{where} {error}", path=where) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +194,8 @@ class PointRecord:
     """The complete state of a VM at one instant, as it stands in the repository.
 
     ``sequence`` is its order number among the points of its VM, 1 or more; None in one that was written before 1.2.
-    ``extra`` holds top-level fields that a later minor version added; they survive being read and written.
+    ``extra`` holds top-level fields that a later minor version added; they survive being read and written. ``digest``
+    is the SHA-256 of the record as it is stored, empty where it is not: two that differ in it are different points.
     """
 
     id: str
@@ -194,9 +216,10 @@ class PointRecord:
     secrets: tuple[SecretRef, ...] = ()
     sequence: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = field(default="", compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in _POINT_FIELDS}
+        plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         lists = {
             "disks": [{**_slots(disk), "stored": disk.stored.as_json()} for disk in self.disks],
             "excluded": [_slots(disk) for disk in self.excluded],
@@ -210,83 +233,113 @@ class PointRecord:
         return {**self.extra, **plain, **lists, **secrets, **sequence}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str) -> PointRecord:
-        """Raises ObjectDamaged when a field is missing or of a wrong type."""
+    def from_json(cls, value: Mapping[str, Any], where: str, *, digest: str = "") -> PointRecord:
+        """Parse a record, with the digest of the bytes that it was read from.
+
+        Raises ObjectDamaged, with ``where`` and what is wrong, for one that no vmkeep writes.
+        """
         try:
-            plain = {name: _typed(value[name], kind) for name, kind in _POINT_FIELDS.items()}
-            known = {*plain, "disks", "excluded", "states", "warnings", "labels", "secrets", "sequence"}
-            return cls(
-                **plain,
-                labels={str(name): _typed(text, str) for name, text in value["labels"].items()},
-                disks=tuple(_disk(disk) for disk in value["disks"]),
-                excluded=tuple(ExcludedDisk(str(disk["target"]), str(disk["reason"])) for disk in value["excluded"]),
-                states=tuple(_state_ref(state) for state in value["states"]),
-                warnings=tuple(_typed(text, str) for text in value["warnings"]),
-                secrets=tuple(
-                    SecretRef(_typed(secret["usage"], str), _typed(secret["uuid"], str))
-                    for secret in value.get("secrets", ())
-                ),
-                sequence=None if "sequence" not in value else _order_number(value["sequence"]),
-                extra={name: content for name, content in value.items() if name not in known},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ObjectDamaged(f"{where} lacks a field or has one of a wrong type", path=where) from error
+            return cls._parsed(value, digest)
+        except WrongField as error:
+            raise ObjectDamaged(f"{where} {error}", path=where) from error
+
+    @classmethod
+    def _parsed(cls, value: Mapping[str, Any], digest: str) -> PointRecord:
+        taken = Fields(value)
+        record = cls(
+            id=taken.take("id", fields.name),
+            vm_uuid=taken.take("vm_uuid", fields.uuid),
+            vm_name=taken.take("vm_name", fields.vm_name),
+            kind=taken.take("kind", fields.one_of("full", "incremental")),
+            parent=taken.take("parent", fields.optional(fields.name)),
+            created=taken.take("created", fields.instant),
+            host=taken.take("host", fields.line),
+            checkpoint=taken.take("checkpoint", fields.optional(fields.line)),
+            pause_ms=taken.take("pause_ms", fields.milliseconds),
+            labels=taken.take("labels", fields.texts_by_name),
+            disks=taken.each("disks", _disk),
+            excluded=taken.each("excluded", _excluded),
+            states=taken.each("states", _state_ref),
+            definition=taken.take("definition", fields.xml),
+            warnings=taken.each("warnings", fields.lines),
+            secrets=taken.each("secrets", _secret_ref) if "secrets" in value else (),
+            sequence=taken.take("sequence", fields.numbered(least=1)) if "sequence" in value else None,
+            extra=fields.later({name: content for name, content in value.items() if name not in _KNOWN_FIELDS}),
+            digest=digest,
+        )
+        if record.parent == record.id:
+            raise WrongField("is its own parent")
+        # What stands twice would be one file for two, or the first for one reader and the last for another.
+        targets = [disk.target for disk in record.disks] + [disk.target for disk in record.excluded]
+        fields.all_different(targets, "a disk")
+        fields.all_different((state.kind for state in record.states), "a kind of state file")
+        fields.all_different((secret.uuid for secret in record.secrets), "a secret")
+        return record
 
 
-_POINT_FIELDS: Mapping[str, Any] = {
-    "id": str,
-    "vm_uuid": str,
-    "vm_name": str,
-    "kind": str,
-    "parent": (str, type(None)),
-    "created": str,
-    "host": str,
-    "checkpoint": (str, type(None)),
-    "pause_ms": (int, float),
-    "definition": str,
-}
+_PLAIN_FIELDS = (
+    "id",
+    "vm_uuid",
+    "vm_name",
+    "kind",
+    "parent",
+    "created",
+    "host",
+    "checkpoint",
+    "pause_ms",
+    "definition",
+)
+_KNOWN_FIELDS = frozenset({*_PLAIN_FIELDS, "disks", "excluded", "states", "warnings", "labels", "secrets", "sequence"})
 
 
-def _disk(value: Mapping[str, Any]) -> PointDisk:
-    target, mode, reason, source, format_ = (
-        _typed(value[name], str) for name in ("target", "mode", "reason", "source", "format")
-    )
+def refuse_unreadable(record: PointRecord) -> None:
+    """Raise InvalidRequest when a reader would take the record of a new point for damage."""
+    try:
+        PointRecord._parsed(record.as_json(), "")
+    except WrongField as error:
+        raise InvalidRequest(
+            f"the point of VM {record.vm_name!r} {error}, so nothing could read it again",
+            vm=record.vm_name,
+            hint="Give the VM, the image or the label another name: virsh domrename renames a VM that is off.",
+        ) from error
+
+
+def _disk(value: Any) -> PointDisk:
+    taken = Fields(value)
     return PointDisk(
-        target,
-        mode,
-        reason,
-        source,
-        format_,
-        _number(value["bytes_read"]),
-        _number(value["bytes_stored"]),
-        StoredDisk.from_json(value["stored"]),
+        target=taken.take("target", fields.target),
+        mode=taken.take("mode", fields.one_of(*Mode)),
+        reason=taken.take("reason", fields.line),
+        source=taken.take("source", fields.place_of_disk),
+        format=taken.take("format", fields.word),
+        bytes_read=taken.take("bytes_read", fields.number),
+        bytes_stored=taken.take("bytes_stored", fields.number),
+        stored=taken.take("stored", StoredDisk.from_json),
     )
 
 
-def _state_ref(value: Mapping[str, Any]) -> StateRef:
-    kind, version, sha256, file = (_typed(value[name], str) for name in ("kind", "version_id", "sha256", "file"))
-    if not is_name(version):
-        raise ValueError("state version")
-    return StateRef(kind, version, _number(value["generation"]), sha256, _number(value["size_bytes"]), file)
+def _excluded(value: Any) -> ExcludedDisk:
+    taken = Fields(value)
+    return ExcludedDisk(taken.take("target", fields.target), taken.take("reason", fields.line))
+
+
+def _state_ref(value: Any) -> StateRef:
+    taken = Fields(value)
+    kind = taken.take("kind", fields.one_of(*STATE_LIMITS))
+    return StateRef(
+        kind=kind,
+        version_id=taken.take("version_id", fields.name),
+        generation=taken.take("generation", fields.numbered(least=1)),
+        sha256=taken.take("sha256", fields.digest),
+        size_bytes=taken.take("size_bytes", fields.numbered(least=1, most=STATE_LIMITS[kind])),
+        file=taken.take("file", fields.one_of(*STATE_FILES[kind])),
+    )
+
+
+def _secret_ref(value: Any) -> SecretRef:
+    taken = Fields(value)
+    return SecretRef(taken.take("usage", fields.line), taken.take("uuid", fields.uuid))
 
 
 def _slots(value: PointDisk | ExcludedDisk | StateRef | SecretRef) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__slots__}
-
-
-def _typed(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{kind} is expected")
-    return value
-
-
-def _order_number(value: Any) -> int:
-    if _number(value) == 0:
-        raise ValueError("an order number begins with 1")
-    return int(value)
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError("a number is expected")
-    return value

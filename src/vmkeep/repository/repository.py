@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 from vmkeep.errors import (
     InvalidRequest,
@@ -43,7 +45,7 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.manifest import Runs, comparable, sample_blocks, walk_blocks, walk_difference
 from vmkeep.repository.packs import read_index
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
-from vmkeep.repository.seal import Compress, Random, Sealer
+from vmkeep.repository.seal import Compress, Random, Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore, create_store, open_store
 from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
@@ -53,8 +55,15 @@ _LEFT = timedelta(hours=1)
 _SILENT = timedelta(days=1)
 
 
+Recognise: TypeAlias = Callable[[PointRecord], None]
+"""Raises PointChanged for a record that is not the one which is known under its id."""
+
+
 class Repository:
-    """Points, blocks and state versions in a store, opened with a key. Safe to use from many threads."""
+    """Points, blocks and state versions in a store, opened with a key. Safe to use from many threads.
+
+    ``recognise`` is set by who knows points: every record that is read goes by it, whoever reads it.
+    """
 
     def __init__(
         self,
@@ -69,6 +78,7 @@ class Repository:
         self.id = parse_format(format_bytes, store.location)
         self.location = store.location
         self.keyring = keyring
+        self.recognise: Recognise | None = None
         self._store = store
         store.recognise(FORMAT_OBJECT, format_bytes)
         self._format = format_bytes
@@ -77,18 +87,10 @@ class Repository:
         self._compress = compress
         self._sealer = Sealer(keyring.domains, keyring.default, random=random, compress=compress)
         self._signer: Callable[[], signatures.Signer] | None = None
-        self._expected: Callable[[str], str | None] = lambda _point_id: None
 
     def sign_with(self, signer: Callable[[], signatures.Signer]) -> None:
         """Sign the points that are begun from now on; ``signer`` is called for each. Without this none is signed."""
         self._signer = signer
-
-    def expect(self, signer_of: Callable[[str], str | None]) -> None:
-        """Hold each point that is read against who signed it when it was met first, by fingerprint.
-
-        Empty: nobody did. None: it was never met, and may be anybody's.
-        """
-        self._expected = signer_of
 
     @classmethod
     def create(
@@ -181,34 +183,26 @@ class Repository:
             yield self.point(point_id)
 
     def point(self, point_id: str) -> PointRecord:
-        """Return a point's record, with its signature proved, if it has one; raises PointNotFound or ObjectDamaged."""
+        """Return a point's record, with its signature proved, if it has one.
+
+        Raises PointNotFound, ObjectDamaged, and what ``recognise`` raises.
+        """
         if not is_name(point_id):
             raise PointNotFound(f"{point_id!r} is not the id of a point")
         name = POINTS + point_id
         try:
-            frame = self._store.get(name)
+            frame = self._store.get(name, most_bytes=frame_bytes_limit(FrameKind.POINT))
         except ObjectMissing as error:
             raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from error
-        value = parse_canonical(self._sealer.open_alone(FrameKind.POINT, point_id, frame, name), name)
-        signature = signatures.prove_point(value, self.id, point_id, name)
-        record = PointRecord.from_json(value, name)
+        plain = self._sealer.open_alone(FrameKind.POINT, point_id, frame, name)
+        value = parse_canonical(plain, name)
+        signatures.prove_point(value, self.id, point_id, name)
+        record = PointRecord.from_json(value, name, digest=hashlib.sha256(plain).hexdigest())
         if record.id != point_id:
             raise ObjectDamaged(f"{name} holds another point", path=name)
-        self._require_signer(point_id, "" if signature is None else signature.fingerprint)
+        if self.recognise is not None:
+            self.recognise(record)
         return record
-
-    def _require_signer(self, point_id: str, found: str) -> None:
-        expected = self._expected(point_id)
-        if expected is None or expected == found:
-            return
-        then = f"was signed with key {expected}" if expected else "was not signed"
-        now = f"with key {found}" if found else "with none"
-        raise ObjectDamaged(
-            f"point {point_id} {then} when it was met first here, and is signed {now} now",
-            path=POINTS + point_id,
-            hint="Do not use this point: it was replaced by somebody who has the repository's key. "
-            "`vmkeep host list` shows the hosts that sign points here.",
-        )
 
     def host_keys(self) -> tuple[signatures.HostKey, ...]:
         """Return the public keys of the installations that sign points here, by fingerprint; damaged ones are left out.
@@ -438,4 +432,5 @@ def _is_only_recipient(store: ObjectStore, key_id: str) -> bool:
     except ObjectDamaged:
         return False
     recipients = value.get("recipients")
-    return isinstance(recipients, list) and [each.get("key_id") for each in recipients] == [key_id]
+    ids = [each.get("key_id") for each in recipients if isinstance(each, dict)] if isinstance(recipients, list) else []
+    return ids == [key_id]

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeAlias
 
 import zstandard
@@ -24,7 +25,21 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vmkeep.errors import ObjectDamaged
 from vmkeep.repository.compression import zstd
-from vmkeep.repository.layout import FRAME_HEADER_BYTES, SALT_BYTES, Buffer, Codec, FrameHeader, FrameKind
+from vmkeep.repository.layout import (
+    BLOCK_BYTES_LIMIT,
+    FRAME_HEADER_BYTES,
+    INDEX_BYTES_LIMIT,
+    NODE_BYTES_LIMIT,
+    POINT_BYTES_LIMIT,
+    SALT_BYTES,
+    SMALL_BYTES_LIMIT,
+    STATE_BYTES_LIMIT,
+    Buffer,
+    Codec,
+    FrameHeader,
+    FrameKind,
+    sealed_bytes_limit,
+)
 
 Random: TypeAlias = Callable[[int], bytes]
 Compress: TypeAlias = Callable[[Sequence[Buffer]], Sequence[Buffer]]
@@ -40,12 +55,31 @@ ID_NAMES = {
     FrameKind.ENVELOPE: "envelope",
     FrameKind.HOST: "host",
 }
+PLAIN_LIMITS: Mapping[FrameKind, int] = MappingProxyType(
+    {
+        FrameKind.BLOCK: BLOCK_BYTES_LIMIT,
+        FrameKind.NODE: NODE_BYTES_LIMIT,
+        FrameKind.PACK_INDEX: INDEX_BYTES_LIMIT,
+        FrameKind.POINT: POINT_BYTES_LIMIT,
+        FrameKind.STATE: STATE_BYTES_LIMIT,
+        FrameKind.ENVELOPE: POINT_BYTES_LIMIT,
+    }
+)
+"""What the plain text of each kind can have, in bytes; a kind that is not named has small objects only."""
+_UNDECLARED = -1
 _NONCE = struct.Struct("<Q4x")
 _CACHED_KEYS = 1024
 _local = threading.local()
 
 
 def _expand(data: bytes, plain_bytes: int) -> bytes:
+    """Expand a frame of zstd. Raises ZstdError, before anything is allocated, when it declares another length.
+
+    python-zstandard 0.25 allocates what a frame declares, whatever ``max_output_size`` is.
+    """
+    declared = zstandard.frame_content_size(data)
+    if declared not in (plain_bytes, _UNDECLARED):
+        raise zstandard.ZstdError(f"the frame declares {declared} bytes")
     try:
         decompressor = _local.decompressor
     except AttributeError:
@@ -68,6 +102,11 @@ class Domain:
         return {
             kind: blake3(self.id_key, derive_key_context=ID_CONTEXT + name).digest() for kind, name in ID_NAMES.items()
         }
+
+
+def frame_bytes_limit(kind: FrameKind) -> int:
+    """Return what the frame of that kind can have at most, in bytes."""
+    return sealed_bytes_limit(PLAIN_LIMITS.get(kind, SMALL_BYTES_LIMIT))
 
 
 class SealingKey:
@@ -164,6 +203,8 @@ class Sealer:
             raise ObjectDamaged(f"{where} is cut short", path=where)
         if header.kind is not kind:
             raise ObjectDamaged(f"{where} is of another kind", path=where)
+        if header.plain_bytes > PLAIN_LIMITS.get(kind, SMALL_BYTES_LIMIT):
+            raise ObjectDamaged(f"{where} is larger than what can be there", path=where)
         key = self._sealing_key(header, where)
         try:
             body = key.open(header.counter, head, memoryview(frame)[FRAME_HEADER_BYTES:], id_)

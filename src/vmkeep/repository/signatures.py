@@ -23,7 +23,7 @@ from vmkeep.errors import ObjectDamaged, ObjectMissing, TargetExists
 from vmkeep.keys.signing import fingerprint_of
 from vmkeep.repository.layout import FORMAT_NAME, HOSTS, MAJOR, FrameKind, canonical, is_name, parse_canonical
 from vmkeep.repository.record import PointRecord, StateVersion
-from vmkeep.repository.seal import Sealer
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
 
 FIELD: Final = "signature"
@@ -226,7 +226,8 @@ def get_host_key(store: ObjectStore, sealer: Sealer, repository: str, fingerprin
     where = HOSTS + fingerprint
     if not is_name(fingerprint):
         raise ObjectMissing(f"{fingerprint!r} is not the fingerprint of a key")
-    value = parse_canonical(sealer.open_alone(FrameKind.HOST, fingerprint, store.get(where), where), where)
+    frame = store.get(where, most_bytes=frame_bytes_limit(FrameKind.HOST))
+    value = parse_canonical(sealer.open_alone(FrameKind.HOST, fingerprint, frame, where), where)
     signed = {name: content for name, content in value.items() if name != FIELD}
     created, host, installation, key = (value.get(name) for name in ("created", "host", "installation", "key"))
     if (

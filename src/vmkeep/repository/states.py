@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from vmkeep.errors import InvalidRequest, ObjectDamaged, StateTorn
 from vmkeep.repository.layout import NAME_BYTES, STATES, FrameKind, canonical, parse_canonical
 from vmkeep.repository.record import STATE_LIMITS, StateVersion
-from vmkeep.repository.seal import Sealer
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
 
 _LENGTH = struct.Struct("<I")
@@ -32,7 +32,7 @@ def put_state(
     """Store one state file's content durably and return what is known of it.
 
     Raises StateTorn when the content is empty or larger than its kind may be (TPM 1 MiB, NVRAM 8 MiB): it is
-    refused, never cut. Raises InvalidRequest for an unknown kind.
+    refused, never cut. Raises InvalidRequest for an unknown kind, and for what a reader would take for damage.
     """
     if kind not in STATE_LIMITS:
         raise InvalidRequest(f"{kind!r} is not a kind of state file")
@@ -55,6 +55,10 @@ def put_state(
         size_bytes=len(content),
         created=created or datetime.now(UTC).isoformat(timespec="microseconds"),
     )
+    try:
+        StateVersion.from_json(version.as_json(), file)
+    except ObjectDamaged as error:
+        raise InvalidRequest(f"the {kind} state {error.message}, so nothing could read it again", vm=vm_uuid) from error
     header = canonical(version.as_json())
     plain = _LENGTH.pack(len(header)) + header + content
     store.put(STATES + version.id, sealer.seal_alone(FrameKind.STATE, version.id, plain))
@@ -64,7 +68,8 @@ def put_state(
 def get_state(store: ObjectStore, sealer: Sealer, version_id: str) -> tuple[StateVersion, bytes]:
     """Return a state version and its content; raises ObjectMissing or ObjectDamaged."""
     where = STATES + version_id
-    plain = sealer.open_alone(FrameKind.STATE, version_id, store.get(where), where)
+    frame = store.get(where, most_bytes=frame_bytes_limit(FrameKind.STATE))
+    plain = sealer.open_alone(FrameKind.STATE, version_id, frame, where)
     length = _LENGTH.unpack_from(plain)[0] if len(plain) >= _LENGTH.size else len(plain)
     header, content = plain[_LENGTH.size : _LENGTH.size + length], plain[_LENGTH.size + length :]
     version = StateVersion.from_json(parse_canonical(header, where), where)

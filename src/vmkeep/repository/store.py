@@ -38,7 +38,7 @@ from vmkeep.errors import (
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.directory import LARGE_BYTES, put_large
-from vmkeep.repository.layout import Buffer
+from vmkeep.repository.layout import SMALL_BYTES_LIMIT, Buffer
 from vmkeep.repository.place import Place
 
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -103,10 +103,17 @@ class ObjectStore:
             with self._writing(name):
                 self._sync_file(self.directory / name)
 
-    def get(self, name: str) -> bytes:
-        """Return a whole object; raises ObjectMissing, PermissionRefused or StoreError."""
+    def get(self, name: str, *, most_bytes: int = SMALL_BYTES_LIMIT) -> bytes:
+        """Return a whole object; raises ObjectMissing, PermissionRefused or StoreError.
+
+        Raises ObjectDamaged, without reading it, for one that is larger than ``most_bytes``.
+        """
         with self._call(name):
-            return bytes(obstore.get(self._store, name).bytes())
+            found = obstore.get(self._store, name)
+            size_bytes = found.meta["size"]
+            if size_bytes <= most_bytes:
+                return bytes(found.bytes())
+        raise ObjectDamaged(f"{name} has {size_bytes} bytes, and {most_bytes} is the most that it can have", path=name)
 
     def ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Return the bytes at each (start, length); raises ObjectDamaged when the object is shorter than that."""

@@ -29,7 +29,7 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyMaterial
 from vmkeep.repository.envelopes import get_envelope, open_envelope
-from vmkeep.repository.fetch import describe, fetch_frames
+from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize, windows
 from vmkeep.repository.intents import condemned_packs, damaged_notes, stored_packs
 from vmkeep.repository.keyring import generation_of_name, highest_generation, keyring_name, open_keyring
 from vmkeep.repository.layout import (
@@ -48,13 +48,15 @@ from vmkeep.repository.layout import (
     pack_name,
     pack_of_name,
     parse_trailer,
+    sealed_bytes_limit,
 )
-from vmkeep.repository.manifest import Children, Geometry, decode_node, geometry_of
+from vmkeep.repository.manifest import Children, Geometry, decode_node, frame_bytes_limit, geometry_of
 from vmkeep.repository.packs import open_index, read_index
 from vmkeep.repository.readings import Readings, is_unread
 from vmkeep.repository.record import BlockRef, PointRecord, StateRef, StateVersion, StoredDisk
 from vmkeep.repository.sampling import Share
 from vmkeep.repository.seal import Sealer
+from vmkeep.repository.seal import frame_bytes_limit as frame_limit
 from vmkeep.repository.signatures import get_host_key, require_signed_state
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
@@ -63,6 +65,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes read so far and bytes to read (0 where that is not known)."""
 
 _INDEXES = 256
+_INDEX_ROWS = 256 * 1024
+"""Of rows in all indexes that are kept: each takes some 250 bytes."""
+_WHOLE_PACK_BYTES = 64 * 1024 * 1024
+"""A larger pack is read piece by piece; writers close theirs at 16 MiB."""
 _SOUND_NODES = 200_000
 _PACKS_AT_A_TIME = 2
 
@@ -172,6 +178,7 @@ class Verification:
         self._sizes: dict[bytes, int] | None = None
         self._unsound: set[bytes] = set()
         self._indexes: OrderedDict[bytes, dict[int, PackEntry]] = OrderedDict()
+        self._index_rows = 0
         # Packs of which every frame, or the share of them, was read and opened, and those that did not open.
         self._proved: set[bytes] = set()
         self._bad: dict[tuple[bytes, int], str] = {}
@@ -321,7 +328,7 @@ class Verification:
         """Prove a node and all below it; return whether it is sound."""
         if (ref, disk.block_bytes) in self._sound_nodes:
             return True
-        opened = self._open(FrameKind.NODE, [ref])[0]
+        opened = self._open(FrameKind.NODE, [ref], frame_bytes_limit(geometry.slots(level, index)))[0]
         children: Children = []
         problem = opened if isinstance(opened, VmkeepError) else None
         if not isinstance(opened, VmkeepError):
@@ -361,22 +368,35 @@ class Verification:
         if self._share is not None:
             unread = self._share.of(unread, lambda item: (item[1].pack, item[1].offset, item[1].length))
         self._blocks += len(unread)
-        for (block, ref), opened in zip(unread, self._open(FrameKind.BLOCK, [ref for _, ref in unread]), strict=True):
-            if not isinstance(opened, VmkeepError) and len(opened) != disk.plain_bytes(block):
-                opened = ObjectDamaged(f"{describe(ref)} has a wrong length")
-            if isinstance(opened, VmkeepError):
-                self._tell(pack_name(ref.pack), opened, point_id)
-                sound = False
+        for group in windows(disk, unread):
+            frames = self._open(FrameKind.BLOCK, [ref for _, ref in group], sealed_bytes_limit(disk.block_bytes))
+            for (block, ref), opened in zip(group, frames, strict=True):
+                if not isinstance(opened, VmkeepError) and len(opened) != disk.plain_bytes(block):
+                    opened = ObjectDamaged(f"{describe(ref)} has a wrong length")
+                if isinstance(opened, VmkeepError):
+                    self._tell(pack_name(ref.pack), opened, point_id)
+                    sound = False
         return sound
 
     # -- frames and packs ------------------------------------------------------------------------------------------
 
-    def _open(self, kind: FrameKind, refs: Sequence[BlockRef]) -> list[bytes | VmkeepError]:
-        """Return for each reference its plain text, or what is wrong with it at the second attempt as well."""
+    def _open(self, kind: FrameKind, refs: Sequence[BlockRef], most_bytes: int) -> list[bytes | VmkeepError]:
+        """Return for each reference its plain text, or what is wrong with it at the second attempt as well.
+
+        None of the frames may be longer than ``most_bytes``.
+        """
         for ref in refs:
             self._check_structure(ref.pack)
+        fitting = [ref for ref in refs if ref.length <= most_bytes]
+        fetched = iter(self._fetched(fitting))
         opened: list[bytes | VmkeepError] = []
-        for ref, frame in zip(refs, self._fetched(refs), strict=True):
+        for ref in refs:
+            try:
+                refuse_oversize(ref, most_bytes)
+            except ObjectDamaged as error:
+                opened.append(error)
+                continue
+            frame = next(fetched)
             if frame is not None and (ref.pack not in self._proved or self._share is not None):
                 self._advance(len(frame))
             try:
@@ -439,8 +459,9 @@ class Verification:
 
     def _keep_index(self, pack: bytes, entries: Sequence[PackEntry]) -> dict[int, PackEntry]:
         index = self._indexes[pack] = {entry.offset: entry for entry in entries}
-        if len(self._indexes) > _INDEXES:
-            self._indexes.popitem(last=False)
+        self._index_rows += len(index)
+        while len(self._indexes) > 1 and (len(self._indexes) > _INDEXES or self._index_rows > _INDEX_ROWS):
+            self._index_rows -= len(self._indexes.popitem(last=False)[1])
         return index
 
     def _entry_problem(self, kind: FrameKind, ref: BlockRef) -> str | None:
@@ -504,6 +525,8 @@ class Verification:
         try:
             if self._share is not None:
                 return self._read_share(pack, size_bytes, self._share, taken)
+            if size_bytes > _WHOLE_PACK_BYTES:
+                return self._read_large_pack(pack, size_bytes)
             (content,) = self._store.ranges(pack_name(pack), [(0, size_bytes)]) if size_bytes else [memoryview(b"")]
             start, length = parse_trailer(bytes(content[-TRAILER_BYTES:]), len(content), pack)
             header = bytes(content[:PACK_HEADER_BYTES])
@@ -513,14 +536,28 @@ class Verification:
         frames = (content[entry.offset : entry.offset + entry.length] for entry in entries)
         return self._opened(pack, entries, frames, size_bytes)
 
+    def _read_large_pack(self, pack: bytes, size_bytes: int) -> _PackRead:
+        """Read a pack frame by frame: what another writer made of it must not decide how much memory this takes."""
+        entries = read_index(self._store, self._sealer, pack, size_bytes)
+        return self._opened(pack, entries, self._one_by_one(pack, entries), size_bytes)
+
+    def _one_by_one(self, pack: bytes, entries: Sequence[PackEntry]) -> Iterator[memoryview]:
+        """Yield frames; one that is longer than it can be is not read, and what is yielded opens as damage."""
+        for entry in entries:
+            too_long = entry.length > frame_limit(entry.kind)
+            ref = BlockRef(entry.id, pack, entry.offset, entry.length)
+            yield memoryview(b"") if too_long else fetch_frames(self._store, [ref])[0]
+
     def _read_share(self, pack: bytes, size_bytes: int, share: Share, taken: set[int]) -> _PackRead:
         """Read the frames at the offsets ``taken``, or, when there are none yet, choose them and note them there."""
         entries = read_index(self._store, self._sealer, pack, size_bytes)
         if not taken:
             taken.update(entry.offset for entry in share.of(entries, lambda item: (pack, item.offset, item.length)))
         chosen = [entry for entry in sorted(entries, key=lambda item: item.offset) if entry.offset in taken]
-        refs = [BlockRef(entry.id, pack, entry.offset, entry.length) for entry in chosen]
         read_bytes = _beside_frames(entries, size_bytes) + sum(entry.length for entry in chosen)
+        if size_bytes > _WHOLE_PACK_BYTES:
+            return self._opened(pack, chosen, self._one_by_one(pack, chosen), read_bytes)
+        refs = [BlockRef(entry.id, pack, entry.offset, entry.length) for entry in chosen]
         return self._opened(pack, chosen, fetch_frames(self._store, refs), read_bytes)
 
     def _opened(

@@ -7,6 +7,7 @@ prune to take away.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,14 +15,16 @@ from types import TracebackType
 from typing import Self
 
 from vmkeep.errors import Interrupted, InvalidRequest, ObjectMissing, StoreError, TargetExists, VmkeepError
-from vmkeep.repository.envelopes import PointSecret, put_envelope
+from vmkeep.repository.envelopes import PointSecret, put_envelope, stored_envelope
 from vmkeep.repository.fetch import node_reader
 from vmkeep.repository.intents import Intent, unusable
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
     BLOCK_BYTES_LIMIT,
+    DISK_BYTES_LIMIT,
     ENVELOPES,
     NAME_BYTES,
+    POINT_BYTES_LIMIT,
     POINTS,
     STATES,
     Buffer,
@@ -32,7 +35,16 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.manifest import Geometry, ManifestBuilder
 from vmkeep.repository.packs import DATA_PACK_BYTES, METADATA_PACK_BYTES, Packer
-from vmkeep.repository.record import BLOCK_BYTES, FAN_OUT, BlockRef, PointRecord, SecretRef, StateVersion, StoredDisk
+from vmkeep.repository.record import (
+    BLOCK_BYTES,
+    FAN_OUT,
+    BlockRef,
+    PointRecord,
+    SecretRef,
+    StateVersion,
+    StoredDisk,
+    refuse_unreadable,
+)
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.signatures import FIELD, Signer, put_host_key, sign_point
 from vmkeep.repository.states import get_state, put_state
@@ -277,7 +289,8 @@ class PointWriter:
         Raises InvalidRequest when the base has another size, block size or domain: such a disk is written whole.
         """
         domain = self._sealer.domain.id.hex()
-        if size_bytes < 0 or not 512 <= block_bytes <= BLOCK_BYTES_LIMIT or block_bytes % 512:
+        in_range = 0 <= size_bytes <= DISK_BYTES_LIMIT and 512 <= block_bytes <= BLOCK_BYTES_LIMIT
+        if not in_range or block_bytes % 512:
             raise InvalidRequest(f"a disk of {size_bytes} bytes in blocks of {block_bytes} bytes cannot be stored")
         disk = StoredDisk(
             size_bytes, block_bytes, base.fan_out if base else FAN_OUT, domain, base.root if base else None
@@ -348,9 +361,14 @@ class PointWriter:
             raise InvalidRequest("a point whose disks have a base names the base's point as its parent")
         record = replace(record, id=self.point_id)
         try:
+            refuse_unreadable(record)
             self._placer.finish()
             record = self._signed(record)
-            frame = self._sealer.seal_alone(FrameKind.POINT, record.id, canonical(record.as_json()))
+            plain = canonical(record.as_json())
+            if len(plain) > POINT_BYTES_LIMIT:
+                raise InvalidRequest(f"the record of the point has {len(plain)} bytes, more than a reader takes")
+            record = replace(record, digest=hashlib.sha256(plain).hexdigest())
+            frame = self._sealer.seal_alone(FrameKind.POINT, record.id, plain)
             self._check_not_pruned(record, in_force=self._intent.renew())
             self._put_point(record, frame)
         except BaseException as error:
@@ -369,7 +387,7 @@ class PointWriter:
             self._put_states.get(state.version_id) or get_state(self._store, self._sealer, state.version_id)[0]
             for state in record.states
         ]
-        envelope = self._store.get(ENVELOPES + record.id) if record.secrets else None
+        envelope = stored_envelope(self._store, record.id) if record.secrets else None
         signature = sign_point(record.as_json(), self._repository, self._signer, states=states, envelope=envelope)
         return replace(record, extra={**record.extra, FIELD: signature})
 

@@ -31,6 +31,8 @@ LIMIT_BYTES: dict[StateKind, int] = {"tpm": 1 << 20, "nvram": 8 << 20}
 # what a full disk leaves.
 _LEAST_BYTES: dict[StateKind, int] = {"tpm": 512, "nvram": 4096}
 
+_QCOW2, _QCOW2_HEADER_BYTES = b"QFI\xfb", 104
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CapturedState:
@@ -128,19 +130,26 @@ def open_state(path: Path) -> int:
 
 def _check_qcow2(content: bytes, vm: str, path: Path) -> None:
     """Refuse what is no qcow2 image, and one that is not whole by itself: with a backing file or a data file."""
-    # The header: magic, version, offset of the backing file's name; from version 3 on, at 72, the features that a
-    # reader must know, of which bit 2 is a data file (QEMU, docs/interop/qcow2.txt).
-    magic, version, backing = struct.unpack_from(">4sIQ", content)
-    if magic != b"QFI\xfb":
+    if not content.startswith(_QCOW2):
         raise StateTorn("the nvram state is not the qcow2 image that the definition says", vm=vm, path=str(path))
-    features = struct.unpack_from(">Q", content, 72)[0] if version >= 3 else 0
-    if backing or features & 4:
+    if needs_another_file(content):
         raise StateUnsupported(
             "the nvram state is a qcow2 image that needs another file: a backing file or a data file",
             vm=vm,
             path=str(path),
             hint="Make it one image while the VM is off (qemu-img convert).",
         )
+
+
+def needs_another_file(content: bytes) -> bool:
+    """Return whether a state file is a qcow2 image that names another file, which QEMU would open as well."""
+    # The header: magic, version, offset of the backing file's name; from version 3 on, at 72, the features that a
+    # reader must know, of which bit 2 is a data file (QEMU, docs/interop/qcow2.txt).
+    if not content.startswith(_QCOW2) or len(content) < _QCOW2_HEADER_BYTES:
+        return False
+    _, version, backing = struct.unpack_from(">4sIQ", content)
+    features = struct.unpack_from(">Q", content, 72)[0] if version >= 3 else 0
+    return bool(backing or features & 4)
 
 
 def _user_name(uid: int) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 _SWTPM_USER = re.compile(r"""^\s*swtpm_(user|group)\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 # Debian builds libvirt with tss, Fedora and openSUSE with tss as well; upstream's own default is root.
-_KNOWN_SWTPM_USERS = ("tss", "swtpm")
+_KNOWN_SWTPM_USERS = ("tss", "swtpm", "root")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,25 @@ def swtpm_owner(recorded: str | None) -> tuple[str, str]:
 
     libvirt changes the owner of swtpm's directories when a VM starts but not of the state file in them, so the
     file has to be right from the beginning. The setting in qemu.conf decides, then what was recorded where the
-    point was taken if that user exists here, then the users that distributions choose.
+    point was taken, then the users that distributions choose, if they exist here. Of what was recorded nobody else is
+    believed but this process's own user, who has swtpm in a session: a point of another host would give its TPM, and
+    a folder below libvirt's, to whomever it names.
     """
     try:
         configured = dict(_SWTPM_USER.findall(Path("/etc/libvirt/qemu.conf").read_text(encoding="utf-8")))
     except OSError:
         configured = {}
-    candidates = [configured.get("user"), recorded, *_KNOWN_SWTPM_USERS]
+    believed = recorded if recorded in (*_KNOWN_SWTPM_USERS, _own_name()) else None
+    candidates = [configured.get("user"), believed, *_KNOWN_SWTPM_USERS]
     user = next((name for name in candidates if name and _exists(name)), "root")
     return user, configured.get("group") or user
+
+
+def _own_name() -> str | None:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
 
 
 def _exists(user: str) -> bool:

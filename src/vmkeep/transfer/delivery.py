@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from vmkeep.filesystem import file_error
+from vmkeep.paths import remove_file
 from vmkeep.repository import Repository, StoredDisk
 from vmkeep.repository.fetch import Window, ahead
 from vmkeep.transfer.imagekey import ImageKey
@@ -45,12 +47,17 @@ def deliver_disk(
             progress(disk.size_bytes)
             image.finish()
     except OSError as error:
-        path.unlink(missing_ok=True)
+        _remove(path)
         raise file_error(error, path) from error
     except BaseException:
-        path.unlink(missing_ok=True)
+        _remove(path)
         raise
     return written
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # what went wrong first is what counts
+        remove_file(path)
 
 
 def _deliver(

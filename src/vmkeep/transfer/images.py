@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from vmkeep.errors import TransferError
-from vmkeep.filesystem import PAGE_BYTES, file_error
+from vmkeep.filesystem import PAGE_BYTES, file_errors
+from vmkeep.paths import create_file, remove_file
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.newfile import Lane, NewFile
 from vmkeep.transfer.server import ImageConnection, ImageServer
@@ -204,19 +205,25 @@ def create_image(
         arguments += ["-o", ",".join(options)]
     name = str(path)
     with handed(key) as secret:
-        arguments += [*secret.arguments, "--", name, str(size_bytes)]
-        doing, descriptors = f"make the image {name}", secret.descriptors
         for attempt in range(_TIMING_ATTEMPTS):
-            # Before qemu-img does, so that it is never more open than this. A qemu-img that outlived us would make a
-            # file that nobody looks for any more.
+            # Before qemu-img does, so that it is never more open than this, and given to it as a descriptor: in a
+            # folder of another user its name may be a link by then. A qemu-img that outlived us would make a file that
+            # nobody looks for any more.
+            with file_errors(path):
+                made = create_file(path)
             try:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            except OSError as error:
-                raise file_error(error, path) from error
-            try:
-                run_tool("qemu-img", *arguments, doing=doing, path=name, descriptors=descriptors, dying=True)
+                run_tool(
+                    "qemu-img",
+                    *[*arguments, *secret.arguments, "--", f"/proc/self/fd/{made}", str(size_bytes)],
+                    doing=f"make the image {name}",
+                    path=name,
+                    descriptors=(*secret.descriptors, made),
+                    dying=True,
+                )
                 return
             except TransferError as error:
-                path.unlink(missing_ok=True)
+                remove_file(path)
                 if _MISTIMED not in error.message or attempt + 1 == _TIMING_ATTEMPTS:
                     raise
+            finally:
+                os.close(made)

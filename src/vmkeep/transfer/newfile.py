@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from vmkeep.filesystem import PAGE_BYTES, aligned_buffer, file_error, passes_cache, write_all
+from vmkeep.paths import create_file
 
 _GATHERED_BYTES: Final = 4 << 20
 
@@ -22,17 +23,19 @@ _GATHERED_BYTES: Final = 4 << 20
 class NewFile:
     """A file that is made for us alone (0600); raises OSError, FileExistsError above all, when it cannot be made.
 
-    ``aligned``: all places and lengths that ``lane`` writes are whole pages, but for the end of the last one.
+    Its folder may belong to another user, who can put something else in its place at any time. So what is opened once
+    more is the file itself, not its name. ``aligned``: all places and lengths that ``lane`` writes are whole pages, but
+    for the end of the last one.
     """
 
     def __init__(self, path: Path, *, aligned: bool) -> None:
         self.path = path
-        self._plain = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._plain = create_file(path)
         self._open = [self._plain]
         self._direct: int | None = None
         if aligned and passes_cache(path):
             with suppress(OSError):
-                self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+                self._direct = os.open(f"/proc/self/fd/{self._plain}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
                 self._open.append(self._direct)
 
     def lane(self) -> Lane:

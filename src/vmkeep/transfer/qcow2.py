@@ -73,13 +73,9 @@ class Qcow2File:
 
     def finish(self) -> None:
         """Write the tables and the header, and make all durable."""
-        tables = -(-self._size_bytes // (CLUSTER_BYTES * _TABLE_ENTRIES))
-        first_level = [
-            self._tables[table] << CLUSTER_BITS | _USED_ONCE if table in self._tables else 0
-            for table in range(max(1, tables))
-        ]
-        first_level_at = self.allocate(-(-len(first_level) // _TABLE_ENTRIES))
-        self._file.write(first_level_at << CLUSTER_BITS, struct.pack(f">{len(first_level)}Q", *first_level))
+        tables = max(1, -(-self._size_bytes // (CLUSTER_BYTES * _TABLE_ENTRIES)))
+        first_level_at = self.allocate(-(-tables // _TABLE_ENTRIES))
+        self._write_first_level(first_level_at << CLUSTER_BITS, tables)
         counts_table_at, counts_table_clusters = self._write_reference_counts()
         header = _HEADER.pack(
             b"QFI\xfb",
@@ -89,7 +85,7 @@ class Qcow2File:
             CLUSTER_BITS,
             self._size_bytes,
             0,
-            len(first_level),
+            tables,
             first_level_at << CLUSTER_BITS,
             counts_table_at << CLUSTER_BITS,
             counts_table_clusters,
@@ -103,6 +99,20 @@ class Qcow2File:
         )
         self._file.write(0, header)
         self._file.finish(self._clusters << CLUSTER_BITS)
+
+    def _write_first_level(self, place: int, tables: int) -> None:
+        """Write the first-level table cluster by cluster: it follows the size of the disk, whatever that holds.
+
+        Zeros are left out, as the file is new and reads as zero there.
+        """
+        by_cluster: dict[int, list[int]] = {}
+        for table in sorted(self._tables):
+            by_cluster.setdefault(table // _TABLE_ENTRIES, []).append(table)
+        for number, present in by_cluster.items():
+            entries = [0] * min(_TABLE_ENTRIES, tables - number * _TABLE_ENTRIES)
+            for table in present:
+                entries[table % _TABLE_ENTRIES] = self._tables[table] << CLUSTER_BITS | _USED_ONCE
+            self._file.write(place + (number << CLUSTER_BITS), struct.pack(f">{len(entries)}Q", *entries))
 
     def _write_reference_counts(self) -> tuple[int, int]:
         """Return the first cluster and the number of clusters of the table; its own clusters are counted as well."""

@@ -115,23 +115,47 @@ def test_points_that_were_known_before_signatures_are_marked_so(tmp_path: Path) 
         config.attributes["connection"] = connection
         command.upgrade(config, "0003")
         connection.exec_driver_sql("INSERT INTO vms VALUES (?, 'win11', NULL, '2026', 0, NULL, 0)", (WIN11,))
-        for point, document in documents.items():
+        for place, (point, document) in enumerate(documents.items()):
+            row = (point, WIN11, "2026-03-01T10:00:00.000000Z", json.dumps(document), place)
             connection.exec_driver_sql(
-                "INSERT INTO points VALUES (?, ?, 'win11', 'full', NULL, '2026', 'h', NULL, 0, '{}', '{}', ?, 1, 1)",
-                (point, WIN11, json.dumps(document)),
+                "INSERT INTO points VALUES (?, ?, 'win11', 'full', NULL, ?, 'h', NULL, 0, '{}', '{}', ?, 1, ?)", row
             )
     engine.dispose()
     with Catalog.open(path) as catalog:
-        # One that an older release took over was signed all the same: what is read later is held against that.
-        assert {point: catalog.signer_of(point) for point in "abcd"} == {
+        # One that an older release took over was signed all the same.
+        assert {point.id: point.signed_by for point in catalog.points()} == {
             "a": "",
             "b": fingerprint_of(bytes.fromhex(key)),
             "c": "",
-            "d": None,
         }
         found = catalog.find_point("win11@latest")
-        assert (found.is_vouched_for, found.trust) == (True, Trust.UNSIGNED)
+        assert (found.id, found.is_vouched_for, found.trust) == ("c", True, Trust.UNSIGNED)
         assert not catalog.is_signed_by_trusted_host("a")
+
+
+def test_point_whose_time_is_none_leaves_an_older_catalogue_and_nothing_else_does(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    good = ("2026-03-01T10:00:00.000000Z", "2026-03-01T10:00:00.000000+00:00", "1970-01-01T00:00:00.000000Z")
+    bad = ("yesterday", "0001-01-01T00:00:00.000000+00:00", "9999-12-31T23:00:00.000000Z", "2026-03-01T10:00:00.000000")
+    with engine.begin() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.exec_driver_sql("INSERT INTO vms VALUES ('u', 'vm', NULL, '2026', 0, NULL, 0)")
+        connection.exec_driver_sql("INSERT INTO state_versions VALUES ('v', 'u', 'tpm', 1, 's', 1, '2026', 0)")
+        for number, created in enumerate((*good, *bad)):
+            row = (f"p{number}", created)
+            connection.exec_driver_sql(
+                "INSERT INTO points VALUES (?, 'u', 'vm', 'full', NULL, ?, 'h', NULL, 1, '{}', '{}', '{}', NULL, 0)",
+                row,
+            )
+            connection.exec_driver_sql("INSERT INTO pins VALUES ('v', 'point', ?)", row[:1])
+    engine.dispose()
+    with Catalog.open(path) as catalog:
+        left = tuple(f"p{number}" for number in range(len(good)))
+        assert catalog.point_ids() == catalog.pins("v") == left
+        assert [catalog.digest(point) for point in left] == [""] * len(left)
 
 
 def test_newer_catalogue_is_refused_unchanged(tmp_path: Path) -> None:

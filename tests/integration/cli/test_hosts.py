@@ -356,7 +356,8 @@ def _unsign(home: Path, tmp_path: Path, points: Sequence[str]) -> None:
             (tmp_path / "repository" / "points" / point).write_bytes(frame)
     with closing(sqlite3.connect(home / "catalog.sqlite")) as database, database:
         for point in points:
-            database.execute("UPDATE points SET signed_by = '' WHERE id = ?", (point,))
+            change = "UPDATE points SET signed_by = '', digest = NULL, document = json_remove(document, '$.signature')"
+            database.execute(f"{change} WHERE id = ?", (point,))
 
 
 def test_base_that_is_not_vouched_for_is_told(first: Path, tmp_path: Path) -> None:

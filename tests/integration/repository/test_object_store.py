@@ -93,7 +93,7 @@ def test_pack_past_the_page_cache_is_what_was_put(store: ObjectStore, size: int,
     content, rest = random.Random(size).randbytes(size), random.Random(tail).randbytes(tail)
     store.put_pack("packs/ab/x", [_aligned(content), rest])
     store.make_durable("packs/ab/x")
-    assert store.get("packs/ab/x") == content + rest
+    assert store.get("packs/ab/x", most_bytes=1 << 24) == content + rest
     assert [(item.name, item.size_bytes) for item in store.list("packs/")] == [("packs/ab/x", size + tail)]
     (file,) = (Path(store.location) / "packs/ab").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
@@ -103,7 +103,7 @@ def test_pack_is_never_written_over_and_leaves_nothing_when_it_cannot_be(store: 
     store.put_pack("packs/ab/x", [_aligned(bytes(LARGE_BYTES))])
     with pytest.raises(TargetExists):
         store.put_pack("packs/ab/x", [_aligned(b"y" * LARGE_BYTES)])
-    assert store.get("packs/ab/x") == bytes(LARGE_BYTES)
+    assert store.get("packs/ab/x", most_bytes=1 << 24) == bytes(LARGE_BYTES)
     assert [file.name for file in (Path(store.location) / "packs/ab").iterdir()] == ["x"]
 
 
@@ -121,5 +121,5 @@ def test_pack_goes_through_the_page_cache_where_that_cannot_be_passed(
     monkeypatch.setattr(os, "pwrite", refused)
     content = random.Random(5).randbytes(2 * LARGE_BYTES)
     store.put_pack("packs/ab/x", [_aligned(content), b"tail"])
-    assert store.get("packs/ab/x") == content + b"tail"
+    assert store.get("packs/ab/x", most_bytes=1 << 24) == content + b"tail"
     assert [file.name for file in (Path(store.location) / "packs/ab").iterdir()] == ["x"]

@@ -27,8 +27,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.extend(length for _, length in wanted)
         return ranges(self, name, wanted)
 
-    def count_get(self: ObjectStore, name: str) -> bytes:
-        content = get(self, name)
+    def count_get(self: ObjectStore, name: str, **bounds: int) -> bytes:
+        content = get(self, name, **bounds)
         lengths.append(len(content))
         return content
 

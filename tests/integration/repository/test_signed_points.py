@@ -217,18 +217,6 @@ def test_public_key_that_is_gone_is_put_again_by_the_next_point(signed: Signed) 
     assert [key.fingerprint for key in signed.reopen().host_keys()] == [SIGNER.fingerprint]
 
 
-def test_point_is_held_against_who_signed_it_when_it_was_met_first(signed: Signed) -> None:
-    first, second = signed.points
-    repository = signed.reopen()
-    repository.expect({first.id: SIGNER.fingerprint, second.id: ROGUE.fingerprint}.get)
-    assert repository.point(first.id) == first
-    with pytest.raises(ObjectDamaged, match=ROGUE.fingerprint):
-        repository.point(second.id)
-    repository.expect(lambda _point: "")
-    with pytest.raises(ObjectDamaged, match="was not signed"):
-        repository.point(first.id)
-
-
 def test_no_key_is_asked_for_before_a_point_is_begun(signed: Signed) -> None:
     repository = signed.reopen()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmkeep.statefiles.installation import stage_tpm
+from vmkeep.statefiles.location import swtpm_owner
 
 _US = (pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name)
 
@@ -31,3 +32,9 @@ def test_nobody_but_swtpm_reads_the_state(tmp_path: Path, file: str, expected: d
     stage_tpm(staged, file, b"state", owner=_US)
     assert _modes(staged) == expected
     assert (staged / file).read_bytes() == b"state"
+
+
+def test_state_is_given_to_no_user_that_only_a_point_names() -> None:
+    """Every host has this user, and swtpm is never it."""
+    assert swtpm_owner("nobody") == swtpm_owner(None)
+    assert swtpm_owner(_US[0])[0] in (_US[0], swtpm_owner(None)[0])

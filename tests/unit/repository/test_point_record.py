@@ -11,7 +11,7 @@ from vmkeep.repository import PointRecord
 
 WITHOUT: dict[str, Any] = {
     "id": "a" * 32,
-    "vm_uuid": "u",
+    "vm_uuid": "4dea22b3-1d52-d8f3-2516-782e98ab3fa0",
     "vm_name": "win11",
     "kind": "full",
     "parent": None,

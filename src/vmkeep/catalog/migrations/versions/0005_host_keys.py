@@ -9,7 +9,7 @@ from alembic import op
 from blake3 import blake3
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 
 def upgrade() -> None:
