@@ -25,6 +25,7 @@ from vmkeep.cli.main import main
 from vmkeep.errors import HostDistrusted, PermissionRefused
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.hosts import look_for_hosts, refuse_distrusted, told_of_base
+from vmkeep.flows.trust import is_trusted
 from vmkeep.keys.signing import SigningKey
 from vmkeep.repository.layout import FrameKind, canonical
 
@@ -107,6 +108,7 @@ def test_host_that_is_met_is_told_and_not_trusted_until_somebody_says_so(first: 
     with premises(second) as place:
         (point,) = place.catalog.points()
         assert not place.catalog.is_signed_by_trusted_host(point.id)
+        assert not is_trusted(place.catalog, point)
     restored = vmkeep(second, "restore", "win11@latest", "--output", str(tmp_path / "out"))
     assert restored.status == 0
     assert f"vmkeep host trust {key.fingerprint}" in restored.err
@@ -117,6 +119,10 @@ def test_host_that_is_met_is_told_and_not_trusted_until_somebody_says_so(first: 
     assert made_by(second) == [(key.fingerprint, "trusted")]
     with premises(second) as place:
         assert place.catalog.is_signed_by_trusted_host(point.id)
+        assert is_trusted(place.catalog, point)  # so what it says may reach into this host
+        place.catalog.trust_host(key.fingerprint, Trust.DISTRUSTED)
+        assert not is_trusted(place.catalog, point)
+        place.catalog.trust_host(key.fingerprint, Trust.TRUSTED)
     again = vmkeep(second, "restore", "win11@latest", "--output", str(tmp_path / "out2"))
     assert (again.status, again.err) == (0, "")
 
