@@ -60,13 +60,13 @@ def run_disturbed(
         if kind == "kill both":
             put_right(world)
         wait_until_safe(world)
-        if kind == "kill libvirtd":
-            put_right(world)  # scratch that libvirtd had not closed
         if kind == "kill libvirtd" and has_stuck_job(guest):
             guest.stop()
             world.host.restart_libvirtd()
             _wait_for_libvirtd(world)
             told += ", the job stuck in libvirt and the VM was stopped"
+        if kind == "kill libvirtd":
+            put_right(world)  # scratch that it had not closed
     except Violation as violation:
         raise Violation(f"{told}: {violation}") from violation
     return Disturbed(outcome, f"{told}: {outcome.code}")

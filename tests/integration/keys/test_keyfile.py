@@ -112,3 +112,19 @@ def test_wrong_passphrase_and_damaged_text_are_told_apart(tmp_path: Path) -> Non
 def test_key_id_tells_nothing_but_is_pinned() -> None:
     # Pinned: a key id is in every repository's keyring.
     assert keyfile.key_id_of(bytes(range(32))) == "41a0f87d53c3bdfda78fa21626bc13cd"
+
+
+@pytest.mark.parametrize(
+    "line", ["Key: \udc80d53c3bd", "Key: ../../etc/passwd", "Key: " + "a" * 31, "Key:", "Key: " + "é" * 32]
+)
+def test_key_line_that_names_no_key_is_miscopied(line: str) -> None:
+    """Found by fuzzing: the first one cannot be written as UTF-8, which the checksum wants."""
+    key = KeyFile.draw()
+    text = export_key(key, "passphrase").replace(f"Key: {key.key_id}", line)
+    with pytest.raises(InvalidRequest, match="line Key:"):
+        import_key(text, "passphrase")
+
+
+def test_passphrase_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="UTF-8"):
+        export_key(KeyFile.draw(), "\udc80")
