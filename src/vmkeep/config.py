@@ -112,6 +112,10 @@ class Settings:
         return self.home / "keys"
 
     @property
+    def signing_key_path(self) -> Path:
+        return self.home / "host.key"
+
+    @property
     def cache_dir(self) -> Path:
         return self.home / "cache"
 

@@ -216,6 +216,18 @@ class HostExhausted(VmkeepError):
     default_hint = "Raise the limit that the message names, or end other programs, and run the command again."
 
 
+class HostDistrusted(VmkeepError):
+    """The point was made by a host that was shut out here; what it holds becomes no VM."""
+
+    code = "host-distrusted"
+    exit_status = 26
+    http_status = 403
+    default_hint = (
+        "Restore its data with --output DIR, or name a point of another host. `vmkeep host list` shows the hosts; "
+        "`vmkeep host trust` takes one in again."
+    )
+
+
 class WritesAstray(VmkeepError):
     """QEMU writes to other images than libvirt says that the VM is on: no point would hold what the guest writes."""
 

@@ -343,7 +343,7 @@ def test_point_of_another_installation_of_the_repository_is_built_on(host: Host,
     vmkeep.backup("guest")
     other = Vmkeep(host, home=host.dir / "work" / "other-home")
     shutil.copytree(vmkeep.home / "keys", other.home / "keys")
-    other.json("init", "--adopt", "--repository", vmkeep.home / "repository")
+    other.json("init", "--adopt", "--yes", "--repository", vmkeep.home / "repository")
     _dirty(vm, seed=3)
     second = vmkeep.backup("guest")  # the other one does not know it
     vm.write_random("vda", start=3 * MiB, length=64 * KiB, seed=4)

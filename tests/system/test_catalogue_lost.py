@@ -1,4 +1,4 @@
-"""The catalogue is lost, and all else of the home but key and repository: adoption brings it back, bases and all."""
+"""The catalogue is lost, and all else of the home but keys and repository: adoption brings it back, bases and all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_next_point_after_a_lost_catalogue_is_incremental_and_all_come_back(host
     listed = vmkeep.json("points")["points"]
     vm.write_random("vda", start=6 * MiB, length=64 * KiB, seed=3)
     for path in vmkeep.home.iterdir():
-        if path.name not in ("keys", "repository", "vmkeep.toml"):
+        if path.name not in ("keys", "host.key", "repository", "vmkeep.toml"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     adopted = vmkeep.json("init", "--adopt")["init"]

@@ -218,7 +218,8 @@ def test_vm_restored_on_another_host_is_the_same_machine(host: Host, vmkeep: Vmk
     there.json("key", "import", exported, "--passphrase-file", passphrase)
     adopted = there.json("init", "--repository", repository, "--adopt")["init"]
     assert (adopted["adopted_points"], adopted["adopted_vms"]) == (2, 1)
-    assert there.json("points")["points"] == vmkeep.json("points")["points"]
+    points = (each.json("points")["points"] for each in (there, vmkeep))
+    assert len({str([{**point, "made_by": point["made_by"]["key"]} for point in listed]) for listed in points}) == 1
     images = second_host.dir / "disks"
     as_vm = ("--disks-dir", str(images))
     asked = there.fails("restore", second["id"], "--as", "guest", *as_vm)  # its network is the host's own

@@ -16,9 +16,11 @@ from vmkeep.catalog.records import (
     CatalogSnapshot,
     CatalogState,
     CatalogVm,
+    KnownHostKey,
     KnownRepository,
     PassedPoint,
     PointOutline,
+    Trust,
 )
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "CatalogSnapshot",
     "CatalogState",
     "CatalogVm",
+    "KnownHostKey",
     "KnownRepository",
     "Operation",
     "OperationState",
     "PassedPoint",
     "PointOutline",
+    "Trust",
 ]

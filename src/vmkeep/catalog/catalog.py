@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from sqlalchemy import insert, select, update
 
 from vmkeep.catalog import (
     adoption,
+    host_queries,
     models,
     operation_queries,
     point_queries,
@@ -29,12 +31,14 @@ from vmkeep.catalog.records import (
     CatalogSnapshot,
     CatalogState,
     CatalogVm,
+    KnownHostKey,
     KnownRepository,
     PassedPoint,
     PointOutline,
+    Trust,
 )
 from vmkeep.catalog.times import end_of_named_time
-from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
+from vmkeep.errors import CatalogError, InvalidRequest, VmkeepError, VmNotFound
 
 
 class Catalog:
@@ -107,6 +111,80 @@ class Catalog:
             if connection.execute(update(table).where(table.c.id == repository_id).values(row)).rowcount == 0:
                 connection.execute(insert(table).values(id=repository_id, **row))
 
+    # -- hosts that sign points ----------------------------------------------------------------------------------
+
+    def see_host_key(self, key: KnownHostKey) -> bool:
+        """Pin a key as it was met first; return whether it was not known. What is known stays as it is.
+
+        Only of a key of one's own is the trust, and the machine on which it is used, brought up to date.
+        """
+        with self._database.reading() as connection:
+            if host_queries.is_pinned(host_queries.by_fingerprint(connection, key.fingerprint), key):
+                return False
+        with self._database.writing() as connection:
+            return host_queries.see(connection, key)
+
+    def host_keys(self) -> tuple[KnownHostKey, ...]:
+        """Return all keys that were ever met, in that order."""
+        with self._database.reading() as connection:
+            return host_queries.all_keys(connection)
+
+    def host_key(self, text: str) -> KnownHostKey:
+        """Return the key that a fingerprint, or the beginning of one, means; raises InvalidRequest."""
+        with self._database.reading() as connection:
+            return host_queries.named(connection, text)
+
+    def trust_host(self, text: str, trust: Trust) -> KnownHostKey:
+        """Trust or distrust a key from now on, also for the points that are known; return it as it is then.
+
+        To trust a key of one's own, of which a copy was seen at work, says that the copy is gone. Raises InvalidRequest
+        for any other key of one's own, and for one that was never met.
+        """
+        with self._database.writing() as connection:
+            key = host_queries.named(connection, text)
+            if key.trust is Trust.OWN and trust is Trust.TRUSTED and key.copied_to is not None:
+                host_queries.note_copy(connection, key.fingerprint, None)
+                return replace(key, copied_to=None)
+            if key.trust is Trust.OWN:
+                raise InvalidRequest(
+                    f"{key.fingerprint} is the key of this installation itself",
+                    hint="`vmkeep host renew` gives this installation another key.",
+                )
+            host_queries.set_trust(connection, key.fingerprint, trust)
+            return replace(key, trust=trust)
+
+    def retire_own_key(self, fingerprint: str) -> None:
+        """Record that a key of one's own is not used any more: what it signed stays proved."""
+        with self._database.writing() as connection:
+            host_queries.set_trust(connection, fingerprint, Trust.TRUSTED)
+            host_queries.note_copy(connection, fingerprint, None)
+
+    def note_copy(self, fingerprint: str, host: str) -> None:
+        """Record that a copy of this home was seen at work on a host."""
+        with self._database.writing() as connection:
+            host_queries.note_copy(connection, fingerprint, host)
+
+    def points_of_host_keys(self) -> dict[str, int]:
+        """Return how many points each key has signed, by fingerprint; unsigned ones stand under the empty text."""
+        with self._database.reading() as connection:
+            return host_queries.points_of_each(connection)
+
+    def is_signed_by_trusted_host(self, point_id: str) -> bool:
+        """Return whether a point is signed by this installation, or by one whose key somebody here has trusted.
+
+        The one answer to whether what a point says may reach into this host. The catalogue knows it of points that were
+        recorded or taken over; of any other, of one without a signature, and of one whose key is unknown or distrusted
+        it is False. That the point in the repository is still the one that was met is proved when it is read.
+        """
+        with self._database.reading() as connection:
+            point = point_queries.get(connection, point_id)
+        return point is not None and point.trust.is_proved
+
+    def makers(self) -> dict[str, dict[str, str | None]]:
+        """Return who made each point, as its summary says it, by its id."""
+        with self._database.reading() as connection:
+            return point_queries.makers(connection)
+
     # -- VMs ---------------------------------------------------------------------------------------------------
 
     def see_host(self, uuid: str, name: str) -> None:
@@ -157,8 +235,10 @@ class Catalog:
         """
         with self._database.writing() as connection:
             known = point_queries.get(connection, point.id)
+            # Not by who signed it: an older release that recorded it did not look.
+            known_so = None if known is None else replace(known, signed_by=point.signed_by)
             digests = {digest for each in (known, point) if each is not None and (digest := each.digest) is not None}
-            if known is not None and (known != point or len(digests) > 1):
+            if known_so is not None and (known_so != point or len(digests) > 1):
                 raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
             vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=False)
             for state in states:
@@ -211,8 +291,9 @@ class Catalog:
         """Return the point that a full id, a unique beginning of one, VM@latest or VM@TIME means.
 
         VM@latest is the one that was made last, VM@TIME the last one whose clock says that time or an earlier one.
-        Neither ever means a safety point: that holds the state that somebody wanted to leave. Raises PointNotFound,
-        with the candidates when there are several.
+        Neither ever means a safety point: that holds the state that somebody wanted to leave; nor a point of a host
+        that is distrusted. Raises PointNotFound, with the candidates when there are several, and ChoiceRequired when
+        the newest one is not vouched for and an older one is.
         """
         with self._database.reading() as connection:
             return point_queries.find(connection, text)
@@ -228,6 +309,11 @@ class Catalog:
             return ()
         with self._database.reading() as connection:
             return point_queries.made_earlier_with_later_clocks(connection, found, until)
+
+    def newer_distrusted(self, point: CatalogPoint) -> tuple[str, ...]:
+        """Return the ids of points of distrusted hosts that were made after one of their VM, the last first."""
+        with self._database.reading() as connection:
+            return point_queries.newer_distrusted(connection, point)
 
     def point(self, point_id: str) -> CatalogPoint | None:
         """Return the point of an id; None when it is not known."""

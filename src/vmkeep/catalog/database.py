@@ -22,7 +22,7 @@ from vmkeep.errors import CatalogError, VmkeepError
 from vmkeep.filesystem import make_private_file
 from vmkeep.sqlite import raised_within, sqlite_error
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 BUSY_TIMEOUT_MS = 30_000
 _IMMEDIATE = "vmkeep_immediate"
 

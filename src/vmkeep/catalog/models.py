@@ -86,6 +86,9 @@ points = Table(
     # SHA-256 of the record in the repository, as it was when the point was written here or adopted: another one under
     # its id is not this point. Null for one that an older release recorded, until it is read.
     Column("digest", String(64)),
+    # The fingerprint of the key that signed the point; null for none. Empty: none, and it was known here before points
+    # were signed. Not a foreign key: what signed a point is told although nobody ever looked at its key.
+    Column("signed_by", String(32)),
     Index(None, "vm_uuid", "place"),
     Index(None, "vm_name"),
 )
@@ -138,6 +141,27 @@ snapshots = Table(
     # Its order number, among those of the VM's points; 0 for one that was made by an older release.
     Column("sequence", Integer, nullable=False, server_default="0"),
     UniqueConstraint("vm_uuid", "name"),
+)
+
+# The keys of installations that sign points, pinned as they were met first.
+host_keys = Table(
+    "host_keys",
+    metadata,
+    Column("fingerprint", String(32), primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("installation", String(32), nullable=False, index=True),
+    Column("host", Text, nullable=False),
+    Column("seen_at", String(32), nullable=False),
+    Column(
+        "trust",
+        String(16),
+        CheckConstraint("trust in ('own', 'trusted', 'unknown', 'distrusted')", name="trust"),
+        nullable=False,
+    ),
+    # Of a key of one's own: the machine that it is used on, as points say it.
+    Column("machine", String(32), nullable=False, server_default=""),
+    # Of a key of one's own: the host on which a copy of this home was seen at work; null for none.
+    Column("copied_to", Text),
 )
 
 # Points of the repository that were read here and are of VMs which this installation has nothing to do with.

@@ -13,11 +13,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, ScalarSelect, Select, delete, func, insert, select, update
 
 from vmkeep.catalog import models, texts
-from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline
+from vmkeep.catalog.host_queries import all_keys, trust_of
+from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline, Trust, made_by
 from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
-from vmkeep.commandline import shell_word
-from vmkeep.errors import PointNotFound
+from vmkeep.commandline import command_line, shell_word
+from vmkeep.errors import ChoiceRequired, PointNotFound
 from vmkeep.planning.order import Made, places
 
 SHORTEST_PREFIX = 4
@@ -26,6 +27,8 @@ LATEST = "@latest"
 _LISTED_CANDIDATES = 8
 
 points = models.points
+_SIGNED = points.outerjoin(models.host_keys, points.c.signed_by == models.host_keys.c.fingerprint)
+_WHOLE = select(points, models.host_keys.c.trust, models.host_keys.c.installation).select_from(_SIGNED)
 # Of several VMs: by clock, as far as no point comes before one of its VM that was made earlier.
 _CLOCK_SO_FAR = func.max(points.c.created).over(partition_by=points.c.vm_uuid, order_by=points.c.place)
 _OLDEST_FIRST = (_CLOCK_SO_FAR, points.c.vm_uuid, points.c.place)
@@ -45,10 +48,12 @@ def add(connection: Connection, point: CatalogPoint) -> None:
         "checkpoint": point.checkpoint,
         "pause_ms": point.pause_ms,
         "labels": texts.dump(point.labels),
-        "summary": texts.dump(point.summary()),
+        # Without what may change: whether its maker is trusted.
+        "summary": texts.dump({name: told for name, told in point.summary().items() if name != "made_by"}),
         "document": texts.dump(point.document),
         "sequence": point.sequence,
         "digest": point.digest,
+        "signed_by": point.signed_by,
     }
     connection.execute(insert(points).values(row))
 
@@ -76,7 +81,7 @@ def put_last(connection: Connection, point: CatalogPoint) -> None:
 
 
 def get(connection: Connection, point_id: str) -> CatalogPoint | None:
-    row = connection.execute(select(points).where(points.c.id == point_id)).first()
+    row = connection.execute(_WHOLE.where(points.c.id == point_id)).first()
     return None if row is None else _point(row)
 
 
@@ -97,11 +102,11 @@ def remove(connection: Connection, point_id: str) -> bool:
 
 
 def oldest_first(connection: Connection, uuids: Sequence[str] | None) -> tuple[CatalogPoint, ...]:
-    return _points(connection, _of(select(points), uuids).order_by(*_OLDEST_FIRST))
+    return _points(connection, _of(_WHOLE, uuids).order_by(*_OLDEST_FIRST))
 
 
 def newest_first(connection: Connection, uuids: Sequence[str]) -> tuple[CatalogPoint, ...]:
-    return _points(connection, _of(select(points), uuids).order_by(*_NEWEST_FIRST))
+    return _points(connection, _of(_WHOLE, uuids).order_by(*_NEWEST_FIRST))
 
 
 def outlines(connection: Connection, vm_uuid: str) -> tuple[PointOutline, ...]:
@@ -109,9 +114,33 @@ def outlines(connection: Connection, vm_uuid: str) -> tuple[PointOutline, ...]:
 
 
 def summaries(connection: Connection, uuids: Sequence[str] | None) -> tuple[dict[str, Any], ...]:
-    chosen = _of(select(points.c.summary), uuids).order_by(*_OLDEST_FIRST)
-    # What an older release has written lacks the number.
-    return tuple({"sequence": None, **texts.load(text)} for text in connection.execute(chosen).scalars())
+    chosen = _of(select(points.c.summary, points.c.signed_by), uuids).order_by(*_OLDEST_FIRST)
+    told = _Makers(connection)
+    return tuple(
+        # What an older release has written lacks the number. Who made it may be trusted, or not any more, since then.
+        {"sequence": None, **texts.load(row.summary), "made_by": told[row.signed_by]}
+        for row in connection.execute(chosen)
+    )
+
+
+def makers(connection: Connection) -> dict[str, dict[str, str | None]]:
+    """Return who made each point, as the summaries say it, by its id."""
+    told = _Makers(connection)
+    return {row.id: told[row.signed_by] for row in connection.execute(select(points.c.id, points.c.signed_by))}
+
+
+class _Makers(dict[str | None, dict[str, str | None]]):
+    """Who made a point, as the summaries say it, by who signed it: made once for each, as a list has many of few."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._keys = {key.fingerprint: key for key in all_keys(connection)}
+
+    def __missing__(self, signed_by: str | None) -> dict[str, str | None]:
+        key = self._keys.get(signed_by or "")
+        trust = trust_of(signed_by, None if key is None else key.trust)
+        self[signed_by] = told = made_by(signed_by, None if key is None else key.installation, trust)
+        return told
 
 
 def all_ids(connection: Connection) -> tuple[str, ...]:
@@ -165,7 +194,7 @@ def find(connection: Connection, text: str) -> CatalogPoint:
             hint=hint or f"Give {SHORTEST_PREFIX} characters of it or more.",
         )
     # Not LIKE: a user's "%" or "_" must not match anything.
-    fits = select(points).where(points.c.id >= wanted, points.c.id < wanted + "\U0010ffff").order_by(*_OLDEST_FIRST)
+    fits = _WHOLE.where(points.c.id >= wanted, points.c.id < wanted + "\U0010ffff").order_by(*_OLDEST_FIRST)
     found = _points(connection, fits.limit(_LISTED_CANDIDATES + 1))
     if not found:
         raise PointNotFound(f"No point has an id that begins with {text!r}", hint=hint)
@@ -194,7 +223,7 @@ def _at_time(connection: Connection, name: str, time: str) -> CatalogPoint:
 
 def _newest(connection: Connection, name: str, until: datetime | None) -> CatalogPoint:
     uuids = uuids_named(connection, name)
-    newest = [point for uuid in uuids if (point := newest_made(connection, uuid, until)) is not None]
+    newest = [point for uuid in uuids if (point := _meant(connection, uuid, until)) is not None]
     if not newest:
         raise _none_found(connection, name, uuids, until)
     if len(newest) > 1:
@@ -207,13 +236,61 @@ def _newest(connection: Connection, name: str, until: datetime | None) -> Catalo
     return newest[0]
 
 
+def _meant(connection: Connection, vm_uuid: str, until: datetime | None) -> CatalogPoint | None:
+    """Return the newest point that is meant by VM@latest or VM@TIME, without those of hosts that are distrusted.
+
+    Raises ChoiceRequired when the newest is not vouched for (signed by an unknown key, or not at all) and an older one
+    is: who has the repository's key can make such a one, and who has lost a trusted host may need just that.
+    """
+    doubtful: Row[Any] | None = None
+    for row in connection.execute(_outlines(vm_uuid)):
+        trust = trust_of(row.signed_by, row.trust)
+        if not _is_made(row) or (until is not None and datetime.fromisoformat(row.created) > until):
+            continue
+        if trust is Trust.DISTRUSTED:
+            continue
+        if not (trust.is_proved or row.signed_by == ""):
+            doubtful = doubtful or row
+            continue
+        found = get(connection, row.id)
+        if doubtful is not None and found is not None:
+            raise _doubt(doubtful, found)
+        return found
+    return None if doubtful is None else get(connection, doubtful.id)
+
+
+def _doubt(doubtful: Row[Any], vouched: CatalogPoint) -> ChoiceRequired:
+    signed = f"is signed with a key that nobody has trusted here, {doubtful.signed_by}"
+    trust = command_line("vmkeep host trust", doubtful.signed_by or "")
+    remedy = f"`{trust}` trusts the key, `vmkeep host distrust` shuts it out"
+    if not doubtful.signed_by:
+        signed, remedy = "is not signed", "hosts of an older vmkeep sign nothing: bring them up to date"
+    return ChoiceRequired(
+        f"The newest point of VM {vouched.vm_name!r}, {doubtful.id} of {doubtful.created}, {signed}; the newest one "
+        f"that is proved is {vouched.id} of {vouched.created}",
+        vm=vouched.vm_name,
+        hint=f"Name the one that you mean by its id; {remedy}.",
+    )
+
+
+def newer_distrusted(connection: Connection, point: CatalogPoint) -> tuple[str, ...]:
+    """Return the ids of points of distrusted hosts that were made after one of their VM, the last first."""
+    found = connection.execute(_outlines(point.vm_uuid).where(points.c.place > _place_of(point)))
+    return tuple(row.id for row in found if _is_made(row) and row.trust == Trust.DISTRUSTED)
+
+
 def _none_found(connection: Connection, name: str, uuids: Sequence[str], until: datetime | None) -> PointNotFound:
     rows = [row for uuid in uuids for row in connection.execute(_outlines(uuid))]
     made = [row for row in rows if _is_made(row)]
-    if made and until is not None:
+    if made and until is not None and not all(row.trust == Trust.DISTRUSTED for row in made):
         first = min(made, key=lambda row: str(row.created))
         words = f"VM {name!r} has no point from {until.isoformat(timespec='seconds')} or before"
         return PointNotFound(words, vm=name, hint=f"The earliest by its clock, {first.id}, is of {first.created}.")
+    distrusted = [row.id for row in made if row.trust == Trust.DISTRUSTED]
+    if distrusted and len(distrusted) == len(made):
+        words = f"VM {name!r} has points of distrusted hosts only: {', '.join(distrusted)}"
+        hint = "Name one by its id to restore its data with --output; `vmkeep host list` shows the hosts."
+        return PointNotFound(words, vm=name, hint=hint)
     if rows and not made:
         words = f"VM {name!r} has safety points only, which restores in place took: {', '.join(row.id for row in rows)}"
         return PointNotFound(words, vm=name, hint="Name one by its id to go back to the state that was left.")
@@ -222,7 +299,8 @@ def _none_found(connection: Connection, name: str, uuids: Sequence[str], until: 
 
 def _outlines(vm_uuid: str) -> Select[tuple[Any, ...]]:
     """Return what chooses a VM's points, newest first, without their documents."""
-    chosen = select(points.c.id, points.c.created, points.c.labels)
+    columns = (points.c.id, points.c.created, points.c.labels, points.c.signed_by, models.host_keys.c.trust)
+    chosen = select(*columns).select_from(_SIGNED)
     return chosen.where(points.c.vm_uuid == vm_uuid).order_by(*_NEWEST_FIRST)
 
 
@@ -253,4 +331,7 @@ def _point(row: Row[Any]) -> CatalogPoint:
         document=texts.load(row.document),
         sequence=row.sequence,
         digest=row.digest,
+        signed_by=row.signed_by,
+        trust=trust_of(row.signed_by, row.trust),
+        installation=row.installation,
     )

@@ -4,10 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final, Literal
 
 SAFETY_LABEL: Final = "vmkeep.safety"
 """The label of a point that a restore in place or a revert took first: of the state that was left."""
+
+
+class Trust(StrEnum):
+    """What a catalogue thinks of who made a point."""
+
+    OWN = "own"
+    """This installation."""
+    TRUSTED = "trusted"
+    """An installation whose key somebody here has trusted."""
+    UNKNOWN = "unknown"
+    """An installation whose key nobody here has decided about."""
+    DISTRUSTED = "distrusted"
+    """An installation that somebody here has shut out."""
+    UNSIGNED = "unsigned"
+    """Nobody can tell: the point has no signature."""
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether the point is one of this installation's, or of one that is trusted."""
+        return self in (Trust.OWN, Trust.TRUSTED)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHostKey:
+    """The key of an installation that signs points, as it was met first. ``host`` is the name of its host then.
+
+    ``key`` is the public key in hexadecimal digits. Of a key of one's own ``machine`` is where it is used, as points
+    say it, and ``copied_to`` the host on which a copy of this home was seen at work.
+    """
+
+    fingerprint: str
+    key: str
+    installation: str
+    host: str
+    trust: Trust = Trust.UNKNOWN
+    seen_at: str = ""
+    machine: str = ""
+    copied_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +81,8 @@ class CatalogPoint:
 
     ``sequence`` is its order number, None for one of an older release. ``created`` is shown and orders nothing.
     ``digest`` is the SHA-256 of the record in the repository, None as long as it is not known.
+    ``signed_by`` is the fingerprint of the key that signed it; None for none, and empty for none when it was known here
+    before points were signed. ``trust`` and ``installation`` are what the catalogue thinks of that key.
     """
 
     id: str
@@ -57,6 +98,14 @@ class CatalogPoint:
     document: Mapping[str, Any]
     sequence: int | None = None
     digest: str | None = field(default=None, compare=False)
+    signed_by: str | None = None
+    trust: Trust = field(default=Trust.UNSIGNED, compare=False)
+    installation: str | None = field(default=None, compare=False)
+
+    @property
+    def is_vouched_for(self) -> bool:
+        """Whether it may be built on and be meant without its id: it is proved, or was known before there was proof."""
+        return self.trust.is_proved or self.signed_by == ""
 
     @property
     def is_safety(self) -> bool:
@@ -75,6 +124,7 @@ class CatalogPoint:
             "created": self.created,
             "sequence": self.sequence,
             "host": self.host,
+            "made_by": made_by(self.signed_by, self.installation, self.trust),
             "checkpoint": self.checkpoint,
             "pause_ms": self.pause_ms,
             "labels": dict(self.labels),
@@ -149,6 +199,11 @@ class Adopted:
     vms: int
     states: int
     conflicts: tuple[str, ...]
+
+
+def made_by(signed_by: str | None, installation: str | None, trust: Trust) -> dict[str, str | None]:
+    """Return who made a point, as JSON has it: ``proved`` is told by ``trust``."""
+    return {"key": signed_by or None, "installation": installation, "trust": str(trust)}
 
 
 def _disk_summary(disk: Mapping[str, Any]) -> dict[str, Any]:

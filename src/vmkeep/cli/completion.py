@@ -53,6 +53,11 @@ def complete_point_or_vm(ctx: typer.Context, incomplete: str) -> Offer:
     return [*_beginning(incomplete, vms), *complete_point(ctx, incomplete)]
 
 
+def complete_host_key(ctx: typer.Context, incomplete: str) -> Offer:
+    """Return the fingerprints of the keys of other hosts, with their names and whether they are trusted."""
+    return _beginning(incomplete, _host_keys(), without=_given(ctx, "keys", "trust"))
+
+
 def complete_checkpoint(ctx: typer.Context, incomplete: str) -> Offer:
     """Return the names of checkpoints of the VM that stands on the line."""
     return _moments(ctx, incomplete, "checkpoint")
@@ -149,6 +154,21 @@ def _summaries() -> list[dict[str, Any]]:
             return list(catalog.summaries())
     except (VmkeepError, OSError):
         return []
+
+
+def _host_keys() -> dict[str, str]:
+    from vmkeep.catalog import Catalog, Trust
+    from vmkeep.config import load_settings
+
+    try:
+        path = load_settings().catalog_path
+        if not path.exists():
+            return {}
+        with Catalog.open(path) as catalog:
+            others = [key for key in catalog.host_keys() if key.trust is not Trust.OWN]
+    except (VmkeepError, OSError):
+        return {}
+    return {key.fingerprint: f"{key.host}, {key.trust}" for key in others}
 
 
 def _asked(ctx: typer.Context, ask: Callable[[Settings], Mapping[str, str]]) -> Mapping[str, str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session, tell_first_use
-from vmkeep.errors import IntegrityError
+from vmkeep.cli.completion import complete_host_key
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session, tell_first_use
+from vmkeep.errors import IntegrityError, InvalidRequest
 
 if TYPE_CHECKING:
-    from vmkeep.flows.premises import InitReport
+    from vmkeep.flows.premises import InitReport, MetHost
 
 
 def register(app: typer.Typer) -> None:
@@ -27,14 +29,29 @@ def init(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Take over the repository that is there and rebuild the catalogue from it.")
     ] = False,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="Trust the host that signs with this key; with --adopt; repeatable.",
+            show_default=False,
+            autocompletion=complete_host_key,
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Trust all hosts that sign points there; with --adopt.")
+    ] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Make catalogue, key and repository. The first backup does the same by itself."""
     with session(context, json=json, connect=connect, debug=debug) as running:
+        if not adopt and (trust or yes):
+            raise InvalidRequest("--trust and --yes go with --adopt only")
         report = running.premises.initialise(repository, adopt=adopt)
         console = running.console
+        report = _decide_about_hosts(running, report, trust or (), yes=yes)
         if console.json:
             console.document({"init": asdict(report)})
         else:
@@ -52,6 +69,35 @@ def init(
                 f"{len(report.damaged)} of the repository's points are damaged and were not adopted",
                 path=report.location,
             )
+
+
+def _decide_about_hosts(running: Session, report: InitReport, trust: Sequence[str], *, yes: bool) -> InitReport:
+    """Trust the hosts that are named, or that are agreed to. What nobody is there to decide is told, and stays open."""
+    from vmkeep.catalog import Trust
+    from vmkeep.flows.hosts import told_of_host
+
+    catalog, console = running.premises.catalog, running.console
+    trusted = {catalog.trust_host(text, Trust.TRUSTED).fingerprint for text in trust}
+    left = []
+    for host in report.hosts:
+        if host.fingerprint in trusted:
+            continue
+        question = f"{_told(host)}. Trust the points that it has signed as if they were made here?"
+        if yes or (not trust and console.can_ask and console.ask(question)):
+            catalog.trust_host(host.fingerprint, Trust.TRUSTED)
+            trusted.add(host.fingerprint)
+        else:
+            left.append(host)
+    for host in left:
+        console.notice(f"warning: {told_of_host(host)}")
+    decided = (Trust.TRUSTED if host.fingerprint in trusted else Trust.UNKNOWN for host in report.hosts)
+    hosts = (replace(host, trust=str(trust)) for host, trust in zip(report.hosts, decided, strict=True))
+    return replace(report, hosts=tuple(hosts))
+
+
+def _told(host: MetHost) -> str:
+    other = "" if host.former is None else f", another one than before ({host.former})"
+    return f"Host {host.host} signs points in this repository with key {host.fingerprint}{other}"
 
 
 def _repository(report: InitReport) -> str:

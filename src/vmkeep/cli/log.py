@@ -76,7 +76,8 @@ def _chosen(running: Session, vm: str | None, limit: int) -> list[dict[str, Any]
         )
         if not operations and len(named) == 1:
             raise VmNotFound(f"Nothing was ever done with a VM {vm!r}", vm=vm, hint="`vmkeep log` shows everything.")
-    return [_entry(operation, running) for operation in reversed(operations[:limit])]
+    makers = catalog.makers()
+    return [_entry(operation, running, makers) for operation in reversed(operations[:limit])]
 
 
 def _meant(catalog: Catalog, vm: str) -> tuple[set[str], set[str]]:
@@ -87,7 +88,7 @@ def _meant(catalog: Catalog, vm: str) -> tuple[set[str], set[str]]:
     return {vm, *uuids, *names}, points
 
 
-def _entry(operation: Operation, running: Session) -> dict[str, Any]:
+def _entry(operation: Operation, running: Session, makers: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
     from vmkeep.flows.check_up import owner_lives
 
     state = str(operation.state)
@@ -106,6 +107,8 @@ def _entry(operation: Operation, running: Session) -> dict[str, Any]:
         "seconds": None if seconds is None else round(seconds, 3),
         "request": dict(operation.request),
         "error": None if operation.error is None else dict(operation.error),
+        # Of the point that was made, or that was restored.
+        "made_by": makers.get(operation.id) or makers.get(operation.request.get("point") or ""),
     }
 
 
@@ -128,7 +131,9 @@ def _moment(text: str) -> datetime:
 def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
     """Leave out what was not chosen, and the VM, which has a column of its own."""
     request = entry["request"].items()
-    return [(name, value) for name, value in request if name != "vm" and value not in (None, False, "", [], {})]
+    chosen = [(name, value) for name, value in request if name != "vm" and value not in (None, False, "", [], {})]
+    trust = None if entry["made_by"] is None else entry["made_by"]["trust"]
+    return chosen if trust in (None, "own") else [*chosen, ("maker", trust)]
 
 
 def _plain(name: str, value: object) -> str:

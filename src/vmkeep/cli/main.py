@@ -30,7 +30,7 @@ EXAMPLE = "Example: vmkeep backup win11"
 
 app = typer.Typer(
     name="vmkeep",
-    cls=OnDemandGroup,  # with `checkpoint` and `snapshot`
+    cls=OnDemandGroup,  # with `checkpoint`, `snapshot` and `host`
     help="Keep the whole state of virtual machines: disks, UEFI variables and TPM of one and the same instant.",
     epilog=f"{EXAMPLE}   (exit status 0 means that all that was asked for was done)",
     rich_markup_mode=None,

@@ -14,7 +14,11 @@ from typer.core import TyperGroup
 
 from vmkeep.cli.usage import conform
 
-ON_DEMAND: Final[Mapping[str, str]] = {"checkpoint": "vmkeep.cli.checkpoint", "snapshot": "vmkeep.cli.snapshot"}
+ON_DEMAND: Final[Mapping[str, str]] = {
+    "checkpoint": "vmkeep.cli.checkpoint",
+    "snapshot": "vmkeep.cli.snapshot",
+    "host": "vmkeep.cli.host",
+}
 """The names of such groups, each with the module whose ``app`` it is."""
 
 

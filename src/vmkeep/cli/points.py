@@ -196,9 +196,25 @@ def _labels(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in point["labels"].items())
 
 
+def maker_text(point: Mapping[str, Any]) -> str:
+    """Return who made a point: its host, and whether that is proved, or by which key, where it is not this one."""
+    by = point["made_by"]
+    if by["trust"] == "own":
+        return str(point["host"])
+    key = "" if by["key"] is None else f" {by['key'][:SHORTEST_ID]}"
+    known = {"trusted": f"key{key}", "unknown": f"unknown key{key}"}
+    return f"{point['host']} ({known.get(by['trust'], by['trust'])})"
+
+
+def _differ_in_makers(listed: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether it must be told who made which point."""
+    makers = {(point["host"], point["made_by"]["key"], point["made_by"]["trust"]) for point in listed}
+    return len(makers) > 1 or any(trust in ("unknown", "distrusted") for _, _, trust in makers)
+
+
 def _list(listed: Sequence[Mapping[str, Any]], length: int) -> Table:
-    columns = ("point", "VM", "kind", "created", "read", "stored", "labels")
-    rows = [
+    columns: tuple[str, ...] = ("point", "VM", "kind", "created", "read", "stored", "labels")
+    rows: list[tuple[str, ...]] = [
         (
             point["id"][:length],
             point["vm"],
@@ -210,22 +226,30 @@ def _list(listed: Sequence[Mapping[str, Any]], length: int) -> Table:
         )
         for point in listed
     ]
+    names = {"VM": 12}
+    if _differ_in_makers(listed):
+        columns = (*columns[:3], "made by", *columns[3:])
+        rows = [(*row[:3], maker_text(point), *row[3:]) for row, point in zip(rows, listed, strict=True)]
+        names["made by"] = 16
     return Table(
         columns=columns,
         rows=rows,
         right=("read", "stored"),
         texts={"labels": 10},
         drop=("read",),
-        names={"VM": 12},
+        names=names,
     )
 
 
 def _tree(listed: Sequence[Mapping[str, Any]], length: int) -> list[str]:
     from vmkeep.cli.forest import draw_forest
 
+    told = _differ_in_makers(listed)
+
     def describe(point: Mapping[str, Any]) -> str:
         stored = size_text(_total(point, "bytes_stored"))
-        parts = (point["id"][:length], point["kind"], time_text(point["created"]), stored, _labels(point))
+        maker = maker_text(point) if told else ""
+        parts = (point["id"][:length], point["kind"], time_text(point["created"]), stored, maker, _labels(point))
         return printable("  ".join(part for part in parts if part))
 
     lines: list[str] = []
@@ -236,6 +260,14 @@ def _tree(listed: Sequence[Mapping[str, Any]], length: int) -> list[str]:
     return lines
 
 
+def _proof(point: Mapping[str, Any]) -> str:
+    by = point["made_by"]
+    if by["key"] is None:
+        return "not signed"
+    who = "this installation" if by["trust"] == "own" else f"installation {by['installation'] or 'unknown'}"
+    return f"{who}, key {by['key']} ({by['trust']})"
+
+
 def _details(point: Mapping[str, Any]) -> list[str | Table | Facts]:
     facts = [
         ("point", point["id"]),
@@ -243,6 +275,7 @@ def _details(point: Mapping[str, Any]) -> list[str | Table | Facts]:
         ("kind", point["kind"]),
         ("created", time_text(point["created"])),
         ("host", point["host"]),
+        ("made by", _proof(point)),
         ("parent", point["parent"] or "none"),
         ("children", ", ".join(point["children"]) or "none"),
         ("checkpoint", point["checkpoint"] or "none"),

@@ -42,7 +42,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file tha
 
 # The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
 _LOOKING = {
-    *("doctor", "log", "point show", "points", "verify", "vm list", "vm show"),
+    *("doctor", "host list", "log", "point show", "points", "verify", "vm list", "vm show"),
     *(
         f"{kind} {command}"
         for kind in ("checkpoint", "snapshot")

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint, Trust
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
-from vmkeep.flows.premises import DamagedPoint, catalog_point, catalog_states
+from vmkeep.flows.hosts import judged, meet_hosts, note_copies, told_of_host
+from vmkeep.flows.premises import DamagedPoint, MetHost, catalog_point, catalog_states
 from vmkeep.flows.services import Services
 from vmkeep.host.survey import Progress
 from vmkeep.logs import get_logger
@@ -44,7 +45,8 @@ class CaughtUp:
     """What was taken over.
 
     ``remarkable`` are those of VMs that count, or that were seen on this host: nobody else should have made them.
-    ``damaged`` says what could not be, ``missing`` are known points that are not stored.
+    ``damaged`` says what could not be, ``missing`` are known points that are not stored. ``hosts`` sign with keys that
+    are new here; ``copies`` are points that a copy of this very home made elsewhere.
     """
 
     taken: tuple[CatalogPoint, ...] = ()
@@ -52,10 +54,14 @@ class CaughtUp:
     damaged: tuple[DamagedPoint, ...] = ()
     conflicts: tuple[str, ...] = ()
     missing: frozenset[str] = frozenset()
+    hosts: tuple[MetHost, ...] = ()
+    copies: frozenset[str] = frozenset()
 
     def sentences(self) -> tuple[str, ...]:
         """Return what a person must hear."""
-        told = [_took_over(points) for points in _by_origin(self.remarkable)]
+        told = [_took_over(points) for points in _by_origin(self.remarkable) if points[0].id not in self.copies]
+        told += [_copied(points) for points in _by_origin(self.taken) if points[0].id in self.copies]
+        told += map(told_of_host, self.hosts)
         told += [f"a point of the repository could not be taken over: {damaged.message}" for damaged in self.damaged]
         return (*told, *self.conflicts)
 
@@ -124,6 +130,9 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
         else:
             passed.append(about)
     catalog.pass_points(passed)
+    # Before the points, so that each is known with what is thought of its host.
+    hosts, copies = meet_hosts(catalog, taken), note_copies(catalog, taken)
+    taken = judged(catalog, taken)
     adopted = catalog.adopt(list(zip(taken, states, strict=True)))
     remarkable = [
         point
@@ -138,6 +147,8 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
         damaged=(*caught.damaged, *damaged),
         conflicts=(*caught.conflicts, *adopted.conflicts),
         missing=caught.missing,
+        hosts=(*caught.hosts, *hosts),
+        copies=caught.copies | copies,
     )
 
 
@@ -151,21 +162,43 @@ def _portions(ids: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _by_origin(points: Iterable[CatalogPoint]) -> list[list[CatalogPoint]]:
-    found: dict[tuple[str, str], list[CatalogPoint]] = {}
+    """Return the points by VM and by who made them: two installations may call their hosts the same."""
+    found: dict[tuple[str, str, str | None], list[CatalogPoint]] = {}
     for point in points:
-        found.setdefault((point.vm_uuid, point.host), []).append(point)
+        found.setdefault((point.vm_uuid, point.host, point.signed_by), []).append(point)
     return list(found.values())
 
 
 def _took_over(points: Sequence[CatalogPoint]) -> str:
+    first = points[0]
+    if first.trust is Trust.OWN:
+        origin = "by this installation, before it was put back as it was earlier, or by a copy of it"
+    elif first.trust is Trust.UNSIGNED:
+        origin = "by another installation, or before this one was put back as it was earlier, and not signed"
+    else:
+        known = "" if first.trust.is_proved else f", whose key is {first.trust} here"
+        origin = f"by another installation, {first.installation}{known}"
+    return (
+        f"took over {_many(points)} of VM {first.vm_name!r} from the repository, made on host {first.host} "
+        f"{origin}: {_named(points)}"
+    )
+
+
+def _copied(points: Sequence[CatalogPoint]) -> str:
+    return (
+        f"a copy of this very home is at work on another machine, host {points[0].host}: it signed {_many(points)} of "
+        f"VM {points[0].vm_name!r} as this installation, {_named(points)}. Run `vmkeep host renew` on one of the two"
+    )
+
+
+def _many(points: Sequence[CatalogPoint]) -> str:
+    return "a point" if len(points) == 1 else f"{len(points)} points"
+
+
+def _named(points: Sequence[CatalogPoint]) -> str:
     ids = [point.id for point in points[:_NAMED]]
     more = len(points) - len(ids)
-    named = ", ".join(ids) + (f" and {more} more" if more else "")
-    many = "a point" if len(points) == 1 else f"{len(points)} points"
-    return (
-        f"took over {many} of VM {points[0].vm_name!r} from the repository, made on host {points[0].host} by another "
-        f"installation, or before this one was put back as it was earlier: {named}"
-    )
+    return ", ".join(ids) + (f" and {more} more" if more else "")
 
 
 def _not_stored(point_id: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState
+from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState, Trust
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
 from vmkeep.errors import (
@@ -29,6 +29,7 @@ from vmkeep.errors import (
     VmkeepError,
     WrongKey,
 )
+from vmkeep.flows.hosts import undecided
 from vmkeep.flows.premises import Premises
 from vmkeep.host.findings import (
     CheckupRequest,
@@ -245,7 +246,34 @@ class CheckUp:
             message = "this installation has no repository yet; the first backup makes one"
             yield Finding(FindingCode.REPOSITORY_NONE, message, remedy="vmkeep init", path=self._settings.repository)
             return
+        yield from self._hosts(catalog)
         yield from self._repository(catalog, request)
+
+    def _hosts(self, catalog: Catalog) -> Iterator[Finding]:
+        """Tell what nobody has decided about the hosts that sign points, as far as the catalogue has met them."""
+        points = catalog.points_of_host_keys()
+        for host in undecided(catalog):
+            about = f"host {host.host} signs points ({points.get(host.fingerprint, 0)} known here) with key"
+            remedy = command_line("vmkeep host trust", host.fingerprint)
+            if host.former is None:
+                message = f"{about} {host.fingerprint}, which nobody has trusted here"
+                yield Finding(FindingCode.HOST_UNDECIDED, message, remedy=remedy)
+            else:
+                message = f"{about} {host.fingerprint} in place of {host.former}; ask there whether its key was lost"
+                yield Finding(FindingCode.HOST_KEY_CHANGED, message, remedy=remedy)
+        own = [key for key in catalog.host_keys() if key.trust is Trust.OWN]
+        for key in own:
+            if key.copied_to is not None:
+                gone = command_line("vmkeep host trust", key.fingerprint)
+                message = (
+                    f"a copy of this home was at work on host {key.copied_to}, and signed points with the same key; "
+                    f"when it is gone, or has a key of its own, `{gone}` says so"
+                )
+                yield Finding(FindingCode.HOME_COPIED, message, remedy="vmkeep host renew")
+        path = self._settings.signing_key_path
+        if own and not os.path.lexists(path):
+            message = f"the key {own[-1].fingerprint} with which this installation signed its points is gone"
+            yield Finding(FindingCode.SIGNING_KEY_GONE, message, path=str(path))
 
     def _interrupted(self, catalog: Catalog) -> Iterator[Finding]:
         for operation in catalog.unfinished_operations():

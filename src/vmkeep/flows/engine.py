@@ -39,6 +39,7 @@ from vmkeep.errors import (
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
+from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, Run, workflow_of
 from vmkeep.flows.premises import Premises
@@ -191,6 +192,8 @@ class Engine:
 
         A VM that is started while its point is copied from the images is kept as it runs then.
         """
+        for sentence in self._premises.prepare_to_sign():
+            watch(Progress("planning", note=f"warning: {sentence}"))
         try:
             return self._run(take_point, request, request.vm, watch)
         except VmStarted as error:
@@ -209,6 +212,7 @@ class Engine:
 
     def restore_vm(self, request: RestoreVm, watch: Watch) -> VmRestored:
         """Restore as a VM."""
+        refuse_distrusted(self._premises.catalog, request.point)
         return self._run(restore_vm, request, request.name, watch)
 
     def take_safety_point(self, request: RestoreInPlace, watch: Watch) -> tuple[RestoreInPlace, PointTaken]:
@@ -226,6 +230,7 @@ class Engine:
 
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
         """Raise what refuses a restore in place; nothing is changed."""
+        refuse_distrusted(self._premises.catalog, request.point)
         task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
         checked: InPlaceChecked = self._ask(task, watch)
         return checked

@@ -50,4 +50,6 @@ def _difference(known: CatalogPoint, record: PointRecord, said: dict[str, Any]) 
             f"{known.vm_name!r} ({known.vm_uuid})"
         )
     differing = sorted(name for name in {*said, *known.document} if said.get(name) != known.document.get(name))
+    if differing == ["signature"]:
+        return "its signature differs, so another host made it, or its definition is another one"
     return f"its {', '.join(differing) or 'definition'} differ{'' if len(differing) > 1 else 's'}"

@@ -9,7 +9,8 @@ from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.catalog.point_queries import SHORTEST_PREFIX
 from vmkeep.commandline import command_line
 from vmkeep.errors import ObjectDamaged, PointNotFound, VmkeepError
-from vmkeep.flows.catch_up import Counts, catch_up, missing_point
+from vmkeep.flows.catch_up import CaughtUp, Counts, catch_up, missing_point
+from vmkeep.flows.hosts import told_of_maker
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.premises import DamagedPoint, Premises
 from vmkeep.host.survey import Progress
@@ -62,14 +63,31 @@ def search_stored(premises: Premises, text: str, watch: Callable[[Progress], Non
         return FoundPoint(catalog.find_point(text), (told,))
     try:
         found = catalog.find_point(text)
-    except PointNotFound:
+    except PointNotFound as error:
         meant = [damaged for damaged in caught.damaged if damaged.point.startswith(text.lower())]
         if len(text) < SHORTEST_PREFIX or len(meant) != 1:
-            raise
+            raise _with_notes(error, caught) from None
         return meant[0]
+    except VmkeepError as error:
+        raise _with_notes(error, caught) from None
     if not by_id and found.id in caught.missing:
         raise missing_point(found, repository.location)
-    return FoundPoint(found, caught.sentences())
+    return FoundPoint(found, (*caught.sentences(), *_told_of_trust(catalog, found, by_id=by_id)))
+
+
+def _with_notes(error: VmkeepError, caught: CaughtUp) -> VmkeepError:
+    """Say with the error what was found before it: nobody would hear of it again."""
+    for sentence in caught.sentences():
+        error.add_note(sentence)
+    return error
+
+
+def _told_of_trust(catalog: Catalog, found: CatalogPoint, *, by_id: bool) -> tuple[str, ...]:
+    """Return what is to be said of who made a point, and of later ones that were passed over."""
+    passed = () if by_id else catalog.newer_distrusted(found)
+    told = told_of_maker(found)
+    over = f"later points of VM {found.vm_name!r}, of distrusted hosts, are passed over: {', '.join(passed)}"
+    return (*([over] if passed else []), *([told] if told else []))
 
 
 def _counts(catalog: Catalog, text: str) -> Counts:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, KnownRepository
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, KnownRepository, Trust
 from vmkeep.config import ALWAYS, Settings, prepare_home, resolve_location, save_repository_location
 from vmkeep.errors import (
     IntegrityError,
@@ -33,7 +33,9 @@ from vmkeep.host.lock import FileLock
 from vmkeep.host.tasks import KnownDisk, KnownPoint
 
 if TYPE_CHECKING:
+    from vmkeep.flows.own_key import OwnKey
     from vmkeep.keys import KeyFile, KeyMaterial
+    from vmkeep.keys.signing import SigningKey
     from vmkeep.repository import PointRecord, Repository
     from vmkeep.repository.seal import Compress
 
@@ -50,10 +52,25 @@ class DamagedPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class MetHost:
+    """An installation that signs points with a key which is new here.
+
+    ``former`` is the fingerprint of the key that it had when it was met first, None for one that was never met.
+    """
+
+    fingerprint: str
+    installation: str
+    host: str
+    former: str | None = None
+    trust: str = str(Trust.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
 class InitReport:
     """What `vmkeep init` did. ``created``: the repository is new; ``adopted_*`` count what the catalogue gained.
 
-    ``moved_from`` is where this installation's repository was before, None when it is where it was.
+    ``moved_from`` is where this installation's repository was before, None when it is where it was. ``hosts`` are those
+    that sign points in it, and that nobody here has decided about.
     """
 
     repository: str
@@ -66,6 +83,7 @@ class InitReport:
     adopted_vms: int = 0
     damaged: tuple[DamagedPoint, ...] = ()
     warnings: tuple[str, ...] = ()
+    hosts: tuple[MetHost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,7 @@ class Premises:
         self._keys_dir = settings.keys_dir
         self._key: KeyFile | None = None
         self._stand_in: StandIn | None = None
+        self._own_key: OwnKey | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -182,6 +201,23 @@ class Premises:
         self.repository  # noqa: B018  opening it is what chooses the key that opens it
         return None if self._key is None or self._key.path is None else str(self._key.path)
 
+    def prepare_to_sign(self) -> tuple[str, ...]:
+        """Have the key ready with which points are signed; return what a person must hear of it, once.
+
+        Raises PermissionRefused, NoSpace or StoreError when it can be neither read nor made.
+        """
+        from vmkeep.flows.own_key import own_key
+
+        if self._own_key is not None:
+            return ()
+        self._own_key = own_key(self.settings, self.catalog)
+        return self._own_key.told
+
+    def _signer(self) -> SigningKey:
+        self.prepare_to_sign()
+        assert self._own_key is not None
+        return self._own_key.key
+
     def ensure(self) -> InitReport | None:
         """Initialise on first use; return the report then, and None when there was nothing to do.
 
@@ -247,7 +283,7 @@ class Premises:
         found = self._unused_key()
         key = found or self._new_key()
         try:
-            repository = Repository.create(location, key, compress=self._compress())
+            repository = self._equipped(Repository.create(location, key, compress=self._compress()))
         except BaseException as error:
             # A key that opens nothing must not be taken for the one that matters. One that what is left there was begun
             # with stays: without it nothing could ever be made at that place, or, when all but the last sync was done,
@@ -258,7 +294,6 @@ class Premises:
                 self._mark(key).unlink(missing_ok=True)
             raise
         self._key = key
-        repository.recognise = self._recognise
         return self._take(repository, created=True)
 
     def _new_key(self) -> KeyFile:
@@ -298,8 +333,12 @@ class Premises:
         return self._take(repository, created=False)
 
     def _adopt(self, location: str) -> InitReport:
+        from vmkeep.flows.hosts import meet_hosts, meet_keys, undecided
+        from vmkeep.flows.own_key import pin_own_key
+
         repository = self._open(location)
         report = self._take(repository, created=False)
+        pin_own_key(self.settings, self.catalog)
         found: list[tuple[CatalogPoint, tuple[CatalogState, ...]]] = []
         damaged: list[DamagedPoint] = []
         stored = repository.point_ids()
@@ -311,9 +350,12 @@ class Premises:
                 damaged.append(DamagedPoint(point_id, error.message))
             else:
                 found.append((catalog_point(record), catalog_states(record)))
+        meet_keys(self.catalog, repository.host_keys())
+        meet_hosts(self.catalog, (point for point, _ in found))
         adopted = self.catalog.adopt(found)
         return replace(
             report,
+            hosts=undecided(self.catalog),
             adopted_points=adopted.points,
             adopted_vms=adopted.vms,
             damaged=tuple(damaged),
@@ -347,7 +389,10 @@ class Premises:
     def _open(self, location: str) -> Repository:
         from vmkeep.repository import Repository
 
-        repository = Repository.open(location, self._find_key, compress=self._compress())
+        return self._equipped(Repository.open(location, self._find_key, compress=self._compress()))
+
+    def _equipped(self, repository: Repository) -> Repository:
+        repository.sign_with(self._signer)
         repository.recognise = self._recognise
         return repository
 
@@ -392,6 +437,9 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
 
     The domain's definition stays in the repository, where it is sealed: it may hold passwords of consoles.
     """
+    from vmkeep.repository.signatures import signature_of
+
+    signature = signature_of(record)
     document = record.as_json()
     del document["definition"]
     return CatalogPoint(
@@ -408,6 +456,7 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
         document=document,
         sequence=record.sequence,
         digest=record.digest or None,
+        signed_by=None if signature is None else signature.fingerprint,
     )
 
 

@@ -9,10 +9,12 @@ from typing import Any
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
+from vmkeep.flows.hosts import told_of_base
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.premises import catalog_point, catalog_states, known_point
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
+from vmkeep.host.survey import Progress
 from vmkeep.host.tasks import (
     AbandonPoint,
     ClosePoint,
@@ -51,6 +53,8 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
     uuid = services.host.vm_uuid(request.vm)
     catch_up_on_vm(services, uuid)
     history = services.catalog.points_of_vm(uuid)
+    if (told := told_of_base(history)) is not None:
+        services.watch(Progress("planning", note=f"warning: {told}"))
     task = OpenPoint(
         point_id=plan.operation,
         vm_uuid=uuid,
@@ -60,6 +64,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         states=newest_states(services, uuid, history),
         quiesce=request.quiesce,
         demanded=tuple(request.demanded),
+        doubtful=tuple(point.id for point in history if not point.is_vouched_for),
     )
     opened: PointOpened = services.on_host(plan.operation, task)
     return opened

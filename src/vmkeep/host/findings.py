@@ -72,6 +72,14 @@ class FindingCode(StrEnum):
     """The key that opens the repository is not on this host."""
     KEY_PLACE = "key-place"
     """Where the key is. Without a copy of it elsewhere the points are lost with this host."""
+    HOST_UNDECIDED = "host-undecided"
+    """A host signs points in the repository, and nobody has trusted or distrusted its key here."""
+    HOST_KEY_CHANGED = "host-key-changed"
+    """A host signs its points with another key than before, and nobody has decided about that one here."""
+    HOME_COPIED = "home-copied"
+    """A copy of vmkeep's home is at work on another machine, and signs its points as this installation."""
+    SIGNING_KEY_GONE = "signing-key-gone"
+    """The key with which this installation signed its points is not there; the next point makes another one."""
     CATALOGUE_UNUSABLE = "catalogue-unusable"
     """The catalogue is damaged, of a newer vmkeep, or cannot be read."""
     FLOWS_UNUSABLE = "flows-unusable"
@@ -212,6 +220,9 @@ _PROBLEMS: Final = frozenset(
 )
 _WARNINGS: Final = frozenset(
     {
+        FindingCode.HOST_KEY_CHANGED,
+        FindingCode.HOME_COPIED,
+        FindingCode.SIGNING_KEY_GONE,
         FindingCode.HOME_NOT_PRIVATE,
         FindingCode.SPACE_LOW,
         FindingCode.POINT_NOT_KNOWN,

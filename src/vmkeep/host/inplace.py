@@ -185,7 +185,7 @@ class InPlace:
         staged = Path(item.staged)
         if item.role != "disk":
             ref = next(state for state in record.states if state.kind == item.role)
-            version, content = self._repository.state(ref.version_id)
+            version, content = self._repository.state_of(record, ref.version_id)
             check_state(ref, content, record)
             if item.role == "tpm":
                 stage_tpm(staged, item.file or ref.file, content, owner=swtpm_owner(version.owner))

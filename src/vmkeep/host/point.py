@@ -182,7 +182,7 @@ class Point:
             vm=examined.domain.name,
             running=not examined.stopped,
             disks=examined.disks,
-            bases=examined.standing.bases,
+            bases=tuple(base for base in examined.standing.bases if base.point_id not in self._request.doubtful),
             force_full=self._request.full,
             exclude=frozenset(self._request.exclude),
             never=frozenset(self._settings.of_vm(examined.domain.name, examined.domain.uuid).exclude)

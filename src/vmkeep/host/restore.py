@@ -423,7 +423,7 @@ def _deliver_small(repository: Repository, record: PointRecord, item: DeliveredI
         stage_file(staged, content)
         return len(content)
     ref = next(state for state in record.states if state.kind == item.role)
-    version, content = repository.state(ref.version_id)
+    version, content = repository.state_of(record, ref.version_id)
     check_state(ref, content, record)
     if item.role == "tpm":
         stage_tpm(staged, ref.file, content, owner=swtpm_owner(version.owner) if for_hypervisor else None)

@@ -54,7 +54,8 @@ class OpenPoint:
     """Plan the point and fix its instant: job, checkpoint, NVRAM and TPM. Answers PointOpened.
 
     ``points`` are all of the VM, newest first. The copy that follows reads from the job that this leaves running.
-    ``demanded`` are disks that must be in the point, also if the VM's settings leave them out.
+    ``demanded`` are disks that must be in the point, also if the VM's settings leave them out. Nothing is read against
+    ``doubtful`` points, whose makers are not proved: the new one would hold, and sign, whatever was put into them.
     """
 
     point_id: str
@@ -65,6 +66,7 @@ class OpenPoint:
     states: tuple[KnownState, ...]
     quiesce: bool = False
     demanded: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

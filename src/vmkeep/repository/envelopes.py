@@ -17,6 +17,7 @@ from vmkeep.repository.fields import Fields, WrongField
 from vmkeep.repository.layout import ENVELOPES, FrameKind, canonical, parse_canonical
 from vmkeep.repository.record import PointRecord, SecretRef
 from vmkeep.repository.seal import Sealer, frame_bytes_limit
+from vmkeep.repository.signatures import require_signed_envelope
 from vmkeep.repository.store import ObjectStore
 
 # What libvirt takes (REMOTE_SECRET_VALUE_MAX).
@@ -67,7 +68,9 @@ def get_envelope(store: ObjectStore, sealer: Sealer, record: PointRecord) -> tup
     if not record.secrets:
         return ()
     where = ENVELOPES + record.id
-    found = open_envelope(store, sealer, record.id)
+    frame = stored_envelope(store, record.id)
+    require_signed_envelope(record, frame, where)
+    found = _opened(sealer, record.id, frame, where)
     if found.vm_uuid != record.vm_uuid or tuple(secret.ref() for secret in found.secrets) != record.secrets:
         raise ObjectDamaged(f"{where} holds other secrets than the point was made with", path=where)
     return found.secrets
@@ -84,9 +87,16 @@ class Envelope:
 def open_envelope(store: ObjectStore, sealer: Sealer, point_id: str) -> Envelope:
     """Return what is in the envelope of that name; raises ObjectMissing or ObjectDamaged."""
     where = ENVELOPES + point_id
-    plain = sealer.open_alone(
-        FrameKind.ENVELOPE, point_id, store.get(where, most_bytes=frame_bytes_limit(FrameKind.ENVELOPE)), where
-    )
+    return _opened(sealer, point_id, stored_envelope(store, point_id), where)
+
+
+def stored_envelope(store: ObjectStore, point_id: str) -> bytes:
+    """Return the object of an envelope as it is stored; raises ObjectMissing or ObjectDamaged."""
+    return store.get(ENVELOPES + point_id, most_bytes=frame_bytes_limit(FrameKind.ENVELOPE))
+
+
+def _opened(sealer: Sealer, point_id: str, frame: bytes, where: str) -> Envelope:
+    plain = sealer.open_alone(FrameKind.ENVELOPE, point_id, frame, where)
     value = parse_canonical(plain, where)
     try:
         taken = Fields(value)

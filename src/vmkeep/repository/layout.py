@@ -30,6 +30,7 @@ KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED = (
     "condemned/",
 )
 ENVELOPES = "envelopes/"  # since 1.1: the secrets of points
+HOSTS = "hosts/"  # since 1.3: the public keys of those who sign points
 
 ID_BYTES = 32
 NAME_BYTES = 16
@@ -79,6 +80,7 @@ class FrameKind(IntEnum):
     POINT = 4
     STATE = 5
     ENVELOPE = 6
+    HOST = 7
 
 
 class PackKind(IntEnum):

@@ -25,13 +25,14 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyMaterial
 from vmkeep.mounts import mount_of
-from vmkeep.repository import envelopes, fetch, intents, states
+from vmkeep.repository import envelopes, fetch, intents, signatures, states
 from vmkeep.repository.compression import zstd
 from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
     ENVELOPES,
     FORMAT_OBJECT,
+    HOSTS,
     NAME_BYTES,
     POINTS,
     FrameKind,
@@ -85,6 +86,11 @@ class Repository:
         self._random = random
         self._compress = compress
         self._sealer = Sealer(keyring.domains, keyring.default, random=random, compress=compress)
+        self._signer: Callable[[], signatures.Signer] | None = None
+
+    def sign_with(self, signer: Callable[[], signatures.Signer]) -> None:
+        """Sign the points that are begun from now on; ``signer`` is called for each. Without this none is signed."""
+        self._signer = signer
 
     @classmethod
     def create(
@@ -177,7 +183,10 @@ class Repository:
             yield self.point(point_id)
 
     def point(self, point_id: str) -> PointRecord:
-        """Return a point's record; raises PointNotFound, ObjectDamaged, and what ``recognise`` raises."""
+        """Return a point's record, with its signature proved, if it has one.
+
+        Raises PointNotFound, ObjectDamaged, and what ``recognise`` raises.
+        """
         if not is_name(point_id):
             raise PointNotFound(f"{point_id!r} is not the id of a point")
         name = POINTS + point_id
@@ -186,12 +195,26 @@ class Repository:
         except ObjectMissing as error:
             raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from error
         plain = self._sealer.open_alone(FrameKind.POINT, point_id, frame, name)
-        record = PointRecord.from_json(parse_canonical(plain, name), name, digest=hashlib.sha256(plain).hexdigest())
+        value = parse_canonical(plain, name)
+        signatures.prove_point(value, self.id, point_id, name)
+        record = PointRecord.from_json(value, name, digest=hashlib.sha256(plain).hexdigest())
         if record.id != point_id:
             raise ObjectDamaged(f"{name} holds another point", path=name)
         if self.recognise is not None:
             self.recognise(record)
         return record
+
+    def host_keys(self) -> tuple[signatures.HostKey, ...]:
+        """Return the public keys of the installations that sign points here, by fingerprint; damaged ones are left out.
+
+        ``verify_all`` names those.
+        """
+        found = []
+        for item in self._store.list(HOSTS):
+            with suppress(ObjectDamaged, ObjectMissing):
+                name = item.name.removeprefix(HOSTS)
+                found.append(signatures.get_host_key(self._store, self._sealer, self.id, name))
+        return tuple(sorted(found, key=lambda key: key.fingerprint))
 
     def delete_point(self, point_id: str) -> None:
         """Remove a point and its secrets; its blocks stay until a prune finds that no other point needs them.
@@ -218,6 +241,12 @@ class Repository:
         if not is_name(version_id):
             raise ObjectMissing(f"{version_id!r} is not the id of a state version")
         return states.get_state(self._store, self._sealer, version_id)
+
+    def state_of(self, record: PointRecord, version_id: str) -> tuple[StateVersion, bytes]:
+        """Return a state version of a point, as it was when the point was signed; raises as ``state`` does."""
+        version, content = self.state(version_id)
+        signatures.require_signed_state(record, version)
+        return version, content
 
     def put_state(
         self,
@@ -265,6 +294,8 @@ class Repository:
         """
         if point_id is not None and not is_name(point_id):
             raise InvalidRequest(f"{point_id!r} cannot be the id of a point: 32 hexadecimal digits are")
+        # First of all: without its key nothing is begun.
+        signer = None if self._signer is None else self._signer()
         intent = intents.Intent(
             self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose, lapse_seconds=lapse_seconds
         )
@@ -275,7 +306,16 @@ class Repository:
             sizes = intents.stored_packs(self._store)
             usable = sizes.keys() - intents.condemned_packs(self._store)
             known.refresh(set(usable), lambda pack: self._entries(pack, sizes[pack]))
-            return PointWriter(self._store, self._sealer, known, intent, uploaders=workers, point_id=point_id)
+            return PointWriter(
+                self._store,
+                self._sealer,
+                known,
+                intent,
+                uploaders=workers,
+                point_id=point_id,
+                repository=self.id,
+                signer=signer,
+            )
         except BaseException:
             intent.end()
             known.close()
@@ -373,7 +413,7 @@ class Repository:
         return bool(unsure) and self._store.now() - max(writer.renewed for writer in unsure) < _SILENT
 
     def _verification(self, sample: float, progress: Progress | None) -> Verification:
-        return Verification(self._store, self._sealer, self.point, sample=sample, progress=progress)
+        return Verification(self._store, self._sealer, self.point, self.id, sample=sample, progress=progress)
 
     def _entries(self, pack: bytes, size_bytes: int) -> Sequence[PackEntry] | None:
         try:

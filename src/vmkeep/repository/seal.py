@@ -53,6 +53,7 @@ ID_NAMES = {
     FrameKind.POINT: "point",
     FrameKind.STATE: "state version",
     FrameKind.ENVELOPE: "envelope",
+    FrameKind.HOST: "host",
 }
 PLAIN_LIMITS: Mapping[FrameKind, int] = MappingProxyType(
     {

@@ -35,6 +35,7 @@ from vmkeep.repository.keyring import generation_of_name, highest_generation, ke
 from vmkeep.repository.layout import (
     ENVELOPES,
     FORMAT_OBJECT,
+    HOSTS,
     KEYRING,
     PACK_HEADER_BYTES,
     PACKS,
@@ -52,10 +53,11 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.manifest import Children, Geometry, decode_node, frame_bytes_limit, geometry_of
 from vmkeep.repository.packs import open_index, read_index
 from vmkeep.repository.readings import Readings, is_unread
-from vmkeep.repository.record import BlockRef, PointRecord, StoredDisk
+from vmkeep.repository.record import BlockRef, PointRecord, StateRef, StateVersion, StoredDisk
 from vmkeep.repository.sampling import Share
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.seal import frame_bytes_limit as frame_limit
+from vmkeep.repository.signatures import get_host_key, require_signed_state
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
 
@@ -156,6 +158,7 @@ class Verification:
         store: ObjectStore,
         sealer: Sealer,
         point: Callable[[str], PointRecord],
+        repository: str,
         *,
         sample: float = 1.0,
         progress: Progress | None = None,
@@ -164,6 +167,7 @@ class Verification:
         self._readings = Readings(store)
         self._sealer = sealer
         self._point = point
+        self._repository = repository
         self._sample = sample
         self._share = Share(sample) if sample < 1.0 else None
         self._progress = progress
@@ -180,7 +184,7 @@ class Verification:
         self._bad: dict[tuple[bytes, int], str] = {}
         self._sound_nodes: set[tuple[BlockRef, int]] = set()
         self._states: dict[str, VmkeepError | None] = {}
-        self._hashes: dict[str, str] = {}
+        self._versions: dict[str, StateVersion] = {}
 
     def point(self, point_id: str) -> PointReport:
         """Prove one point; raises PointNotFound, and nothing for damage."""
@@ -207,6 +211,7 @@ class Verification:
             else:
                 self._find(item.name, "this is not an object of a repository")
         self._check_envelopes()
+        self._check_host_keys()
         for point_id in points:
             try:
                 self._check_point(point_id)
@@ -251,7 +256,7 @@ class Verification:
             self._tell(POINTS + point_id, error, point_id)
             return
         for state in record.states:
-            problem = self._state_problem(state.version_id, state.sha256)
+            problem = self._state_problem(state.version_id) or self._other_state(record, state)
             if problem is not None:
                 self._tell(STATES + state.version_id, problem, point_id)
         try:
@@ -277,21 +282,45 @@ class Verification:
             except VmkeepError as error:
                 self._tell(item.name, error)
 
-    def _state_problem(self, version_id: str, sha256: str | None = None) -> VmkeepError | None:
+    def _check_host_keys(self) -> None:
+        """Prove every public key. It harms no point when one is damaged: each signature carries its own."""
+        for item in self._store.list(HOSTS):
+            name = item.name.removeprefix(HOSTS)
+            if not is_name(name):
+                self._find(item.name, "this is not an object of a repository")
+                continue
+            try:
+                self._readings.twice(
+                    item.name, partial(get_host_key, self._store, self._sealer, self._repository, name)
+                )
+            except ObjectMissing:
+                continue  # removed since they were listed
+            except VmkeepError as error:
+                self._tell(item.name, error)
+
+    def _state_problem(self, version_id: str) -> VmkeepError | None:
         if version_id not in self._states:
             self._states[version_id] = None
             try:
                 name = STATES + version_id
                 version, content = self._readings.twice(name, lambda: get_state(self._store, self._sealer, version_id))
                 self._advance(len(content))
-                self._hashes[version_id] = version.sha256
+                self._versions[version_id] = version
             except VmkeepError as error:
                 self._states[version_id] = error
                 self._tell(STATES + version_id, error)
-        problem = self._states[version_id]
-        if problem is None and sha256 is not None and self._hashes[version_id] != sha256:
+        return self._states[version_id]
+
+    def _other_state(self, record: PointRecord, state: StateRef) -> VmkeepError | None:
+        """Return what is wrong with a sound state version as that of a point."""
+        version = self._versions[state.version_id]
+        if version.sha256 != state.sha256:
             return ObjectDamaged("it is another content than the point was made with")
-        return problem
+        try:
+            require_signed_state(record, version)
+        except ObjectDamaged as error:
+            return error
+        return None
 
     def _check_subtree(
         self, disk: StoredDisk, geometry: Geometry, ref: BlockRef, level: int, index: int, point_id: str

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from vmkeep.errors import Interrupted, InvalidRequest, ObjectMissing, StoreError, TargetExists, VmkeepError
-from vmkeep.repository.envelopes import PointSecret, put_envelope
+from vmkeep.repository.envelopes import PointSecret, put_envelope, stored_envelope
 from vmkeep.repository.fetch import node_reader
 from vmkeep.repository.intents import Intent, unusable
 from vmkeep.repository.known import KnownBlocks
@@ -46,7 +46,8 @@ from vmkeep.repository.record import (
     refuse_unreadable,
 )
 from vmkeep.repository.seal import Sealer
-from vmkeep.repository.states import put_state
+from vmkeep.repository.signatures import FIELD, Signer, put_host_key, sign_point
+from vmkeep.repository.states import get_state, put_state
 from vmkeep.repository.store import ObjectStore
 
 # Data buffers: one for each worker's share of filling and two on their way to the store. 4 x 16 + 2 x 4 MiB.
@@ -258,7 +259,10 @@ class PointWriter:
         *,
         uploaders: int = _UPLOADERS,
         point_id: str | None = None,
+        repository: str = "",
+        signer: Signer | None = None,
     ) -> None:
+        """``signer`` signs the point, as one of the repository of that id; without one it stays unsigned."""
         self.point_id = sealer.random(NAME_BYTES).hex() if point_id is None else point_id
         self._store = store
         self._sealer = sealer
@@ -269,6 +273,10 @@ class PointWriter:
         self._needs_parent = False
         self._has_envelope = False
         self._ended = False
+        self._repository = repository
+        self._signer = signer
+        # Versions that were put for this point: what is signed of them need not be read again.
+        self._put_states: dict[str, StateVersion] = {}
 
     @property
     def bytes_stored(self) -> int:
@@ -312,7 +320,7 @@ class PointWriter:
         created: str | None = None,
     ) -> StateVersion:
         """Store a state version; raises StateTorn for content that is empty or too large for its kind."""
-        return put_state(
+        version = put_state(
             self._store,
             self._sealer,
             content,
@@ -325,6 +333,8 @@ class PointWriter:
             mode=mode,
             created=created,
         )
+        self._put_states[version.id] = version
+        return version
 
     def put_secrets(self, secrets: Sequence[PointSecret], *, vm_uuid: str) -> tuple[SecretRef, ...]:
         """Seal the VM's secrets into the point's envelope and return what the record says of them. At most once."""
@@ -353,6 +363,7 @@ class PointWriter:
         try:
             refuse_unreadable(record)
             self._placer.finish()
+            record = self._signed(record)
             plain = canonical(record.as_json())
             if len(plain) > POINT_BYTES_LIMIT:
                 raise InvalidRequest(f"the record of the point has {len(plain)} bytes, more than a reader takes")
@@ -365,6 +376,20 @@ class PointWriter:
             raise
         self._end()
         return record
+
+    def _signed(self, record: PointRecord) -> PointRecord:
+        """Return the record with this writer's signature, and never with that of a record it was made of."""
+        record = replace(record, extra={name: content for name, content in record.extra.items() if name != FIELD})
+        if self._signer is None:
+            return record
+        put_host_key(self._store, self._sealer, self._repository, self._signer, record.created)
+        states = [
+            self._put_states.get(state.version_id) or get_state(self._store, self._sealer, state.version_id)[0]
+            for state in record.states
+        ]
+        envelope = stored_envelope(self._store, record.id) if record.secrets else None
+        signature = sign_point(record.as_json(), self._repository, self._signer, states=states, envelope=envelope)
+        return replace(record, extra={**record.extra, FIELD: signature})
 
     def abort(self) -> None:
         """Give the point up; nothing of it can be seen. Does nothing after a commit."""

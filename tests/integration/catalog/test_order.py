@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,8 @@ def test_catalogue_of_an_older_release_gets_its_order(tmp_path: Path) -> None:
     _write_as_0002(path, made)
     with Catalog.open(path) as catalog:
         assert [point.id for point in catalog.points("win11")] == [point.id for point in made]
-        assert catalog.points() == tuple(made)
+        # It was known before points were signed.
+        assert catalog.points() == tuple(replace(point, signed_by="") for point in made)
         assert [summary["sequence"] for summary in catalog.summaries()] == [None, None, None, 5]
         assert catalog.next_sequence(WIN11) == 6
         late = next(state for state in catalog.states_of_vm(WIN11))

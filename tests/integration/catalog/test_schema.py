@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -18,12 +19,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from tests.integration.catalog.examples import example_point
-from vmkeep.catalog import Catalog
+from tests.integration.catalog.examples import WIN11, example_point
+from vmkeep.catalog import Catalog, Trust
 from vmkeep.catalog.database import HEAD_REVISION, Database
 from vmkeep.catalog.migrations.upgrade import _config, head_revision
 from vmkeep.catalog.models import metadata
 from vmkeep.errors import CatalogError, Interrupted, PermissionRefused
+from vmkeep.keys.signing import fingerprint_of
 
 FIRST_COMMAND = "import sys; from vmkeep.catalog import Catalog; Catalog.open(__import__('pathlib').Path(sys.argv[1]))"
 
@@ -101,6 +103,34 @@ def test_catalogue_of_the_first_schema_is_brought_up_to_date_with_all_it_has(tmp
     with Catalog.open(path) as catalog:
         assert catalog.pins("v") == ("p",)
         assert catalog.snapshots_of_vm("u") == ()
+
+
+def test_points_that_were_known_before_signatures_are_marked_so(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    key = "8a" * 32
+    documents = {"a": {}, "b": {"signature": {"key": key}}, "c": {"note": '"signature"'}}
+    with engine.begin() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.exec_driver_sql("INSERT INTO vms VALUES (?, 'win11', NULL, '2026', 0, NULL, 0)", (WIN11,))
+        for place, (point, document) in enumerate(documents.items()):
+            row = (point, WIN11, "2026-03-01T10:00:00.000000Z", json.dumps(document), place)
+            connection.exec_driver_sql(
+                "INSERT INTO points VALUES (?, ?, 'win11', 'full', NULL, ?, 'h', NULL, 0, '{}', '{}', ?, 1, ?)", row
+            )
+    engine.dispose()
+    with Catalog.open(path) as catalog:
+        # One that an older release took over was signed all the same.
+        assert {point.id: point.signed_by for point in catalog.points()} == {
+            "a": "",
+            "b": fingerprint_of(bytes.fromhex(key)),
+            "c": "",
+        }
+        found = catalog.find_point("win11@latest")
+        assert (found.id, found.is_vouched_for, found.trust) == ("c", True, Trust.UNSIGNED)
+        assert not catalog.is_signed_by_trusted_host("a")
 
 
 def test_point_whose_time_is_none_leaves_an_older_catalogue_and_nothing_else_does(tmp_path: Path) -> None:

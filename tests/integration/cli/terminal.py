@@ -18,6 +18,25 @@ def on_terminal(home: Path, *arguments: str, columns: int, term: str = "xterm") 
     return spoken([*COMMAND, *arguments], {**environment(home), "TERM": term}, columns=columns)
 
 
+def answered(home: Path, *arguments: str, answer: str) -> str:
+    """Return all that a command writes to a terminal on which a person answers its questions; it must succeed."""
+    master, slave = os.openpty()
+    os.write(master, answer.encode())
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment(home), stdin=slave, stdout=slave, stderr=slave
+    ) as process:
+        os.close(slave)
+        said = b""
+        while True:
+            try:
+                said += os.read(master, 65536)
+            except OSError:  # EIO: nobody has the other end any more
+                break
+        assert process.wait(60) == 0, said
+    os.close(master)
+    return said.decode()
+
+
 def spoken(command: Sequence[str], variables: dict[str, str], *, columns: int) -> list[str]:
     """Return the lines that any command writes to a terminal."""
     master, slave = os.openpty()

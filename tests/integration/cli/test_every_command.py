@@ -68,7 +68,7 @@ def test_usage_names_arguments_as_manual_pages_do(name: str) -> None:
     with typer.Context(command, info_name=name) as context:
         usage, _, rest = command.get_help(context).partition("\n")
     arguments = usage.removeprefix(f"Usage: {name} [OPTIONS]").split()
-    assert all(re.fullmatch(r"[A-Z|]+|\[[A-Z|]+\](\.\.\.)?", argument) for argument in arguments), usage
+    assert all(re.fullmatch(r"([A-Z|]+|\[[A-Z|]+\])(\.\.\.)?", argument) for argument in arguments), usage
     described = rest.partition("Arguments:\n")[2].partition("\n\n")[0]
     assert "<" not in described
     assert all(argument.strip("[].") in described for argument in arguments)

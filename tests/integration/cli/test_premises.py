@@ -189,8 +189,14 @@ def test_other_host_takes_over_with_the_exported_key(first: Path, tmp_path: Path
     assert "--adopt" in refused.error()["hint"]
     adopted = vmkeep(second, "init", "--repository", place, "--adopt", "--json").document()["init"]
     assert (adopted["adopted_points"], adopted["adopted_vms"], adopted["created"]) == (2, 1, False)
-    there, here = (vmkeep(home, "points", "--json").document() for home in (first, second))
+    there, here = (vmkeep(home, "points", "--json").document()["points"] for home in (first, second))
+    made_by = [(one.pop("made_by"), other.pop("made_by")) for one, other in zip(there, here, strict=True)]
     assert there == here
+    (host,) = adopted["hosts"]
+    assert host["trust"] == "unknown"
+    for one, other in made_by:
+        assert (one["trust"], other["trust"]) == ("own", "unknown")
+        assert one["key"] == other["key"] == host["fingerprint"]
     with premises(second) as taken:
         newest = taken.catalog.newest_state(VM, "tpm")
         assert newest is not None

@@ -1,0 +1,92 @@
+"""Rows of the keys that sign points: pinned as they were met first, trusted by people, never changed."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from vmkeep.catalog import models, texts
+from vmkeep.catalog.records import KnownHostKey, Trust
+from vmkeep.errors import InvalidRequest
+
+keys = models.host_keys
+SHORTEST_PREFIX = 8
+
+
+def see(connection: Connection, key: KnownHostKey) -> bool:
+    """Pin a key; return whether it was not known. What is known stays as it is, but for a key of one's own."""
+    row = {
+        "fingerprint": key.fingerprint,
+        "key": key.key,
+        "installation": key.installation,
+        "host": key.host,
+        "seen_at": texts.now(),
+        "trust": str(key.trust),
+        "machine": key.machine,
+    }
+    known = by_fingerprint(connection, key.fingerprint)
+    if known is None:
+        connection.execute(insert(keys).values(row))
+        return True
+    if not is_pinned(known, key):
+        values = {"trust": str(key.trust), "machine": key.machine}
+        connection.execute(update(keys).where(keys.c.fingerprint == key.fingerprint).values(values))
+    return False
+
+
+def is_pinned(known: KnownHostKey | None, key: KnownHostKey) -> bool:
+    """Return whether there is nothing to record of a key that is met."""
+    if known is None or key.trust is not Trust.OWN:
+        return known is not None
+    return (known.trust, known.machine) == (key.trust, key.machine)
+
+
+def by_fingerprint(connection: Connection, fingerprint: str) -> KnownHostKey | None:
+    row = connection.execute(select(keys).where(keys.c.fingerprint == fingerprint)).first()
+    return None if row is None else _key(row)
+
+
+def all_keys(connection: Connection) -> tuple[KnownHostKey, ...]:
+    """Return all keys that were ever met, in that order."""
+    chosen = select(keys).order_by(keys.c.seen_at, keys.c.fingerprint)
+    return tuple(_key(row) for row in connection.execute(chosen))
+
+
+def named(connection: Connection, text: str) -> KnownHostKey:
+    """Return the key that a fingerprint, or the beginning of one, means; raises InvalidRequest."""
+    wanted = text.lower()
+    hint = "`vmkeep host list` shows the fingerprints of the hosts that sign points here."
+    if len(wanted) < SHORTEST_PREFIX or not set(wanted) <= set("0123456789abcdef"):
+        raise InvalidRequest(f"{text!r} is neither a fingerprint nor {SHORTEST_PREFIX} characters of one", hint=hint)
+    fits = select(keys).where(keys.c.fingerprint >= wanted, keys.c.fingerprint < wanted + "g")
+    found = [_key(row) for row in connection.execute(fits.order_by(keys.c.fingerprint).limit(2))]
+    if len(found) != 1:
+        what = "several keys" if found else "no key that was met here"
+        raise InvalidRequest(f"{text!r} is the beginning of {what}", hint=hint)
+    return found[0]
+
+
+def set_trust(connection: Connection, fingerprint: str, trust: Trust) -> None:
+    connection.execute(update(keys).where(keys.c.fingerprint == fingerprint).values(trust=str(trust)))
+
+
+def note_copy(connection: Connection, fingerprint: str, host: str | None) -> None:
+    connection.execute(update(keys).where(keys.c.fingerprint == fingerprint).values(copied_to=host))
+
+
+def points_of_each(connection: Connection) -> dict[str, int]:
+    """Return how many points each key has signed, by fingerprint; unsigned ones stand under the empty one."""
+    signed_by = func.coalesce(models.points.c.signed_by, "")
+    return {row[0]: row[1] for row in connection.execute(select(signed_by, func.count()).group_by(signed_by))}
+
+
+def trust_of(signed_by: str | None, found: str | None) -> Trust:
+    """Return what is thought of a point by who signed it and by what the catalogue has of that key."""
+    if not signed_by:
+        return Trust.UNSIGNED
+    return Trust.UNKNOWN if found is None else Trust(found)
+
+
+def _key(row: Row[tuple[object, ...]]) -> KnownHostKey:
+    return KnownHostKey(
+        row.fingerprint, row.key, row.installation, row.host, Trust(row.trust), row.seen_at, row.machine, row.copied_to
+    )

@@ -1,0 +1,122 @@
+"""The key of this installation: made at first use, made anew when it is lost, and given up for another one.
+
+What is to be told of it is returned as sentences: that others must trust a new key, and that this home was copied with
+its host, as far as that shows (docs/adr/0026-points-are-signed.md).
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from vmkeep.catalog import Catalog, KnownHostKey, Trust
+from vmkeep.config import Settings, prepare_home
+from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists
+from vmkeep.filesystem import file_error
+from vmkeep.keys.signing import SigningKey, is_same_machine, put_aside, this_machine
+from vmkeep.logs import get_logger
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKey:
+    """The key, and what a person must hear of it."""
+
+    key: SigningKey
+    told: tuple[str, ...] = ()
+
+
+def own_key(settings: Settings, catalog: Catalog) -> OwnKey:
+    """Return the key of this installation for signing, which is made if there is none, and pin it in the catalogue.
+
+    Raises PermissionRefused, NoSpace or StoreError when it can be neither read nor made, and what the catalogue raises.
+    """
+    told: list[str] = []
+    key = _loaded(settings, told)
+    if key is None:
+        key = _made(settings, catalog, told)
+    machine = this_machine()
+    if not is_same_machine(key.machine, machine):
+        told.append(
+            f"this home was used on host {key.host} before, and is on another machine now. If a copy of it is at work "
+            "there still, both sign as one and the same installation: run `vmkeep host renew` on one of them"
+        )
+    if key.machine != machine:
+        key = key.used_on(machine, socket.gethostname())
+    catalog.see_host_key(known_key(key))
+    return OwnKey(key, tuple(told))
+
+
+def pin_own_key(settings: Settings, catalog: Catalog) -> None:
+    """Make the key known to a catalogue that is new, if there is one and it can be read."""
+    key = _found(settings)
+    if key is not None:
+        catalog.see_host_key(known_key(key))
+
+
+def renew_own_key(settings: Settings, catalog: Catalog) -> SigningKey:
+    """Make this home another installation, with another key. The former is put aside; what it signed stays proved."""
+    former = _found(settings)
+    if former is not None:
+        _put_aside(settings, "former")
+        catalog.see_host_key(known_key(former))
+        catalog.retire_own_key(former.fingerprint)
+    prepare_home(settings)
+    key = _saved(settings, SigningKey.draw(machine=this_machine(), host=socket.gethostname()))
+    catalog.see_host_key(known_key(key))
+    return key
+
+
+def known_key(key: SigningKey) -> KnownHostKey:
+    """Return a key of one's own as the catalogue keeps it."""
+    return KnownHostKey(
+        key.fingerprint, key.public_key.hex(), key.installation, key.host, Trust.OWN, machine=key.machine
+    )
+
+
+def _found(settings: Settings) -> SigningKey | None:
+    try:
+        return SigningKey.load(settings.signing_key_path)
+    except (KeyMissing, InvalidRequest):
+        return None
+
+
+def _loaded(settings: Settings, told: list[str]) -> SigningKey | None:
+    try:
+        return SigningKey.load(settings.signing_key_path)
+    except KeyMissing:
+        return None
+    except InvalidRequest as error:
+        aside = _put_aside(settings, "damaged")
+        told.append(f"{error.message}; it is {aside} now")
+        return None
+
+
+def _put_aside(settings: Settings, ending: str) -> str:
+    try:
+        return str(put_aside(settings.signing_key_path, ending))
+    except OSError as error:
+        raise file_error(error, settings.signing_key_path) from error
+
+
+def _made(settings: Settings, catalog: Catalog, told: list[str]) -> SigningKey:
+    prepare_home(settings)
+    lost = [known for known in catalog.host_keys() if known.trust is Trust.OWN]
+    installation = lost[-1].installation if lost else None
+    drawn = SigningKey.draw(machine=this_machine(), host=socket.gethostname(), installation=installation)
+    key = _saved(settings, drawn)
+    if lost and key.fingerprint not in {known.fingerprint for known in lost}:
+        told.append(
+            f"the key with which this installation signed its points, {lost[-1].fingerprint}, is gone. A new one was "
+            f"made, {key.fingerprint}: hosts that use the same repository must trust it (`vmkeep host trust`)"
+        )
+    return key
+
+
+def _saved(settings: Settings, key: SigningKey) -> SigningKey:
+    try:
+        return key.save(settings.signing_key_path)
+    except TargetExists:
+        _log.info("another process made the signing key first")
+        return SigningKey.load(settings.signing_key_path)
