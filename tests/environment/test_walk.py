@@ -121,9 +121,11 @@ def _remove_copy(host: Host) -> None:
         host.vm("copy").delete()
     for path in (*(host.dir / "disks").glob("*copy*"), *host.path("/var/lib/libvirt/qemu/nvram").glob("*copy*")):
         path.unlink()
-    for directory in host.path("/var/lib/libvirt/swtpm").iterdir():
-        if directory.name.startswith("."):
-            shutil.rmtree(directory)
+    for path in host.path("/var/lib/libvirt/swtpm").glob(".*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()  # the mark of a rename
 
 
 @pytest.mark.parametrize(("place", "most"), _cases(home=0, repository=3))
