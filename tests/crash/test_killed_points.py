@@ -133,10 +133,10 @@ _WHEN_STORED = [
 @pytest.mark.parametrize(
     "place",
     [
-        *sampled(_BEFORE_THE_INSTANT, 5),
-        *sampled(_AT_THE_INSTANT, 8),
-        *sampled(_IN_THE_COPY, 7),
-        *sampled(_WHEN_STORED, 7),
+        *sampled(_BEFORE_THE_INSTANT, 3),
+        *sampled(_AT_THE_INSTANT, 7),
+        *sampled(_IN_THE_COPY, 4),
+        *sampled(_WHEN_STORED, 4),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.crash.bed import Bed, Trap, wait_until
+from tests.crash.walk import sampled
 from tests.rig import VmState
 from tests.system.truth import checkpoints
 
@@ -20,16 +21,16 @@ _DOMAIN = "vmkeep.hypervisor.domain:Domain."
 _STOPPED_SECONDS = 6.0
 
 
-@pytest.mark.parametrize(
-    ("when", "place", "stands"),
-    [
-        ("before", _DOMAIN + "suspend", False),
-        ("after", _DOMAIN + "suspend", True),
-        ("after", _DOMAIN + "begin_backup", True),
-        ("before", "vmkeep.host.instant:capture#2", True),  # between the UEFI variables and the TPM
-        ("before", _DOMAIN + "resume", True),
-    ],
-)
+_PLACES = [
+    ("before", _DOMAIN + "suspend", False),
+    ("after", _DOMAIN + "suspend", True),
+    ("after", _DOMAIN + "begin_backup", True),
+    ("before", "vmkeep.host.instant:capture#2", True),  # between the UEFI variables and the TPM
+    ("before", _DOMAIN + "resume", True),
+]
+
+
+@pytest.mark.parametrize(("when", "place", "stands"), sampled(_PLACES, 4))
 def test_guest_goes_on_when_vmkeep_is_stopped_at_the_instant(bed: Bed, when: str, place: str, stands: bool) -> None:
     bed.change()
     before, points = checkpoints(bed.vm), bed.zygote.run(["look"]).acts[0][1]
@@ -106,11 +107,14 @@ _IN_IMAGES = "<memory snapshot='internal'/>"
 
 @pytest.mark.parametrize(
     ("when", "place", "whole"),
-    [
-        ("after", _DOMAIN + "suspend", False),
-        ("after", _SNAPSHOTS + "create", True),
-        ("after", "vmkeep.host.snapshot:read_state#3", True),
-    ],
+    sampled(
+        [
+            ("after", _DOMAIN + "suspend", False),
+            ("after", _SNAPSHOTS + "create", True),
+            ("after", "vmkeep.host.snapshot:read_state#3", True),
+        ],
+        2,
+    ),
 )
 @pytest.mark.parametrize("memory", ["", _MEMORY], ids=["disks", "memory"])
 def test_guest_goes_on_when_vmkeep_is_stopped_in_a_snapshot(
