@@ -102,7 +102,7 @@ def renew(
 
         key = renew_own_key(running.settings, running.premises.catalog)
         if running.console.json:
-            running.console.document({"host": next(_only(_described(running), {key.fingerprint}))})
+            running.console.document({"host": _only(_described(running), {key.fingerprint})[0]})
         else:
             running.console.show(f"this installation is {key.installation} now, and signs with key {key.fingerprint}")
 
@@ -116,7 +116,7 @@ def _decide(
         for text in keys:
             catalog.host_key(text)  # all of them, before anything is changed
         decided = {catalog.trust_host(text, decision).fingerprint for text in keys}
-        hosts = list(_only(_described(running), decided))
+        hosts = _only(_described(running), decided)
         if running.console.json:
             running.console.document({"hosts": hosts})
             return
@@ -157,8 +157,8 @@ def _host(key: KnownHostKey, former: str | None, points: int) -> dict[str, Any]:
     }
 
 
-def _only(hosts: list[dict[str, Any]], fingerprints: set[str]) -> Any:
-    return (host for host in hosts if host["fingerprint"] in fingerprints)
+def _only(hosts: list[dict[str, Any]], fingerprints: set[str]) -> list[dict[str, Any]]:
+    return [host for host in hosts if host["fingerprint"] in fingerprints]
 
 
 def _remarks(hosts: list[dict[str, Any]]) -> list[str]:

@@ -28,6 +28,16 @@ KEY_ID_CONTEXT = "vmkeep 2026 key file v1 key id"
 WRAP_INFO = b"vmkeep key-file wrap v1"
 
 
+def read_key_file(path: Path, what: str) -> bytes:
+    """Return what the file of a key holds; raises KeyMissing, PermissionRefused or StoreError."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise KeyMissing(f"there is no {what} {path}", path=str(path)) from error
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+
+
 def key_id_of(secret: bytes) -> str:
     """Return the id that belongs to a secret: 32 hexadecimal digits that tell nothing about it."""
     return blake3(secret, derive_key_context=KEY_ID_CONTEXT).hexdigest(16)
@@ -67,12 +77,7 @@ class KeyFile:
     @classmethod
     def load(cls, path: Path) -> KeyFile:
         """Read a key file. Raises KeyMissing, PermissionRefused, or InvalidRequest for what is not a sound key file."""
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError as error:
-            raise KeyMissing(f"there is no key file {path}", path=str(path)) from error
-        except OSError as error:
-            raise file_error(error, path, "read") from error
+        text = read_key_file(path, "key file")
         try:
             value = json.loads(text)
             if value["format"] != "vmkeep key" or value["version"] != 1:

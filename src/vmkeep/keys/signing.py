@@ -19,8 +19,9 @@ from typing import Final
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists
+from vmkeep.errors import InvalidRequest, TargetExists
 from vmkeep.filesystem import file_error, replace_file, write_new_file
+from vmkeep.keys.keyfile import read_key_file
 
 SEED_BYTES: Final = 32
 FINGERPRINT_CONTEXT: Final = "vmkeep 2026 host key fingerprint"
@@ -97,12 +98,7 @@ class SigningKey:
     @classmethod
     def load(cls, path: Path) -> SigningKey:
         """Read the file. Raises KeyMissing, PermissionRefused or StoreError, and InvalidRequest for a damaged one."""
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError as error:
-            raise KeyMissing(f"there is no signing key {path}", path=str(path)) from error
-        except OSError as error:
-            raise file_error(error, path, "read") from error
+        text = read_key_file(path, "signing key")
         try:
             value = json.loads(text)
             if value["format"] != _FORMAT or value["version"] != 1:

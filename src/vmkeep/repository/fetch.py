@@ -15,7 +15,7 @@ from vmkeep.repository.manifest import (
     NodeReader,
     Runs,
     decode_node,
-    frame_bytes_limit,
+    node_frame_bytes_limit,
     walk_blocks,
     walk_runs,
 )
@@ -80,7 +80,7 @@ def node_reader(store: ObjectStore, sealer: Sealer) -> NodeReader:
 
     def read(wanted: Sequence[tuple[BlockRef, int, int]]) -> list[Children]:
         for ref, _level, slots in wanted:
-            refuse_oversize(ref, frame_bytes_limit(slots))
+            refuse_oversize(ref, node_frame_bytes_limit(slots))
         frames = fetch_frames(store, [ref for ref, _level, _slots in wanted])
         nodes = []
         for (ref, level, slots), frame in zip(wanted, frames, strict=True):

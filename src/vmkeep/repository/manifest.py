@@ -51,7 +51,7 @@ def geometry_of(disk: StoredDisk) -> Geometry:
     return Geometry(disk.blocks, disk.fan_out)
 
 
-def frame_bytes_limit(slots: int) -> int:
+def node_frame_bytes_limit(slots: int) -> int:
     """Return the most bytes that the sealed frame of a node with so many slots can have."""
     return sealed_bytes_limit(_NODE.size + -(-slots // 8) + slots * (NAME_BYTES + ID_BYTES + 2 + 4 + 4))
 

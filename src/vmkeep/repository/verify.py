@@ -50,13 +50,12 @@ from vmkeep.repository.layout import (
     parse_trailer,
     sealed_bytes_limit,
 )
-from vmkeep.repository.manifest import Children, Geometry, decode_node, frame_bytes_limit, geometry_of
+from vmkeep.repository.manifest import Children, Geometry, decode_node, geometry_of, node_frame_bytes_limit
 from vmkeep.repository.packs import open_index, read_index
 from vmkeep.repository.readings import Readings, is_unread
 from vmkeep.repository.record import BlockRef, PointRecord, StateRef, StateVersion, StoredDisk
 from vmkeep.repository.sampling import Share
-from vmkeep.repository.seal import Sealer
-from vmkeep.repository.seal import frame_bytes_limit as frame_limit
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.signatures import get_host_key, require_signed_state
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
@@ -210,8 +209,10 @@ class Verification:
                 self._state_problem(item.name.removeprefix(STATES))
             else:
                 self._find(item.name, "this is not an object of a repository")
-        self._check_envelopes()
-        self._check_host_keys()
+        # Also the envelopes of a writer at work, and what a killed one left.
+        self._check_lone(ENVELOPES, partial(open_envelope, self._store, self._sealer))
+        # A damaged one harms no point: each signature carries its own key.
+        self._check_lone(HOSTS, partial(get_host_key, self._store, self._sealer, self._repository))
         for point_id in points:
             try:
                 self._check_point(point_id)
@@ -268,33 +269,17 @@ class Verification:
                 geometry = geometry_of(disk.stored)
                 self._check_subtree(disk.stored, geometry, disk.stored.root, geometry.levels - 1, 0, point_id)
 
-    def _check_envelopes(self) -> None:
-        """Prove every envelope, also one without a point: that of a writer at work, or what a killed one left."""
-        for item in self._store.list(ENVELOPES):
-            name = item.name.removeprefix(ENVELOPES)
+    def _check_lone(self, prefix: str, prove: Callable[[str], object]) -> None:
+        """Prove every object of a kind by its name, also one that no point names."""
+        for item in self._store.list(prefix):
+            name = item.name.removeprefix(prefix)
             if not is_name(name):
                 self._find(item.name, "this is not an object of a repository")
                 continue
             try:
-                self._readings.twice(item.name, partial(open_envelope, self._store, self._sealer, name))
+                self._readings.twice(item.name, partial(prove, name))
             except ObjectMissing:
-                continue  # deleted with its point since they were listed
-            except VmkeepError as error:
-                self._tell(item.name, error)
-
-    def _check_host_keys(self) -> None:
-        """Prove every public key. It harms no point when one is damaged: each signature carries its own."""
-        for item in self._store.list(HOSTS):
-            name = item.name.removeprefix(HOSTS)
-            if not is_name(name):
-                self._find(item.name, "this is not an object of a repository")
-                continue
-            try:
-                self._readings.twice(
-                    item.name, partial(get_host_key, self._store, self._sealer, self._repository, name)
-                )
-            except ObjectMissing:
-                continue  # removed since they were listed
+                continue  # deleted since they were listed
             except VmkeepError as error:
                 self._tell(item.name, error)
 
@@ -328,7 +313,7 @@ class Verification:
         """Prove a node and all below it; return whether it is sound."""
         if (ref, disk.block_bytes) in self._sound_nodes:
             return True
-        opened = self._open(FrameKind.NODE, [ref], frame_bytes_limit(geometry.slots(level, index)))[0]
+        opened = self._open(FrameKind.NODE, [ref], node_frame_bytes_limit(geometry.slots(level, index)))[0]
         children: Children = []
         problem = opened if isinstance(opened, VmkeepError) else None
         if not isinstance(opened, VmkeepError):
@@ -544,7 +529,7 @@ class Verification:
     def _one_by_one(self, pack: bytes, entries: Sequence[PackEntry]) -> Iterator[memoryview]:
         """Yield frames; one that is longer than it can be is not read, and what is yielded opens as damage."""
         for entry in entries:
-            too_long = entry.length > frame_limit(entry.kind)
+            too_long = entry.length > frame_bytes_limit(entry.kind)
             ref = BlockRef(entry.id, pack, entry.offset, entry.length)
             yield memoryview(b"") if too_long else fetch_frames(self._store, [ref])[0]
 

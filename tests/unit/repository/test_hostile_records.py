@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from tests.attack.hostile_records import HOSTILE, SECRET, disk, state
+from tests.unit.repository.records import GOOD
 from vmkeep.errors import ObjectDamaged
 from vmkeep.repository import PointRecord
 from vmkeep.repository.fields import as_lines
-
-GOOD: dict[str, Any] = {
-    "id": "a" * 32,
-    "vm_uuid": "4dea22b3-1d52-d8f3-2516-782e98ab3fa0",
-    "vm_name": "win11",
-    "kind": "full",
-    "parent": None,
-    "created": "2026-03-01T10:00:00.000000+00:00",
-    "host": "alpha",
-    "checkpoint": None,
-    "pause_ms": 0,
-    "labels": {},
-    "definition": "<domain/>",
-    "warnings": [],
-    "excluded": [],
-    "states": [],
-    "disks": [],
-}
 
 
 @pytest.mark.parametrize("fault", HOSTILE)

@@ -16,7 +16,7 @@ from vmkeep.repository.layout import NODE_BYTES_LIMIT, sealed_bytes_limit
 from vmkeep.repository.manifest import (
     Geometry,
     ManifestBuilder,
-    frame_bytes_limit,
+    node_frame_bytes_limit,
     walk_blocks,
     walk_difference,
     walk_runs,
@@ -92,7 +92,7 @@ def test_frames_that_overlap_are_read_once_and_right() -> None:
 
 
 def test_greatest_node_fits_its_bound_and_a_longer_frame_is_damage() -> None:
-    assert frame_bytes_limit(4096) <= sealed_bytes_limit(NODE_BYTES_LIMIT)
+    assert node_frame_bytes_limit(4096) <= sealed_bytes_limit(NODE_BYTES_LIMIT)
     fetch.refuse_oversize(BlockRef(bytes(32), bytes(16), 64, 100), 100)
     with pytest.raises(ObjectDamaged, match="would have 101 bytes"):
         fetch.refuse_oversize(BlockRef(bytes(32), bytes(16), 64, 101), 100)
