@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Self
 
 import pytest
@@ -15,6 +16,7 @@ from tests.system.busy_guest import TARGETS, WritingGuest
 pytestmark = pytest.mark.system
 
 _COUNTER_BYTES = 64 * KiB
+_PATIENCE = 30.0  # seconds for the firmware to write the TPM's state
 _NVRAM_BYTES = 512  # what the rig changes of the UEFI variables, at the end
 
 
@@ -81,7 +83,7 @@ def test_tpm_state_taken_while_the_firmware_writes_it_is_whole(host: Host, vmkee
         for _ in range(2):
             vm.reset()
             points.append(vmkeep.backup("guest"))
-    assert len(versions.seen) > 2  # it did change
+        versions.wait_for(3)  # one more for each reset, written up to half a second after it
     for output in vmkeep.restore_all(points, host.dir / "work"):
         assert len((output / "nvram.fd").read_bytes()) == len(vm.nvram())
         assert (output / "tpm" / "tpm2" / "tpm2-00.permall").read_bytes() in versions.seen
@@ -129,6 +131,13 @@ class _Versions:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._ending.set()
         self._thread.join()
+
+    def wait_for(self, count: int) -> None:
+        """Return when so many contents were seen; fails when they do not come."""
+        until = time.monotonic() + _PATIENCE
+        while len(self.seen) < count:
+            assert time.monotonic() < until, f"{len(self.seen)} of {count} versions in {_PATIENCE} s"
+            time.sleep(0.01)
 
     def _look(self) -> None:
         inode = 0
