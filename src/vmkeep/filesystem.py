@@ -7,6 +7,7 @@ import mmap
 import os
 import resource
 import secrets
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from vmkeep.errors import (
 from vmkeep.mounts import mount_of
 from vmkeep.paths import ForeignLink
 
+_PACKAGE: Final = Path(__file__).parent
 PAGE_BYTES: Final = mmap.PAGESIZE
 """O_DIRECT wants memory, places and lengths in logical blocks of the device; these have at most 4 KiB."""
 HOME_ROOM_BYTES: Final = 8 << 20
@@ -234,7 +236,19 @@ def fault_error(error: BaseException) -> VmkeepError:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         hint = "Raise the limit (`ulimit -u`, TasksMax= of a systemd unit) and run the command again."
         return HostExhausted("this process may start no further thread", hint=hint)
-    return VmkeepError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return VmkeepError(f"{told}{_raised_at(error)}")
+
+
+def _raised_at(error: BaseException) -> str:
+    """Return where an error came from, in words that end its message: the line of ours, and the one it ended in.
+
+    A fault is often seen once, and not when the command is run again with `--debug`.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents]
+    places = dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*ours[-1:], *frames[-1:]))
+    return f" ({', '.join(places)})" if places else ""
 
 
 @contextmanager

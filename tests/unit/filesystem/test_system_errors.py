@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmkeep.errors import VmkeepError
-from vmkeep.filesystem import fault_error, file_error, naming, require_descriptors
+from vmkeep.filesystem import fault_error, file_error, make_directory, naming, require_descriptors
 
 CODES = {
     errno.ENOSPC: "no-space",
@@ -57,6 +58,13 @@ def test_lack_of_memory_and_threads_is_no_fault_of_vmkeep() -> None:
     assert fault_error(MemoryError()).code == "host-exhausted"
     assert fault_error(RuntimeError("can't start new thread")).code == "host-exhausted"
     assert fault_error(RuntimeError("anything else")).code == "internal-error"
+
+
+def test_fault_says_where_it_was_raised() -> None:
+    with pytest.raises(AttributeError) as caught:
+        make_directory(None)  # type: ignore[arg-type]
+    assert re.search(r" \(filesystem\.py:\d+\)$", fault_error(caught.value).message)
+    assert not re.search(r"\(", fault_error(KeyError("never raised")).message)
 
 
 def test_what_is_an_error_of_ours_stays_it() -> None:
