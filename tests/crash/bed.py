@@ -281,7 +281,7 @@ class Bed:
                 self.vm.start(paused=True)
                 return
             except libvirt.libvirtError as error:
-                if '"write" lock' not in error.get_error_message() or time.monotonic() > deadline:
+                if '"write" lock' not in str(error) or time.monotonic() > deadline:
                     raise
 
     def change(self) -> None:

@@ -32,6 +32,7 @@ from tests.rig.errors import RigError
 from tests.rig.forking import CommandForks
 from tests.rig.host_init import PRIVATE_DIRECTORIES, SWTPM_CA_CONFIG
 from tests.rig.vm import Disk, Vm
+from vmkeep.hypervisor.release import free_unused
 
 _PARENT_DIRECTORY = Path("/var/tmp")  # noqa: S108 -- disks do not belong on a tmpfs; mkdtemp makes the name
 _PREFIX = "vmkeep-rig-"
@@ -169,6 +170,7 @@ class Host:
         self._end_forks()
         if self._connection is not None:
             with contextlib.suppress(libvirt.libvirtError):
+                free_unused()  # each of them keeps the connection open
                 self._connection.close()
             self._connection = None
         if self._process is not None:

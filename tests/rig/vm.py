@@ -130,7 +130,7 @@ class Vm:
                 return
             except libvirt.libvirtError as error:
                 # libvirt connects to swtpm before that listens, when the machine is busy (seen once on 9.0).
-                said = error.get_error_message()
+                said = str(error)
                 if last or "swtpm.sock" not in said or "Connection refused" not in said:
                     raise
 

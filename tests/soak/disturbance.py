@@ -138,7 +138,7 @@ def has_stuck_job(guest: Guest) -> bool:
     try:
         guest.vm.domain.jobInfo()
     except libvirt.libvirtError as error:
-        return "backup job data missing" in error.get_error_message()
+        return "backup job data missing" in str(error)
     return False
 
 

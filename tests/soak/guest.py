@@ -65,7 +65,7 @@ class Guest:
                 self.vm.start(paused=True)
                 break
             except libvirt.libvirtError as error:  # an image that a killed command's qemu-nbd is just closing
-                if '"write" lock' not in error.get_error_message() or time.monotonic() > deadline:
+                if '"write" lock' not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
         self.state, self.settled = VmState.PAUSED, False

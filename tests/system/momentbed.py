@@ -43,7 +43,7 @@ def _parent(moment: libvirt.virDomainCheckpoint | libvirt.virDomainSnapshot) -> 
     try:
         return moment.getParent().getName()
     except libvirt.libvirtError as error:
-        if "does not have a parent" not in error.get_error_message():
+        if "does not have a parent" not in str(error):
             raise
         return None
 

@@ -24,6 +24,7 @@ import libvirt
 
 from vmkeep.errors import GivenUp, HypervisorHangs, Interrupted, VmkeepError
 from vmkeep.hypervisor.patience import LibvirtPatience, Silence
+from vmkeep.hypervisor.release import free_unused
 
 # A call that takes longer is asked about. An answer to the question takes 0.2 ms.
 _ASK_AFTER_SECONDS = 0.5
@@ -231,6 +232,7 @@ def _call(line: Line, name: str, call: Callable[[], Any]) -> Any:
     doing = _situation.doing or f"answer {name}"
     if threading.current_thread() is not threading.main_thread():
         with _under_way(doing, line, lasting=name in _LASTING):
+            free_unused()
             return call()
     if line.left is not None and line.left.number in _calls and _situation.patience_seconds is not None:
         raise HypervisorHangs(_silence_of(line.left).message())
@@ -260,6 +262,7 @@ class _Answer:
         self._is_made = True
         try:
             with _under_way(self._doing, self.line, lasting=self._lasting) as self.call:
+                free_unused()
                 self.result = self._function()
         except BaseException as error:
             self.error = error

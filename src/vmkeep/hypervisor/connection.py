@@ -44,7 +44,7 @@ class Hypervisor:
             connection, line = answers.connected(libvirt.open, uri)
             return cls(connection, uri, line)
         except libvirt.libvirtError as error:
-            text = error.get_error_message()
+            text = str(error)
             # A socket that one may not open is VIR_ERR_SYSTEM_ERROR with only the text to tell it by.
             if "Permission denied" in text or "authentication" in text:
                 raise PermissionRefused(f"libvirt at {uri} refused the connection: {text}", path=uri) from error
@@ -57,7 +57,7 @@ class Hypervisor:
             connection, line = answers.connected(libvirt.openReadOnly, uri)
             return cls(connection, uri, line)
         except libvirt.libvirtError as error:
-            text = error.get_error_message()
+            text = str(error)
             raise HypervisorUnavailable(f"libvirt at {uri} cannot be reached: {text}", path=uri) from error
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class Hypervisor:
         try:
             defined = self._connection.defineXML(serialise_xml(trial))
         except libvirt.libvirtError as error:
-            text = error.get_error_message()
+            text = str(error)
             if error.get_error_code() in (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT):
                 raise translate(error, "read the definition", None) from error
             return None if _NAME_REFUSED.search(text) else text

@@ -197,7 +197,7 @@ class Domain:
             if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
                 return False  # the VM is off
             # "backup job data missing": a backup job has no statistics before backupBegin has got that far.
-            if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "backup" in error.get_error_message():
+            if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "backup" in str(error):
                 return True
             with libvirt_errors("tell the running job", self.name):
                 raise
@@ -214,7 +214,7 @@ class Domain:
                 self._handle.jobInfo()
                 return False
             except libvirt.libvirtError as error:
-                if _NO_JOB_DATA not in error.get_error_message():
+                if _NO_JOB_DATA not in str(error):
                     return False
             if time.monotonic() > deadline:
                 return True
@@ -349,7 +349,7 @@ class Domain:
                     checkpoint.delete()
                     return True
                 except libvirt.libvirtError as error:
-                    lost = _BITMAP_GONE.search(error.get_error_message())
+                    lost = _BITMAP_GONE.search(str(error))
                     if lost is None:
                         raise
                     definition = etree.fromstring(checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_XML_SECURE).encode())
@@ -398,7 +398,7 @@ class Domain:
         try:
             self._handle.checkpointCreateXML(xml, flags)
         except libvirt.libvirtError as error:
-            broken = _BITMAP_BROKEN.search(error.get_error_message())
+            broken = _BITMAP_BROKEN.search(str(error))
             if validate and error.get_error_code() == libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT and broken:
                 return str(broken.group(1))
             with libvirt_errors("redefine a checkpoint", self.name):
@@ -475,7 +475,7 @@ def _agent_error(error: libvirt.libvirtError, what: str, vm: str) -> VmkeepError
     translated = translate(error, "speak to the guest agent", vm)
     if type(translated) is not HypervisorError:
         return translated
-    return AgentUnavailable(f"the guest agent of the VM {what}: {_shortened(error.get_error_message())}", vm=vm)
+    return AgentUnavailable(f"the guest agent of the VM {what}: {_shortened(str(error))}", vm=vm)
 
 
 def _shortened(words: str) -> str:

@@ -169,7 +169,7 @@ class DomainMoments:
             raise self._translated(error, doing, name) from error
 
     def _translated(self, error: libvirt.libvirtError, doing: str, name: str) -> VmkeepError:
-        code, text, vm = error.get_error_code(), error.get_error_message(), self.domain.name
+        code, text, vm = error.get_error_code(), str(error), self.domain.name
         words = f"libvirt could not {doing} {self.kind} {name!r} of VM {vm!r}: {text}"
         if code == _GONE[self.kind]:
             return self._not_found(name)

@@ -64,7 +64,7 @@ def libvirt_errors(doing: str, vm: str | None = None) -> Iterator[None]:
 def translate(error: libvirt.libvirtError, doing: str, vm: str | None) -> VmkeepError:
     """Return the error of our tree that says what libvirt's says."""
     code = error.get_error_code()
-    text = error.get_error_message()
+    text = str(error)
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return VmNotFound(f"there is no VM {vm!r} on this host" if vm else text, vm=vm)
     if code in _REFUSED:

@@ -70,14 +70,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def answer(call: Callable[[], T]) -> T | tuple[int, str]:
+def answer(call: Callable[[], T]) -> T | tuple[int | None, str]:
     """Return what a call returns, or the number and the words of its error."""
     try:
         return call()
     except MomentError as error:
         return error.code, error.message
     except libvirt.libvirtError as error:
-        return error.get_error_code(), error.get_error_message()
+        return error.get_error_code(), str(error)
 
 
 def assert_same_refusal(ours: object, theirs: object) -> bool:
