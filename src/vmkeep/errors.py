@@ -417,6 +417,15 @@ class ObjectMissing(IntegrityError):
     exit_status = 21
 
 
+class FlowsForeign(VmkeepError):
+    """The flow database holds what no vmkeep writes there: somebody else may have written to it."""
+
+    code = "flows-foreign"
+    exit_status = 28
+    http_status = 409
+    default_hint = "Nothing of it was read. Find out who may write to vmkeep's home, then move the database aside."
+
+
 class PointChanged(IntegrityError):
     """The repository holds another record of a point than the one that was written or adopted here."""
 

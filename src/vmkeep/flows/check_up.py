@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState, Trust
-from vmkeep.commandline import command_line, shell_word
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.errors import (
     CatalogDamaged,
@@ -31,6 +31,7 @@ from vmkeep.errors import (
 )
 from vmkeep.flows.hosts import undecided
 from vmkeep.flows.premises import Premises
+from vmkeep.flows.rows import foreign_row, move_aside, told_of
 from vmkeep.host.findings import (
     CheckupRequest,
     Finding,
@@ -195,14 +196,8 @@ class CheckUp:
         path = self._settings.catalog_path
         remedy = error.hint
         if isinstance(error, CatalogDamaged):
-            remedy = f"{self._move_aside('catalog.sqlite')} && vmkeep init --adopt"
+            remedy = f"{move_aside(path)} && vmkeep init --adopt"
         return Finding(FindingCode.CATALOGUE_UNUSABLE, error.message, remedy=remedy, path=str(path))
-
-    def _move_aside(self, database: str) -> str:
-        """Return the command that moves a database aside, with its journal: that belongs to no other one."""
-        home = str(self._settings.home)
-        aside = f"{home}/damaged/"
-        return f"mkdir {shell_word(aside)} && mv {shell_word(home)}/{database}* {shell_word(aside)}"
 
     def _request(self, catalog: Catalog) -> CheckupRequest:
         """Return what the host must know. Operations are read last: see the head of this module."""
@@ -295,15 +290,19 @@ class CheckUp:
                     raise CatalogDamaged(f"the flow database {path} is damaged: {fault}")
                 has_table = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'").fetchone()
                 pending = database.execute(query).fetchall() if has_table else []
+                foreign = foreign_row(database)
         except (sqlite3.Error, CatalogDamaged) as raised:
             error = raised if isinstance(raised, VmkeepError) else sqlite_error(raised, path, "the flow database")
             damaged = isinstance(error, CatalogDamaged)
             if isinstance(error, NoSpace | PermissionRefused):
                 return  # it is read only where something can be written beside it; what stands in the way is told
             message = f"the database of operations under way cannot be read: {error.message}"
-            remedy = f"When no vmkeep runs: {self._move_aside('flows.sqlite')}" if damaged else error.hint
+            remedy = f"When no vmkeep runs: {move_aside(path)}" if damaged else error.hint
             yield Finding(FindingCode.FLOWS_UNUSABLE, message, remedy=remedy, path=str(path))
             return
+        if foreign is not None:
+            remedy = f"Find out who may write to vmkeep's home. When no vmkeep runs: {move_aside(path)}"
+            yield Finding(FindingCode.FLOWS_UNUSABLE, told_of(path, foreign), remedy=remedy, path=str(path))
         told = {operation.id for operation in catalog.unfinished_operations()}
         for operation, name, owner in pending:
             if operation not in told and not owner_lives(self._settings, str(owner)):

@@ -61,12 +61,13 @@ from vmkeep.flows.restore_files import restore_files
 from vmkeep.flows.restore_in_place import restore_in_place
 from vmkeep.flows.restore_vm import restore_vm
 from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
+from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
 from vmkeep.flows.take_point import record_committed_point, remove_point, take_point
 from vmkeep.flows.take_snapshot import FLOW_NAME as TAKE_SNAPSHOT
 from vmkeep.flows.take_snapshot import settle_snapshot, take_snapshot
-from vmkeep.flows.values import FlowSerializer
+from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.journal import refuse_while_needed
 from vmkeep.host.keepsake import keepsakes
 from vmkeep.host.local import LocalHost
@@ -331,6 +332,8 @@ class Engine:
         # DBOS logs to the console, and every failed step with a traceback; errors reach the user another way.
         logging.getLogger("dbos").setLevel(logging.CRITICAL + 1)
         _use_write_ahead_log(path)
+        refuse_pickle()
+        refuse_foreign_rows(path)
         config: DBOSConfig = {
             "name": "vmkeep",
             "system_database_url": f"sqlite:///{path}",
