@@ -18,6 +18,7 @@ from typing import Any
 
 from vmkeep.errors import InvalidRequest
 from vmkeep.filesystem import file_error
+from vmkeep.ownership import refuse_exposed
 
 SETTINGS_FILE = "vmkeep.toml"
 DEFAULT_URI = "qemu:///system"
@@ -151,10 +152,12 @@ def load_settings(
 ) -> Settings:
     """Return the settings of this user; nothing is created.
 
-    Raises InvalidRequest, naming file and key, for a setting that is unknown, of the wrong type or meaningless.
+    Raises InvalidRequest, naming file and key, for a setting that is unknown, of the wrong type or meaningless, and
+    HomeExposed, before anything of the home is read, when others have it in hand.
     """
     root = os.geteuid() == 0
-    place = _home(home, environ, root=root)
+    place = home_place(home, environ)
+    refuse_exposed(place)
     found = _read(place / SETTINGS_FILE)
     settings = Settings(
         home=place,
@@ -194,12 +197,14 @@ def editor_command(environ: Mapping[str, str] = os.environ) -> list[str]:
 def prepare_home(settings: Settings) -> None:
     """Make the home directory, for its owner only, if it is not there.
 
-    Raises PermissionRefused, NoSpace or StoreError naming the directory.
+    Raises PermissionRefused, NoSpace or StoreError naming the directory, and HomeExposed when somebody else has made it
+    since the settings were loaded.
     """
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise file_error(error, settings.home) from error
+    refuse_exposed(settings.home)
 
 
 def save_repository_location(settings: Settings, location: str) -> Settings:
@@ -229,11 +234,12 @@ def save_repository_location(settings: Settings, location: str) -> Settings:
     return replace(settings, repository=location)
 
 
-def _home(home: str | os.PathLike[str] | None, environ: Mapping[str, str], *, root: bool) -> Path:
+def home_place(home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the home of this user is, whatever is there."""
     given = home or environ.get("VMKEEP_HOME")
     if given:
         return Path(given).expanduser().absolute()
-    if root:
+    if os.geteuid() == 0:
         return Path("/var/lib/vmkeep")
     return _user_directory(environ, "XDG_DATA_HOME", ".local/share") / "vmkeep"
 

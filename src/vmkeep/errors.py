@@ -348,6 +348,15 @@ class PermissionRefused(VmkeepError):
     default_hint = "Run vmkeep as root, or as a user who may read and write the file named."
 
 
+class HomeExposed(VmkeepError):
+    """Somebody other than root and this user owns or may write something of vmkeep's home, or may read a key there."""
+
+    code = "home-exposed"
+    exit_status = 14
+    http_status = 403
+    default_hint = "Nothing was used of it. `vmkeep doctor` lists all that is wrong, with the commands that mend it."
+
+
 class AgentUnavailable(VmkeepError):
     """The guest agent that shall freeze the guest's file systems does not answer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,11 +49,15 @@ def doctor(
     Nothing is changed without --fix. With it, only what is vmkeep's own is removed.
     """
     with session(context, json=json, connect=connect, debug=debug) as running:
-        with running.host() as host:
-            from vmkeep.flows.check_up import CheckUp
+        exposed = _look_at_home(fix=fix)
+        result = exposed
+        if not exposed.findings:
+            with running.host() as host:
+                from vmkeep.flows.check_up import CheckUp
 
-            checkup = CheckUp(running.premises, host, vms or ())
-            result = checkup.mend(lambda: _recovered(running)) if fix else checkup.look()
+                checkup = CheckUp(running.premises, host, vms or ())
+                result = checkup.mend(lambda: _recovered(running)) if fix else checkup.look()
+            result = replace(result, mended=(*exposed.mended, *result.mended))
         if running.console.json:
             running.console.document({"doctor": _document(result)})
         else:
@@ -62,8 +67,24 @@ def doctor(
             raise OperationFailed(
                 f"{number} problem{'s were' if number > 1 else ' was'} found",
                 hint="Each is listed with what mends it."
+                + (" Nothing else was looked at: others may have changed what is there." if exposed.findings else "")
                 + ("" if fix else " `vmkeep doctor --fix` does what vmkeep can do itself."),
             )
+
+
+def _look_at_home(*, fix: bool) -> CheckedUp:
+    """Return what others have in hand of the home: while there is something, no setting and no record is believed."""
+    from vmkeep.config import home_place
+    from vmkeep.flows.check_up import CheckedUp
+    from vmkeep.ownership import exposures
+
+    home = home_place()
+    found = exposures(home)
+    if not found:
+        return CheckedUp(())
+    from vmkeep.flows.exposed_home import look_at_exposed, mend_exposed
+
+    return mend_exposed(home, found) if fix else look_at_exposed(found)
 
 
 def _recovered(running: Session) -> Sequence[str]:

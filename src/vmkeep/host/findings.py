@@ -50,6 +50,8 @@ class FindingCode(StrEnum):
     """The directory for scratch files is not there, or cannot be written."""
     HOME_UNUSABLE = "home-unusable"
     """The home directory of vmkeep cannot be read or written."""
+    HOME_EXPOSED = "home-exposed"
+    """Others own or may write something of vmkeep's home, so no command uses it."""
     HOME_NOT_PRIVATE = "home-not-private"
     """Other users may look into the home directory of vmkeep."""
     KEY_NOT_PRIVATE = "key-not-private"
@@ -194,6 +196,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.SOCKET_PATH_TOO_LONG,
         FindingCode.SCRATCH_DIR_UNUSABLE,
         FindingCode.HOME_UNUSABLE,
+        FindingCode.HOME_EXPOSED,
         FindingCode.KEY_NOT_PRIVATE,
         FindingCode.REPOSITORY_MISSING,
         FindingCode.REPOSITORY_FOREIGN,
