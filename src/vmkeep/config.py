@@ -149,15 +149,19 @@ def load_settings(
     uri: str | None = None,
     home: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
+    *,
+    keys_too: bool = True,
 ) -> Settings:
     """Return the settings of this user; nothing is created.
+
+    ``keys_too``: refuse keys that others may read; without it they count as nothing worse than they are, for who tells.
 
     Raises InvalidRequest, naming file and key, for a setting that is unknown, of the wrong type or meaningless, and
     HomeExposed, before anything of the home is read, when others have it in hand.
     """
     root = os.geteuid() == 0
     place = home_place(home, environ)
-    refuse_exposed(place)
+    refuse_exposed(place, keys_too=keys_too)
     found = _read(place / SETTINGS_FILE)
     settings = Settings(
         home=place,
@@ -204,7 +208,7 @@ def prepare_home(settings: Settings) -> None:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise file_error(error, settings.home) from error
-    refuse_exposed(settings.home)
+    refuse_exposed(settings.home, keys_too=False)
 
 
 def save_repository_location(settings: Settings, location: str) -> Settings:

@@ -43,9 +43,12 @@ class Exposure:
     only_read: bool = False
 
 
-def refuse_exposed(home: Path) -> None:
-    """Raise HomeExposed, with all that is wrong, when others own, may write or, of keys, may read something there."""
-    found = exposures(home)
+def refuse_exposed(home: Path, *, keys_too: bool = True) -> None:
+    """Raise HomeExposed, with all that is wrong, when others own or may write something there.
+
+    ``keys_too``: or when they may read a key.
+    """
+    found = [exposure for exposure in exposures(home) if keys_too or not exposure.only_read]
     if not found:
         return
     first, *more = found
@@ -66,10 +69,7 @@ def exposures(home: Path) -> tuple[Exposure, ...]:
     cannot be used either.
     """
     user = os.geteuid()
-    found = list(_on_the_way(home, user))
-    if not found:
-        found += _inside(home, user)
-    return tuple(found)
+    return (*_on_the_way(home, user), *_inside(home, user))
 
 
 def _on_the_way(path: Path, user: int) -> Iterator[Exposure]:

@@ -166,31 +166,43 @@ def test_settings_and_databases_that_another_user_put_there_are_not_read(
     assert {path: path.lstat().st_mtime_ns for path in place.home.rglob("*")} == before
 
 
-def test_doctor_tells_all_of_it_as_problems_and_changes_nothing_that_others_could_change(
+def test_doctor_tells_all_of_it_as_problems_and_leaves_it_to_a_person(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place.home.chmod(0o777)
     place.key.chmod(0o644)
-    (place.home / "flows.sqlite").write_bytes(b"no database")
-    give(place.home / "flows.sqlite")
-    for options in ([], ["--fix"], ["--debug"]):
+    for options in ([], ["--fix"]):
         status, document, error = run(place, capsys, "doctor", *options)
-        if options == ["--debug"]:  # the log would be written there
-            assert (status, error["code"]) == (14, "home-exposed")
-            continue
-        assert status == 37
+        assert (status, document["doctor"]["fixed"]) == (37, [])
         told = [(finding["code"], finding["severity"], finding["path"]) for finding in document["doctor"]["findings"]]
-        assert told[:1] == [("home-exposed", "problem", str(place.home))]
-        assert place.home.stat().st_mode & 0o777 == 0o777
+        assert told == [
+            ("home-exposed", "problem", str(place.home)),
+            ("key-not-private", "problem", str(place.key)),
+        ]
+        assert "Nothing else was looked at" in error["hint"]
+    assert (place.home.stat().st_mode & 0o777, place.key.stat().st_mode & 0o777) == (0o777, 0o644)
     place.home.chmod(0o700)
-    status, document, _ = run(place, capsys, "doctor", "--fix")
+    give(place.home / "flows.sqlite")
+    _, document, _ = run(place, capsys, "doctor", "--fix")
     left = [(finding["code"], finding["path"]) for finding in document["doctor"]["findings"]]
-    assert left == [("home-exposed", str(place.home / "flows.sqlite"))]
-    assert (document["doctor"]["fixed"][0]["code"], place.key.stat().st_mode & 0o777) == ("key-not-private", 0o600)
+    assert left == [("home-exposed", str(place.home / "flows.sqlite")), ("key-not-private", str(place.key))]
+
+
+def test_doctor_looks_at_everything_beside_a_key_that_others_may_read(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place.home / "flows.sqlite").unlink()
-    status, document, _ = run(place, capsys, "doctor", "--fix")
-    codes = {finding["code"] for finding in document["doctor"]["findings"]}
-    assert (status, "libvirt-unreachable" in codes, codes & {"home-exposed", "key-not-private"}) == (37, True, set())
+    (place.home / "flows.sqlite-wal").unlink()
+    readable = [place.key, place.home / "host.key", place.home / "host.key.old"]
+    for path in readable:
+        path.chmod(0o644)
+    assert run(place, capsys, "points")[0] == 14
+    status, document, _ = run(place, capsys, "doctor")
+    told = [(finding["code"], finding["path"]) for finding in document["doctor"]["findings"]]
+    assert {path for code, path in told if code == "key-not-private"} == set(map(str, readable))
+    assert (status, "libvirt-unreachable" in dict(told)) == (37, True)
+    run(place, capsys, "doctor", "--fix")
+    assert run(place, capsys, "points")[0] == 0
 
 
 def test_link_of_another_user_leads_nowhere(place: Place) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmkeep.flows.check_up import CheckedUp
+
+_NOTHING_ELSE = (
+    " Nothing else was looked at, as others may have changed what is there: look yourself before you take it from them."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -48,16 +51,16 @@ def doctor(
 
     Nothing is changed without --fix. With it, only what is vmkeep's own is removed.
     """
-    with session(context, json=json, connect=connect, debug=debug) as running:
-        exposed = _look_at_home(fix=fix)
-        result = exposed
-        if not exposed.findings:
+    with session(context, json=json, connect=connect, debug=debug, keys_too=False) as running:
+        exposed = _look_at_home()
+        if exposed is not None:
+            result = exposed
+        else:
             with running.host() as host:
                 from vmkeep.flows.check_up import CheckUp
 
                 checkup = CheckUp(running.premises, host, vms or ())
                 result = checkup.mend(lambda: _recovered(running)) if fix else checkup.look()
-            result = replace(result, mended=(*exposed.mended, *result.mended))
         if running.console.json:
             running.console.document({"doctor": _document(result)})
         else:
@@ -67,24 +70,30 @@ def doctor(
             raise OperationFailed(
                 f"{number} problem{'s were' if number > 1 else ' was'} found",
                 hint="Each is listed with what mends it."
-                + (" Nothing else was looked at: others may have changed what is there." if exposed.findings else "")
-                + ("" if fix else " `vmkeep doctor --fix` does what vmkeep can do itself."),
+                + (
+                    _NOTHING_ELSE
+                    if exposed
+                    else ""
+                    if fix
+                    else " `vmkeep doctor --fix` does what vmkeep can do itself."
+                ),
             )
 
 
-def _look_at_home(*, fix: bool) -> CheckedUp:
-    """Return what others have in hand of the home: while there is something, no setting and no record is believed."""
+def _look_at_home() -> CheckedUp | None:
+    """Return what others have in hand of the home; None when they can change nothing there.
+
+    Else no setting and no record of it can be believed, so nothing else is looked at, and nothing is mended.
+    """
     from vmkeep.config import home_place
-    from vmkeep.flows.check_up import CheckedUp
     from vmkeep.ownership import exposures
 
-    home = home_place()
-    found = exposures(home)
-    if not found:
-        return CheckedUp(())
-    from vmkeep.flows.exposed_home import look_at_exposed, mend_exposed
+    found = exposures(home_place())
+    if all(exposure.only_read for exposure in found):
+        return None
+    from vmkeep.flows.exposed_home import look_at_exposed
 
-    return mend_exposed(home, found) if fix else look_at_exposed(found)
+    return look_at_exposed(found)
 
 
 def _recovered(running: Session) -> Sequence[str]:

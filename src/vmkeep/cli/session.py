@@ -72,14 +72,16 @@ class Invocation:
 class Session:
     """What a command works with."""
 
-    def __init__(self, invocation: Invocation) -> None:
+    def __init__(self, invocation: Invocation, *, keys_too: bool = True) -> None:
+        """``keys_too``: refuse keys that others may read. What others may change is refused in any case."""
+        self._keys_too = keys_too
         self.console = invocation.console
         self.interruption = invocation.interruption
         self._invocation = invocation
 
     @cached_property
     def settings(self) -> Settings:
-        return load_settings(self._invocation.connect)
+        return load_settings(self._invocation.connect, keys_too=self._keys_too)
 
     @cached_property
     def premises(self) -> Premises:
@@ -178,8 +180,10 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(context: typer.Context, *, json: bool, connect: str | None, debug: bool) -> Iterator[Session]:
-    """Run one command: its options count with those given before it."""
+def session(
+    context: typer.Context, *, json: bool, connect: str | None, debug: bool, keys_too: bool = True
+) -> Iterator[Session]:
+    """Run one command: its options count with those given before it. ``keys_too``: see ``Session``."""
     invocation: Invocation = context.obj
     invocation.console.json = invocation.console.json or json
     invocation.connect = connect or invocation.connect
@@ -187,7 +191,7 @@ def session(context: typer.Context, *, json: bool, connect: str | None, debug: b
     if invocation.console.json and invocation.console.quiet:
         raise InvalidRequest("--json and --quiet are mutually exclusive", hint="Leave one of them out.")
     invocation.console.works = context.command_path.removeprefix("vmkeep ") not in _LOOKING
-    running = Session(invocation)
+    running = Session(invocation, keys_too=keys_too)
     try:
         if invocation.debug:
             running.start_debug_log()

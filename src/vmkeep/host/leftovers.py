@@ -218,14 +218,17 @@ def open_to_others(settings: Settings) -> Iterator[Finding]:
                 path=str(path),
                 mend=_privacy(path),
             )
-    if _is_open(settings.signing_key_path):
-        yield Finding(
-            FindingCode.KEY_NOT_PRIVATE,
-            "other users may read the key with which this installation signs its points, and sign in its name",
-            remedy=command_line("chmod go-rwx --", settings.signing_key_path),
-            path=str(settings.signing_key_path),
-            mend=_privacy(settings.signing_key_path),
-        )
+    signing = settings.signing_key_path
+    for path in _entries(settings.home):
+        # Keys that were put aside have its name with something behind it.
+        if path.name.startswith(signing.name) and _is_open(path):
+            yield Finding(
+                FindingCode.KEY_NOT_PRIVATE,
+                "other users may read the key with which this installation signs its points, and sign in its name",
+                remedy=command_line("chmod go-rwx --", path),
+                path=str(path),
+                mend=_privacy(path),
+            )
 
 
 def _is_open(path: Path) -> bool:
