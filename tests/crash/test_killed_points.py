@@ -93,7 +93,7 @@ _IN_THE_COPY = [
         place
         for number in range(2, 7)
         for place in (
-            Place("after", f"{_STORE}obstore.put#{number}"),  # there, and not durable yet
+            Place("after", f"{_STORE}Directory.put#{number}"),  # there, and not durable yet
             Place("after", f"{_STORE}ObjectStore.put#{number}"),
         )
     ),

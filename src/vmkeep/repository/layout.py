@@ -31,6 +31,7 @@ KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED = (
 )
 ENVELOPES = "envelopes/"  # since 1.1: the secrets of points
 HOSTS = "hosts/"  # since 1.3: the public keys of those who sign points
+FOLDERS = (KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS)
 
 ID_BYTES = 32
 NAME_BYTES = 16

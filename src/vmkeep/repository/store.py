@@ -1,7 +1,7 @@
 """Objects in a store: durable puts, reads, lists, and the one place where the store's errors are translated.
 
-obstore's directory store does not call fsync, and creates files with the umask's permissions (0.12); both are done
-here, before anything is called stored.
+Into a directory objects are put by ``vmkeep.repository.directory``: obstore's directory store does not call fsync,
+creates files with the umask's permissions and follows links (0.12).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import stat
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,14 +35,15 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.paths import ForeignLink, make_directories
 from vmkeep.repository.answers import under_way
-from vmkeep.repository.directory import LARGE_BYTES, put_large
+from vmkeep.repository.directory import LARGE_BYTES, Directory
 from vmkeep.repository.layout import SMALL_BYTES_LIMIT, Buffer
 from vmkeep.repository.place import Place
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 _FULL = {28, 122}
-# obstore's directory store writes NAME#1 first, and gives it its name when it is whole.
+# An object is written as NAME#1 first, and gets its name when it is whole.
 _STAGED = re.compile(r"#[0-9]+$")
 _REFUSED = {1, 13, 30}
 _OF_HOST = {errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.EROFS}
@@ -64,8 +64,7 @@ class ObjectStore:
         self.location = location
         self.directory = directory
         self._place = None if directory is None else Place(directory)
-        self._made: set[Path] = set()
-        self._making = threading.Lock()
+        self._folders = None if directory is None else Directory(directory)
         self._past_cache = True
 
     def put(
@@ -76,32 +75,32 @@ class ObjectStore:
         Without ``durable`` it is only on its way to the disk when this returns, and ``make_durable`` is owed.
         """
         mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
+        pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
         with self._writing(name):
-            if self.directory is not None:
-                self._make_parent(self.directory / name)
-            pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
-            obstore.put(self._store, name, pieces, mode=mode, use_multipart=False)
-            if self.directory is not None and durable:
-                self._sync_file(self.directory / name)
+            if self._folders is None:
+                obstore.put(self._store, name, pieces, mode=mode, use_multipart=False)
+                return
+            self._folders.put(name, pieces, replace=replace)
+            if durable:
+                self._folders.make_durable(name)
 
     def put_pack(self, name: str, pieces: Sequence[Buffer]) -> None:
         """Store a pack, whose first piece begins an ``aligned_buffer``; ``make_durable`` is owed for it.
 
         Raises what ``put`` does.
         """
-        if self.directory is not None and self._past_cache and len(pieces[0]) >= LARGE_BYTES:
+        if self._folders is not None and self._past_cache and len(pieces[0]) >= LARGE_BYTES:
             with self._writing(name):
-                self._make_parent(self.directory / name)
-                if put_large(self.directory / name, pieces):
+                if self._folders.put_past_cache(name, pieces):
                     return
             self._past_cache = False
         self.put(name, pieces, durable=False)
 
     def make_durable(self, name: str) -> None:
         """Return when an object that was put without ``durable`` is on the disk."""
-        if self.directory is not None:
+        if self._folders is not None:
             with self._writing(name):
-                self._sync_file(self.directory / name)
+                self._folders.make_durable(name)
 
     def get(self, name: str, *, most_bytes: int = SMALL_BYTES_LIMIT) -> bytes:
         """Return a whole object; raises ObjectMissing, PermissionRefused or StoreError.
@@ -159,6 +158,8 @@ class ObjectStore:
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         """Yield the objects below a prefix that ends with a slash, in no order."""
         with self._call(prefix):
+            if self._folders is not None:
+                self._folders.refuse_links_below(prefix)
             batches = iter(obstore.list(self._store, prefix=prefix.rstrip("/"), chunk_size=1000))
         while True:
             # What the caller does in between is no part of the call.
@@ -172,9 +173,10 @@ class ObjectStore:
     def delete(self, name: str) -> None:
         """Raises ObjectMissing (not every store can tell), PermissionRefused or StoreError."""
         with self._writing(name, puts=False):
-            obstore.delete(self._store, name)
-            if self.directory is not None:
-                sync_directory(self.directory / Path(name).parent)
+            if self._folders is None:
+                obstore.delete(self._store, name)
+            else:
+                self._folders.remove(name)
 
     def names(self) -> set[str]:
         """Return what lies at the top of a directory store, whether it is an object or not, without lost+found."""
@@ -198,9 +200,9 @@ class ObjectStore:
 
     def remove_staged(self, path: Path) -> None:
         """Remove what ``staged`` has told of."""
-        with self._writing(path.name, puts=False):
-            path.unlink(missing_ok=True)
-            sync_directory(path.parent)
+        assert self._folders is not None
+        with self._writing(path.name, puts=False), suppress(FileNotFoundError):
+            self._folders.remove(str(path.relative_to(self.location)))
 
     def now(self) -> datetime:
         """Return the time of a directory's storage, which may be another machine's with a clock of its own.
@@ -222,9 +224,9 @@ class ObjectStore:
 
     def protect(self) -> None:
         """Let only the owner into a directory store; for one that was made here or was empty."""
-        if self.directory is not None:
+        if self._folders is not None:
             with self._call(""):
-                self.directory.chmod(0o700)
+                self._folders.protect()
 
     def recognise(self, name: str, content: bytes) -> None:
         """Let an object tell this repository from what else may come to be at its place: its format object."""
@@ -265,31 +267,6 @@ class ObjectStore:
                 self._place.take_back(name)
             raise
 
-    def _make_parent(self, path: Path) -> None:
-        parent = path.parent
-        if parent in self._made:
-            return
-        with self._making:
-            missing = []
-            while not parent.exists():
-                missing.append(parent)
-                parent = parent.parent
-            for directory in reversed(missing):
-                directory.mkdir(mode=0o700, exist_ok=True)  # another process may make it at the same time
-                directory.chmod(0o700)
-                sync_directory(directory.parent)
-            self._made.add(path.parent)
-
-    @staticmethod
-    def _sync_file(path: Path) -> None:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fchmod(handle, 0o600)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        sync_directory(path.parent)
-
 
 def _staged_at(path: Path) -> datetime | None:
     """Return when a staged file was last written; None for one that is gone, or is none."""
@@ -319,8 +296,9 @@ def create_store(location: str) -> ObjectStore:
     directory = _directory(location)
     with _translated(str(directory), ""):
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        if missing:
+            make_directories(directory, 0o700)
         for path in reversed(missing):
-            path.mkdir(mode=0o700, exist_ok=True)
             sync_directory(path.parent)
         if not directory.is_dir():
             raise NotADirectoryError(20, "Not a directory")
@@ -335,6 +313,7 @@ def _directory(location: str) -> Path:
 
 def _local(directory: Path) -> ObjectStore:
     with _translated(str(directory), ""):
+        Directory(directory).refuse_links()
         return ObjectStore(LocalStore(directory), location=str(directory), directory=directory)
 
 
@@ -350,6 +329,8 @@ def _translated(location: str, name: str) -> Iterator[None]:
 
 def _translation(error: BaseException, location: str, name: str) -> VmkeepError:
     path = f"{location}/{name}".rstrip("/")
+    if isinstance(error, ForeignLink):
+        return file_error(error, Path(path))
     own = error.strerror if isinstance(error, OSError) else None  # str() would tell the number and the path as well
     text = own or str(error).partition("\n")[0]
     # obstore reports most failures of the system as generic errors whose text ends with the number.
