@@ -125,8 +125,9 @@ def _ended(console: Console, status: int) -> int:
 def run() -> NoReturn:
     """The entry point of the installed command."""
     make_whole()
-    # Whatever is made for others to read is made for nobody else to write, also by programs that are run.
-    os.umask(os.umask(0o077) | 0o022)
+    # Whatever is made for others to read is made for nobody else to write, also by programs that are run; and what is
+    # made here can be used by its owner.
+    os.umask((os.umask(0o077) | 0o022) & 0o077)
     # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay.
     gc.set_threshold(50_000)
     if ASKED_BY in os.environ:

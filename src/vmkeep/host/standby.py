@@ -17,6 +17,9 @@ from pathlib import Path
 from vmkeep.host.clients import Channel
 
 _standing: list[Standby] = []
+# Neither the current folder nor, where the installed command goes without (scripts/isolate), the environment says where
+# modules come from.
+_ISOLATED = "-I" if sys.flags.isolated else "-P"
 
 
 class Standby:
@@ -27,7 +30,7 @@ class Standby:
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vmkeep.host.guardian", str(records)],
+                [sys.executable, _ISOLATED, "-m", "vmkeep.host.guardian", str(records)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
