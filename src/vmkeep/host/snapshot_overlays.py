@@ -26,7 +26,7 @@ from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.definition.repointing import Placed, restand
 from vmkeep.errors import VmBusy, WritesAstray
-from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.filesystem import file_error, make_private_file, sync_directory
 from vmkeep.host.astray import refuse_lost
 from vmkeep.host.keepsake import Keepsake, KeptOverlay
 from vmkeep.host.merging import merge_overlay, remove_closed
@@ -152,7 +152,7 @@ class _Settling:
     def _mark(self, disk: KeptOverlay) -> None:
         """Note durably that the image holds all of the overlay."""
         try:
-            self._marker(disk).touch()
+            make_private_file(self._marker(disk))
             sync_directory(self.place)
         except OSError as error:
             raise file_error(error, self._marker(disk)) from error
