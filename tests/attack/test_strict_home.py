@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vmkeep.cli.main import main
 from vmkeep.config import load_settings, prepare_home
 from vmkeep.errors import HomeExposed
 from vmkeep.flows.premises import Premises
+from vmkeep.flows.standin import StandIn
 from vmkeep.ownership import exposures
 
 NOBODY, NUMBER = "nobody", "65534"
@@ -227,6 +228,18 @@ def test_home_that_another_user_makes_first_is_refused(place: Place) -> None:
     as_user(NUMBER, "mkdir", "-m", "777", shared / "home", check=True)
     with pytest.raises(HomeExposed, match="belongs to user nobody"):
         prepare_home(settings)
+
+
+def test_copy_of_the_catalogue_is_made_in_no_folder_where_others_could_exchange_it(place: Place) -> None:
+    exposed = place.top / "exposed"
+    exposed.mkdir()
+    settings = replace(load_settings(home=place.home, environ={}), run_dir=exposed / "run")
+    for mode, taken in ((0o777, False), (0o1777, True), (0o755, True)):
+        exposed.chmod(mode)
+        made = StandIn.of(settings)
+        assert (made.directory.parent == exposed) is taken
+        assert exposures(made.directory) == ()
+        made.close()
 
 
 # -- what must go on working --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Final, Self
 from vmkeep.config import Settings
 from vmkeep.errors import CatalogError, VmkeepError
 from vmkeep.filesystem import OF_STORAGE, file_error, require_room
+from vmkeep.ownership import exposures
 from vmkeep.sqlite import ROOM_BYTES
 
 _PREFIX: Final = "vmkeep-home-"
@@ -83,13 +84,14 @@ class StandIn:
 
 def _places(settings: Settings) -> Iterator[Path]:
     """Yield the directories that may hold it: memory first, because the host's next start empties it."""
-    # What anybody may write to is safe with mkdtemp, which draws the name and makes the directory 0700.
+    # What anybody may write to is safe where it is sticky: mkdtemp draws the name and makes the directory 0700.
     wanted = [settings.run_dir.parent, Path("/dev/shm")]  # noqa: S108
     with suppress(FileNotFoundError):  # all of them are full
         wanted.append(Path(tempfile.gettempdir()))
     wanted.append(Path("/var/tmp"))  # noqa: S108
     for place in dict.fromkeys(wanted):
-        if place.is_dir() and place != settings.home:
+        # The directory is a home of its own: where others could exchange it, it would be refused.
+        if place.is_dir() and place != settings.home and not exposures(place / _PREFIX):
             yield place
 
 

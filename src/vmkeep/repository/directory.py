@@ -112,6 +112,19 @@ class Directory:
             os.unlink(Path(name).name, dir_fd=folder)
             os.fsync(folder)
 
+    def probe(self, name: str) -> os.stat_result:
+        """Return what is told of a new file, which is gone again; of the directory, where none may be made."""
+        with self._folder(name) as folder:
+            try:
+                handle = os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
+            except OSError:
+                return os.fstat(folder)
+            try:
+                return os.fstat(handle)
+            finally:
+                os.close(handle)
+                os.unlink(name, dir_fd=folder)
+
     def protect(self) -> None:
         """Let only the owner into the directory."""
         top = open_directory(self.top)

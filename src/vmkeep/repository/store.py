@@ -210,17 +210,9 @@ class ObjectStore:
         A new file shows it. Where none may be made, the directory's last change is what is surely past: nothing is
         taken for older than it is.
         """
-        assert self.directory is not None
-        probe = self.directory / f"time-{secrets.token_hex(4)}#1"
+        assert self._folders is not None
         with self._call(""):
-            try:
-                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            except OSError:
-                return _changed(self.directory.stat())
-            try:
-                return _changed(probe.stat())
-            finally:
-                probe.unlink()
+            return _changed(self._folders.probe(f"time-{secrets.token_hex(4)}#1"))
 
     def protect(self) -> None:
         """Let only the owner into a directory store; for one that was made here or was empty."""
