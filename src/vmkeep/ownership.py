@@ -109,9 +109,12 @@ def _judged(
 ) -> Iterator[Exposure]:
     what = path if above is None else f"the folder {path}, in which {above} is,"
     if about.st_uid not in (0, user):
-        elsewhere = "" if above is None else "Keep the home where root's folders lead to it (VMKEEP_HOME), or: "
-        remedy = command_line("chown", _name(user), path)
-        yield Exposure(path, f"{what} belongs to {_user(about.st_uid)}", elsewhere + remedy)
+        if above is None:
+            remedy = command_line("chown", _name(user), path)
+        else:  # to take a folder from its owner would be none
+            as_owner = command_line("sudo -u", _name(about.st_uid, "#"), "vmkeep")
+            remedy = f"Run vmkeep as that user (`{as_owner}`), or keep its home where root's folders lead (VMKEEP_HOME)"
+        yield Exposure(path, f"{what} belongs to {_user(about.st_uid)}", remedy)
     elif about.st_mode & _WRITE and not (above is not None and about.st_mode & stat.S_ISVTX):
         message = f"{what} may be written by others than its owner (mode {stat.S_IMODE(about.st_mode):04o})"
         yield Exposure(path, message, command_line("chmod go-rwx --" if secret else "chmod go-w --", path))
@@ -149,13 +152,14 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
     return []
 
 
-def _name(user: int) -> str:
+def _name(user: int, mark: str = "") -> str:
+    """Return the name of a user, else the number with a mark before it."""
     import pwd  # only for what is told: commands begin without it
 
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
-        return str(user)
+        return f"{mark}{user}"
 
 
 def _user(user: int) -> str:
