@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import pwd
 import shutil
@@ -10,10 +12,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.rig import KiB, random_bytes
+from tests.rig.cli import NO_LIBVIRT
+from vmkeep.cli.main import main
 from vmkeep.transfer import imagegrounds
 from vmkeep.transfer.qemuuser import QemuUser
 
@@ -77,6 +82,18 @@ def as_user(user: str, *command: str | Path, check: bool = False) -> subprocess.
     """Run something with the rights of an attacker and no others."""
     words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--inh-caps=-all", "--no-new-privs"]
     return subprocess.run([*words, *map(str, command)], capture_output=True, text=True, check=check)
+
+
+def command(home: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Run a command with ``--json`` in this process, without a libvirt; return its exit status, document and error."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**NO_LIBVIRT, "VMKEEP_HOME": str(home)}.items():
+            patch.setenv(name, value)
+        capsys.readouterr()
+        status = main(["--json", *words])
+    logging.getLogger("dbos").handlers.clear()  # they hold the streams of this test
+    told = capsys.readouterr()
+    return status, json.loads(told.out or "{}"), json.loads(told.err or "{}").get("error", {})
 
 
 @dataclass(slots=True)

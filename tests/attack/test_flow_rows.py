@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import pickle
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 from dbos import DBOS, _serialization
 
-from tests.integration.cli.command_line import vmkeep
-from tests.integration.cli.test_doctor_of_the_installation import DEAD, findings, premises, take
+from tests.attack.conftest import command
+from tests.integration.cli.test_doctor_of_the_installation import DEAD, premises, take
 from vmkeep.catalog import OperationState
 from vmkeep.errors import FlowsForeign, StoreError
 from vmkeep.flows.engine import Engine
@@ -64,16 +65,18 @@ def put(home: Path, status: str, program: object, *, serialization: str = PICKLE
         )
 
 
-@pytest.mark.parametrize("status", ["PENDING", "ENQUEUED"])
-def test_pickle_in_a_flow_under_way_is_refused_and_named(home: Path, mark: Path, status: str) -> None:
+@pytest.mark.parametrize("status", ["PENDING", "ENQUEUED", "DELAYED"])
+def test_pickle_in_a_flow_under_way_is_refused_and_named(
+    home: Path, mark: Path, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(home, status, Program(mark))
     with premises(home) as place:
         (point,) = place.catalog.point_ids()
-    answer = vmkeep(home, "--json", "point", "delete", point, "--yes")
+    ended, _, error = command(home, capsys, "point", "delete", point, "--yes")
     assert not mark.exists()
-    assert (answer.status, answer.error()["code"]) == (28, "flows-foreign")
-    assert FORGED in answer.error()["message"]
-    assert f"mv {home}/flows.sqlite* {home}/damaged/" in answer.error()["hint"]
+    assert (ended, error["code"]) == (28, "flows-foreign")
+    assert FORGED in error["message"]
+    assert f"mv {home}/flows.sqlite* {home}/damaged/" in error["hint"]
 
 
 def test_pickle_in_a_step_of_a_flow_under_way_is_refused(home: Path, mark: Path) -> None:
@@ -89,13 +92,20 @@ def test_pickle_in_a_step_of_a_flow_under_way_is_refused(home: Path, mark: Path)
     assert not mark.exists()
 
 
-def test_doctor_tells_it_and_its_remedy_mends_it(home: Path, mark: Path) -> None:
+def test_doctor_tells_it_and_its_remedy_mends_it(home: Path, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(home, "SUCCESS", Program(mark), output=Program(mark))
-    told = findings(home)["flows-unusable"]
+    (told,) = findings(home, capsys)
     assert FORGED in told["message"]
-    assert str(home / "flows.sqlite") in told["remedy"] or f"{home}/flows.sqlite*" in told["remedy"]
-    findings(home, "--fix")
+    subprocess.run(["/bin/sh", "-c", told["remedy"].rpartition("no vmkeep runs: ")[2]], check=True)
+    assert findings(home, capsys) == []
+    assert command(home, capsys, "doctor", "--fix")[0] == 37  # there is no libvirt
+    assert (home / "flows.sqlite").exists()
     assert not mark.exists()
+
+
+def findings(home: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    _, document, _ = command(home, capsys, "doctor")
+    return [finding for finding in document["doctor"]["findings"] if finding["code"] == "flows-unusable"]
 
 
 def test_pickle_in_a_flow_that_ended_is_not_read(home: Path, mark: Path) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.conftest import as_user
-from tests.integration.cli.command_line import vmkeep
+from tests.attack.conftest import as_user, command
 from vmkeep.errors import PermissionRefused, RepositoryForeign, StoreError
 from vmkeep.filesystem import aligned_buffer
 from vmkeep.repository.directory import LARGE_BYTES
@@ -172,12 +171,14 @@ def test_what_is_put_has_its_mode_under_any_umask_from_its_first_moment(storage:
     assert (storage.repository / "states" / "y").stat().st_mode & 0o177 == 0
 
 
-def test_commands_name_the_link(tmp_path: Path) -> None:
+def test_commands_name_the_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "home"
-    assert vmkeep(home, "init").status == 0
+    assert command(home, capsys, "init")[0] == 0
     (home / "repository" / "points").mkdir(exist_ok=True)
     (home / "repository" / "points").rename(tmp_path / "points")
     (home / "repository" / "points").symlink_to(tmp_path / "points")
-    answer = vmkeep(home, "--json", "verify", "--all")
-    assert (answer.status, answer.error()["code"]) == (22, "repository-foreign")
-    assert answer.error()["path"] == str(home / "repository" / "points")
+    status, _, error = command(home, capsys, "verify", "--all")
+    assert (status, error["code"]) == (22, "repository-foreign")
+    assert error["path"] == str(home / "repository" / "points")
+    _, document, _ = command(home, capsys, "doctor")
+    assert "repository-foreign" in {finding["code"] for finding in document["doctor"]["findings"]}

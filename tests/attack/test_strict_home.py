@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
@@ -17,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.attack.conftest import as_user
-from vmkeep.cli.main import main
+from tests.attack.conftest import as_user, command
 from vmkeep.config import load_settings, prepare_home
 from vmkeep.errors import HomeExposed
 from vmkeep.flows.premises import Premises
@@ -26,7 +24,6 @@ from vmkeep.flows.standin import StandIn
 from vmkeep.ownership import exposures
 
 NOBODY, NUMBER = "nobody", "65534"
-NOWHERE = "qemu+unix:///system?socket=/nowhere/libvirt-sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +80,7 @@ def give(path: Path, user: str = NOBODY) -> None:
 
 
 def run(place: Place, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """Run a command with ``--json``; return its exit status, its document and its error."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VMKEEP_HOME", str(place.home))
-        patch.setenv("LIBVIRT_DEFAULT_URI", NOWHERE)
-        status = main(["--json", *words])
-    told = capsys.readouterr()
-    return status, json.loads(told.out or "{}"), json.loads(told.err or "{}").get("error", {})
+    return command(place.home, capsys, *words)
 
 
 # What is wrong, and which path is named for it.
@@ -287,7 +278,7 @@ def test_ordinary_user_has_an_own_home_and_none_of_others(place: Place) -> None:
     own = place.top / "of-nobody"
     own.mkdir(mode=0o700)
     give(own)
-    command = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", sys.executable, "-P"]
+    become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", sys.executable, "-P"]
     script = (
         "import sys\n"
         "from vmkeep.cli.main import main\n"
@@ -301,7 +292,7 @@ def test_ordinary_user_has_an_own_home_and_none_of_others(place: Place) -> None:
     mallory.mkdir(mode=0o755)
     shutil.chown(mallory, 54321)
     ended = subprocess.run(
-        [*command, "-c", script, own / "home", mallory],
+        [*become, "-c", script, own / "home", mallory],
         capture_output=True,
         text=True,
         check=True,
