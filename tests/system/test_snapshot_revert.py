@@ -357,7 +357,7 @@ def test_snapshot_from_which_two_hang_is_not_merged_and_both_stay(host: Host, vm
     images = {path: path.read_bytes() for path in (host.dir / "disks").glob("guest-vda*")}
     refused = vmkeep.fails("snapshot", "delete", "guest", "root", "--yes")
     assert (refused.code, refused.status) == ("snapshot-needed", 19)
-    assert "--metadata" in refused.hint
+    assert "--metadata" in str(refused.error["hint"])
     assert sorted(names(vm)) == ["one", "root", "two"]
     assert {path: path.read_bytes() for path in (host.dir / "disks").glob("guest-vda*")} == images
 
