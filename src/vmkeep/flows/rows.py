@@ -46,12 +46,12 @@ def foreign_row(database: sqlite3.Connection, *, under_way: bool = False) -> tup
 
     ``under_way``: look at the rows of flows that are not over only.
     """
+    if under_way and database.execute(_UNDER_WAY).fetchone() is None:
+        return None
     tables = database.execute(
         "SELECT m.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c "
         "WHERE m.type IN ('table', 'view') AND c.name = 'serialization' ORDER BY m.name"
     ).fetchall()
-    if under_way and (not tables or database.execute(_UNDER_WAY).fetchone() is None):
-        return None
     for (table,) in tables:
         quoted = '"' + table.replace('"', '""') + '"'
         columns = {column for (column,) in database.execute("SELECT name FROM pragma_table_info(?)", (table,))}
