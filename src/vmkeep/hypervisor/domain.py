@@ -13,7 +13,7 @@ import libvirt
 from lxml import etree
 
 from vmkeep.errors import AgentUnavailable, HypervisorError, VmkeepError
-from vmkeep.hypervisor.translation import libvirt_errors, translate
+from vmkeep.hypervisor.translation import libvirt_errors, shortened, translate
 from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, parse_snapshot
 
 # By default libvirt waits for an agent for ever, also for one that is connected and hangs (seen on 9.0). A freeze
@@ -21,7 +21,6 @@ from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, 
 # waits for its turn has the value of then: so it is never set back to the default, as the guardian may ask as well.
 _AGENT_ANSWER_SECONDS = 5
 _AGENT_WORK_SECONDS = 60
-_AGENT_WORDS = 300
 _NO_JOB_DATA = "backup job data missing"
 _BEGINNING_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
@@ -480,12 +479,6 @@ def _agent_error(error: libvirt.libvirtError, what: str, vm: str) -> VmkeepError
     translated = translate(error, "speak to the guest agent", vm)
     if type(translated) is not HypervisorError:
         return translated
-    told = AgentUnavailable(f"the guest agent of the VM {what}: {_shortened(str(error))}", vm=vm)
+    told = AgentUnavailable(f"the guest agent of the VM {what}: {shortened(str(error))}", vm=vm)
     told.refused = error.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE
     return told
-
-
-def _shortened(words: str) -> str:
-    """Return what an agent says, for people: the guest wrote it, at any length and with any characters."""
-    printable = "".join(char if char.isprintable() else " " for char in words[: 4 * _AGENT_WORDS])
-    return printable if len(printable) <= _AGENT_WORDS else f"{printable[:_AGENT_WORDS]}..."

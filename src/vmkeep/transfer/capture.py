@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from vmkeep.extents import BlockRun, Kind, cut, merge
+from vmkeep.errors import TransferError
+from vmkeep.extents import BlockRun, ExtentError, Kind, cut, merge
 from vmkeep.repository import BlockRef
 from vmkeep.transfer.source import DiskSource, SourceConnection
 
@@ -97,6 +98,18 @@ class _Proof:
                 raise BaseMismatch(block)
 
 
+def changed_runs(source: DiskSource, block_bytes: int) -> Iterator[BlockRun]:
+    """Yield the blocks that changed, as runs; raises TransferError for maps that are none of the disk."""
+    size_bytes = source.size_bytes
+    try:
+        extents = merge(source.dirty_map(), source.zero_map(), size_bytes)
+        yield from cut(
+            extents, block_bytes=block_bytes, size_bytes=size_bytes, max_blocks=max(1, READ_BYTES // block_bytes)
+        )
+    except ExtentError as error:
+        raise TransferError(f"the maps of the disk cannot be true: {error}") from error
+
+
 def capture_disk(
     source: DiskSource,
     sink: BlockSink,
@@ -115,8 +128,7 @@ def capture_disk(
     another content.
     """
     size_bytes = source.size_bytes
-    extents = merge(source.dirty_map(), source.zero_map(), size_bytes)
-    runs = cut(extents, block_bytes=block_bytes, size_bytes=size_bytes, max_blocks=max(1, READ_BYTES // block_bytes))
+    runs = changed_runs(source, block_bytes)
     readers = _Readers(source, workers)
     waiting: deque[tuple[BlockRun, Future[list[BlockRef | None]] | None]] = deque()
     bytes_read = bytes_zero = 0
