@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
+from lxml import etree
 
 from vmkeep.errors import VmkeepError
 from vmkeep.repository.layout import canonical
@@ -100,3 +102,78 @@ def written(value: Any) -> bytes | None:
     with suppress(ValueError):
         return canonical(value)
     return None
+
+
+# What XML cannot hold nobody can write into it.
+xml_texts = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"), max_size=12
+) | st.sampled_from(
+    ["0", "-1", "1" * 30, "9" * 5000, "../../etc/passwd", "/", "yes", "no", "\u202e", "a\nb", "%s{}", "-"]
+)
+xml_names = st.sampled_from(
+    ["disk", "source", "target", "name", "domain", "acme", "{urn:acme}tool", "backingStore", "x-y"]
+)
+
+
+@st.composite
+def forged_xml(draw: st.DrawFn, good: str) -> str:
+    """Return XML like a good one, in which a few elements are gone, twice, elsewhere, or say something else."""
+    root = etree.fromstring(good.encode())
+    for _ in range(draw(st.integers(1, 4))):
+        elements = [each for each in root.iter() if isinstance(each.tag, str)]
+        at = elements[draw(st.integers(0, len(elements) - 1))]
+        other = elements[draw(st.integers(0, len(elements) - 1))]
+        _CHANGES[draw(st.integers(0, len(_CHANGES) - 1))](draw, at, other)
+    return etree.tostring(root, encoding="unicode")
+
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+def _take_away(_draw: Draw, at: etree._Element, _other: etree._Element) -> None:
+    parent = at.getparent()
+    if parent is not None:
+        parent.remove(at)
+
+
+def _say(draw: Draw, at: etree._Element, _other: etree._Element) -> None:
+    at.text = draw(xml_texts)
+
+
+def _change_attribute(draw: Draw, at: etree._Element, _other: etree._Element) -> None:
+    name = draw(st.sampled_from([*sorted(map(str, at.attrib)), "x-y"]))
+    at.set(name, draw(xml_texts))
+    if draw(st.booleans()):
+        del at.attrib[name]
+
+
+def _add_attribute(draw: Draw, at: etree._Element, _other: etree._Element) -> None:
+    at.set(draw(xml_names), draw(xml_texts))
+
+
+def _rename(draw: Draw, at: etree._Element, _other: etree._Element) -> None:
+    at.tag = draw(xml_names)
+
+
+def _comment(draw: Draw, at: etree._Element, _other: etree._Element) -> None:
+    hidden = draw(st.sampled_from([etree.Comment("c"), etree.ProcessingInstruction("p", "q")]))
+    hidden = copy.deepcopy(hidden)
+    hidden.tail = draw(xml_texts)
+    at.insert(0, hidden)
+
+
+def _nest(draw: Draw, at: etree._Element, other: etree._Element) -> None:
+    for _ in range(draw(st.sampled_from([1, 30, 240, 300]))):
+        at = etree.SubElement(at, str(other.tag))
+
+
+_CHANGES: Sequence[Callable[[Draw, etree._Element, etree._Element], None]] = (
+    _take_away,
+    lambda _draw, at, other: other.append(copy.deepcopy(at)),
+    _say,
+    _change_attribute,
+    _add_attribute,
+    _rename,
+    _comment,
+    _nest,
+)
