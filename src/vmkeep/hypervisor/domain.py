@@ -12,7 +12,15 @@ from enum import StrEnum
 import libvirt
 from lxml import etree
 
-from vmkeep.errors import AgentUnavailable, HypervisorError, VmkeepError
+from vmkeep.errors import (
+    AgentUnavailable,
+    HypervisorError,
+    HypervisorUnavailable,
+    PermissionRefused,
+    VmBusy,
+    VmkeepError,
+    VmNotFound,
+)
 from vmkeep.hypervisor.translation import libvirt_errors, shortened, translate
 from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, parse_snapshot
 
@@ -475,9 +483,12 @@ def _drop_disk(checkpoint: etree._Element, target: str) -> bool:
 
 
 def _agent_error(error: libvirt.libvirtError, what: str, vm: str) -> VmkeepError:
-    """Return AgentUnavailable, unless the VM or libvirt itself is gone."""
+    """Return AgentUnavailable, unless libvirt's number says that the VM or libvirt itself is gone, or at something.
+
+    The words are the guest's: it may well say that there is no space left on a device, and have none of this host.
+    """
     translated = translate(error, "speak to the guest agent", vm)
-    if type(translated) is not HypervisorError:
+    if isinstance(translated, VmNotFound | PermissionRefused | VmBusy | HypervisorUnavailable):
         return translated
     told = AgentUnavailable(f"the guest agent of the VM {what}: {shortened(str(error))}", vm=vm)
     told.refused = error.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE

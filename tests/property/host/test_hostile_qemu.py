@@ -117,7 +117,7 @@ class Answers:
         return list(replies[min(self.asked[context], len(replies)) - 1])
 
 
-sizes = st.sampled_from([0, 1, 511, 65536, 1 << 20, (1 << 63) - 1]) | st.integers(0, 1 << 40)
+sizes = st.sampled_from([0, 1, 511, 65536, 1 << 20, 1 << 42]) | st.integers(0, 1 << 40)  # a larger one is not stored
 lengths = st.sampled_from([0, 1, 512, 65536, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(0, 1 << 21)
 replies = st.lists(st.tuples(lengths, st.integers(0, 2**32 - 1)).map(list), min_size=1, max_size=6)
 maps = st.lists(replies.map(lambda pairs: [number for pair in pairs for number in pair]), min_size=1, max_size=4)
@@ -128,7 +128,7 @@ maps = st.lists(replies.map(lambda pairs: [number for pair in pairs for number i
 def test_map_of_an_export(size_bytes: int, dirty: Sequence[Sequence[int]], zero: Sequence[Sequence[int]]) -> None:
     def read() -> int:
         source = NbdSource(Answers(size_bytes, {_BITMAP: dirty, BASE_ALLOCATION: zero}), _BITMAP)
-        return sum(1 for _ in islice(changed_runs(source, 65536), 2000))
+        return sum(1 for _ in islice(changed_runs(source, 65536, lambda: None), 2000))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nbd, "_MOST_SHORT_REPLIES", 100)
