@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.property.foreign import damaged, forged_xml
@@ -82,19 +82,16 @@ def judge(xml: str) -> None:
         read_domain(fitted.definition)
 
 
-@settings(max_examples=60)
 @given(st.sampled_from(GOOD).flatmap(forged_xml))
 def test_definition_with_other_parts(xml: str) -> None:
     use(xml)
 
 
-@settings(max_examples=60)
 @given(st.sampled_from(GOOD).flatmap(forged_xml))
 def test_definition_with_other_parts_is_judged(xml: str) -> None:
     judge(xml)
 
 
-@settings(max_examples=60)
 @given(st.sampled_from(GOOD).map(str.encode).flatmap(damaged))
 def test_definition_that_is_damaged(content: bytes) -> None:
     xml = content.decode(errors="surrogateescape")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.property.foreign import damaged, forged, forged_xml
@@ -87,19 +87,16 @@ def use(kind: MomentKind, xml: str) -> None:
     outcome(lambda: MomentTree.build(kind, [moment, existing]))
 
 
-@settings(max_examples=100)
 @given(st.data(), st.sampled_from(MomentKind))
 def test_moment_with_other_parts(data: st.DataObject, kind: MomentKind) -> None:
     use(kind, data.draw(forged_xml(DOCUMENTS[kind])))
 
 
-@settings(max_examples=100)
 @given(st.data(), st.sampled_from(MomentKind))
 def test_moment_that_is_damaged(data: st.DataObject, kind: MomentKind) -> None:
     use(kind, data.draw(damaged(DOCUMENTS[kind].encode())).decode(errors="surrogateescape"))
 
 
-@settings(max_examples=60)
 @given(st.sampled_from(MomentKind).map(bundle).flatmap(forged))
 def test_file_of_moments_with_other_fields(value: Any) -> None:
     read = outcome(lambda: parse_bundle(json.dumps(value)))
@@ -111,7 +108,6 @@ def test_file_of_moments_with_other_fields(value: Any) -> None:
         assert len(list(tree.descendants())) == len(read.moments)
 
 
-@settings(max_examples=60)
 @given(st.sampled_from(MomentKind).map(bundle).map(json.dumps).map(str.encode).flatmap(damaged))
 def test_file_of_moments_that_is_damaged(content: bytes) -> None:
     outcome(lambda: parse_bundle(content.decode(errors="surrogateescape")))
@@ -129,7 +125,6 @@ class Named:
     parent_name: str | None
 
 
-@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("abcdefghx") | st.none(), min_size=1), st.data())
 def test_moments_whose_parents_are_anything(parents: dict[str, str | None], data: st.DataObject) -> None:
     tree: MomentTree[Any] = MomentTree.build(

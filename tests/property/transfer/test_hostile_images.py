@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.property.foreign import damaged, outcome
@@ -128,7 +128,6 @@ def look(folder: Path, content: bytes, image_format: str) -> None:
         assert Path(layer.path).parent == folder, "a name was followed out of the folder of the image"
 
 
-@settings(max_examples=150)
 @given(
     st.sampled_from(GOOD).flatmap(damaged), st.sampled_from(["qcow2", "qcow2", "qcow2", *sorted(KNOWN_FORMATS), "x"])
 )
@@ -150,13 +149,11 @@ def fields(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
-@settings(max_examples=150)
 @given(fields())
 def test_image_with_other_fields(folder: Path, content: bytes) -> None:
     look(folder, content, "qcow2")
 
 
-@settings(max_examples=100)
 @given(
     st.sampled_from(GOOD).flatmap(damaged) | fields() | st.binary(max_size=200).map(lambda data: data * 50),
     st.sampled_from(["tpm", "nvram"]),

@@ -16,9 +16,9 @@ class Handle:
     """A VM at whose agent every call ends with an error of libvirt's, of this number and with these words."""
 
     def __init__(self, code: int, words: str) -> None:
-        self._error: Any = libvirt.libvirtError("no")
-        self._error.err = (code, libvirt.VIR_FROM_QEMU, words, 2, "", "", "")
-        self._error.args = (words,)
+        error: Any = libvirt.libvirtError("no")
+        error.err, error.args = (code, 10, words, 2, "", "", ""), (words,)
+        self._error = error
         self.limits: list[int] = []
 
     def name(self) -> str:
