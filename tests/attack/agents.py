@@ -70,11 +70,18 @@ class HostileAgent:
         self._guest.run("kill -9 -$(cat /run/relay.pid) 2> /dev/null; rm -f /run/relay.pid; true")
         self._wait(connected=False)
 
-    def wait_thawed(self, seconds: float = _WAIT_SECONDS) -> None:
-        deadline = time.monotonic() + seconds
-        while self.frozen:
-            assert time.monotonic() < deadline, f"the guest is left frozen; the agent was asked {self.asked}"
-            time.sleep(0.02)
+    def restart(self, *, away_seconds: float) -> threading.Thread:
+        """Close the port right after this answer, and open it again so much later."""
+
+        def be_away() -> None:
+            time.sleep(0.2)
+            self.hang_up()
+            time.sleep(away_seconds)
+            self.call()
+
+        away = threading.Thread(target=be_away, name="restart of the agent")
+        away.start()
+        return away
 
     def close(self) -> None:
         self._socket.close()

@@ -153,8 +153,7 @@ def test_agent_that_talks_nonsense_and_starts_anew_thaws(attack: Attack) -> None
 
     def nonsense(request: dict[str, Any]) -> bytes:
         attack.agent.plain(request)
-        threading.Timer(1.5, attack.agent.call).start()
-        threading.Timer(0.2, attack.agent.hang_up).start()
+        attack.agent.restart(away_seconds=0.5)
         return b"\x00\xff{{{]\n"
 
     attack.fails({FREEZE: nonsense})
@@ -185,8 +184,7 @@ def test_thaw_that_is_refused_leaves_no_job_and_is_owed(attack: Attack) -> None:
 def test_channel_that_closes_in_the_middle_of_a_freeze_is_thawed_when_it_is_back(attack: Attack) -> None:
     def gone(request: dict[str, Any]) -> None:
         attack.agent.plain(request)
-        threading.Timer(0.0, attack.agent.hang_up).start()
-        threading.Timer(2.0, attack.agent.call).start()
+        attack.agent.restart(away_seconds=1.5)
 
     attack.fails({FREEZE: gone}, within=15)
     attack.assert_thawed()
