@@ -148,6 +148,13 @@ def test_answer_that_does_not_end_is_an_error_before_the_guest_is_touched(attack
     assert attack.agent.asked == [INFO]
 
 
+def test_answer_as_long_as_libvirt_takes_one_is_no_matter(attack: Attack) -> None:
+    mounts = [{"name": f"vda{n}", "mountpoint": "/" + "x" * 40_000, "type": "ext4", "disk": []} for n in range(200)]
+    attack.agent.begin({INFO: lambda _request: returned(mounts)})
+    attack.vmkeep.backup("linux", "--quiesce")
+    attack.assert_thawed()
+
+
 def test_agent_that_talks_nonsense_and_starts_anew_thaws(attack: Attack) -> None:
     """After nonsense libvirt speaks to an agent no more, until it opens its port anew."""
 
