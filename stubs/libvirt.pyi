@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 VIR_ERR_ACCESS_DENIED: int
+VIR_ERR_AGENT_UNRESPONSIVE: int
 VIR_ERR_AUTH_CANCELLED: int
 VIR_ERR_AUTH_FAILED: int
 VIR_ERR_AUTH_UNAVAILABLE: int

@@ -364,6 +364,8 @@ class AgentUnavailable(VmkeepError):
     exit_status = 15
     http_status = 409
     default_hint = "Install and start qemu-guest-agent in the guest, or leave out --quiesce."
+    refused = False
+    """Whether it answered, and said no."""
 
 
 class VmRunning(VmkeepError):

@@ -32,6 +32,7 @@ class XmlLimits:
 
 
 DEFAULT_LIMITS: Final = XmlLimits()
+_MOST_WORDS: Final = 1500
 
 # The prolog may hold a declaration, comments and processing instructions before a document type. Possessive
 # quantifiers: a prolog of a million unclosed "<!--" must not make the search go back and forth.
@@ -73,6 +74,11 @@ def serialise_xml(root: etree._Element) -> str:
 def is_xml_text(text: str) -> bool:
     """Return whether every character of ``text`` may stand in an XML document."""
     return _FORBIDDEN_IN_XML.search(text) is None
+
+
+def bounded(words: str) -> str:
+    """Return what is told of a document, which may quote any length of it, at a length for people."""
+    return words if len(words) <= _MOST_WORDS else f"{words[: _MOST_WORDS - 3]}..."
 
 
 def tag_name(element: etree._Element) -> str:

@@ -54,14 +54,24 @@ class LinuxGuest:
 
     @classmethod
     def define(
-        cls, host: Host, name: str = "linux", *, disks: Sequence[Disk] = (Disk("vda", 16 * MiB),), agent: bool = False
+        cls,
+        host: Host,
+        name: str = "linux",
+        *,
+        disks: Sequence[Disk] = (Disk("vda", 16 * MiB),),
+        agent: bool = False,
+        ports: Sequence[str] = (),
     ) -> Self:
-        """Define a VM that boots it. ``agent``: QEMU's guest agent runs in it; the channel for it is always there."""
+        """Define a VM that boots it. ``agent``: QEMU's guest agent runs in it; the channel for it is always there.
+
+        ``ports`` are more channels, with nothing in the guest that listens to them.
+        """
         image = guest_image()
         kernel, initrd = (_copy_for_qemu(path, host) for path in (image.kernel, image.initrd))
         boot = DirectBoot(kernel, initrd, f"{_COMMAND_LINE} {_WITH_AGENT}" if agent else _COMMAND_LINE)
         channels = [
-            f"<channel type='unix'><target type='virtio' name='{port}'/></channel>" for port in (_PORT, _AGENT_PORT)
+            f"<channel type='unix'><target type='virtio' name='{port}'/></channel>"
+            for port in (_PORT, _AGENT_PORT, *ports)
         ]
         return cls(host.define(name, disks=disks, memory_mib=384, device_xml=channels, boot=boot))
 
@@ -70,9 +80,9 @@ class LinuxGuest:
         if self.vm.state() is VmState.OFF:
             self.vm.start()
         deadline = time.monotonic() + _BOOT_SECONDS
-        self._channel = _Channel(self._socket(), deadline)
+        self._channel = _Channel(self.socket(_PORT), deadline)
         with_agent = _WITH_AGENT in str(self._look("string(os/cmdline)")).split()
-        while with_agent and not self._look(f"devices/channel/target[@name='{_AGENT_PORT}' and @state='connected']"):
+        while with_agent and not self.has_agent():
             if time.monotonic() > deadline:
                 raise RigError(f"the agent of {self.vm.name} does not connect")
             time.sleep(0.02)
@@ -114,10 +124,15 @@ class LinuxGuest:
             self._channel.close()
             self._channel = None
 
-    def _socket(self) -> Path:
-        path = str(self._look(f"string(devices/channel[target/@name='{_PORT}']/source/@path)"))
+    def has_agent(self) -> bool:
+        """Return whether something in the guest has the agent's channel open, as far as libvirt knows."""
+        return bool(self._look(f"devices/channel/target[@name='{_AGENT_PORT}' and @state='connected']"))
+
+    def socket(self, port: str) -> Path:
+        """Return the host's end of a channel of the running guest."""
+        path = str(self._look(f"string(devices/channel[target/@name='{port}']/source/@path)"))
         if not path:
-            raise RigError(f"{self.vm.name} has no channel {_PORT}")
+            raise RigError(f"{self.vm.name} has no channel {port}")
         return self.vm.host.path(path)
 
     def _look(self, xpath: str) -> object:

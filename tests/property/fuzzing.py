@@ -16,7 +16,11 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 _READERS = (
     _HERE / "repository" / "test_foreign_bytes.py",
+    _HERE / "definition" / "test_foreign_definitions.py",
+    _HERE / "host" / "test_hostile_qemu.py",
+    _HERE / "moments" / "test_foreign_moments.py",
     _HERE / "moments" / "test_moment_texts.py",
+    _HERE / "transfer" / "test_hostile_images.py",
     _HERE / "transfer" / "test_image_headers.py",
 )
 

@@ -11,9 +11,10 @@ import typer
 
 from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console
+from vmkeep.cli.moments import DOCUMENT_BYTES
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
-from vmkeep.errors import HostFileMissing, InvalidRequest, PermissionRefused
+from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from vmkeep.flows.requests import TakeSnapshot
@@ -90,6 +91,7 @@ def create(
     debug: DebugOption = False,
 ) -> None:
     """Make a snapshot of a VM: disks, UEFI variables and TPM of one instant. The VM may run, be paused or be off."""
+    from vmkeep.cli.textfiles import read_text
     from vmkeep.flows.requests import TakeSnapshot
 
     del atomic
@@ -100,7 +102,7 @@ def create(
                 raise InvalidRequest(
                     "--xml FILE holds name, description, disks and memory: give the file or the options"
                 )
-            text = _read(xml)
+            text = read_text(str(xml), limit_bytes=DOCUMENT_BYTES)
         else:
             text = _document(name, description, memspec, diskspec or ())
         request = TakeSnapshot(
@@ -261,14 +263,3 @@ def _parts(text: str) -> list[str]:
 
 def _refuse_spec(option: str, text: str, part: str) -> NoReturn:
     raise InvalidRequest(f"{option} {text!r}: {part!r} is not known", hint="See `vmkeep snapshot create --help`.")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise HostFileMissing(f"{path} is not there", path=str(path)) from error
-    except PermissionError as error:
-        raise PermissionRefused(f"{path} cannot be read", path=str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} cannot be read: {error}", path=str(path)) from error

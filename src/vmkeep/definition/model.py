@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from vmkeep.xmltext import bounded
+
 
 class DefinitionError(ValueError):
     """XML that is no domain, or a change that cannot be made to it; the message names the part."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(bounded(message))
 
 
 class SourceKind(StrEnum):

@@ -17,8 +17,8 @@ from lxml import etree
 from vmkeep.definition.live import drop_live_parts
 from vmkeep.definition.model import DefinitionError
 from vmkeep.definition.reading import disk_elements, disk_target, is_mac, read_definition, read_domain
-from vmkeep.definition.tree import child_or_new, remove, remove_children
-from vmkeep.xmltext import element_children, is_xml_text, serialise_xml, tag_name
+from vmkeep.definition.tree import child_or_new, remove, remove_children, set_text
+from vmkeep.xmltext import is_xml_text, serialise_xml
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def remap(xml: str, changes: Remap) -> str:
     if before.live:
         drop_live_parts(root)
     if changes.name is not None:
-        child_or_new(root, "name").text = changes.name
+        set_text(child_or_new(root, "name"), changes.name)
     if changes.uuid is not None:
         _set_uuid(root, str(UUID(changes.uuid)))
     uuid_is_new = changes.uuid is not None and str(UUID(changes.uuid)) != before.uuid
@@ -145,17 +145,17 @@ def _refuse(changes: Remap, targets: set[str]) -> None:
 
 
 def _set_uuid(root: etree._Element, uuid: str) -> None:
-    child_or_new(root, "uuid").text = uuid
+    set_text(child_or_new(root, "uuid"), uuid)
     # libvirt refuses a definition whose SMBIOS table names another UUID than the domain.
     for entry in root.findall("sysinfo/system/entry"):
         if entry.get("name") == "uuid":
-            entry.text = uuid
+            set_text(entry, uuid)
 
 
 def _empty_genid(root: etree._Element) -> None:
     genid = root.find("genid")
     if genid is not None:
-        genid.text = None
+        set_text(genid, "")
 
 
 def _remove_disk(disk: etree._Element) -> None:
@@ -215,10 +215,7 @@ def _set_nvram(root: etree._Element, path: str, image_format: str | None) -> Non
     if source is not None and nvram.get("type") == "file":
         source.set("file", path)
     else:
-        for child in element_children(nvram):
-            if tag_name(child) == "source":
-                remove(child)
         nvram.attrib.pop("type", None)
-        nvram.text = path
+        set_text(nvram, path)
     if image_format is not None and nvram.get("format", "raw") != image_format:
         nvram.set("format", image_format)

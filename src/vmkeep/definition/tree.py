@@ -36,6 +36,16 @@ def remove_children(parent: etree._Element, tags: Collection[str]) -> None:
             remove(child)
 
 
+def set_text(element: etree._Element, text: str) -> None:
+    """Make an element say this and nothing else.
+
+    What stands behind a comment or an element in it would be said as well: libvirt takes all text in an element.
+    """
+    for child in list(element):
+        element.remove(child)
+    element.text = text or None
+
+
 def child_or_new(parent: etree._Element, tag: str, *, first: bool = False) -> etree._Element:
     """Return the first child of that name, made as the last (or first) one where there is none."""
     child = parent.find(tag)

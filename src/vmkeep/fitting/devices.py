@@ -8,9 +8,10 @@ from typing import Final
 
 from lxml import etree
 
-from vmkeep.definition.tree import remove
+from vmkeep.definition.tree import remove, set_text
 from vmkeep.fitting.draft import Draft, part_of
 from vmkeep.fitting.model import CpuModel, Misfit
+from vmkeep.xmltext import element_text
 
 ELSEWHERE: Final = (
     "Restore to files (--output DIR), change domain.xml as you decide, and define it; or restore on a host that has it."
@@ -77,10 +78,10 @@ def fit_kind(draft: Draft) -> bool:
 def fit_emulator(draft: Draft) -> None:
     """Name this host's QEMU where the definition's own is not here."""
     emulator = draft.root.find("devices/emulator")
-    path = "" if emulator is None else (emulator.text or "").strip()
+    path = "" if emulator is None else element_text(emulator).strip()
     if emulator is None or not path or path in draft.host.files or draft.host.emulator is None:
         return
-    emulator.text = draft.host.emulator
+    set_text(emulator, draft.host.emulator)
     draft.found(
         Misfit(
             part="devices/emulator",
@@ -154,7 +155,7 @@ def fit_cpu(draft: Draft) -> None:
         _lacking_cpu(draft, cpu, f"this host gives no CPU of mode {mode}")
         return
     model = cpu.find("model")
-    name = "" if model is None else (model.text or "").strip()
+    name = "" if model is None else element_text(model).strip()
     if mode != "custom" or model is None or not name or not draft.host.cpu_models:
         return
     known = {each.name: each for each in draft.host.cpu_models}
@@ -163,7 +164,7 @@ def fit_cpu(draft: Draft) -> None:
         if twin is None:
             _lacking_cpu(draft, cpu, f"this host's libvirt knows no CPU model {name}")
             return
-        model.text = twin.name
+        set_text(model, twin.name)
         draft.found(
             Misfit(
                 part="cpu/model",

@@ -13,11 +13,12 @@ from typing import Final
 
 from lxml import etree
 
-from vmkeep.definition.tree import child_or_new, remove
+from vmkeep.definition.tree import child_or_new, remove, set_text
 from vmkeep.fitting.devices import ELSEWHERE
 from vmkeep.fitting.draft import Draft
 from vmkeep.fitting.machines import known_machine
 from vmkeep.fitting.model import FirmwareBuild, Misfit
+from vmkeep.xmltext import element_text
 
 _SECURE_NAMES: Final = ("secboot", ".ms.", "secure", "snakeoil")
 _MEASURED = "its firmware is another build: what it sealed to PCR 0 or 4 stays shut, what it sealed to PCR 7 opens"
@@ -253,7 +254,7 @@ def _name(draft: Draft, system: etree._Element, build: FirmwareBuild) -> None:
     for choice in system.findall("firmware"):
         remove(choice)
     loader = child_or_new(system, "loader")
-    loader.text = build.code
+    set_text(loader, build.code)
     loader.set("readonly", "yes")
     loader.set("type", "pflash")
     loader.attrib.pop("format", None)  # raw, as are all that are taken for builds here
@@ -263,7 +264,7 @@ def _name(draft: Draft, system: etree._Element, build: FirmwareBuild) -> None:
     nvram = system.find("nvram")
     if nvram is None and draft.variables is not None and draft.variables.path:
         nvram = child_or_new(system, "nvram")
-        nvram.text = draft.variables.path
+        set_text(nvram, draft.variables.path)
     if nvram is not None and build.template is not None:
         nvram.set("template", build.template)
         nvram.attrib.pop("templateFormat", None)
@@ -278,7 +279,7 @@ def _switch_smm_on(system: etree._Element) -> None:
 
 
 def _path(loader: etree._Element | None) -> str:
-    return "" if loader is None else (loader.text or "").strip()
+    return "" if loader is None else element_text(loader).strip()
 
 
 def _size(draft: Draft) -> str:

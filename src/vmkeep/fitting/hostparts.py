@@ -335,6 +335,6 @@ def _canonical(element: etree._Element, *, outermost: bool = False) -> tuple[obj
     return (
         tag_name(element),
         tuple(sorted((str(name), str(value)) for name, value in element.attrib.items())),
-        (element.text or "").strip(),
+        _own_text(element),
         tuple(_canonical(child) for child in children),
     )

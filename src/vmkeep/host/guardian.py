@@ -25,6 +25,7 @@ import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vmkeep.errors import HypervisorUnavailable, JobAborted, VmkeepError
@@ -36,6 +37,7 @@ from vmkeep.host.safety import (
     LOOK_SECONDS,
     JobRecord,
     Stage,
+    carry_out,
     let_guest_go_on,
     proven_scratch_falls_short,
     record_path,
@@ -133,8 +135,8 @@ class Guardian:
         with waiting_for("let the guardian undo the job"):
             self._process.wait()
         with suppress(VmkeepError, FileNotFoundError):
-            rescue(JobRecord.load(self._path))
-            self._path.unlink(missing_ok=True)
+            record = JobRecord.load(self._path)
+            carry_out(self._path, record, partial(rescue, record))
         self.clients.close()
         self._lock.release()
         return not self._path.exists()
@@ -189,7 +191,7 @@ def main() -> int:
     _answer(vmkeep)
     record, finished = _watch(path, record, hypervisor, vmkeep, clients)
     if not finished:
-        _rescue(record, hypervisor, clients)
+        carry_out(path, record, partial(_rescue, record, hypervisor, clients))
     path.unlink(missing_ok=True)
     path.with_suffix(".lock").unlink(missing_ok=True)
     return 0

@@ -18,6 +18,8 @@ from vmkeep.hypervisor.blocknodes import BlockNodes
 
 _HELD: Final = re.compile(r"(?P<path>/.*/\.[^/]+\.[0-9a-f]{12}\.scratch) \(deleted\)", re.DOTALL)
 _BLOCK_BYTES: Final = 512
+_MOST_ROUNDS: Final = 16
+"""One closes a node at least; a scratch file has two."""
 
 
 def held_scratch(domain: Domain) -> dict[str, int]:
@@ -41,7 +43,10 @@ def let_go(domain: Domain, path: str) -> None:
     if path not in held_scratch(domain):
         return  # it has done so
     graph = BlockNodes(domain)
-    while nodes := [node.name for node in graph.nodes() if node.path == path]:
+    for _ in range(_MOST_ROUNDS):
+        nodes = [node.name for node in graph.nodes() if node.path == path]
+        if not nodes:
+            return
         # The node of the format uses that of the file, so one of them can be closed at any time.
         refused: list[HypervisorError] = []
         for node in nodes:
@@ -51,6 +56,7 @@ def let_go(domain: Domain, path: str) -> None:
                 refused.append(error)
         if len(refused) == len(nodes):
             raise refused[0]
+    raise HypervisorError(f"QEMU says that it closed {path}, and lists it still", vm=domain.name, path=path)
 
 
 def _bytes(image: OpenImage) -> int:

@@ -18,6 +18,7 @@ from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, TpmBackend
 from vmkeep.errors import HypervisorError, StateUnsupported, VmBusy, VmkeepError
 from vmkeep.host.bindings import noted
+from vmkeep.host.thawing import thaw
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.moments import (
     Backup,
@@ -223,7 +224,7 @@ def fix_instant(
         # Also after a freeze that failed: some of the file systems may be frozen. The guardian does it again when
         # this fails.
         if quiesce:
-            domain.thaw()
+            thaw(domain)
     return Instant(as_text(created), states, round(pause_ms, 1))
 
 

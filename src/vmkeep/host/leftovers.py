@@ -133,6 +133,10 @@ def interrupted_jobs(settings: Settings) -> Iterator[Finding]:
             remedy = f"Look at the VM's pause, job and checkpoints with virsh, then: {command_line('rm --', path)}"
             yield Finding(FindingCode.POINT_INTERRUPTED, message, remedy=remedy, path=str(path))
             continue
+        if record.stage is Stage.FROZEN:
+            message = "the guest may still be frozen: its agent did not thaw it after a point that failed"
+            yield Finding(FindingCode.POINT_INTERRUPTED, message, vm=record.vm, path=str(path), recovered=True)
+            continue
         paused = " The VM may be paused since then." if record.was_running and record.stage is Stage.INSTANT else ""
         what = "snapshot" if record.keepsake else "backup"
         message = f"a {what} of the VM was killed together with its guardian, and is not undone yet.{paused}"

@@ -147,12 +147,12 @@ class Overwriting:
         assert stored is not None
         assert disk.runs is not None
         with self._served(disk, stop) as server:
-            zero_map = () if disk.exact else tuple(server.source().zero_map())
             connection = server.connect()
             pieces = self._repository.read_runs(stored, disk.runs, workers=self._settings.workers)
             if disk.exact:
                 written = overwrite(connection, pieces, stop=stop, progress=progress)
             else:
+                zero_map = server.source().zero_map()  # all of it is read before anything is written
                 written = overwrite_differing(
                     connection, pieces, zero_map, block_bytes=stored.block_bytes, stop=stop, progress=progress
                 )

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 from vmkeep.errors import QemuDied, VmkeepError, VmNotFound
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.hypervisor.translation import shortened
 
 # libvirt's own lines have a time; the command line that it writes down at a start is one of lines that go on.
 _LIBVIRTS = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:.]+\+[0-9]{4}: ?(.*)")
 _STARTED = "starting up"
-_VERSION = re.compile(r"qemu version: ([0-9]+)\.([0-9]+)\.([0-9]+)")
+_VERSION = re.compile(r"qemu version: ([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(?![0-9])")
 _CRASHED = "reason=crashed"
 _LOOKED_AT_BYTES = 64 << 10
 # QEMU serves a disk in an I/O thread without the fault from here on, as far as is known: 10.0.13 was left early 72
@@ -56,18 +57,23 @@ def death_of(domain: Domain, uri: str, doing: str) -> QemuDied | None:
             return None
     except VmkeepError:
         return None
-    said = last_words(lines)
+    said = shortened(last_words(lines))
     message = f"QEMU died {doing}, and VM {domain.name!r} with it"
     return QemuDied(f"{message}; it said: {said}" if said else message, vm=domain.name, path=str(log))
 
 
 def _lines(log: Path) -> list[str]:
+    return _contents(log).decode(errors="replace").splitlines()
+
+
+def _contents(log: Path) -> bytes:
+    """Return the end of a log, nothing when it cannot be read. QEMU may write on meanwhile."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _LOOKED_AT_BYTES))
-            return stream.read().decode(errors="replace").splitlines()
+            return stream.read(_LOOKED_AT_BYTES)
     except OSError:
-        return []
+        return b""
 
 
 def last_words(lines: list[str]) -> str:

@@ -11,10 +11,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from vmkeep.errors import (
@@ -31,6 +32,7 @@ from vmkeep.filesystem import fault_error, file_errors, sync_directory
 from vmkeep.host.grounds import stand_on
 from vmkeep.host.handshakes import Owner, abort_job, job_ends
 from vmkeep.host.passphrases import key_of
+from vmkeep.host.thawing import Thawing
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.hypervisor.answers import impatient
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
@@ -56,6 +58,7 @@ class Stage(StrEnum):
     LATE = "late"  # the guardian let the guest go on, as vmkeep did not; a pause now is somebody else's
     COPY = "copy"  # the VM runs again; a pause now is somebody else's
     KEEP = "keep"  # the point is stored: the new checkpoint is its base from here on
+    FROZEN = "frozen"  # all is undone, but the agent has not said that it thawed the guest
 
 
 _AT_THE_INSTANT = (Stage.INSTANT, Stage.LATE)
@@ -145,17 +148,44 @@ def rescue(record: JobRecord, hypervisor: Hypervisor | None = None, *, owner: Ow
 
     ``owner`` is the process of vmkeep if it may still live. The guest comes first: it is resumed before anything slow
     is done. Repeats until all has been quiet for a second. Raises HypervisorUnavailable when libvirt does not answer
-    for a minute; the record then stays.
+    for a minute; the record then stays. Raises AgentUnavailable when all was done but that the guest may be frozen.
     """
-    if record.keepsake:
+    thawing = _thawing(record)
+    if record.stage is Stage.FROZEN:
+        _thaw_again(record, thawing, hypervisor)
+    elif record.keepsake:
         from vmkeep.host.snapshot_rescue import rescue_snapshot  # which needs this module
 
-        rescue_snapshot(record, hypervisor)
+        rescue_snapshot(record, thawing, hypervisor)
     else:
-        _rescue_point(record, hypervisor, owner)
+        _rescue_point(record, thawing, hypervisor, owner)
+    thawing.finish(record.vm)
 
 
-def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner | None) -> None:
+def carry_out(path: Path, record: JobRecord, undo: Callable[[], None]) -> None:
+    """Undo a job, and remove its record; the one of a guest that may still be frozen stays and says so."""
+    try:
+        undo()
+    except AgentUnavailable:
+        dataclasses.replace(record, stage=Stage.FROZEN).save(path.parent)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def _thawing(record: JobRecord, *, once: bool = False) -> Thawing:
+    """Return what is owed to the guest. A vmkeep that is late may still freeze it before it hears that it is."""
+    owed = record.quiesced and record.stage in (*_AT_THE_INSTANT, Stage.FROZEN)
+    return Thawing(owed=owed, once=once or record.stage is Stage.FROZEN)
+
+
+def _thaw_again(record: JobRecord, thawing: Thawing, hypervisor: Hypervisor | None) -> None:
+    domain = (hypervisor or stand_on(Hypervisor.connect(record.uri))).find_uuid(record.uuid)
+    with suppress(VmNotFound):
+        if domain is not None:
+            thawing.ask(domain)
+
+
+def _rescue_point(record: JobRecord, thawing: Thawing, hypervisor: Hypervisor | None, owner: Owner | None) -> None:
     started = time.monotonic()
     deadline = started + _PATIENCE_SECONDS
     quiet_since: float | None = None
@@ -165,14 +195,14 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner
                 hypervisor = stand_on(Hypervisor.connect(record.uri))
             # Whatever libvirtd did for the dead client is over by then, or libvirtd itself was restarted.
             begun = record.stage not in _AT_THE_INSTANT or time.monotonic() > started + _BEGIN_SECONDS
-            changed = _rescue_once(record, hypervisor, begun=begun, owner=owner)
+            changed = _rescue_once(record, thawing, hypervisor, begun=begun, owner=owner)
         except HypervisorUnavailable:
             hypervisor = None
             changed = True
             if time.monotonic() > deadline:
                 raise
-        except (HypervisorError, VmBusy, AgentUnavailable):
-            # A call that died with vmkeep still holds the VM's job lock, or the agent's; it ends by itself.
+        except (HypervisorError, VmBusy):
+            # A call that died with vmkeep still holds the VM's job lock; it ends by itself.
             changed = True
             if time.monotonic() > deadline:
                 raise
@@ -188,17 +218,20 @@ def _rescue_point(record: JobRecord, hypervisor: Hypervisor | None, owner: Owner
     remove_leavings(record)
 
 
-def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owner: Owner | None) -> bool:
+def _rescue_once(
+    record: JobRecord, thawing: Thawing, hypervisor: Hypervisor, *, begun: bool, owner: Owner | None
+) -> bool:
     """Do what is needed now; return whether anything was. ``begun``: no backupBegin can be under way any more."""
     domain = hypervisor.find_uuid(record.uuid)
     if record.stopped:
         return _remove_marks(record, domain, hypervisor)
     if domain is None:
+        thawing.forget()
         return forget_secret(record, hypervisor)
     changed = resume_if_ours(record, domain, owner)
     changed = forget_secret(record, hypervisor) or changed
-    changed = _thaw_if_ours(record, domain) or changed
     try:
+        changed = thawing.ask(domain) or changed
         if domain.backup_socket() == record.socket:
             if not (begun or _has_begun(record)):
                 return True
@@ -212,6 +245,7 @@ def _rescue_once(record: JobRecord, hypervisor: Hypervisor, *, begun: bool, owne
             domain.delete_checkpoint(record.checkpoint)
             changed = True
     except VmNotFound:
+        thawing.forget()
         return changed  # stopped and gone while we looked: nothing of ours can be left in it
     return changed
 
@@ -225,18 +259,6 @@ def _has_begun(record: JobRecord) -> bool:
     """
     names = export_names(record.socket, _EXPORTS_SECONDS)
     return names is not None and len(names) == len(record.scratch)
-
-
-def _thaw_if_ours(record: JobRecord, domain: Domain) -> bool:
-    """Thaw a guest that vmkeep may have frozen; return whether anything was frozen.
-
-    A freeze that was under way when vmkeep died is carried out by libvirtd, and the thaw waits behind it: libvirt
-    lets one call at a time speak to an agent. The agent answered before anything was begun, so one that does not
-    answer now is asked again.
-    """
-    if not record.quiesced or record.stage is not Stage.INSTANT or domain.state().run is not RunState.RUNNING:
-        return False
-    return domain.thaw() > 0
 
 
 def forget_secret(record: JobRecord, hypervisor: Hypervisor) -> bool:
@@ -307,10 +329,11 @@ def let_guest_go_on(record: JobRecord, hypervisor: Hypervisor) -> bool:
 
         if domain.has_job():
             return False
-        rescue_snapshot(record, hypervisor)
+        rescue_snapshot(record, _thawing(record, once=True), hypervisor)
         return True
     resume_if_ours(record, domain)
-    _thaw_if_ours(record, domain)
+    # Once, whatever comes of it: vmkeep, which lives, thaws as well, and must hear that the guest went on.
+    _thawing(record, once=True).ask(domain)
     return True
 
 
@@ -387,15 +410,20 @@ def rescue_abandoned(directory: Path) -> tuple[str, ...]:
             path.with_suffix(".partial").unlink(missing_ok=True)
             try:
                 record = JobRecord.load(path)
-                rescue(record)
+                carry_out(path, record, partial(rescue, record))
             except FileNotFoundError:
                 continue  # its guardian was faster, or its process was killed before there was a record
             except Interrupted:
                 raise
+            except AgentUnavailable as error:
+                told.append(f"{error.message}. {error.hint}")
+                continue
             except (VmkeepError, OSError, ValueError, KeyError, TypeError) as error:
                 told.append(f"the left-overs recorded in {path} could not be removed: {fault_error(error).message}")
                 continue
-            path.unlink(missing_ok=True)
+            if record.stage is Stage.FROZEN:
+                told.append(f"the guest of VM {record.vm!r} is thawed")
+                continue
             what = "was undone" if not record.keepsake else "holds its guest no more"
             told.append(f"an interrupted {'snapshot' if record.keepsake else 'point'} of VM {record.vm!r} {what}")
     return tuple(told)

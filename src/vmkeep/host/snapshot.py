@@ -57,6 +57,7 @@ from vmkeep.host.tasks import (
     SnapshotStored,
     StoreSnapshot,
 )
+from vmkeep.host.thawing import thaw
 from vmkeep.host.versions import store_states
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.repository import Repository
@@ -267,7 +268,7 @@ class Snapshotting:
                 hold(AGENT_WORK_SECONDS)
         finally:
             if request.quiesce and not halted:
-                domain.thaw()
+                thaw(domain)
 
     def _create(self, request: MakeSnapshot, domain: Domain, planned: PlannedSnapshot) -> None:
         """Ask libvirt. Saving memory takes as long as it takes; it is watched, and ended when it is cancelled."""

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.errors import (
-    AgentUnavailable,
     HostFileMissing,
     HypervisorError,
     HypervisorUnavailable,
@@ -27,6 +26,7 @@ from vmkeep.host.grounds import stand_on
 from vmkeep.host.instant import StateSource, as_text, read_state
 from vmkeep.host.keepsake import Keepsake, KeptStates, keep_states, kept_states
 from vmkeep.host.safety import JobRecord
+from vmkeep.host.thawing import Thawing
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.logs import get_logger
 from vmkeep.transfer.imagefile import add_bitmap, describe_image, holds_data
@@ -41,7 +41,7 @@ _PATIENCE_SECONDS = 60.0
 _MEMORY_SECONDS = 3600.0
 
 
-def rescue_snapshot(record: JobRecord, hypervisor: Hypervisor | None = None) -> None:
+def rescue_snapshot(record: JobRecord, thawing: Thawing, hypervisor: Hypervisor | None = None) -> None:
     """Let the guest go on, or give a VM that is off its checkpoints back; repeats until all was quiet for a second.
 
     Raises HypervisorUnavailable when libvirt does not answer for a minute; the record then stays.
@@ -55,8 +55,8 @@ def rescue_snapshot(record: JobRecord, hypervisor: Hypervisor | None = None) -> 
         try:
             if hypervisor is None:
                 hypervisor = stand_on(Hypervisor.connect(record.uri))
-            changed = _rescue_vm(record, keepsake, hypervisor, time.monotonic() - started)
-        except (HypervisorError, VmBusy, AgentUnavailable) as error:
+            changed = _rescue_vm(record, keepsake, thawing, hypervisor, time.monotonic() - started)
+        except (HypervisorError, VmBusy) as error:
             if isinstance(error, HypervisorUnavailable):
                 hypervisor = None
             changed = True
@@ -68,15 +68,18 @@ def rescue_snapshot(record: JobRecord, hypervisor: Hypervisor | None = None) -> 
         time.sleep(_STEP_SECONDS)
 
 
-def _rescue_vm(record: JobRecord, keepsake: Keepsake, hypervisor: Hypervisor, waited: float) -> bool:
+def _rescue_vm(record: JobRecord, keepsake: Keepsake, thawing: Thawing, hypervisor: Hypervisor, waited: float) -> bool:
     domain = hypervisor.find_uuid(record.uuid)
     try:
-        return domain is not None and _rescue_once(record, keepsake, domain, waited)
+        if domain is not None:
+            return _rescue_once(record, keepsake, thawing, domain, waited)
     except VmNotFound:
-        return False  # a transient VM that stopped
+        pass  # a transient VM that stopped
+    thawing.forget()
+    return False
 
 
-def _rescue_once(record: JobRecord, keepsake: Keepsake, domain: Domain, waited: float) -> bool:
+def _rescue_once(record: JobRecord, keepsake: Keepsake, thawing: Thawing, domain: Domain, waited: float) -> bool:
     """Do what is needed now; return whether anything was, or is waited for."""
     if keepsake.stopped:
         changed = put_checkpoints_back(keepsake, domain)
@@ -96,7 +99,7 @@ def _rescue_once(record: JobRecord, keepsake: Keepsake, domain: Domain, waited: 
         if keepsake.was_running:
             domain.resume()
             return True
-    return _thaw(keepsake, domain)
+    return thawing.ask(domain)
 
 
 def _keep(keepsake: Keepsake, place: Path, domain: Domain) -> None:
@@ -109,10 +112,6 @@ def _keep(keepsake: Keepsake, place: Path, domain: Domain) -> None:
         keep_states(place, KeptStates(as_text(datetime.now(UTC)), 0.0, states))
     except VmkeepError as error:
         _log.warning("the state of a snapshot was not kept", vm=domain.name, error=error.message)
-
-
-def _thaw(keepsake: Keepsake, domain: Domain) -> bool:
-    return keepsake.quiesced and domain.state().run is RunState.RUNNING and domain.thaw() > 0
 
 
 def put_checkpoints_back(keepsake: Keepsake, domain: Domain) -> bool:

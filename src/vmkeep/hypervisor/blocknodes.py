@@ -9,14 +9,19 @@ libvirt's are left alone by it, also when it is restarted meanwhile.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import libvirt_qemu
 
 from vmkeep.errors import HypervisorError
 from vmkeep.hypervisor.domain import Domain
-from vmkeep.hypervisor.translation import libvirt_errors
+from vmkeep.hypervisor.translation import libvirt_errors, shortened
+
+T = TypeVar("T")
 
 CONCLUDED: Final = "concluded"
 READY: Final = "ready"
@@ -50,15 +55,23 @@ class BlockNodes:
 
     def nodes(self) -> tuple[BlockNode, ...]:
         """Return all nodes that have a name."""
-        found = self._execute("list its images", "query-named-block-nodes", flat=True)
-        return tuple(BlockNode(str(node["node-name"]), str(node["drv"]), _path(str(node["file"]))) for node in found)
+        doing = "list its images"
+        with _understood(doing, self._domain.name):
+            found = _known(self._execute(doing, "query-named-block-nodes", flat=True), list)
+            return tuple(
+                BlockNode(_field(node, "node-name", str), _field(node, "drv", str), _path(_field(node, "file", str)))
+                for node in found
+            )
 
     def job(self, name: str) -> BlockJob | None:
         """Return the job of that name."""
-        for job in self._execute("list its jobs", "query-jobs"):
-            if job["id"] == name:
-                done, total = int(job["current-progress"]), int(job["total-progress"])
-                return BlockJob(name, str(job["status"]), job.get("error"), done, total)
+        doing = "list its jobs"
+        with _understood(doing, self._domain.name):
+            for job in _known(self._execute(doing, "query-jobs"), list):
+                if _field(job, "id", str) == name:
+                    done, total = (max(0, _field(job, f"{which}-progress", int)) for which in ("current", "total"))
+                    said = shortened(_field(job, "error", str)) if "error" in job else None
+                    return BlockJob(name, _field(job, "status", str), said, done, total)
         return None
 
     def commit(self, name: str, top: str, base: str) -> None:
@@ -81,28 +94,57 @@ class BlockNodes:
         """Close a node that nothing uses; QEMU refuses for one that is used."""
         self._execute("close the image", "blockdev-del", **{"node-name": node})
 
-    def _execute(self, doing: str, command: str, **arguments: object) -> Any:
+    def _execute(self, doing: str, command: str, **arguments: object) -> object:
         order = json.dumps({"execute": command, "arguments": arguments})
         with libvirt_errors(f"have QEMU {doing}", self._domain.name):
-            answer = json.loads(libvirt_qemu.qemuMonitorCommand(self._domain.handle, order, 0))
-        if "error" in answer:
-            said = answer["error"].get("desc", "no reason")
-            raise HypervisorError(f"QEMU could not {doing}: {said}", vm=self._domain.name)
-        return answer["return"]
+            text = libvirt_qemu.qemuMonitorCommand(self._domain.handle, order, 0)
+        with _understood(doing, self._domain.name):
+            answer = _known(json.loads(text), dict)
+            if "error" in answer:
+                said = shortened(_field(answer["error"], "desc", str))
+                raise HypervisorError(f"QEMU could not {doing}: {said}", vm=self._domain.name)
+            return _field(answer, "return", object)
+
+
+@contextmanager
+def _understood(doing: str, vm: str) -> Iterator[None]:
+    """Translate what comes of an answer that is none: the guest may have taken QEMU over."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise HypervisorError(
+            f"QEMU gave an answer that cannot be understood, asked to {doing}",
+            vm=vm,
+            hint="Restart the VM, so that it has a new QEMU. A guest that took its QEMU over can make it say anything.",
+        ) from error
+
+
+def _known(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"no {kind.__name__}")
+    return value
+
+
+def _field(value: object, name: str, kind: type[T]) -> T:
+    held = _known(value, dict)
+    if name not in held:
+        raise ValueError(f"no {name}")
+    return _known(held[name], kind)
 
 
 def _path(name: str) -> str | None:
     """Return the path in QEMU's name of a node: plain, or of what it stands on when it was opened by options."""
-    if name.startswith("/"):
-        return name
-    if not name.startswith("json:"):
-        return None
-    try:
+    options: object = name
+    if name.startswith("json:"):
         options = json.loads(name.removeprefix("json:"))
-    except ValueError:
-        return None
     while isinstance(options, dict):
-        if isinstance(options.get("filename"), str):
-            return str(options["filename"])
-        options = options.get("file")
-    return options if isinstance(options, str) and options.startswith("/") else None
+        named = options.get("filename")
+        options = named if isinstance(named, str) else options.get("file")
+    return options if isinstance(options, str) and options.startswith("/") and _is_name(options) else None
+
+
+def _is_name(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False

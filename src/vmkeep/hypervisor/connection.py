@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import libvirt
 from lxml import etree
 
+from vmkeep.definition.tree import set_text
 from vmkeep.errors import HypervisorHangs, HypervisorUnavailable, PermissionRefused
 from vmkeep.hypervisor import answers
 from vmkeep.hypervisor.domain import Domain
@@ -172,13 +173,13 @@ class Hypervisor:
         name = trial.find("name")
         if name is None:
             return "the domain has no name"
-        name.text = f"{_TRIAL_NAME}\n"
+        set_text(name, f"{_TRIAL_NAME}\n")
         uuid = trial.find("uuid")
         if uuid is None:
             uuid = etree.SubElement(trial, "uuid")
-        uuid.text = str(uuid4())
+        set_text(uuid, str(uuid4()))
         for entry in trial.findall("sysinfo/system/entry[@name='uuid']"):
-            entry.text = uuid.text  # libvirt refuses two that differ
+            set_text(entry, uuid.text or "")  # libvirt refuses two that differ
         try:
             defined = self._connection.defineXML(serialise_xml(trial))
         except libvirt.libvirtError as error:

@@ -5,22 +5,30 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
 import libvirt
 from lxml import etree
 
-from vmkeep.errors import AgentUnavailable, HypervisorError, VmkeepError
-from vmkeep.hypervisor.translation import libvirt_errors, translate
+from vmkeep.errors import (
+    AgentUnavailable,
+    HypervisorError,
+    HypervisorUnavailable,
+    PermissionRefused,
+    VmBusy,
+    VmkeepError,
+    VmNotFound,
+)
+from vmkeep.hypervisor.translation import libvirt_errors, shortened, translate
 from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, parse_snapshot
 
 # By default libvirt waits for an agent for ever, also for one that is connected and hangs (seen on 9.0). A freeze
-# waits until the guest has written out what it holds. The value is the VM's until it is set again.
+# waits until the guest has written out what it holds. The value is the VM's until it is set again, and a call that
+# waits for its turn has the value of then: so it is never set back to the default, as the guardian may ask as well.
 _AGENT_ANSWER_SECONDS = 5
 _AGENT_WORK_SECONDS = 60
-_AGENT_WORDS = 300
 _NO_JOB_DATA = "backup job data missing"
 _BEGINNING_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
@@ -160,29 +168,33 @@ class Domain:
 
     def require_agent(self) -> None:
         """Raise AgentUnavailable unless the guest agent answers. Nothing is changed in the guest."""
-        try:
-            self._handle.agentSetResponseTimeout(_AGENT_ANSWER_SECONDS)
+        with self._agent_answers("cannot be asked for the guest's file systems", _AGENT_ANSWER_SECONDS):
             self._handle.fsInfo()
-        except libvirt.libvirtError as error:
-            raise _agent_error(error, "cannot be asked for the guest's file systems", self.name) from error
 
     def freeze(self) -> int:
         """Freeze the guest's file systems through its agent; return how many. Raises AgentUnavailable."""
-        try:
-            self._handle.agentSetResponseTimeout(_AGENT_WORK_SECONDS)
+        with self._agent_answers("could not freeze the guest's file systems", _AGENT_WORK_SECONDS):
             return int(self._handle.fsFreeze())
-        except libvirt.libvirtError as error:
-            raise _agent_error(error, "could not freeze the guest's file systems", self.name) from error
 
-    def thaw(self) -> int:
+    def thaw(self, answer_seconds: int = _AGENT_WORK_SECONDS) -> int:
         """Thaw what is frozen; return how many were. Thawing twice is harmless. Raises AgentUnavailable."""
+        with self._agent_answers("could not thaw the guest's file systems", answer_seconds):
+            return int(self._handle.fsThaw())
+
+    @contextmanager
+    def _agent_answers(self, failing: str, seconds: int) -> Iterator[None]:
+        """Have libvirt wait for an answer for so long; raises what is to be told when ``failing`` is all that it did.
+
+        libvirt asks an agent for a sign first, for which it waits 5 s at most, and takes no answer over 10 MiB.
+        """
         try:
-            self._handle.agentSetResponseTimeout(_AGENT_WORK_SECONDS)
-            thawed = int(self._handle.fsThaw())
-            self._handle.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
-            return thawed
+            self._handle.agentSetResponseTimeout(seconds)
+            yield
         except libvirt.libvirtError as error:
-            raise _agent_error(error, "could not thaw the guest's file systems", self.name) from error
+            raise _agent_error(error, failing, self.name) from error
+        finally:
+            with suppress(libvirt.libvirtError):
+                self._handle.agentSetResponseTimeout(_AGENT_WORK_SECONDS)
 
     # -- backup job --------------------------------------------------------------------------------------------
 
@@ -471,14 +483,13 @@ def _drop_disk(checkpoint: etree._Element, target: str) -> bool:
 
 
 def _agent_error(error: libvirt.libvirtError, what: str, vm: str) -> VmkeepError:
-    """Return AgentUnavailable, unless the VM or libvirt itself is gone."""
+    """Return AgentUnavailable, unless libvirt's number says that the VM or libvirt itself is gone, or at something.
+
+    The words are the guest's: it may well say that there is no space left on a device, and have none of this host.
+    """
     translated = translate(error, "speak to the guest agent", vm)
-    if type(translated) is not HypervisorError:
+    if isinstance(translated, VmNotFound | PermissionRefused | VmBusy | HypervisorUnavailable):
         return translated
-    return AgentUnavailable(f"the guest agent of the VM {what}: {_shortened(str(error))}", vm=vm)
-
-
-def _shortened(words: str) -> str:
-    """Return what an agent says, for people: the guest wrote it, at any length and with any characters."""
-    printable = "".join(char if char.isprintable() else " " for char in words[: 4 * _AGENT_WORDS])
-    return printable if len(printable) <= _AGENT_WORDS else f"{printable[:_AGENT_WORDS]}..."
+    told = AgentUnavailable(f"the guest agent of the VM {what}: {shortened(str(error))}", vm=vm)
+    told.refused = error.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE
+    return told

@@ -42,6 +42,8 @@ _REFUSED = frozenset(
 # begin. libvirt 9.0 with QEMU 7.2 makes the job. The text is QEMU's; libvirt passes it on as an internal error.
 _INACTIVE_DISK = re.compile(r"Inactive '[^']*' can't be a backing child of active '")
 
+_MOST_WORDS = 300
+
 # QEMU's words for ENOSPC, in the middle of libvirt's ("failed to format image: 'Could not write refcount table: No
 # space left on device'", seen on 9.0 for scratch). libvirtd runs with the C locale unless somebody changed its unit.
 _FULL = "No space left on device"
@@ -49,6 +51,12 @@ _FREE_SPACE = (
     "Free space where the VM's images are, or where `scratch_dir` is, and run the command again; what was there is "
     "unharmed."
 )
+
+
+def shortened(words: str) -> str:
+    """Return what a guest or its QEMU said, for people: it may be of any length and with any characters."""
+    printable = "".join(char if char.isprintable() else " " for char in words[: 4 * _MOST_WORDS])
+    return printable if len(printable) <= _MOST_WORDS else f"{printable[:_MOST_WORDS]}..."
 
 
 @contextmanager

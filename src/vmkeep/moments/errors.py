@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from vmkeep.xmltext import bounded
+
 
 class LibvirtError(IntEnum):
     """The error numbers of libvirt (virErrorNumber) that moments can meet; the name is libvirt's own."""
@@ -29,6 +31,7 @@ class MomentError(ValueError):
     """
 
     def __init__(self, error: LibvirtError, element: str, message: str) -> None:
+        message, element = bounded(message), bounded(element)
         super().__init__(f"{message} (at {element})" if element else message)
         self.code = int(error)
         self.libvirt_name = error.name

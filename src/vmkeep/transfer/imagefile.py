@@ -179,8 +179,12 @@ def holds_data(layer: ImageLayer) -> bool:
     with open_chain(layer.path, layer.format, chain=False) as opened:
         node = image_node(opened.layers, read_only=True)
         doing = f"read what {layer.path} holds"
-        ranges = json.loads(_qemu_img("map", "--output=json", "-U", node, doing=doing, on=opened))
-    return any(piece["present"] for piece in ranges)
+        printed = _qemu_img("map", "--output=json", "-U", node, doing=doing, on=opened)
+    try:
+        return any(piece["present"] for piece in json.loads(printed))
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        # It has read what others wrote, and an image may have led it astray.
+        raise TransferError(f"could not {doing}: qemu-img printed no map of it", path=layer.path) from error
 
 
 def image_node(

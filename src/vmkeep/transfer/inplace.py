@@ -10,6 +10,8 @@ from vmkeep.extents.ranges import READS_AS_ZERO, Reply
 
 # Each write is a round trip to qemu-nbd; reads of this size are the fastest of libnbd's binding.
 PIECE_BYTES = 1 << 20
+_MOST_ZEROS = 1 << 18
+_STOP_EVERY = 1 << 12
 
 Piece = tuple[int, int, bytes | None]
 """(start, length, content) in bytes; without content the range is zero."""
@@ -76,7 +78,7 @@ def overwrite_differing(
 
     ``zero_map`` says what of the image is known to be zero before anything is written; that is not read.
     """
-    zeros = [(start, start + length) for start, length, flags in zero_map if flags & READS_AS_ZERO]
+    zeros = _known_zeros(zero_map, stop)
     done = Overwritten()
     for start, length, content in _joined(pieces):
         if content is None:
@@ -86,6 +88,26 @@ def overwrite_differing(
             done += Overwritten(written_bytes=_write_differing(image, start, content, block_bytes))
         progress(length)
     return done
+
+
+def _known_zeros(zero_map: Iterable[Reply], stop: Callable[[], None]) -> list[tuple[int, int]]:
+    """Return ranges (begin, end) that are known to be zero: all, or of too many the long ones.
+
+    An image may have one table for all its clusters, and as many ranges as clusters: a small file then has billions.
+    """
+    zeros: list[tuple[int, int]] = []
+    least = 1
+    for number, (start, length, flags) in enumerate(zero_map):
+        if not number % _STOP_EVERY:
+            stop()
+        if not flags & READS_AS_ZERO:
+            continue
+        begin = zeros.pop()[0] if zeros and zeros[-1][1] == start else start
+        zeros.append((begin, start + length))
+        while len(zeros) > _MOST_ZEROS:
+            least *= 2
+            zeros = [each for each in zeros if each[1] - each[0] >= least]
+    return zeros
 
 
 def _write_differing(image: OpenImage, start: int, content: bytes, block_bytes: int) -> int:
@@ -138,7 +160,7 @@ def _outside(start: int, end: int, ranges: Sequence[tuple[int, int]]) -> Iterato
         middle = (low + high) // 2
         low, high = (middle + 1, high) if ranges[middle][1] <= start else (low, middle)
     place = start
-    for begin, until in ranges[low:]:
+    for begin, until in map(ranges.__getitem__, range(low, len(ranges))):
         if begin >= end:
             break
         if begin > place:

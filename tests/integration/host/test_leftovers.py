@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from vmkeep.host.checkup import mend
 from vmkeep.host.findings import Finding, FindingCode, KnownOperation, Mend, Operations
 from vmkeep.host.journal import RestoreJournal
 from vmkeep.host.lock import FileLock
-from vmkeep.host.safety import JobRecord
+from vmkeep.host.safety import JobRecord, Stage
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.repository import Repository
 
@@ -259,6 +260,15 @@ def test_record_of_a_job_without_guardian_is_a_problem_for_the_recovery(settings
     with FileLock.try_acquire(settings.guards_dir / f"{DONE}.lock") or pytest.fail("not locked"):
         aged(settings.guards_dir / f"{DONE}.lock")
         assert list(leftovers.interrupted_jobs(settings)) == []
+
+
+def test_guest_that_may_be_frozen_still_is_told(settings: Settings) -> None:
+    settings.guards_dir.mkdir()
+    record = JobRecord(DONE, "qemu:///system", "win11", "uuid", "c", "/run/x/nbd", was_running=True, scratch=())
+    replace(record, quiesced=True, stage=Stage.FROZEN).save(settings.guards_dir)
+    (finding,) = leftovers.interrupted_jobs(settings)
+    assert (finding.code, finding.vm, finding.fixable) == (FindingCode.POINT_INTERRUPTED, "win11", True)
+    assert "frozen" in finding.message
 
 
 def test_record_that_cannot_be_read_is_told_with_what_a_person_can_do(settings: Settings) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmkeep.extents import Reply
+from vmkeep.transfer import inplace
 from vmkeep.transfer.inplace import PIECE_BYTES, Piece, overwrite, overwrite_differing
 
 _BLOCK = 16
@@ -105,6 +108,29 @@ def test_comparing_writes_what_differs_and_nothing_else(disks: tuple[bytes, byte
     assert (done.zeroed_bytes == 0) is (zeroed == 0)
     if not differing:
         assert image.writes == []
+
+
+@given(_disks())
+def test_comparing_with_only_some_of_the_zeroes_known_writes_the_same(disks: tuple[bytes, bytes]) -> None:
+    have, want = disks
+    image = _Image(have)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inplace, "_MOST_ZEROS", 2)
+        pieces = _pieces(want, set(range(40)), zero_runs=True)
+        overwrite_differing(
+            image, pieces, _zero_map(have), block_bytes=_BLOCK, stop=lambda: None, progress=lambda _: None
+        )
+    assert image.content == want
+
+
+def test_map_of_any_length_takes_bounded_memory() -> None:
+    """Seen before: each range of an image's map was kept, and a small file can have billions."""
+    number = 3 * inplace._MOST_ZEROS
+    ranges = ((place << 17, 1 << 16, 3) for place in range(number))
+    long = (number << 17, 1 << 30, 3)
+    kept = inplace._known_zeros(chain(ranges, [long]), lambda: None)
+    assert len(kept) <= inplace._MOST_ZEROS
+    assert kept[-1] == (number << 17, (number << 17) + (1 << 30))
 
 
 def test_a_sparse_disk_that_is_zero_already_is_not_read() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from lxml import etree
 
 from tests.unit.definition.cases import GOLDEN, changes_of
 from vmkeep.definition import (
@@ -26,6 +27,9 @@ CASES: Final = ("windows", "live", "bios")
 
 def source(case: str) -> str:
     return (GOLDEN / f"{case}.in.xml").read_text(encoding="utf-8")
+
+
+UUID: Final = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 
 
 def test_cases_are_all_golden_files() -> None:
@@ -283,3 +287,17 @@ def test_disks_in_io_threads_and_with_limits_are_known() -> None:
     disks = parse_definition(_THREADED).disks
     assert [disk.target for disk in disks if disk.in_io_thread] == ["vda", "vdb", "sda"]
     assert [disk.target for disk in disks if disk.throttled] == ["vdb"]
+
+
+@pytest.mark.parametrize("hidden", ["<!-- c -->", "<acme/>", "<?p q?>"])
+def test_what_stands_behind_a_comment_in_a_name_or_path_goes_with_it(hidden: str) -> None:
+    """libvirt takes all the text in an element: a VM was defined as "newevil" for ``--as new``, its NVRAM likewise."""
+    xml = (
+        f"<domain type='kvm'><name>old{hidden}evil</name><uuid>{UUID}{hidden}</uuid>"
+        f"<os><nvram>/nvram/old{hidden}/../../etc/evil</nvram></os>"
+        f"<sysinfo><system><entry name='uuid'>{UUID}{hidden}</entry></system></sysinfo></domain>"
+    )
+    new = "0a2f2f0e-7f60-4f8a-9d0e-2f6b6a3a1f01"
+    root = etree.fromstring(remap(xml, Remap(name="new", uuid=new, nvram="/nvram/new")))
+    said = [root.xpath(f"string({path})") for path in ("name", "uuid", "os/nvram", "sysinfo/system/entry")]
+    assert said == ["new", new, "/nvram/new", new]

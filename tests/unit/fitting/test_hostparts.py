@@ -375,3 +375,11 @@ def test_definition_as_libvirt_writes_it(host: str, guest: str) -> None:
     )
     kernel = ["os/kernel", "os/initrd", "os/cmdline"]
     assert names(xml, own) == (kernel if guest == "linux" else ["devices/interface"])
+
+
+@pytest.mark.parametrize("hidden", ["<!-- c -->", "<?p q?>"])
+def test_path_that_goes_on_behind_a_comment_is_not_the_one_before_it(hidden: str) -> None:
+    """libvirt takes all the text in an element: what this host's own VM has says nothing of it."""
+    (own,) = parts(domain(system="<kernel>/boot/vmlinuz</kernel>"))
+    (other,) = parts(domain(system=f"<kernel>/boot/vmlinuz{hidden}-of-root</kernel>"))
+    assert own.place.key != other.place.key
