@@ -42,7 +42,7 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
     )
     text = format_bundle(bundle)
     if file == STANDARD:
-        running.console.text(text)
+        running.console.xml(text)
         return
     write_text(file, text, force=force)
     if running.console.json:

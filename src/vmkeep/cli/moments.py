@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmkeep.cli.completion import complete_moment, complete_vm
-from vmkeep.cli.tables import printable
+from vmkeep.cli.terminal import one_line
 from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
 if TYPE_CHECKING:
@@ -106,10 +106,10 @@ def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -
         chosen = select(tree, choice)
         if wanted.tree and not running.console.json:
             lines = draw_tree(tree, wanted.start, descendants=wanted.descendants)
-            running.console.text("".join(f"{printable(line)}\n" for line in lines))
+            running.console.text("".join(f"{one_line(line)}\n" for line in lines))
             return
     if wanted.name and not running.console.json:
-        running.console.text("".join(f"{printable(moment.name or '')}\n" for moment in chosen))
+        running.console.text("".join(f"{one_line(moment.name or '')}\n" for moment in chosen))
         return
     told = health(running, kind, found) if chosen else {}
     objects = [moment_object(moment, found, tree, told) for moment in chosen]
@@ -164,7 +164,7 @@ def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *
         return
     if parent is None:
         raise MomentNotFound(f"{kind} {moment.name!r} of VM {found.vm!r} has no parent", vm=found.vm, hint="")
-    running.console.text(f"{printable(parent.name or '')}\n")
+    running.console.text(f"{one_line(parent.name or '')}\n")
 
 
 def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: str | None, wrap: bool) -> None:
@@ -175,7 +175,7 @@ def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: 
         if running.console.json:
             running.console.document({str(kind): {"name": name, "xml": xml}})
         else:
-            running.console.text(xml)
+            running.console.xml(xml)
         return
     from vmkeep.xmltext import find_in_xml
 
@@ -186,7 +186,7 @@ def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: 
     if running.console.json:
         running.console.document({str(kind): {"name": name, "nodes": nodes}})
     else:
-        running.console.text("".join(f"{node}\n" for node in nodes))
+        running.console.xml("".join(f"{node}\n" for node in nodes))
 
 
 def named_or_current(host: LocalMoments, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> str:

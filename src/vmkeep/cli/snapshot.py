@@ -23,6 +23,7 @@ from vmkeep.cli.moments import (
     YesOption,
 )
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.terminal import one_line
 from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def current_snapshot(
                 found = moments.named_or_current(host, kind, vm, None, current=True)
                 text = host.moment_xml(kind, vm, found, secure=security_info)
             if only_name and not running.console.json:
-                running.console.text(f"{found}\n")
+                running.console.text(f"{one_line(found)}\n")
             else:
                 moments.dump_xml(running, kind, found, text, xpath=None, wrap=False)
             return
