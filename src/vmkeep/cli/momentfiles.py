@@ -22,6 +22,7 @@ ReplaceOption = Annotated[
 
 def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, secure: bool, force: bool) -> None:
     """``vmkeep KIND export``."""
+    from vmkeep.cli.terminal import escaped_json
     from vmkeep.cli.textfiles import STANDARD, write_text
     from vmkeep.host.momentorders import moment_errors
     from vmkeep.moments import BundledMoment, MomentBundle, format_bundle, parse_moment
@@ -42,7 +43,7 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
     )
     text = format_bundle(bundle)
     if file == STANDARD:
-        running.console.xml(text)
+        running.console.text(escaped_json(text))
         return
     write_text(file, text, force=force)
     if running.console.json:

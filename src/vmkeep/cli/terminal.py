@@ -43,8 +43,12 @@ def statement(text: str) -> str:
 
 def printable_json(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
     r"""Return a JSON document of letters and line ends; what JSON has no letter for is a ``\u`` in its strings."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=default)
-    return _escaped(text, _UNCOMMON, lambda char: json.dumps(char)[1:-1])
+    return escaped_json(json.dumps(value, ensure_ascii=False, indent=indent, default=default))
+
+
+def escaped_json(document: str) -> str:
+    """Return the same JSON document, as ``printable_json`` writes it."""
+    return _escaped(document, _UNCOMMON, lambda char: json.dumps(char)[1:-1])
 
 
 def printable_xml(xml: str) -> str:
