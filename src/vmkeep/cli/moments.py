@@ -15,11 +15,18 @@ import typer
 
 from vmkeep.cli.completion import complete_moment, complete_vm
 from vmkeep.cli.terminal import one_line
-from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
+from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
 if TYPE_CHECKING:
     from vmkeep.cli.session import Session
-    from vmkeep.host.momentorders import DeleteMoments, MomentChange, MomentsChanged, VmMoments
+    from vmkeep.host.momentorders import (
+        DeleteMoments,
+        ImportMoments,
+        MomentChange,
+        MomentsChanged,
+        RedefineMoment,
+        VmMoments,
+    )
     from vmkeep.host.moments import LocalMoments
     from vmkeep.moments import AnyMoment, DeleteMode, MomentKind, MomentTree
 
@@ -28,6 +35,10 @@ FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The file; - i
 ValidateOption = Annotated[bool, typer.Option("--validate", help="Let libvirt prove it first.")]
 SecurityOption = Annotated[
     bool, typer.Option("--security-info", help="With the passwords that the VM's definition holds.")
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-definition", help="Take what reaches into this host, and the VM does not have, as it is."),
 ]
 ChildrenOption = Annotated[bool, typer.Option("--children", help="And all that descends from it.")]
 ChildrenOnlyOption = Annotated[bool, typer.Option("--children-only", help="Only what descends from it.")]
@@ -230,6 +241,21 @@ def changing(running: Session) -> Iterator[Callable[[MomentChange], MomentsChang
         yield lambda order: host.change_moments(order, stop=running.interruption.check)
 
 
+def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> MomentsChanged:
+    """Carry out an order. What it brings that reaches into this host is shown and asked about, where somebody can."""
+    try:
+        with changing(running) as change:
+            return change(order)
+    except DefinitionReaches as error:
+        if not running.console.can_ask:
+            raise
+        running.console.notice(": ".join((error.message, "; ".join(error.__notes__))))
+    if not running.console.ask("Take all of it?"):
+        raise InvalidRequest("Not confirmed; nothing was changed", hint="Look at the file, and ask who wrote it.")
+    with changing(running) as change:  # nothing was changed before
+        return change(replace(order, trusted=True))
+
+
 def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
     """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
     from vmkeep.host.momentorders import is_base_name, moment_errors, to_be_deleted
@@ -266,15 +292,22 @@ def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None
 
 
 def redefine_moment(
-    running: Session, kind: MomentKind, vm: str, file: str, *, validate: bool, current: bool = False
+    running: Session,
+    kind: MomentKind,
+    vm: str,
+    file: str,
+    *,
+    validate: bool,
+    current: bool = False,
+    trust: bool = False,
 ) -> None:
     """``vmkeep KIND redefine``."""
     from vmkeep.cli.textfiles import read_text
     from vmkeep.host.momentorders import RedefineMoment
 
     xml = read_text(file, limit_bytes=DOCUMENT_BYTES)
-    with changing(running) as change:
-        done = change(RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current))
+    order = RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current, trusted=trust)
+    done = change_or_ask(running, order)
     _tell_redefined(running, kind, done)
 
 
@@ -311,6 +344,7 @@ def edit_moment(
             renamed=name if new_name != name else None,
             clone=clone,
             was=xml,
+            trusted=True,
         )
         with changing(running) as change:
             done = change(order)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from vmkeep.errors import InvalidRequest, TargetExists
 from vmkeep.filesystem import file_error, replace_file, write_new_file
@@ -35,6 +36,15 @@ _MACHINE_FILES: Final = (Path("/etc/machine-id"), Path("/sys/class/dmi/id/produc
 def fingerprint_of(public_key: bytes) -> str:
     """Return what a person compares of a public key: 32 hexadecimal digits."""
     return blake3(public_key, derive_key_context=FINGERPRINT_CONTEXT).hexdigest(16)
+
+
+def is_signed(public_key: bytes, text: bytes, signature: bytes) -> bool:
+    """Return whether the owner of a public key has signed a text."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def this_machine(files: tuple[Path, Path] = _MACHINE_FILES) -> str:
