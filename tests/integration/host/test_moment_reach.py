@@ -1,4 +1,4 @@
-"""Checkpoints and snapshots of a file: what reaches further into the host than their VM does is told, and nothing else."""
+"""Checkpoints and snapshots of a file: what reaches further into the host than their VM does is told, and no more."""
 
 from __future__ import annotations
 
