@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmkeep.catalog import Catalog, KnownHostKey, Trust
 from vmkeep.config import Settings, prepare_home
-from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists
+from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists, VmkeepError
 from vmkeep.filesystem import file_error
 from vmkeep.keys.signing import SigningKey, is_same_machine, put_aside, this_machine
 from vmkeep.logs import get_logger
@@ -42,8 +43,14 @@ def own_key(settings: Settings, catalog: Catalog) -> OwnKey:
             f"this home was used on host {key.host} before, and is on another machine now. If a copy of it is at work "
             "there still, both sign as one and the same installation: run `vmkeep host renew` on one of them"
         )
-    if key.machine != machine:
-        key = key.used_on(machine, socket.gethostname())
+    elif _is_twin(key, settings):
+        told.append(
+            f"this home was copied: {key.home} holds the same signing key. If both are at work, both sign as one and "
+            "the same installation: run `vmkeep host renew` on one of them"
+        )
+    home = _home(settings)
+    if (key.machine, key.home) != (machine, home):
+        key = key.used_on(machine, socket.gethostname(), home)
     catalog.see_host_key(known_key(key))
     return OwnKey(key, tuple(told))
 
@@ -63,7 +70,7 @@ def renew_own_key(settings: Settings, catalog: Catalog) -> SigningKey:
         catalog.see_host_key(known_key(former))
         catalog.retire_own_key(former.fingerprint)
     prepare_home(settings)
-    key = _saved(settings, SigningKey.draw(machine=this_machine(), host=socket.gethostname()))
+    key = _saved(settings, SigningKey.draw(machine=this_machine(), host=socket.gethostname(), home=_home(settings)))
     catalog.see_host_key(known_key(key))
     return key
 
@@ -73,6 +80,21 @@ def known_key(key: SigningKey) -> KnownHostKey:
     return KnownHostKey(
         key.fingerprint, key.public_key.hex(), key.installation, key.host, Trust.OWN, machine=key.machine
     )
+
+
+def _home(settings: Settings) -> str:
+    return str(settings.home.resolve())
+
+
+def _is_twin(key: SigningKey, settings: Settings) -> bool:
+    """Return whether the folder that the key was used in last is another one, and holds the key still."""
+    if not key.home or key.home == _home(settings):
+        return False
+    other = Path(key.home) / settings.signing_key_path.name
+    try:
+        return not other.samefile(settings.signing_key_path) and SigningKey.load(other).public_key == key.public_key
+    except (VmkeepError, OSError):
+        return False  # it was moved
 
 
 def _found(settings: Settings) -> SigningKey | None:
@@ -104,7 +126,9 @@ def _made(settings: Settings, catalog: Catalog, told: list[str]) -> SigningKey:
     prepare_home(settings)
     lost = [known for known in catalog.host_keys() if known.trust is Trust.OWN]
     installation = lost[-1].installation if lost else None
-    drawn = SigningKey.draw(machine=this_machine(), host=socket.gethostname(), installation=installation)
+    drawn = SigningKey.draw(
+        machine=this_machine(), host=socket.gethostname(), home=_home(settings), installation=installation
+    )
     key = _saved(settings, drawn)
     if lost and key.fingerprint not in {known.fingerprint for known in lost}:
         told.append(

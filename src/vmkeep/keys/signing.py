@@ -72,7 +72,7 @@ def is_same_machine(one: str, other: str) -> bool:
 class SigningKey:
     """A private key, and the id of the installation that it belongs to: 32 hexadecimal digits, drawn at first use.
 
-    ``machine`` and ``host`` are where it was used last.
+    ``machine`` and ``host`` are where it was used last, and ``home`` is the folder; "" in a file of an older release.
     """
 
     installation: str
@@ -80,6 +80,7 @@ class SigningKey:
     machine: str
     host: str
     path: Path | None = None
+    home: str = ""
 
     @property
     def public_key(self) -> bytes:
@@ -99,11 +100,12 @@ class SigningKey:
         *,
         machine: str,
         host: str,
+        home: str = "",
         installation: str | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> SigningKey:
         """Make a new key that is stored nowhere yet; of a new installation unless one is given, whose key is lost."""
-        return cls(installation or random(16).hex(), random(SEED_BYTES), machine, host)
+        return cls(installation or random(16).hex(), random(SEED_BYTES), machine, host, home=home)
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
@@ -119,6 +121,7 @@ class SigningKey:
                 _hex(value["machine"], 16).hex(),
                 str(value["host"]),
                 path,
+                str(value.get("home", "")),
             )
             if key.public_key != _hex(value["public"], 32):
                 raise ValueError("another key")
@@ -140,10 +143,13 @@ class SigningKey:
             raise file_error(error, path) from error
         return replace(self, path=path)
 
-    def used_on(self, machine: str, host: str) -> SigningKey:
-        """Note in the file that the key is used on another machine now. Raises as ``save`` does, but TargetExists."""
+    def used_on(self, machine: str, host: str, home: str) -> SigningKey:
+        """Note in the file that the key is used on another machine, or in another folder, now.
+
+        Raises as ``save`` does, but TargetExists.
+        """
         assert self.path is not None
-        moved = replace(self, machine=machine, host=host)
+        moved = replace(self, machine=machine, host=host, home=home)
         try:
             replace_file(self.path, moved._content())
         except OSError as error:
@@ -153,6 +159,7 @@ class SigningKey:
     def _content(self) -> bytes:
         value = {
             "format": _FORMAT,
+            "home": self.home,
             "host": self.host,
             "installation": self.installation,
             "machine": self.machine,
