@@ -14,7 +14,7 @@ from vmkeep.catalog import Catalog, KnownHostKey, Trust
 from vmkeep.config import Settings, prepare_home
 from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists, VmkeepError
 from vmkeep.filesystem import file_error
-from vmkeep.keys.signing import SigningKey, is_same_machine, put_aside, this_machine
+from vmkeep.keys.signing import SigningKey, is_same_machine, keep_aside, put_aside, this_machine
 from vmkeep.logs import get_logger
 
 _log = get_logger(__name__)
@@ -51,7 +51,7 @@ def own_key(settings: Settings, catalog: Catalog) -> OwnKey:
     home = _home(settings)
     if (key.machine, key.home) != (machine, home):
         key = key.used_on(machine, socket.gethostname(), home)
-    catalog.see_host_key(known_key(key))
+    _pin(catalog, key)
     return OwnKey(key, tuple(told))
 
 
@@ -59,19 +59,37 @@ def pin_own_key(settings: Settings, catalog: Catalog) -> None:
     """Make the key known to a catalogue that is new, if there is one and it can be read."""
     key = _found(settings)
     if key is not None:
-        catalog.see_host_key(known_key(key))
+        _pin(catalog, key)
+
+
+def _pin(catalog: Catalog, key: SigningKey) -> None:
+    """Let the catalogue know the key, and give up those of the installation that this home was before.
+
+    In this order: a renewal that is killed in between is finished by whoever signs next.
+    """
+    known = catalog.host_keys()
+    if key.fingerprint not in {each.fingerprint for each in known}:
+        for each in known:
+            if each.trust is Trust.OWN and each.installation != key.installation:
+                catalog.retire_own_key(each.fingerprint)
+    catalog.see_host_key(known_key(key))
 
 
 def renew_own_key(settings: Settings, catalog: Catalog) -> SigningKey:
-    """Make this home another installation, with another key. The former is put aside; what it signed stays proved."""
+    """Make this home another installation, with another key. The former is kept aside; what it signed stays proved."""
     former = _found(settings)
-    if former is not None:
-        _put_aside(settings, "former")
-        catalog.see_host_key(known_key(former))
-        catalog.retire_own_key(former.fingerprint)
     prepare_home(settings)
-    key = _saved(settings, SigningKey.draw(machine=this_machine(), host=socket.gethostname(), home=_home(settings)))
-    catalog.see_host_key(known_key(key))
+    key = SigningKey.draw(machine=this_machine(), host=socket.gethostname(), home=_home(settings))
+    if former is None:
+        key = _saved(settings, key)
+    else:
+        catalog.see_host_key(known_key(former))
+        try:
+            keep_aside(settings.signing_key_path, "former")
+        except OSError as error:
+            raise file_error(error, settings.signing_key_path) from error
+        key = key.replace(settings.signing_key_path)
+    _pin(catalog, key)
     return key
 
 

@@ -143,6 +143,14 @@ class SigningKey:
             raise file_error(error, path) from error
         return replace(self, path=path)
 
+    def replace(self, path: Path) -> SigningKey:
+        """Store the key in the place of one that was kept aside; at no time there is none. Raises as ``used_on``."""
+        try:
+            replace_file(path, self._content())
+        except OSError as error:
+            raise file_error(error, path) from error
+        return replace(self, path=path)
+
     def used_on(self, machine: str, host: str, home: str) -> SigningKey:
         """Note in the file that the key is used on another machine, or in another folder, now.
 
@@ -175,15 +183,23 @@ class SigningKey:
 
 def put_aside(path: Path, ending: str) -> Path:
     """Give a key file another name beside it, over none that is there, and return that. Raises OSError."""
+    aside = keep_aside(path, ending)
+    path.unlink()
+    return aside
+
+
+def keep_aside(path: Path, ending: str) -> Path:
+    """Give a key file a second name beside it, over none that is there, and return that. Raises OSError."""
     number = 0
     while True:
         aside = path.with_name(f"{path.name}.{ending}{f'-{number}' if number else ''}")
         try:
             os.link(path, aside)
         except FileExistsError:
+            if aside.samefile(path):
+                return aside  # of an attempt that was killed
             number += 1
             continue
-        path.unlink()
         return aside
 
 
