@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from vmkeep.catalog import Catalog
 from vmkeep.config import Settings
 from vmkeep.errors import VmkeepError
 from vmkeep.keys.signing import SigningKey, is_signed
 from vmkeep.moments import BundleSignature
+
+if TYPE_CHECKING:
+    from vmkeep.catalog import Catalog  # which takes a tenth of a second to import
 
 
 def is_trusted_export(settings: Settings, catalog: Callable[[], Catalog], signature: BundleSignature | None) -> bool:
