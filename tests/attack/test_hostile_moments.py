@@ -1,7 +1,7 @@
 """Files of checkpoints and snapshots that somebody else wrote, imported by this host's root for a VM that is here.
 
 The VM runs on the overlays of two snapshots. What it exports is changed to name what a definition, an image and a file
-with memory can reach for. libvirt runs an emulator already when it is given a definition that names it.
+with memory can reach for. libvirt runs an emulator already when it is given a snapshot whose definition names it.
 """
 
 from __future__ import annotations
@@ -93,10 +93,11 @@ def bed(session_host: Host) -> Iterator[Bed]:
     vm.start(paused=True)
     zygote = Zygote(host, host.dir / "home")
     vmkeep = Forking(host, zygote)
+    point = vmkeep.backup("guest")  # the first one makes the key of this host
+    virsh(host, "checkpoint-delete", "guest", point["checkpoint"])  # beside checkpoints libvirt makes no snapshots
     take(vm, None, "S1")
     take(vm, None, "S2", memory=True)
     virsh(host, "checkpoint-create-as", "guest", "c")
-    vmkeep.backup("guest")  # its first point makes the key of this host
     files = work / "snapshots.json", work / "checkpoints.json"
     vmkeep.run("snapshot", "export", "guest", files[0])
     vmkeep.run("checkpoint", "export", "guest", files[1])
@@ -150,12 +151,11 @@ def test_snapshot_of_a_file_that_reaches_into_the_host_is_refused_with_all_of_it
     assert told <= set(bed.parts("snapshot", "redefine", "guest", bed.document("S1", change)))
 
 
-def test_checkpoint_of_a_file_runs_no_program(bed: Bed) -> None:
+def test_checkpoint_of_a_file_that_names_a_program_is_refused(bed: Bed) -> None:
     forged = bed.changed(bed.checkpoints, "c", lambda xml: xml.replace(_QEMU, str(bed.evil)))
     assert bed.parts("checkpoint", "import", "guest", forged) == ["domain/devices/emulator"]
     bed.vmkeep.json("checkpoint", "import", "guest", forged, "--trust-definition")
     assert "c" in bed.listed()
-    assert bed.ran.exists()  # so it would have been run
 
 
 def test_file_that_this_installation_wrote_is_taken_without_a_question(bed: Bed) -> None:
@@ -198,4 +198,4 @@ def test_person_at_a_terminal_is_shown_the_list_and_asked(bed: Bed) -> None:
         terminal.wait_shown("status 0")
     finally:
         terminal.close()
-    assert names(bed.vm) == ["S1", "S2"]
+    assert (names(bed.vm), bed.ran.exists()) == (["S1", "S2"], True)  # libvirt runs it when it is given the snapshot
