@@ -1,10 +1,10 @@
 """Whether definitions of checkpoints and snapshots that come from a file reach into this host.
 
 libvirt runs the emulator that the VM's definition in a snapshot names as soon as it takes it, to learn what it can do
-(seen with 9.0; of a checkpoint it keeps the definition only), and a revert makes that definition the VM's own, opens the images that it names, and loads
-the memory from the file that the snapshot names, with the definition in that file. So nothing of a file that another
-may have written is given to libvirt before it was held against what the VM has on this host already
-(docs/adr/0029-moments-of-others.md).
+(seen with 9.0; of a checkpoint it keeps the definition only), and a revert makes that definition the VM's own, opens
+the images that it names, and loads the memory from the file that the snapshot names, with the definition in that file.
+So nothing of a file that another may have written is given to libvirt before it was held against what the VM has on
+this host already (docs/adr/0029-moments-of-others.md).
 """
 
 from __future__ import annotations
