@@ -19,7 +19,7 @@ from vmkeep.keys.signing import SigningKey
 __all__ = ["bare", "bench", "stocked"]
 pytestmark = pytest.mark.crash
 
-_MOST = 12
+_MOST = 6
 
 
 def walk(bench: Bench, run: Callable[[Death], int], wanted: str, check: Callable[[], None]) -> None:
