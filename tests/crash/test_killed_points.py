@@ -133,10 +133,10 @@ _WHEN_STORED = [
 @pytest.mark.parametrize(
     "place",
     [
-        *sampled(_BEFORE_THE_INSTANT, 3),
-        *sampled(_AT_THE_INSTANT, 7),
-        *sampled(_IN_THE_COPY, 4),
-        *sampled(_WHEN_STORED, 4),
+        *sampled(_BEFORE_THE_INSTANT, 2),
+        *sampled(_AT_THE_INSTANT, 4),
+        *sampled(_IN_THE_COPY, 2),
+        *sampled(_WHEN_STORED, 2),
     ],
     ids=str,
 )
@@ -155,7 +155,7 @@ _OF_A_PAUSED_VM = [
 ]
 
 
-@pytest.mark.parametrize("place", sampled(_OF_A_PAUSED_VM, 3), ids=str)
+@pytest.mark.parametrize("place", sampled(_OF_A_PAUSED_VM, 2), ids=str)
 def test_vm_that_was_paused_stays_paused_when_its_point_is_killed(bed: Bed, place: Place) -> None:
     bed.vm.suspend()
     try:

@@ -57,7 +57,7 @@ _END = [
 _RECORDED = [("before", "vmkeep.catalog.catalog:Catalog.move_operation")]
 
 
-@pytest.mark.parametrize("place", [*sampled(_DELIVERY, 5), *sampled(_END, 1)], ids=_name)
+@pytest.mark.parametrize("place", [*sampled(_DELIVERY, 3), *sampled(_END, 1)], ids=_name)
 def test_killed_restore_to_files_is_finished_by_the_next_start(bed: Bed, place: tuple[str, str]) -> None:
     point, truth = next(iter(bed.truths.items()))
     output = _output_with_older_files(bed)
@@ -90,7 +90,7 @@ def test_restore_killed_before_or_after_its_flow_needs_nothing(bed: Bed, place: 
 @pytest.mark.parametrize(
     "place",
     [
-        *sampled(_DELIVERY, 3),
+        *sampled(_DELIVERY, 2),
         *sampled(
             [
                 ("before", "vmkeep.hypervisor.connection:Hypervisor.define"),
@@ -99,7 +99,7 @@ def test_restore_killed_before_or_after_its_flow_needs_nothing(bed: Bed, place: 
                 ("after", f"{_STEP}#5"),
                 *_END[:2],
             ],
-            3,
+            2,
         ),
     ],
     ids=_name,

@@ -100,7 +100,7 @@ _STOPPED = [
 ]
 
 
-@pytest.mark.parametrize("place", sampled(_RUNNING, 4), ids=str)
+@pytest.mark.parametrize("place", sampled(_RUNNING, 2), ids=str)
 def test_killed_snapshot_of_a_running_vm_is_whole_or_not_there(bed: Bed, place: Place) -> None:
     _kill_and_prove(bed, place, VmState.RUNNING)
 

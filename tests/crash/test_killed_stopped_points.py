@@ -66,7 +66,7 @@ _PLACES = [
 ]
 
 
-@pytest.mark.parametrize("place", sampled(_PLACES, 5), ids=str)
+@pytest.mark.parametrize("place", sampled(_PLACES, 3), ids=str)
 def test_killed_point_of_a_vm_that_is_off_leaves_nothing_and_loses_nothing(stopped_bed: Bed, place: Place) -> None:
     bed = stopped_bed
     killed = _kill(bed, place)

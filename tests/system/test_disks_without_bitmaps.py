@@ -145,3 +145,14 @@ def test_bitmap_for_which_there_is_no_room_costs_only_its_disk(
     host.run(["rm", full_directory / "filler"], check=True)
     assert set(modes(vmkeep.backup("guest")).values()) == {INCREMENTAL}
     assert vm.disk_path("vdb") == image
+
+
+def test_a_new_checkpoint_leaves_out_images_of_version_2(host: Host, vmkeep: Vmkeep) -> None:
+    old = Disk("vda", MiB, create_options=("compat=0.10",))
+    vm = host.define("guest", disks=[old, Disk("vdb", MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    created = vmkeep.run("checkpoint", "create", "guest", "one")
+    assert created.stdout == "checkpoint one of guest created: vdb\n"
+    assert "vda is left out, because its image is qcow2 of version 2" in created.stderr
+    assert f"qemu-img amend -f qcow2 -o compat=1.1 {vm.disk_path('vda')}" in created.stderr
+    assert vmkeep.fails("checkpoint", "create", "guest", "two", "--diskspec", "vda").code == "moment-invalid"

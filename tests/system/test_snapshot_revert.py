@@ -347,6 +347,21 @@ def test_snapshot_that_the_vm_was_reverted_to_can_be_deleted_by_libvirt_after_di
     assert vm.state() is VmState.OFF
 
 
+def test_snapshot_from_which_two_hang_is_not_merged_and_both_stay(host: Host, vmkeep: Vmkeep) -> None:
+    """libvirt 9.0 does not find its overlay below the VM; 11.3 merges no snapshot of two children."""
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    host.run(["virsh", "snapshot-create-as", "guest", "root", "--disk-only"], check=True)
+    for child in ("one", "two"):
+        _revert(vmkeep, "root", "--no-safety", "--discard")
+        take(vm, vmkeep, child, uefi=False, tpm=False)
+    images = {path: path.read_bytes() for path in (host.dir / "disks").glob("guest-vda*")}
+    refused = vmkeep.fails("snapshot", "delete", "guest", "root", "--yes")
+    assert (refused.code, refused.status) == ("snapshot-needed", 19)
+    assert "--metadata" in str(refused.error["hint"])
+    assert sorted(names(vm)) == ["one", "root", "two"]
+    assert {path: path.read_bytes() for path in (host.dir / "disks").glob("guest-vda*")} == images
+
+
 def test_snapshot_is_deleted_when_what_the_revert_left_is_gone(host: Host, vmkeep: Vmkeep) -> None:
     vm = _define(host)
     taken = take(vm, vmkeep, "one")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from vmkeep.definition import DefinedDisk, parse_definition
 from vmkeep.errors import MomentExists, MomentInvalid, VmOff
+from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, top_images
 from vmkeep.host.momentorders import CreateCheckpoint, MomentsChanged, moment_errors
 from vmkeep.host.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, RunState
@@ -59,13 +60,16 @@ def _aligned(wanted: Checkpoint, domain_xml: str, vm: str) -> tuple[Checkpoint, 
     """Return the checkpoint with all disks of the VM, and a sentence for each that is left out although it could be
     written to."""
     defined = parse_definition(domain_xml)
+    images = top_images(defined)
     with moment_errors(_KIND, vm, name=wanted.name):
         checkpoint = align_checkpoint(wanted, domain_disks(domain_xml))
     disks: list[CheckpointDisk] = []
     left_out: list[str] = []
     for disk in checkpoint.disks:
         known = defined.disk(disk.name)
-        reason = None if known is None or disk.type is CheckpointType.NO else _reason_against(known)
+        reason = None
+        if known is not None and disk.type is not CheckpointType.NO:
+            reason = _reason_against(known, images.get(disk.name, ()))
         if reason is not None and wanted.disks:
             raise MomentInvalid(
                 f"checkpoint {wanted.name!r} of VM {vm!r}: disk {disk.name!r} cannot take part, because {reason}", vm=vm
@@ -90,10 +94,12 @@ def _aligned(wanted: Checkpoint, domain_xml: str, vm: str) -> tuple[Checkpoint, 
     return replace(checkpoint, disks=tuple(disks)), tuple(left_out)
 
 
-def _reason_against(disk: DefinedDisk) -> str | None:
+def _reason_against(disk: DefinedDisk, images: Chain) -> str | None:
     """Return why QEMU can keep no bitmap for libvirt in a disk that may be written to; None when it can."""
     if disk.format != _BITMAP_FORMAT:
         return f"its format is {disk.format or 'raw'}, which holds no bitmaps"
     if disk.bus == _BUS_WITHOUT_BITMAPS:
         return f"libvirt makes no checkpoints on the bus {_BUS_WITHOUT_BITMAPS}"
+    if (amend := amending(disk, images)) is not None:
+        return f"{OLD_QCOW2} (with the VM off: `{amend}`)"
     return "it is transient: what is written to it is dropped when the VM stops" if disk.transient else None

@@ -39,6 +39,8 @@ _NOT_IN_CHAIN: Final = "could not find base disk source in disk source chain"
 _PARENT_MISSING: Final = "failed to find parent disk source in backing chain"
 # What libvirt 11.3 says of one from which another hangs that was not made on its overlay.
 _RECORD_MISSING: Final = "snapshot VM disk source and parent disk source are not the same"
+# What libvirt 11.3 says of one from which two or more hang: it merges along one line only (qemuSnapshotDeleteValidate).
+_MANY_CHILDREN: Final = "deletion of external disk snapshot with multiple children snapshots not supported"
 # What both say of one that holds a disk which was taken away from the VM since.
 _DISK_MISSING: Final = re.compile(r"disk '([^']*)' not found in domain")
 
@@ -171,6 +173,14 @@ def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
                 vm=vm,
                 hint=f"Delete what hangs from it first. Or {record_only} All images stay then, and `virsh blockcommit` "
                 "merges overlays that the VM is on.",
+            ) from error
+        if _MANY_CHILDREN in error.message:
+            children = [moment.name or "" for moment in read_for_change(register).moments if moment.parent_name == name]
+            raise SnapshotNeeded(
+                f"snapshot {name!r} of VM {vm!r} cannot be merged: {named(children)} hang from it, and this libvirt "
+                "merges one only from which one hangs at most",
+                vm=vm,
+                hint=f"Delete all but one of them first. Or {record_only} All images stay then.",
             ) from error
         if (missing := _DISK_MISSING.search(error.message)) is not None:
             raise SnapshotNeeded(

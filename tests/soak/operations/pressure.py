@@ -57,21 +57,65 @@ def backup_while_the_guest_writes(world: World, guest: Guest, chance: random.Ran
 def backup_with_a_full_repository(world: World, guest: Guest, chance: random.Random) -> str:
     """The repository has some KiB left: either they were enough, or it is told and nothing else is harmed."""
     moment = guest.now()
-    with _nearly_full(world, chance) as told:
+    with _nearly_full(world, chance, world.repository.parent) as told:
         outcome = world.commands.run("backup", guest.name)
     if world.expect(outcome, "no-space"):
         return f"{told}: {keep_taken(world, outcome.document['point'], moment)}"
     return f"{told}: {outcome.code}"
 
 
+@operation(2, lambda world, _guest: world.own_store, timed=True)
+def backup_with_a_full_home(world: World, guest: Guest, chance: random.Random) -> str:
+    """The home's file system is full, from the beginning or in the middle of the work; what only reads goes on."""
+    moment = guest.now()
+    delay = chance.choice((0.0, 0.8, 1.6, 2.4)) * chance.random()
+    with _home_on_a_small_file_system(world):
+        running = world.commands.start("backup", guest.name) if delay else None
+        time.sleep(delay)
+        with _nearly_full(world, chance, world.home) as told:
+            running = running or world.commands.start("backup", guest.name)
+            outcome = running.wait()
+            wait_until_safe(world)
+            world.expect(world.commands.start("points").wait())
+            world.expect(world.commands.start("vm", "list").wait())
+    told = f"{told} after {delay:.2f} s"
+    if world.expect(outcome, *_OF_STORAGE):
+        told = f"{told}: {keep_taken(world, outcome.document['point'], moment)}"
+    else:
+        world.may_have_made(moment)  # the point was stored, and something after it failed
+        told = f"{told}: {outcome.code}"
+    put_right(world)
+    return told
+
+
+_HOME_SIZE = "64m"
+
+
 @contextmanager
-def _nearly_full(world: World, chance: random.Random) -> Iterator[str]:
-    """Leave little room on the file system of the repository."""
+def _home_on_a_small_file_system(world: World) -> Iterator[None]:
+    """Put a file system that can be filled over the home, with what is there, and bring back what it holds then."""
+    home, kept = world.home, world.work(world.fresh("home"))
+    world.host.run(["cp", "-a", home, kept], check=True)
+    world.host.run(["mount", "-t", "tmpfs", "-o", f"size={_HOME_SIZE},mode=0700", "tmpfs", home], check=True)
+    try:
+        world.host.run(["cp", "-a", f"{kept}/.", home], check=True)
+        yield
+        world.host.run(["rm", "-r", kept], check=True)
+        world.host.run(["cp", "-a", home, kept], check=True)
+    finally:
+        world.host.run(["umount", home], check=True)
+    world.host.run(["find", home, "-mindepth", "1", "-delete"], check=True)
+    world.host.run(["cp", "-a", f"{kept}/.", home], check=True)
+    world.host.run(["rm", "-r", kept], check=True)
+
+
+@contextmanager
+def _nearly_full(world: World, chance: random.Random, place: Path) -> Iterator[str]:
+    """Leave little room on the file system of this directory."""
     left = chance.choice((0, 4, 64, 512, 2048)) * KiB
-    place = world.repository
     words = world.host.run(["stat", "-f", "-c", "%a %S", place], check=True).stdout.split()
     free = int(words[0]) * int(words[1])
-    filler = place.parent / "filler"
+    filler = place / "filler"
     world.host.run(["fallocate", "-l", str(max(4096, free - left)), filler], check=True)
     try:
         yield f"{left // KiB} KiB left"
