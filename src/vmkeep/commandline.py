@@ -38,4 +38,6 @@ def _escaped(char: str) -> str:
         return char
     # Within $'', \xNN is a byte; above 0x7f only \u and \U are characters.
     code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file's name that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -659,6 +659,17 @@ class SecretMissing(VmkeepError):
     default_hint = "`virsh secret-define` and `virsh secret-set-value` give libvirt the secret."
 
 
+class SecretUnfit(VmkeepError):
+    """The secret of a point is not one that libvirt here may be given for the VM: it is for another use, or VM."""
+
+    code = "secret-unfit"
+    exit_status = 44
+    http_status = 409
+    default_hint = (
+        "Ask who made the point. Without its TPM it restores: --tpm new with --as, --tpm keep with --in-place."
+    )
+
+
 class SecretPrivate(VmkeepError):
     """libvirt keeps the value of the secret to itself, so only QEMU can open the disk image."""
 

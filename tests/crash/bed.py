@@ -131,6 +131,11 @@ class Zygote:
         self._begin({"command": [str(word) for word in words]}, death=death, env=env or {})
         return self.printed()
 
+    def make_point(self, home: Path, *, death: Death = NO_DEATH) -> int:
+        """Make a point without a VM in a home, with its effects counted; return how that ended."""
+        self._begin({"make_point": str(home)}, death=death)
+        return self.finish().status
+
     def start_command(self, *words: str | Path, traps: Sequence[Trap] = ()) -> None:
         """Begin a command line; ``printed`` waits for its end."""
         self._begin({"command": [str(word) for word in words]}, traps=traps)

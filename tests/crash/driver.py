@@ -9,7 +9,8 @@ to the own process: nothing of vmkeep gets to run any more), ``hold`` (make the 
 file ``go``), or ``count`` (nothing; calls are counted). Forked children get standard input and output of their own.
 
 A request may also watch its run: all effects are counted at the system calls, and it dies at the n-th (effects.py). A
-request with ``command`` runs a command line in place of acts.
+request with ``command`` runs a command line in place of acts, one with ``make_point`` makes a point without a VM in
+that home.
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ def _child(request: dict[str, Any]) -> int:
         _set_trap(trap)
     if "command" in request:
         return _command(request)
+    if "make_point" in request:
+        from tests.integration.cli.test_catch_up import make
+
+        make(Path(request["make_point"]), os.urandom(64))
+        return 0
     try:
         result["acts"] = _act(request["acts"], result)
         status = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ NAMES = [
     "tab\there",
     "\x1b[31mred",
     "\x85\u200b'",
+    "\udcff\udc80f",  # a file's name that is no UTF-8
 ]
 _COMMAND = re.compile(rf"`((?:{PROGRAMS})(?= )[^`]*)`|^((?:{PROGRAMS}) .*)$|: ((?:rm|mv|mkdir|chmod) .*)$", re.DOTALL)
 
@@ -45,7 +47,7 @@ def test_a_pasted_name_is_one_word_for_the_shell(shell: str, name: str) -> None:
         check=True,
         env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"},
     )
-    assert argued.stdout.decode() == f"{name}\0"
+    assert os.fsdecode(argued.stdout) == f"{name}\0"
     assert shell_word(name).isprintable()
 
 

@@ -16,6 +16,7 @@ from vmkeep.cli.moments import (
     FromOption,
     Listing,
     SecurityOption,
+    TrustOption,
     ValidateOption,
     VmArgument,
     WrapOption,
@@ -225,13 +226,14 @@ def redefine_checkpoint(
     vm: VmArgument,
     file: FileArgument,
     validate: ValidateOption = False,
+    trust_definition: TrustOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Make libvirt list a checkpoint as a definition says. Bitmaps are not made; --validate proves them."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        moments.redefine_moment(running, _kind(), vm, file, validate=validate)
+        moments.redefine_moment(running, _kind(), vm, file, validate=validate, trust=trust_definition)
 
 
 @app.command("delete", epilog="Example: vmkeep checkpoint delete win11 monday --children")
@@ -286,13 +288,16 @@ def import_checkpoints(
     file: FileArgument,
     replace: momentfiles.ReplaceOption = False,
     validate: ValidateOption = False,
+    trust_definition: TrustOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Make libvirt list all checkpoints of a file, or change nothing. Bitmaps are not made."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.import_moments(running, _kind(), vm, file, replace_them=replace, validate=validate)
+        momentfiles.import_moments(
+            running, _kind(), vm, file, replace_them=replace, validate=validate, trust=trust_definition
+        )
 
 
 def read_diskspec(text: str) -> CheckpointDisk:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import sys
@@ -19,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from vmkeep.cli.outputs import Forgiving, silence_output
-from vmkeep.cli.tables import Facts, Table, printable
+from vmkeep.cli.tables import Facts, Table
+from vmkeep.cli.terminal import BOLD, PLAIN, printable, printable_json, printable_xml, statement, unscreened
 from vmkeep.errors import InvalidRequest, OutputFailed, VmkeepError
 from vmkeep.filesystem import size_text as size_text
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from vmkeep.host.survey import Progress
 
 BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
-_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 class Console:
@@ -51,10 +50,10 @@ class Console:
 
     def document(self, value: Mapping[str, Any]) -> None:
         """Print the command's one JSON document."""
-        self.text(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+        self.text(printable_json(value, indent=2) + "\n")
 
     def show(self, *parts: str | Table | Facts) -> None:
-        """Print texts and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
+        """Print lines and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
         if self.quiet:
             return
         on_terminal = sys.stdout.isatty()
@@ -62,18 +61,23 @@ class Console:
         lines: list[str] = []
         for part in parts:
             if isinstance(part, str):
-                lines.append(printable(part))
+                lines.append(statement(part))
                 continue
             shown = list(part.lines(width))
             if on_terminal and isinstance(part, Table) and os.environ.get("TERM", "dumb") != "dumb":
-                shown[0] = f"{_BOLD}{shown[0]}{_PLAIN}"
+                shown[0] = f"{BOLD}{shown[0]}{PLAIN}"
             lines += shown
         self._print("".join(f"{line}\n" for line in lines))
 
     def text(self, text: str) -> None:
-        """Print a text exactly as it is: a document, or what another program prints as well."""
+        """Print a text that other programs read, exactly as it is; what steers a terminal is shown on it as escapes."""
         self._stands_alone = True
-        self._print(text)
+        self._print(printable(text) if sys.stdout.isatty() else text)
+
+    def xml(self, xml: str) -> None:
+        """Print a document, exactly as it is; on a terminal with references for what would steer it."""
+        self._stands_alone = True
+        self._print(printable_xml(xml) if sys.stdout.isatty() else xml)
 
     def _print(self, text: str) -> None:
         if self._output is not None:
@@ -100,7 +104,7 @@ class Console:
         if self.json:
             self._notices.append(sentence)
         else:
-            self._say(f"vmkeep: {printable(sentence)}\n")
+            self._say(f"vmkeep: {statement(sentence)}\n")
 
     def remark(self, sentence: str) -> None:
         """Say something good to know beside the result, unless people want quiet."""
@@ -119,14 +123,14 @@ class Console:
         lines = [f"vmkeep: error: {error.message} [{error.code}]", *(f"  also: {note}" for note in notes)]
         if error.hint:
             lines.append(f"  hint: {error.hint}")
-        self._say("".join(f"{printable(line)}\n" for line in lines))
+        self._say("".join(f"{statement(line)}\n" for line in lines))
 
     def end(self) -> None:
         """Say what is left to say after success."""
         if self.json:
             self._say_json({})
         elif self.debug_log is not None:
-            self._say(f"vmkeep: debug log: {self.debug_log}\n")
+            self._say(f"vmkeep: debug log: {statement(self.debug_log)}\n")
 
     def lost(self) -> int:
         """Tell of an output that failed, after all else; return the exit status for that, 0 when none did."""
@@ -162,7 +166,7 @@ class Console:
 
     def ask(self, question: str) -> bool:
         """Ask on the terminal and return whether the answer was yes."""
-        self._say(f"{printable(question)} [y/N] ")
+        self._say(f"{statement(question)} [y/N] ")
         answer = sys.stdin.readline()
         if not answer.endswith("\n"):
             self._say("\n")  # the end of the input, which leaves the cursor behind the question
@@ -195,7 +199,7 @@ class Console:
         if self.debug_log is not None:
             value["debug_log"] = self.debug_log
         if value:
-            self._say(json.dumps(value, ensure_ascii=False) + "\n")
+            self._say(printable_json(value) + "\n")
 
     def _say(self, text: str) -> None:
         try:
@@ -252,5 +256,5 @@ def _rich(stream: Any) -> RichConsole:
     from rich.console import Console as RichConsole
 
     return RichConsole(
-        file=cast("IO[str]", Forgiving(stream)), markup=False, highlight=False, emoji=False, soft_wrap=False
+        file=cast("IO[str]", Forgiving(unscreened(stream))), markup=False, highlight=False, emoji=False, soft_wrap=False
     )

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from vmkeep import __version__
+from vmkeep.cli.terminal import printable_json
 from vmkeep.config import Settings
 from vmkeep.filesystem import file_errors
 from vmkeep.logs import begin_logging
@@ -41,7 +42,7 @@ def start_log(directory: Path) -> Path:
         structlog.processors.format_exc_info,
         hide_secrets,
     ]
-    rendered = structlog.processors.JSONRenderer(default=str, ensure_ascii=False)
+    rendered = structlog.processors.JSONRenderer(serializer=printable_json, default=str)
     structlog.configure(
         processors=[*shared, rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),

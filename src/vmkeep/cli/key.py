@@ -55,7 +55,7 @@ def export_key(
         elif output is not None:
             running.console.show(f"key written to {output}; keep it and its passphrase apart from this host")
         else:
-            running.console.show(text.rstrip("\n"))
+            running.console.show(*text.splitlines())
 
 
 @app.command("import", epilog="Example: vmkeep key import key.txt && vmkeep init --repository /srv/vmkeep --adopt")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.moments import changing
+from vmkeep.cli.moments import change_or_ask
 from vmkeep.errors import MomentInvalid
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ ReplaceOption = Annotated[
 
 def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, secure: bool, force: bool) -> None:
     """``vmkeep KIND export``."""
+    from vmkeep.cli.terminal import escaped_json
     from vmkeep.cli.textfiles import STANDARD, write_text
+    from vmkeep.flows.signed_exports import export_signer
     from vmkeep.host.momentorders import moment_errors
     from vmkeep.moments import BundledMoment, MomentBundle, format_bundle, parse_moment
 
@@ -40,9 +42,9 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
         current=found.current if found.current in order else None,
         secure=secure,
     )
-    text = format_bundle(bundle)
+    text = format_bundle(bundle, export_signer(running.settings))
     if file == STANDARD:
-        running.console.text(text)
+        running.console.text(escaped_json(text))
         return
     write_text(file, text, force=force)
     if running.console.json:
@@ -53,10 +55,11 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
 
 
 def import_moments(
-    running: Session, kind: MomentKind, vm: str, file: str, *, replace_them: bool, validate: bool
+    running: Session, kind: MomentKind, vm: str, file: str, *, replace_them: bool, validate: bool, trust: bool
 ) -> None:
     """``vmkeep KIND import``."""
     from vmkeep.cli.textfiles import read_text
+    from vmkeep.flows.signed_exports import is_trusted_export
     from vmkeep.host.momentorders import ImportMoments
     from vmkeep.moments import BundleError, parse_bundle
     from vmkeep.moments.bundle import MAX_CHARACTERS
@@ -65,9 +68,9 @@ def import_moments(
         bundle = parse_bundle(read_text(file, limit_bytes=MAX_CHARACTERS))
     except BundleError as error:
         raise MomentInvalid(f"{file}: {error}", vm=vm, path=file) from error
-    with changing(running) as change:
-        order = ImportMoments(kind=kind, vm=vm, bundle=bundle, replace=replace_them, validate=validate)
-        done = change(order)
+    trusted = trust or is_trusted_export(running.settings, lambda: running.premises.catalog, bundle.signature)
+    order = ImportMoments(kind=kind, vm=vm, bundle=bundle, replace=replace_them, validate=validate, trusted=trusted)
+    done = change_or_ask(running, order)
     if running.console.json:
         value: dict[str, Any] = {"vm": done.vm, "redefined": list(done.names), "equal": list(done.kept)}
         running.console.document({"imported": value})

@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmkeep.cli.completion import complete_moment, complete_vm
-from vmkeep.cli.tables import printable
-from vmkeep.errors import InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
+from vmkeep.cli.terminal import one_line
+from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
 if TYPE_CHECKING:
     from vmkeep.cli.session import Session
-    from vmkeep.host.momentorders import DeleteMoments, MomentChange, MomentsChanged, VmMoments
+    from vmkeep.host.momentorders import (
+        DeleteMoments,
+        ImportMoments,
+        MomentChange,
+        MomentsChanged,
+        RedefineMoment,
+        VmMoments,
+    )
     from vmkeep.host.moments import LocalMoments
     from vmkeep.moments import AnyMoment, DeleteMode, MomentKind, MomentTree
 
@@ -28,6 +35,10 @@ FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The file; - i
 ValidateOption = Annotated[bool, typer.Option("--validate", help="Let libvirt prove it first.")]
 SecurityOption = Annotated[
     bool, typer.Option("--security-info", help="With the passwords that the VM's definition holds.")
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-definition", help="Take what reaches into this host, and the VM does not have, as it is."),
 ]
 ChildrenOption = Annotated[bool, typer.Option("--children", help="And all that descends from it.")]
 ChildrenOnlyOption = Annotated[bool, typer.Option("--children-only", help="Only what descends from it.")]
@@ -106,10 +117,10 @@ def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -
         chosen = select(tree, choice)
         if wanted.tree and not running.console.json:
             lines = draw_tree(tree, wanted.start, descendants=wanted.descendants)
-            running.console.text("".join(f"{printable(line)}\n" for line in lines))
+            running.console.text("".join(f"{one_line(line)}\n" for line in lines))
             return
     if wanted.name and not running.console.json:
-        running.console.text("".join(f"{printable(moment.name or '')}\n" for moment in chosen))
+        running.console.text("".join(f"{one_line(moment.name or '')}\n" for moment in chosen))
         return
     told = health(running, kind, found) if chosen else {}
     objects = [moment_object(moment, found, tree, told) for moment in chosen]
@@ -164,7 +175,7 @@ def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *
         return
     if parent is None:
         raise MomentNotFound(f"{kind} {moment.name!r} of VM {found.vm!r} has no parent", vm=found.vm, hint="")
-    running.console.text(f"{printable(parent.name or '')}\n")
+    running.console.text(f"{one_line(parent.name or '')}\n")
 
 
 def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: str | None, wrap: bool) -> None:
@@ -175,7 +186,7 @@ def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: 
         if running.console.json:
             running.console.document({str(kind): {"name": name, "xml": xml}})
         else:
-            running.console.text(xml)
+            running.console.xml(xml)
         return
     from vmkeep.xmltext import find_in_xml
 
@@ -186,7 +197,7 @@ def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: 
     if running.console.json:
         running.console.document({str(kind): {"name": name, "nodes": nodes}})
     else:
-        running.console.text("".join(f"{node}\n" for node in nodes))
+        running.console.xml("".join(f"{node}\n" for node in nodes))
 
 
 def named_or_current(host: LocalMoments, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> str:
@@ -230,6 +241,21 @@ def changing(running: Session) -> Iterator[Callable[[MomentChange], MomentsChang
         yield lambda order: host.change_moments(order, stop=running.interruption.check)
 
 
+def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> MomentsChanged:
+    """Carry out an order. What it brings that reaches into this host is shown and asked about, where somebody can."""
+    try:
+        with changing(running) as change:
+            return change(order)
+    except DefinitionReaches as error:
+        if not running.console.can_ask:
+            raise
+        running.console.notice(": ".join((error.message, "; ".join(error.__notes__))))
+    if not running.console.ask("Take all of it?"):
+        raise InvalidRequest("Not confirmed; nothing was changed", hint="Look at the file, and ask who wrote it.")
+    with changing(running) as change:  # nothing was changed before
+        return change(replace(order, trusted=True))
+
+
 def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
     """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
     from vmkeep.host.momentorders import is_base_name, moment_errors, to_be_deleted
@@ -266,15 +292,22 @@ def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None
 
 
 def redefine_moment(
-    running: Session, kind: MomentKind, vm: str, file: str, *, validate: bool, current: bool = False
+    running: Session,
+    kind: MomentKind,
+    vm: str,
+    file: str,
+    *,
+    validate: bool,
+    current: bool = False,
+    trust: bool = False,
 ) -> None:
     """``vmkeep KIND redefine``."""
     from vmkeep.cli.textfiles import read_text
     from vmkeep.host.momentorders import RedefineMoment
 
     xml = read_text(file, limit_bytes=DOCUMENT_BYTES)
-    with changing(running) as change:
-        done = change(RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current))
+    order = RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current, trusted=trust)
+    done = change_or_ask(running, order)
     _tell_redefined(running, kind, done)
 
 
@@ -311,6 +344,7 @@ def edit_moment(
             renamed=name if new_name != name else None,
             clone=clone,
             was=xml,
+            trusted=True,
         )
         with changing(running) as change:
             done = change(order)

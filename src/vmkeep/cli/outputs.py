@@ -13,6 +13,8 @@ import os
 import sys
 from typing import Any, TextIO, cast
 
+from vmkeep.cli.terminal import Screened
+
 
 class OutputLost(OSError):
     """What was to be printed on standard output could not be written."""
@@ -82,7 +84,8 @@ def make_whole() -> None:
         sys.stdout = cast("TextIO", _Closed())
     if sys.stderr is None:
         sys.stderr = cast("TextIO", _Closed())
-    sys.stdout = cast("TextIO", _Output(sys.stdout))
+    sys.stdout = cast("TextIO", Screened(cast("TextIO", _Output(sys.stdout)), always=False))
+    sys.stderr = cast("TextIO", Screened(sys.stderr, always=True))
 
 
 def silence_output() -> None:

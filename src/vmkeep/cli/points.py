@@ -11,7 +11,8 @@ import typer
 from vmkeep.cli.completion import complete_point, complete_vm
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
-from vmkeep.cli.tables import Facts, Table, printable
+from vmkeep.cli.tables import Facts, Table
+from vmkeep.cli.terminal import one_line
 
 if TYPE_CHECKING:
     from vmkeep.catalog import CatalogPoint
@@ -250,12 +251,12 @@ def _tree(listed: Sequence[Mapping[str, Any]], length: int) -> list[str]:
         stored = size_text(_total(point, "bytes_stored"))
         maker = maker_text(point) if told else ""
         parts = (point["id"][:length], point["kind"], time_text(point["created"]), stored, maker, _labels(point))
-        return printable("  ".join(part for part in parts if part))
+        return one_line("  ".join(part for part in parts if part))
 
     lines: list[str] = []
     for uuid in dict.fromkeys(point["vm_uuid"] for point in listed):
         mine = [point for point in listed if point["vm_uuid"] == uuid]
-        lines.append(printable(f"{mine[-1]['vm']} ({uuid})"))
+        lines.append(one_line(f"{mine[-1]['vm']} ({uuid})"))
         lines.extend(draw_forest(mine, describe))
     return lines
 

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from vmkeep.cli.tables import printable
+from vmkeep.cli.terminal import one_line
 from vmkeep.host.survey import Progress
 
 
@@ -53,8 +53,6 @@ def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
                 stage = report.stage
                 bars.reset(task)
             what = f"{report.stage} {report.disk}" if report.disk else report.stage
-            bars.update(
-                task, description=printable(what), completed=report.done_bytes, total=report.total_bytes or None
-            )
+            bars.update(task, description=one_line(what), completed=report.done_bytes, total=report.total_bytes or None)
 
         yield watch

@@ -16,6 +16,7 @@ from vmkeep.cli.moments import (
     FromOption,
     Listing,
     SecurityOption,
+    TrustOption,
     ValidateOption,
     VmArgument,
     WrapOption,
@@ -23,6 +24,7 @@ from vmkeep.cli.moments import (
     YesOption,
 )
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.terminal import one_line
 from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -170,7 +172,7 @@ def current_snapshot(
                 found = moments.named_or_current(host, kind, vm, None, current=True)
                 text = host.moment_xml(kind, vm, found, secure=security_info)
             if only_name and not running.console.json:
-                running.console.text(f"{found}\n")
+                running.console.text(f"{one_line(found)}\n")
             else:
                 moments.dump_xml(running, kind, found, text, xpath=None, wrap=False)
             return
@@ -179,7 +181,7 @@ def current_snapshot(
         with running.moments() as host:
             text = host.moment_xml(kind, vm, name, secure=True)
         with moments.changing(running) as change:
-            change(RedefineMoment(kind=kind, vm=vm, xml=redefinable(text), current=True, was=text))
+            change(RedefineMoment(kind=kind, vm=vm, xml=redefinable(text), current=True, was=text, trusted=True))
         if running.console.json:
             running.console.document({"snapshot": {"name": name, "current": True}})
         else:
@@ -235,13 +237,14 @@ def redefine_snapshot(
     file: FileArgument,
     current: Annotated[bool, typer.Option("--current", help="It becomes the current one.")] = False,
     validate: ValidateOption = False,
+    trust_definition: TrustOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Make libvirt list a snapshot as a definition says. Disks are not touched."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        moments.redefine_moment(running, _kind(), vm, file, validate=validate, current=current)
+        moments.redefine_moment(running, _kind(), vm, file, validate=validate, current=current, trust=trust_definition)
 
 
 @app.command("delete", epilog="Example: vmkeep snapshot delete win11 monday --children")
@@ -299,13 +302,16 @@ def import_snapshots(
     file: FileArgument,
     replace: momentfiles.ReplaceOption = False,
     validate: ValidateOption = False,
+    trust_definition: TrustOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Make libvirt list all snapshots of a file, or change nothing. Disks are not touched."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.import_moments(running, _kind(), vm, file, replace_them=replace, validate=validate)
+        momentfiles.import_moments(
+            running, _kind(), vm, file, replace_them=replace, validate=validate, trust=trust_definition
+        )
 
 
 def _kind() -> MomentKind:

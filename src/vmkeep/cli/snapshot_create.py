@@ -155,7 +155,7 @@ def _print_xml(running: Session, request: TakeSnapshot) -> None:
     if running.console.json:
         running.console.document({"xml": text})
     else:
-        running.console.show(text.rstrip("\n"))
+        running.console.xml(f"{text.rstrip()}\n")
 
 
 def _take(running: Session, request: TakeSnapshot) -> None:

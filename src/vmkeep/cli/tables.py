@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vmkeep.cli.terminal import one_line, printable
+
 GAP = "  "
 ELLIPSIS = "…"
 _BELOW = "    "
@@ -54,13 +56,8 @@ class Facts:
         indent = max((cells(name) for name, _ in self.facts), default=0)
         for name, text in self.facts:
             for shown in printable(text).split("\n"):
-                yield f"{_padded(printable(name), indent)}{GAP}{shown}".rstrip()
+                yield f"{_padded(one_line(name), indent)}{GAP}{shown}".rstrip()
                 name = ""
-
-
-def printable(text: str) -> str:
-    """Return the text with what could steer a terminal written as escapes; line ends stay."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 def cells(text: str) -> int:
@@ -123,8 +120,7 @@ class _Layout:
         self._table = table
         self._width = width
         self._cells = [list(table.columns)]
-        # A line end would break the row.
-        self._cells += [[printable(text).replace("\n", "\\n") for text in row] for row in table.rows]
+        self._cells += [[one_line(text) for text in row] for row in table.rows]  # a line end would break the row
         self._shown = list(range(len(table.columns)))
         if table.rows and not any(row[-1] for row in self._cells[1:]):
             self._shown.pop()

@@ -396,7 +396,8 @@ def _remembered_point(point: CatalogPoint, current: str | None) -> RememberedPoi
         checkpoint=point.checkpoint,
         states={str(state["kind"]): str(state["sha256"]) for state in states},
         current=point.id == current,
-        secrets=tuple(str(secret["uuid"]) for secret in point.document.get("secrets", ())),
+        # Of whoever else has the key, nobody is asked before doctor takes them.
+        secrets=tuple(str(secret["uuid"]) for secret in point.document.get("secrets", ()) if point.is_vouched_for),
         safety=point.is_safety,
     )
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmkeep.catalog import Catalog, KnownHostKey, Trust
 from vmkeep.config import Settings, prepare_home
-from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists
+from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists, VmkeepError
 from vmkeep.filesystem import file_error
-from vmkeep.keys.signing import SigningKey, is_same_machine, put_aside, this_machine
+from vmkeep.keys.signing import SigningKey, is_same_machine, keep_aside, put_aside, this_machine
 from vmkeep.logs import get_logger
 
 _log = get_logger(__name__)
@@ -42,9 +43,15 @@ def own_key(settings: Settings, catalog: Catalog) -> OwnKey:
             f"this home was used on host {key.host} before, and is on another machine now. If a copy of it is at work "
             "there still, both sign as one and the same installation: run `vmkeep host renew` on one of them"
         )
-    if key.machine != machine:
-        key = key.used_on(machine, socket.gethostname())
-    catalog.see_host_key(known_key(key))
+    elif _is_twin(key, settings):
+        told.append(
+            f"this home was copied: {key.home} holds the same signing key. If both are at work, both sign as one and "
+            "the same installation: run `vmkeep host renew` on one of them"
+        )
+    home = _home(settings)
+    if (key.machine, key.home) != (machine, home):
+        key = key.used_on(machine, socket.gethostname(), home)
+    _pin(catalog, key)
     return OwnKey(key, tuple(told))
 
 
@@ -52,19 +59,37 @@ def pin_own_key(settings: Settings, catalog: Catalog) -> None:
     """Make the key known to a catalogue that is new, if there is one and it can be read."""
     key = _found(settings)
     if key is not None:
-        catalog.see_host_key(known_key(key))
+        _pin(catalog, key)
+
+
+def _pin(catalog: Catalog, key: SigningKey) -> None:
+    """Let the catalogue know the key, and give up those of the installation that this home was before.
+
+    In this order: a renewal that is killed in between is finished by whoever signs next.
+    """
+    known = catalog.host_keys()
+    if key.fingerprint not in {each.fingerprint for each in known}:
+        for each in known:
+            if each.trust is Trust.OWN and each.installation != key.installation:
+                catalog.retire_own_key(each.fingerprint)
+    catalog.see_host_key(known_key(key))
 
 
 def renew_own_key(settings: Settings, catalog: Catalog) -> SigningKey:
-    """Make this home another installation, with another key. The former is put aside; what it signed stays proved."""
+    """Make this home another installation, with another key. The former is kept aside; what it signed stays proved."""
     former = _found(settings)
-    if former is not None:
-        _put_aside(settings, "former")
-        catalog.see_host_key(known_key(former))
-        catalog.retire_own_key(former.fingerprint)
     prepare_home(settings)
-    key = _saved(settings, SigningKey.draw(machine=this_machine(), host=socket.gethostname()))
-    catalog.see_host_key(known_key(key))
+    key = SigningKey.draw(machine=this_machine(), host=socket.gethostname(), home=_home(settings))
+    if former is None:
+        key = _saved(settings, key)
+    else:
+        catalog.see_host_key(known_key(former))
+        try:
+            keep_aside(settings.signing_key_path, "former")
+        except OSError as error:
+            raise file_error(error, settings.signing_key_path) from error
+        key = key.replace(settings.signing_key_path)
+    _pin(catalog, key)
     return key
 
 
@@ -73,6 +98,21 @@ def known_key(key: SigningKey) -> KnownHostKey:
     return KnownHostKey(
         key.fingerprint, key.public_key.hex(), key.installation, key.host, Trust.OWN, machine=key.machine
     )
+
+
+def _home(settings: Settings) -> str:
+    return str(settings.home.resolve())
+
+
+def _is_twin(key: SigningKey, settings: Settings) -> bool:
+    """Return whether the folder that the key was used in last is another one, and holds the key still."""
+    if not key.home or key.home == _home(settings):
+        return False
+    other = Path(key.home) / settings.signing_key_path.name
+    try:
+        return not other.samefile(settings.signing_key_path) and SigningKey.load(other).public_key == key.public_key
+    except (VmkeepError, OSError):
+        return False  # it was moved
 
 
 def _found(settings: Settings) -> SigningKey | None:
@@ -104,7 +144,9 @@ def _made(settings: Settings, catalog: Catalog, told: list[str]) -> SigningKey:
     prepare_home(settings)
     lost = [known for known in catalog.host_keys() if known.trust is Trust.OWN]
     installation = lost[-1].installation if lost else None
-    drawn = SigningKey.draw(machine=this_machine(), host=socket.gethostname(), installation=installation)
+    drawn = SigningKey.draw(
+        machine=this_machine(), host=socket.gethostname(), home=_home(settings), installation=installation
+    )
     key = _saved(settings, drawn)
     if lost and key.fingerprint not in {known.fingerprint for known in lost}:
         told.append(

@@ -88,6 +88,7 @@ class RedefineMoment:
 
     ``renamed`` is the snapshot that this one was made of; with ``clone`` it stays, else it goes and what hung from it
     hangs from the new one. ``was`` is the definition that was edited: nothing is done when it is another by now.
+    ``trusted``: it may reach into this host, because somebody said so, or wrote it here.
     """
 
     kind: MomentKind
@@ -98,13 +99,15 @@ class RedefineMoment:
     renamed: str | None = None
     clone: bool = False
     was: str | None = None
+    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportMoments:
     """Make libvirt list all moments of a file, or change nothing.
 
-    ``replace``: those that are there already and are not equal are redefined too. ``validate`` as in RedefineMoment.
+    ``replace``: those that are there already and are not equal are redefined too. ``validate`` and ``trusted`` as in
+    RedefineMoment.
     """
 
     kind: MomentKind
@@ -112,6 +115,7 @@ class ImportMoments:
     bundle: MomentBundle
     replace: bool = False
     validate: bool = False
+    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

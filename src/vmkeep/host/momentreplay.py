@@ -16,8 +16,9 @@ from vmkeep.host.momentorders import (
     moment_errors,
     named,
 )
+from vmkeep.host.momentreach import refuse_reaching_moments
 from vmkeep.host.moments import read_for_change
-from vmkeep.hypervisor import Domain, DomainMoments
+from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
 from vmkeep.moments import (
     AnyMoment,
     MomentKind,
@@ -87,14 +88,21 @@ class Replay:
         self._register.redefine(moment.name or "", xml, state=state, current=current, validate=validate)
 
 
-def redefine_moment(domain: Domain, order: RedefineMoment, stop: Callable[[], None]) -> MomentsChanged:
-    """Redefine one moment, or rename or clone a snapshot. Raises MomentInvalid before libvirt is asked."""
+def redefine_moment(
+    domain: Domain, order: RedefineMoment, hypervisor: Hypervisor, stop: Callable[[], None]
+) -> MomentsChanged:
+    """Redefine one moment, or rename or clone a snapshot.
+
+    Raises MomentInvalid, and DefinitionReaches unless it is trusted, before libvirt is asked.
+    """
     register = DomainMoments(domain, order.kind)
     with moment_errors(order.kind, domain.name):
         moment = parse_moment(order.kind, order.xml, validate=order.validate)
     name = moment.name or ""
     found = read_for_change(register, secure=True, domain=True)
     _refuse_validation_of_what_is_off(order, found)
+    if not order.trusted:
+        refuse_reaching_moments(hypervisor, domain, found, [(name, order.xml)])
     if order.was is not None and not _stands_as(found, order.was):
         raise VmBusy(
             f"{order.kind} {order.renamed or name!r} of VM {domain.name!r} was changed by somebody else meanwhile",
@@ -132,8 +140,13 @@ def _finish_renaming(replay: Replay, order: RedefineMoment, found: VmMoments, mo
         replay.forget(order.renamed)
 
 
-def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None]) -> MomentsChanged:
-    """Make libvirt list the moments of a file, parents first. Raises before anything is changed where it can."""
+def import_moments(
+    domain: Domain, order: ImportMoments, hypervisor: Hypervisor, stop: Callable[[], None]
+) -> MomentsChanged:
+    """Make libvirt list the moments of a file, parents first. Raises before anything is changed where it can.
+
+    Raises DefinitionReaches unless they are trusted, before libvirt sees anything of them.
+    """
     bundle = order.bundle
     _refuse_foreign(domain, order)
     register = DomainMoments(domain, order.kind)
@@ -141,6 +154,8 @@ def import_moments(domain: Domain, order: ImportMoments, stop: Callable[[], None
     _refuse_validation_of_what_is_off(order, found)
     held = {bundled.name: bundled for bundled in bundle.moments}
     equal = _equal_already(order, found)
+    if not order.trusted:
+        refuse_reaching_moments(hypervisor, domain, found, ((held[name].name, held[name].xml) for name in held))
     tree = _joined(found, (bundled.moment for bundled in bundle.moments), domain.name)
     ordered = [moment.name or "" for moment in tree.descendants() if moment.name in held]
     replay = Replay(register, found, stop, validate=order.validate)

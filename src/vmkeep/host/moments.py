@@ -113,11 +113,11 @@ class LocalMoments:
             case RedefineMoment():
                 from vmkeep.host.momentreplay import redefine_moment
 
-                return redefine_moment(domain, order, stop)
+                return redefine_moment(domain, order, hypervisor, stop)
             case ImportMoments():
                 from vmkeep.host.momentreplay import import_moments
 
-                return import_moments(domain, order, stop)
+                return import_moments(domain, order, hypervisor, stop)
             case RepairSnapshots():
                 from vmkeep.host.snapshot_repair import repair_snapshots
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
-from vmkeep.errors import TargetExists
+from vmkeep.errors import SecretUnfit, TargetExists
 from vmkeep.hypervisor import Hypervisor, Secret, Withheld, secret_xml
 from vmkeep.repository import PointRecord, PointSecret, Repository
 
@@ -30,10 +30,14 @@ _WHY: Final[Mapping[Withheld, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class NeededSecret:
-    """A secret that a definition names. ``opens`` says what is encrypted with it, in words."""
+    """A secret that a definition names. ``opens`` says what is encrypted with it, in words.
+
+    ``usage`` is what libvirt must call it for: it takes a secret of another usage for nothing of that kind.
+    """
 
     uuid: str
     opens: str
+    usage: str = "vtpm"
 
 
 def point_needs(record: PointRecord) -> tuple[NeededSecret, ...]:
@@ -104,7 +108,8 @@ def plan_secrets(
     """Compare what a restored VM needs with what libvirt has; nothing is changed.
 
     ``must_open``: what is encrypted is the point's, so the value must be as well. Raises TargetExists when libvirt has
-    another one, and what reading the point's raises.
+    another one, SecretUnfit when the point's is for another use or another VM here needs it, and what reading the
+    point's raises.
     """
     held = {secret.uuid: secret for secret in repository.secrets(record)} if needed else {}
     missing, absent, warnings = [], [], []
@@ -116,6 +121,7 @@ def plan_secrets(
                 raise _differs(need.uuid, need.opens, vm)
         elif here in (Withheld.ABSENT, Withheld.EMPTY):
             if ours is not None:
+                _refuse_unfit(hypervisor, ours, need.usage, record)
                 missing.append(need.uuid)
                 absent += [need.uuid] if here is Withheld.ABSENT else []
                 warnings += _made_persistent(ours)
@@ -147,10 +153,11 @@ def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: Point
 
 
 def put_secret_back(hypervisor: Hypervisor, repository: Repository, point_id: str, uuid: str) -> str:
-    """Give libvirt a secret of a point if it lacks it, and return a sentence about it."""
+    """Give libvirt a secret of a point if it lacks it, and return a sentence about it. Raises SecretUnfit."""
     record = repository.point(point_id)
     for secret in repository.secrets(record):
         if secret.uuid == uuid and hypervisor.secrets.read(uuid) in (Withheld.ABSENT, Withheld.EMPTY):
+            _refuse_unfit(hypervisor, secret, "vtpm", record)
             hypervisor.secrets.keep(_for_libvirt(secret))
     return f"libvirt has the secret {uuid} again, from point {point_id}"
 
@@ -163,15 +170,54 @@ def secret_file(repository: Repository, record: PointRecord, uuid: str, form: st
     return base64.b64encode(secret.value) + b"\n"
 
 
+def _refuse_unfit(hypervisor: Hypervisor, secret: PointSecret, usage: str, record: PointRecord) -> None:
+    """Raise SecretUnfit for a secret with which a point could open, or lock, what is not its VM's.
+
+    Who else has the repository's key chooses UUID, usage and value, and a definition that names them. A secret that the
+    host lacks may be needed by another VM here, or be for a disk, and would get the value of a stranger's choice.
+    """
+    vm = record.vm_name
+    if secret.usage != usage:
+        raise SecretUnfit(
+            f"the secret {secret.uuid} of point {record.id} is for the use {secret.usage!r}, and the VM needs it for "
+            f"{usage!r}: it is not defined",
+            vm=vm,
+        )
+    here = hypervisor.secrets.usage(secret.uuid)
+    if here not in (None, usage):
+        raise SecretUnfit(
+            f"libvirt has the secret {secret.uuid}, which point {record.id} holds a value for, for the use {here!r}, "
+            f"and the VM needs it for {usage!r}: it gets no value",
+            vm=vm,
+        )
+    users = _users(hypervisor)
+    others = sorted(name for uuid, name in users.get(secret.uuid, {}).items() if uuid != record.vm_uuid)
+    if others and record.vm_uuid not in users[secret.uuid]:
+        raise SecretUnfit(
+            f"the secret {secret.uuid} of point {record.id} is needed by VM {others[0]!r} of this host, and libvirt "
+            "lacks its value: a point of another VM does not give it",
+            vm=vm,
+            hint="Set its value first (`virsh secret-set-value`), or leave the TPM out: --tpm new with --as, "
+            "--tpm keep with --in-place.",
+        )
+
+
 def _in_use(hypervisor: Hypervisor) -> set[str]:
-    used: set[str] = set()
+    return set(_users(hypervisor))
+
+
+def _users(hypervisor: Hypervisor) -> dict[str, dict[str, str]]:
+    """Return the VMs that need each secret, names by UUID."""
+    users: dict[str, dict[str, str]] = {}
     for domain in hypervisor.domains():
         xml = domain.definition_xml(inactive=domain.is_persistent())
         try:
-            used.update(need.uuid for need in needed_secrets(parse_definition(xml)))
+            needed = needed_secrets(parse_definition(xml))
         except DefinitionError:
             continue  # a definition that vmkeep cannot read is not of a VM that it restored
-    return used
+        for need in needed:
+            users.setdefault(need.uuid, {})[domain.uuid] = domain.name
+    return users
 
 
 def _differs(uuid: str, opens: str, vm: str) -> TargetExists:

@@ -108,6 +108,17 @@ class Secrets:
             value=value,
         )
 
+    def usage(self, uuid: str) -> str | None:
+        """Return libvirt's word for what a secret is for, "none" where it has none; None for one that is not there."""
+        try:
+            described = etree.fromstring(self._connection.secretLookupByUUIDString(uuid).XMLDesc().encode())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
+                return None
+            with libvirt_errors(f"read the secret {uuid}"):
+                raise
+        return str(described.xpath("string(usage/@type)")) or "none"
+
     def keep(self, secret: Secret) -> None:
         """Define a secret that libvirt does not have, or has without a value, and set its value. It is persistent.
 

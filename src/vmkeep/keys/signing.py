@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from vmkeep.errors import InvalidRequest, TargetExists
 from vmkeep.filesystem import file_error, replace_file, write_new_file
@@ -35,6 +36,15 @@ _MACHINE_FILES: Final = (Path("/etc/machine-id"), Path("/sys/class/dmi/id/produc
 def fingerprint_of(public_key: bytes) -> str:
     """Return what a person compares of a public key: 32 hexadecimal digits."""
     return blake3(public_key, derive_key_context=FINGERPRINT_CONTEXT).hexdigest(16)
+
+
+def is_signed(public_key: bytes, text: bytes, signature: bytes) -> bool:
+    """Return whether the owner of a public key has signed a text."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def this_machine(files: tuple[Path, Path] = _MACHINE_FILES) -> str:
@@ -62,7 +72,7 @@ def is_same_machine(one: str, other: str) -> bool:
 class SigningKey:
     """A private key, and the id of the installation that it belongs to: 32 hexadecimal digits, drawn at first use.
 
-    ``machine`` and ``host`` are where it was used last.
+    ``machine`` and ``host`` are where it was used last, and ``home`` is the folder; "" in a file of an older release.
     """
 
     installation: str
@@ -70,6 +80,7 @@ class SigningKey:
     machine: str
     host: str
     path: Path | None = None
+    home: str = ""
 
     @property
     def public_key(self) -> bytes:
@@ -89,11 +100,12 @@ class SigningKey:
         *,
         machine: str,
         host: str,
+        home: str = "",
         installation: str | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> SigningKey:
         """Make a new key that is stored nowhere yet; of a new installation unless one is given, whose key is lost."""
-        return cls(installation or random(16).hex(), random(SEED_BYTES), machine, host)
+        return cls(installation or random(16).hex(), random(SEED_BYTES), machine, host, home=home)
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
@@ -109,6 +121,7 @@ class SigningKey:
                 _hex(value["machine"], 16).hex(),
                 str(value["host"]),
                 path,
+                str(value.get("home", "")),
             )
             if key.public_key != _hex(value["public"], 32):
                 raise ValueError("another key")
@@ -130,10 +143,21 @@ class SigningKey:
             raise file_error(error, path) from error
         return replace(self, path=path)
 
-    def used_on(self, machine: str, host: str) -> SigningKey:
-        """Note in the file that the key is used on another machine now. Raises as ``save`` does, but TargetExists."""
+    def replace(self, path: Path) -> SigningKey:
+        """Store the key in the place of one that was kept aside; at no time there is none. Raises as ``used_on``."""
+        try:
+            replace_file(path, self._content())
+        except OSError as error:
+            raise file_error(error, path) from error
+        return replace(self, path=path)
+
+    def used_on(self, machine: str, host: str, home: str) -> SigningKey:
+        """Note in the file that the key is used on another machine, or in another folder, now.
+
+        Raises as ``save`` does, but TargetExists.
+        """
         assert self.path is not None
-        moved = replace(self, machine=machine, host=host)
+        moved = replace(self, machine=machine, host=host, home=home)
         try:
             replace_file(self.path, moved._content())
         except OSError as error:
@@ -143,6 +167,7 @@ class SigningKey:
     def _content(self) -> bytes:
         value = {
             "format": _FORMAT,
+            "home": self.home,
             "host": self.host,
             "installation": self.installation,
             "machine": self.machine,
@@ -158,15 +183,23 @@ class SigningKey:
 
 def put_aside(path: Path, ending: str) -> Path:
     """Give a key file another name beside it, over none that is there, and return that. Raises OSError."""
+    aside = keep_aside(path, ending)
+    path.unlink()
+    return aside
+
+
+def keep_aside(path: Path, ending: str) -> Path:
+    """Give a key file a second name beside it, over none that is there, and return that. Raises OSError."""
     number = 0
     while True:
         aside = path.with_name(f"{path.name}.{ending}{f'-{number}' if number else ''}")
         try:
             os.link(path, aside)
         except FileExistsError:
+            if aside.samefile(path):
+                return aside  # of an attempt that was killed
             number += 1
             continue
-        path.unlink()
         return aside
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vmkeep.moments.alignment import align_backup, align_checkpoint, align_snapshot
 from vmkeep.moments.backups import format_backup, luks_content, parse_backup
-from vmkeep.moments.bundle import BundledMoment, BundleError, MomentBundle, format_bundle, parse_bundle
+from vmkeep.moments.bundle import BundledMoment, BundleError, BundleSignature, MomentBundle, format_bundle, parse_bundle
 from vmkeep.moments.checkpoints import format_checkpoint, parse_checkpoint
 from vmkeep.moments.disks import DomainDisk, domain_disks
 from vmkeep.moments.documents import AnyMoment, format_moment, parse_moment, redefinable, with_domain_kept
@@ -44,6 +44,7 @@ __all__ = [
     "BackupServer",
     "BrokenRelations",
     "BundleError",
+    "BundleSignature",
     "BundledMoment",
     "Checkpoint",
     "CheckpointDisk",

@@ -7,9 +7,11 @@ the checks that libvirt's own go through.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +25,11 @@ MAX_CHARACTERS: Final = 256 * 1024 * 1024
 MAX_MOMENTS: Final = 16_384
 """What libvirt gives over the wire in one list."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
+
+
+_SIGNED: Final = b"vmkeep moments signature v1\n"
+_KEY: Final = re.compile("[0-9a-f]{64}", re.ASCII)
+_VALUE: Final = re.compile("[0-9a-f]{128}", re.ASCII)
 
 
 class BundleError(ValueError):
@@ -41,6 +48,18 @@ class BundledMoment:
         return self.moment.name or ""
 
 
+@dataclass(frozen=True, slots=True)
+class BundleSignature:
+    """An installation's signature of a file: ``key`` is its public key, ``statement`` what is signed of the file.
+
+    Whether it is right, and whose key that is, is for others to see.
+    """
+
+    key: bytes
+    value: bytes
+    statement: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentBundle:
     """What one file holds. ``secure``: the documents hold passwords. ``current`` is the current snapshot's name.
@@ -54,11 +73,12 @@ class MomentBundle:
     moments: tuple[BundledMoment, ...]
     current: str | None = None
     secure: bool = False
+    signature: BundleSignature | None = None
 
 
-def format_bundle(bundle: MomentBundle) -> str:
-    """Return the text of a file."""
-    document = {
+def format_bundle(bundle: MomentBundle, sign: Callable[[bytes], tuple[bytes, bytes]] | None = None) -> str:
+    """Return the text of a file; ``sign`` returns a public key, and the signature that its owner makes of a text."""
+    document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "kind": bundle.kind.value,
@@ -67,7 +87,27 @@ def format_bundle(bundle: MomentBundle) -> str:
         "current": bundle.current,
         "moments": [{"name": bundled.name, "xml": bundled.xml} for bundled in bundle.moments],
     }
+    if sign is not None:
+        key, value = sign(_statement(document))
+        document["signature"] = {"key": key.hex(), "value": value.hex()}
     return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+
+def _statement(document: Mapping[str, Any]) -> bytes:
+    """Return what is signed: all of the file but the signature, whatever its layout."""
+    signed = {name: value for name, value in document.items() if name != "signature"}
+    text = json.dumps(signed, sort_keys=True, separators=(",", ":"))
+    return _SIGNED + hashlib.sha256(text.encode()).hexdigest().encode()
+
+
+def _read_signature(document: Mapping[str, Any]) -> BundleSignature | None:
+    found = document.get("signature")
+    if found is None:
+        return None
+    key, value = (found.get("key"), found.get("value")) if isinstance(found, dict) else (None, None)
+    if not isinstance(key, str) or not isinstance(value, str) or not (_KEY.fullmatch(key) and _VALUE.fullmatch(value)):
+        raise BundleError('"signature" does not hold a "key" and a "value" of hexadecimal digits')
+    return BundleSignature(bytes.fromhex(key), bytes.fromhex(value), _statement(document))
 
 
 def parse_bundle(text: str) -> MomentBundle:
@@ -102,6 +142,7 @@ def parse_bundle(text: str) -> MomentBundle:
         moments=moments,
         current=current,
         secure=secure,
+        signature=_read_signature(document),
     )
 
 

@@ -303,6 +303,30 @@ def test_home_that_was_copied_with_its_host_is_recognised_on_both_sides(
     assert made_by(first)[-1] == (key.fingerprint, "own")
 
 
+def test_home_that_was_copied_on_its_machine_is_recognised_once_and_a_moved_one_is_not(
+    first: Path, tmp_path: Path
+) -> None:
+    with premises(first) as place:
+        assert place.prepare_to_sign() == ()
+    copy = Path(shutil.copytree(first, tmp_path / "copy"))
+    with premises(copy) as place:
+        (told,) = place.prepare_to_sign()
+        assert str(first) in told
+        assert "vmkeep host renew" in told
+    for home in (copy, first):
+        with premises(home) as place:
+            assert place.prepare_to_sign() == ()  # once, and by the copy, which is used later
+    with premises(copy.rename(tmp_path / "moved")) as place:
+        assert place.prepare_to_sign() == ()
+    linked = tmp_path / "linked"
+    linked.symlink_to(first)
+    with premises(linked) as place:
+        assert place.prepare_to_sign() == ()
+    assert inside(tmp_path / "moved", "host", "renew", "--yes").status == 0
+    with premises(tmp_path / "moved") as place:
+        assert place.prepare_to_sign() == ()
+
+
 def host_key_at(path: Path) -> SigningKey:
     return replace(SigningKey.load(path), path=path.with_name("host.key"))
 

@@ -35,10 +35,19 @@ def test_no_key_is_ever_written_over(key: SigningKey, tmp_path: Path) -> None:
 
 
 def test_key_that_moved_to_another_machine_is_the_same_key(key: SigningKey) -> None:
-    moved = key.used_on("b" * 32, "beta")
+    moved = key.used_on("b" * 32, "beta", "/home")
     assert key.path is not None
     assert SigningKey.load(key.path) == moved
+    assert (moved.machine, moved.host, moved.home) == ("b" * 32, "beta", "/home")
     assert (moved.fingerprint, moved.installation) == (key.fingerprint, key.installation)
+
+
+def test_key_of_an_older_release_says_nothing_of_its_home(key: SigningKey) -> None:
+    assert key.path is not None
+    value = json.loads(key.path.read_text())
+    del value["home"]
+    key.path.write_text(json.dumps(value))
+    assert SigningKey.load(key.path) == key
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vmkeep.keys.signing import SigningKey, is_signed
 from vmkeep.moments import (
     BundledMoment,
     BundleError,
@@ -140,3 +141,24 @@ def test_a_redefined_moment_keeps_the_passwords_that_it_was_told_without() -> No
 def test_a_domain_that_is_another_is_taken_as_it_is() -> None:
     other = checkpoint("a", domain=PLAIN.replace("win11", "other"))
     assert with_domain_kept(other, checkpoint("a", domain=SECURE)) == other
+
+
+def test_a_signature_is_of_all_that_the_file_says_and_of_nothing_else() -> None:
+    key = SigningKey.draw(machine="0" * 32, host="alpha")
+    text = format_bundle(CHAIN, lambda statement: (key.public_key, key.sign(statement)))
+    signature = parse_bundle(text).signature
+    assert signature is not None
+    assert is_signed(signature.key, signature.statement, signature.value)
+    other_layout = parse_bundle(json.dumps(json.loads(text), sort_keys=True)).signature
+    assert other_layout == signature
+    for name, value in (("security_info", True), ("current", "a"), ("later", 1), ("moments", [])):
+        changed = parse_bundle(json.dumps({**json.loads(text), name: value})).signature
+        assert changed is not None
+        assert not is_signed(changed.key, changed.statement, changed.value)
+    assert parse_bundle(format_bundle(CHAIN)).signature is None
+
+
+@pytest.mark.parametrize("signature", [1, {}, {"key": "0" * 64}, {"key": "0" * 64, "value": "g" * 128}, {"key": []}])
+def test_a_signature_that_is_none_is_refused(signature: object) -> None:
+    with pytest.raises(BundleError, match='"signature"'):
+        parse_bundle(json.dumps({**json.loads(format_bundle(CHAIN)), "signature": signature}))
