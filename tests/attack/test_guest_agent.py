@@ -9,8 +9,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
+import libvirt
 import libvirt_qemu
 import pytest
 
@@ -231,13 +233,17 @@ def test_agent_that_somebody_else_waits_for_is_not_waited_for(attack: Attack) ->
     """libvirt lets one call at a time speak to an agent."""
     attack.agent.begin({"guest-ping": lambda _request: None})
     domain = attack.guest.vm.domain
-    other = threading.Thread(
-        target=lambda: libvirt_qemu.qemuAgentCommand(domain, '{"execute": "guest-ping"}', -2, 0), daemon=True
-    )
+
+    def wait_for_ever() -> None:
+        with suppress(libvirt.libvirtError):  # in the end the agent hangs up
+            libvirt_qemu.qemuAgentCommand(domain, '{"execute": "guest-ping"}', -2, 0)
+
+    other = threading.Thread(target=wait_for_ever)
     other.start()
     begun = time.monotonic()
     failure = attack.vmkeep.fails("backup", "linux", "--quiesce")
     assert time.monotonic() - begun < 40
     assert failure.code == "vm-busy"
     attack.agent.hang_up()
+    other.join()
     assert attack.guest.vm.state() is VmState.RUNNING

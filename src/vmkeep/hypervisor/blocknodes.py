@@ -136,7 +136,10 @@ def _path(name: str) -> str | None:
     """Return the path in QEMU's name of a node: plain, or of what it stands on when it was opened by options."""
     options: object = name
     if name.startswith("json:"):
-        options = json.loads(name.removeprefix("json:"))
+        try:
+            options = json.loads(name.removeprefix("json:"))
+        except (ValueError, RecursionError):
+            return None
     while isinstance(options, dict):
         named = options.get("filename")
         options = named if isinstance(named, str) else options.get("file")
