@@ -26,8 +26,9 @@ class Handle:
     def jobInfo(self) -> list[int]:  # noqa: N802  libvirt's name
         self.looks -= 1
         if self.looks >= 0:
-            error: Any = libvirt.libvirtError("no")
-            error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 10, "internal error: backup job data missing", 2, "", "", "")
+            words = "internal error: backup job data missing"
+            error: Any = libvirt.libvirtError(words)
+            error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 10, words, 2, "", "", "")
             raise error
         return [libvirt.VIR_DOMAIN_JOB_NONE + 2]
 
