@@ -79,11 +79,11 @@ class _OwnParts:
 
     def __init__(self, hypervisor: Hypervisor, domain: Domain, found: VmMoments) -> None:
         self._hypervisor = hypervisor
-        self._programs: dict[tuple[str | None, ...], HostOwn] = {}
+        self._programs: dict[tuple[str | None, ...], tuple[HostOwn, frozenset[tuple[object, ...]]]] = {}
         self._judged: dict[str, tuple[_Found, ...]] = {}
         texts = [domain.definition_xml(inactive=True, secure=True)] if domain.is_persistent() else []
         texts += [domain.definition_xml(secure=True)] if found.running or not texts else []
-        self._present = texts
+        self._present = tuple(texts)
         texts += [text for moment in found.moments for text in _definitions_of(moment) if text is not None]
         self._roots = list(_readable(dict.fromkeys(texts)))
         snapshots = [moment for moment in found.moments if isinstance(moment, Snapshot)]
@@ -131,8 +131,7 @@ class _OwnParts:
         root.tag = "domain"  # of <inactiveDomain>
         for disk in root.findall("./devices/disk"):
             self._forget_own_chain(disk)
-        programs = self._programs_for(root)
-        has = {place.key for own in self._roots for place in reaching(own, programs)}
+        programs, has = self._own_for(root)
         sources = (disk.find("source") for disk in root.findall("./devices/disk"))
         images = {
             _target(source.getparent()): str(next(iter(source.attrib.values())))
@@ -155,13 +154,16 @@ class _OwnParts:
         if all(each.tag in known for each in elements) and all(self._is_own(source) for source in sources):
             disk.remove(store)
 
-    def _programs_for(self, root: etree._Element) -> HostOwn:
+    def _own_for(self, root: etree._Element) -> tuple[HostOwn, frozenset[tuple[object, ...]]]:
+        """Return the host's programs for a VM of that kind, and what of the VM's own reaches into the host."""
         system = root.find("os/type")
         of_kind = ("", "") if system is None else (system.get("arch"), system.get("machine"))
         kind = (root.get("type"), *of_kind)
         if kind not in self._programs:
             # What is not on the host is no excuse: somebody could put it there.
-            self._programs[kind] = replace(programs_for(self._hypervisor, root, Wish()), absent=frozenset())
+            programs = replace(programs_for(self._hypervisor, root, Wish()), absent=frozenset())
+            has = frozenset(place.key for own in self._roots for place in reaching(own, programs))
+            self._programs[kind] = (programs, has)
         return self._programs[kind]
 
     @cached_property
