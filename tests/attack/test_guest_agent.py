@@ -27,6 +27,7 @@ from tests.attack.agents import (
     refused,
     returned,
 )
+from tests.crash.walk import EVERY, sampled
 from tests.guest import LinuxGuest
 from tests.rig import Disk, Host, MiB, VmState
 from tests.rig.cli import Failure, Vmkeep, finished
@@ -38,7 +39,24 @@ _PROMPT_SECONDS = 10.0
 _LONGEST_SECONDS = 240.0
 """docs/operations.md, agent-unavailable."""
 _WORDS = "\x1b[31mred\u202e" * 20_000
+_IN_TURN = (
+    "test_answers_that_come_twice_or_unasked_are_not_taken_for_others",
+    "test_agent_that_is_frozen_by_others_is_left_alone",
+    "test_answer_that_does_not_end_is_an_error_before_the_guest_is_touched",
+    "test_answer_as_long_as_libvirt_takes_one_is_no_matter",
+    "test_agent_that_talks_nonsense_and_starts_anew_thaws",
+    "test_agent_that_says_for_ever_that_it_thawed_ends",
+    "test_channel_that_closes_in_the_middle_of_a_freeze_is_thawed_when_it_is_back",
+)
 _at_length = pytest.mark.skipif("VMKEEP_ATTACK_ALL" not in os.environ, reason="takes minutes")
+
+
+@pytest.fixture(autouse=True)
+def _sampled(request: pytest.FixtureRequest) -> None:
+    """Two of them a day, others each day; all with VMKEEP_CRASH_ALL."""
+    name = request.node.originalname
+    if name in _IN_TURN and not EVERY and name not in sampled(_IN_TURN, 2):
+        pytest.skip("one of a sample (VMKEEP_CRASH_ALL=1 for all)")
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +130,12 @@ def test_agent_that_does_as_it_should_is_the_control(attack: Attack) -> None:
     attack.vmkeep.json("snapshot", "delete", "linux", "s")
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [refused(_WORDS), returned("all of them"), returned(-5)],
-    ids=["long words", "a text", "a negative number"],
-)
-def test_guest_is_thawed_whatever_the_agent_says_to_a_freeze(attack: Attack, answer: bytes) -> None:
-    attack.fails({FREEZE: freezing(attack.agent, answer)})
+_SAID = {"long words": refused(_WORDS), "a text": returned("all of them"), "a negative number": returned(-5)}
+
+
+@pytest.mark.parametrize("said", sampled(list(_SAID), 1))
+def test_guest_is_thawed_whatever_the_agent_says_to_a_freeze(attack: Attack, said: str) -> None:
+    attack.fails({FREEZE: freezing(attack.agent, _SAID[said])})
     attack.assert_thawed()
 
 
