@@ -165,13 +165,14 @@ def shared(session_host: Host) -> Iterator[Shared]:
     host = session_host
     host.clear()
     work = host.dir / "work"
-    secret, ran, evil = work / "root-only" / "secret", work / "ran", work / "evil"
+    secret, ran, evil = work / "root-only" / "secret", work / "marks" / "ran", work / "evil"
     secret.parent.mkdir(mode=0o700)
     secret.write_bytes(_SECRET)
     secret.chmod(0o600)
     evil.write_text(f'#!/bin/sh\ntouch {ran}\nexec /usr/bin/qemu-system-x86_64 "$@"\n')
     evil.chmod(0o755)
-    work.chmod(0o777)  # QEMU's user leaves the mark
+    ran.parent.mkdir()
+    ran.parent.chmod(0o777)  # QEMU's user leaves the mark
     (host.dir / "disks" / "link").symlink_to(secret.parent)
 
     vm = host.define("guest", disks=[Disk("vda", 4 * MiB)])
