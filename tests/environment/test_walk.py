@@ -37,7 +37,7 @@ def _places(stage: Stage) -> dict[str, tuple[str | Path, ...]]:
     }
 
 
-@pytest.mark.parametrize(("place", "most"), _cases(home=3, repository=2, images=1, run=0))
+@pytest.mark.parametrize(("place", "most"), _cases(home=2, repository=1, images=1, run=0))
 def test_backup_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     bed = stage.bed
     stage.turn(VmState.RUNNING)
@@ -58,7 +58,7 @@ def test_backup_whose_storage_fails(stage: Stage, place: str, most: int) -> None
     stage.walk.over(_places(stage)[place], most, words, check)
 
 
-@pytest.mark.parametrize(("place", "most"), _cases(home=2, repository=2, output=3))
+@pytest.mark.parametrize(("place", "most"), _cases(home=1, repository=1, output=2))
 def test_restore_to_files_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     places = {**_places(stage), "output": (stage.host.dir / "work" / "out-",)}
 
@@ -91,7 +91,7 @@ def _judge_files(stage: Stage, faulty: Faulty) -> None:
         shutil.rmtree(output)
 
 
-@pytest.mark.parametrize(("place", "most"), _cases(home=0, images=2))
+@pytest.mark.parametrize(("place", "most"), _cases(home=0, images=1))
 def test_restore_as_a_vm_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     host, vm = stage.host, stage.bed.vm
 
@@ -128,7 +128,7 @@ def _remove_copy(host: Host) -> None:
             path.unlink()  # the mark of a rename
 
 
-@pytest.mark.parametrize(("place", "most"), _cases(home=0, repository=3))
+@pytest.mark.parametrize(("place", "most"), _cases(home=0, repository=2))
 def test_verify_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     def check(_: Faulty) -> None:
         condemned = stage.inside(stage.repository / "repository" / "condemned")
@@ -168,7 +168,7 @@ def test_snapshot_whose_storage_fails(stage: Stage, place: str, most: int) -> No
     bed.next_backup_and_prove_all(killed=bed.content.copy())
 
 
-@pytest.mark.parametrize(("place", "most"), _cases(home=1, repository=0, images=2, run=0))
+@pytest.mark.parametrize(("place", "most"), _cases(home=1, repository=0, images=1, run=0))
 def test_restore_in_place_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     bed, vm = stage.bed, stage.bed.vm
     stage.turn(VmState.OFF)
