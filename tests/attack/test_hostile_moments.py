@@ -83,12 +83,13 @@ def bed(session_host: Host) -> Iterator[Bed]:
     host = session_host
     host.clear()
     work = host.dir / "work"
-    ran, evil, secret = work / "ran", work / "evil", work / "root-only" / "secret"
+    ran, evil, secret = work / "marks" / "ran", work / "evil", work / "root-only" / "secret"
     secret.parent.mkdir(mode=0o700)
     secret.write_bytes(b"secret")
     evil.write_text(f'#!/bin/sh\ntouch {ran}\nexec {_QEMU} "$@"\n')
     evil.chmod(0o755)
-    work.chmod(0o777)  # QEMU's user leaves the mark
+    ran.parent.mkdir()
+    ran.parent.chmod(0o777)  # QEMU's user leaves the mark
     vm = host.define("guest", disks=[Disk("vda", 2 * MiB)])
     vm.start(paused=True)
     zygote = Zygote(host, host.dir / "home")
