@@ -3,9 +3,9 @@
 libvirt keeps the last error of each thread and forgets it when its next function is called, also one that frees an
 object; its Python module asks for it only after the function has failed. Between the two Python may collect garbage, in
 that thread, and free a VM or checkpoint that lay in a cycle (an exception's frames are one): the error comes without
-code and text. 1,995 of 2,000 look-ups lost theirs when each was made beside such a cycle (libvirt 9.0); `doctor` was seen
-to end in just the TypeError that this gives (11.3). So an object that nobody uses any more is put by, and freed before the next
-call.
+code and text. 1,995 of 2,000 look-ups lost theirs when each was made beside such a cycle (libvirt 9.0); `doctor` was
+seen to end in just the TypeError that this gives (11.3). So an object that nobody uses any more is put by, and freed
+before the next call.
 """
 
 from __future__ import annotations
