@@ -269,6 +269,7 @@ def test_killed_server_leaves_no_bitmap_that_lies(pair: Pair) -> None:
     pair.zygote.kill()
     pair.zygote.go.touch()
     assert pair.zygote.finish().status == KILLED
+    _wait_for_the_end(servers[0])  # it has the image locked until then
     assert "in-use" in qemu_img("info", disk)
     pair.refuses_to_start()
 
@@ -294,6 +295,15 @@ def _open_files(pid: int) -> set[int]:
         with contextlib.suppress(OSError):
             found.add(entry.stat().st_ino)
     return found
+
+
+def _wait_for_the_end(pid: int) -> None:
+    """Return when a process that was killed has closed its files."""
+    until = time.monotonic() + 30
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while any(Path(f"/proc/{pid}/fd").iterdir()):
+            assert time.monotonic() < until, f"process {pid} does not end"
+            time.sleep(0.01)
 
 
 def _words(pid: int) -> bytes:
