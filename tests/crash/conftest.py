@@ -27,7 +27,7 @@ class _Beds:
         self._bed: Bed | None = None
 
     def sound(self) -> Bed:
-        if self._bed is not None and not self._bed.sound:
+        if self._bed is not None and not (self._bed.sound and self._is_there()):
             self.clear()
         if self._bed is None:
             self._host.clear()  # of a bed that did not come to be
@@ -39,6 +39,11 @@ class _Beds:
                 vm.destroy()
         self._bed.sound = False
         return self._bed
+
+    def _is_there(self) -> bool:
+        """Tell whether the VM is still defined: other files clear the host for VMs of their own."""
+        assert self._bed is not None
+        return any(domain.UUIDString() == self._bed.vm.uuid for domain in self._host.connection.listAllDomains())
 
     def clear(self) -> None:
         if self._bed is not None:
