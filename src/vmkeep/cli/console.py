@@ -172,6 +172,11 @@ class Console:
             self._say("\n")  # the end of the input, which leaves the cursor behind the question
         return answer.strip().lower() in ("y", "yes")
 
+    def ask_about(self, error: VmkeepError, question: str) -> bool:
+        """Show what an error lists, and ask whether it shall be so all the same."""
+        self.notice(": ".join((error.message, "; ".join(error.__notes__))))
+        return self.ask(question)
+
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:
         """Show how an operation comes on, with rate and time left; no more than notes where there is no terminal."""

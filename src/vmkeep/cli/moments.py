@@ -249,8 +249,8 @@ def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> Mo
     except DefinitionReaches as error:
         if not running.console.can_ask:
             raise
-        running.console.notice(": ".join((error.message, "; ".join(error.__notes__))))
-    if not running.console.ask("Take all of it?"):
+        agreed = running.console.ask_about(error, "Take all of it?")
+    if not agreed:
         raise InvalidRequest("Not confirmed; nothing was changed", hint="Look at the file, and ask who wrote it.")
     with changing(running) as change:  # nothing was changed before
         return change(replace(order, trusted=True))

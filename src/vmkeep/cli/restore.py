@@ -211,8 +211,8 @@ def _as_vm(running: Session, request: RestoreVm) -> tuple[VmRestored, dict[str, 
         except DefinitionReaches as error:
             if request.strip_host_parts or not running.console.can_ask:
                 raise
-            running.console.notice(": ".join((error.message, "; ".join(error.__notes__))))
-        if not running.console.ask("Define the VM with all of these?"):
+            agreed = running.console.ask_about(error, "Define the VM with all of these?")
+        if not agreed:
             hint = "--strip-host-parts makes the VM without them; --output DIR writes files."
             raise InvalidRequest("Not confirmed; nothing was written", hint=hint)
         # Nothing was written before, so it begins anew.

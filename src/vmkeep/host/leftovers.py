@@ -206,33 +206,22 @@ def open_to_others(settings: Settings) -> Iterator[Finding]:
     """Yield a finding for the home and for each key that others may look into."""
     if _is_open(settings.home):
         message = "other users may look into vmkeep's home, where the catalogue names VMs and their history"
-        yield Finding(
-            FindingCode.HOME_NOT_PRIVATE,
-            message,
-            remedy=command_line("chmod go-rwx --", settings.home),
-            path=str(settings.home),
-            mend=_privacy(settings.home),
-        )
+        yield _not_private(FindingCode.HOME_NOT_PRIVATE, message, settings.home)
     for path in (settings.keys_dir, *_entries(settings.keys_dir)):
         if (path == settings.keys_dir or path.suffix == ".key") and _is_open(path):
-            yield Finding(
-                FindingCode.KEY_NOT_PRIVATE,
-                "other users may read the key, which opens everything in the repository",
-                remedy=command_line("chmod go-rwx --", path),
-                path=str(path),
-                mend=_privacy(path),
-            )
+            message = "other users may read the key, which opens everything in the repository"
+            yield _not_private(FindingCode.KEY_NOT_PRIVATE, message, path)
     signing = settings.signing_key_path
     for path in _entries(settings.home):
         # Keys that were put aside have its name with something behind it.
         if path.name.startswith(signing.name) and _is_open(path):
-            yield Finding(
-                FindingCode.KEY_NOT_PRIVATE,
-                "other users may read the key with which this installation signs its points, and sign in its name",
-                remedy=command_line("chmod go-rwx --", path),
-                path=str(path),
-                mend=_privacy(path),
-            )
+            message = "other users may read the key with which this installation signs its points, and sign in its name"
+            yield _not_private(FindingCode.KEY_NOT_PRIVATE, message, path)
+
+
+def _not_private(code: FindingCode, message: str, path: Path) -> Finding:
+    remedy = command_line("chmod go-rwx --", path)
+    return Finding(code, message, remedy=remedy, path=str(path), mend=_privacy(path))
 
 
 def _is_open(path: Path) -> bool:

@@ -78,14 +78,7 @@ def backup_with_a_full_home(world: World, guest: Guest, chance: random.Random) -
             wait_until_safe(world)
             world.expect(world.commands.start("points").wait())
             world.expect(world.commands.start("vm", "list").wait())
-    told = f"{told} after {delay:.2f} s"
-    if world.expect(outcome, *_OF_STORAGE):
-        told = f"{told}: {keep_taken(world, outcome.document['point'], moment)}"
-    else:
-        world.may_have_made(moment)  # the point was stored, and something after it failed
-        told = f"{told}: {outcome.code}"
-    put_right(world)
-    return told
+    return f"{told} after {delay:.2f} s: {_settled(world, outcome, moment)}"
 
 
 _HOME_SIZE = "64m"
@@ -123,6 +116,17 @@ def _nearly_full(world: World, chance: random.Random, place: Path) -> Iterator[s
         world.host.run(["rm", filler], check=True)
 
 
+def _settled(world: World, outcome: Outcome, moment: Moment) -> str:
+    """Keep what a backup beside failing storage made or may have made, put right what it left, and say how it ended."""
+    if world.expect(outcome, *_OF_STORAGE):
+        told = keep_taken(world, outcome.document["point"], moment)
+    else:
+        world.may_have_made(moment)  # the point was stored, and something after it failed
+        told = outcome.code
+    put_right(world)
+    return told
+
+
 _WRITING = ("create", "write", "sync", "rename", "unlink", "mkdir")
 _OF_STORAGE = ("no-space", "store-error", "catalog-error", "host-exhausted", "permission-denied", "job-aborted")
 
@@ -137,13 +141,7 @@ def backup_on_a_failing_storage(world: World, guest: Guest, chance: random.Rando
     outcome = world.commands.start("backup", guest.name, env=world.hosts.injector(world.host).environment(fault)).wait()
     wait_until_safe(world)
     told = f"{errno.errorcode[error]} at {fault.at} of {place.name}{', lasting' if fault.times == FOREVER else ''}"
-    if world.expect(outcome, *_OF_STORAGE):
-        told = f"{told}: {keep_taken(world, outcome.document['point'], moment)}"
-    else:
-        world.may_have_made(moment)  # the point was stored, and something after it failed
-        told = f"{told}: {outcome.code}"
-    put_right(world)
-    return told
+    return f"{told}: {_settled(world, outcome, moment)}"
 
 
 @operation(2, is_on)
