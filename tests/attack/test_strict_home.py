@@ -19,7 +19,7 @@ import pytest
 from tests.attack.conftest import as_user, command
 from vmkeep.config import load_settings, prepare_home
 from vmkeep.errors import HomeExposed
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.standin import StandIn
 from vmkeep.ownership import exposures
 

@@ -383,7 +383,7 @@ class Bed:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"vmkeep.host.guardian" in words and any(str(self.home).encode() in word for word in words):
+            if b"vmkeep.host.guard.guardian" in words and any(str(self.home).encode() in word for word in words):
                 found.append(int(entry.name))
         return found
 

@@ -47,7 +47,7 @@ def main() -> None:
     import vmkeep.cli.main
     import vmkeep.flows.check_up
     import vmkeep.flows.engine
-    import vmkeep.host.point
+    import vmkeep.host.points.point
     import vmkeep.repository  # noqa: F401
 
     print(json.dumps({"ready": True}), flush=True)
@@ -147,7 +147,7 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     """Carry out the acts with one engine, as a command does, and return what each answered."""
     from vmkeep.config import load_settings
     from vmkeep.flows.engine import Engine
-    from vmkeep.flows.premises import Premises
+    from vmkeep.flows.installation import Premises
     from vmkeep.flows.requests import TakePoint, TakeSnapshot
 
     answers: list[Any] = []

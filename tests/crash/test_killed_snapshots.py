@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _DOMAIN = "vmkeep.hypervisor.domain:Domain."
 _SNAPSHOTS = "vmkeep.hypervisor.snapshots:DomainSnapshots."
-_HOST = "vmkeep.host.snapshot:"
-_GUARDIAN = "vmkeep.host.guardian:Guardian."
+_HOST = "vmkeep.host.snapshots.snapshot:"
+_GUARDIAN = "vmkeep.host.guard.guardian:Guardian."
 _FLOW = "vmkeep.flows.take_snapshot:"
 _CATALOG = "vmkeep.catalog.catalog:Catalog."
 _names = iter(f"s{number}" for number in range(1000))
@@ -49,10 +49,10 @@ class Place:
 
 
 _BEFORE = [
-    Place("before", "vmkeep.host.keepsake:Keepsake.save", made=False),
-    Place("after", "vmkeep.host.keepsake:Keepsake.save", made=False),
-    Place("after", "vmkeep.host.safety:JobRecord.save", made=False, record=True),
-    Place("after", "vmkeep.host.standby:Standby.hand_over", made=False),
+    Place("before", "vmkeep.host.records.snapshot:Keepsake.save", made=False),
+    Place("after", "vmkeep.host.records.snapshot:Keepsake.save", made=False),
+    Place("after", "vmkeep.host.guard.rescue:JobRecord.save", made=False, record=True),
+    Place("after", "vmkeep.host.guard.standby:Standby.hand_over", made=False),
     Place("after", _GUARDIAN + "wait_ready", made=False),
 ]
 _STORED = [
@@ -63,7 +63,7 @@ _STORED = [
     Place("after", _FLOW + "store_snapshot", made=True),
     Place("before", _CATALOG + "record_snapshot", made=True),
     Place("after", _CATALOG + "record_snapshot", made=True),
-    Place("after", "vmkeep.host.keepsake:Path.unlink#3", made=True),  # one of the state files is gone
+    Place("after", "vmkeep.host.records.snapshot:Path.unlink#3", made=True),  # one of the state files is gone
     Place("after", _HOST + "remove_keepsake", made=True),
     Place("after", _FLOW + "close_snapshot", made=True),
 ]
@@ -76,7 +76,7 @@ _RUNNING = [
     Place("after", _SNAPSHOTS + "create", made=True),
     Place("after", _HOST + "read_state#3", made=True),  # two were read before, to see whether they can be
     Place("before", _HOST + "keep_states", made=True),
-    Place("after", "vmkeep.host.keepsake:_write#2", made=True),
+    Place("after", "vmkeep.host.records.snapshot:_write#2", made=True),
     Place("after", _HOST + "keep_states", made=True),
     Place("during", _DOMAIN + "resume", 0, made=True),
     Place("after", _DOMAIN + "resume", made=True),
@@ -92,9 +92,9 @@ _STOPPED = [
     *(Place("during", _SNAPSHOTS + "create", delay) for delay in (0, 5, 10, 15)),
     Place("after", _SNAPSHOTS + "create", made=True),
     Place("after", _DOMAIN + "redefine_checkpoint#2", made=True),
-    Place("before", "vmkeep.host.snapshot_rescue:add_bitmap", made=True),
-    Place("during", "vmkeep.host.snapshot_rescue:add_bitmap", 3, made=True),
-    Place("after", "vmkeep.host.snapshot_rescue:add_bitmap", made=True),
+    Place("before", "vmkeep.host.guard.snapshot_rescue:add_bitmap", made=True),
+    Place("during", "vmkeep.host.guard.snapshot_rescue:add_bitmap", 3, made=True),
+    Place("after", "vmkeep.host.guard.snapshot_rescue:add_bitmap", made=True),
     Place("before", _GUARDIAN + "done", made=True),
     *_STORED,
 ]

@@ -131,7 +131,7 @@ def _serve() -> None:
     import vmkeep.cli.main
     import vmkeep.flows.check_up
     import vmkeep.flows.engine
-    import vmkeep.host.point
+    import vmkeep.host.points.point
     import vmkeep.repository  # noqa: F401
 
     asked = socket.socket(fileno=os.dup(0))

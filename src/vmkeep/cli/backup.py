@@ -18,7 +18,7 @@ from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed,
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.requests import PointTaken, TakePoint
-    from vmkeep.host.survey import SurveyedVm
+    from vmkeep.host.tasks.survey import SurveyedVm
 
 
 def register(app: typer.Typer) -> None:

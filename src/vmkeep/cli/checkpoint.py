@@ -77,7 +77,7 @@ def create_checkpoint(
     """Create a checkpoint of a running VM."""
     from vmkeep.cli.momentshown import moment_object
     from vmkeep.cli.textfiles import read_text
-    from vmkeep.host.momentorders import CreateCheckpoint
+    from vmkeep.host.tasks.moments import CreateCheckpoint
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         if xml is not None and (name is not None or description is not None or diskspec):
@@ -252,7 +252,7 @@ def delete_checkpoint(
     debug: DebugOption = False,
 ) -> None:
     """Delete a checkpoint with its bitmaps, whether the VM runs or is off. What hangs from it hangs from its parent."""
-    from vmkeep.host.momentorders import DeleteMoments
+    from vmkeep.host.tasks.moments import DeleteMoments
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         order = DeleteMoments(

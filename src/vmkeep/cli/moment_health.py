@@ -153,7 +153,7 @@ def snapshot_repair(
     """
     with session(context, json=json, connect=connect, debug=debug) as running:
         from vmkeep.cli.moments import changing
-        from vmkeep.host.momentorders import RepairSnapshots
+        from vmkeep.host.tasks.moments import RepairSnapshots
 
         with changing(running) as change:
             done = change(RepairSnapshots(vm=vm, dry=dry_run))

@@ -25,7 +25,7 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
     from vmkeep.cli.terminal import escaped_json
     from vmkeep.cli.textfiles import STANDARD, write_text
     from vmkeep.flows.signed_exports import export_signer
-    from vmkeep.host.momentorders import moment_errors
+    from vmkeep.host.tasks.moments import moment_errors
     from vmkeep.moments import BundledMoment, MomentBundle, format_bundle, parse_moment
 
     with running.moments() as host:
@@ -60,7 +60,7 @@ def import_moments(
     """``vmkeep KIND import``."""
     from vmkeep.cli.textfiles import read_text
     from vmkeep.flows.signed_exports import is_trusted_export
-    from vmkeep.host.momentorders import ImportMoments
+    from vmkeep.host.tasks.moments import ImportMoments
     from vmkeep.moments import BundleError, parse_bundle
     from vmkeep.moments.bundle import MAX_CHARACTERS
 

@@ -19,7 +19,8 @@ from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, Mome
 
 if TYPE_CHECKING:
     from vmkeep.cli.session import Session
-    from vmkeep.host.momentorders import (
+    from vmkeep.host.moments.local import LocalMoments
+    from vmkeep.host.tasks.moments import (
         DeleteMoments,
         ImportMoments,
         MomentChange,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         RedefineMoment,
         VmMoments,
     )
-    from vmkeep.host.moments import LocalMoments
     from vmkeep.moments import AnyMoment, DeleteMode, MomentKind, MomentTree
 
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
@@ -97,7 +97,7 @@ class Listing:
 def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -> None:
     """``vmkeep KIND list``."""
     from vmkeep.cli.momentshown import moment_object, moment_table
-    from vmkeep.host.momentorders import moment_errors
+    from vmkeep.host.tasks.moments import moment_errors
     from vmkeep.moments import MomentFilter, draw_tree, select
 
     wanted.check()
@@ -225,7 +225,7 @@ def _current(found: VmMoments) -> str:
 
 def find_moment(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> AnyMoment:
     """Return one by its name. Raises MomentNotFound."""
-    from vmkeep.host.momentorders import moment_errors
+    from vmkeep.host.tasks.moments import moment_errors
 
     with moment_errors(found.kind, found.vm):
         return tree.find(name)
@@ -258,7 +258,7 @@ def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> Mo
 
 def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
     """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
-    from vmkeep.host.momentorders import is_base_name, moment_errors, to_be_deleted
+    from vmkeep.host.tasks.moments import is_base_name, moment_errors, to_be_deleted
     from vmkeep.moments import MomentKind
 
     if order.kind is MomentKind.CHECKPOINT and not order.metadata_only:
@@ -303,7 +303,7 @@ def redefine_moment(
 ) -> None:
     """``vmkeep KIND redefine``."""
     from vmkeep.cli.textfiles import read_text
-    from vmkeep.host.momentorders import RedefineMoment
+    from vmkeep.host.tasks.moments import RedefineMoment
 
     xml = read_text(file, limit_bytes=DOCUMENT_BYTES)
     order = RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current, trusted=trust)
@@ -323,7 +323,7 @@ def edit_moment(
 ) -> None:
     """``vmkeep KIND edit``."""
     from vmkeep.cli.editing import edit_text
-    from vmkeep.host.momentorders import RedefineMoment, moment_errors
+    from vmkeep.host.tasks.moments import RedefineMoment, moment_errors
     from vmkeep.moments import parse_moment, redefinable
 
     if rename and clone:

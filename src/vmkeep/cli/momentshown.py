@@ -8,7 +8,7 @@ from typing import Any
 
 from vmkeep.cli.console import time_text
 from vmkeep.cli.tables import Facts, Table
-from vmkeep.host.momentorders import VmMoments
+from vmkeep.host.tasks.moments import VmMoments
 from vmkeep.moments import AnyMoment, Checkpoint, CheckpointType, MomentKind, MomentTree, Snapshot, SnapshotLocation
 
 NO_HEALTH: Mapping[str, str] = {}

@@ -18,9 +18,9 @@ from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
-    from vmkeep.flows.premises import InitReport, Premises
+    from vmkeep.flows.installation import InitReport, Premises
     from vmkeep.host.local import LocalHost
-    from vmkeep.host.moments import LocalMoments
+    from vmkeep.host.moments.local import LocalMoments
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ConnectOption = Annotated[
@@ -86,7 +86,7 @@ class Session:
     @cached_property
     def premises(self) -> Premises:
         with self.interruption.postponed():
-            from vmkeep.flows.premises import Premises
+            from vmkeep.flows.installation import Premises
 
         return Premises(self.settings)
 
@@ -101,7 +101,7 @@ class Session:
 
     def _attend(self) -> None:
         """Say what libvirt is waited for, and let Ctrl-C end the wait."""
-        from vmkeep.host.connecting import attend
+        from vmkeep.host.connection import attend
 
         attend(
             tell=self.console.notice,
@@ -121,8 +121,8 @@ class Session:
     @contextlib.contextmanager
     def moments(self) -> Iterator[LocalMoments]:
         """The checkpoints and snapshots of the host that the URI names. It starts without what reads disks."""
-        from vmkeep.host.connecting import LazyConnection
-        from vmkeep.host.moments import LocalMoments
+        from vmkeep.host.connection import LazyConnection
+        from vmkeep.host.moments.local import LocalMoments
 
         self._attend()
         with contextlib.closing(LazyConnection(self.settings.uri)) as connection:
@@ -160,7 +160,7 @@ class Session:
 
     def expect_job(self) -> None:
         """Start what a job needs before it begins; called early, it costs no time."""
-        from vmkeep.host.standby import stand_by
+        from vmkeep.host.guard.standby import stand_by
 
         stand_by(self.settings.guards_dir)
 

@@ -162,7 +162,7 @@ def current_snapshot(
     debug: DebugOption = False,
 ) -> None:
     """Print the definition of the current snapshot, or call another one current. Disks are not touched."""
-    from vmkeep.host.momentorders import RedefineMoment
+    from vmkeep.host.tasks.moments import RedefineMoment
     from vmkeep.moments import redefinable
 
     kind = _kind()
@@ -264,7 +264,7 @@ def delete_snapshot(
     debug: DebugOption = False,
 ) -> None:
     """Delete a snapshot with what it holds. What hangs from it hangs from its parent."""
-    from vmkeep.host.momentorders import DeleteMoments
+    from vmkeep.host.tasks.moments import DeleteMoments
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         with running.moments() as host:

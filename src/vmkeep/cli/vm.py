@@ -15,7 +15,7 @@ from vmkeep.cli.tables import Facts, Table
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog
-    from vmkeep.host.survey import SurveyedVm
+    from vmkeep.host.tasks.survey import SurveyedVm
 
 app = typer.Typer(
     short_help="The VMs of the host, and whether a point would hold all of them.",

@@ -30,9 +30,11 @@ from vmkeep.errors import (
     WrongKey,
 )
 from vmkeep.flows.hosts import undecided
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
-from vmkeep.host.findings import (
+from vmkeep.host.protocol import Host
+from vmkeep.host.records.lock import FileLock
+from vmkeep.host.tasks.checkup import (
     CheckupRequest,
     Finding,
     FindingCode,
@@ -47,8 +49,6 @@ from vmkeep.host.findings import (
     Severity,
     VmMend,
 )
-from vmkeep.host.lock import FileLock
-from vmkeep.host.protocol import Host
 from vmkeep.logs import get_logger
 from vmkeep.repository.intents import Writer
 from vmkeep.sqlite import sqlite_error

@@ -40,9 +40,9 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.hosts import refuse_distrusted
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, Run, workflow_of
-from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
     FilesRestored,
     InPlaceRestored,
@@ -68,13 +68,13 @@ from vmkeep.flows.take_point import record_committed_point, remove_point, take_p
 from vmkeep.flows.take_snapshot import FLOW_NAME as TAKE_SNAPSHOT
 from vmkeep.flows.take_snapshot import settle_snapshot, take_snapshot
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
-from vmkeep.host.journal import refuse_while_needed
-from vmkeep.host.keepsake import keepsakes
+from vmkeep.host.guard.rescue import rescue_abandoned
 from vmkeep.host.local import LocalHost
-from vmkeep.host.lock import FileLock
-from vmkeep.host.safety import rescue_abandoned
-from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import (
+from vmkeep.host.records.lock import FileLock
+from vmkeep.host.records.restore import refuse_while_needed
+from vmkeep.host.records.snapshot import keepsakes
+from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.task import (
     CheckInPlace,
     CheckRevert,
     InPlaceChecked,

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vmkeep.errors import GivenUp, Stalled, VmkeepError
-from vmkeep.host.connecting import silence
+from vmkeep.host.connection import silence
 from vmkeep.host.protocol import LibvirtPatience
-from vmkeep.host.survey import Progress
+from vmkeep.host.tasks.survey import Progress
 from vmkeep.repository import Unanswered, unanswered
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from typing import Any
 
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import FilesRestored, RestoreFiles
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.task import (
     DeliveredItem,
     DeliverItems,
     DiscardReplaced,

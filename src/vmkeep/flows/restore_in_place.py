@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import InPlaceRestored, RestoreInPlace
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.task import (
     BindRestore,
     DisksWritten,
     ParkVm,

@@ -6,7 +6,7 @@ from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RestoreVm, VmRestored
 from vmkeep.flows.restore_files import discard_replaced, publish, withdraw
 from vmkeep.flows.trust import is_trusted
-from vmkeep.host.tasks import DefineVm, DeliverItems, HostParts, ItemsDelivered, PrepareVm, UndefineVm, VmPrepared
+from vmkeep.host.tasks.task import DefineVm, DeliverItems, HostParts, ItemsDelivered, PrepareVm, UndefineVm, VmPrepared
 
 
 @flow("restore.vm", after_crash=AfterCrash.FINISH)

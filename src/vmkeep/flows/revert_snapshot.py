@@ -8,7 +8,7 @@ from vmkeep.catalog import Catalog, CatalogSnapshot
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RevertSnapshot, SnapshotReverted
 from vmkeep.flows.services import Services
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.task import (
     ApplyRevert,
     Descent,
     KnownSnapshot,

@@ -11,8 +11,8 @@ from vmkeep.catalog import Catalog
 from vmkeep.errors import Interrupted, VmkeepError
 from vmkeep.flows.patience import Patience, patiently
 from vmkeep.host.protocol import Host, LibvirtPatience, TaskState, left_behind
-from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import Task
+from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.task import Task
 from vmkeep.repository import Repository
 
 T = TypeVar("T")

@@ -10,12 +10,12 @@ from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.hosts import told_of_base
+from vmkeep.flows.installation import catalog_point, catalog_states, known_point
 from vmkeep.flows.plan import AfterCrash, Plan, flow
-from vmkeep.flows.premises import catalog_point, catalog_states, known_point
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
-from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.task import (
     AbandonPoint,
     ClosePoint,
     CopyPoint,

@@ -14,7 +14,7 @@ from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import descent, newest_states
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.task import (
     CloseSnapshot,
     LeaveSnapshot,
     MakeSnapshot,

@@ -15,7 +15,7 @@ from dbos import Serializer, _serialization
 
 from vmkeep.errors import StoreError, VmkeepError
 from vmkeep.flows import requests
-from vmkeep.host import tasks
+from vmkeep.host.tasks import task as tasks
 
 SERIALIZATION: Final = "vmkeep-json-1"
 _PICKLED_NOTHING: Final = "Ti4="  # as base64, which is how DBOS has it

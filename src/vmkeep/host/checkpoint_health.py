@@ -11,8 +11,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from vmkeep.host.bitmaps import Bitmaps
-from vmkeep.host.tasks import KnownPoint
+from vmkeep.host.checkpoints.bitmaps import Bitmaps
+from vmkeep.host.tasks.task import KnownPoint
 from vmkeep.moments import Checkpoint, CheckpointType, Moment
 from vmkeep.planning import BitmapHealth
 from vmkeep.planning.order import Made, places

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmkeep.host.checkpoint_health import CheckpointFacts, CheckpointHealth, DiskHealth, Standing
-from vmkeep.host.checkpoints import Lineage
+from vmkeep.host.checkpoints.changes import Lineage
 from vmkeep.planning import BitmapHealth
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from vmkeep.host.bitmaps import Bitmaps
+from vmkeep.host.checkpoints.bitmaps import Bitmaps
 from vmkeep.planning import BitmapHealth
 
 

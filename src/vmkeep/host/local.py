@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from vmkeep.config import Settings
 from vmkeep.errors import GivenUp, VmkeepError
 from vmkeep.filesystem import fault_error
-from vmkeep.host import restore, surveying
-from vmkeep.host.checkup import check_host, mend
-from vmkeep.host.connecting import LazyConnection, silence
-from vmkeep.host.findings import CheckupRequest, Finding, Mend
-from vmkeep.host.inplace import InPlace, check_in_place
-from vmkeep.host.journal import RestoreJournal, journal_path
-from vmkeep.host.point import Point
+from vmkeep.host.checkup.host import check_host, mend
+from vmkeep.host.connection import LazyConnection, silence
+from vmkeep.host.points.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
-from vmkeep.host.survey import Progress, SurveyedVm
-from vmkeep.host.tasks import (
+from vmkeep.host.records.restore import RestoreJournal, journal_path
+from vmkeep.host.restores import as_vm as restore
+from vmkeep.host.restores.in_place import InPlace, check_in_place
+from vmkeep.host.tasks.checkup import CheckupRequest, Finding, Mend
+from vmkeep.host.tasks.survey import Progress, SurveyedVm
+from vmkeep.host.tasks.task import (
     AbandonPoint,
     ApplyRevert,
     BindRestore,
@@ -57,6 +57,7 @@ from vmkeep.host.tasks import (
     WithdrawItems,
     WriteRestore,
 )
+from vmkeep.host.vm import survey as surveying
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.logs import get_logger
 from vmkeep.repository import Repository, unanswered
@@ -65,12 +66,12 @@ from vmkeep.repository import Repository, unanswered
 if TYPE_CHECKING:
     from vmkeep.host.checkpoint_health import CheckpointHealth
     from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
-    from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest, StepDone
-    from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
-    from vmkeep.host.moments import LocalMoments
-    from vmkeep.host.snapshot import Snapshotting
+    from vmkeep.host.checkpoints.health import CheckpointRequest, RepairRequest, StepDone
+    from vmkeep.host.moments.local import LocalMoments
+    from vmkeep.host.reverts.revert import Revert
     from vmkeep.host.snapshot_health import SnapshotHealth
-    from vmkeep.host.snapshot_revert import Revert
+    from vmkeep.host.snapshots.snapshot import Snapshotting
+    from vmkeep.host.tasks.moments import MomentChange, MomentsChanged, VmMoments
     from vmkeep.moments import MomentKind
 
 _log = get_logger(__name__)
@@ -145,13 +146,13 @@ class LocalHost:
 
     def refuse_without_rights(self, name_or_uuid: str) -> None:
         """Raise PermissionRefused when this user may not use the files of a VM that a point of it needs."""
-        from vmkeep.host.rights import refuse_without_rights
+        from vmkeep.host.vm.rights import refuse_without_rights
 
         hypervisor = self._connected()
         refuse_without_rights(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
 
     def snapshot_xml(self, request: MakeSnapshot) -> str:
-        from vmkeep.host.snapshot import snapshot_xml
+        from vmkeep.host.snapshots.snapshot import snapshot_xml
 
         return snapshot_xml(self._connected(), request)
 
@@ -167,7 +168,7 @@ class LocalHost:
 
     @cached_property
     def _moments(self) -> LocalMoments:
-        from vmkeep.host.moments import LocalMoments
+        from vmkeep.host.moments.local import LocalMoments
 
         return LocalMoments(self._settings, self._connected)
 
@@ -188,25 +189,25 @@ class LocalHost:
     # -- their health ------------------------------------------------------------------------------------------
 
     def checkpoint_health(self, request: CheckpointRequest) -> tuple[CheckpointHealth, ...]:
-        from vmkeep.host.checkpoint_survey import look_at_checkpoints
+        from vmkeep.host.checkpoints.health import look_at_checkpoints
 
         hypervisor = self._connected()
         return look_at_checkpoints(hypervisor.domain(request.vm), hypervisor, self._settings, request)
 
     def snapshot_health(self, name_or_uuid: str) -> tuple[SnapshotHealth, ...]:
-        from vmkeep.host.snapshot_survey import look_at_snapshots
+        from vmkeep.host.snapshots.health import look_at_snapshots
 
         hypervisor = self._connected()
         return look_at_snapshots(hypervisor.domain(name_or_uuid), hypervisor)
 
     def checkpoint_repair(self, request: RepairRequest) -> RepairPlan:
-        from vmkeep.host.checkpoint_survey import plan_checkpoint_repair
+        from vmkeep.host.checkpoints.health import plan_checkpoint_repair
 
         hypervisor = self._connected()
         return plan_checkpoint_repair(hypervisor.domain(request.checkpoints.vm), hypervisor, self._settings, request)
 
     def repair_checkpoint(self, vm_uuid: str, step: RepairStep) -> StepDone:
-        from vmkeep.host.checkpoint_survey import repair_checkpoint
+        from vmkeep.host.checkpoints.health import repair_checkpoint
 
         hypervisor = self._connected()
         return repair_checkpoint(hypervisor.domain(vm_uuid), hypervisor, step)
@@ -328,11 +329,11 @@ class LocalHost:
                     return self._revert(operation, task.operation).settle()
                 return self._in_place(operation, task.operation).settle()
             case CheckRevert() as task:
-                from vmkeep.host.snapshot_premises import check_revert
+                from vmkeep.host.reverts.check import check_revert
 
                 return check_revert(self._connected(), self._repository(), self._settings, task)
             case StopForRevert() as task:
-                from vmkeep.host.snapshot_premises import stop_for_revert
+                from vmkeep.host.reverts.check import stop_for_revert
 
                 return stop_for_revert(self._connected(), self._settings, task)
             case ParkForRevert() as task:
@@ -370,7 +371,7 @@ class LocalHost:
 
     def _revert(self, operation: _Operation, operation_id: str) -> Revert:
         if operation.revert is None:
-            from vmkeep.host.snapshot_revert import Revert
+            from vmkeep.host.reverts.revert import Revert
 
             operation.revert = Revert(self._settings, self._connected(), self._repository(), operation_id)
         operation.revert.serve(stop=operation.stop, watch=operation.watch)
@@ -384,7 +385,7 @@ class LocalHost:
 
     def _snapshotting(self, operation: _Operation, operation_id: str) -> Snapshotting:
         if operation.snapshotting is None:
-            from vmkeep.host.snapshot import Snapshotting
+            from vmkeep.host.snapshots.snapshot import Snapshotting
 
             operation.snapshotting = Snapshotting(
                 self._settings, self._connected(), operation_id, stop=operation.stop, watch=operation.watch

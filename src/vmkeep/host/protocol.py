@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmkeep.errors import VmkeepError
-from vmkeep.host.findings import CheckupRequest, Finding, Mend
-from vmkeep.host.survey import Progress, SurveyedVm
-from vmkeep.host.tasks import MakeSnapshot, Task
+from vmkeep.host.tasks.checkup import CheckupRequest, Finding, Mend
+from vmkeep.host.tasks.survey import Progress, SurveyedVm
+from vmkeep.host.tasks.task import MakeSnapshot, Task
 from vmkeep.hypervisor.patience import LibvirtPatience as LibvirtPatience
 from vmkeep.hypervisor.patience import Silence
 from vmkeep.hypervisor.patience import left_behind as left_behind
@@ -18,9 +18,9 @@ from vmkeep.repository import Unanswered
 if TYPE_CHECKING:
     from vmkeep.host.checkpoint_health import CheckpointHealth
     from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
-    from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest, StepDone
-    from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
+    from vmkeep.host.checkpoints.health import CheckpointRequest, RepairRequest, StepDone
     from vmkeep.host.snapshot_health import SnapshotHealth
+    from vmkeep.host.tasks.moments import MomentChange, MomentsChanged, VmMoments
     from vmkeep.moments import MomentKind
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from vmkeep.host.bitmaps import Chain
 from vmkeep.host.checkpoint_health import Health, by_age
+from vmkeep.host.checkpoints.bitmaps import Chain
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotLocation
 
 _INTERRUPTED: Final = "its deletion was interrupted; delete the snapshot again"

@@ -20,10 +20,11 @@ from vmkeep.errors import (
     VmBusy,
     VmkeepError,
 )
-from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.journal import RestoreJournal
-from vmkeep.host.lock import FileLock
-from vmkeep.host.momentorders import (
+from vmkeep.host.checkpoints.bases import checkpoint_prefix
+from vmkeep.host.moments.local import LocalMoments
+from vmkeep.host.records.lock import FileLock
+from vmkeep.host.records.restore import RestoreJournal
+from vmkeep.host.tasks.moments import (
     DeleteMoments,
     ImportMoments,
     MomentsChanged,
@@ -31,7 +32,6 @@ from vmkeep.host.momentorders import (
     is_base_name,
     to_be_deleted,
 )
-from vmkeep.host.moments import LocalMoments
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.moments import (
     BundledMoment,

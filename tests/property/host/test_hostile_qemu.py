@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from tests.property.foreign import anything, damaged, forged, outcome, texts
 from vmkeep.errors import TransferError
-from vmkeep.host import heldscratch, qemulog
+from vmkeep.host.checkup import heldscratch
+from vmkeep.host.vm import qemulog
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.hypervisor.blocknodes import BlockNodes
 from vmkeep.transfer import imagefile, nbd

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.host.bitmaps import Bitmaps
 from vmkeep.host.checkpoint_health import CheckpointFacts, Health, judge_checkpoints
 from vmkeep.host.checkpoint_repair import (
     Delete,
@@ -25,9 +24,10 @@ from vmkeep.host.checkpoint_repair import (
     RepairStep,
     plan_repair,
 )
-from vmkeep.host.checkpoint_survey import next_bases
-from vmkeep.host.checkpoints import Lineage
-from vmkeep.host.tasks import KnownDisk, KnownPoint
+from vmkeep.host.checkpoints.bitmaps import Bitmaps
+from vmkeep.host.checkpoints.changes import Lineage
+from vmkeep.host.checkpoints.health import next_bases
+from vmkeep.host.tasks.task import KnownDisk, KnownPoint
 from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
 from vmkeep.planning import PlannableDisk
 from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer

@@ -26,7 +26,7 @@ from vmkeep.catalog.times import end_of_named_time
 from vmkeep.cli.console import time_text
 from vmkeep.cli.forest import draw_forest
 from vmkeep.errors import InvalidRequest, ObjectMissing
-from vmkeep.flows.premises import catalog_point, catalog_states, known_point
+from vmkeep.flows.installation import catalog_point, catalog_states, known_point
 from vmkeep.keys import export_key, import_key
 from vmkeep.keys.keyfile import KeyFile
 from vmkeep.moments.bundle import BundleError, parse_bundle

@@ -12,8 +12,8 @@ from vmkeep.config import load_settings
 from vmkeep.errors import GivenUp, HostFileMissing
 from vmkeep.flows import engine as engine_module
 from vmkeep.flows.engine import Engine
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Run
-from vmkeep.flows.premises import Premises
 
 
 class _Handle:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmkeep.host.bitmaps import Bitmaps
 from vmkeep.host.checkpoint_health import CheckpointFacts, Health, Standing, health_texts, judge_checkpoints
 from vmkeep.host.checkpoint_repair import Forget, ListAgain, Narrow, RemoveBitmap, plan_repair
-from vmkeep.host.checkpoints import Lineage
-from vmkeep.host.tasks import KnownDisk, KnownPoint
+from vmkeep.host.checkpoints.bitmaps import Bitmaps
+from vmkeep.host.checkpoints.changes import Lineage
+from vmkeep.host.tasks.task import KnownDisk, KnownPoint
 from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
 from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer
 

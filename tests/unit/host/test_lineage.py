@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vmkeep.host.checkpoint_health import by_age
-from vmkeep.host.checkpoints import Lineage, newest_first
-from vmkeep.host.tasks import KnownPoint
+from vmkeep.host.checkpoints.changes import Lineage, newest_first
+from vmkeep.host.tasks.task import KnownPoint
 from vmkeep.moments import Checkpoint
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmkeep.host.bitmaps import Chain
 from vmkeep.host.checkpoint_health import Health
+from vmkeep.host.checkpoints.bitmaps import Chain
 from vmkeep.host.snapshot_health import SnapshotFacts, Unread, judge_snapshots, snapshot_texts
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotMemory
 from vmkeep.transfer.imagefile import ImageLayer, ImageSnapshot

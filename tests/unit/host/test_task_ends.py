@@ -12,7 +12,7 @@ from vmkeep.config import load_settings
 from vmkeep.errors import GivenUp, Stalled
 from vmkeep.host.local import LocalHost
 from vmkeep.host.protocol import TaskState
-from vmkeep.host.tasks import PublishItems, Task
+from vmkeep.host.tasks.task import PublishItems, Task
 
 TASK: Task = PublishItems((), force=False)
 

@@ -1,0 +1,347 @@
+"""The checkpoints of a VM looked at, and a step of their repair carried out: the I/O around ``checkpoint_health``."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from vmkeep.commandline import command_line
+from vmkeep.config import Settings
+from vmkeep.definition import Definition, DefinitionError, parse_definition
+from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy, VmkeepError
+from vmkeep.host.checkpoint_health import CheckpointFacts, CheckpointHealth, Standing, judge_checkpoints
+from vmkeep.host.checkpoint_repair import (
+    Delete,
+    DropBitmap,
+    Forget,
+    Hang,
+    ListAgain,
+    Narrow,
+    RemoveBitmap,
+    RepairPlan,
+    RepairStep,
+    plan_repair,
+)
+from vmkeep.host.checkpoints.bases import base_of, checkpoint_prefix, newest_by_disk
+from vmkeep.host.checkpoints.bindings import as_bound
+from vmkeep.host.checkpoints.bitmaps import Bitmaps, Chains, describe_chains, look_at_bitmaps
+from vmkeep.host.checkpoints.changes import Checkpoints, Lineage
+from vmkeep.host.moments.local import refuse_torn_checkpoints
+from vmkeep.host.points.running import refuse_beside_a_job
+from vmkeep.host.records.restore import refuse_while_pending
+from vmkeep.host.tasks.task import KnownPoint
+from vmkeep.host.vm.disks import disk_sizes, plannable_disks, with_volumes_found
+from vmkeep.host.vm.keys import key_of_disk
+from vmkeep.host.vm.processes import age_seconds
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.logs import get_logger
+from vmkeep.planning import Base, BitmapHealth, Mode, PlannableDisk, PointRequest, plan_disk
+from vmkeep.transfer.imagelock import writer_of
+
+_log = get_logger(__name__)
+_STANDING: Final = (RunState.RUNNING, RunState.PAUSED)
+# Where libvirt's system daemon writes the number of a VM's QEMU, at its start and never again.
+_PID_FILES: Final = Path("/run/libvirt/qemu")
+_SYSTEM: Final = "/system"
+_CLOSING_SECONDS: Final = 10.0
+_WAIT_SECONDS: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRequest:
+    """What a host must know to judge the checkpoints of a VM.
+
+    ``repository`` is the id of ours, None when there is none; ``points`` are the VM's, newest first. ``unsure``: a
+    checkpoint of ours without a point among them may have one all the same.
+    """
+
+    vm: str
+    repository: str | None
+    points: tuple[KnownPoint, ...]
+    unsure: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairRequest:
+    """What a host must know to plan a repair: ``foreign`` names what the user gave leave for, of others.
+
+    ``hopeless`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
+    """
+
+    checkpoints: CheckpointRequest
+    foreign: frozenset[str] = frozenset()
+    hopeless: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """What a step did, in words, and the disks whose bitmap libvirt refused."""
+
+    told: str
+    refused: tuple[str, ...] = ()
+
+
+def look_at_checkpoints(
+    domain: Domain, hypervisor: Hypervisor, settings: Settings, request: CheckpointRequest
+) -> tuple[CheckpointHealth, ...]:
+    """Return the health of a VM's checkpoints; nothing is changed."""
+    return judge_checkpoints(_facts(domain, hypervisor, settings, request))
+
+
+def plan_checkpoint_repair(
+    domain: Domain, hypervisor: Hypervisor, settings: Settings, request: RepairRequest
+) -> RepairPlan:
+    """Return what mends the VM's checkpoints; nothing is changed, and the caller holds the VM's lock.
+
+    Raises VmBusy, RestorePending, RelationsTorn, and InvalidRequest for a foreign name that is not there.
+    """
+    refuse_while_pending(settings, domain.name, domain.uuid)
+    run = domain.state().run
+    if run is RunState.OTHER:
+        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+    if run is not RunState.OFF:
+        refuse_beside_a_job(domain)
+    refuse_torn_checkpoints(domain)
+    facts = _facts(domain, hypervisor, settings, request.checkpoints, repairing=True, hopeless=request.hopeless)
+    judged = judge_checkpoints(facts)
+    _refuse_unknown_names(request.foreign, judged, domain.name)
+    return plan_repair(facts, judged, foreign=request.foreign, hopeless=request.hopeless)
+
+
+def repair_checkpoint(domain: Domain, hypervisor: Hypervisor, step: RepairStep) -> StepDone:
+    """Carry out one step. The caller holds the VM's lock."""
+    definition = definition_of(domain, hypervisor)
+    chains, _ = describe_chains(definition)
+    stopped = domain.state().run not in _STANDING
+    key = partial(key_of_disk, hypervisor, definition)
+    checkpoints = Checkpoints(domain, definition, chains, stopped=stopped, key=key)
+    _log.info("repair", vm=domain.name, step=str(step))
+    match step:
+        case ListAgain(name, targets, parents, made):
+            listed = domain.checkpoint_names()
+            parent = next((above for above in parents if above in listed), None)
+            found = checkpoints.list_again(name, targets, parent=parent, creation_time=made)
+            refused = tuple(sorted(set(targets) - found))
+            if not found:
+                return StepDone(f"libvirt finds no bitmap of {name} sound, so it was not defined again", refused)
+            return StepDone(f"defined the checkpoint {name} again, with {', '.join(sorted(found))}", refused)
+        case Narrow(name, keep, _, drop):
+            checkpoints.narrow(name, keep, drop)
+        case Delete(name):
+            checkpoints.remove(name)
+        case Forget(name):
+            domain.forget_checkpoint(name)
+        case DropBitmap(name, targets):
+            domain.drop_bitmaps(name, targets)
+        case RemoveBitmap(name, target, image):
+            checkpoints.remove_bitmap_of(name, target, (image,))
+        case Hang(name, parent):
+            if parent not in domain.checkpoint_names():
+                return StepDone(f"libvirt does not list {parent}, so {name} stays where it is")
+            domain.hang_checkpoint(name, parent)
+    return StepDone(f"done: {step}")
+
+
+def _refuse_unknown_names(names: frozenset[str], judged: Sequence[CheckpointHealth], vm: str) -> None:
+    foreign = {checkpoint.name for checkpoint in judged if checkpoint.standing is Standing.FOREIGN}
+    for name in sorted(names - foreign):
+        raise InvalidRequest(
+            f"VM {vm!r} has no checkpoint or bitmap {name!r} that is not vmkeep's",
+            vm=vm,
+            hint=f"`{command_line('vmkeep checkpoint health', vm)}` lists them. Those of vmkeep need no --foreign.",
+        )
+
+
+# -- what is known -----------------------------------------------------------------------------------------------
+
+
+def _facts(
+    domain: Domain,
+    hypervisor: Hypervisor,
+    settings: Settings,
+    request: CheckpointRequest,
+    *,
+    repairing: bool = False,
+    hopeless: frozenset[tuple[str, str]] = frozenset(),
+) -> CheckpointFacts:
+    state = domain.state()
+    stopped = state.run not in _STANDING
+    definition = definition_of(domain, hypervisor)
+    chains, unread = describe_chains(definition)
+    if stopped:
+        _wait_for_tools(chains)
+        chains, unread = describe_chains(definition)
+    listed = {str(checkpoint.name): checkpoint for checkpoint in domain.checkpoints()}
+    bitmaps = _bitmaps(domain, definition, chains, unread, listed, stopped=stopped)
+    prefix = None if request.repository is None else checkpoint_prefix(request.repository)
+    facts = CheckpointFacts(
+        prefix=prefix,
+        points={} if prefix is None else dict(Lineage.of(prefix, request.points).points),
+        listed=listed,
+        bitmaps=bitmaps,
+        unsure=request.unsure,
+    )
+    if not stopped:
+        facts = replace(facts, in_memory=_perhaps_in_memory(facts, domain, hypervisor.uri))
+    if repairing or any(facts.is_ours(name) and name not in listed for name in facts.names()):
+        used = _images_of_others(hypervisor, domain.uuid)
+        own = {layer.path for chain in bitmaps.chains.values() for layer in chain}
+        facts = replace(facts, shared={path: used[real] for path in own if (real := os.path.realpath(path)) in used})
+    sizes = disk_sizes(domain, definition, bitmaps.chains)
+    disks = plannable_disks(definition, sizes, settings, bitmaps.chains, hypervisor, running=not stopped)
+    bases = next_bases(facts, disks, vm=domain.name, killed=state.killed, hopeless=hopeless)
+    # One that no next point would start from is not asked for: the disk is another image by now, or holds no bitmaps.
+    hoped = {target: name for target, name in facts.in_memory.items() if bases.get(target) == name}
+    return replace(facts, bases=bases, in_memory=hoped)
+
+
+def definition_of(domain: Domain, hypervisor: Hypervisor) -> Definition:
+    """Return the VM's definition as it stands, with its volumes found. Raises HypervisorError."""
+    try:
+        return with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
+    except DefinitionError as error:
+        raise HypervisorError(f"the definition of the VM cannot be read: {error}", vm=domain.name) from error
+
+
+def _wait_for_tools(chains: Chains) -> None:
+    """Wait for a qemu-img that changes an image, as a killed vmkeep leaves one: it is about to be done.
+
+    While it writes the list of an image's bitmaps anew, the image shows none at all.
+    """
+    deadline = time.monotonic() + _CLOSING_SECONDS
+    for layer in (layer for chain in chains.values() for layer in chain):
+        while (writer_of(layer.path) or "").startswith("qemu-img ") and time.monotonic() < deadline:
+            time.sleep(_WAIT_SECONDS)
+
+
+def _bitmaps(
+    domain: Domain,
+    definition: Definition,
+    chains: Chains,
+    unread: Mapping[str, str],
+    listed: Collection[str],
+    *,
+    stopped: bool,
+) -> Bitmaps:
+    """Return what is known of the bitmaps. A libvirt that does not answer for them is no reason to say nothing."""
+    unasked = None if stopped else _why_not_to_ask(domain)
+    try:
+        return look_at_bitmaps(domain, definition, chains, listed, stopped=stopped, unread=unread, unasked=unasked)
+    except HypervisorError as error:
+        unasked = error.message
+    return look_at_bitmaps(domain, definition, chains, listed, stopped=stopped, unread=unread, unasked=unasked)
+
+
+def _why_not_to_ask(domain: Domain) -> str | None:
+    """Return why libvirt would not answer for the bitmaps: it does so beside a backup job and beside no other."""
+    if domain.has_job() and domain.backup_socket() is None:
+        return "libvirt is at another operation on the VM (a migration, save or dump)"
+    return None
+
+
+def _perhaps_in_memory(facts: CheckpointFacts, domain: Domain, uri: str) -> dict[str, str]:
+    """Return, by disk, the newest point's checkpoint when libvirt has lost it and QEMU alone may have the bitmap.
+
+    A bitmap that was made since QEMU was started is in no image yet.
+    """
+    found = newest_by_disk(facts.points, facts.bitmaps.chains)
+    lost = {
+        target: name
+        for target, name in found.items()
+        if name not in facts.listed and not facts.bitmaps.holders(name, target)
+    }
+    started = _started(_PID_FILES / f"{domain.name}.pid") if _SYSTEM in uri else -math.inf
+    return {target: name for target, name in lost.items() if _made(facts.points[name]) >= started}
+
+
+def _started(pid_file: Path) -> float:
+    """Return when QEMU was started at the earliest, in seconds since 1970; of one that is unknown, long ago.
+
+    The file has what the clock said then, and the age of the process what it should have said by the clock of now. The
+    clock may have been set in between, and the point may have been made before that or after it.
+    """
+    try:
+        then = pid_file.stat().st_mtime
+        age = age_seconds(int(pid_file.read_text()))
+    except (OSError, ValueError):
+        return -math.inf  # it is kept elsewhere
+    return min(then, time.time() - age)
+
+
+def _made(point: KnownPoint) -> float:
+    """Return when a point was made, in seconds since 1970; where it does not tell, it may have been just now."""
+    return datetime.fromisoformat(point.created).timestamp() if point.created else math.inf
+
+
+def next_bases(
+    facts: CheckpointFacts,
+    disks: Sequence[PlannableDisk],
+    *,
+    vm: str,
+    killed: bool,
+    hopeless: frozenset[tuple[str, str]] = frozenset(),
+) -> dict[str, str]:
+    """Return the checkpoint that each disk's next point would be read against, by the plan of a point itself.
+
+    Of a VM that runs, a lost checkpoint's bitmap is hoped to be sound until libvirt refuses it (``hopeless``).
+    """
+    lost = set(facts.in_memory.values())
+    known = [name for name in facts.points if name in facts.listed or facts.stored_targets(name) or name in lost]
+    bases = tuple(_as_base(facts, name, hopeless) for name in known)
+    request = PointRequest(vm=vm, running=facts.bitmaps.running, disks=tuple(disks), bases=bases, killed=killed)
+    plans = [plan_disk(disk, request) for disk in disks if disk.target in facts.bitmaps.chains]
+    return {
+        plan.target: plan.base_checkpoint
+        for plan in plans
+        if plan.mode is Mode.INCREMENTAL and plan.base_checkpoint is not None
+    }
+
+
+def _as_base(facts: CheckpointFacts, name: str, hopeless: frozenset[tuple[str, str]]) -> Base:
+    """Return a point as the next one may start from it. A lost checkpoint counts as one that is defined again."""
+    told = facts.listed[name].description if name in facts.listed else None
+    base = base_of(as_bound(facts.points[name], told, facts.bitmaps.chains), name, facts.bitmaps, listed=True)
+    if name in facts.listed or not facts.bitmaps.running:
+        return base
+    hoped = {
+        target
+        for target, found in base.bitmaps.items()
+        # Of a bitmap that QEMU has loaded its image tells the same as of one that nobody closed properly.
+        if (found is BitmapHealth.INCONSISTENT and not facts.is_of_others(name, target))
+        or facts.in_memory.get(target) == name
+    }
+    hoped -= {target for refused, target in hopeless if refused == name}
+    health = {target: BitmapHealth.SOUND if target in hoped else found for target, found in base.bitmaps.items()}
+    return replace(base, bitmaps=health)
+
+
+def _images_of_others(hypervisor: Hypervisor, vm_uuid: str) -> dict[str, str]:
+    """Return every image that another VM of this host stands on, by its real path, with that VM's name."""
+    used: dict[str, str] = {}
+    for domain in hypervisor.domains():
+        if domain.uuid == vm_uuid:
+            continue
+        for definition in _definitions(domain, hypervisor):
+            chains, _ = describe_chains(definition)
+            paths = {layer.path for chain in chains.values() for layer in chain}
+            paths |= {disk.source for disk in definition.disks if disk.source is not None}
+            for path in paths:
+                used.setdefault(os.path.realpath(path), domain.name)
+    return used
+
+
+def _definitions(domain: Domain, hypervisor: Hypervisor) -> list[Definition]:
+    found = []
+    for inactive in (False, True):
+        try:
+            found.append(with_volumes_found(parse_definition(domain.definition_xml(inactive=inactive)), hypervisor))
+        except (VmkeepError, DefinitionError):
+            continue  # gone, or transient
+    return found
