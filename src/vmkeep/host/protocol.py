@@ -18,8 +18,8 @@ from vmkeep.repository import Unanswered
 if TYPE_CHECKING:
     from vmkeep.host.checkpoint_health import CheckpointHealth
     from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
-    from vmkeep.host.checkpoints.health import CheckpointRequest, RepairRequest, StepDone
     from vmkeep.host.snapshot_health import SnapshotHealth
+    from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest, StepDone
     from vmkeep.host.tasks.moments import MomentChange, MomentsChanged, VmMoments
     from vmkeep.moments import MomentKind
 

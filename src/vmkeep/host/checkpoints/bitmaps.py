@@ -6,21 +6,19 @@ for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
 from vmkeep.commandline import command_line
-from vmkeep.definition import DefinedDisk, Definition, SourceKind
-from vmkeep.errors import HypervisorError, HypervisorUnavailable, VmkeepError
+from vmkeep.definition import DefinedDisk, Definition
+from vmkeep.errors import HypervisorError, HypervisorUnavailable
+from vmkeep.host.vm.images import _log, _writer
 from vmkeep.hypervisor import Domain
-from vmkeep.logs import get_logger
 from vmkeep.planning import BitmapHealth, judge_bitmap
-from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer, describe_image, look_at
-from vmkeep.transfer.imagelock import writer_of
+from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer
 
-_log = get_logger(__name__)
 _BITMAP_FORMAT: Final = "qcow2"
 OLD_QCOW2: Final = "its image is qcow2 of version 2, which cannot hold a bitmap"
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -135,45 +133,3 @@ def amending(disk: DefinedDisk, chain: Chain) -> str | None:
     if not chain or chain[0].holds_bitmaps or not can_hold_bitmaps(disk):
         return None
     return command_line("qemu-img amend -f qcow2 -o compat=1.1", chain[0].path)
-
-
-def image_chains(definition: Definition) -> dict[str, Chain]:
-    """Return the images of each disk that has some on this host, by target; disks that cannot be read are left out.
-
-    Raises ToolMissing.
-    """
-    return describe_chains(definition)[0]
-
-
-def top_images(definition: Definition) -> dict[str, Chain]:
-    """Return the top image of each disk that has one on this host, by target: nothing that it names is opened."""
-    return _described(definition, lambda disk: (look_at(str(disk.source), disk.image_format),))[0]
-
-
-def describe_chains(definition: Definition) -> tuple[dict[str, Chain], dict[str, str]]:
-    """Return the images of each disk that has some on this host, by target, and why the others could not be read."""
-    return _described(definition, lambda disk: describe_image(str(disk.source), disk.image_format))
-
-
-def _described(
-    definition: Definition, describe: Callable[[DefinedDisk], Chain]
-) -> tuple[dict[str, Chain], dict[str, str]]:
-    chains, unread = {}, {}
-    for disk in definition.disks:
-        if disk.removable or disk.source is None:
-            continue
-        if disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
-            unread[disk.target] = "it is no file or device of this host"
-            continue
-        try:
-            chains[disk.target] = describe(disk)
-        except VmkeepError as error:
-            # The plan refuses the disk when its size is not known either; here it only has no bitmaps.
-            _log.info("image not described", disk=disk.target, error=error.message)
-            unread[disk.target] = error.message
-    return chains, unread
-
-
-def _writer(chain: Chain) -> str | None:
-    """Return what has an image of a VM that is off open for writing: what stands in the image is not all then."""
-    return next((writer for layer in chain if (writer := writer_of(layer.path)) is not None), None)

@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
 from vmkeep.definition import Definition
+from vmkeep.host.checkpoints.bindings import noted
 from vmkeep.host.checkpoints.bitmaps import Chains
-from vmkeep.host.points.instant import checkpoint_xml
 from vmkeep.host.tasks.task import KnownPoint
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
+from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType, format_checkpoint
 from vmkeep.planning.order import Made, places
 from vmkeep.transfer.imagefile import remove_bitmap
 from vmkeep.transfer.imagekey import ImageKey
@@ -170,3 +172,30 @@ class Checkpoints:
         for target in targets:
             top = self._chains[target][0]
             remove_bitmap(top.path, top.format, name, self._key(target))
+
+
+def checkpoint_xml(
+    definition: Definition,
+    name: str,
+    targets: Collection[str],
+    *,
+    creation_time: int = 0,
+    parent: str | None = None,
+    begun: Mapping[str, str] = MappingProxyType({}),
+) -> str | None:
+    """Return the checkpoint with bitmaps in the disks of ``targets`` and in no others; None without such a disk.
+
+    ``creation_time`` (seconds since 1970) is needed to redefine one, which then hangs from ``parent``; both are left
+    to libvirt when one is created. ``begun`` names images in which bitmaps were made anew
+    (``vmkeep.host.checkpoints.bindings``).
+    """
+    if not targets:
+        return None
+    disks = tuple(
+        CheckpointDisk(disk.target, CheckpointType.BITMAP if disk.target in targets else CheckpointType.NO)
+        for disk in definition.disks
+    )
+    text = noted("Base of the next incremental point of vmkeep; deleted when that is made", begun)
+    return format_checkpoint(
+        Checkpoint(name=name, description=text, parent_name=parent, creation_time=creation_time, disks=disks)
+    )

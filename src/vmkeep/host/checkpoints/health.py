@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, parse_definition
-from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy, VmkeepError
+from vmkeep.definition import Definition
+from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy
 from vmkeep.host.checkpoint_health import CheckpointFacts, CheckpointHealth, Standing, judge_checkpoints
 from vmkeep.host.checkpoint_repair import (
     Delete,
@@ -31,14 +31,17 @@ from vmkeep.host.checkpoint_repair import (
 )
 from vmkeep.host.checkpoints.bases import base_of, checkpoint_prefix, newest_by_disk
 from vmkeep.host.checkpoints.bindings import as_bound
-from vmkeep.host.checkpoints.bitmaps import Bitmaps, Chains, describe_chains, look_at_bitmaps
+from vmkeep.host.checkpoints.bitmaps import Bitmaps, Chains, look_at_bitmaps
 from vmkeep.host.checkpoints.changes import Checkpoints, Lineage
-from vmkeep.host.moments.local import refuse_torn_checkpoints
-from vmkeep.host.points.running import refuse_beside_a_job
 from vmkeep.host.records.restore import refuse_while_pending
+from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest, StepDone
 from vmkeep.host.tasks.task import KnownPoint
-from vmkeep.host.vm.disks import disk_sizes, plannable_disks, with_volumes_found
+from vmkeep.host.vm.definition import definition_of
+from vmkeep.host.vm.disks import disk_sizes, plannable_disks
+from vmkeep.host.vm.fitness import refuse_beside_a_job
+from vmkeep.host.vm.images import _images_of_others, describe_chains
 from vmkeep.host.vm.keys import key_of_disk
+from vmkeep.host.vm.moments import refuse_torn_checkpoints
 from vmkeep.host.vm.processes import age_seconds
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.logs import get_logger
@@ -52,40 +55,6 @@ _PID_FILES: Final = Path("/run/libvirt/qemu")
 _SYSTEM: Final = "/system"
 _CLOSING_SECONDS: Final = 10.0
 _WAIT_SECONDS: Final = 0.02
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRequest:
-    """What a host must know to judge the checkpoints of a VM.
-
-    ``repository`` is the id of ours, None when there is none; ``points`` are the VM's, newest first. ``unsure``: a
-    checkpoint of ours without a point among them may have one all the same.
-    """
-
-    vm: str
-    repository: str | None
-    points: tuple[KnownPoint, ...]
-    unsure: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepairRequest:
-    """What a host must know to plan a repair: ``foreign`` names what the user gave leave for, of others.
-
-    ``hopeless`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
-    """
-
-    checkpoints: CheckpointRequest
-    foreign: frozenset[str] = frozenset()
-    hopeless: frozenset[tuple[str, str]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """What a step did, in words, and the disks whose bitmap libvirt refused."""
-
-    told: str
-    refused: tuple[str, ...] = ()
 
 
 def look_at_checkpoints(
@@ -202,14 +171,6 @@ def _facts(
     return replace(facts, bases=bases, in_memory=hoped)
 
 
-def definition_of(domain: Domain, hypervisor: Hypervisor) -> Definition:
-    """Return the VM's definition as it stands, with its volumes found. Raises HypervisorError."""
-    try:
-        return with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
-    except DefinitionError as error:
-        raise HypervisorError(f"the definition of the VM cannot be read: {error}", vm=domain.name) from error
-
-
 def _wait_for_tools(chains: Chains) -> None:
     """Wait for a qemu-img that changes an image, as a killed vmkeep leaves one: it is about to be done.
 
@@ -320,28 +281,3 @@ def _as_base(facts: CheckpointFacts, name: str, hopeless: frozenset[tuple[str, s
     hoped -= {target for refused, target in hopeless if refused == name}
     health = {target: BitmapHealth.SOUND if target in hoped else found for target, found in base.bitmaps.items()}
     return replace(base, bitmaps=health)
-
-
-def _images_of_others(hypervisor: Hypervisor, vm_uuid: str) -> dict[str, str]:
-    """Return every image that another VM of this host stands on, by its real path, with that VM's name."""
-    used: dict[str, str] = {}
-    for domain in hypervisor.domains():
-        if domain.uuid == vm_uuid:
-            continue
-        for definition in _definitions(domain, hypervisor):
-            chains, _ = describe_chains(definition)
-            paths = {layer.path for chain in chains.values() for layer in chain}
-            paths |= {disk.source for disk in definition.disks if disk.source is not None}
-            for path in paths:
-                used.setdefault(os.path.realpath(path), domain.name)
-    return used
-
-
-def _definitions(domain: Domain, hypervisor: Hypervisor) -> list[Definition]:
-    found = []
-    for inactive in (False, True):
-        try:
-            found.append(with_volumes_found(parse_definition(domain.definition_xml(inactive=inactive)), hypervisor))
-        except (VmkeepError, DefinitionError):
-            continue  # gone, or transient
-    return found

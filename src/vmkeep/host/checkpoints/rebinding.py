@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from vmkeep.definition import Definition
 from vmkeep.errors import TargetExists, VmBusy, VmkeepError
-from vmkeep.host.points.instant import checkpoint_xml
+from vmkeep.host.checkpoints.changes import checkpoint_xml
 from vmkeep.host.records.restore import JournalDisk
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger

@@ -7,9 +7,9 @@ from functools import partial
 from vmkeep.commandline import command_line
 from vmkeep.definition import SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, VmkeepError
-from vmkeep.host.checkpoints.bitmaps import image_chains
 from vmkeep.host.checkpoints.changes import Checkpoints
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.keys import key_of_disk
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.transfer.imagefile import describe_image

@@ -18,14 +18,11 @@ from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_def
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.filesystem import size_text
 from vmkeep.host.checkpoints.bases import checkpoint_prefix
-from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps, top_images
+from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chain, amending, look_at_bitmaps
 from vmkeep.host.checkpoints.changes import Checkpoints
 from vmkeep.host.checkup.heldscratch import held_scratch, let_go
 from vmkeep.host.guard.rescue import end_job
 from vmkeep.host.judgement import Moments, sound_targets
-from vmkeep.host.moments.local import refuse_torn_checkpoints
-from vmkeep.host.points.instant import state_sources
-from vmkeep.host.points.running import refuse_jobs, stuck_job_remedy
 from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.sockets import operation_of
 from vmkeep.host.tasks.checkup import (
@@ -46,11 +43,15 @@ from vmkeep.host.tasks.checkup import (
 )
 from vmkeep.host.vm.astray import LOST_REMEDY, astray_disks, lost_vm
 from vmkeep.host.vm.chains import chain_faults
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.fitness import refuse_jobs, stuck_job_remedy
+from vmkeep.host.vm.images import image_chains, top_images
 from vmkeep.host.vm.keys import key_of_disk
 from vmkeep.host.vm.merging import merge_overlay
+from vmkeep.host.vm.moments import refuse_torn_checkpoints
 from vmkeep.host.vm.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.host.vm.rights import STATE_NAMES, lacking_rights
+from vmkeep.host.vm.states import state_sources
 from vmkeep.host.vm.survey import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
 from vmkeep.planning import clocks

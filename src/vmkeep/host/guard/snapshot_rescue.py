@@ -23,9 +23,10 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.host.guard.rescue import JobRecord
-from vmkeep.host.points.instant import StateSource, as_text, read_state
 from vmkeep.host.records.snapshot import Keepsake, KeptStates, keep_states, kept_states
 from vmkeep.host.vm.grounds import stand_on
+from vmkeep.host.vm.standstill import as_text
+from vmkeep.host.vm.states import StateSource, read_state
 from vmkeep.host.vm.thawing import Thawing
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.logs import get_logger

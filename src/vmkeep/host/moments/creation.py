@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from vmkeep.definition import DefinedDisk, parse_definition
 from vmkeep.errors import MomentExists, MomentInvalid, VmOff
-from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chain, amending, top_images
-from vmkeep.host.moments.local import read_for_change
+from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chain, amending
 from vmkeep.host.tasks.moments import CreateCheckpoint, MomentsChanged, moment_errors
+from vmkeep.host.vm.images import top_images
+from vmkeep.host.vm.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, RunState
 from vmkeep.moments import (
     Checkpoint,

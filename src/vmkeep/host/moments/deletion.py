@@ -28,8 +28,9 @@ from vmkeep.errors import (
     VmkeepError,
     VmOff,
 )
-from vmkeep.host.moments.local import WITH_CHECKPOINTS, read_for_change
+from vmkeep.host.moments.local import WITH_CHECKPOINTS
 from vmkeep.host.tasks.moments import DeleteMoments, MomentsChanged, is_base_name, moment_errors, named, to_be_deleted
+from vmkeep.host.vm.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
 from vmkeep.moments import MomentKind
 

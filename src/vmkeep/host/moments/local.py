@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vmkeep.config import Settings, prepare_home
-from vmkeep.errors import RelationsTorn, VmBusy, VmkeepError, VmOff
+from vmkeep.errors import VmBusy, VmOff
 from vmkeep.host.records.lock import lock_vm
 from vmkeep.host.tasks.moments import (
     CreateCheckpoint,
@@ -20,12 +20,11 @@ from vmkeep.host.tasks.moments import (
     RedefineMoment,
     RepairSnapshots,
     VmMoments,
-    moment_errors,
-    named,
 )
+from vmkeep.host.vm.moments import read_moments
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState
 from vmkeep.logs import get_logger
-from vmkeep.moments import MomentKind, parse_moment, redefinable
+from vmkeep.moments import MomentKind, redefinable
 
 _log = get_logger(__name__)
 WITH_CHECKPOINTS: Final = "while checkpoint exists"
@@ -85,7 +84,7 @@ class LocalMoments:
         if changes and domain.state().run is not RunState.OFF:
             from vmkeep.definition import parse_definition
             from vmkeep.host.vm.astray import refuse_astray
-            from vmkeep.host.vm.disks import with_volumes_found
+            from vmkeep.host.vm.definition import with_volumes_found
 
             definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
             refuse_astray(domain, definition, hypervisor, self._settings)
@@ -122,67 +121,3 @@ class LocalMoments:
                 from vmkeep.host.moments.snapshot_repair import repair_snapshots
 
                 return repair_snapshots(domain, order, hypervisor, stop)
-
-
-def read_moments(register: DomainMoments, *, secure: bool = False, domain: bool = False) -> VmMoments:
-    """Return what libvirt lists, as values. Raises MomentInvalid for a document that cannot be read."""
-    definitions = register.definitions(secure=secure, domain=domain)
-    read = []
-    for name, xml in definitions.items():
-        with moment_errors(register.kind, register.domain.name, name=name, hint=_UNREADABLE):
-            read.append(parse_moment(register.kind, redefinable(xml)))
-    return VmMoments(
-        vm=register.domain.name,
-        uuid=register.domain.uuid,
-        kind=register.kind,
-        running=register.domain.state().run is not RunState.OFF,
-        moments=tuple(read),
-        current=register.current(),
-    )
-
-
-def read_for_change(register: DomainMoments, *, secure: bool = False, domain: bool = False) -> VmMoments:
-    """As ``read_moments``, before something is changed. Raises RelationsTorn when libvirtd would not survive that.
-
-    When a deletion of a subtree by libvirt itself fails half-way, links to what is gone are left in the memory of
-    libvirtd 9.0 until it is restarted, and the next change follows them.
-    """
-    found = read_moments(register, secure=secure, domain=domain)
-    if _torn(found, register):
-        # Somebody may have changed something between the lists.
-        found = read_moments(register, secure=secure, domain=domain)
-        if torn := _torn(found, register):
-            raise RelationsTorn(
-                f"libvirtd's links between the {register.kind}s of VM {found.vm!r} lead to some that are gone (seen at "
-                f"{named(sorted(torn))}): somebody's deletion of several at once failed half-way, and another change "
-                "would end libvirtd",
-                vm=found.vm,
-            )
-    return found
-
-
-def refuse_torn_checkpoints(domain: Domain) -> None:
-    """Raise RelationsTorn when libvirtd would not survive a change to the checkpoints of a VM.
-
-    What else stands in the way of reading them is left to those who need them.
-    """
-    register = DomainMoments(domain, MomentKind.CHECKPOINT)
-    try:
-        read_for_change(register)
-    except RelationsTorn:
-        raise
-    except VmkeepError as error:
-        _log.info("relations not looked at", vm=domain.name, error=error.message)
-
-
-def _torn(found: VmMoments, register: DomainMoments) -> set[str]:
-    """Return the names that libvirtd has in another place than their definitions say."""
-    tree = found.tree()
-    in_cycles = {name for cycle in tree.broken.cycles for name in cycle}  # which of them is the root is left to chance
-    names = {moment.name or "" for moment in found.moments} - in_cycles
-    roots, leaves = register.linked()
-    ours = {moment.name for moment in tree.children()}
-    return {name for name in names if (name in roots) != (name in ours) or (name in leaves) == tree.has_children(name)}
-
-
-_UNREADABLE = "libvirt wrote this definition, and vmkeep cannot read it; virsh can. Please report it."

@@ -12,22 +12,18 @@ from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
 from vmkeep.host.checkpoints.bases import Bases, Standing
-from vmkeep.host.checkpoints.bitmaps import Chains, image_chains
-from vmkeep.host.moments.local import refuse_torn_checkpoints
-from vmkeep.host.points.instant import StateSource, as_text, state_sources
-from vmkeep.host.points.running import refuse_beside_a_job
+from vmkeep.host.checkpoints.bitmaps import Chains
 from vmkeep.host.tasks.task import KnownPoint
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
-from vmkeep.host.vm.disks import (
-    definition_to_keep,
-    disk_sizes,
-    plannable_disks,
-    state_warnings,
-    with_overlays_dropped,
-    with_volumes_found,
-)
+from vmkeep.host.vm.definition import definition_to_keep, with_overlays_dropped, with_volumes_found
+from vmkeep.host.vm.disks import disk_sizes, plannable_disks
+from vmkeep.host.vm.fitness import refuse_beside_a_job
+from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.keys import key_of_disk
+from vmkeep.host.vm.moments import refuse_torn_checkpoints
 from vmkeep.host.vm.secrets import needed_secrets, read_secrets
+from vmkeep.host.vm.standstill import as_text
+from vmkeep.host.vm.states import StateSource, state_sources, state_warnings
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import PlannableDisk, PointPlan

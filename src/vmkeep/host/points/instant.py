@@ -11,13 +11,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal
 
-from vmkeep.commandline import command_line
-from vmkeep.definition import Definition, TpmBackend
-from vmkeep.errors import HypervisorError, StateUnsupported, VmBusy, VmkeepError
-from vmkeep.host.checkpoints.bindings import noted
+from vmkeep.definition import Definition
+from vmkeep.errors import VmBusy
+from vmkeep.host.vm.standstill import as_text, let_go_on
+from vmkeep.host.vm.states import StateSource, read_state
 from vmkeep.host.vm.thawing import thaw
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.moments import (
@@ -26,20 +24,14 @@ from vmkeep.moments import (
     BackupDiskMode,
     BackupMode,
     BackupServer,
-    Checkpoint,
-    CheckpointDisk,
-    CheckpointType,
     ServerTransport,
     StoreType,
     format_backup,
-    format_checkpoint,
     luks_content,
 )
 from vmkeep.planning import Mode, PointPlan
-from vmkeep.statefiles.capture import CapturedState, capture
-from vmkeep.statefiles.location import StateRoots, tpm_file
+from vmkeep.statefiles.capture import CapturedState
 
-NVRAM_NAME = "nvram.fd"
 # A freeze waits until the guest has written out what it holds; libvirt's answer to it is waited for as long.
 AGENT_WORK_SECONDS = 65.0
 
@@ -51,16 +43,6 @@ class Instant:
     created: str
     states: tuple[CapturedState, ...]
     pause_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class StateSource:
-    """A state file to be read: its kind, where it is on the host, its name in the point, and its format."""
-
-    kind: str
-    path: Path
-    file: str
-    format: str = "raw"
 
 
 def backup_xml(
@@ -101,81 +83,6 @@ def backup_xml(
         )
     server = BackupServer(transport=ServerTransport.UNIX, socket=str(socket))
     return format_backup(Backup(mode=BackupMode.PULL, server=server, disks=tuple(disks)))
-
-
-def checkpoint_xml(
-    definition: Definition,
-    name: str,
-    targets: Collection[str],
-    *,
-    creation_time: int = 0,
-    parent: str | None = None,
-    begun: Mapping[str, str] = MappingProxyType({}),
-) -> str | None:
-    """Return the checkpoint with bitmaps in the disks of ``targets`` and in no others; None without such a disk.
-
-    ``creation_time`` (seconds since 1970) is needed to redefine one, which then hangs from ``parent``; both are left
-    to libvirt when one is created. ``begun`` names images in which bitmaps were made anew
-    (``vmkeep.host.checkpoints.bindings``).
-    """
-    if not targets:
-        return None
-    disks = tuple(
-        CheckpointDisk(disk.target, CheckpointType.BITMAP if disk.target in targets else CheckpointType.NO)
-        for disk in definition.disks
-    )
-    text = noted("Base of the next incremental point of vmkeep; deleted when that is made", begun)
-    return format_checkpoint(
-        Checkpoint(name=name, description=text, parent_name=parent, creation_time=creation_time, disks=disks)
-    )
-
-
-def state_sources(definition: Definition, roots: StateRoots) -> tuple[StateSource, ...]:
-    """Return the state files that belong to the VM.
-
-    Raises StateUnsupported for those that cannot be read as a file: a point without them would not be whole.
-    """
-    sources = []
-    firmware, tpm, vm = definition.firmware, definition.tpm, definition.name
-    if firmware.has_variables:
-        if firmware.nvram_type != "file":
-            raise StateUnsupported(
-                "the UEFI variables of the VM are not in a file of this host",
-                vm=vm,
-                hint="Define the VM with a file as NVRAM; other kinds of storage for it are not supported yet.",
-            )
-        # libvirt 9.0 leaves the path out of a definition with automatic firmware while the VM is off, and takes
-        # the default again at the next start. 11.3 writes the firmware that it chose into the definition.
-        nvram = Path(firmware.nvram) if firmware.nvram else roots.nvram_file(vm)
-        sources.append(StateSource("nvram", nvram, NVRAM_NAME, firmware.nvram_format))
-    if tpm is not None and tpm.backend is TpmBackend.EMULATOR:
-        if tpm.source is not None and tpm.source_type != "dir":
-            raise StateUnsupported(
-                f"the TPM state of the VM is kept in a {tpm.source_type or 'place'} of its own ({tpm.source})",
-                vm=vm,
-                hint="swtpm writes such a file in place, so what is read of it may be torn. Define the TPM without "
-                "<source>, or with <source type='dir'>; a TPM that is moved must be moved while the VM is off.",
-            )
-        directory = Path(tpm.source) if tpm.source else roots.tpm_directory(definition.uuid or "")
-        name = tpm_file(tpm.version or "2.0")
-        sources.append(StateSource("tpm", directory / (Path(name).name if tpm.source else name), name))
-    return tuple(sources)
-
-
-def refuse_unwritten_variables(sources: Sequence[StateSource], vm: str) -> None:
-    """Raise StateUnsupported for UEFI variables in qcow2 of a VM whose guest suspended it.
-
-    QEMU keeps the tables of a qcow2 image in memory until it flushes it. It does so when it is told to stop the
-    virtual processors, and not when the guest does that; and libvirt does not suspend a VM that is suspended.
-    """
-    for source in sources:
-        if source.format == "qcow2":
-            raise StateUnsupported(
-                "the VM was suspended by its guest, and QEMU may not have written out its UEFI variables",
-                vm=vm,
-                path=str(source.path),
-                hint=f"Wake it (`{command_line('virsh dompmwakeup', vm)}`) or shut it down, and run the command again.",
-            )
 
 
 def fix_instant(
@@ -237,24 +144,3 @@ def require_standing(domain: Domain, what: str) -> None:
             vm=domain.name,
             hint="Run the command again.",
         )
-
-
-def read_state(source: StateSource, vm: str) -> CapturedState:
-    """Read one state file of a VM that stands still."""
-    kind: Literal["tpm", "nvram"] = "tpm" if source.kind == "tpm" else "nvram"
-    return capture(kind, source.path, file=source.file, vm=vm, qcow2=source.format == "qcow2")
-
-
-def as_text(moment: datetime) -> str:
-    """Return a moment as points record it: ISO 8601 in UTC with microseconds."""
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def let_go_on(domain: Domain) -> None:
-    """Resume a VM that was suspended for an instant; one that stopped meanwhile needs nothing."""
-    try:
-        domain.resume()
-    except VmkeepError:
-        # Gone or stopped meanwhile, or a libvirt that does not answer: the guardian goes on trying in that case.
-        if domain.state().run is RunState.PAUSED:
-            raise HypervisorError("the VM could not be resumed after the instant", vm=domain.name) from None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.errors import (
-    AgentUnavailable,
     HypervisorError,
     HypervisorUnavailable,
     JobAborted,
@@ -22,20 +19,22 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.host.checkpoints.bases import Bases
+from vmkeep.host.checkpoints.changes import checkpoint_xml
 from vmkeep.host.guard.guardian import Guardian
 from vmkeep.host.guard.handshakes import job_ends, making_connection
 from vmkeep.host.guard.rescue import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
 from vmkeep.host.points.exposure import Subject, guarded
-from vmkeep.host.points.instant import Instant, backup_xml, checkpoint_xml, fix_instant, refuse_unwritten_variables
+from vmkeep.host.points.instant import Instant, backup_xml, fix_instant
 from vmkeep.host.points.scratch import encrypted_targets, make_scratch, scratch_files
 from vmkeep.host.records.sockets import job_socket
 from vmkeep.host.stillness import guest_stands_still
+from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_jobs, require_agent
 from vmkeep.host.vm.qemulog import death_of
+from vmkeep.host.vm.standstill import sync_images
+from vmkeep.host.vm.states import refuse_unwritten_variables
 from vmkeep.hypervisor import Domain, RunState
-from vmkeep.paths import open_place, reopen
 from vmkeep.planning import MOST_CLIENTS, DiskPlan, Mode, PointPlan
 from vmkeep.transfer.connections import Connections
-from vmkeep.transfer.imagefile import ImageLayer
 from vmkeep.transfer.nbd import NbdSource
 from vmkeep.transfer.server import ImageServer
 from vmkeep.transfer.source import DiskSource
@@ -232,60 +231,6 @@ class RunningExposure:
             self._clients.close()
 
 
-def sync_images(chains: Mapping[str, Sequence[ImageLayer]]) -> None:
-    """Make what the guest wrote durable before it stands still: QEMU does so when it is suspended, and waits for it.
-
-    20 MiB of writes made the pause 15 ms longer. An image that cannot be opened here is left to QEMU.
-    """
-    for layers in chains.values():
-        with suppress(OSError):
-            place = open_place(layers[0].path)
-            try:
-                image = reopen(place, os.O_RDONLY)
-            finally:
-                os.close(place)
-            try:
-                os.fdatasync(image)
-            finally:
-                os.close(image)
-
-
-def refuse_beside_a_job(domain: Domain) -> None:
-    """Refuse while somebody else's job holds the VM: libvirt would let the suspended guest wait 30 s for it."""
-    if domain.has_job():
-        if domain.has_stuck_job():
-            raise VmBusy(
-                f"libvirt keeps a job of VM {domain.name!r} that is over: libvirtd was killed while a backup began",
-                vm=domain.name,
-                hint=stuck_job_remedy(domain.name),
-            )
-        raise VmBusy(
-            f"libvirt is at another operation on VM {domain.name!r} (a backup, migration, save or dump)",
-            vm=domain.name,
-            hint="Wait for it to end (`virsh domjobinfo` shows it) and run the command again.",
-        )
-
-
-def stuck_job_remedy(vm: str) -> str:
-    """Return what ends a job that libvirtd keeps for ever, for a person to do."""
-    stop = command_line("virsh shutdown", vm)
-    return f"Shut the VM down (`{stop}`), then restart libvirtd (`systemctl restart libvirtd`): nothing else ends it."
-
-
-def refuse_jobs(domain: Domain, targets: Collection[str] | None = None) -> None:
-    """Refuse beside any job, also one on a single disk, of these or of all: libvirt begins no other on that disk."""
-    refuse_beside_a_job(domain)
-    busy = [target for target in domain.block_jobs() if targets is None or target in targets]
-    if busy:
-        raise VmBusy(
-            f"a block job (copy, commit or pull) works on disk {', '.join(busy)} of VM {domain.name!r}",
-            vm=domain.name,
-            disk=busy[0],
-            hint=f"Wait for it to end (`{command_line('virsh blockjob', domain.name, busy[0])}` shows it), or "
-            "abort it.",
-        )
-
-
 def _has_ended(domain: Domain) -> bool:
     """Return whether the VM is gone, or off; a libvirt that does not answer tells nothing."""
     try:
@@ -304,14 +249,3 @@ def _refuse_changed_state(domain: Domain, *, running: bool) -> None:
             vm=domain.name,
             hint="Run the command again.",
         )
-
-
-def require_agent(domain: Domain, *, running: bool) -> None:
-    """Ask the agent before anything is begun: afterwards its silence means that a frozen guest must be waited for."""
-    if not running:
-        raise AgentUnavailable(
-            "the VM is paused, so its guest agent cannot freeze anything",
-            vm=domain.name,
-            hint="Resume the VM, or leave out --quiesce: the disks of a paused VM keep still anyway.",
-        )
-    domain.require_agent()

@@ -16,12 +16,15 @@ from pathlib import Path
 from vmkeep.config import Settings
 from vmkeep.errors import HostFileMissing, NoSpace, PermissionRefused, TransferError, VmBusy, VmkeepError, VmStarted
 from vmkeep.host.checkpoints.bases import Bases
+from vmkeep.host.checkpoints.changes import checkpoint_xml
 from vmkeep.host.checkpoints.rebinding import no_bitmap
 from vmkeep.host.guard.guardian import Guardian
 from vmkeep.host.guard.rescue import JobRecord, MarkedImage, Stage, remove_leavings
 from vmkeep.host.points.exposure import Subject, guarded
-from vmkeep.host.points.instant import Instant, as_text, checkpoint_xml, read_state
+from vmkeep.host.points.instant import Instant
 from vmkeep.host.vm.keys import secret_of
+from vmkeep.host.vm.standstill import as_text
+from vmkeep.host.vm.states import read_state
 from vmkeep.hypervisor import RunState
 from vmkeep.planning import DiskPlan, Mode, PointPlan, Reason
 from vmkeep.statefiles.capture import CapturedState

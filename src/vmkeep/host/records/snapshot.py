@@ -26,7 +26,7 @@ _PLAN, _STATES = "plan.json", "states.json"
 
 @dataclass(frozen=True, slots=True)
 class KeptSource:
-    """A state file that is read at the instant, as ``vmkeep.host.points.instant.StateSource``."""
+    """A state file that is read at the instant, as ``vmkeep.host.vm.states.StateSource``."""
 
     kind: str
     path: str

@@ -19,7 +19,6 @@ from vmkeep.errors import HostFileMissing, PointChanged, RestorePending, VmBusy,
 from vmkeep.filesystem import OF_STORAGE, fault_error, sync_directory
 from vmkeep.host.checkpoints.bases import checkpoint_prefix
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
-from vmkeep.host.points.instant import StateSource, read_state, state_sources
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
 from vmkeep.host.restores.as_vm import check_state, discard_replaced, item_at, publish_items, withdraw_items
 from vmkeep.host.restores.overwriting import (
@@ -29,7 +28,7 @@ from vmkeep.host.restores.overwriting import (
     image_mark,
     stored_disk,
 )
-from vmkeep.host.restores.parking import Parking, read_definition, require_off
+from vmkeep.host.restores.parking import Parking
 from vmkeep.host.restores.selection import Selection, look_at_images, select
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.task import (
@@ -44,9 +43,11 @@ from vmkeep.host.tasks.task import (
     VmParked,
     WithdrawItems,
 )
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import read_definition, with_volumes_found
+from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.keys import key_of
 from vmkeep.host.vm.secrets import SecretPlan, define_secrets, plan_secrets, point_needs
+from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.paths import give_away

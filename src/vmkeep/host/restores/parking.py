@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
+from vmkeep.definition import Definition, SourceKind
 from vmkeep.definition.parking import is_parked, park, unpark
 from vmkeep.definition.repointing import leave_chains_to_images
-from vmkeep.errors import Interrupted, InvalidRequest, RestorePending, VmNotFound, VmRunning
-from vmkeep.host.checkpoints.bitmaps import image_chains
+from vmkeep.errors import Interrupted, RestorePending, VmNotFound
 from vmkeep.host.records.lock import FileLock, lock_vm
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path
 from vmkeep.host.restores.selection import Selection
 from vmkeep.host.tasks.task import DeliveredItem, ParkVm
-from vmkeep.host.vm.astray import refuse_lost
 from vmkeep.host.vm.chains import chain_faults
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import read_definition, with_volumes_found
+from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.grounds import forget_parked, remember_parked
-from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.host.vm.images import image_chains
+from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.logs import get_logger
 
 _log = get_logger(__name__)
@@ -226,36 +225,3 @@ class Parking:
     def definition(self, domain: Domain, journal: RestoreJournal) -> Definition:
         """Return what ``definition_xml`` says."""
         return read_definition(self.definition_xml(domain, journal), domain)
-
-
-def require_off(domain: Domain) -> None:
-    """Raise VmRunning unless the VM is off and has no saved memory, WritesAstray when its QEMU runs all the same."""
-    state = domain.state()
-    if state.crashed:
-        raise VmRunning(
-            f"the guest of VM {domain.name!r} crashed, and QEMU still has its disks: it is not off",
-            vm=domain.name,
-            hint=f"Back it up as it stands if you like; `{command_line('virsh destroy', domain.name)}` ends its QEMU.",
-        )
-    if state.run is not RunState.OFF:
-        raise VmRunning(
-            f"VM {domain.name!r} is not off",
-            vm=domain.name,
-            hint=f"Shut the VM down (`{command_line('virsh shutdown', domain.name)}`) and run the command again.",
-        )
-    refuse_lost(domain)
-    if domain.has_saved_memory():
-        raise VmRunning(
-            f"VM {domain.name!r} has a saved memory image, which belongs to its present disks",
-            vm=domain.name,
-            hint=f"Start the VM and shut it down, or drop the memory: "
-            f"`{command_line('virsh managedsave-remove', domain.name)}`.",
-        )
-
-
-def read_definition(xml: str, domain: Domain) -> Definition:
-    """Return the definition; raises InvalidRequest when it cannot be read."""
-    try:
-        return parse_definition(xml)
-    except DefinitionError as error:
-        raise InvalidRequest(f"the definition of VM {domain.name!r} cannot be read: {error}", vm=domain.name) from error

@@ -14,8 +14,8 @@ from typing import Final
 
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, HostFileMissing, InvalidRequest, StateUnsupported
-from vmkeep.host.points.instant import StateSource
 from vmkeep.host.vm.keys import secret_of
+from vmkeep.host.vm.states import ChosenState, StateSource, chosen_state
 from vmkeep.repository import PointDisk, PointRecord
 from vmkeep.transfer.imagefile import describe_image
 from vmkeep.transfer.images import LUKS
@@ -53,18 +53,6 @@ class ChosenDisk:
     image: ImageOnHost
     made: bool
     secret: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenState:
-    """A state file that goes back. ``place`` is what is replaced: the NVRAM file, or swtpm's directory.
-
-    ``file`` is the path of the TPM's state below its directory.
-    """
-
-    kind: str
-    place: Path
-    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,15 +260,6 @@ def _choose_states(
             chosen.append(chosen_state(source))
     _check_firmware(record, definition, chosen, warnings)
     return chosen
-
-
-def chosen_state(source: StateSource) -> ChosenState:
-    """Return what is replaced: a TPM's directory goes as a whole, because it is renamed."""
-    if source.kind != "tpm":
-        return ChosenState(source.kind, source.path)
-    if source.path.parts[-2:] == Path(source.file).parts:
-        return ChosenState(source.kind, source.path.parents[1], source.file)
-    return ChosenState(source.kind, source.path.parent, source.path.name)
 
 
 def _check_firmware(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vmkeep.commandline import command_line
-from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
+from vmkeep.definition import DefinedDisk, Definition, SourceKind
 from vmkeep.definition.repointing import sliced_disks
 from vmkeep.errors import (
     ChoiceRequired,
@@ -24,18 +24,19 @@ from vmkeep.errors import (
     StateUnsupported,
     VmkeepError,
 )
-from vmkeep.host.points.instant import StateSource, state_sources
-from vmkeep.host.restores.selection import DISKS, KEEP_TPM, STATE, ChosenState, chosen_state
+from vmkeep.host.restores.selection import DISKS, KEEP_TPM, STATE
 from vmkeep.host.snapshot_health import image_of_overlay
 from vmkeep.host.tasks.task import KnownSnapshot, KnownState, RevertChoice
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.images import _FILES, _written_images
+from vmkeep.host.vm.moments import read_snapshot
+from vmkeep.host.vm.states import ChosenState, StateSource, chosen_state, state_sources
 from vmkeep.hypervisor import Domain, Hypervisor
-from vmkeep.moments import MomentError, Snapshot, SnapshotLocation, SnapshotState, parse_snapshot
+from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import ImageLayer, describe_image, internal_snapshots
 
 _NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
-_FILES: Final = (SourceKind.FILE, SourceKind.BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +73,6 @@ class Reversal:
     def disk_only(self) -> bool:
         """Whether libvirt wants to be told that the snapshot holds disks only."""
         return self.snapshot.state is SnapshotState.DISK_SNAPSHOT
-
-
-def read_snapshot(xml: str, domain: Domain) -> tuple[Snapshot, Definition]:
-    """Return a snapshot and the definition of its VM then. Raises InvalidRequest when either cannot be read."""
-    try:
-        snapshot = parse_snapshot(xml, redefine=True)
-        if snapshot.domain is None:
-            raise InvalidRequest(
-                f"libvirt does not know the definition that VM {domain.name!r} had at the snapshot {snapshot.name!r}",
-                vm=domain.name,
-                hint="Without it nobody can tell which images hold its state.",
-            )
-        return snapshot, parse_definition(snapshot.domain)
-    except (MomentError, DefinitionError) as error:
-        raise InvalidRequest(f"a snapshot of VM {domain.name!r} cannot be read: {error}", vm=domain.name) from error
 
 
 def choose(
@@ -467,21 +453,6 @@ def _refuse_unfit(disk: DefinedDisk, vm: str, *, sliced: bool) -> None:
             disk=disk.target,
             hint="Name the other disks with --only, or restore a point.",
         )
-
-
-def _written_images(hypervisor: Hypervisor) -> dict[str, str]:
-    """Return the images that VMs of this host write to, now or after their next start, with the VM's name."""
-    found: dict[str, str] = {}
-    for vm in hypervisor.domains():
-        for inactive in (False, True):
-            try:
-                definition = parse_definition(vm.definition_xml(inactive=inactive))
-            except (VmkeepError, DefinitionError):
-                continue  # gone just now, or a machine of another kind
-            for disk in with_volumes_found(definition, hypervisor).disks:
-                if disk.source is not None and disk.source_kind in _FILES and not disk.readonly:
-                    found[os.path.realpath(disk.source)] = vm.name
-    return found
 
 
 def _require_memory(hypervisor: Hypervisor, path: str, vm: str) -> None:

@@ -15,9 +15,10 @@ from vmkeep.filesystem import file_error
 from vmkeep.host.records.restore import JournalDisk, JournalOverlay, RestoreJournal, SnapshotRevert
 from vmkeep.host.restores.as_vm import item_at
 from vmkeep.host.restores.parking import Parking
-from vmkeep.host.reverts.choice import ChosenImage, Reversal, read_snapshot
+from vmkeep.host.reverts.choice import ChosenImage, Reversal
 from vmkeep.host.tasks.task import ParkForRevert
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.moments import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion
 from vmkeep.moments import Snapshot, SnapshotState
 from vmkeep.transfer.imagefile import OF_AN_IMAGE, describe_image, internal_snapshots, names_in_chain

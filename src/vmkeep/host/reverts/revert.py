@@ -31,9 +31,9 @@ from vmkeep.host.records.restore import (
     refuse_while_pending,
 )
 from vmkeep.host.restores.as_vm import discard_replaced, publish_items, withdraw_items
-from vmkeep.host.restores.parking import Parking, read_definition, require_off
+from vmkeep.host.restores.parking import Parking
 from vmkeep.host.reverts.check import refuse_foreign_bitmaps
-from vmkeep.host.reverts.choice import choose, read_snapshot
+from vmkeep.host.reverts.choice import choose
 from vmkeep.host.reverts.journal import new_journal
 from vmkeep.host.snapshots.branches import guard_branches
 from vmkeep.host.tasks.survey import Progress
@@ -47,7 +47,9 @@ from vmkeep.host.tasks.task import (
     RevertReleased,
     WithdrawItems,
 )
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import read_definition, with_volumes_found
+from vmkeep.host.vm.fitness import require_off
+from vmkeep.host.vm.moments import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.logs import get_logger
 from vmkeep.moments import SnapshotState, parse_checkpoint

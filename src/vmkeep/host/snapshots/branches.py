@@ -19,8 +19,8 @@ from typing import Final
 from vmkeep.commandline import command_line
 from vmkeep.definition import DefinitionError, parse_definition
 from vmkeep.errors import PermissionRefused, SnapshotNeeded, VmNotFound
-from vmkeep.host.reverts.choice import read_snapshot
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.moments import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion
 from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, format_snapshot
 from vmkeep.transfer.imagefile import OF_AN_IMAGE, names_in_chain

@@ -29,7 +29,7 @@ from vmkeep.errors import VmBusy, WritesAstray
 from vmkeep.filesystem import file_error, make_private_file, sync_directory
 from vmkeep.host.records.snapshot import Keepsake, KeptOverlay
 from vmkeep.host.vm.astray import refuse_lost
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.merging import merge_overlay, remove_closed
 from vmkeep.host.vm.openimages import OpenImages, open_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState

@@ -20,16 +20,7 @@ from vmkeep.filesystem import file_errors
 from vmkeep.host.guard.guardian import Guardian
 from vmkeep.host.guard.rescue import JobRecord
 from vmkeep.host.guard.snapshot_rescue import mark_overlays, put_checkpoints_back
-from vmkeep.host.points.instant import (
-    AGENT_WORK_SECONDS,
-    StateSource,
-    as_text,
-    let_go_on,
-    read_state,
-    require_standing,
-    state_sources,
-)
-from vmkeep.host.points.running import refuse_beside_a_job, refuse_jobs, require_agent, sync_images
+from vmkeep.host.points.instant import AGENT_WORK_SECONDS, require_standing
 from vmkeep.host.records.lock import FileLock, lock_vm
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.records.snapshot import (
@@ -56,7 +47,9 @@ from vmkeep.host.tasks.task import (
     StoreSnapshot,
 )
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
-from vmkeep.host.vm.disks import state_warnings
+from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_jobs, require_agent
+from vmkeep.host.vm.standstill import as_text, let_go_on, sync_images
+from vmkeep.host.vm.states import StateSource, read_state, state_sources, state_warnings
 from vmkeep.host.vm.thawing import thaw
 from vmkeep.host.vm.versions import store_states
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmkeep.definition import Definition, parse_definition
-from vmkeep.host.checkpoints.bitmaps import image_chains
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, DomainSnapshots, DomainState, Hypervisor
 from vmkeep.transfer.imagefile import ImageLayer

@@ -31,7 +31,7 @@ from vmkeep.config import Settings
 from vmkeep.definition import Definition, SourceKind, parse_definition
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound, WritesAstray
 from vmkeep.host.records.snapshot import Keepsake, keepsakes
-from vmkeep.host.vm.disks import with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.openimages import OpenImage, OpenImages, file_id, open_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
 from vmkeep.config import Settings
-from vmkeep.definition import DefinedDisk, Definition, SourceKind, TpmBackend, parse_definition
+from vmkeep.definition import DefinedDisk, Definition, SourceKind
 from vmkeep.errors import HeaderRefused, HypervisorError, PermissionRefused, VmkeepError, error_classes
 from vmkeep.host.vm.chains import chain_faults
 from vmkeep.host.vm.keys import key_state, secret_of
@@ -37,23 +36,6 @@ def disk_sizes(domain: Domain, definition: Definition, chains: Mapping[str, Sequ
         except HypervisorError:
             continue  # a file that is gone, or a kind that libvirt cannot ask: the plan says what that means
     return sizes
-
-
-def with_volumes_found(live: Definition, hypervisor: Hypervisor) -> Definition:
-    """Return the definition with the path of each disk that is a volume of an active storage pool."""
-    disks = tuple(_volume_found(disk, hypervisor) for disk in live.disks)
-    return replace(live, disks=disks)
-
-
-def _volume_found(disk: DefinedDisk, hypervisor: Hypervisor) -> DefinedDisk:
-    if disk.source_kind is not SourceKind.VOLUME or disk.source is None:
-        return disk
-    pool, _, volume = disk.source.partition("/")
-    found = hypervisor.volume_path(pool, volume)
-    if found is None:
-        return disk
-    path, is_block = found
-    return replace(disk, source_kind=SourceKind.BLOCK if is_block else SourceKind.FILE, source=path)
 
 
 def scratch_directory(disk: DefinedDisk, settings: Settings) -> Path:
@@ -176,51 +158,6 @@ def _device(directory: Path) -> int | None:
         return directory.stat().st_dev
     except OSError:
         return None
-
-
-def with_overlays_dropped(live: Definition, chains: Mapping[str, Sequence[ImageLayer]]) -> Definition:
-    """Return the definition of a running VM with each transient disk as it will be when the VM stops.
-
-    While it runs, libvirt names the overlay that QEMU writes to, and drops that overlay at the end.
-    """
-    disks = []
-    for disk in live.disks:
-        below = chains.get(disk.target, ())[1:2]
-        if disk.transient and below:
-            disk = replace(disk, source=below[0].path, format=below[0].format)
-        disks.append(disk)
-    return replace(live, disks=tuple(disks))
-
-
-def definition_to_keep(
-    domain: Domain, live: Definition, live_xml: str, hypervisor: Hypervisor
-) -> tuple[str, list[str]]:
-    """Return the definition that a restore makes, and warnings: the persistent one unless its disks are others."""
-    if not domain.is_persistent():
-        return live_xml, []
-    inactive_xml = domain.definition_xml(inactive=True, secure=True)
-    inactive = with_volumes_found(parse_definition(inactive_xml), hypervisor)
-    kept = {(disk.target, disk.source, secret_of(disk)) for disk in inactive.disks if not disk.removable}
-    runs = {(disk.target, disk.source, secret_of(disk)) for disk in live.disks if not disk.removable}
-    if kept == runs:
-        return inactive_xml, []
-    return live_xml, ["The VM runs with other disks than its persistent definition has; the point keeps it as it runs."]
-
-
-def state_warnings(live: Definition) -> list[str]:
-    """Say what of the TPM a point cannot hold."""
-    tpm = live.tpm
-    if tpm is None:
-        return []
-    if tpm.backend is TpmBackend.EMULATOR:
-        return []
-    what = "a real one of the host" if tpm.backend is TpmBackend.PASSTHROUGH else "one that libvirt does not start"
-    return [
-        (
-            f"The VM's TPM is {what} ({tpm.backend}): its state is no file that libvirt keeps, and is not in the "
-            "point. Keep recovery keys of the guest at hand."
-        )
-    ]
 
 
 def refusal(outcome: Refused, vm: str, *, excludable: bool) -> VmkeepError:

@@ -7,13 +7,15 @@ from typing import Literal, cast
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
-from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chains, amending, top_images
-from vmkeep.host.points.instant import state_sources
+from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chains, amending
 from vmkeep.host.tasks.survey import SurveyedDisk, SurveyedVm
 from vmkeep.host.vm.astray import astray_disks, lost_vm
-from vmkeep.host.vm.disks import disk_sizes, plannable_disks, state_warnings, with_volumes_found
+from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.disks import disk_sizes, plannable_disks
+from vmkeep.host.vm.images import top_images
 from vmkeep.host.vm.rights import STATE_NAMES, lacking_rights, may_be_there
 from vmkeep.host.vm.secrets import needed_secrets, read_secrets
+from vmkeep.host.vm.states import state_sources, state_warnings
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import Exclusion, PointRequest, Refused, plan_point
 from vmkeep.statefiles.location import StateRoots
