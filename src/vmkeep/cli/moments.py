@@ -258,8 +258,9 @@ def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> Mo
 
 def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
     """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
-    from vmkeep.host.tasks.moments import is_base_name, moment_errors, to_be_deleted
+    from vmkeep.host.tasks.moments import moment_errors, to_be_deleted
     from vmkeep.moments import MomentKind
+    from vmkeep.planning.names import is_base_name
 
     if order.kind is MomentKind.CHECKPOINT and not order.metadata_only:
         with running.moments() as host:

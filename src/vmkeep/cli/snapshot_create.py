@@ -136,7 +136,7 @@ def _refuse_what_cannot_be_kept(*, live: bool, no_metadata: bool) -> None:
 
 
 def _print_xml(running: Session, request: TakeSnapshot) -> None:
-    from vmkeep.host.tasks.task import MakeSnapshot
+    from vmkeep.host.tasks.snapshots import MakeSnapshot
 
     with running.host() as host:
         task = MakeSnapshot(

@@ -73,17 +73,10 @@ from vmkeep.host.local import LocalHost
 from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.restore import refuse_while_needed
 from vmkeep.host.records.snapshot import keepsakes
+from vmkeep.host.tasks.restores import CheckInPlace, InPlaceChecked, SettleRestore
+from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import (
-    CheckInPlace,
-    CheckRevert,
-    InPlaceChecked,
-    RestoreSettled,
-    RevertChecked,
-    SettleRestore,
-    StopForRevert,
-    Task,
-)
+from vmkeep.host.tasks.task import Task
 from vmkeep.logs import get_logger
 from vmkeep.sqlite import raised_within, sqlite_error
 
@@ -233,10 +226,9 @@ class Engine:
         """Raise what refuses a restore in place; nothing is changed."""
         refuse_distrusted(self._premises.catalog, request.point)
         task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
-        checked: InPlaceChecked = self._ask(task, watch)
-        return checked
+        return self._ask(task, watch)
 
-    def _ask(self, task: Task, watch: Watch) -> Any:
+    def _ask(self, task: Task[R], watch: Watch) -> R:
         """Carry out a task of the host that belongs to no flow."""
         self._stop()
         self._watch = watch
@@ -258,7 +250,7 @@ class Engine:
         """Raise what refuses a revert, and change nothing; return the request made complete, and what it would do."""
         vm_uuid = self._host.vm_uuid(request.vm)
         known = known_snapshot(self._premises.catalog, vm_uuid, request.snapshot)
-        checked: RevertChecked = self._ask(CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
+        checked = self._ask(CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
         complete = dataclasses.replace(
             request, vm=checked.vm_name, vm_uuid=vm_uuid, creation_time=checked.creation_time
         )
@@ -527,7 +519,7 @@ class Engine:
             if status is not None and status.status in ("PENDING", "ENQUEUED"):
                 continue  # its process lives
             try:
-                settled: RestoreSettled | None = self._services().on_host(path.stem, SettleRestore(path.stem))
+                settled = self._services().on_host(path.stem, SettleRestore(path.stem))
             except Interrupted:
                 raise
             except VmkeepError as error:

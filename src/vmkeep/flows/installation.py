@@ -30,7 +30,7 @@ from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, file_error, make_priv
 from vmkeep.flows.identity import recognise
 from vmkeep.flows.standin import StandIn
 from vmkeep.host.records.lock import FileLock
-from vmkeep.host.tasks.task import KnownDisk, KnownPoint
+from vmkeep.planning.model import KnownDisk, KnownPoint
 
 if TYPE_CHECKING:
     from vmkeep.flows.own_key import OwnKey

@@ -13,15 +13,15 @@ from typing import Final
 
 from vmkeep.errors import PointNotFound, VmkeepError
 from vmkeep.flows.installation import Premises, known_point
-from vmkeep.host.checkpoint_health import CheckpointHealth, Standing, health_texts
-from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
-from vmkeep.host.checkpoints.changes import newest_first
 from vmkeep.host.protocol import Host
 from vmkeep.host.records.lock import FileLock, lock_vm
-from vmkeep.host.snapshot_health import SnapshotHealth, snapshot_texts
 from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest
-from vmkeep.host.tasks.task import KnownDisk, KnownPoint
 from vmkeep.logs import get_logger
+from vmkeep.planning.checkpoint_health import CheckpointHealth, Standing, health_texts
+from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
+from vmkeep.planning.lineage import newest_first
+from vmkeep.planning.model import KnownDisk, KnownPoint
+from vmkeep.planning.snapshot_health import SnapshotHealth, snapshot_texts
 from vmkeep.repository import PointRecord
 
 _log = get_logger(__name__)

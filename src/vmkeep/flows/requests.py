@@ -211,7 +211,7 @@ class TakeSnapshot:
     """Make a snapshot of a VM, with its TPM state and UEFI variables. ``vm`` is a name or a UUID.
 
     ``xml`` is the <domainsnapshot> that is wanted; the other fields are those of
-    ``vmkeep.host.tasks.task.MakeSnapshot``.
+    ``vmkeep.host.tasks.snapshots.MakeSnapshot``.
     """
 
     vm: str

@@ -6,7 +6,7 @@ from typing import Any
 
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import FilesRestored, RestoreFiles
-from vmkeep.host.tasks.task import (
+from vmkeep.host.tasks.restores import (
     DeliveredItem,
     DeliverItems,
     DiscardReplaced,
@@ -47,16 +47,12 @@ def prepare(plan: Plan, request: RestoreFiles) -> FilesPrepared:
         decrypt=request.decrypt,
         only=request.only,
     )
-    prepared: FilesPrepared = plan.services.on_host(plan.operation, task)
-    return prepared
+    return plan.services.on_host(plan.operation, task)
 
 
 def deliver(plan: Plan, request: RestoreFiles, items: tuple[DeliveredItem, ...]) -> ItemsDelivered:
     """Write disks and state files beside their places."""
-    delivered: ItemsDelivered = plan.services.on_host(
-        plan.operation, DeliverItems(request.point, items, for_hypervisor=False)
-    )
-    return delivered
+    return plan.services.on_host(plan.operation, DeliverItems(request.point, items, for_hypervisor=False))
 
 
 def publish(plan: Plan, items: tuple[DeliveredItem, ...], force: bool) -> None:

@@ -6,7 +6,15 @@ from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RestoreVm, VmRestored
 from vmkeep.flows.restore_files import discard_replaced, publish, withdraw
 from vmkeep.flows.trust import is_trusted
-from vmkeep.host.tasks.task import DefineVm, DeliverItems, HostParts, ItemsDelivered, PrepareVm, UndefineVm, VmPrepared
+from vmkeep.host.tasks.restores import (
+    DefineVm,
+    DeliverItems,
+    HostParts,
+    ItemsDelivered,
+    PrepareVm,
+    UndefineVm,
+    VmPrepared,
+)
 
 
 @flow("restore.vm", after_crash=AfterCrash.FINISH)
@@ -53,8 +61,7 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
         firmware=request.firmware,
         host_parts=host_parts(plan, request),
     )
-    prepared: VmPrepared = services.on_host(plan.operation, task)
-    return prepared
+    return services.on_host(plan.operation, task)
 
 
 def host_parts(plan: Plan, request: RestoreVm) -> HostParts:
@@ -69,8 +76,7 @@ def host_parts(plan: Plan, request: RestoreVm) -> HostParts:
 def deliver(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> ItemsDelivered:
     """Write disks, NVRAM and TPM beside their places, owned as the hypervisor expects."""
     task = DeliverItems(request.point, prepared.items, for_hypervisor=True)
-    delivered: ItemsDelivered = plan.services.on_host(plan.operation, task)
-    return delivered
+    return plan.services.on_host(plan.operation, task)
 
 
 def define(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from vmkeep.catalog import Catalog
 from vmkeep.errors import Interrupted, VmkeepError
@@ -15,6 +15,7 @@ from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.task import Task
 from vmkeep.repository import Repository
 
+R = TypeVar("R")
 T = TypeVar("T")
 _POLL_SECONDS = 0.05
 _PROGRESS_SECONDS = 1.0
@@ -31,7 +32,7 @@ class Services:
     watch: Callable[[Progress], None]
     stalled_after_seconds: float
 
-    def on_host(self, operation: str, task: Task) -> Any:
+    def on_host(self, operation: str, task: Task[R]) -> R:
         """Run a task on the host to its end and return its result, or raise its error.
 
         Starting the same operation's task twice is harmless, so this is a step's body. Cancelling reaches the
@@ -67,7 +68,7 @@ class Services:
             if state.ended:
                 if state.error is not None:
                     raise state.error
-                return state.result
+                return cast("R", state.result)  # the host answers as the task says
             if not cancelled:
                 try:
                     self.stop()

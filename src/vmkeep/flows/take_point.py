@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint
+from vmkeep.custody.states import KnownState
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.hosts import told_of_base
@@ -14,18 +15,17 @@ from vmkeep.flows.installation import catalog_point, catalog_states, known_point
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
-from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import (
+from vmkeep.host.tasks.points import (
     AbandonPoint,
     ClosePoint,
     CopyPoint,
     KeepCheckpoint,
-    KnownState,
     OpenPoint,
     PointClosed,
     PointCopied,
     PointOpened,
 )
+from vmkeep.host.tasks.survey import Progress
 from vmkeep.planning import clocks
 from vmkeep.repository import PointRecord, Repository
 
@@ -66,8 +66,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         demanded=tuple(request.demanded),
         doubtful=tuple(point.id for point in history if not point.is_vouched_for),
     )
-    opened: PointOpened = services.on_host(plan.operation, task)
-    return opened
+    return services.on_host(plan.operation, task)
 
 
 def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopied:
@@ -84,8 +83,7 @@ def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopi
         sequence=services.catalog.next_sequence(opened.vm_uuid),
         warnings=_clock_warnings(services.catalog, opened),
     )
-    copied: PointCopied = plan.services.on_host(plan.operation, task)
-    return copied
+    return plan.services.on_host(plan.operation, task)
 
 
 def keep_checkpoint(plan: Plan) -> None:
@@ -123,8 +121,7 @@ def record_committed_point(services: Services, point_id: str) -> bool:
 
 def close_point(plan: Plan) -> PointClosed:
     """End the job and delete the older checkpoints; the point stands whatever this meets."""
-    closed: PointClosed = plan.services.on_host(plan.operation, ClosePoint(plan.operation))
-    return closed
+    return plan.services.on_host(plan.operation, ClosePoint(plan.operation))
 
 
 def abandon_point(plan: Plan) -> None:

@@ -13,18 +13,20 @@ from typing import Any, Final
 
 from dbos import Serializer, _serialization
 
+from vmkeep.custody import states
 from vmkeep.errors import StoreError, VmkeepError
 from vmkeep.flows import requests
-from vmkeep.host.tasks import task as tasks
+from vmkeep.host.tasks import points, restores, reverts, snapshots
+from vmkeep.planning.model import KnownDisk, KnownPoint
 
 SERIALIZATION: Final = "vmkeep-json-1"
 _PICKLED_NOTHING: Final = "Ti4="  # as base64, which is how DBOS has it
 _CLASSES: dict[str, type[Any]] = {
     kind.__name__: kind
-    for module in (requests, tasks)
+    for module in (requests, points, restores, reverts, snapshots, states)
     for kind in vars(module).values()
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
-}
+} | {kind.__name__: kind for kind in (KnownDisk, KnownPoint)}
 
 
 class FlowSerializer(Serializer):

@@ -19,44 +19,38 @@ from vmkeep.host.records.restore import RestoreJournal, journal_path
 from vmkeep.host.restores import as_vm as restore
 from vmkeep.host.restores.in_place import InPlace, check_in_place
 from vmkeep.host.tasks.checkup import CheckupRequest, Finding, Mend
-from vmkeep.host.tasks.survey import Progress, SurveyedVm
-from vmkeep.host.tasks.task import (
-    AbandonPoint,
-    ApplyRevert,
+from vmkeep.host.tasks.points import AbandonPoint, ClosePoint, CopyPoint, KeepCheckpoint, OpenPoint
+from vmkeep.host.tasks.restores import (
     BindRestore,
     CheckInPlace,
-    CheckRevert,
-    ClosePoint,
-    CloseSnapshot,
-    CopyPoint,
     DefineVm,
     DeliverItems,
     DiscardReplaced,
-    KeepCheckpoint,
-    LeaveSnapshot,
-    MakeSnapshot,
-    OpenPoint,
-    ParkForRevert,
     ParkVm,
     PrepareFiles,
     PrepareVm,
     PublishItems,
     PublishRestore,
     PutBack,
-    PutBackRevert,
-    ReleaseReverted,
     ReleaseVm,
     SettleRestore,
-    SettleSnapshot,
     StageRestore,
-    StageRevert,
-    StopForRevert,
-    StoreSnapshot,
-    Task,
     UndefineVm,
     WithdrawItems,
     WriteRestore,
 )
+from vmkeep.host.tasks.reverts import (
+    ApplyRevert,
+    CheckRevert,
+    ParkForRevert,
+    PutBackRevert,
+    ReleaseReverted,
+    StageRevert,
+    StopForRevert,
+)
+from vmkeep.host.tasks.snapshots import CloseSnapshot, LeaveSnapshot, MakeSnapshot, SettleSnapshot, StoreSnapshot
+from vmkeep.host.tasks.survey import Progress, SurveyedVm
+from vmkeep.host.tasks.task import Task
 from vmkeep.host.vm import survey as surveying
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.logs import get_logger
@@ -64,15 +58,15 @@ from vmkeep.repository import Repository, unanswered
 
 # What a point needs is imported above; the rest when it is asked for, because a point is mostly its start.
 if TYPE_CHECKING:
-    from vmkeep.host.checkpoint_health import CheckpointHealth
-    from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
     from vmkeep.host.moments.local import LocalMoments
     from vmkeep.host.reverts.revert import Revert
-    from vmkeep.host.snapshot_health import SnapshotHealth
     from vmkeep.host.snapshots.snapshot import Snapshotting
     from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest, StepDone
     from vmkeep.host.tasks.moments import MomentChange, MomentsChanged, VmMoments
     from vmkeep.moments import MomentKind
+    from vmkeep.planning.checkpoint_health import CheckpointHealth
+    from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
+    from vmkeep.planning.snapshot_health import SnapshotHealth
 
 _log = get_logger(__name__)
 
@@ -81,7 +75,7 @@ _log = get_logger(__name__)
 class _Operation:
     """The task of an operation that runs or ran last, and what its steps share."""
 
-    task: Task
+    task: Task[Any]
     thread: threading.Thread | None = None
     result: Any = None
     error: VmkeepError | None = None
@@ -214,7 +208,7 @@ class LocalHost:
 
     # -- tasks -------------------------------------------------------------------------------------------------
 
-    def start(self, operation: str, task: Task) -> None:
+    def start(self, operation: str, task: Task[Any]) -> None:
         before = self._operations.get(operation)
         if before is not None and before.task == task and not before.ended.is_set():
             return

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vmkeep.errors import VmkeepError
 from vmkeep.host.tasks.checkup import CheckupRequest, Finding, Mend
+from vmkeep.host.tasks.snapshots import MakeSnapshot
 from vmkeep.host.tasks.survey import Progress, SurveyedVm
-from vmkeep.host.tasks.task import MakeSnapshot, Task
+from vmkeep.host.tasks.task import Task
 from vmkeep.hypervisor.patience import LibvirtPatience as LibvirtPatience
 from vmkeep.hypervisor.patience import Silence
 from vmkeep.hypervisor.patience import left_behind as left_behind
 from vmkeep.repository import Unanswered
 
 if TYPE_CHECKING:
-    from vmkeep.host.checkpoint_health import CheckpointHealth
-    from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
-    from vmkeep.host.snapshot_health import SnapshotHealth
     from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest, StepDone
     from vmkeep.host.tasks.moments import MomentChange, MomentsChanged, VmMoments
     from vmkeep.moments import MomentKind
+    from vmkeep.planning.checkpoint_health import CheckpointHealth
+    from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
+    from vmkeep.planning.snapshot_health import SnapshotHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Host(Protocol):
         """Carry out one step of such a plan; it may be repeated. The caller holds the VM's lock."""
         ...
 
-    def start(self, operation: str, task: Task) -> None:
+    def start(self, operation: str, task: Task[Any]) -> None:
         """Begin a task; the same task of the same operation is begun only once."""
         ...
 

@@ -19,7 +19,7 @@ from vmkeep.host.records.restore import (
     pending_restore,
     refuse_while_pending,
 )
-from vmkeep.host.tasks.task import DeliveredItem
+from vmkeep.host.tasks.restores import DeliveredItem
 
 _JOURNAL = RestoreJournal(
     operation="ab" * 16,

@@ -13,7 +13,7 @@ from vmkeep.definition import parse_definition
 from vmkeep.errors import VmkeepError
 from vmkeep.host.snapshots.plan import PlannedSnapshot, plan_snapshot
 from vmkeep.host.snapshots.surroundings import Surroundings
-from vmkeep.host.tasks.task import MakeSnapshot
+from vmkeep.host.tasks.snapshots import MakeSnapshot
 from vmkeep.host.vm.images import image_chains
 from vmkeep.hypervisor import DomainState, RunState
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.host.checkpoint_health import CheckpointFacts, Health, judge_checkpoints
-from vmkeep.host.checkpoint_repair import (
+from vmkeep.host.checkpoints.health import next_bases
+from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
+from vmkeep.planning import PlannableDisk
+from vmkeep.planning.bitmaps import Bitmaps
+from vmkeep.planning.checkpoint_health import CheckpointFacts, Health, judge_checkpoints
+from vmkeep.planning.checkpoint_repair import (
     Delete,
     DropBitmap,
     Forget,
@@ -24,13 +28,9 @@ from vmkeep.host.checkpoint_repair import (
     RepairStep,
     plan_repair,
 )
-from vmkeep.host.checkpoints.bitmaps import Bitmaps
-from vmkeep.host.checkpoints.changes import Lineage
-from vmkeep.host.checkpoints.health import next_bases
-from vmkeep.host.tasks.task import KnownDisk, KnownPoint
-from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
-from vmkeep.planning import PlannableDisk
-from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer
+from vmkeep.planning.images import ImageBitmap, ImageLayer
+from vmkeep.planning.lineage import Lineage
+from vmkeep.planning.model import KnownDisk, KnownPoint
 
 OURS = "vmkeep-0123abcd-"
 TARGETS = ("vda", "vdb")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmkeep.host.checkpoint_health import CheckpointFacts, Health, Standing, health_texts, judge_checkpoints
-from vmkeep.host.checkpoint_repair import Forget, ListAgain, Narrow, RemoveBitmap, plan_repair
-from vmkeep.host.checkpoints.bitmaps import Bitmaps
-from vmkeep.host.checkpoints.changes import Lineage
-from vmkeep.host.tasks.task import KnownDisk, KnownPoint
 from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
-from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer
+from vmkeep.planning.bitmaps import Bitmaps
+from vmkeep.planning.checkpoint_health import CheckpointFacts, Health, Standing, health_texts, judge_checkpoints
+from vmkeep.planning.checkpoint_repair import Forget, ListAgain, Narrow, RemoveBitmap, plan_repair
+from vmkeep.planning.images import ImageBitmap, ImageLayer
+from vmkeep.planning.lineage import Lineage
+from vmkeep.planning.model import KnownDisk, KnownPoint
 
 OURS = "vmkeep-0123abcd-"
 NEW, OLD, GONE = (OURS + name for name in ("new", "old", "gone"))

@@ -12,9 +12,10 @@ from vmkeep.config import load_settings
 from vmkeep.errors import GivenUp, Stalled
 from vmkeep.host.local import LocalHost
 from vmkeep.host.protocol import TaskState
-from vmkeep.host.tasks.task import PublishItems, Task
+from vmkeep.host.tasks.restores import PublishItems
+from vmkeep.host.tasks.task import Task
 
-TASK: Task = PublishItems((), force=False)
+TASK: Task[tuple[str, ...]] = PublishItems((), force=False)
 
 
 def _end(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> TaskState:

@@ -13,23 +13,18 @@ from functools import partial
 from vmkeep.definition import Definition
 from vmkeep.errors import VmkeepError
 from vmkeep.host.checkpoints.bindings import as_bound
-from vmkeep.host.checkpoints.bitmaps import Bitmaps, Chains, look_at_bitmaps
-from vmkeep.host.checkpoints.changes import Checkpoints, Lineage, newest_first
-from vmkeep.host.tasks.task import KnownPoint
+from vmkeep.host.checkpoints.bitmaps import look_at_bitmaps
+from vmkeep.host.checkpoints.changes import Checkpoints
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
-from vmkeep.planning import Base, BaseDisk, BitmapHealth
+from vmkeep.planning import Base, BitmapHealth
+from vmkeep.planning.bases import base_of, newest_by_disk
+from vmkeep.planning.bitmaps import Bitmaps, Chains
+from vmkeep.planning.lineage import Lineage, newest_first
+from vmkeep.planning.model import KnownPoint
 from vmkeep.transfer.imagekey import ImageKey
 
 _log = get_logger(__name__)
-
-
-def checkpoint_prefix(repository_id: str) -> str:
-    """Return what the names of our checkpoints and bitmaps begin with.
-
-    Part of it is the repository, so that two of them can keep the same VM without removing each other's as left-overs.
-    """
-    return f"vmkeep-{repository_id[:8]}-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,39 +166,3 @@ class Bases:
 
     def _ours(self, names: frozenset[str]) -> frozenset[str]:
         return frozenset(name for name in names if name.startswith(self._prefix))
-
-
-def newest_by_disk(points: Mapping[str, KnownPoint], targets: Collection[str]) -> dict[str, str]:
-    """Return the newest of the points, which come newest first, that made a bitmap of each disk, by their names."""
-    found: dict[str, str] = {}
-    for name, point in points.items():
-        for disk in point.disks:
-            if disk.bitmap and disk.target in targets:
-                found.setdefault(disk.target, name)
-    return found
-
-
-def base_of(point: KnownPoint, name: str, bitmaps: Bitmaps, *, listed: bool) -> Base:
-    """Return a point as the plan of the next one sees it, with the health of its checkpoint's bitmaps."""
-    disks = {
-        disk.target: BaseDisk(source=disk.source, size_bytes=disk.size_bytes, format=disk.format, bitmap=disk.bitmap)
-        for disk in point.disks
-    }
-    health = {target: _health_down_to(disk.source, name, target, bitmaps) for target, disk in disks.items()}
-    return Base(point_id=point.point_id, checkpoint=name, listed=listed, disks=disks, bitmaps=health)
-
-
-def _health_down_to(first: str, name: str, target: str, bitmaps: Bitmaps) -> BitmapHealth:
-    """Judge a bitmap that is sound as far as its top goes: it must be in every image down to ``first``.
-
-    libvirt looks whether the images that have it follow each other, and not whether it began in the lowest of them: one
-    that was removed from an image below (by the deletion of the checkpoint on another branch) lacks what was written
-    there. What lies below the top is read-only, and its header tells what it has.
-    """
-    health = bitmaps.health(name, target)
-    paths = [layer.path for layer in bitmaps.chains.get(target, ())]
-    if health is not BitmapHealth.SOUND or first not in paths[1:]:
-        return health
-    found = bitmaps.layers(name, target)[1 : paths.index(first) + 1]
-    whole = all(bitmap is not None and bitmap.recording and not bitmap.in_use for bitmap in found)
-    return BitmapHealth.SOUND if whole else BitmapHealth.GAP

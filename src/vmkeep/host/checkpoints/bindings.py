@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from vmkeep.host.checkpoints.bitmaps import Chains
-from vmkeep.host.tasks.task import KnownPoint
+from vmkeep.planning.bitmaps import Chains
+from vmkeep.planning.model import KnownPoint
 
 _LINE: Final = re.compile(r"^begun anew: (\S+) in (/.+)$", re.MULTILINE)
 

@@ -16,8 +16,25 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition
 from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy
-from vmkeep.host.checkpoint_health import CheckpointFacts, CheckpointHealth, Standing, judge_checkpoints
-from vmkeep.host.checkpoint_repair import (
+from vmkeep.host.checkpoints.bindings import as_bound
+from vmkeep.host.checkpoints.bitmaps import look_at_bitmaps
+from vmkeep.host.checkpoints.changes import Checkpoints
+from vmkeep.host.records.restore import refuse_while_pending
+from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest, StepDone
+from vmkeep.host.vm.definition import definition_of
+from vmkeep.host.vm.disks import disk_sizes, plannable_disks
+from vmkeep.host.vm.fitness import refuse_beside_a_job
+from vmkeep.host.vm.images import describe_chains, images_of_others
+from vmkeep.host.vm.keys import key_of_disk
+from vmkeep.host.vm.moments import refuse_torn_checkpoints
+from vmkeep.host.vm.processes import age_seconds
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.logs import get_logger
+from vmkeep.planning import Base, BitmapHealth, Mode, PlannableDisk, PointRequest, plan_disk
+from vmkeep.planning.bases import base_of, newest_by_disk
+from vmkeep.planning.bitmaps import Bitmaps, Chains
+from vmkeep.planning.checkpoint_health import CheckpointFacts, CheckpointHealth, Standing, judge_checkpoints
+from vmkeep.planning.checkpoint_repair import (
     Delete,
     DropBitmap,
     Forget,
@@ -29,23 +46,9 @@ from vmkeep.host.checkpoint_repair import (
     RepairStep,
     plan_repair,
 )
-from vmkeep.host.checkpoints.bases import base_of, checkpoint_prefix, newest_by_disk
-from vmkeep.host.checkpoints.bindings import as_bound
-from vmkeep.host.checkpoints.bitmaps import Bitmaps, Chains, look_at_bitmaps
-from vmkeep.host.checkpoints.changes import Checkpoints, Lineage
-from vmkeep.host.records.restore import refuse_while_pending
-from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest, StepDone
-from vmkeep.host.tasks.task import KnownPoint
-from vmkeep.host.vm.definition import definition_of
-from vmkeep.host.vm.disks import disk_sizes, plannable_disks
-from vmkeep.host.vm.fitness import refuse_beside_a_job
-from vmkeep.host.vm.images import _images_of_others, describe_chains
-from vmkeep.host.vm.keys import key_of_disk
-from vmkeep.host.vm.moments import refuse_torn_checkpoints
-from vmkeep.host.vm.processes import age_seconds
-from vmkeep.hypervisor import Domain, Hypervisor, RunState
-from vmkeep.logs import get_logger
-from vmkeep.planning import Base, BitmapHealth, Mode, PlannableDisk, PointRequest, plan_disk
+from vmkeep.planning.lineage import Lineage
+from vmkeep.planning.model import KnownPoint
+from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.transfer.imagelock import writer_of
 
 _log = get_logger(__name__)
@@ -160,7 +163,7 @@ def _facts(
     if not stopped:
         facts = replace(facts, in_memory=_perhaps_in_memory(facts, domain, hypervisor.uri))
     if repairing or any(facts.is_ours(name) and name not in listed for name in facts.names()):
-        used = _images_of_others(hypervisor, domain.uuid)
+        used = images_of_others(hypervisor, domain.uuid)
         own = {layer.path for chain in bitmaps.chains.values() for layer in chain}
         facts = replace(facts, shared={path: used[real] for path in own if (real := os.path.realpath(path)) in used})
     sizes = disk_sizes(domain, definition, bitmaps.chains)

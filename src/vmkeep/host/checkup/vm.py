@@ -17,12 +17,10 @@ from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.filesystem import size_text
-from vmkeep.host.checkpoints.bases import checkpoint_prefix
-from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chain, amending, look_at_bitmaps
+from vmkeep.host.checkpoints.bitmaps import look_at_bitmaps
 from vmkeep.host.checkpoints.changes import Checkpoints
 from vmkeep.host.checkup.heldscratch import held_scratch, let_go
 from vmkeep.host.guard.rescue import end_job
-from vmkeep.host.judgement import Moments, sound_targets
 from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.sockets import operation_of
 from vmkeep.host.tasks.checkup import (
@@ -55,9 +53,13 @@ from vmkeep.host.vm.states import state_sources
 from vmkeep.host.vm.survey import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
 from vmkeep.planning import clocks
+from vmkeep.planning.bitmaps import OLD_QCOW2, Chain, amending
+from vmkeep.planning.images import ImageLayer
+from vmkeep.planning.judgement import Moments, sound_targets
+from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
-from vmkeep.transfer.imagefile import ImageLayer, describe_image, look_at
+from vmkeep.transfer.imagefile import describe_image, look_at
 
 _OLD: Final = timedelta(days=7)
 _CLOCK_STATUS: Final = "timedatectl"

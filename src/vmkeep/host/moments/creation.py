@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from vmkeep.definition import DefinedDisk, parse_definition
 from vmkeep.errors import MomentExists, MomentInvalid, VmOff
-from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chain, amending
 from vmkeep.host.tasks.moments import CreateCheckpoint, MomentsChanged, moment_errors
 from vmkeep.host.vm.images import top_images
 from vmkeep.host.vm.moments import read_for_change
@@ -22,6 +21,7 @@ from vmkeep.moments import (
     format_checkpoint,
     parse_checkpoint,
 )
+from vmkeep.planning.bitmaps import OLD_QCOW2, Chain, amending
 
 _KIND = MomentKind.CHECKPOINT
 _BITMAP_FORMAT = "qcow2"

@@ -29,10 +29,11 @@ from vmkeep.errors import (
     VmOff,
 )
 from vmkeep.host.moments.local import WITH_CHECKPOINTS
-from vmkeep.host.tasks.moments import DeleteMoments, MomentsChanged, is_base_name, moment_errors, named, to_be_deleted
+from vmkeep.host.tasks.moments import DeleteMoments, MomentsChanged, moment_errors, named, to_be_deleted
 from vmkeep.host.vm.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
 from vmkeep.moments import MomentKind
+from vmkeep.planning.names import is_base_name
 
 # What libvirt 9.0 says of a snapshot whose overlay the VM is not on.
 _NOT_IN_CHAIN: Final = "could not find base disk source in disk source chain"

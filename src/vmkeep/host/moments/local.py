@@ -23,10 +23,8 @@ from vmkeep.host.tasks.moments import (
 )
 from vmkeep.host.vm.moments import read_moments
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState
-from vmkeep.logs import get_logger
 from vmkeep.moments import MomentKind, redefinable
 
-_log = get_logger(__name__)
 WITH_CHECKPOINTS: Final = "while checkpoint exists"
 """What libvirt 9.0 says to a record of a snapshot that it is given while the VM is off and has checkpoints."""
 

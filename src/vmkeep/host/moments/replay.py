@@ -9,14 +9,7 @@ from functools import partial
 from vmkeep.commandline import command_line
 from vmkeep.errors import MomentExists, MomentsForeign, VmBusy, VmkeepError, VmOff
 from vmkeep.host.moments.reach import refuse_reaching_moments
-from vmkeep.host.tasks.moments import (
-    ImportMoments,
-    MomentsChanged,
-    RedefineMoment,
-    VmMoments,
-    moment_errors,
-    named,
-)
+from vmkeep.host.tasks.moments import ImportMoments, MomentsChanged, RedefineMoment, VmMoments, moment_errors, named
 from vmkeep.host.vm.moments import read_for_change
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor
 from vmkeep.moments import (

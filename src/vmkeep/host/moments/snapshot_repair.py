@@ -17,7 +17,6 @@ from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.definition.repointing import Placed, leave_chains_to_images, restand
 from vmkeep.errors import HypervisorError, VmkeepError, VmOff
 from vmkeep.host.moments.local import WITH_CHECKPOINTS
-from vmkeep.host.snapshot_health import image_of_overlay
 from vmkeep.host.tasks.moments import MomentsChanged, RepairSnapshots, named
 from vmkeep.host.vm.chains import chain_faults
 from vmkeep.host.vm.definition import with_volumes_found
@@ -25,7 +24,9 @@ from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.moments import read_for_change, read_snapshot
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, Reversion, RunState
 from vmkeep.moments import MomentKind, Snapshot, SnapshotLocation, SnapshotState, format_snapshot
-from vmkeep.transfer.imagefile import ImageLayer, describe_image
+from vmkeep.planning.images import ImageLayer
+from vmkeep.planning.snapshot_health import image_of_overlay
+from vmkeep.transfer.imagefile import describe_image
 
 
 @dataclass(frozen=True, slots=True)

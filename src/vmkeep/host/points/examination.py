@@ -12,8 +12,6 @@ from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmBusy
 from vmkeep.host.checkpoints.bases import Bases, Standing
-from vmkeep.host.checkpoints.bitmaps import Chains
-from vmkeep.host.tasks.task import KnownPoint
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
 from vmkeep.host.vm.definition import definition_to_keep, with_overlays_dropped, with_volumes_found
 from vmkeep.host.vm.disks import disk_sizes, plannable_disks
@@ -27,6 +25,8 @@ from vmkeep.host.vm.states import StateSource, state_sources, state_warnings
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import PlannableDisk, PointPlan
+from vmkeep.planning.bitmaps import Chains
+from vmkeep.planning.model import KnownPoint
 from vmkeep.repository import BLOCK_BYTES, ExcludedDisk, PointDisk, PointRecord, PointSecret, StoredDisk
 from vmkeep.repository.record import FAN_OUT, refuse_unreadable
 from vmkeep.statefiles.location import StateRoots

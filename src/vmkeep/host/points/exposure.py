@@ -24,7 +24,7 @@ from vmkeep.host.vm.keys import key_of_disk
 from vmkeep.host.vm.states import StateSource
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import DiskPlan, PointPlan
-from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.planning.images import ImageLayer
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.source import DiskSource
 

@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.definition import Definition
-from vmkeep.errors import VmBusy
-from vmkeep.host.vm.standstill import as_text, let_go_on
+from vmkeep.host.vm.standstill import AGENT_WORK_SECONDS, as_text, let_go_on, require_standing
 from vmkeep.host.vm.states import StateSource, read_state
 from vmkeep.host.vm.thawing import thaw
-from vmkeep.hypervisor import Domain, RunState
+from vmkeep.hypervisor import Domain
 from vmkeep.moments import (
     Backup,
     BackupDisk,
@@ -31,9 +30,6 @@ from vmkeep.moments import (
 )
 from vmkeep.planning import Mode, PointPlan
 from vmkeep.statefiles.capture import CapturedState
-
-# A freeze waits until the guest has written out what it holds; libvirt's answer to it is waited for as long.
-AGENT_WORK_SECONDS = 65.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +130,3 @@ def fix_instant(
         if quiesce:
             thaw(domain)
     return Instant(as_text(created), states, round(pause_ms, 1))
-
-
-def require_standing(domain: Domain, what: str) -> None:
-    """Raise VmBusy for a VM that somebody resumed or stopped: its state files may be of different times."""
-    if domain.state().run is not RunState.PAUSED:
-        raise VmBusy(
-            f"VM {domain.name!r} was resumed or stopped by somebody while {what}",
-            vm=domain.name,
-            hint="Run the command again.",
-        )

@@ -13,23 +13,14 @@ from dataclasses import dataclass, replace
 from vmkeep.config import Settings
 from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError
 from vmkeep.filesystem import require_descriptors
-from vmkeep.host.checkpoints.bases import checkpoint_prefix
 from vmkeep.host.points.examination import Examined, examine, refuse_unreadable_names
 from vmkeep.host.points.exposure import Exposure, Subject
 from vmkeep.host.points.running import RunningExposure
 from vmkeep.host.points.stopped import StoppedExposure
 from vmkeep.host.records.lock import FileLock, lock_vm, take_turn
 from vmkeep.host.records.restore import refuse_while_pending
+from vmkeep.host.tasks.points import CopyPoint, OpenPoint, PointClosed, PointCopied, PointOpened
 from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import (
-    CopyPoint,
-    KnownDisk,
-    KnownPoint,
-    OpenPoint,
-    PointClosed,
-    PointCopied,
-    PointOpened,
-)
 from vmkeep.host.vm.disks import refusal
 from vmkeep.host.vm.versions import store_states
 from vmkeep.hypervisor import Domain, Hypervisor
@@ -46,6 +37,8 @@ from vmkeep.planning import (
     Refused,
     plan_point,
 )
+from vmkeep.planning.model import KnownDisk, KnownPoint
+from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository
 from vmkeep.repository.fields import as_lines
 from vmkeep.transfer.capture import BaseMismatch, capture_disk

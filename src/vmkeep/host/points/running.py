@@ -27,13 +27,13 @@ from vmkeep.host.points.exposure import Subject, guarded
 from vmkeep.host.points.instant import Instant, backup_xml, fix_instant
 from vmkeep.host.points.scratch import encrypted_targets, make_scratch, scratch_files
 from vmkeep.host.records.sockets import job_socket
-from vmkeep.host.stillness import guest_stands_still
 from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_jobs, require_agent
 from vmkeep.host.vm.qemulog import death_of
 from vmkeep.host.vm.standstill import sync_images
 from vmkeep.host.vm.states import refuse_unwritten_variables
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.planning import MOST_CLIENTS, DiskPlan, Mode, PointPlan
+from vmkeep.stillness import guest_stands_still
 from vmkeep.transfer.connections import Connections
 from vmkeep.transfer.nbd import NbdSource
 from vmkeep.transfer.server import ImageServer

@@ -18,7 +18,7 @@ from typing import Any
 from vmkeep.config import Settings
 from vmkeep.errors import RestorePending, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
-from vmkeep.host.tasks.task import DeliveredItem
+from vmkeep.host.tasks.restores import DeliveredItem
 
 
 class RestoreStage(StrEnum):

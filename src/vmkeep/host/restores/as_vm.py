@@ -37,8 +37,7 @@ from vmkeep.host.restores.newdefinition import NewDefinition
 from vmkeep.host.restores.reach import OwnVm
 from vmkeep.host.restores.selection import STATE, asked_disks
 from vmkeep.host.restores.suitability import fit_definition, told_of_firmware
-from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import (
+from vmkeep.host.tasks.restores import (
     DefineVm,
     DeliveredItem,
     DeliverItems,
@@ -52,6 +51,7 @@ from vmkeep.host.tasks.task import (
     VmPrepared,
     WithdrawItems,
 )
+from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.vm.keys import RestoredKeys, secrets_of_point, told_of_encryption
 from vmkeep.host.vm.secrets import define_secrets, forget_secrets, needed_secrets, plan_secrets, secret_file
 from vmkeep.hypervisor import Domain, Hypervisor

@@ -17,7 +17,6 @@ from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, PointChanged, RestorePending, VmBusy, VmkeepError, VmNotFound
 from vmkeep.filesystem import OF_STORAGE, fault_error, sync_directory
-from vmkeep.host.checkpoints.bases import checkpoint_prefix
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
 from vmkeep.host.restores.as_vm import check_state, discard_replaced, item_at, publish_items, withdraw_items
@@ -30,8 +29,7 @@ from vmkeep.host.restores.overwriting import (
 )
 from vmkeep.host.restores.parking import Parking
 from vmkeep.host.restores.selection import Selection, look_at_images, select
-from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import (
+from vmkeep.host.tasks.restores import (
     CheckInPlace,
     DeliveredItem,
     DiscardReplaced,
@@ -43,6 +41,7 @@ from vmkeep.host.tasks.task import (
     VmParked,
     WithdrawItems,
 )
+from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.keys import key_of
@@ -51,6 +50,7 @@ from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.paths import give_away
+from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import PointRecord, Repository
 from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner

@@ -18,7 +18,7 @@ from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_def
 from vmkeep.errors import ChoiceRequired, HostFileMissing, IntegrityError, TargetExists
 from vmkeep.filesystem import file_error
 from vmkeep.host.restores.reach import OwnVm
-from vmkeep.host.tasks.task import DeliveredItem, HostParts, PrepareVm
+from vmkeep.host.tasks.restores import DeliveredItem, HostParts, PrepareVm
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.paths import ForeignLink, open_directory
 from vmkeep.repository import PointDisk, PointRecord

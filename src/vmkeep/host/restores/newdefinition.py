@@ -12,7 +12,7 @@ from vmkeep.errors import InvalidRequest
 from vmkeep.fitting import Wish
 from vmkeep.host.restores.landing import variables_place
 from vmkeep.host.restores.reach import Judged, OwnVm, judge_definition, stays_in_drive
-from vmkeep.host.tasks.task import DefineVm, DeliveredItem, HostParts, PrepareVm
+from vmkeep.host.tasks.restores import DefineVm, DeliveredItem, HostParts, PrepareVm
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.repository import PointRecord
 from vmkeep.statefiles.location import StateRoots

@@ -18,13 +18,13 @@ from pathlib import Path
 from vmkeep.config import Settings
 from vmkeep.errors import InvalidRequest, VmBusy
 from vmkeep.filesystem import file_errors, make_directory
-from vmkeep.host.checkpoints.bases import checkpoint_prefix
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps
 from vmkeep.host.records.restore import JournalDisk
 from vmkeep.host.records.sockets import socket_directory
+from vmkeep.host.tasks.restores import DisksWritten
 from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import DisksWritten
 from vmkeep.hypervisor import Domain
+from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import PointRecord, Repository, StoredDisk
 from vmkeep.transfer.imagefile import describe_image
 from vmkeep.transfer.imagekey import ImageKey

@@ -16,7 +16,7 @@ from vmkeep.errors import Interrupted, RestorePending, VmNotFound
 from vmkeep.host.records.lock import FileLock, lock_vm
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path
 from vmkeep.host.restores.selection import Selection
-from vmkeep.host.tasks.task import DeliveredItem, ParkVm
+from vmkeep.host.tasks.restores import DeliveredItem, ParkVm
 from vmkeep.host.vm.chains import chain_faults
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off

@@ -19,7 +19,7 @@ from vmkeep.definition.reading import read_domain
 from vmkeep.errors import DefinitionReaches
 from vmkeep.fitting import MOST_PARTS, HostOwn, HostPart, Reaching, Wish, as_part, reaching, strip_host_parts
 from vmkeep.host.restores.suitability import programs_for, unknown_here
-from vmkeep.host.tasks.task import HostParts
+from vmkeep.host.tasks.restores import HostParts
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.xmltext import serialise_xml
 

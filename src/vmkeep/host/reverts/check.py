@@ -8,15 +8,15 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import SourceKind
 from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmBusy, VmNotFound, VmRunning
-from vmkeep.host.checkpoints.bases import checkpoint_prefix
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.reverts.choice import Reversal, choose
-from vmkeep.host.tasks.task import CheckRevert, RevertChecked, StopForRevert
+from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.host.vm.astray import refuse_astray
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import refuse_jobs, require_off
 from vmkeep.host.vm.images import image_chains
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
+from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import Repository
 from vmkeep.transfer.tools import require_tools
 

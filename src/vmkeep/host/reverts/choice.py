@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vmkeep.commandline import command_line
+from vmkeep.custody.states import KnownState
 from vmkeep.definition import DefinedDisk, Definition, SourceKind
 from vmkeep.definition.repointing import sliced_disks
 from vmkeep.errors import (
@@ -25,16 +26,17 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.host.restores.selection import DISKS, KEEP_TPM, STATE
-from vmkeep.host.snapshot_health import image_of_overlay
-from vmkeep.host.tasks.task import KnownSnapshot, KnownState, RevertChoice
+from vmkeep.host.tasks.reverts import KnownSnapshot, RevertChoice
 from vmkeep.host.vm.definition import with_volumes_found
-from vmkeep.host.vm.images import _FILES, _written_images
+from vmkeep.host.vm.images import HOST_FILES, written_images
 from vmkeep.host.vm.moments import read_snapshot
 from vmkeep.host.vm.states import ChosenState, StateSource, chosen_state, state_sources
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState
+from vmkeep.planning.images import ImageLayer
+from vmkeep.planning.snapshot_health import image_of_overlay
 from vmkeep.statefiles.location import StateRoots
-from vmkeep.transfer.imagefile import ImageLayer, describe_image, internal_snapshots
+from vmkeep.transfer.imagefile import describe_image, internal_snapshots
 
 _NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
 
@@ -264,7 +266,7 @@ class _Choosing:
     def _refuse_written(self, target: str, base: str) -> None:
         """Refuse an image to which a VM may have written since the snapshot: no overlay keeps it from that."""
         if self._written is None:
-            self._written = _written_images(self._hypervisor)
+            self._written = written_images(self._hypervisor)
         writer = self._written.get(os.path.realpath(base))
         if writer is not None:
             raise DiskUnsupported(
@@ -436,7 +438,7 @@ def _same(one: str, other: str) -> bool:
 def _refuse_unfit(disk: DefinedDisk, vm: str, *, sliced: bool) -> None:
     """Refuse a disk that cannot be given an overlay."""
     why = None
-    if disk.source is None or disk.source_kind not in _FILES:
+    if disk.source is None or disk.source_kind not in HOST_FILES:
         why = f"is neither a file nor a block device of this host ({disk.source_type})"
     elif disk.encryption is not None:
         why = "is encrypted, and an overlay over it would hold in plain text what the guest writes"

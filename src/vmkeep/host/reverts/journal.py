@@ -16,7 +16,7 @@ from vmkeep.host.records.restore import JournalDisk, JournalOverlay, RestoreJour
 from vmkeep.host.restores.as_vm import item_at
 from vmkeep.host.restores.parking import Parking
 from vmkeep.host.reverts.choice import ChosenImage, Reversal
-from vmkeep.host.tasks.task import ParkForRevert
+from vmkeep.host.tasks.reverts import ParkForRevert
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.moments import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion

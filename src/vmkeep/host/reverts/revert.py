@@ -20,7 +20,6 @@ from vmkeep.definition.parking import is_parked, unpark
 from vmkeep.definition.repointing import repoint
 from vmkeep.errors import Interrupted, NoSpace, RestorePending, TransferError, VmBusy, VmkeepError
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, file_errors, sync_directory
-from vmkeep.host.checkpoints.bases import checkpoint_prefix
 from vmkeep.host.checkpoints.rebinding import rebind_to_bitmaps
 from vmkeep.host.records.restore import (
     JournalOverlay,
@@ -36,17 +35,9 @@ from vmkeep.host.reverts.check import refuse_foreign_bitmaps
 from vmkeep.host.reverts.choice import choose
 from vmkeep.host.reverts.journal import new_journal
 from vmkeep.host.snapshots.branches import guard_branches
+from vmkeep.host.tasks.restores import DeliveredItem, DiscardReplaced, PublishItems, RestoreSettled, WithdrawItems
+from vmkeep.host.tasks.reverts import ParkForRevert, RevertParked, RevertReleased
 from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import (
-    DeliveredItem,
-    DiscardReplaced,
-    ParkForRevert,
-    PublishItems,
-    RestoreSettled,
-    RevertParked,
-    RevertReleased,
-    WithdrawItems,
-)
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.moments import read_snapshot
@@ -54,6 +45,7 @@ from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.logs import get_logger
 from vmkeep.moments import SnapshotState, parse_checkpoint
 from vmkeep.paths import give_away
+from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import Repository
 from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import swtpm_owner

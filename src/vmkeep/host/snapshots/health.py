@@ -8,12 +8,12 @@ from typing import Final
 
 from vmkeep.definition import DefinedDisk, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import HostFileMissing, VmkeepError
-from vmkeep.host.checkpoints.bitmaps import Chain
-from vmkeep.host.snapshot_health import SnapshotFacts, SnapshotHealth, Unread, judge_snapshots
 from vmkeep.host.vm.definition import definition_of, with_volumes_found
 from vmkeep.host.vm.images import describe_chains
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.moments import Snapshot, SnapshotLocation
+from vmkeep.planning.bitmaps import Chain
+from vmkeep.planning.snapshot_health import SnapshotFacts, SnapshotHealth, Unread, judge_snapshots
 from vmkeep.transfer.imagefile import describe_image
 from vmkeep.transfer.imagelock import writer_of
 

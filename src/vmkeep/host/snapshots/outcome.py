@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vmkeep.errors import SnapshotIncomplete
 from vmkeep.host.records.snapshot import Keepsake, KeptStates, kept_states, remove_keepsake
-from vmkeep.host.tasks.task import SnapshotMade
+from vmkeep.host.tasks.snapshots import SnapshotMade
 from vmkeep.hypervisor import Domain, DomainSnapshots
 from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, parse_snapshot
 

@@ -27,7 +27,7 @@ from vmkeep.errors import (
 )
 from vmkeep.host.records.snapshot import KeptOverlay
 from vmkeep.host.snapshots.surroundings import Surroundings
-from vmkeep.host.tasks.task import MakeSnapshot
+from vmkeep.host.tasks.snapshots import MakeSnapshot
 from vmkeep.hypervisor import RunState
 from vmkeep.moments import (
     MomentError,

@@ -20,7 +20,6 @@ from vmkeep.filesystem import file_errors
 from vmkeep.host.guard.guardian import Guardian
 from vmkeep.host.guard.rescue import JobRecord
 from vmkeep.host.guard.snapshot_rescue import mark_overlays, put_checkpoints_back
-from vmkeep.host.points.instant import AGENT_WORK_SECONDS, require_standing
 from vmkeep.host.records.lock import FileLock, lock_vm
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.records.snapshot import (
@@ -37,18 +36,11 @@ from vmkeep.host.snapshots.outcome import recorded_snapshot, whole_snapshot
 from vmkeep.host.snapshots.overlays import settle_overlays
 from vmkeep.host.snapshots.plan import INTERNAL, MEMORY, PlannedSnapshot, plan_snapshot
 from vmkeep.host.snapshots.surroundings import Surroundings, surroundings
-from vmkeep.host.stillness import guest_stands_still
+from vmkeep.host.tasks.snapshots import MakeSnapshot, SnapshotMade, SnapshotSettled, SnapshotStored, StoreSnapshot
 from vmkeep.host.tasks.survey import Progress
-from vmkeep.host.tasks.task import (
-    MakeSnapshot,
-    SnapshotMade,
-    SnapshotSettled,
-    SnapshotStored,
-    StoreSnapshot,
-)
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
 from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_jobs, require_agent
-from vmkeep.host.vm.standstill import as_text, let_go_on, sync_images
+from vmkeep.host.vm.standstill import AGENT_WORK_SECONDS, as_text, let_go_on, require_standing, sync_images
 from vmkeep.host.vm.states import StateSource, read_state, state_sources, state_warnings
 from vmkeep.host.vm.thawing import thaw
 from vmkeep.host.vm.versions import store_states
@@ -56,6 +48,7 @@ from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
+from vmkeep.stillness import guest_stands_still
 from vmkeep.transfer.tools import require_tools
 
 _LOOK_SECONDS = 0.2

@@ -10,7 +10,7 @@ from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, DomainSnapshots, DomainState, Hypervisor
-from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.planning.images import ImageLayer
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmkeep.host.tasks.task import KnownPoint
+from vmkeep.planning.model import KnownPoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,14 +21,6 @@ from vmkeep.moments import (
     MomentTree,
 )
 
-# "vmkeep-", 8 digits of the repository's id and the id of the point (checkpoint_prefix in host/checkpoints/bases.py).
-_BASE_NAME: Final = re.compile(r"vmkeep-[0-9a-f]{8}-[0-9a-f]{32}", re.ASCII)
-
-
-def is_base_name(name: str) -> bool:
-    """Return whether a checkpoint's name is one that vmkeep gives: the next point of the VM is read against it."""
-    return _BASE_NAME.fullmatch(name) is not None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmMoments:

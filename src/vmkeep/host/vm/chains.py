@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from vmkeep.definition import DefinedBacking, Definition
-from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.planning.images import ImageLayer
 from vmkeep.transfer.images import LUKS
 
 

@@ -9,7 +9,7 @@ from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKi
 from vmkeep.errors import HypervisorError, InvalidRequest
 from vmkeep.host.vm.keys import secret_of
 from vmkeep.hypervisor import Domain, Hypervisor
-from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.planning.images import ImageLayer
 
 
 def with_volumes_found(live: Definition, hypervisor: Hypervisor) -> Definition:

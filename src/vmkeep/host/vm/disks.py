@@ -16,7 +16,8 @@ from vmkeep.host.vm.keys import key_state, secret_of
 from vmkeep.host.vm.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.planning import PlannableDisk, Refused, hint_of
-from vmkeep.transfer.imagefile import ImageLayer, describe_image, look_at
+from vmkeep.planning.images import ImageLayer
+from vmkeep.transfer.imagefile import describe_image, look_at
 
 
 class _ImageFault(TypedDict, total=False):

@@ -8,14 +8,16 @@ from typing import Final
 
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import VmkeepError
-from vmkeep.host.checkpoints.bitmaps import Chain
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.logs import get_logger
+from vmkeep.planning.bitmaps import Chain
 from vmkeep.transfer.imagefile import describe_image, look_at
 from vmkeep.transfer.imagelock import writer_of
 
 _log = get_logger(__name__)
+HOST_FILES: Final = (SourceKind.FILE, SourceKind.BLOCK)
+"""What a disk can be on that is a file or a device of the host."""
 
 
 def image_chains(definition: Definition) -> dict[str, Chain]:
@@ -43,7 +45,7 @@ def _described(
     for disk in definition.disks:
         if disk.removable or disk.source is None:
             continue
-        if disk.source_kind not in (SourceKind.FILE, SourceKind.BLOCK):
+        if disk.source_kind not in HOST_FILES:
             unread[disk.target] = "it is no file or device of this host"
             continue
         try:
@@ -55,12 +57,12 @@ def _described(
     return chains, unread
 
 
-def _writer(chain: Chain) -> str | None:
+def writer_in_chain(chain: Chain) -> str | None:
     """Return what has an image of a VM that is off open for writing: what stands in the image is not all then."""
     return next((writer for layer in chain if (writer := writer_of(layer.path)) is not None), None)
 
 
-def _images_of_others(hypervisor: Hypervisor, vm_uuid: str) -> dict[str, str]:
+def images_of_others(hypervisor: Hypervisor, vm_uuid: str) -> dict[str, str]:
     """Return every image that another VM of this host stands on, by its real path, with that VM's name."""
     used: dict[str, str] = {}
     for domain in hypervisor.domains():
@@ -85,10 +87,7 @@ def _definitions(domain: Domain, hypervisor: Hypervisor) -> list[Definition]:
     return found
 
 
-_FILES: Final = (SourceKind.FILE, SourceKind.BLOCK)
-
-
-def _written_images(hypervisor: Hypervisor) -> dict[str, str]:
+def written_images(hypervisor: Hypervisor) -> dict[str, str]:
     """Return the images that VMs of this host write to, now or after their next start, with the VM's name."""
     found: dict[str, str] = {}
     for vm in hypervisor.domains():
@@ -98,6 +97,6 @@ def _written_images(hypervisor: Hypervisor) -> dict[str, str]:
             except (VmkeepError, DefinitionError):
                 continue  # gone just now, or a machine of another kind
             for disk in with_volumes_found(definition, hypervisor).disks:
-                if disk.source is not None and disk.source_kind in _FILES and not disk.readonly:
+                if disk.source is not None and disk.source_kind in HOST_FILES and not disk.readonly:
                     found[os.path.realpath(disk.source)] = vm.name
     return found

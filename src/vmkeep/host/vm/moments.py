@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.errors import InvalidRequest, RelationsTorn, VmkeepError
-from vmkeep.host.moments.local import _log
 from vmkeep.host.tasks.moments import VmMoments, moment_errors, named
 from vmkeep.hypervisor import Domain, DomainMoments, RunState
+from vmkeep.logs import get_logger
 from vmkeep.moments import MomentError, MomentKind, Snapshot, parse_moment, parse_snapshot, redefinable
+
+_log = get_logger(__name__)
+_UNREADABLE: Final = "libvirt wrote this definition, and vmkeep cannot read it; virsh can. Please report it."
 
 
 def read_moments(register: DomainMoments, *, secure: bool = False, domain: bool = False) -> VmMoments:
@@ -69,9 +74,6 @@ def _torn(found: VmMoments, register: DomainMoments) -> set[str]:
     roots, leaves = register.linked()
     ours = {moment.name for moment in tree.children()}
     return {name for name in names if (name in roots) != (name in ours) or (name in leaves) == tree.has_children(name)}
-
-
-_UNREADABLE = "libvirt wrote this definition, and vmkeep cannot read it; virsh can. Please report it."
 
 
 def read_snapshot(xml: str, domain: Domain) -> tuple[Snapshot, Definition]:

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import PermissionRefused, StateUnsupported, VmkeepError
-from vmkeep.host.checkpoints.bitmaps import can_hold_bitmaps
 from vmkeep.host.records.sockets import SOCKET_DIRECTORIES
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.states import state_sources
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.planning.bitmaps import can_hold_bitmaps
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import describe_image, look_at
 

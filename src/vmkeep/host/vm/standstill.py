@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from vmkeep.errors import HypervisorError, VmkeepError
+from vmkeep.errors import HypervisorError, VmBusy, VmkeepError
 from vmkeep.hypervisor import Domain, RunState
 from vmkeep.paths import open_place, reopen
-from vmkeep.transfer.imagefile import ImageLayer
+from vmkeep.planning.images import ImageLayer
 
 
 def as_text(moment: datetime) -> str:
@@ -44,3 +44,17 @@ def sync_images(chains: Mapping[str, Sequence[ImageLayer]]) -> None:
                 os.fdatasync(image)
             finally:
                 os.close(image)
+
+
+# A freeze waits until the guest has written out what it holds; libvirt's answer to it is waited for as long.
+AGENT_WORK_SECONDS = 65.0
+
+
+def require_standing(domain: Domain, what: str) -> None:
+    """Raise VmBusy for a VM that somebody resumed or stopped: its state files may be of different times."""
+    if domain.state().run is not RunState.PAUSED:
+        raise VmBusy(
+            f"VM {domain.name!r} was resumed or stopped by somebody while {what}",
+            vm=domain.name,
+            hint="Run the command again.",
+        )

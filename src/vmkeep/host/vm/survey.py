@@ -7,7 +7,6 @@ from typing import Literal, cast
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import StateUnsupported
-from vmkeep.host.checkpoints.bitmaps import OLD_QCOW2, Chains, amending
 from vmkeep.host.tasks.survey import SurveyedDisk, SurveyedVm
 from vmkeep.host.vm.astray import astray_disks, lost_vm
 from vmkeep.host.vm.definition import with_volumes_found
@@ -18,6 +17,7 @@ from vmkeep.host.vm.secrets import needed_secrets, read_secrets
 from vmkeep.host.vm.states import state_sources, state_warnings
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning import Exclusion, PointRequest, Refused, plan_point
+from vmkeep.planning.bitmaps import OLD_QCOW2, Chains, amending
 from vmkeep.statefiles.location import StateRoots
 
 _LEFT_OUT = "left out by vmkeep.toml"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from vmkeep.custody.states import KnownState
 from vmkeep.errors import IntegrityError
-from vmkeep.host.tasks.task import KnownState
 from vmkeep.repository import Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from vmkeep.host.checkpoints.bitmaps import Bitmaps
 from vmkeep.planning import BitmapHealth
+from vmkeep.planning.bitmaps import Bitmaps
 
 
 def sound_targets(bitmaps: Bitmaps, name: str, targets: Collection[str]) -> frozenset[str]:

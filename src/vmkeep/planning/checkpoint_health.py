@@ -11,10 +11,10 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from vmkeep.host.checkpoints.bitmaps import Bitmaps
-from vmkeep.host.tasks.task import KnownPoint
 from vmkeep.moments import Checkpoint, CheckpointType, Moment
 from vmkeep.planning import BitmapHealth
+from vmkeep.planning.bitmaps import Bitmaps
+from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.order import Made, places
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})

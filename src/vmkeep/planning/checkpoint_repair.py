@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vmkeep.host.checkpoint_health import CheckpointFacts, CheckpointHealth, DiskHealth, Standing
-from vmkeep.host.checkpoints.changes import Lineage
 from vmkeep.planning import BitmapHealth
+from vmkeep.planning.checkpoint_health import CheckpointFacts, CheckpointHealth, DiskHealth, Standing
+from vmkeep.planning.lineage import Lineage
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from vmkeep.host.checkpoint_health import Health, by_age
-from vmkeep.host.checkpoints.bitmaps import Chain
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotLocation
+from vmkeep.planning.bitmaps import Chain
+from vmkeep.planning.checkpoint_health import Health, by_age
 
 _INTERRUPTED: Final = "its deletion was interrupted; delete the snapshot again"
 
