@@ -75,8 +75,8 @@ _AT_THE_INSTANT = [
     *_around(_GUARDIAN + "Guardian._say"),  # the stage of the instant
     *_around(_DOMAIN + "suspend", 0, 2),
     *_around(_DOMAIN + "begin_backup", 2, 15, 30, 45),
-    *_around("vmkeep.host.points.instant:capture"),
-    Place("after", "vmkeep.host.points.instant:capture#2"),
+    *_around("vmkeep.host.vm.states:capture"),
+    Place("after", "vmkeep.host.vm.states:capture#2"),
     *_around(_DOMAIN + "resume", 0, 2),
     *_around(_GUARDIAN + "Guardian._say#2", 0, 1),
 ]

@@ -46,7 +46,7 @@ _PLACES = [
     Place("during", _STOPPED + "add_bitmap", 10),
     Place("after", _STOPPED + "add_bitmap"),
     Place("after", _STOPPED + "add_bitmap#2"),
-    Place("after", "vmkeep.host.points.instant:capture"),
+    Place("after", "vmkeep.host.vm.states:capture"),
     Place("before", _GUARDIAN + "Guardian._say"),
     Place("after", _GUARDIAN + "Guardian._say"),
     Place("before", "vmkeep.host.points.point:capture_disk"),

@@ -25,7 +25,7 @@ _PLACES = [
     ("before", _DOMAIN + "suspend", False),
     ("after", _DOMAIN + "suspend", True),
     ("after", _DOMAIN + "begin_backup", True),
-    ("before", "vmkeep.host.points.instant:capture#2", True),  # between the UEFI variables and the TPM
+    ("before", "vmkeep.host.vm.states:capture#2", True),  # between the UEFI variables and the TPM
     ("before", _DOMAIN + "resume", True),
 ]
 
