@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -50,6 +51,7 @@ def judge_bitmap(layers: Sequence[StoredBitmap | None], *, valid_in_qemu: bool |
 
 
 _BITMAP_FORMAT: Final = "qcow2"
+_BUS_WITHOUT_BITMAPS: Final = "sd"
 
 
 OLD_QCOW2: Final = "its image is qcow2 of version 2, which cannot hold a bitmap"
@@ -127,13 +129,56 @@ class Bitmaps:
         return self.unread.get(target)
 
 
-def can_hold_bitmaps(disk: DefinedDisk) -> bool:
-    """Tell whether libvirt makes bitmaps of a disk."""
-    return disk.format == _BITMAP_FORMAT and not (disk.readonly or disk.transient or disk.removable)
+class RecordableDisk(Protocol):
+    """What decides whether there can be a bitmap of a disk, in words of libvirt's XML."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def bus(self) -> str | None: ...
+    @property
+    def format(self) -> str | None: ...
+    @property
+    def readonly(self) -> bool: ...
+    @property
+    def transient(self) -> bool: ...
+
+
+class Obstacle(StrEnum):
+    """Why there can be no bitmap of a disk."""
+
+    TRANSIENT = "transient"
+    READ_ONLY = "read-only"
+    DEVICE = "device"
+    """It is a drive for media, or a LUN that is passed to the guest as it is."""
+    FORMAT = "format"
+    BUS = "bus"
+    """It is on the bus sd."""
+    OLD_FORMAT = "old-format"
+    """Its image is qcow2 of version 2."""
+
+
+def obstacle_to_bitmaps(disk: RecordableDisk, *, holds_bitmaps: bool = True) -> Obstacle | None:
+    """Return why there can be no bitmap of a disk; None where there can. The one place that decides it.
+
+    libvirt's QEMU driver makes bitmaps in writable qcow2 disks only, and none on the bus sd or in transient disks
+    (probed on 9.0 and 11.3). QEMU keeps none in qcow2 of version 2: ``holds_bitmaps`` is False of such an image.
+    """
+    if disk.transient:
+        return Obstacle.TRANSIENT
+    if disk.readonly:
+        return Obstacle.READ_ONLY
+    if disk.device != "disk":
+        return Obstacle.DEVICE
+    if disk.format != _BITMAP_FORMAT:
+        return Obstacle.FORMAT
+    if disk.bus == _BUS_WITHOUT_BITMAPS:
+        return Obstacle.BUS
+    return None if holds_bitmaps else Obstacle.OLD_FORMAT
 
 
 def amending(disk: DefinedDisk, chain: Chain) -> str | None:
     """Return the command that makes the image of a disk one that holds bitmaps; None where there is nothing to do."""
-    if not chain or chain[0].holds_bitmaps or not can_hold_bitmaps(disk):
+    if not chain or chain[0].holds_bitmaps or obstacle_to_bitmaps(disk) is not None:
         return None
     return command_line("qemu-img amend -f qcow2 -o compat=1.1", chain[0].path)

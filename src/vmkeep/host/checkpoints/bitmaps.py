@@ -15,7 +15,7 @@ from vmkeep.errors import HypervisorError, HypervisorUnavailable
 from vmkeep.host.vm.images import writer_in_chain
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
-from vmkeep.planning.bitmaps import Bitmaps, Chains, can_hold_bitmaps
+from vmkeep.planning.bitmaps import Bitmaps, Chains, obstacle_to_bitmaps
 
 _log = get_logger(__name__)
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -36,7 +36,7 @@ def look_at_bitmaps(
     ``chains`` are the images of the disks that could be read, as they are now; ``unread`` says why the others could
     not. ``unasked`` says why libvirt must not be asked.
     """
-    holding = {disk.target: disk for disk in definition.disks if can_hold_bitmaps(disk)}
+    holding = {disk.target: disk for disk in definition.disks if obstacle_to_bitmaps(disk) is None}
     kept = {target: chain for target, chain in chains.items() if target in holding}
     missed = {target: unread.get(target, "its image cannot be read") for target in holding if target not in kept}
     if stopped:

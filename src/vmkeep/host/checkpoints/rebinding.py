@@ -16,6 +16,7 @@ from vmkeep.host.checkpoints.changes import checkpoint_xml
 from vmkeep.host.records.restore import JournalDisk
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
+from vmkeep.planning.bitmaps import obstacle_to_bitmaps
 from vmkeep.transfer.imagefile import add_bitmap, describe_image, remove_bitmap
 from vmkeep.transfer.imagekey import ImageKey
 
@@ -24,8 +25,6 @@ _BITMAP_FORMAT = "qcow2"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _CLOSING_SECONDS = 60.0
 _WAIT_SECONDS = 0.1
-# libvirt makes no checkpoints on this bus.
-_BUS_WITHOUT_BITMAPS = "sd"
 
 
 def rebind(
@@ -51,7 +50,7 @@ def rebind(
         if disk.format != _BITMAP_FORMAT:
             continue
         (top,) = describe_image(disk.path, disk.format, chain=False)
-        recording = top.holds_bitmaps and _can_record(definition, disk.target)
+        recording = _can_record(definition, disk.target, holds_bitmaps=top.holds_bitmaps)
         refused = _make_bitmap_afresh(disk, checkpoint if recording else None, prefix, key(disk))
         if refused is not None:
             told.append(no_bitmap(disk.target, refused))
@@ -131,11 +130,12 @@ def broken_bitmaps(disk: JournalDisk, *, prefix: str) -> tuple[str, ...]:
     return tuple(bitmap.name for bitmap in top.bitmaps if bitmap.in_use and not bitmap.name.startswith(prefix))
 
 
-def _can_record(definition: Definition, target: str) -> bool:
+def _can_record(definition: Definition, target: str, *, holds_bitmaps: bool = True) -> bool:
+    """Tell whether a point of the VM would make a bitmap in the disk."""
     disk = definition.disk(target)
-    return disk is not None and not (
-        disk.readonly or disk.shareable or disk.transient or disk.bus == _BUS_WITHOUT_BITMAPS
-    )
+    if disk is None or disk.shareable:
+        return False
+    return obstacle_to_bitmaps(disk, holds_bitmaps=holds_bitmaps) is None
 
 
 def _bitmaps(domain: Domain, name: str, listed: frozenset[str]) -> frozenset[str]:

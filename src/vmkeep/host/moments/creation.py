@@ -21,12 +21,9 @@ from vmkeep.moments import (
     format_checkpoint,
     parse_checkpoint,
 )
-from vmkeep.planning.bitmaps import OLD_QCOW2, Chain, amending
+from vmkeep.planning.bitmaps import OLD_QCOW2, Chain, Obstacle, amending, obstacle_to_bitmaps
 
 _KIND = MomentKind.CHECKPOINT
-_BITMAP_FORMAT = "qcow2"
-# libvirt makes no checkpoints on this bus.
-_BUS_WITHOUT_BITMAPS = "sd"
 
 
 def create_checkpoint(domain: Domain, order: CreateCheckpoint) -> MomentsChanged:
@@ -97,10 +94,16 @@ def _aligned(wanted: Checkpoint, domain_xml: str, vm: str) -> tuple[Checkpoint, 
 
 def _reason_against(disk: DefinedDisk, images: Chain) -> str | None:
     """Return why QEMU can keep no bitmap for libvirt in a disk that may be written to; None when it can."""
-    if disk.format != _BITMAP_FORMAT:
-        return f"its format is {disk.format or 'raw'}, which holds no bitmaps"
-    if disk.bus == _BUS_WITHOUT_BITMAPS:
-        return f"libvirt makes no checkpoints on the bus {_BUS_WITHOUT_BITMAPS}"
-    if (amend := amending(disk, images)) is not None:
-        return f"{OLD_QCOW2} (with the VM off: `{amend}`)"
-    return "it is transient: what is written to it is dropped when the VM stops" if disk.transient else None
+    match obstacle_to_bitmaps(disk, holds_bitmaps=not images or images[0].holds_bitmaps):
+        case Obstacle.TRANSIENT:
+            return "it is transient: what is written to it is dropped when the VM stops"
+        case Obstacle.DEVICE:
+            return f"it is a {disk.device}, which holds no bitmaps"
+        case Obstacle.FORMAT:
+            return f"its format is {disk.format or 'raw'}, which holds no bitmaps"
+        case Obstacle.BUS:
+            return f"libvirt makes no checkpoints on the bus {disk.bus}"
+        case Obstacle.OLD_FORMAT:
+            return f"{OLD_QCOW2} (with the VM off: `{amending(disk, images)}`)"
+        case Obstacle.READ_ONLY | None:
+            return None

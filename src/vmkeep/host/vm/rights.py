@@ -20,7 +20,7 @@ from vmkeep.host.records.sockets import SOCKET_DIRECTORIES
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.states import state_sources
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
-from vmkeep.planning.bitmaps import can_hold_bitmaps
+from vmkeep.planning.bitmaps import obstacle_to_bitmaps
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import describe_image, look_at
 
@@ -105,7 +105,7 @@ def _of_images(definition: Definition, *, running: bool, left_out: Collection[st
             yield Lacking("read", f"an image below {what}", error.path or disk.source)
         except VmkeepError:  # whatever else is wrong with an image is told by what reads it
             continue
-        if not running and can_hold_bitmaps(disk) and _refused(Path(disk.source), os.W_OK):
+        if not running and obstacle_to_bitmaps(disk) is None and _refused(Path(disk.source), os.W_OK):
             yield Lacking("write", what, disk.source)
 
 
