@@ -460,7 +460,7 @@ def catalog_point(record: PointRecord) -> CatalogPoint:
     )
 
 
-def known_point(point: CatalogPoint) -> KnownPoint:
+def known_from_catalogue(point: CatalogPoint) -> KnownPoint:
     """Return what a host must know of a point to read another one against it."""
     disks = tuple(
         KnownDisk(

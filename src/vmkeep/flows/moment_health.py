@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vmkeep.errors import PointNotFound, VmkeepError
-from vmkeep.flows.installation import Premises, known_point
+from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.host.protocol import Host
 from vmkeep.host.records.lock import FileLock, lock_vm
 from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest
@@ -20,9 +20,9 @@ from vmkeep.logs import get_logger
 from vmkeep.planning.checkpoint_health import CheckpointHealth, Standing, health_texts
 from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
 from vmkeep.planning.lineage import newest_first
-from vmkeep.planning.model import KnownDisk, KnownPoint
+from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.snapshot_health import SnapshotHealth, snapshot_texts
-from vmkeep.repository import PointRecord
+from vmkeep.repository.record import known_point
 
 _log = get_logger(__name__)
 # Usually the second round finds nothing. Each checkpoint that libvirt refuses to list again takes one more.
@@ -148,7 +148,7 @@ class MomentHealth:
     def _request(self, vm_uuid: str, *, unsure: bool = False) -> CheckpointRequest:
         catalog = self._premises.catalog
         known = catalog.repository()
-        points = tuple(known_point(point) for point in catalog.points_of_vm(vm_uuid))
+        points = tuple(known_from_catalogue(point) for point in catalog.points_of_vm(vm_uuid))
         request = CheckpointRequest(
             vm=vm_uuid, repository=None if known is None else known.id, points=points, unsure=unsure
         )
@@ -177,7 +177,7 @@ class MomentHealth:
                     vm=request.vm, repository=request.repository, points=request.points, unsure=True
                 )
             if record.vm_uuid == request.vm:
-                found.append(_known_record(record))
+                found.append(known_point(record))
         points = newest_first((*request.points, *found)) if found else request.points
         return CheckpointRequest(vm=request.vm, repository=request.repository, points=points)
 
@@ -192,11 +192,3 @@ class MomentHealth:
             if checkpoint.listed
             or any(disk.images or (checkpoint.name, disk.target) not in hopeless for disk in checkpoint.disks)
         )
-
-
-def _known_record(record: PointRecord) -> KnownPoint:
-    disks = tuple(
-        KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != "scan")
-        for disk in record.disks
-    )
-    return KnownPoint(record.id, disks, record.created, record.parent, record.sequence)

@@ -11,7 +11,7 @@ from vmkeep.custody.states import KnownState
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.hosts import told_of_base
-from vmkeep.flows.installation import catalog_point, catalog_states, known_point
+from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
@@ -60,7 +60,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         vm_uuid=uuid,
         full=request.full,
         exclude=tuple(request.exclude),
-        points=tuple(known_point(point) for point in history),
+        points=tuple(known_from_catalogue(point) for point in history),
         states=newest_states(services, uuid, history),
         quiesce=request.quiesce,
         demanded=tuple(request.demanded),

@@ -15,7 +15,7 @@ from typing import Final
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition
-from vmkeep.errors import HypervisorError, InvalidRequest, VmBusy
+from vmkeep.errors import HypervisorError, InvalidRequest
 from vmkeep.host.checkpoints.bindings import as_bound
 from vmkeep.host.checkpoints.bitmaps import look_at_bitmaps
 from vmkeep.host.checkpoints.changes import Checkpoints
@@ -23,7 +23,7 @@ from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest, StepDone
 from vmkeep.host.vm.definition import definition_of
 from vmkeep.host.vm.disks import disk_sizes, plannable_disks
-from vmkeep.host.vm.fitness import refuse_beside_a_job
+from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_in_transition
 from vmkeep.host.vm.images import describe_chains, images_of_others
 from vmkeep.host.vm.keys import key_of_disk
 from vmkeep.host.vm.moments import refuse_torn_checkpoints
@@ -76,8 +76,7 @@ def plan_checkpoint_repair(
     """
     refuse_while_pending(settings, domain.name, domain.uuid)
     run = domain.state().run
-    if run is RunState.OTHER:
-        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+    refuse_in_transition(run, domain.name)
     if run is not RunState.OFF:
         refuse_beside_a_job(domain)
     refuse_torn_checkpoints(domain)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vmkeep.config import Settings, prepare_home
-from vmkeep.errors import VmBusy, VmOff
+from vmkeep.errors import VmOff
 from vmkeep.host.records.lock import lock_vm
 from vmkeep.host.tasks.moments import (
     CreateCheckpoint,
@@ -21,6 +21,7 @@ from vmkeep.host.tasks.moments import (
     RepairSnapshots,
     VmMoments,
 )
+from vmkeep.host.vm.fitness import refuse_in_transition
 from vmkeep.host.vm.moments import read_moments
 from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState
 from vmkeep.moments import MomentKind, redefinable
@@ -71,8 +72,7 @@ class LocalMoments:
         doing = f"a change of {order.kind}s"
         with lock_vm(self._settings.locks_dir, domain.uuid, domain.name, doing, stop):
             self._refuse_while_restored(domain)
-            if domain.state().run is RunState.OTHER:
-                raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+            refuse_in_transition(domain.state().run, domain.name)
             self._refuse_astray(order, domain, hypervisor)
             return self._carry_out(order, domain, hypervisor, stop)
 

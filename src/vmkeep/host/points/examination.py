@@ -10,12 +10,11 @@ from functools import partial
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
-from vmkeep.errors import VmBusy
 from vmkeep.host.checkpoints.bases import Bases, Standing
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
 from vmkeep.host.vm.definition import definition_to_keep, with_overlays_dropped, with_volumes_found
 from vmkeep.host.vm.disks import disk_sizes, plannable_disks
-from vmkeep.host.vm.fitness import refuse_beside_a_job
+from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_in_transition
 from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.keys import key_of_disk
 from vmkeep.host.vm.moments import refuse_torn_checkpoints
@@ -124,8 +123,7 @@ def examine(
 def _is_stopped(domain: Domain) -> bool:
     """Return whether the VM is off; raises VmBusy while it is neither off nor standing."""
     run = domain.state().run
-    if run is RunState.OTHER:
-        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+    refuse_in_transition(run, domain.name)
     if run is not RunState.OFF:
         refuse_beside_a_job(domain)
     return run is RunState.OFF

@@ -37,10 +37,11 @@ from vmkeep.planning import (
     Refused,
     plan_point,
 )
-from vmkeep.planning.model import KnownDisk, KnownPoint
+from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, PointWriter, Repository
 from vmkeep.repository.fields import as_lines
+from vmkeep.repository.record import known_point
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
 
@@ -161,13 +162,7 @@ class Point:
             record = self._repository.point(point_id)
         except (IntegrityError, PointNotFound):
             return None
-        if record.vm_uuid != vm_uuid:
-            return None
-        disks = tuple(
-            KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != Mode.SCAN)
-            for disk in record.disks
-        )
-        return KnownPoint(point_id, disks, record.created, record.parent, record.sequence)
+        return known_point(record) if record.vm_uuid == vm_uuid else None
 
     def _plan(self, examined: Examined) -> _Planned:
         """Plan each disk, with the points it builds on; those that cannot be read are done without."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import SourceKind
-from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmBusy, VmNotFound, VmRunning
+from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmNotFound, VmRunning
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.reverts.choice import Reversal, choose
 from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.host.vm.astray import refuse_astray
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
-from vmkeep.host.vm.fitness import refuse_jobs, require_off
+from vmkeep.host.vm.fitness import refuse_in_transition, refuse_jobs, require_off
 from vmkeep.host.vm.images import image_chains
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
 from vmkeep.planning.names import checkpoint_prefix
@@ -72,8 +72,7 @@ def stop_for_revert(hypervisor: Hypervisor, settings: Settings, request: StopFor
 def _refuse_state(domain: Domain, *, stop: bool) -> bool:
     """Return whether the VM runs; raises unless it is off, or runs and may be stopped."""
     run = domain.state().run
-    if run is RunState.OTHER:
-        raise VmBusy(f"VM {domain.name!r} is being shut down or started", vm=domain.name)
+    refuse_in_transition(run, domain.name)
     if not domain.is_persistent():
         raise VmNotFound(
             f"VM {domain.name!r} is transient: it is gone when it stops, and its snapshots with it",

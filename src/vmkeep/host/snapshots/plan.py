@@ -22,12 +22,12 @@ from vmkeep.errors import (
     InvalidRequest,
     StateUnsupported,
     TargetExists,
-    VmBusy,
     VmRunning,
 )
 from vmkeep.host.records.snapshot import KeptOverlay
 from vmkeep.host.snapshots.surroundings import Surroundings
 from vmkeep.host.tasks.snapshots import MakeSnapshot
+from vmkeep.host.vm.fitness import refuse_in_transition
 from vmkeep.hypervisor import RunState
 from vmkeep.moments import (
     MomentError,
@@ -120,8 +120,7 @@ def _parsed(request: MakeSnapshot, around: Surroundings, now: int) -> Snapshot:
 
 def _refuse_state(request: MakeSnapshot, around: Surroundings) -> None:
     vm, state = around.vm, around.state
-    if state.run is RunState.OTHER:
-        raise VmBusy(f"VM {vm!r} is being shut down or started", vm=vm)
+    refuse_in_transition(state.run, vm)
     if state.asleep:
         raise StateUnsupported(
             "the VM was suspended by its guest, and libvirt makes no snapshot of such a VM",

@@ -35,6 +35,12 @@ def require_off(domain: Domain) -> None:
         )
 
 
+def refuse_in_transition(run: RunState, vm: str) -> None:
+    """Raise VmBusy while a VM is neither off nor standing: what it will be is not known yet."""
+    if run is RunState.OTHER:
+        raise VmBusy(f"VM {vm!r} is being shut down or started", vm=vm)
+
+
 def refuse_beside_a_job(domain: Domain) -> None:
     """Refuse while somebody else's job holds the VM: libvirt would let the suspended guest wait 30 s for it."""
     if domain.has_job():
