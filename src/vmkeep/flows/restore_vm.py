@@ -26,7 +26,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
     plan.step(publish, plan, items, request.force)
     plan.step(define, plan, request, prepared, undo=lambda _: undefine(plan, request, prepared))
     plan.step(note_vm, plan, request, prepared)
-    plan.step(discard_replaced, plan, items)
+    left = plan.step(discard_replaced, plan, items)
     return VmRestored(
         point=request.point,
         name=prepared.name,
@@ -35,7 +35,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
         tpm=prepared.tpm,
         files=tuple(item.final for item in items),
         bytes_written=delivered.bytes_written,
-        warnings=prepared.warnings,
+        warnings=(*prepared.warnings, *left),
         changes=tuple({"change": change, "guest": guest} for change, guest in prepared.changes),
     )
 

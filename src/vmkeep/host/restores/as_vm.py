@@ -377,11 +377,19 @@ def withdraw_items(request: WithdrawItems) -> None:
             Path(request.directory).rmdir()
 
 
-def discard_replaced(request: DiscardReplaced) -> None:
-    """Remove what was kept aside, now that all else is done."""
+def discard_replaced(request: DiscardReplaced) -> tuple[str, ...]:
+    """Remove what was kept aside, now that all else is done; return a sentence for each file that stays.
+
+    A file that cannot be removed ends nothing: some of what was replaced is gone by then, so there is no way back.
+    """
+    left = []
     for item in request.items:
-        remove(_aside(item))
-        remove(_marker(item))
+        for path in (_aside(item), _marker(item)):
+            try:
+                remove(path)
+            except VmkeepError as error:
+                left.append(f"{path} is left over, because it could not be removed: {error}")
+    return tuple(left)
 
 
 def _deliver_disk(

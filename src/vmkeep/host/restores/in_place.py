@@ -16,7 +16,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, DefinitionError
 from vmkeep.errors import HostFileMissing, PointChanged, RestorePending, VmBusy, VmkeepError, VmNotFound
-from vmkeep.filesystem import OF_STORAGE, fault_error, sync_directory
+from vmkeep.filesystem import fault_error, sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
 from vmkeep.host.restores.as_vm import check_state, discard_replaced, item_at, publish_items, withdraw_items
@@ -271,13 +271,9 @@ class InPlace:
             journal = replace(journal, stage=RestoreStage.RELEASED)
             self._parking.save(journal)
         self._parking.unpark(domain, journal, written=[disk.target for disk in journal.disks])
-        warnings = []
-        try:
-            discard_replaced(DiscardReplaced(journal.items))
-        except OF_STORAGE as error:
-            warnings.append(f"What was replaced could not be removed: {error}. `vmkeep doctor` shows what is left.")
+        left = discard_replaced(DiscardReplaced(journal.items))
         self._end(journal)
-        return tuple(warnings)
+        return left
 
     # -- PutBack -----------------------------------------------------------------------------------------------
 

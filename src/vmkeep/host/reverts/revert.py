@@ -286,7 +286,7 @@ class Revert:
         warnings: list[str] = []
         discarded = []
         try:
-            discard_replaced(DiscardReplaced(journal.items))
+            warnings.extend(discard_replaced(DiscardReplaced(journal.items)))
             for overlay in revert.overlays:
                 if overlay.discard:
                     with file_errors(Path(overlay.former)):

@@ -146,7 +146,7 @@ class WithdrawItems(Task[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class DiscardReplaced(Task[None]):
+class DiscardReplaced(Task[tuple[str, ...]]):
     """Remove what PublishItems kept aside."""
 
     items: tuple[DeliveredItem, ...]
