@@ -15,6 +15,7 @@ that home.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -149,11 +150,13 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.installation import Premises
     from vmkeep.flows.requests import TakePoint, TakeSnapshot
+    from vmkeep.host.local import LocalHost
 
     answers: list[Any] = []
     with Premises(load_settings()) as premises:
         premises.ensure()
-        with Engine(premises) as engine:
+        host = LocalHost(premises.settings, lambda: premises.repository)
+        with contextlib.closing(host), Engine(premises, host) as engine:
             result["recovered"] = engine.recovered
             for kind, *words in acts:
                 if kind == "backup":

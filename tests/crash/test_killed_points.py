@@ -54,11 +54,11 @@ def _around(place: str, *delays_ms: float, kept: bool = False, old_gone: bool = 
 
 
 _BEFORE_THE_INSTANT = [
-    *_around("vmkeep.host.records.lock:FileLock.try_acquire"),  # of the process
+    *_around("vmkeep.locks:FileLock.try_acquire"),  # of the process
     *_around(_CATALOG + "begin_operation", 1),
     Place("before", "vmkeep.flows.plan:Plan.step"),
     Place("before", "vmkeep.host.local:LocalHost._carry_out"),
-    *_around("vmkeep.host.records.lock:FileLock.try_acquire#2"),  # of the VM
+    *_around("vmkeep.locks:FileLock.try_acquire#2"),  # of the VM
     *_around(_STORE + "ObjectStore.put"),  # the intent
     Place("before", _GUARDIAN + "Guardian.__init__"),
     Place("before", "vmkeep.host.guard.rescue:JobRecord.save", record=True),

@@ -77,7 +77,7 @@ def create_checkpoint(
     """Create a checkpoint of a running VM."""
     from vmkeep.cli.momentshown import moment_object
     from vmkeep.cli.textfiles import read_text
-    from vmkeep.host.tasks.moments import CreateCheckpoint
+    from vmkeep.host.tasks.moments import CreateCheckpoint, ReadMoments
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         if xml is not None and (name is not None or description is not None or diskspec):
@@ -98,8 +98,8 @@ def create_checkpoint(
         if print_xml:
             moments.dump_xml(running, _kind(), created, done.xml or "", xpath=None, wrap=False)
             return
-        with running.moments() as host:
-            found = host.moments(_kind(), vm)
+        with running.host() as host:
+            found = host.ask(ReadMoments(kind=_kind(), vm=vm))
         tree = found.tree()
         shown = moment_object(moments.find_moment(found, tree, created), found, tree)
         if running.console.json:
@@ -200,9 +200,13 @@ def dump_checkpoint(
     debug: DebugOption = False,
 ) -> None:
     """Print the definition of a checkpoint as libvirt has it."""
+    from vmkeep.host.tasks.moments import ReadMomentXml
+
     with session(context, json=json, connect=connect, debug=debug) as running:
-        with running.moments() as host:
-            text = host.moment_xml(_kind(), vm, name, secure=security_info, domain=not no_domain, sizes=size)
+        with running.host() as host:
+            text = host.ask(
+                ReadMomentXml(kind=_kind(), vm=vm, name=name, secure=security_info, domain=not no_domain, sizes=size)
+            )
         moments.dump_xml(running, _kind(), name, text, xpath=xpath, wrap=wrap)
 
 

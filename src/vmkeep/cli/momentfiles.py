@@ -25,12 +25,12 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
     from vmkeep.cli.terminal import escaped_json
     from vmkeep.cli.textfiles import STANDARD, write_text
     from vmkeep.flows.signed_exports import export_signer
-    from vmkeep.host.tasks.moments import moment_errors
+    from vmkeep.host.tasks.moments import ReadDefinitions, ReadMoments, moment_errors
     from vmkeep.moments import BundledMoment, MomentBundle, format_bundle, parse_moment
 
-    with running.moments() as host:
-        found = host.moments(kind, vm)
-        definitions = host.moment_definitions(kind, vm, secure=secure)
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
+        definitions = host.ask(ReadDefinitions(kind=kind, vm=vm, secure=secure))
     order = [moment.name or "" for moment in found.tree().descendants() if moment.name in definitions]
     with moment_errors(kind, found.vm):
         moments = tuple(BundledMoment(parse_moment(kind, definitions[name]), definitions[name]) for name in order)

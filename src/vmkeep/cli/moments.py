@@ -7,6 +7,7 @@ The commands themselves, with the options that virsh has for each kind, stand in
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, Mome
 
 if TYPE_CHECKING:
     from vmkeep.cli.session import Session
-    from vmkeep.host.moments.local import LocalMoments
+    from vmkeep.host.protocol import Host
     from vmkeep.host.tasks.moments import (
         DeleteMoments,
         ImportMoments,
@@ -97,12 +98,12 @@ class Listing:
 def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -> None:
     """``vmkeep KIND list``."""
     from vmkeep.cli.momentshown import moment_object, moment_table
-    from vmkeep.host.tasks.moments import moment_errors
+    from vmkeep.host.tasks.moments import ReadMoments, moment_errors
     from vmkeep.moments import MomentFilter, draw_tree, select
 
     wanted.check()
-    with running.moments() as host:
-        found = host.moments(kind, vm)
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
     tree = found.tree()
     if wanted.current:
         wanted = replace(wanted, start=_current(found))
@@ -150,9 +151,10 @@ def health(running: Session, kind: MomentKind, found: VmMoments) -> Mapping[str,
 def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
     """``vmkeep KIND info``."""
     from vmkeep.cli.momentshown import moment_facts, moment_object
+    from vmkeep.host.tasks.moments import ReadMoments
 
-    with running.moments() as host:
-        found = host.moments(kind, vm)
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
     tree = found.tree()
     moment = find_moment(found, tree, _named_or_current(found, name, current=current))
     shown = moment_object(moment, found, tree, health(running, kind, found))
@@ -165,8 +167,10 @@ def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *
 
 def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
     """``vmkeep KIND parent``."""
-    with running.moments() as host:
-        found = host.moments(kind, vm)
+    from vmkeep.host.tasks.moments import ReadMoments
+
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
     tree = found.tree()
     moment = find_moment(found, tree, _named_or_current(found, name, current=current))
     parent = tree.parent(moment.name or "")
@@ -200,11 +204,13 @@ def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: 
         running.console.xml("".join(f"{node}\n" for node in nodes))
 
 
-def named_or_current(host: LocalMoments, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> str:
+def named_or_current(host: Host, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> str:
     """Return the name that was given, or that of the current snapshot."""
+    from vmkeep.host.tasks.moments import ReadMoments
+
     if name is not None and not current:
         return name
-    return _named_or_current(host.moments(kind, vm), name, current=current)
+    return _named_or_current(host.ask(ReadMoments(kind=kind, vm=vm)), name, current=current)
 
 
 def _named_or_current(found: VmMoments, name: str | None, *, current: bool) -> str:
@@ -237,8 +243,21 @@ def find_moment(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> Any
 @contextlib.contextmanager
 def changing(running: Session) -> Iterator[Callable[[MomentChange], MomentsChanged]]:
     """Yield what carries out orders. A signal ends one between two steps, so that it is taken back whole."""
-    with running.moments() as host, running.interruption.handed_to(lambda _reason: None):
-        yield lambda order: host.change_moments(order, stop=running.interruption.check)
+    from vmkeep.flows.patience import carry_out
+
+    with running.host() as host, running.interruption.handed_to(lambda _reason: None):
+
+        def change(order: MomentChange) -> MomentsChanged:
+            return carry_out(
+                host,
+                uuid.uuid4().hex,
+                order,
+                stop=running.interruption.check,
+                watch=lambda progress: running.console.notice(progress.note) if progress.note else None,
+                limit_seconds=running.settings.stalled_after_seconds,
+            )
+
+        yield change
 
 
 def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> MomentsChanged:
@@ -258,13 +277,13 @@ def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> Mo
 
 def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
     """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
-    from vmkeep.host.tasks.moments import moment_errors, to_be_deleted
+    from vmkeep.host.tasks.moments import ReadMoments, moment_errors, to_be_deleted
     from vmkeep.moments import MomentKind
     from vmkeep.planning.names import is_base_name
 
     if order.kind is MomentKind.CHECKPOINT and not order.metadata_only:
-        with running.moments() as host:
-            found = host.moments(order.kind, order.vm)
+        with running.host() as host:
+            found = host.ask(ReadMoments(kind=order.kind, vm=order.vm))
         with moment_errors(order.kind, found.vm):
             doomed = to_be_deleted(found.tree(), order.name, order.mode)
         bases = [name for name in doomed if is_base_name(name)]
@@ -324,13 +343,13 @@ def edit_moment(
 ) -> None:
     """``vmkeep KIND edit``."""
     from vmkeep.cli.editing import edit_text
-    from vmkeep.host.tasks.moments import RedefineMoment, moment_errors
+    from vmkeep.host.tasks.moments import ReadMomentXml, RedefineMoment, moment_errors
     from vmkeep.moments import parse_moment, redefinable
 
     if rename and clone:
         raise InvalidRequest("--rename and --clone are mutually exclusive", hint="Give one of the two.")
-    with running.moments() as host:
-        xml = redefinable(host.moment_xml(kind, vm, name, secure=True))
+    with running.host() as host:
+        xml = redefinable(host.ask(ReadMomentXml(kind=kind, vm=vm, name=name, secure=True)))
 
     def change_it(edited: str) -> MomentsChanged:
         with moment_errors(kind, vm, name=name):

@@ -29,7 +29,7 @@ from vmkeep.errors import (
 from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, file_error, make_private_file, require_room
 from vmkeep.flows.identity import recognise
 from vmkeep.flows.standin import StandIn
-from vmkeep.host.records.lock import FileLock
+from vmkeep.locks import FileLock
 from vmkeep.planning.model import KnownDisk, KnownPoint
 
 if TYPE_CHECKING:

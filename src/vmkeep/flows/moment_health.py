@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
 from vmkeep.errors import PointNotFound, VmkeepError
 from vmkeep.flows.installation import Premises, known_from_catalogue
+from vmkeep.flows.services import held_vm
 from vmkeep.host.protocol import Host
-from vmkeep.host.records.lock import FileLock, lock_vm
-from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairRequest
+from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairCheckpoint, RepairRequest
+from vmkeep.host.tasks.locks import WhoHoldsVm
+from vmkeep.host.tasks.snapshots import LookAtSnapshots
+from vmkeep.host.tasks.survey import FindVm
 from vmkeep.logs import get_logger
 from vmkeep.planning.checkpoint_health import CheckpointHealth, Standing, health_texts
 from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
@@ -74,9 +78,8 @@ class MomentHealth:
 
     def checkpoints(self, vm: str) -> LookedAt:
         """Return the health of a VM's checkpoints; nothing is changed. Raises VmNotFound."""
-        uuid = self._host.vm_uuid(vm)
-        path = self._premises.settings.locks_dir / f"{uuid}.lock"
-        busy = (FileLock.holder(path) or "an operation") if FileLock.is_held(path) else None
+        uuid = self._host.ask(FindVm(vm))
+        busy = self._host.ask(WhoHoldsVm(uuid))
         # The point that is being taken has a checkpoint, and is not in the catalogue before its end.
         return LookedAt(self._judged(self._request(uuid, unsure=busy is not None)), busy)
 
@@ -86,7 +89,7 @@ class MomentHealth:
 
     def snapshots(self, vm: str) -> tuple[SnapshotHealth, ...]:
         """Return the health of a VM's snapshots; nothing is changed. Raises VmNotFound."""
-        return self._host.snapshot_health(vm)
+        return self._host.ask(LookAtSnapshots(vm))
 
     def snapshot_texts(self, vm: str) -> Mapping[str, str]:
         """Return the health of each snapshot of a VM in a few words, by name."""
@@ -96,10 +99,10 @@ class MomentHealth:
 
     def plan(self, vm: str, foreign: Collection[str] = ()) -> Repaired:
         """Return what a repair would do, and change nothing. Raises as ``repair``."""
-        uuid = self._host.vm_uuid(vm)
+        uuid = self._host.ask(FindVm(vm))
         with self._lock(uuid, vm):
             request = self._request(uuid)
-            plan = self._host.checkpoint_repair(RepairRequest(checkpoints=request, foreign=frozenset(foreign)))
+            plan = self._host.ask(RepairRequest(checkpoints=request, foreign=frozenset(foreign)))
             return Repaired((), plan, self._judged(request))
 
     def repair(self, vm: str, foreign: Collection[str] = ()) -> Repaired:
@@ -108,7 +111,7 @@ class MomentHealth:
         Raises VmBusy while something works on the VM, RestorePending, VmNotFound, and InvalidRequest for a name in
         ``foreign`` that is not there. A step that fails is told; the others are carried out.
         """
-        uuid = self._host.vm_uuid(vm)
+        uuid = self._host.ask(FindVm(vm))
         with self._lock(uuid, vm):
             request = self._request(uuid)
             allowed = frozenset(foreign)
@@ -118,7 +121,7 @@ class MomentHealth:
             left: dict[str, None] = {}
             for _ in range(_ROUNDS):
                 wanted = RepairRequest(checkpoints=request, foreign=allowed, hopeless=hopeless)
-                plan = self._host.checkpoint_repair(wanted)
+                plan = self._host.ask(wanted)
                 left |= dict.fromkeys(plan.left)
                 steps = [step for step in plan.steps if step not in failed]
                 if not steps:
@@ -133,15 +136,14 @@ class MomentHealth:
 
     def _take(self, vm_uuid: str, step: RepairStep) -> tuple[StepTaken, tuple[str, ...]]:
         try:
-            done = self._host.repair_checkpoint(vm_uuid, step)
+            done = self._host.ask(RepairCheckpoint(vm_uuid, step))
         except VmkeepError as error:
             _log.info("not repaired", step=str(step), error=error.message)
             return StepTaken(step, f"could not {step}: {error.message}", done=False), ()
         return StepTaken(step, done.told, done=True), done.refused
 
-    def _lock(self, vm_uuid: str, vm: str) -> FileLock:
-        directory = self._premises.settings.locks_dir
-        return lock_vm(directory, vm_uuid, vm, f"checkpoint repair of {vm}", lambda: None)
+    def _lock(self, vm_uuid: str, vm: str) -> AbstractContextManager[None]:
+        return held_vm(self._host, vm_uuid, vm, f"checkpoint repair of {vm}")
 
     # -- what the catalogue and the repository know ------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class MomentHealth:
         Another installation may keep the same VM in the same repository, and its checkpoints are as good as ours. When
         the repository cannot be asked, nothing that is not in the catalogue is called a left-over.
         """
-        judged = self._host.checkpoint_health(request)
+        judged = self._host.ask(request)
         strange = [checkpoint.name for checkpoint in judged if checkpoint.standing is Standing.LEFT_OVER]
         found: list[KnownPoint] = []
         for name in strange:
@@ -185,7 +187,7 @@ class MomentHealth:
         self, request: CheckpointRequest, hopeless: frozenset[tuple[str, str]] = frozenset()
     ) -> tuple[CheckpointHealth, ...]:
         """Return the health, without what a repair has just found to be nothing at all."""
-        judged = self._host.checkpoint_health(request)
+        judged = self._host.ask(request)
         return tuple(
             checkpoint
             for checkpoint in judged

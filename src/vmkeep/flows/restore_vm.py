@@ -15,6 +15,7 @@ from vmkeep.host.tasks.restores import (
     UndefineVm,
     VmPrepared,
 )
+from vmkeep.host.tasks.survey import Identify
 
 
 @flow("restore.vm", after_crash=AfterCrash.FINISH)
@@ -45,7 +46,7 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
     services = plan.services
     point = services.catalog.find_point(request.point)
     known = services.catalog.vm(point.vm_uuid)
-    here = services.host.identity().uuid
+    here = services.host.ask(Identify()).uuid
     elsewhere = known is not None and not known.adopted and known.host_uuid not in (None, here)
     task = PrepareVm(
         operation=plan.operation,
@@ -105,7 +106,7 @@ def undefine(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
 def note_vm(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
     """Let the catalogue know the VM, where it lives, and to which point it went back."""
     services = plan.services
-    host = services.host.identity()
+    host = services.host.ask(Identify())
     services.catalog.see_host(host.uuid, host.name)
     services.catalog.see_vm(prepared.uuid, prepared.name, host.uuid)
     if prepared.identity == "same":

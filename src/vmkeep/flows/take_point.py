@@ -25,7 +25,7 @@ from vmkeep.host.tasks.points import (
     PointCopied,
     PointOpened,
 )
-from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.planning import clocks
 from vmkeep.repository import PointRecord, Repository
 
@@ -50,7 +50,7 @@ def take_point(plan: Plan, request: TakePoint) -> PointTaken:
 def open_point(plan: Plan, request: TakePoint) -> PointOpened:
     """Plan against the VM's earlier points, also those that others made, and fix the instant."""
     services = plan.services
-    uuid = services.host.vm_uuid(request.vm)
+    uuid = services.host.ask(FindVm(request.vm))
     catch_up_on_vm(services, uuid)
     history = services.catalog.points_of_vm(uuid)
     if (told := told_of_base(history)) is not None:

@@ -23,6 +23,7 @@ from vmkeep.host.tasks.snapshots import (
     SnapshotStored,
     StoreSnapshot,
 )
+from vmkeep.host.tasks.survey import FindVm
 
 FLOW_NAME = "snapshot.take"
 
@@ -52,7 +53,7 @@ def make_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotMade:
     """Suspend, let libvirt make it, read the state files, resume. When this raises there is none, or it says so."""
     services = plan.services
     wanted = {field.name: getattr(request, field.name) for field in dataclasses.fields(request) if field.name != "vm"}
-    task = MakeSnapshot(operation=plan.operation, vm_uuid=services.host.vm_uuid(request.vm), **wanted)
+    task = MakeSnapshot(operation=plan.operation, vm_uuid=services.host.ask(FindVm(request.vm)), **wanted)
     return services.on_host(plan.operation, task)
 
 

@@ -17,7 +17,7 @@ from tests.integration.cli.command_line import COMMAND, Answer, environment, vmk
 from vmkeep.catalog import OperationState
 from vmkeep.config import load_settings
 from vmkeep.flows.installation import Premises, catalog_point, catalog_states
-from vmkeep.host.records.lock import FileLock
+from vmkeep.locks import FileLock
 from vmkeep.repository import PointRecord
 
 NOWHERE = ("-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock")

@@ -16,10 +16,10 @@ from vmkeep.errors import VmkeepError
 from vmkeep.host.checkup import leftovers
 from vmkeep.host.checkup.host import mend
 from vmkeep.host.guard.rescue import JobRecord, Stage
-from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.restore import RestoreJournal
 from vmkeep.host.tasks.checkup import Finding, FindingCode, KnownOperation, Mend, Operations
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.locks import FileLock
 from vmkeep.repository import Repository
 
 DONE, FAILED, LIVING, INTERRUPTED, UNKNOWN = (letter * 32 for letter in "abcde")

@@ -21,10 +21,10 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.host.moments.local import LocalMoments
-from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.restore import RestoreJournal
 from vmkeep.host.tasks.moments import DeleteMoments, ImportMoments, MomentsChanged, RedefineMoment, to_be_deleted
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.locks import FileLock
 from vmkeep.moments import (
     BundledMoment,
     Checkpoint,

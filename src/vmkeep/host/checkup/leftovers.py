@@ -20,7 +20,6 @@ from vmkeep.config import Settings
 from vmkeep.errors import StoreError, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.host.guard.rescue import JobRecord, Stage
-from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage
 from vmkeep.host.records.snapshot import Keepsake
 from vmkeep.host.tasks.checkup import (
@@ -33,6 +32,7 @@ from vmkeep.host.tasks.checkup import (
     RemoveLeft,
     RemoveLock,
 )
+from vmkeep.locks import FileLock
 from vmkeep.statefiles.installation import remove
 
 _LEFT: Final = re.compile(r"\.(?P<name>.+)\.(?P<operation>[0-9a-f]{12})\.(?P<kind>scratch|partial|replaced|published)")

@@ -21,7 +21,6 @@ from vmkeep.host.checkpoints.bitmaps import look_at_bitmaps
 from vmkeep.host.checkpoints.changes import Checkpoints
 from vmkeep.host.checkup.heldscratch import held_scratch, let_go
 from vmkeep.host.guard.rescue import end_job
-from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.sockets import operation_of
 from vmkeep.host.tasks.checkup import (
     CheckupRequest,
@@ -52,6 +51,7 @@ from vmkeep.host.vm.rights import STATE_NAMES, lacking_rights
 from vmkeep.host.vm.states import state_sources
 from vmkeep.host.vm.survey import survey
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, Withheld
+from vmkeep.locks import FileLock
 from vmkeep.planning import clocks
 from vmkeep.planning.bitmaps import OLD_QCOW2, Chain, amending
 from vmkeep.planning.images import ImageLayer

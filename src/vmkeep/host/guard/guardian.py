@@ -42,11 +42,11 @@ from vmkeep.host.guard.rescue import (
     resume_if_ours,
 )
 from vmkeep.host.guard.standby import standing
-from vmkeep.host.records.lock import FileLock
 from vmkeep.host.vm.grounds import stand_on
 from vmkeep.host.vm.processes import hangs_dead, is_stopped
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.hypervisor.answers import impatient, waiting_for
+from vmkeep.locks import FileLock
 
 _WATCH_SECONDS = 0.5
 # A process that was stopped does nothing to end the pause; one that is only slow may be about to.

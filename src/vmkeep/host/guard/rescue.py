@@ -399,7 +399,7 @@ def rescue_abandoned(directory: Path) -> tuple[str, ...]:
 
     Returns a sentence for each. A record that cannot be carried out stays for the next time.
     """
-    from vmkeep.host.records.lock import FileLock
+    from vmkeep.locks import FileLock
 
     told: list[str] = []
     for stem in sorted({path.stem for path in directory.glob("*.*")}):

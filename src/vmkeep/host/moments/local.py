@@ -119,3 +119,4 @@ class LocalMoments:
                 from vmkeep.host.moments.snapshot_repair import repair_snapshots
 
                 return repair_snapshots(domain, order, hypervisor, stop)
+        raise AssertionError(f"not a change of moments: {order}")

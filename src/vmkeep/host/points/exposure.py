@@ -18,11 +18,11 @@ from vmkeep.filesystem import file_errors, make_directory
 from vmkeep.host.guard.guardian import Guardian
 from vmkeep.host.guard.rescue import JobRecord
 from vmkeep.host.points.instant import Instant
-from vmkeep.host.records.lock import FileLock
 from vmkeep.host.records.sockets import socket_directory
 from vmkeep.host.vm.keys import key_of_disk
 from vmkeep.host.vm.states import StateSource
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.locks import FileLock
 from vmkeep.planning import DiskPlan, PointPlan
 from vmkeep.planning.images import ImageLayer
 from vmkeep.transfer.imagekey import ImageKey

@@ -17,13 +17,14 @@ from vmkeep.host.points.examination import Examined, examine, refuse_unreadable_
 from vmkeep.host.points.exposure import Exposure, Subject
 from vmkeep.host.points.running import RunningExposure
 from vmkeep.host.points.stopped import StoppedExposure
-from vmkeep.host.records.lock import FileLock, lock_vm, take_turn
+from vmkeep.host.records.lock import lock_vm, take_turn
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.tasks.points import CopyPoint, OpenPoint, PointClosed, PointCopied, PointOpened
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.vm.disks import refusal
 from vmkeep.host.vm.versions import store_states
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 from vmkeep.planning import (
     MOST_CLIENTS,
@@ -102,11 +103,6 @@ class Point:
         self._letting_go = threading.Lock()
         self._prefix = checkpoint_prefix(repository.id)
         self._checkpoint = self._prefix + request.point_id
-
-    def serve(self, *, stop: Callable[[], None], watch: Callable[[Progress], None]) -> None:
-        """Let the next task answer to these."""
-        self._stop = stop
-        self._watch = watch
 
     # -- OpenPoint ---------------------------------------------------------------------------------------------
 
@@ -372,12 +368,12 @@ class Point:
         """Undo everything: the VM is as it was before the point."""
         if self._opened is not None:
             # The guest first: the writer waits for what is on its way to the repository, for as long as that takes.
-            self.let_guest_go()
+            self.release_guest()
             opened, self._opened = self._opened, None
             opened.writer.abort()
         self.release()
 
-    def let_guest_go(self) -> None:
+    def release_guest(self) -> None:
         """End the job and its checkpoint; for a point that cannot be finished any more. Any thread may ask for it."""
         with self._letting_go:
             if self._opened is not None and not self._guest_is_free:

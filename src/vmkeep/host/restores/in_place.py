@@ -37,11 +37,11 @@ from vmkeep.host.tasks.restores import (
     InPlaceChecked,
     ParkVm,
     PublishItems,
-    RestoreSettled,
     VmParked,
     WithdrawItems,
 )
 from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.keys import key_of
@@ -94,24 +94,28 @@ def check_in_place(
 class InPlace:
     """One restore in place. Its tasks are called one after the other; ``stop`` raises when it was cancelled."""
 
-    def __init__(self, settings: Settings, hypervisor: Hypervisor, repository: Repository, operation: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        repository: Repository,
+        operation: str,
+        *,
+        stop: Callable[[], None],
+        watch: Callable[[Progress], None],
+    ) -> None:
         self._settings = settings
         self._hypervisor = hypervisor
         self._repository = repository
         self._parking = Parking(settings, hypervisor, operation)
         self._overwriting = Overwriting(settings, repository, operation, self._key)
         self._prefix = checkpoint_prefix(repository.id)
-        self._stop: Callable[[], None] = lambda: None
-        self._watch: Callable[[Progress], None] = lambda _progress: None
+        self._stop = stop
+        self._watch = watch
 
     def _key(self, disk: JournalDisk) -> ImageKey | None:
         journal = self._parking.load()
         return key_of(self._hypervisor, disk.secret, vm=journal.vm if journal else None, disk=disk.target)
-
-    def serve(self, *, stop: Callable[[], None], watch: Callable[[Progress], None]) -> None:
-        """Let the next task answer to these."""
-        self._stop = stop
-        self._watch = watch
 
     # -- ParkVm ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from vmkeep.definition import Definition, SourceKind
 from vmkeep.definition.parking import is_parked, park, unpark
 from vmkeep.definition.repointing import leave_chains_to_images
 from vmkeep.errors import Interrupted, RestorePending, VmNotFound
-from vmkeep.host.records.lock import FileLock, lock_vm
+from vmkeep.host.records.lock import lock_vm
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path
 from vmkeep.host.restores.selection import Selection
 from vmkeep.host.tasks.restores import DeliveredItem, ParkVm
@@ -23,6 +23,7 @@ from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.grounds import forget_parked, remember_parked
 from vmkeep.host.vm.images import image_chains
 from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 
 _log = get_logger(__name__)

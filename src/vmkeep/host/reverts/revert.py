@@ -35,9 +35,10 @@ from vmkeep.host.reverts.check import refuse_foreign_bitmaps
 from vmkeep.host.reverts.choice import choose
 from vmkeep.host.reverts.journal import new_journal
 from vmkeep.host.snapshots.branches import guard_branches
-from vmkeep.host.tasks.restores import DeliveredItem, DiscardReplaced, PublishItems, RestoreSettled, WithdrawItems
+from vmkeep.host.tasks.restores import DeliveredItem, DiscardReplaced, PublishItems, WithdrawItems
 from vmkeep.host.tasks.reverts import ParkForRevert, RevertParked, RevertReleased
 from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.moments import read_snapshot
@@ -65,18 +66,22 @@ _WAIT_SECONDS = 0.1
 class Revert:
     """One revert. Its tasks are called one after the other; ``stop`` raises when it was cancelled."""
 
-    def __init__(self, settings: Settings, hypervisor: Hypervisor, repository: Repository, operation: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        repository: Repository,
+        operation: str,
+        *,
+        stop: Callable[[], None],
+        watch: Callable[[Progress], None],
+    ) -> None:
         self._settings = settings
         self._hypervisor = hypervisor
         self._repository = repository
         self._operation = operation
         self._parking = Parking(settings, hypervisor, operation)
         self._prefix = checkpoint_prefix(repository.id)
-        self._stop: Callable[[], None] = lambda: None
-        self._watch: Callable[[Progress], None] = lambda _progress: None
-
-    def serve(self, *, stop: Callable[[], None], watch: Callable[[Progress], None]) -> None:
-        """Let the next task answer to these."""
         self._stop = stop
         self._watch = watch
 

@@ -20,7 +20,7 @@ from vmkeep.filesystem import file_errors
 from vmkeep.host.guard.guardian import Guardian
 from vmkeep.host.guard.rescue import JobRecord
 from vmkeep.host.guard.snapshot_rescue import mark_overlays, put_checkpoints_back
-from vmkeep.host.records.lock import FileLock, lock_vm
+from vmkeep.host.records.lock import lock_vm
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.records.snapshot import (
     Keepsake,
@@ -45,6 +45,7 @@ from vmkeep.host.vm.states import StateSource, read_state, state_sources, state_
 from vmkeep.host.vm.thawing import thaw
 from vmkeep.host.vm.versions import store_states
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
+from vmkeep.locks import FileLock
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
@@ -69,7 +70,7 @@ def snapshot_xml(hypervisor: Hypervisor, request: MakeSnapshot) -> str:
     return plan_snapshot(request, surroundings(domain, hypervisor), int(time.time())).xml
 
 
-class Snapshotting:
+class SnapshotTask:
     """Makes one snapshot. Its tasks are called one after the other; ``stop`` raises when it is cancelled."""
 
     def __init__(
@@ -88,11 +89,6 @@ class Snapshotting:
         self._stop = stop
         self._watch = watch
         self._lock: FileLock | None = None
-
-    def serve(self, *, stop: Callable[[], None], watch: Callable[[Progress], None]) -> None:
-        """Let the next task answer to these."""
-        self._stop = stop
-        self._watch = watch
 
     # -- MakeSnapshot --------------------------------------------------------------------------------------------
 
@@ -396,6 +392,9 @@ class Snapshotting:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def release_guest(self) -> None:
+        """Nothing holds the guest here but the instant, which the guardian watches."""
 
 
 def _states_of_stopped(sources: tuple[StateSource, ...], vm: str) -> tuple[CapturedState, ...]:

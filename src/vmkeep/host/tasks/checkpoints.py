@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmkeep.host.tasks.task import Task
+from vmkeep.planning.checkpoint_health import CheckpointHealth
+from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
 from vmkeep.planning.model import KnownPoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRequest:
-    """What a host must know to judge the checkpoints of a VM.
+class CheckpointRequest(Task[tuple[CheckpointHealth, ...]]):
+    """Tell the health of a VM's checkpoints and bitmaps, and change nothing; raises VmNotFound.
 
     ``repository`` is the id of ours, None when there is none; ``points`` are the VM's, newest first. ``unsure``: a
     checkpoint of ours without a point among them may have one all the same.
@@ -22,8 +25,10 @@ class CheckpointRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RepairRequest:
-    """What a host must know to plan a repair: ``foreign`` names what the user gave leave for, of others.
+class RepairRequest(Task[RepairPlan]):
+    """Tell what mends a VM's checkpoints, and change nothing; the operation that asks holds the VM.
+
+    ``foreign`` names what the user gave leave for, of others.
 
     ``hopeless`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
     """
@@ -39,3 +44,11 @@ class StepDone:
 
     told: str
     refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RepairCheckpoint(Task[StepDone]):
+    """Carry out one step of a repair; it may be repeated. The operation that asks holds the VM."""
+
+    vm_uuid: str
+    step: RepairStep

@@ -12,6 +12,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
+from vmkeep.host.tasks.task import Task
+
 FIX_COMMAND: Final = "vmkeep doctor --fix"
 
 
@@ -249,8 +251,21 @@ _WARNINGS: Final = frozenset(
 # -- what mends --------------------------------------------------------------------------------------------------
 
 
+class Mend(Task[str]):
+    """What mends a finding; the answer is a sentence about it. Some of it is not the host's to do, but the flow's."""
+
+    __slots__ = ()
+
+
+class VmMend(Mend):
+    """What mends a finding of a VM; the operation that asks holds it."""
+
+    __slots__ = ()
+    vm_uuid: str
+
+
 @dataclass(frozen=True, slots=True)
-class RemoveLeft:
+class RemoveLeft(Mend):
     """Remove a file or directory of an operation that ended. ``operation`` is the part of its id in the name."""
 
     path: str
@@ -258,7 +273,7 @@ class RemoveLeft:
 
 
 @dataclass(frozen=True, slots=True)
-class PutAsideBack:
+class PutAsideBack(Mend):
     """Rename what a restore moved aside to where it was, if nothing is there."""
 
     aside: str
@@ -266,35 +281,35 @@ class PutAsideBack:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveLock:
+class RemoveLock(Mend):
     """Remove a lock file that nobody holds."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class MakePrivate:
+class MakePrivate(Mend):
     """Take the rights of other users away from a file or directory of ours."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveIntent:
+class RemoveIntent(Mend):
     """Remove the intent of a writer that is gone from the repository."""
 
     writer: str
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveStaged:
+class RemoveStaged(Mend):
     """Remove the file of a put into the repository that was never ended."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class EndJob:
+class EndJob(VmMend):
     """End the backup job with this socket."""
 
     vm_uuid: str
@@ -302,7 +317,7 @@ class EndJob:
 
 
 @dataclass(frozen=True, slots=True)
-class CloseScratch:
+class CloseScratch(VmMend):
     """Have QEMU close the removed scratch file that was at this path."""
 
     vm_uuid: str
@@ -310,7 +325,7 @@ class CloseScratch:
 
 
 @dataclass(frozen=True, slots=True)
-class DropCheckpoint:
+class DropCheckpoint(VmMend):
     """Delete a checkpoint of ours, with its bitmaps in the images of the disks ``targets``."""
 
     vm_uuid: str
@@ -319,7 +334,7 @@ class DropCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class DropBitmaps:
+class DropBitmaps(VmMend):
     """Remove the bitmaps of that name, which is one of ours, from the images of the disks ``targets``."""
 
     vm_uuid: str
@@ -328,7 +343,7 @@ class DropBitmaps:
 
 
 @dataclass(frozen=True, slots=True)
-class DefineSecret:
+class DefineSecret(VmMend):
     """Define a secret that libvirt lacks, from a point that holds it."""
 
     vm_uuid: str
@@ -337,7 +352,7 @@ class DefineSecret:
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetSnapshot:
+class ForgetSnapshot(VmMend):
     """Forget what is kept with a snapshot that is gone. ``snapshot`` is its id in the catalogue."""
 
     vm_uuid: str
@@ -346,7 +361,7 @@ class ForgetSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeOverlay:
+class MergeOverlay(VmMend):
     """Write an overlay that libvirt does not know of into the image that it says the VM is on, while the VM runs.
 
     The overlay itself stays: it may be of another tool.
@@ -356,10 +371,6 @@ class MergeOverlay:
     target: str
     image: str
     overlay: str
-
-
-VmMend = MergeOverlay | EndJob | CloseScratch | DropCheckpoint | DropBitmaps | DefineSecret | ForgetSnapshot
-Mend = RemoveLeft | PutAsideBack | RemoveLock | MakePrivate | RemoveIntent | RemoveStaged | VmMend
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +459,7 @@ class RememberedVm:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckupRequest:
+class CheckupRequest(Task[tuple[Finding, ...]]):
     """Look at the host and its VMs.
 
     ``vms`` limits the VMs by name or UUID; empty means all. ``remembered`` and ``operations`` are None when the

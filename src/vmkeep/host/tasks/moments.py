@@ -10,6 +10,7 @@ from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.errors import MomentExists, MomentInvalid, MomentNotFound, VmkeepError
+from vmkeep.host.tasks.task import Task
 from vmkeep.moments import (
     AnyMoment,
     CheckpointDisk,
@@ -43,7 +44,72 @@ class VmMoments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreateCheckpoint:
+class MomentsChanged:
+    """What was done. ``names`` are those created, deleted or redefined, in that order; ``kept`` were equal already.
+
+    ``xml`` is what libvirt was asked for, of a checkpoint that is created. ``notices`` are sentences; of a repair, one
+    for each of ``names``.
+    """
+
+    vm: str
+    uuid: str
+    names: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    xml: str | None = None
+    notices: tuple[str, ...] = ()
+
+
+class MomentChange(Task[MomentsChanged]):
+    """An order to change a VM's checkpoints or snapshots. It is carried out under the VM's lock.
+
+    Raises VmBusy while another operation of vmkeep's works on the VM, RestorePending while a restore of it in place is
+    not finished.
+    """
+
+    __slots__ = ()
+    kind: MomentKind
+    vm: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadMoments(Task[VmMoments]):
+    """Tell the checkpoints, or the snapshots, that libvirt lists of a VM; raises VmNotFound.
+
+    ``domain``: with the VM's definition in checkpoints; ``secure``: with passwords.
+    """
+
+    kind: MomentKind
+    vm: str
+    secure: bool = False
+    domain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadMomentXml(Task[str]):
+    """Tell one as libvirt writes it; raises MomentNotFound.
+
+    ``sizes``: with the bytes dirtied since; raises VmOff while the VM is off.
+    """
+
+    kind: MomentKind
+    vm: str
+    name: str
+    secure: bool = False
+    domain: bool = True
+    sizes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadDefinitions(Task[dict[str, str]]):
+    """Tell all of a kind by name, as libvirt writes them and takes them again; ``secure``: with passwords."""
+
+    kind: MomentKind
+    vm: str
+    secure: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateCheckpoint(MomentChange):
     """Make a checkpoint. ``xml`` is a definition in place of ``name``, ``description`` and ``disks``.
 
     Without a disk, all take part that can hold a bitmap. ``dry``: only say what would be asked of libvirt.
@@ -60,7 +126,7 @@ class CreateCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteMoments:
+class DeleteMoments(MomentChange):
     """Delete a moment, what descends from it, or both; ``metadata_only`` leaves bitmaps and images as they are.
 
     ``bases`` are the checkpoints of vmkeep's points that may go as well; others are refused.
@@ -75,7 +141,7 @@ class DeleteMoments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RedefineMoment:
+class RedefineMoment(MomentChange):
     """Make libvirt list a moment as ``xml`` says, in the place of one of that name.
 
     ``renamed`` is the snapshot that this one was made of; with ``clone`` it stays, else it goes and what hung from it
@@ -95,7 +161,7 @@ class RedefineMoment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportMoments:
+class ImportMoments(MomentChange):
     """Make libvirt list all moments of a file, or change nothing.
 
     ``replace``: those that are there already and are not equal are redefined too. ``validate`` and ``trusted`` as in
@@ -111,32 +177,13 @@ class ImportMoments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RepairSnapshots:
+class RepairSnapshots(MomentChange):
     """Put right what libvirt's records of a VM's snapshots say of the images; ``dry``: only say what would be."""
 
     vm: str
     dry: bool = False
 
     kind: MomentKind = MomentKind.SNAPSHOT
-
-
-MomentChange = CreateCheckpoint | DeleteMoments | RedefineMoment | ImportMoments | RepairSnapshots
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MomentsChanged:
-    """What was done. ``names`` are those created, deleted or redefined, in that order; ``kept`` were equal already.
-
-    ``xml`` is what libvirt was asked for, of a checkpoint that is created. ``notices`` are sentences; of a repair, one
-    for each of ``names``.
-    """
-
-    vm: str
-    uuid: str
-    names: tuple[str, ...]
-    kept: tuple[str, ...] = ()
-    xml: str | None = None
-    notices: tuple[str, ...] = ()
 
 
 def to_be_deleted(tree: MomentTree[AnyMoment], name: str, mode: DeleteMode) -> tuple[str, ...]:

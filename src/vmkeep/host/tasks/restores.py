@@ -294,23 +294,3 @@ class PutBack(Task[None]):
 
     operation: str
     vm_uuid: str
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreSettled:
-    """``told`` says what was done, and ``point`` which point the VM's disks descend from now: None for none at all.
-
-    ``known`` False: nobody knows which.
-    """
-
-    told: str
-    vm_uuid: str
-    point: str | None
-    known: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class SettleRestore(Task[RestoreSettled | None]):
-    """End a restore whose flow is gone: taken back, or only cleaned up. Answers RestoreSettled, or None."""
-
-    operation: str

@@ -8,6 +8,7 @@ from typing import Any
 
 from vmkeep.custody.states import KnownState
 from vmkeep.host.tasks.task import Task
+from vmkeep.planning.snapshot_health import SnapshotHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +102,17 @@ class SettleSnapshot(Task[SnapshotSettled]):
     """Look what became of a snapshot whose flow is over. Answers SnapshotSettled; then StoreSnapshot may follow."""
 
     operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormatSnapshot(Task[str]):
+    """Tell what libvirt would be asked for; raises what refuses the snapshot. Nothing is changed."""
+
+    request: MakeSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtSnapshots(Task[tuple[SnapshotHealth, ...]]):
+    """Tell the health of a VM's snapshots, and change nothing; raises VmNotFound."""
+
+    vm: str

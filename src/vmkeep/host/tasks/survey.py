@@ -1,9 +1,31 @@
-"""What a host tells of its VMs: plain values, the same in process and over the wire."""
+"""What a host is asked of itself and of its VMs, and what it tells of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from vmkeep.host.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """A host's UUID as libvirt knows it, and its name."""
+
+    uuid: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identify(Task[HostIdentity]):
+    """Tell which host this is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindVm(Task[str]):
+    """Tell the UUID of a VM, given by name or UUID, without looking at the rest of it; raises VmNotFound."""
+
+    vm: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +77,22 @@ class Progress:
     done_bytes: int = 0
     total_bytes: int = 0
     note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtVms(Task[tuple[SurveyedVm, ...]]):
+    """Tell of the VMs of the host, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtVm(Task[SurveyedVm]):
+    """Tell of one VM, given by name or UUID; raises VmNotFound."""
+
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequireRights(Task[None]):
+    """Raise PermissionRefused when vmkeep's user may not use the files of a VM that a point of it needs."""
+
+    vm: str
