@@ -122,8 +122,8 @@ class Engine:
         last: bool = False,
         watch: Watch | None = None,
     ) -> None:
-        """``host`` is where the VMs are; who gives it closes it. ``watch`` is told of what the engine waits for while no
-        operation runs: at its start.
+        """``host`` is where the VMs are; who gives it closes it. ``watch`` is told of what the engine waits for while
+        no operation runs: at its start.
         """
         self._premises = premises
         self._host = host

@@ -8,18 +8,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from vmkeep.config import Settings
 from vmkeep.errors import GivenUp, VmkeepError
 from vmkeep.filesystem import fault_error
 from vmkeep.host.connection import LazyConnection, silence
 from vmkeep.host.operation import Operation
 from vmkeep.host.protocol import TaskState
 from vmkeep.host.tasks.task import Task
-from vmkeep.hypervisor import Hypervisor
 from vmkeep.logs import get_logger
-from vmkeep.repository import Repository, unanswered
+
+if TYPE_CHECKING:
+    from vmkeep.config import Settings
+    from vmkeep.hypervisor import Hypervisor
+    from vmkeep.repository import Repository, Unanswered
 
 _log = get_logger(__name__)
 R = TypeVar("R")
@@ -45,6 +47,7 @@ class LocalHost:
         self._open_repository = repository
         self._connection = LazyConnection(settings.uri)
         self._runs: dict[str, _Run] = {}
+        self._unanswered: Callable[[], Unanswered | None] = lambda: None
 
     def close(self) -> None:
         """Close the connection to libvirt; what was begun on the host is not ended by this.
@@ -84,7 +87,7 @@ class LocalHost:
         ended, progress = run.ended.wait(wait_seconds), run.operation.progress
         if ended:
             return TaskState(ended, run.result, run.error, progress)
-        return TaskState(ended, progress=progress, unanswered=unanswered(), silence=silence())
+        return TaskState(ended, progress=progress, unanswered=self._unanswered(), silence=silence())
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:
         self._runs[operation].operation.cancelled = reason
@@ -119,6 +122,9 @@ class LocalHost:
 
     def _repository(self) -> Repository:
         assert self._open_repository is not None, "this host was made for surveys only"
+        from vmkeep.repository import unanswered
+
+        self._unanswered = unanswered
         return self._open_repository()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from vmkeep.config import Settings
-from vmkeep.errors import VmkeepError
-from vmkeep.host.tasks.survey import Progress
-from vmkeep.hypervisor import Hypervisor
-from vmkeep.repository import Repository
+if TYPE_CHECKING:
+    from vmkeep.config import Settings
+    from vmkeep.errors import VmkeepError
+    from vmkeep.host.tasks.survey import Progress
+    from vmkeep.hypervisor import Hypervisor
+    from vmkeep.repository import Repository
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vmkeep.errors import VmkeepError
 from vmkeep.host.tasks.survey import Progress
@@ -13,7 +13,9 @@ from vmkeep.hypervisor.answers import silence as silence
 from vmkeep.hypervisor.patience import LibvirtPatience as LibvirtPatience
 from vmkeep.hypervisor.patience import Silence
 from vmkeep.hypervisor.patience import left_behind as left_behind
-from vmkeep.repository import Unanswered
+
+if TYPE_CHECKING:
+    from vmkeep.repository import Unanswered
 
 R = TypeVar("R")
 
