@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ from vmkeep.host.protocol import Host, LibvirtPatience, TaskState, left_behind, 
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.task import Task
 from vmkeep.repository import Unanswered, unanswered
+from vmkeep.threads import working_for
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -101,9 +103,12 @@ def patiently(
     outcome: dict[str, Any] = {}
     ended = threading.Event()
 
+    operation = uuid.uuid4().hex  # of its own: what other operations wait for is not its matter
+
     def run() -> None:
         try:
-            outcome["result"] = call()
+            with working_for(operation):
+                outcome["result"] = call()
         except BaseException as error:
             outcome["error"] = error
         finally:
@@ -120,8 +125,8 @@ def patiently(
         except VmkeepError as reason:
             patience.cancel(reason)
             libvirt.cancel(reason)
-        patience.look(unanswered())
-        libvirt.look(silence())
+        patience.look(unanswered(operation))
+        libvirt.look(silence(operation))
     if "error" in outcome:
         raise outcome["error"]
     result: T = outcome["result"]

@@ -17,6 +17,7 @@ from vmkeep.host.operation import Operation
 from vmkeep.host.protocol import TaskState
 from vmkeep.host.tasks.task import Task
 from vmkeep.logs import get_logger
+from vmkeep.threads import working_for
 
 if TYPE_CHECKING:
     from vmkeep.config import Settings
@@ -47,7 +48,7 @@ class LocalHost:
         self._open_repository = repository
         self._connection = LazyConnection(settings.uri)
         self._runs: dict[str, _Run] = {}
-        self._unanswered: Callable[[], Unanswered | None] = lambda: None
+        self._unanswered: Callable[[str | None], Unanswered | None] = lambda _operation: None
 
     def close(self) -> None:
         """Close the connection to libvirt; what was begun on the host is not ended by this.
@@ -87,7 +88,7 @@ class LocalHost:
         ended, progress = run.ended.wait(wait_seconds), run.operation.progress
         if ended:
             return TaskState(ended, run.result, run.error, progress)
-        return TaskState(ended, progress=progress, unanswered=self._unanswered(), silence=silence())
+        return TaskState(ended, progress=progress, unanswered=self._unanswered(operation), silence=silence(operation))
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:
         self._runs[operation].operation.cancelled = reason
@@ -105,7 +106,8 @@ class LocalHost:
 
     def _run(self, run: _Run) -> None:
         try:
-            run.result = _carry_out(run.task, run.operation)
+            with working_for(run.operation.id):
+                run.result = _carry_out(run.task, run.operation)
         except VmkeepError as error:
             run.error = error
         except GivenUp as given:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from vmkeep.host.guard.rescue import JobRecord
 from vmkeep.host.points.exposure import Subject
 from vmkeep.host.vm.disks import scratch_directory
 from vmkeep.paths import give_away
+from vmkeep.threads import Pool
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.images import create_image
 from vmkeep.transfer.qcow2 import Qcow2File
@@ -92,7 +92,7 @@ def make_scratch(
             give_away(path, *owner)  # where libvirt leaves owners alone, QEMU must be able to open it all the same
 
     # Even with a weak derivation qemu-img takes 2 s for each, in which it measures the processor.
-    with ThreadPoolExecutor(_MAKERS, thread_name_prefix="vmkeep-scratch") as makers:
+    with Pool(_MAKERS, thread_name_prefix="vmkeep-scratch") as makers:
         try:
             for _ in makers.map(make, scratch):
                 stop()

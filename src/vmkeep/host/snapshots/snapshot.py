@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,6 +50,7 @@ from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.stillness import guest_stands_still
+from vmkeep.threads import Pool
 from vmkeep.transfer.tools import require_tools
 
 _LOOK_SECONDS = 0.2
@@ -259,7 +260,7 @@ class SnapshotTask:
             snapshots.create(planned.xml, disk_only=planned.disk_only, reuse=request.reuse_external)
             return
         reason: VmkeepError | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="vmkeep-snapshot") as maker:
+        with Pool(1, thread_name_prefix="vmkeep-snapshot") as maker:
             most = 0
             made = maker.submit(snapshots.create, planned.xml, disk_only=False, reuse=request.reuse_external)
             while not wait([made], _LOOK_SECONDS).done:
