@@ -43,7 +43,7 @@ _FORWARD = [
     ("after", "vmkeep.transfer.server:ImageConnection.zero"),
     ("after", "vmkeep.transfer.server:ImageConnection.flush#2"),
     ("after", _INPLACE + "InPlace.write"),
-    ("before", "vmkeep.host.restores.as_vm:publish#2"),
+    ("before", "vmkeep.host.restores.items:publish#2"),
     ("before", "vmkeep.statefiles.installation:_sync#4"),
     ("after", _INPLACE + "publish_items"),
     ("after", f"{_STEP}#4"),

@@ -35,7 +35,7 @@ _FORWARD = [
     ("before", _REVERT + "stage_tpm"),
     ("after", _REVERT + "add_bitmap"),
     ("after", f"{_SAVE}#2"),
-    ("before", "vmkeep.host.restores.as_vm:publish#2"),
+    ("before", "vmkeep.host.restores.items:publish#2"),
     ("after", "vmkeep.hypervisor.domain:Domain.forget_checkpoint"),
     ("after", "vmkeep.hypervisor.reversion:Reversion.redefine"),
     ("after", f"{_SAVE}#3"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmkeep.host.operation import Operation
-from vmkeep.host.restores import as_vm
+from vmkeep.host.restores import as_vm, items, to_files
 from vmkeep.host.restores.in_place import InPlace, check_in_place
 from vmkeep.host.tasks.restores import (
     BindRestore,
@@ -33,19 +33,19 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
     connected, repository, settings = operation.connected, operation.repository, operation.settings
     match task:
         case PrepareFiles():
-            return as_vm.prepare_files(connected, repository(), task)
+            return to_files.prepare_files(connected, repository(), task)
         case PrepareVm():
             return as_vm.prepare_vm(connected(), repository(), settings, task)
         case DeliverItems():
-            return as_vm.deliver_items(
+            return items.deliver_items(
                 connected, repository(), settings, task, stop=operation.stop, watch=operation.watch
             )
         case PublishItems():
-            return as_vm.publish_items(task)
+            return items.publish_items(task)
         case WithdrawItems():
-            return as_vm.withdraw_items(task)
+            return items.withdraw_items(task)
         case DiscardReplaced():
-            return as_vm.discard_replaced(task)
+            return items.discard_replaced(task)
         case DefineVm():
             return as_vm.define_vm(connected(), repository(), task)
         case UndefineVm():

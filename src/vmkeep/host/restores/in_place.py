@@ -19,7 +19,7 @@ from vmkeep.errors import HostFileMissing, PointChanged, RestorePending, VmBusy,
 from vmkeep.filesystem import fault_error, sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
-from vmkeep.host.restores.as_vm import check_state, discard_replaced, item_at, publish_items, withdraw_items
+from vmkeep.host.restores.items import check_state, discard_replaced, item_at, publish_items, withdraw_items
 from vmkeep.host.restores.overwriting import (
     WITHOUT_BITMAPS,
     Overwriting,

@@ -13,7 +13,7 @@ from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import VmkeepError
 from vmkeep.filesystem import file_error
 from vmkeep.host.records.restore import JournalDisk, JournalOverlay, RestoreJournal, SnapshotRevert
-from vmkeep.host.restores.as_vm import item_at
+from vmkeep.host.restores.items import item_at
 from vmkeep.host.restores.parking import Parking
 from vmkeep.host.reverts.choice import ChosenImage, Reversal
 from vmkeep.host.tasks.reverts import ParkForRevert

@@ -29,7 +29,7 @@ from vmkeep.host.records.restore import (
     journal_path,
     refuse_while_pending,
 )
-from vmkeep.host.restores.as_vm import discard_replaced, publish_items, withdraw_items
+from vmkeep.host.restores.items import discard_replaced, publish_items, withdraw_items
 from vmkeep.host.restores.parking import Parking
 from vmkeep.host.reverts.check import refuse_foreign_bitmaps
 from vmkeep.host.reverts.choice import choose
