@@ -57,7 +57,7 @@ _BEFORE_THE_INSTANT = [
     *_around("vmkeep.locks:FileLock.try_acquire"),  # of the process
     *_around(_CATALOG + "begin_operation", 1),
     Place("before", "vmkeep.flows.plan:Plan.step"),
-    Place("before", "vmkeep.host.local:LocalHost._carry_out"),
+    Place("before", "vmkeep.host.points.desk:carry_out"),
     *_around("vmkeep.locks:FileLock.try_acquire#2"),  # of the VM
     *_around(_STORE + "ObjectStore.put"),  # the intent
     Place("before", _GUARDIAN + "Guardian.__init__"),
