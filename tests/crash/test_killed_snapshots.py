@@ -49,8 +49,8 @@ class Place:
 
 
 _BEFORE = [
-    Place("before", "vmkeep.host.records.snapshot:Keepsake.save", made=False),
-    Place("after", "vmkeep.host.records.snapshot:Keepsake.save", made=False),
+    Place("before", "vmkeep.host.records.snapshot:SnapshotRecord.save", made=False),
+    Place("after", "vmkeep.host.records.snapshot:SnapshotRecord.save", made=False),
     Place("after", "vmkeep.host.guard.rescue:JobRecord.save", made=False, record=True),
     Place("after", "vmkeep.host.guard.standby:Standby.hand_over", made=False),
     Place("after", _GUARDIAN + "wait_ready", made=False),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import moment_health, momentfiles, moments
+from vmkeep.cli import moment_files, moment_health, moments
 from vmkeep.cli.completion import complete_checkpoint, complete_disk
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
@@ -75,7 +75,7 @@ def create_checkpoint(
     debug: DebugOption = False,
 ) -> None:
     """Create a checkpoint of a running VM."""
-    from vmkeep.cli.momentshown import moment_object
+    from vmkeep.cli.moment_output import moment_object
     from vmkeep.cli.textfiles import read_text
     from vmkeep.host.tasks.moments import CreateCheckpoint, ReadMoments
 
@@ -273,16 +273,16 @@ def delete_checkpoint(
 def export_checkpoints(
     context: typer.Context,
     vm: VmArgument,
-    file: momentfiles.OutputArgument = "-",
+    file: moment_files.OutputArgument = "-",
     security_info: SecurityOption = False,
-    force: momentfiles.ForceOption = False,
+    force: moment_files.ForceOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Write the definitions of all checkpoints of a VM to one file."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
+        moment_files.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
 
 
 @app.command("import", epilog="Example: vmkeep checkpoint import win11 win11-checkpoints.json --validate")
@@ -290,7 +290,7 @@ def import_checkpoints(
     context: typer.Context,
     vm: VmArgument,
     file: FileArgument,
-    replace: momentfiles.ReplaceOption = False,
+    replace: moment_files.ReplaceOption = False,
     validate: ValidateOption = False,
     trust_definition: TrustOption = False,
     json: JsonOption = False,
@@ -299,7 +299,7 @@ def import_checkpoints(
 ) -> None:
     """Make libvirt list all checkpoints of a file, or change nothing. Bitmaps are not made."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.import_moments(
+        moment_files.import_moments(
             running, _kind(), vm, file, replace_them=replace, validate=validate, trust=trust_definition
         )
 

@@ -97,7 +97,7 @@ class Listing:
 
 def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -> None:
     """``vmkeep KIND list``."""
-    from vmkeep.cli.momentshown import moment_object, moment_table
+    from vmkeep.cli.moment_output import moment_object, moment_table
     from vmkeep.host.tasks.moments import ReadMoments, moment_errors
     from vmkeep.moments import MomentFilter, draw_tree, select
 
@@ -150,7 +150,7 @@ def health(running: Session, kind: MomentKind, found: VmMoments) -> Mapping[str,
 
 def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
     """``vmkeep KIND info``."""
-    from vmkeep.cli.momentshown import moment_facts, moment_object
+    from vmkeep.cli.moment_output import moment_facts, moment_object
     from vmkeep.host.tasks.moments import ReadMoments
 
     with running.host() as host:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import moment_health, momentfiles, moments, snapshot_create, snapshot_revert
+from vmkeep.cli import moment_files, moment_health, moments, snapshot_create, snapshot_revert
 from vmkeep.cli.completion import complete_snapshot
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
@@ -285,16 +285,16 @@ def delete_snapshot(
 def export_snapshots(
     context: typer.Context,
     vm: VmArgument,
-    file: momentfiles.OutputArgument = "-",
+    file: moment_files.OutputArgument = "-",
     security_info: SecurityOption = False,
-    force: momentfiles.ForceOption = False,
+    force: moment_files.ForceOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Write the definitions of all snapshots of a VM to one file."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
+        moment_files.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
 
 
 @app.command("import", epilog="Example: vmkeep snapshot import win11 win11-snapshots.json")
@@ -302,7 +302,7 @@ def import_snapshots(
     context: typer.Context,
     vm: VmArgument,
     file: FileArgument,
-    replace: momentfiles.ReplaceOption = False,
+    replace: moment_files.ReplaceOption = False,
     validate: ValidateOption = False,
     trust_definition: TrustOption = False,
     json: JsonOption = False,
@@ -311,7 +311,7 @@ def import_snapshots(
 ) -> None:
     """Make libvirt list all snapshots of a file, or change nothing. Disks are not touched."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.import_moments(
+        moment_files.import_moments(
             running, _kind(), vm, file, replace_them=replace, validate=validate, trust=trust_definition
         )
 

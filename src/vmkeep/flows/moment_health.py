@@ -21,7 +21,7 @@ from vmkeep.host.tasks.locks import WhoHoldsVm
 from vmkeep.host.tasks.snapshots import LookAtSnapshots
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.logs import get_logger
-from vmkeep.planning.checkpoint_health import CheckpointHealth, Standing, health_texts
+from vmkeep.planning.checkpoint_health import CheckpointHealth, Role, health_texts
 from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
 from vmkeep.planning.lineage import newest_first
 from vmkeep.planning.model import KnownPoint
@@ -56,7 +56,7 @@ class Repaired:
         """Whether nothing is left to do, and nothing of ours is broken or could not be judged."""
         if self.plan.steps or any(checkpoint.trouble for checkpoint in self.health):
             return False
-        return not any(checkpoint.standing is Standing.UNKNOWN for checkpoint in self.health)
+        return not any(checkpoint.standing is Role.UNKNOWN for checkpoint in self.health)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +116,11 @@ class MomentHealth:
             request = self._request(uuid)
             allowed = frozenset(foreign)
             taken: list[StepTaken] = []
-            hopeless: frozenset[tuple[str, str]] = frozenset()
+            refused_bitmaps: frozenset[tuple[str, str]] = frozenset()
             failed: set[RepairStep] = set()
             left: dict[str, None] = {}
             for _ in range(_ROUNDS):
-                wanted = RepairRequest(checkpoints=request, foreign=allowed, hopeless=hopeless)
+                wanted = RepairRequest(checkpoints=request, foreign=allowed, refused_bitmaps=refused_bitmaps)
                 plan = self._host.ask(wanted)
                 left |= dict.fromkeys(plan.left)
                 steps = [step for step in plan.steps if step not in failed]
@@ -130,9 +130,9 @@ class MomentHealth:
                     done, refused = self._take(uuid, step)
                     taken.append(done)
                     failed |= set() if done.done else {step}
-                    hopeless |= {(step.checkpoint, target) for target in refused}
+                    refused_bitmaps |= {(step.checkpoint, target) for target in refused}
                 allowed &= {checkpoint.name for checkpoint in self._judged(request)}
-            return Repaired(tuple(taken), RepairPlan(plan.steps, tuple(left)), self._judged(request, hopeless))
+            return Repaired(tuple(taken), RepairPlan(plan.steps, tuple(left)), self._judged(request, refused_bitmaps))
 
     def _take(self, vm_uuid: str, step: RepairStep) -> tuple[StepTaken, tuple[str, ...]]:
         try:
@@ -163,7 +163,7 @@ class MomentHealth:
         the repository cannot be asked, nothing that is not in the catalogue is called a left-over.
         """
         judged = self._host.ask(request)
-        strange = [checkpoint.name for checkpoint in judged if checkpoint.standing is Standing.LEFT_OVER]
+        strange = [checkpoint.name for checkpoint in judged if checkpoint.standing is Role.LEFT_OVER]
         found: list[KnownPoint] = []
         for name in strange:
             point_id = name.rpartition("-")[2]
@@ -184,7 +184,7 @@ class MomentHealth:
         return CheckpointRequest(vm=request.vm, repository=request.repository, points=points)
 
     def _judged(
-        self, request: CheckpointRequest, hopeless: frozenset[tuple[str, str]] = frozenset()
+        self, request: CheckpointRequest, refused_bitmaps: frozenset[tuple[str, str]] = frozenset()
     ) -> tuple[CheckpointHealth, ...]:
         """Return the health, without what a repair has just found to be nothing at all."""
         judged = self._host.ask(request)
@@ -192,5 +192,5 @@ class MomentHealth:
             checkpoint
             for checkpoint in judged
             if checkpoint.listed
-            or any(disk.images or (checkpoint.name, disk.target) not in hopeless for disk in checkpoint.disks)
+            or any(disk.images or (checkpoint.name, disk.target) not in refused_bitmaps for disk in checkpoint.disks)
         )

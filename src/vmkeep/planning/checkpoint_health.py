@@ -40,7 +40,7 @@ class Health(StrEnum):
     """It could not be looked at."""
 
 
-class Standing(StrEnum):
+class Role(StrEnum):
     """What a checkpoint is good for."""
 
     BASE = "base"
@@ -81,7 +81,7 @@ class CheckpointHealth:
     """
 
     name: str
-    standing: Standing
+    standing: Role
     listed: bool
     disks: tuple[DiskHealth, ...]
     point: str | None = None
@@ -89,7 +89,7 @@ class CheckpointHealth:
 
     @property
     def ours(self) -> bool:
-        return self.standing is not Standing.FOREIGN
+        return self.standing is not Role.FOREIGN
 
     @property
     def health(self) -> Health:
@@ -208,12 +208,12 @@ def _judge(facts: CheckpointFacts, name: str) -> CheckpointHealth:
     )
 
 
-def _standing(facts: CheckpointFacts, name: str, *, ours: bool, base: bool) -> Standing:
+def _standing(facts: CheckpointFacts, name: str, *, ours: bool, base: bool) -> Role:
     if not ours:
-        return Standing.FOREIGN
+        return Role.FOREIGN
     if name not in facts.points:
-        return Standing.UNKNOWN if facts.unsure else Standing.LEFT_OVER
-    return Standing.BASE if base else Standing.REPLACED
+        return Role.UNKNOWN if facts.unsure else Role.LEFT_OVER
+    return Role.BASE if base else Role.REPLACED
 
 
 def _disk_health(facts: CheckpointFacts, name: str, target: str, *, ours: bool) -> DiskHealth:
@@ -277,7 +277,7 @@ def health_text(judged: CheckpointHealth) -> str:
     if not judged.ours:
         broken = {disk.target: disk.bitmap for disk in judged.disks if disk.bitmap in _WHY.keys() - _HEALTH.keys()}
         return "foreign" + (f", {_by_word(broken)}" if broken else "")
-    left = ", left over" if judged.standing is Standing.LEFT_OVER else ""
+    left = ", left over" if judged.standing is Role.LEFT_OVER else ""
     match judged.health:
         case Health.BROKEN:
             broken = {disk.target: disk.bitmap for disk in judged.disks if disk.health is Health.BROKEN}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmkeep.planning import BitmapHealth
-from vmkeep.planning.checkpoint_health import CheckpointFacts, CheckpointHealth, DiskHealth, Standing
+from vmkeep.planning.checkpoint_health import CheckpointFacts, CheckpointHealth, DiskHealth, Role
 from vmkeep.planning.lineage import Lineage
 
 
@@ -122,13 +122,13 @@ def plan_repair(
     judged: tuple[CheckpointHealth, ...],
     *,
     foreign: frozenset[str] = frozenset(),
-    hopeless: frozenset[tuple[str, str]] = frozenset(),
+    refused_bitmaps: frozenset[tuple[str, str]] = frozenset(),
 ) -> RepairPlan:
     """Return what mends the checkpoints of ours, and of others those that are named.
 
-    ``hopeless`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
+    ``refused_bitmaps`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
     """
-    planned = _Planned(facts, foreign, hopeless)
+    planned = _Planned(facts, foreign, refused_bitmaps)
     for checkpoint in judged:
         planned.mend(checkpoint)
     planned.list_lost()
@@ -139,10 +139,12 @@ def plan_repair(
 class _Planned:
     """A plan that grows. Removals come first: what is listed again must not meet what is in its way."""
 
-    def __init__(self, facts: CheckpointFacts, foreign: frozenset[str], hopeless: frozenset[tuple[str, str]]) -> None:
+    def __init__(
+        self, facts: CheckpointFacts, foreign: frozenset[str], refused_bitmaps: frozenset[tuple[str, str]]
+    ) -> None:
         self._facts = facts
         self._foreign = foreign
-        self._hopeless = hopeless
+        self._hopeless = refused_bitmaps
         self._lineage = Lineage(facts.points)
         self._lost: dict[str, tuple[str, ...]] = {}
         self._gone: set[str] = set()
@@ -153,9 +155,9 @@ class _Planned:
 
     def mend(self, judged: CheckpointHealth) -> None:
         """Plan what one checkpoint, or the bitmaps of one name, need."""
-        if judged.standing is Standing.FOREIGN and judged.name not in self._foreign:
+        if judged.standing is Role.FOREIGN and judged.name not in self._foreign:
             return
-        if judged.standing is Standing.UNKNOWN:
+        if judged.standing is Role.UNKNOWN:
             self.left.append(f"{judged.name} stays: whether its point exists could not be told")
             return
         why_unknown = self._facts.bitmaps.why_unknown
@@ -175,11 +177,11 @@ class _Planned:
     def _mend_unlisted(self, judged: CheckpointHealth) -> None:
         """List again what the next point could be read against; nobody needs the other bitmaps of the name."""
         usable: tuple[str, ...] = ()
-        if judged.standing is Standing.BASE:
+        if judged.standing is Role.BASE:
             usable = tuple(disk.target for disk in judged.disks if self._may_be_sound(judged.name, disk))
         if usable:
             self._lost[judged.name] = usable
-        ours = judged.standing is not Standing.FOREIGN and judged.standing is not Standing.LEFT_OVER
+        ours = judged.standing is not Role.FOREIGN and judged.standing is not Role.LEFT_OVER
         spare = [disk for disk in judged.disks if disk.target not in usable]
         self._remove_bitmaps(judged.name, [disk for disk in spare if not (ours and self._is_hoped_for(disk.target))])
 
@@ -202,11 +204,11 @@ class _Planned:
         is when it is sound in no disk.
         """
         sound = [disk.target for disk in judged.disks if disk.listed and disk.bitmap is BitmapHealth.SOUND]
-        if judged.standing is Standing.LEFT_OVER:
+        if judged.standing is Role.LEFT_OVER:
             return True
-        if judged.standing is Standing.BASE or any(disk.absent for disk in judged.disks):
+        if judged.standing is Role.BASE or any(disk.absent for disk in judged.disks):
             return False
-        if judged.standing is Standing.FOREIGN:
+        if judged.standing is Role.FOREIGN:
             return not sound
         return all(target in self._facts.bases and not self._is_hoped_for(target) for target in sound)
 
@@ -224,7 +226,7 @@ class _Planned:
         if lose or not all(disk.listed for disk in keep):
             targets = (tuple(disk.target for disk in disks) for disks in (keep, lose, drop))
             self.narrowed.append(Narrow(judged.name, *targets))
-        elif judged.standing is Standing.FOREIGN:
+        elif judged.standing is Role.FOREIGN:
             self.left.append(f"{judged.name} stays: it is sound; `virsh checkpoint-delete` deletes it")
 
     def _delete(self, judged: CheckpointHealth) -> None:

@@ -28,7 +28,7 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class FoundBases:
     """What was found and put right. ``dirty_bytes``: of a running VM's sound bitmaps, by checkpoint and target."""
 
     bases: tuple[Base, ...]
@@ -67,7 +67,7 @@ class Bases:
         self._stored = frozenset(bitmap.name for chain in self._images.chains.values() for bitmap in chain[0].bitmaps)
         self._warnings: list[str] = []
 
-    def examine(self) -> Standing:
+    def examine(self) -> FoundBases:
         """Remove left-overs, list lost checkpoints again, and judge every bitmap that may serve as a base."""
         listed = self._domain.checkpoint_names()
         self._find_points(listed)
@@ -85,7 +85,7 @@ class Bases:
             base_of(as_bound(self._points[name], told.get(name), bitmaps.chains), name, bitmaps, listed=name in listed)
             for name in wanted
         )
-        return Standing(bases, bitmaps.valid_bytes or {}, tuple(self._warnings))
+        return FoundBases(bases, bitmaps.valid_bytes or {}, tuple(self._warnings))
 
     def _look(self, names: Collection[str]) -> Bitmaps:
         """Ask libvirt for checkpoints. A disk that grew after a snapshot is taken out of those it cannot answer for.

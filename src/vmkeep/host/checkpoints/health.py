@@ -33,7 +33,7 @@ from vmkeep.logs import get_logger
 from vmkeep.planning import Base, BitmapHealth, Mode, PlannableDisk, PointRequest, plan_disk
 from vmkeep.planning.bases import base_of, newest_by_disk
 from vmkeep.planning.bitmaps import Bitmaps, Chains
-from vmkeep.planning.checkpoint_health import CheckpointFacts, CheckpointHealth, Standing, judge_checkpoints
+from vmkeep.planning.checkpoint_health import CheckpointFacts, CheckpointHealth, Role, judge_checkpoints
 from vmkeep.planning.checkpoint_repair import (
     Delete,
     DropBitmap,
@@ -80,10 +80,12 @@ def plan_checkpoint_repair(
     if run is not RunState.OFF:
         refuse_beside_a_job(domain)
     refuse_torn_checkpoints(domain)
-    facts = _facts(domain, hypervisor, settings, request.checkpoints, repairing=True, hopeless=request.hopeless)
+    facts = _facts(
+        domain, hypervisor, settings, request.checkpoints, repairing=True, refused_bitmaps=request.refused_bitmaps
+    )
     judged = judge_checkpoints(facts)
     _refuse_unknown_names(request.foreign, judged, domain.name)
-    return plan_repair(facts, judged, foreign=request.foreign, hopeless=request.hopeless)
+    return plan_repair(facts, judged, foreign=request.foreign, refused_bitmaps=request.refused_bitmaps)
 
 
 def repair_checkpoint(domain: Domain, hypervisor: Hypervisor, step: RepairStep) -> StepDone:
@@ -121,7 +123,7 @@ def repair_checkpoint(domain: Domain, hypervisor: Hypervisor, step: RepairStep) 
 
 
 def _refuse_unknown_names(names: frozenset[str], judged: Sequence[CheckpointHealth], vm: str) -> None:
-    foreign = {checkpoint.name for checkpoint in judged if checkpoint.standing is Standing.FOREIGN}
+    foreign = {checkpoint.name for checkpoint in judged if checkpoint.standing is Role.FOREIGN}
     for name in sorted(names - foreign):
         raise InvalidRequest(
             f"VM {vm!r} has no checkpoint or bitmap {name!r} that is not vmkeep's",
@@ -140,7 +142,7 @@ def _facts(
     request: CheckpointRequest,
     *,
     repairing: bool = False,
-    hopeless: frozenset[tuple[str, str]] = frozenset(),
+    refused_bitmaps: frozenset[tuple[str, str]] = frozenset(),
 ) -> CheckpointFacts:
     state = domain.state()
     stopped = state.run not in _STANDING
@@ -167,7 +169,7 @@ def _facts(
         facts = replace(facts, shared={path: used[real] for path in own if (real := os.path.realpath(path)) in used})
     sizes = disk_sizes(domain, definition, bitmaps.chains)
     disks = plannable_disks(definition, sizes, settings, bitmaps.chains, hypervisor, running=not stopped)
-    bases = next_bases(facts, disks, vm=domain.name, killed=state.killed, hopeless=hopeless)
+    bases = next_bases(facts, disks, vm=domain.name, killed=state.killed, refused_bitmaps=refused_bitmaps)
     # One that no next point would start from is not asked for: the disk is another image by now, or holds no bitmaps.
     hoped = {target: name for target, name in facts.in_memory.items() if bases.get(target) == name}
     return replace(facts, bases=bases, in_memory=hoped)
@@ -249,15 +251,15 @@ def next_bases(
     *,
     vm: str,
     killed: bool,
-    hopeless: frozenset[tuple[str, str]] = frozenset(),
+    refused_bitmaps: frozenset[tuple[str, str]] = frozenset(),
 ) -> dict[str, str]:
     """Return the checkpoint that each disk's next point would be read against, by the plan of a point itself.
 
-    Of a VM that runs, a lost checkpoint's bitmap is hoped to be sound until libvirt refuses it (``hopeless``).
+    Of a VM that runs, a lost checkpoint's bitmap is hoped to be sound until libvirt refuses it (``refused_bitmaps``).
     """
     lost = set(facts.in_memory.values())
     known = [name for name in facts.points if name in facts.listed or facts.stored_targets(name) or name in lost]
-    bases = tuple(_as_base(facts, name, hopeless) for name in known)
+    bases = tuple(_as_base(facts, name, refused_bitmaps) for name in known)
     request = PointRequest(vm=vm, running=facts.bitmaps.running, disks=tuple(disks), bases=bases, killed=killed)
     plans = [plan_disk(disk, request) for disk in disks if disk.target in facts.bitmaps.chains]
     return {
@@ -267,7 +269,7 @@ def next_bases(
     }
 
 
-def _as_base(facts: CheckpointFacts, name: str, hopeless: frozenset[tuple[str, str]]) -> Base:
+def _as_base(facts: CheckpointFacts, name: str, refused_bitmaps: frozenset[tuple[str, str]]) -> Base:
     """Return a point as the next one may start from it. A lost checkpoint counts as one that is defined again."""
     told = facts.listed[name].description if name in facts.listed else None
     base = base_of(as_bound(facts.points[name], told, facts.bitmaps.chains), name, facts.bitmaps, listed=True)
@@ -280,6 +282,6 @@ def _as_base(facts: CheckpointFacts, name: str, hopeless: frozenset[tuple[str, s
         if (found is BitmapHealth.INCONSISTENT and not facts.is_of_others(name, target))
         or facts.in_memory.get(target) == name
     }
-    hoped -= {target for refused, target in hopeless if refused == name}
+    hoped -= {target for refused, target in refused_bitmaps if refused == name}
     health = {target: BitmapHealth.SOUND if target in hoped else found for target, found in base.bitmaps.items()}
     return replace(base, bitmaps=health)

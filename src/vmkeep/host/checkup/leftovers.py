@@ -21,7 +21,7 @@ from vmkeep.errors import StoreError, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.host.guard.rescue import JobRecord, Stage
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage
-from vmkeep.host.records.snapshot import Keepsake
+from vmkeep.host.records.snapshot import SnapshotRecord
 from vmkeep.host.tasks.checkup import (
     Finding,
     FindingCode,
@@ -147,7 +147,7 @@ def unrecorded_snapshots(settings: Settings) -> Iterator[Finding]:
     """Yield a finding for each snapshot that was begun, and that nobody works on any more."""
     for place in _entries(settings.snapshots_dir):
         try:
-            keepsake = Keepsake.load(place)
+            keepsake = SnapshotRecord.load(place)
         except (OSError, ValueError) as error:
             if place.is_dir() and not isinstance(error, FileNotFoundError):
                 message = f"what is kept of an interrupted snapshot cannot be read: {error}"

@@ -23,7 +23,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.host.guard.rescue import JobRecord
-from vmkeep.host.records.snapshot import Keepsake, KeptStates, keep_states, kept_states
+from vmkeep.host.records.snapshot import KeptStates, SnapshotRecord, keep_states, kept_states
 from vmkeep.host.vm.grounds import stand_on
 from vmkeep.host.vm.standstill import as_text
 from vmkeep.host.vm.states import StateSource, read_state
@@ -48,7 +48,7 @@ def rescue_snapshot(record: JobRecord, thawing: Thawing, hypervisor: Hypervisor 
     Raises HypervisorUnavailable when libvirt does not answer for a minute; the record then stays.
     """
     try:
-        keepsake = Keepsake.load(Path(record.keepsake))
+        keepsake = SnapshotRecord.load(Path(record.keepsake))
     except FileNotFoundError:
         return  # it was at its end
     started = last_change = time.monotonic()
@@ -69,7 +69,9 @@ def rescue_snapshot(record: JobRecord, thawing: Thawing, hypervisor: Hypervisor 
         time.sleep(_STEP_SECONDS)
 
 
-def _rescue_vm(record: JobRecord, keepsake: Keepsake, thawing: Thawing, hypervisor: Hypervisor, waited: float) -> bool:
+def _rescue_vm(
+    record: JobRecord, keepsake: SnapshotRecord, thawing: Thawing, hypervisor: Hypervisor, waited: float
+) -> bool:
     domain = hypervisor.find_uuid(record.uuid)
     try:
         if domain is not None:
@@ -80,7 +82,7 @@ def _rescue_vm(record: JobRecord, keepsake: Keepsake, thawing: Thawing, hypervis
     return False
 
 
-def _rescue_once(record: JobRecord, keepsake: Keepsake, thawing: Thawing, domain: Domain, waited: float) -> bool:
+def _rescue_once(record: JobRecord, keepsake: SnapshotRecord, thawing: Thawing, domain: Domain, waited: float) -> bool:
     """Do what is needed now; return whether anything was, or is waited for."""
     if keepsake.stopped:
         changed = put_checkpoints_back(keepsake, domain)
@@ -103,7 +105,7 @@ def _rescue_once(record: JobRecord, keepsake: Keepsake, thawing: Thawing, domain
     return thawing.ask(domain)
 
 
-def _keep(keepsake: Keepsake, place: Path, domain: Domain) -> None:
+def _keep(keepsake: SnapshotRecord, place: Path, domain: Domain) -> None:
     """Read the state files of the VM, which stands still since before the snapshot."""
     sources = [StateSource(each.kind, Path(each.path), each.file, each.format) for each in keepsake.sources]
     try:
@@ -115,7 +117,7 @@ def _keep(keepsake: Keepsake, place: Path, domain: Domain) -> None:
         _log.warning("the state of a snapshot was not kept", vm=domain.name, error=error.message)
 
 
-def put_checkpoints_back(keepsake: Keepsake, domain: Domain) -> bool:
+def put_checkpoints_back(keepsake: SnapshotRecord, domain: Domain) -> bool:
     """Let libvirt list again what it listed before the snapshot of a VM that is off; return whether anything lacked.
 
     Raises HypervisorError for one that cannot be, after the others were.
@@ -135,7 +137,7 @@ def put_checkpoints_back(keepsake: Keepsake, domain: Domain) -> bool:
     return bool(lacking)
 
 
-def mark_overlays(keepsake: Keepsake, domain: Domain) -> bool:
+def mark_overlays(keepsake: SnapshotRecord, domain: Domain) -> bool:
     """Give the overlays of a VM that is off the bitmaps of the images below; return whether one was added.
 
     libvirt does so itself for a VM that runs. An empty bitmap is right only in an overlay to which nothing was written:

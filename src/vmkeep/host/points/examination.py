@@ -10,7 +10,7 @@ from functools import partial
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, parse_definition
-from vmkeep.host.checkpoints.bases import Bases, Standing
+from vmkeep.host.checkpoints.bases import Bases, FoundBases
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
 from vmkeep.host.vm.definition import definition_to_keep, with_overlays_dropped, with_volumes_found
 from vmkeep.host.vm.disks import disk_sizes, plannable_disks
@@ -50,7 +50,7 @@ class Examined:
     chains: Chains
     states: tuple[StateSource, ...]
     secrets: tuple[PointSecret, ...]
-    standing: Standing
+    standing: FoundBases
     sizes: Mapping[str, int]
     disks: tuple[PlannableDisk, ...]
     killed: bool

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.definition import Definition
-from vmkeep.host.vm.standstill import AGENT_WORK_SECONDS, as_text, let_go_on, require_standing
+from vmkeep.host.vm.standstill import AGENT_WORK_SECONDS, as_text, require_standing, resume_guest
 from vmkeep.host.vm.states import StateSource, read_state
 from vmkeep.host.vm.thawing import thaw
 from vmkeep.hypervisor import Domain
@@ -120,7 +120,7 @@ def fix_instant(
             require_standing(domain, "its point was begun")
         finally:
             if running:
-                let_go_on(domain)
+                resume_guest(domain)
         pause_ms = (time.monotonic() - begun) * 1000 if running else 0.0
         if quiesce:
             hold(AGENT_WORK_SECONDS)

@@ -46,7 +46,7 @@ class KeptOverlay:
 
 
 @dataclass(frozen=True, slots=True)
-class Keepsake:
+class SnapshotRecord:
     """A snapshot that was begun. ``begun`` is in seconds since 1970; ``kind`` is disks, memory or internal.
 
     ``checkpoints`` are the names and definitions of all checkpoints of a VM that is off, parents first: libvirt makes
@@ -85,7 +85,7 @@ class Keepsake:
             raise file_error(error, place) from error
 
     @classmethod
-    def load(cls, place: Path) -> Keepsake:
+    def load(cls, place: Path) -> SnapshotRecord:
         """Read the plan in a snapshot's directory; raises FileNotFoundError, and ValueError when it cannot be read."""
         try:
             value = json.loads((place / _PLAN).read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from vmkeep.config import Settings
 from vmkeep.definition import SourceKind
 from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmNotFound, VmRunning
 from vmkeep.host.records.restore import refuse_while_pending
-from vmkeep.host.reverts.choice import Reversal, choose
+from vmkeep.host.reverts.choice import RevertPlan, choose
 from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.host.vm.astray import refuse_astray
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
@@ -93,7 +93,7 @@ def _refuse_state(domain: Domain, *, stop: bool) -> bool:
     return True
 
 
-def refuse_foreign_bitmaps(domain: Domain, reversal: Reversal, prefix: str) -> None:
+def refuse_foreign_bitmaps(domain: Domain, reversal: RevertPlan, prefix: str) -> None:
     """Raise ChoiceRequired for bitmaps of others in images with an internal snapshot that goes back."""
     names = {bitmap.name for image in reversal.images for bitmap in image.base.bitmaps} | domain.checkpoint_names()
     foreign = sorted(name for name in names if not name.startswith(prefix))
@@ -106,7 +106,7 @@ def refuse_foreign_bitmaps(domain: Domain, reversal: Reversal, prefix: str) -> N
         )
 
 
-def _require_states(repository: Repository, reversal: Reversal, vm: str) -> None:
+def _require_states(repository: Repository, reversal: RevertPlan, vm: str) -> None:
     """Read the state files from the repository once: what is damaged there must be found before anything changes."""
     for chosen, known in zip(reversal.states, reversal.versions, strict=True):
         version, _ = repository.state(known.version_id)

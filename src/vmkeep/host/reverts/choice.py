@@ -54,7 +54,7 @@ class ChosenImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Reversal:
+class RevertPlan:
     """What goes back. ``memory`` is the file with the memory, ``with_memory``: it is put back, wherever it is.
 
     ``versions`` are the state versions of ``states``. ``whole``: all disks of the snapshot are among ``images``.
@@ -84,7 +84,7 @@ def choose(
     xml: str,
     choice: RevertChoice,
     known: KnownSnapshot | None,
-) -> Reversal:
+) -> RevertPlan:
     """Return what goes back. ``definition`` is the VM's as it is now, ``xml`` the snapshot's.
 
     Raises InvalidRequest, ChoiceRequired, DiskUnsupported, StateUnsupported or HostFileMissing.
@@ -119,7 +119,7 @@ class _Choosing:
         self._sliced = sliced_disks(snapshot.domain or "")
         self._held = {state.kind: state for state in self._known.states} if self._known is not None else {}
 
-    def reversal(self) -> Reversal:
+    def reversal(self) -> RevertPlan:
         inside, outside = self._targets(SnapshotLocation.INTERNAL), self._targets(SnapshotLocation.EXTERNAL)
         name, vm = self._snapshot.name, self._domain.name
         if inside and outside:
@@ -138,7 +138,7 @@ class _Choosing:
         memory = self._snapshot.memory.file or "" if with_memory and not internal else ""
         if memory:
             _require_memory(self._hypervisor, memory, vm)
-        return Reversal(
+        return RevertPlan(
             snapshot=self._snapshot,
             internal=internal,
             images=images,

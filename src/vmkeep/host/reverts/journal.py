@@ -15,7 +15,7 @@ from vmkeep.filesystem import file_error
 from vmkeep.host.records.restore import JournalDisk, JournalOverlay, RestoreJournal, SnapshotRevert
 from vmkeep.host.restores.items import item_at
 from vmkeep.host.restores.parking import Parking
-from vmkeep.host.reverts.choice import ChosenImage, Reversal
+from vmkeep.host.reverts.choice import ChosenImage, RevertPlan
 from vmkeep.host.tasks.reverts import ParkForRevert
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.moments import read_snapshot
@@ -37,7 +37,7 @@ def new_journal(
     domain: Domain,
     present: str,
     definition: Definition,
-    reversal: Reversal,
+    reversal: RevertPlan,
 ) -> RestoreJournal:
     """Return the journal of a revert that begins. ``present`` is the VM's definition as it is."""
     path, target, element = parking.place(domain, present, definition)
@@ -117,7 +117,7 @@ def _overlay(
     )
 
 
-def _run_afterwards(asked: str, reversal: Reversal) -> str:
+def _run_afterwards(asked: str, reversal: RevertPlan) -> str:
     if asked != "then":
         return asked
     if not reversal.with_memory:
@@ -125,7 +125,7 @@ def _run_afterwards(asked: str, reversal: Reversal) -> str:
     return "running" if reversal.snapshot.state in _RUNNING_THEN else "paused"
 
 
-def _discardable(hypervisor: Hypervisor, domain: Domain, reversal: Reversal) -> frozenset[str]:
+def _discardable(hypervisor: Hypervisor, domain: Domain, reversal: RevertPlan) -> frozenset[str]:
     """Return the present images of the disks that go back which no snapshot, and no other VM, stands on."""
     needed: set[str] = set()
     for xml in Reversion(domain).snapshots().values():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmkeep.errors import SnapshotIncomplete
-from vmkeep.host.records.snapshot import Keepsake, KeptStates, kept_states, remove_keepsake
+from vmkeep.host.records.snapshot import KeptStates, SnapshotRecord, kept_states, remove_keepsake
 from vmkeep.host.tasks.snapshots import SnapshotMade
 from vmkeep.hypervisor import Domain, DomainSnapshots
 from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, parse_snapshot
@@ -14,7 +14,7 @@ from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, parse_snap
 _WHAT = {"tpm": "TPM state file", "nvram": "file of UEFI variables"}
 
 
-def recorded_snapshot(domain: Domain, keepsake: Keepsake) -> Snapshot | None:
+def recorded_snapshot(domain: Domain, keepsake: SnapshotRecord) -> Snapshot | None:
     """Return libvirt's record of the snapshot; None when there is none, or one of that name that is another's."""
     text = DomainSnapshots(domain).definition(keepsake.name)
     if text is None:
@@ -26,7 +26,7 @@ def recorded_snapshot(domain: Domain, keepsake: Keepsake) -> Snapshot | None:
     return found if all(sources.get(disk.target) == disk.overlay for disk in keepsake.overlays) else None
 
 
-def whole_snapshot(domain: Domain, keepsake: Keepsake, place: Path) -> SnapshotMade:
+def whole_snapshot(domain: Domain, keepsake: SnapshotRecord, place: Path) -> SnapshotMade:
     """Return the snapshot, which libvirt has and whose states are kept; raises SnapshotIncomplete otherwise."""
     made, kept = recorded_snapshot(domain, keepsake), kept_states(place)
     if made is None or kept is None or (keepsake.stopped and made.state is not SnapshotState.SHUTOFF):
@@ -58,7 +58,7 @@ def whole_snapshot(domain: Domain, keepsake: Keepsake, place: Path) -> SnapshotM
     )
 
 
-def _missing_warnings(keepsake: Keepsake, kept: KeptStates) -> list[str]:
+def _missing_warnings(keepsake: SnapshotRecord, kept: KeptStates) -> list[str]:
     there = {state.kind for state in kept.states}
     return [
         f"The {_WHAT[source.kind]} of {keepsake.vm} is not there ({source.path}), and is not in the snapshot."

@@ -27,7 +27,7 @@ from vmkeep.definition import Definition, parse_definition
 from vmkeep.definition.repointing import Placed, restand
 from vmkeep.errors import VmBusy, WritesAstray
 from vmkeep.filesystem import file_error, make_private_file, sync_directory
-from vmkeep.host.records.snapshot import Keepsake, KeptOverlay
+from vmkeep.host.records.snapshot import KeptOverlay, SnapshotRecord
 from vmkeep.host.vm.astray import refuse_lost
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.merging import merge_overlay, remove_closed
@@ -41,7 +41,7 @@ _HEADER_BYTES: Final = 4096
 
 
 def settle_overlays(
-    hypervisor: Hypervisor, domain: Domain, keepsake: Keepsake, place: Path, stop: Callable[[], None]
+    hypervisor: Hypervisor, domain: Domain, keepsake: SnapshotRecord, place: Path, stop: Callable[[], None]
 ) -> tuple[str, ...]:
     """Put the disks right, and return sentences about what was done. The caller holds the VM's lock.
 
@@ -64,7 +64,7 @@ def settle_overlays(
 class _Settling:
     hypervisor: Hypervisor
     domain: Domain
-    keepsake: Keepsake
+    keepsake: SnapshotRecord
     place: Path
     stop: Callable[[], None]
 

@@ -23,9 +23,9 @@ from vmkeep.host.guard.snapshot_rescue import mark_overlays, put_checkpoints_bac
 from vmkeep.host.records.lock import lock_vm
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.records.snapshot import (
-    Keepsake,
     KeptSource,
     KeptStates,
+    SnapshotRecord,
     drop_states,
     keep_states,
     kept_states,
@@ -40,7 +40,7 @@ from vmkeep.host.tasks.snapshots import MakeSnapshot, SnapshotMade, SnapshotSett
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
 from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_jobs, require_agent
-from vmkeep.host.vm.standstill import AGENT_WORK_SECONDS, as_text, let_go_on, require_standing, sync_images
+from vmkeep.host.vm.standstill import AGENT_WORK_SECONDS, as_text, require_standing, resume_guest, sync_images
 from vmkeep.host.vm.states import StateSource, read_state, state_sources, state_warnings
 from vmkeep.host.vm.thawing import thaw
 from vmkeep.host.vm.versions import store_states
@@ -151,10 +151,10 @@ class SnapshotTask:
                 read_state(source, domain.name)
         return _Prepared(around, planned, sources)
 
-    def _keepsake(self, request: MakeSnapshot, domain: Domain, prepared: _Prepared) -> Keepsake:
+    def _keepsake(self, request: MakeSnapshot, domain: Domain, prepared: _Prepared) -> SnapshotRecord:
         planned, run = prepared.planned, prepared.around.state.run
         stopped = run is RunState.OFF
-        return Keepsake(
+        return SnapshotRecord(
             operation=self._operation,
             uri=self._hypervisor.uri,
             vm=domain.name,
@@ -174,7 +174,7 @@ class SnapshotTask:
             reused=request.reuse_external,
         )
 
-    def _guarded(self, keepsake: Keepsake) -> Guardian:
+    def _guarded(self, keepsake: SnapshotRecord) -> Guardian:
         assert self._lock is not None
         record = JobRecord(
             operation=self._operation,
@@ -200,7 +200,7 @@ class SnapshotTask:
         request: MakeSnapshot,
         domain: Domain,
         prepared: _Prepared,
-        keepsake: Keepsake,
+        keepsake: SnapshotRecord,
         hold: Callable[[float], None],
     ) -> None:
         if keepsake.stopped:
@@ -217,7 +217,7 @@ class SnapshotTask:
         request: MakeSnapshot,
         domain: Domain,
         prepared: _Prepared,
-        keepsake: Keepsake,
+        keepsake: SnapshotRecord,
         hold: Callable[[float], None],
     ) -> None:
         """Freeze, suspend, snapshot, read the state files, resume, thaw: all of one instant."""
@@ -246,7 +246,7 @@ class SnapshotTask:
                     halted = True
             finally:
                 if keepsake.was_running and not halted:
-                    let_go_on(domain)
+                    resume_guest(domain)
             if request.quiesce and not halted:
                 hold(AGENT_WORK_SECONDS)
         finally:
@@ -277,7 +277,9 @@ class SnapshotTask:
             except VmkeepError as error:
                 raise (reason or error) from error
 
-    def _ask_of_stopped(self, request: MakeSnapshot, domain: Domain, prepared: _Prepared, keepsake: Keepsake) -> None:
+    def _ask_of_stopped(
+        self, request: MakeSnapshot, domain: Domain, prepared: _Prepared, keepsake: SnapshotRecord
+    ) -> None:
         """Let libvirt forget the checkpoints of a VM that is off, as long as it makes the snapshot.
 
         libvirt 9.0 refuses one of a VM that is off while it lists a checkpoint. Overlays get the bitmaps afterwards.
@@ -303,7 +305,7 @@ class SnapshotTask:
 
     # -- what came of it -----------------------------------------------------------------------------------------
 
-    def _clear_up(self, domain: Domain, keepsake: Keepsake, error: BaseException) -> None:
+    def _clear_up(self, domain: Domain, keepsake: SnapshotRecord, error: BaseException) -> None:
         """Forget what was begun after a failure; raises SnapshotIncomplete when libvirt has made the snapshot.
 
         One that is whole all the same is left for the next command, which records it.
@@ -334,7 +336,7 @@ class SnapshotTask:
 
     def store(self, task: StoreSnapshot, repository: Repository) -> SnapshotStored:
         """Put the states into the repository. They stay on the host until CloseSnapshot."""
-        keepsake, kept = Keepsake.load(self._place), kept_states(self._place)
+        keepsake, kept = SnapshotRecord.load(self._place), kept_states(self._place)
         assert kept is not None, "a snapshot that was made has its states"
         self._watch(Progress("storing state"))
         refs, _ = store_states(repository, repository, kept.states, task.newest, keepsake.vm_uuid)
@@ -361,7 +363,7 @@ class SnapshotTask:
     def settle(self) -> SnapshotSettled:
         """Look what became of a snapshot whose process died. What is left to do for a VM that is off is done."""
         try:
-            keepsake = Keepsake.load(self._place)
+            keepsake = SnapshotRecord.load(self._place)
         except (FileNotFoundError, ValueError):
             remove_keepsake(self._place)  # killed before anything was begun
             return SnapshotSettled("an interrupted snapshot was never begun")
@@ -407,7 +409,7 @@ def _states_of_stopped(sources: tuple[StateSource, ...], vm: str) -> tuple[Captu
     return tuple(states)
 
 
-def _remove_memory(keepsake: Keepsake) -> None:
+def _remove_memory(keepsake: SnapshotRecord) -> None:
     """Remove the half of a memory that libvirt did not remove; nothing was at its place before."""
     if keepsake.memory_file:
         with suppress(OSError):

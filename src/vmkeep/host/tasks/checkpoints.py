@@ -30,12 +30,12 @@ class RepairRequest(Task[RepairPlan]):
 
     ``foreign`` names what the user gave leave for, of others.
 
-    ``hopeless`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
+    ``refused_bitmaps`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
     """
 
     checkpoints: CheckpointRequest
     foreign: frozenset[str] = frozenset()
-    hopeless: frozenset[tuple[str, str]] = frozenset()
+    refused_bitmaps: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, SourceKind, parse_definition
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound, WritesAstray
-from vmkeep.host.records.snapshot import Keepsake, keepsakes
+from vmkeep.host.records.snapshot import SnapshotRecord, keepsakes
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.openimages import OpenImage, OpenImages, file_id, open_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
@@ -159,12 +159,12 @@ def _refuse_unsettled(
                 )
 
 
-def _unsettled(vm_uuid: str, settings: Settings, besides: str) -> Iterator[Keepsake]:
+def _unsettled(vm_uuid: str, settings: Settings, besides: str) -> Iterator[SnapshotRecord]:
     for place in keepsakes(settings.snapshots_dir):
         if place.name == besides:
             continue
         try:
-            kept = Keepsake.load(place)
+            kept = SnapshotRecord.load(place)
         except (OSError, ValueError):
             continue  # told of by doctor
         if kept.vm_uuid == vm_uuid:

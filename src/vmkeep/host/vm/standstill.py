@@ -18,7 +18,7 @@ def as_text(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def let_go_on(domain: Domain) -> None:
+def resume_guest(domain: Domain) -> None:
     """Resume a VM that was suspended for an instant; one that stopped meanwhile needs nothing."""
     try:
         domain.resume()
