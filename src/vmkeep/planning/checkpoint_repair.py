@@ -126,7 +126,7 @@ def plan_repair(
 ) -> RepairPlan:
     """Return what mends the checkpoints of ours, and of others those that are named.
 
-    ``refused_bitmaps`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
+    ``refused_bitmaps``, by checkpoint and disk: libvirt refused them when their checkpoint was defined again.
     """
     planned = _Planned(facts, foreign, refused_bitmaps)
     for checkpoint in judged:

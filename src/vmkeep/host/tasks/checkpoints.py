@@ -30,7 +30,7 @@ class RepairRequest(Task[RepairPlan]):
 
     ``foreign`` names what the user gave leave for, of others.
 
-    ``refused_bitmaps`` are bitmaps, by checkpoint and disk, that libvirt refused when their checkpoint was defined again.
+    ``refused_bitmaps``, by checkpoint and disk: libvirt refused them when their checkpoint was defined again.
     """
 
     checkpoints: CheckpointRequest
