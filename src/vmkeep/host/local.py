@@ -197,7 +197,7 @@ class LocalHost:
         from vmkeep.host.snapshot_survey import look_at_snapshots
 
         hypervisor = self._connected()
-        return look_at_snapshots(hypervisor.domain(name_or_uuid), hypervisor)
+        return look_at_snapshots(hypervisor.domain(name_or_uuid), hypervisor, self._settings)
 
     def checkpoint_repair(self, request: RepairRequest) -> RepairPlan:
         from vmkeep.host.checkpoint_survey import plan_checkpoint_repair

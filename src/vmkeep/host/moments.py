@@ -109,7 +109,7 @@ class LocalMoments:
             case DeleteMoments():
                 from vmkeep.host.momentdeletion import delete_moments
 
-                return delete_moments(domain, order, hypervisor, stop)
+                return delete_moments(domain, order, hypervisor, self._settings, stop)
             case RedefineMoment():
                 from vmkeep.host.momentreplay import redefine_moment
 

@@ -11,6 +11,7 @@ from vmkeep.errors import ChoiceRequired, IntegrityError, StateUnsupported, VmBu
 from vmkeep.host.astray import refuse_astray
 from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import image_chains
+from vmkeep.host.deletion_note import refuse_torn
 from vmkeep.host.journal import refuse_while_pending
 from vmkeep.host.parking import read_definition, require_off
 from vmkeep.host.preparation import with_volumes_found
@@ -30,6 +31,7 @@ def check_revert(
     refuse_while_pending(settings, domain.name, domain.uuid)
     require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"change the disks of {domain.name}")
     xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+    refuse_torn(settings.deletions_dir, domain, xml)
     running = _refuse_state(domain, stop=request.stop)
     present = domain.definition_xml(inactive=True, secure=True)
     definition = with_volumes_found(read_definition(present, domain), hypervisor)

@@ -21,6 +21,7 @@ from vmkeep.definition.repointing import repoint
 from vmkeep.errors import Interrupted, NoSpace, RestorePending, TransferError, VmBusy, VmkeepError
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, file_errors, sync_directory
 from vmkeep.host.bases import checkpoint_prefix
+from vmkeep.host.deletion_note import refuse_torn
 from vmkeep.host.journal import (
     JournalOverlay,
     RestoreJournal,
@@ -101,6 +102,7 @@ class Revert:
             present = self._parking.definition_xml(domain, journal)
             definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
             xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+            refuse_torn(self._settings.deletions_dir, domain, xml)
             reversal = choose(self._hypervisor, domain, definition, xml, request.choice, request.known)
             if reversal.internal and not request.choice.drop_checkpoints:
                 refuse_foreign_bitmaps(domain, reversal, self._prefix)

@@ -22,6 +22,7 @@ from vmkeep.host.bases import checkpoint_prefix
 from vmkeep.host.bitmaps import OLD_QCOW2, Chain, amending, image_chains, look_at_bitmaps, top_images
 from vmkeep.host.chains import chain_faults
 from vmkeep.host.checkpoints import Checkpoints
+from vmkeep.host.deletion_note import deletion_notes
 from vmkeep.host.findings import (
     CheckupRequest,
     CloseScratch,
@@ -303,6 +304,27 @@ class _Patient:
                 )
                 mend = ForgetSnapshot(self.domain.uuid, snapshot, name)
                 yield self._finding(FindingCode.SNAPSHOT_GONE, message, mend=mend)
+        yield from self._unfinished_deletions()
+
+    def _unfinished_deletions(self) -> Iterator[Finding]:
+        notes = {note.snapshot: note for note in deletion_notes(self.settings.deletions_dir, self.domain.uuid)}
+        if not notes:
+            return
+        written = {disk.source for disk in self.definition.disks}
+        for snapshot in self.domain.snapshots():
+            name = str(snapshot.name)
+            note = notes.get(name)
+            if note is None or note.creation_time != snapshot.creation_time or not note.torn:
+                continue
+            message = (
+                f"the deletion of snapshot {name} was begun and did not end: what it kept of disk "
+                f"{', '.join(sorted(note.torn))} is overwritten in part, and nothing goes back to it"
+            )
+            # libvirt merges nothing any more once a disk is on the snapshot's own image.
+            merged = any(image.path in written for image in note.images)
+            options = "--metadata" if merged else ""
+            remedy = command_line("vmkeep snapshot delete", self.domain.name, name, options=options)
+            yield self._finding(FindingCode.DELETION_UNFINISHED, message, remedy=remedy)
 
     # -- TPM and NVRAM -----------------------------------------------------------------------------------------
 
