@@ -155,7 +155,7 @@ def _kill_in_deletion(guest: _Guest, who: str, moment: str) -> None:
 
 
 def _keep_started(host: Host) -> None:
-    """Start libvirtd anew when it dies of what it finds, as systemd does: 11.3 was seen to, when the commit was done."""
+    """Start libvirtd anew when it dies of what it finds, as systemd does: 11.3 was seen to, at the end of a commit."""
     deadline = time.monotonic() + _CRASHING_SECONDS
     while time.monotonic() < deadline:
         try:
