@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotLocation
@@ -81,7 +81,8 @@ class SnapshotFacts:
 
     ``sources`` gives, by snapshot and disk, the image that the disk was when the snapshot was made. ``present`` are the
     images of each disk now, the top one first. ``images`` are those that snapshots name, with all that is below each,
-    or why they could not be read; ``memory`` the sizes of memory files.
+    or why they could not be read; ``memory`` the sizes of memory files. ``torn`` are, by snapshot, the disks that an
+    unfinished deletion of ours has written to.
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -89,6 +90,7 @@ class SnapshotFacts:
     present: Mapping[str, Chain]
     images: Mapping[str, Chain | Unread]
     memory: Mapping[str, int | Unread]
+    torn: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def judge_snapshots(facts: SnapshotFacts) -> tuple[SnapshotHealth, ...]:
@@ -115,13 +117,26 @@ def snapshot_text(judged: SnapshotHealth) -> str:
 # -- disks -------------------------------------------------------------------------------------------------------
 
 
+def merged_into(snapshots: Iterable[Snapshot]) -> frozenset[str]:
+    """Return the images that libvirt was writing an overlay into when it ended.
+
+    It marks the snapshot that made the image, not the one that was being deleted: after an interrupted deletion of
+    S2, which was made on S1's overlay, S1 has the mark and is whole (seen with 11.3). Where no snapshot made the image
+    there is no mark.
+    """
+    disks = (disk for snapshot in snapshots for disk in snapshot.disks if disk.delete_in_progress)
+    return frozenset(disk.source for disk in disks if disk.source is not None)
+
+
 def _disks(facts: SnapshotFacts, snapshot: Snapshot) -> Iterator[SnapshotPart]:
+    unfinished = merged_into(facts.snapshots)
     for disk in snapshot.disks:
         if disk.location is SnapshotLocation.NO:
             continue
         source = facts.sources.get(str(snapshot.name), {}).get(disk.name)
         health, why = _disk(facts, snapshot, disk, source)
-        if disk.delete_in_progress:
+        deleting = disk.name in facts.torn.get(str(snapshot.name), ()) or source in unfinished
+        if deleting:
             health, why = Health.BROKEN, f"{_INTERRUPTED}; {why}" if why else _INTERRUPTED
         yield SnapshotPart(
             kind="disk",
@@ -130,7 +145,7 @@ def _disks(facts: SnapshotFacts, snapshot: Snapshot) -> Iterator[SnapshotPart]:
             health=health,
             why=why,
             path=source,
-            deleting=disk.delete_in_progress,
+            deleting=deleting,
         )
 
 

@@ -41,6 +41,7 @@ from vmkeep.host.tasks.checkup import (
 from vmkeep.host.vm.astray import LOST_REMEDY, astray_disks, lost_vm
 from vmkeep.host.vm.chains import chain_faults
 from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.deletions import deletion_notes
 from vmkeep.host.vm.fitness import refuse_jobs, stuck_job_remedy
 from vmkeep.host.vm.images import image_chains, top_images
 from vmkeep.host.vm.keys import key_of_disk
@@ -306,6 +307,27 @@ class _Patient:
                 )
                 mend = ForgetSnapshot(self.domain.uuid, snapshot, name)
                 yield self._finding(FindingCode.SNAPSHOT_GONE, message, mend=mend)
+        yield from self._unfinished_deletions()
+
+    def _unfinished_deletions(self) -> Iterator[Finding]:
+        notes = {note.snapshot: note for note in deletion_notes(self.settings.deletions_dir, self.domain.uuid)}
+        if not notes:
+            return
+        written = {disk.source for disk in self.definition.disks}
+        for snapshot in self.domain.snapshots():
+            name = str(snapshot.name)
+            note = notes.get(name)
+            if note is None or note.creation_time != snapshot.creation_time or not note.torn:
+                continue
+            message = (
+                f"the deletion of snapshot {name} was begun and did not end: what it kept of disk "
+                f"{', '.join(sorted(note.torn))} is overwritten in part, and nothing goes back to it"
+            )
+            # libvirt merges nothing any more once a disk is on the snapshot's own image.
+            merged = any(image.path in written for image in note.images)
+            options = "--metadata" if merged else ""
+            remedy = command_line("vmkeep snapshot delete", self.domain.name, name, options=options)
+            yield self._finding(FindingCode.DELETION_UNFINISHED, message, remedy=remedy)
 
     # -- TPM and NVRAM -----------------------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from vmkeep.commandline import command_line
+from vmkeep.config import Settings
 from vmkeep.errors import (
     ChoiceRequired,
     DeletionStopped,
@@ -43,12 +43,14 @@ _PARENT_MISSING: Final = "failed to find parent disk source in backing chain"
 _RECORD_MISSING: Final = "snapshot VM disk source and parent disk source are not the same"
 # What libvirt 11.3 says of one from which two or more hang: it merges along one line only (qemuSnapshotDeleteValidate).
 _MANY_CHILDREN: Final = "deletion of external disk snapshot with multiple children snapshots not supported"
+# What both say of one into whose image another was being merged when QEMU or libvirtd ended.
+_TARGET_OF_ANOTHER: Final = "was target of not completed snapshot delete"
 # What both say of one that holds a disk which was taken away from the VM since.
 _DISK_MISSING: Final = re.compile(r"disk '([^']*)' not found in domain")
 
 
 def delete_moments(
-    domain: Domain, order: DeleteMoments, hypervisor: Hypervisor, stop: Callable[[], None]
+    domain: Domain, order: DeleteMoments, hypervisor: Hypervisor, settings: Settings, stop: Callable[[], None]
 ) -> MomentsChanged:
     """Delete what is ordered and stop at the first that cannot be. Raises DeletionStopped when some are gone then."""
     register = DomainMoments(domain, order.kind)
@@ -63,7 +65,7 @@ def delete_moments(
         if found.running or not domain.checkpoint_names():
             # What kept a record from naming the overlay that the VM is on may be gone since the last revert.
             guard_branches(hypervisor, domain)
-    delete_one = _deleter(domain, order, register, hypervisor, running=found.running)
+    delete_one = _deleter(domain, order, register, hypervisor, settings, running=found.running)
     deleted: list[str] = []
     for name in names:
         try:
@@ -97,13 +99,28 @@ def _demand_consent(order: DeleteMoments, names: tuple[str, ...], vm: str) -> No
 
 
 def _deleter(
-    domain: Domain, order: DeleteMoments, register: DomainMoments, hypervisor: Hypervisor, *, running: bool
+    domain: Domain,
+    order: DeleteMoments,
+    register: DomainMoments,
+    hypervisor: Hypervisor,
+    settings: Settings,
+    *,
+    running: bool,
 ) -> Callable[[str], None]:
     """Return what deletes one moment of the VM as it is now."""
-    if order.metadata_only:
-        return register.forget if order.kind is MomentKind.CHECKPOINT else partial(_forget_snapshot, register)
     if order.kind is MomentKind.SNAPSHOT:
-        return partial(_delete_snapshot, register, domain.name)
+        from vmkeep.host.vm.deletions import noted_deletion
+
+        def delete_noted(name: str) -> None:
+            with noted_deletion(settings.deletions_dir, domain, hypervisor, name, merges=not order.metadata_only):
+                if order.metadata_only:
+                    _forget_snapshot(register, name)
+                else:
+                    _delete_snapshot(register, domain.name, name)
+
+        return delete_noted
+    if order.metadata_only:
+        return register.forget
     if running:
         return register.delete
     from vmkeep.host.checkpoints.stored import StoredBitmaps
@@ -183,6 +200,14 @@ def _delete_snapshot(register: DomainMoments, vm: str, name: str) -> None:
                 "merges one only from which one hangs at most",
                 vm=vm,
                 hint=f"Delete all but one of them first. Or {record_only} All images stay then.",
+            ) from error
+        if _TARGET_OF_ANOTHER in error.message:
+            health = command_line("vmkeep snapshot health", vm)
+            raise SnapshotNeeded(
+                f"snapshot {name!r} of VM {vm!r} cannot be merged yet: the deletion of one that hangs from it was "
+                "begun and did not end",
+                vm=vm,
+                hint=f"Delete that one again first; `{health}` tells which. Or {record_only} All images stay then.",
             ) from error
         if (missing := _DISK_MISSING.search(error.message)) is not None:
             raise SnapshotNeeded(

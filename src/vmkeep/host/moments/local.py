@@ -79,9 +79,14 @@ class LocalMoments:
     def _refuse_astray(self, order: MomentChange, domain: Domain, hypervisor: Hypervisor) -> None:
         """Raise WritesAstray before images or bitmaps are changed of a VM that is on others than libvirt says."""
         changes = isinstance(order, CreateCheckpoint) or (isinstance(order, DeleteMoments) and not order.metadata_only)
-        if changes and domain.state().run is not RunState.OFF:
+        if not changes:
+            return
+        from vmkeep.host.vm.astray import refuse_astray, refuse_lost
+
+        if domain.state().run is RunState.OFF:
+            refuse_lost(domain)
+        else:
             from vmkeep.definition import parse_definition
-            from vmkeep.host.vm.astray import refuse_astray
             from vmkeep.host.vm.definition import with_volumes_found
 
             definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
@@ -106,7 +111,7 @@ class LocalMoments:
             case DeleteMoments():
                 from vmkeep.host.moments.deletion import delete_moments
 
-                return delete_moments(domain, order, hypervisor, stop)
+                return delete_moments(domain, order, hypervisor, self._settings, stop)
             case RedefineMoment():
                 from vmkeep.host.moments.replay import redefine_moment
 

@@ -13,6 +13,7 @@ from vmkeep.host.reverts.choice import RevertPlan, choose
 from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.host.vm.astray import refuse_astray
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
+from vmkeep.host.vm.deletions import refuse_torn
 from vmkeep.host.vm.fitness import refuse_in_transition, refuse_jobs, require_off
 from vmkeep.host.vm.images import image_chains
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
@@ -29,6 +30,7 @@ def check_revert(
     refuse_while_pending(settings, domain.name, domain.uuid)
     require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"change the disks of {domain.name}")
     xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+    refuse_torn(settings.deletions_dir, domain, xml)
     running = _refuse_state(domain, stop=request.stop)
     present = domain.definition_xml(inactive=True, secure=True)
     definition = with_volumes_found(read_definition(present, domain), hypervisor)

@@ -159,14 +159,6 @@ class _Choosing:
     def _refuse_other_disks(self, in_snapshot: set[str]) -> None:
         """Refuse when the VM has other disks than then; tell of those that are not in the snapshot."""
         name, vm = self._snapshot.name, self._domain.name
-        for disk in self._snapshot.disks:
-            if disk.delete_in_progress:
-                raise DiskUnsupported(
-                    f"libvirt was stopped while it deleted snapshot {name!r}, so disk {disk.name} may be half merged",
-                    vm=vm,
-                    disk=disk.name,
-                    hint=f"Only its deletion can go on: `{command_line('virsh snapshot-delete', vm, name)}`.",
-                )
         wanted = in_snapshot & set(self._choice.only) if self._named() else in_snapshot
         gone = sorted(target for target in wanted if self._now.disk(target) is None)
         if gone and not self._states_only():

@@ -40,6 +40,7 @@ from vmkeep.host.tasks.reverts import ParkForRevert, RevertParked, RevertRelease
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
+from vmkeep.host.vm.deletions import refuse_torn
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.moments import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
@@ -100,6 +101,7 @@ class Revert:
             present = self._parking.definition_xml(domain, journal)
             definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
             xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+            refuse_torn(self._settings.deletions_dir, domain, xml)
             reversal = choose(self._hypervisor, domain, definition, xml, request.choice, request.known)
             if reversal.internal and not request.choice.drop_checkpoints:
                 refuse_foreign_bitmaps(domain, reversal, self._prefix)

@@ -54,9 +54,9 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
                 )
             present = branches.present.get(target, ())
             harmed = branches.harmed(names, os.path.realpath(overlay), below, present)
+            forget = command_line("vmkeep snapshot delete", domain.name, name, options="--metadata")
             if harmed:
                 what = ", ".join(sorted({user.what for user in harmed}))
-                forget = command_line("vmkeep snapshot delete", domain.name, name, options="--metadata")
                 raise SnapshotNeeded(
                     f"snapshot {name!r} of VM {domain.name!r} cannot be deleted: {what} would be destroyed, because "
                     f"{below} would be written to or {overlay} removed",
@@ -65,6 +65,16 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
                     path=below,
                     hint="Delete what needs it first. libvirt's record of the snapshot alone can be removed at any "
                     f"time: `{forget}`; all images stay then.",
+                )
+            if present and branches.is_left(overlay, present):
+                raise SnapshotNeeded(
+                    f"snapshot {name!r} of VM {domain.name!r} cannot be deleted: since a revert the VM is on other "
+                    f"images, and {overlay}, which it was on before, is in the way or would be removed",
+                    vm=domain.name,
+                    disk=target,
+                    path=overlay,
+                    hint="Delete the image files that the revert left, if nothing needs them, start the VM and delete "
+                    f"the snapshot then. Or remove libvirt's record of it only: `{forget}`. All images stay then.",
                 )
 
 
@@ -117,6 +127,14 @@ class _Branches:
     def skips_images(self, overlay: str, below: str) -> bool:
         """Tell whether other images lie between an overlay and the one that its snapshot's record names."""
         return below in self._chain(overlay, "qcow2")[2:]
+
+    def is_left(self, overlay: str, present: Chain) -> bool:
+        """Tell whether an overlay is there that the VM is on no more.
+
+        libvirt 9.0 refuses to delete its snapshot. 11.3 removes it, when nothing descends from the snapshot, and with
+        it what the VM was before the revert (seen).
+        """
+        return os.path.realpath(overlay) not in present and os.path.lexists(overlay)
 
     def harmed(self, names: Collection[str], overlay: str, below: str, present: Chain) -> list[ImageUser]:
         """Return what the merge of an overlay harms, besides the snapshots of these names."""

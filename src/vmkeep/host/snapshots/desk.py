@@ -26,7 +26,7 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return snapshot_xml(operation.connected(), task.request)
         case LookAtSnapshots():
             hypervisor = operation.connected()
-            return look_at_snapshots(hypervisor.domain(task.vm), hypervisor)
+            return look_at_snapshots(hypervisor.domain(task.vm), hypervisor, operation.settings)
         case MakeSnapshot():
             operation.repository()  # where its states will go
             return _snapshot(operation).make(task)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import HostFileMissing, VmkeepError
 from vmkeep.host.vm.definition import definition_of, with_volumes_found
+from vmkeep.host.vm.deletions import torn_disks
 from vmkeep.host.vm.images import describe_chains
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.moments import Snapshot, SnapshotLocation
@@ -20,7 +22,7 @@ from vmkeep.transfer.imagelock import writer_of
 _LOCAL: Final = (SourceKind.FILE, SourceKind.BLOCK)
 
 
-def look_at_snapshots(domain: Domain, hypervisor: Hypervisor) -> tuple[SnapshotHealth, ...]:
+def look_at_snapshots(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> tuple[SnapshotHealth, ...]:
     """Return the health of a VM's snapshots."""
     snapshots = domain.snapshots()
     stopped = domain.state().run is RunState.OFF
@@ -39,6 +41,7 @@ def look_at_snapshots(domain: Domain, hypervisor: Hypervisor) -> tuple[SnapshotH
         present=present,
         images={path: _image(path, formats[path], stopped=stopped) for path in named},
         memory={path: _size(path) for path in memory},
+        torn={str(snapshot.name): torn_disks(settings.deletions_dir, domain.uuid, snapshot) for snapshot in snapshots},
     )
     return judge_snapshots(facts)
 

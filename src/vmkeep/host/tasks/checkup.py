@@ -170,6 +170,8 @@ class FindingCode(StrEnum):
     """Disks are in I/O threads, and backups of other programs may kill the QEMU that runs the VM."""
     SNAPSHOT_GONE = "snapshot-gone"
     """State is kept with a snapshot that libvirt no longer lists: nothing can go back to it."""
+    DELETION_UNFINISHED = "deletion-unfinished"
+    """The deletion of a snapshot ended in the middle: its images hold neither what it kept nor what came after."""
     NEVER_BACKED_UP = "never-backed-up"
     """There is no point of the VM."""
     POINT_OLD = "point-old"
@@ -240,6 +242,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.DEFINITION_DIFFERS,
         FindingCode.STATE_SUPERSEDED,
         FindingCode.SNAPSHOT_GONE,
+        FindingCode.DELETION_UNFINISHED,
         FindingCode.DISK_NOT_KEPT,
         FindingCode.SETTING_UNUSED,
         FindingCode.RIGHTS_LACKING,

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -194,9 +195,20 @@ def compare(definition: Definition, opened: OpenImages) -> tuple[AstrayDisk, ...
     for disk, source in suspects:
         overlay = _overlay_of(source, strangers)
         if strangers or not opened.has(source):
-            written = tuple(sorted({image.path for image in strangers}))
-            found.append(AstrayDisk(disk.target, source, disk.image_format, overlay, written))
+            written = _below(source, disk.image_format, strangers) or {image.path for image in strangers}
+            found.append(AstrayDisk(disk.target, source, disk.image_format, overlay, tuple(sorted(written))))
     return tuple(found)
+
+
+def _below(source: str, image_format: str, strangers: Collection[OpenImage]) -> set[str]:
+    """Return those that ``source`` stands on: after a commit and its pivot QEMU writes to that, and to no other.
+
+    Others may be open for writing as well, where commits of other disks are under way.
+    """
+    with suppress(VmkeepError):
+        below = {file_id(layer.path) for layer in describe_image(source, image_format)[1:]}
+        return {image.path for image in strangers if image.file_id in below}
+    return set()
 
 
 def _strangers(definition: Definition, opened: OpenImages) -> Iterator[OpenImage]:
