@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
+import vmkeep
 from tests.rig import Host, Vm, missing_requirements
 
 # A busy machine is no reason to fail: examples are limited by number, not by time.
@@ -16,6 +19,12 @@ hypothesis.settings.register_profile("vmkeep", deadline=None)
 # Of `make fuzz`, which begins anew with another seed until its minutes are over.
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1_000, database=None)
 hypothesis.settings.load_profile("vmkeep")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile vmkeep once. Where nobody may write bytecode, each of a thousand commands would do so for itself."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(vmkeep.__path__[0]), quiet=2)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

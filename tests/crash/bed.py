@@ -20,6 +20,7 @@ import libvirt
 
 from tests.crash.walk import NO_DEATH, SHARES, Death, deaths
 from tests.rig import Host, KiB, MiB, Vm, VmState, assert_images_equal
+from tests.rig.forking import Driver
 from tests.system.offline import bitmaps, write_offline, zero_offline
 from tests.system.truth import PERMALL, checkpoints, has_backup_job
 
@@ -104,7 +105,11 @@ class Zygote:
         self._host = host
         self._home = home
         self._number = 0
-        self._process = host.popen([sys.executable, DRIVER], stdin=subprocess.PIPE, stderr=None)  # type: ignore[arg-type] # None inherits, as in Popen
+        self._process: subprocess.Popen[str] | Driver
+        if isinstance(host, Host):
+            self._process = host.forks.driver(DRIVER)
+        else:
+            self._process = host.popen([sys.executable, DRIVER], stdin=subprocess.PIPE, stderr=None)
         self._result_file = Path()
         self._pid_file = Path()
         assert self._answer() == {"ready": True}

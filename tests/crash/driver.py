@@ -22,6 +22,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -74,6 +75,8 @@ def _watched(request: dict[str, Any]) -> int:
         try:
             _leave_the_streams(request)
             death = effects.Death(request["effect"], request["delay_ms"])
+            # Only a guardian that the run itself starts is under its filter (tests/rig/forking.py forks others).
+            importlib.import_module("vmkeep.host.standby").subprocess = subprocess  # type: ignore[attr-defined]
             effects.run_watched(
                 lambda: _child(request),
                 Path(request["effects_file"]),
