@@ -21,6 +21,22 @@ hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1_000, 
 hypothesis.settings.load_profile("vmkeep")
 
 
+# Files are given out in this order, those that take minutes first: at the end no worker waits for the other's last one.
+_ORDER = ("soak", "zoo", "crash", "environment", "attack", "system", "contract", "integration", "property", "unit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort the directories; within one of them everything stays where it is."""
+    top = config.rootpath / "tests"
+    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(top).parts[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:  # noqa: ARG001 -- xdist's names
+    """One more than there are processors: a test waits a third of its time, for syncs and for firmware."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Compile vmkeep once. Where nobody may write bytecode, each of a thousand commands would do so for itself."""
     if not hasattr(config, "workerinput"):

@@ -37,10 +37,11 @@ _OF_A_START = ("LD_", "PYTHON", "LC_", "LANG", "MALLOC_", "GLIBC_", "TZ")
 class Place(Protocol):
     """What of a host is asked."""
 
-    dir: Path
+    @property
+    def dir(self) -> Path: ...
 
     @property
-    def environment(self) -> dict[str, str]: ...
+    def environment(self) -> Mapping[str, str]: ...
 
     def popen(
         self, command: Sequence[str | Path], *, stdin: int, stdout: int, stderr: int
@@ -98,6 +99,7 @@ class CommandForks:
             "words": words,
             "env": {**self._host.environment, **env},
             "folder": str(self._host.dir),
+            "umask": _umask(),
         }
         try:
             socket.send_fds(self._socket, [json.dumps(request).encode()], theirs)
@@ -126,6 +128,12 @@ class Driver:
             raise subprocess.TimeoutExpired("driver", timeout)
         with os.fdopen(self._status) as told:
             return int(told.read() or -signal.SIGKILL)
+
+
+def _umask() -> int:
+    """Return this process's, which os.umask only tells to who changes it, for all threads."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
 
 
 def _exchanged(
@@ -237,9 +245,7 @@ def _wait_for(request: dict[str, Any], descriptors: list[int], asks_for_guardian
     if child == 0:
         os.close(told)
         _take_streams(streams)
-        os.environ.clear()
-        os.environ.update(request["env"])
-        os.chdir(request["folder"])
+        _surround(request)
         _Guardians(asks_for_guardian).take_over()
         _become_command(request["words"]) if request["kind"] == "command" else _become_driver(request["words"])
     asks_for_guardian.close()
@@ -248,6 +254,13 @@ def _wait_for(request: dict[str, Any], descriptors: list[int], asks_for_guardian
     _, status = os.waitpid(child, 0)
     os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
+
+
+def _surround(request: dict[str, Any]) -> None:
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["folder"])
+    os.umask(request["umask"])
 
 
 def _take_streams(streams: Sequence[int]) -> None:
@@ -295,8 +308,7 @@ class _Guardians:
     def Popen(self, words: list[str], *, stdin: int, cwd: str, **options: Any) -> _ForkedGuardian:  # noqa: N802
         assert words[-3] == "-m", words
         assert options == {"stdout": self.DEVNULL, "stderr": self.DEVNULL, "start_new_session": True}, options
-        umask = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "Umask" in line)
-        request = {"words": words, "env": dict(os.environ), "folder": cwd, "umask": int(umask, 8)}
+        request = {"words": words, "env": dict(os.environ), "folder": cwd, "umask": _umask()}
         heard, told = os.pipe()
         socket.send_fds(self._asks, [json.dumps(request).encode()], [stdin, told])
         os.close(told)
@@ -330,10 +342,7 @@ def _become_guardian(request: dict[str, Any], descriptors: list[int]) -> NoRetur
     _take_streams([conversation, os.dup(null), null])
     os.closerange(3, 1 << 16)
     os.setsid()
-    os.environ.clear()
-    os.environ.update(request["env"])
-    os.chdir(request["folder"])
-    os.umask(request["umask"])
+    _surround(request)
     words = request["words"]
     _show(words)
     module, records = words[-2:]
