@@ -60,7 +60,7 @@ class Vmkeep:
     ) -> subprocess.CompletedProcess[str]:
         """Run it as a person would, and return what it printed; see ``forking`` for how it is started."""
         environment = {**self.environment, **(env or {})}
-        if self._forked and not self._become and can_fork(env or {}):
+        if self._forked and not self._become and can_fork(environment):
             return self.host.forks.run([COMMAND, *arguments], environment, input)
         return self.host.run([*self._become, COMMAND, *arguments], env=environment, input=input)
 
