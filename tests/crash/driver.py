@@ -23,6 +23,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -75,6 +76,7 @@ def _watched(request: dict[str, Any]) -> int:
         try:
             _leave_the_streams(request)
             death = effects.Death(request["effect"], request["delay_ms"])
+            _start_guardians()  # of forked ones none is under the filter
             effects.run_watched(
                 lambda: _child(request),
                 Path(request["effects_file"]),
@@ -94,6 +96,11 @@ def _watched(request: dict[str, Any]) -> int:
     return status
 
 
+def _start_guardians() -> None:
+    """Let guardians be started as on any host, not forked as tests/rig/forking.py does."""
+    importlib.import_module("vmkeep.host.guard.standby").subprocess = subprocess  # type: ignore[attr-defined]
+
+
 def _leave_the_streams(request: dict[str, Any]) -> None:
     os.setpgid(0, 0)
     null = os.open("/dev/null", os.O_RDWR)
@@ -108,6 +115,8 @@ def _child(request: dict[str, Any]) -> int:
         ctypes.CDLL(None).vmkeep_fault_start()
     result: dict[str, Any] = {}
     for trap in request.get("traps", ()):
+        if "guardian" in trap["place"]:
+            _start_guardians()  # while it comes up is a time to die as well
         _set_trap(trap)
     if "command" in request:
         return _command(request)

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import libvirt
 import pytest
@@ -169,8 +168,8 @@ def _make(host: Host) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def pairs(crash_host: Host, beds: Any) -> Iterator[list[Pair]]:
-    beds.clear()
+def pairs(crash_host: Host) -> Iterator[list[Pair]]:
+    crash_host.clear()
     made: list[Pair] = []
     yield made
     for pair in made:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import libvirt
 import pytest
@@ -155,8 +154,8 @@ def _make(host: Host) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def benches(crash_host: Host, beds: Any) -> Iterator[list[Bench]]:
-    beds.clear()
+def benches(crash_host: Host) -> Iterator[list[Bench]]:
+    crash_host.clear()
     made: list[Bench] = []
     yield made
     for bench in made:
