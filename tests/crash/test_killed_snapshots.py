@@ -163,3 +163,23 @@ def _assert_whole_or_not_there(
         }
         for target, image in instant.disks.items():
             assert_images_equal(read_offline_image(bases[target], "qcow2"), bytes(image), target)
+
+
+_BETWEEN = [
+    Trap("before", "vmkeep.flows.change_moments:forget_deleted_snapshots"),
+    Trap("after", "vmkeep.host.moments.desk:LocalMoments.change_moments"),
+    Trap("after", _CATALOG + "forget_snapshot"),
+]
+
+
+@pytest.mark.parametrize("trap", sampled(_BETWEEN, 1), ids=lambda trap: trap.place.rpartition(":")[2])
+def test_deletion_killed_before_the_catalogue_follows_is_settled_by_the_next_command(bed: Bed, trap: Trap) -> None:
+    name = next(_names)
+    assert bed.zygote.run(["snapshot", bed.vm.name, name, ""]).status == 0
+    bed.zygote.start_command("snapshot", "delete", bed.vm.name, name, "--metadata", traps=[trap])
+    assert bed.zygote.printed().status == KILLED
+    assert name not in snapshots(bed.vm)
+    kept = bed.zygote.run(["kept", bed.vm.uuid])
+    assert name not in kept.acts[0]
+    bed.zygote.run(["kept", bed.vm.uuid])
+    bed.next_backup_and_prove_all()

@@ -7,7 +7,6 @@ The commands themselves, with the options that virsh has for each kind, stand in
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +18,7 @@ from vmkeep.cli.terminal import one_line
 from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
 if TYPE_CHECKING:
+    from vmkeep.catalog import Catalog
     from vmkeep.cli.session import Session
     from vmkeep.host.protocol import Host
     from vmkeep.host.tasks.moments import (
@@ -243,21 +243,34 @@ def find_moment(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> Any
 @contextlib.contextmanager
 def changing(running: Session) -> Iterator[Callable[[MomentChange], MomentsChanged]]:
     """Yield what carries out orders. A signal ends one between two steps, so that it is taken back whole."""
-    from vmkeep.flows.patience import carry_out
+    from vmkeep.flows.change_moments import change_moments
 
     with running.host() as host, running.interruption.handed_to(lambda _reason: None):
 
         def change(order: MomentChange) -> MomentsChanged:
-            return carry_out(
+            return change_moments(
                 host,
-                uuid.uuid4().hex,
+                running.settings,
+                _catalog(running, order),
                 order,
                 stop=running.interruption.check,
                 watch=lambda progress: running.console.notice(progress.note) if progress.note else None,
-                limit_seconds=running.settings.stalled_after_seconds,
             )
 
         yield change
+
+
+def _catalog(running: Session, order: MomentChange) -> Catalog | None:
+    """Return the catalogue that has to follow a change; None where there is none, or none that can be opened."""
+    from vmkeep.moments import MomentKind
+
+    if order.kind is not MomentKind.SNAPSHOT or not running.settings.catalog_path.exists():
+        return None
+    try:
+        return running.premises.catalog
+    except VmkeepError as error:
+        running.console.notice(f"{error.message}; `vmkeep doctor --fix` forgets later what is kept with what is gone")
+        return None
 
 
 def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> MomentsChanged:
@@ -296,10 +309,6 @@ def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None
             order = replace(order, bases=frozenset(bases))
     with changing(running) as change:
         done = change(order)
-    if order.kind is MomentKind.SNAPSHOT and running.settings.catalog_path.exists():
-        from vmkeep.flows.forget_snapshot import forget_deleted_snapshots
-
-        forget_deleted_snapshots(running.premises.catalog, done.uuid, done.names)
     if running.console.json:
         value = {"vm": done.vm, f"{order.kind}s": list(done.names), "metadata_only": order.metadata_only}
         running.console.document({"deleted": value})
@@ -367,10 +376,7 @@ def edit_moment(
             trusted=True,
         )
         with changing(running) as change:
-            done = change(order)
-        if order.renamed is not None and not clone and running.settings.catalog_path.exists():
-            running.premises.catalog.rename_snapshot(done.uuid, order.renamed, new_name)
-        return done
+            return change(order)
 
     done = edit_text(xml, f"{kind}.xml", change_it, running.console, limit_bytes=DOCUMENT_BYTES)
     if done is not None:

@@ -36,9 +36,11 @@ from vmkeep.errors import (
     StateUnsupported,
     StoreError,
     VmkeepError,
+    VmNotFound,
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
+from vmkeep.flows.change_moments import SNAPSHOT_CHANGE, agree
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.patience import patiently
@@ -567,10 +569,21 @@ class Engine:
                 continue
             if operation.kind == _DELETE_POINT:
                 yield self._finish_deletion(operation)
+            elif operation.kind == SNAPSHOT_CHANGE:
+                yield from self._finish_change(operation)
             elif status is not None and status.status == "SUCCESS":
                 self._end(operation.id, OperationState.DONE, None)
             else:
                 self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
+
+    def _finish_change(self, operation: Operation) -> tuple[str, ...]:
+        """Let the catalogue agree with what libvirt made of a change of snapshots."""
+        try:
+            told = agree(self._host, self._premises.catalog, operation.request)
+        except VmNotFound:
+            told = ()  # and with the VM went what libvirt listed
+        self._end(operation.id, OperationState.DONE, None)
+        return told
 
     def _finish_deletion(self, operation: Operation) -> str:
         point_id = str(operation.request.get("point"))
