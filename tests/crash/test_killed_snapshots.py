@@ -181,5 +181,3 @@ def test_deletion_killed_before_the_catalogue_follows_is_settled_by_the_next_com
     assert name not in snapshots(bed.vm)
     kept = bed.zygote.run(["kept", bed.vm.uuid])
     assert name not in kept.acts[0]
-    bed.zygote.run(["kept", bed.vm.uuid])
-    bed.next_backup_and_prove_all()
