@@ -48,6 +48,8 @@ class LocalHost:
         self._open_repository = repository
         self._connection = LazyConnection(settings.uri)
         self._runs: dict[str, _Run] = {}
+        # Operations that hold a VM and run nothing.
+        self._holding: dict[str, Operation] = {}
         self._unanswered: Callable[[str | None], Unanswered | None] = lambda _operation: None
 
     def close(self) -> None:
@@ -59,15 +61,21 @@ class LocalHost:
         """
         if silence() is not None and not all(run.ended.is_set() for run in self._runs.values()):
             return
-        for run in self._runs.values():
-            if run.operation.holder is not None:
-                run.operation.holder.release()
+        for operation in (*self._holding.values(), *(run.operation for run in self._runs.values())):
+            if operation.holder is not None:
+                operation.holder.release()
         self._connection.close()
 
     def ask(self, task: Task[R]) -> R:
         """Carry out a short task in the caller's time, and return the answer or raise the error."""
         operation = self._operation(getattr(task, "operation", ""))
-        return cast("R", _carry_out(task, operation))
+        try:
+            return cast("R", _carry_out(task, operation))
+        finally:
+            if operation.holder is not None:
+                self._holding[operation.id] = operation
+            else:
+                self._holding.pop(operation.id, None)
 
     def start(self, operation: str, task: Task[Any]) -> None:
         before = self._runs.get(operation)
@@ -102,7 +110,7 @@ class LocalHost:
         before = self._runs.get(operation)
         if before is not None:
             return before.operation
-        return Operation(operation, self._settings, self._connected, self._repository)
+        return self._holding.get(operation) or Operation(operation, self._settings, self._connected, self._repository)
 
     def _run(self, run: _Run) -> None:
         try:

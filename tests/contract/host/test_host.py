@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,20 +12,21 @@ import pytest
 from tests.contract.host import made_up
 from tests.contract.host.made_up import STORAGE, Answer, Fail, Stall, Work, begun, go_on
 from vmkeep.config import load_settings
-from vmkeep.errors import Interrupted, NoSpace
+from vmkeep.errors import Interrupted, NoSpace, VmBusy
 from vmkeep.host import local
 from vmkeep.host.local import LocalHost
 from vmkeep.host.protocol import Host, TaskState
+from vmkeep.host.tasks.locks import HoldVm, LetVmGo, WhoHoldsVm
 
 
 @pytest.fixture(params=["local"])
-def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
     rooms = local._desk
     monkeypatch.setattr(local, "_desk", lambda noun: made_up.carry_out if noun == "made_up" else rooms(noun))
     begun.clear()
     go_on.clear()
     repository: Callable[[], Any] = lambda: None  # noqa: E731
-    yield LocalHost(load_settings(home="/nowhere", environ={}), repository)
+    yield LocalHost(load_settings(home=str(tmp_path), environ={}), repository)
     go_on.set()
 
 
@@ -124,3 +126,16 @@ def test_of_two_operations_only_the_one_that_stalls_waits(host: Host) -> None:
     assert not host.poll("one").ended
     go_on.set()
     assert _ended(host, "one").error is None
+
+
+def test_vm_is_held_by_an_operation_until_it_lets_go(host: Host) -> None:
+    host.ask(HoldVm("one", "uuid", "guest", "a repair"))
+    assert "a repair" in (host.ask(WhoHoldsVm("uuid")) or "")
+    with pytest.raises(VmBusy, match="a repair"):
+        host.ask(HoldVm("two", "uuid", "guest", "another", wait=False))
+    host.ask(LetVmGo("two"))  # it holds nothing
+    assert host.ask(WhoHoldsVm("uuid")) is not None
+    host.ask(LetVmGo("one"))
+    assert host.ask(WhoHoldsVm("uuid")) is None
+    host.ask(HoldVm("two", "uuid", "guest", "another", wait=False))
+    host.ask(LetVmGo("two"))

@@ -31,11 +31,12 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
         case HoldVm():
             directory = operation.settings.locks_dir
             lock = lock_vm(directory, task.vm_uuid, task.vm, task.doing, operation.stop, wait=task.wait)
-            operation.holder = operation.kept(HeldVm, lambda: HeldVm(lock))
+            operation.holder = HeldVm(lock)
             return None
         case LetVmGo():
-            if operation.has(HeldVm):
-                operation.kept(HeldVm).release()
+            if operation.holder is not None:
+                operation.holder.release()
+                operation.holder = None
             return None
         case WhoHoldsVm():
             path = operation.settings.locks_dir / f"{task.vm_uuid}.lock"
