@@ -27,8 +27,12 @@ _ORDER = ("soak", "zoo", "crash", "environment", "attack", "system", "contract",
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort the directories; within one of them everything stays where it is."""
-    top = config.rootpath / "tests"
-    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(top).parts[0]))
+
+    def place(item: pytest.Item) -> int:
+        directory = item.path.relative_to(config.rootpath / "tests").parts[0]
+        return _ORDER.index(directory) if directory in _ORDER else 0
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
