@@ -72,19 +72,18 @@ class DeletionNote:
         """The disks whose image was written to since."""
         return frozenset(image.target for image in self.images if image.was_written())
 
-    def saved(self, directory: Path) -> DeletionNote:
-        """Return the note of this deletion that is there: of an earlier attempt, if that has harmed something."""
+    def earlier(self, directory: Path) -> DeletionNote | None:
+        """Return the note of an earlier attempt at this deletion that has harmed something."""
         there = _load(_place(directory, self.vm_uuid, self.snapshot))
-        return there if there is not None and there.creation_time == self.creation_time else self
+        return there if there is not None and there.creation_time == self.creation_time and there.torn else None
 
     def save(self, directory: Path) -> None:
-        """Write the note, durably, unless an earlier attempt has harmed something: what it says stays true."""
+        """Write the note, durably, unless an earlier attempt has harmed something: what that says stays true."""
         path = _place(directory, self.vm_uuid, self.snapshot)
-        if self.saved(directory).torn:
-            return
-        with file_errors(path):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(path, json.dumps(asdict(self)).encode())
+        if self.earlier(directory) is None:
+            with file_errors(path):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                replace_file(path, json.dumps(asdict(self)).encode())
 
 
 @contextmanager
@@ -93,15 +92,17 @@ def noted_deletion(
 ) -> Iterator[None]:
     """Note that a snapshot is deleted in the block, as long as it is not; ``merges`` as false: its record alone is."""
     note = DeletionNote.of(domain, hypervisor, Reversion(domain).snapshot_xml(name)) if merges else None
+    harmed = note is not None and note.earlier(directory) is not None
     if note is not None:
         note.save(directory)
     try:
         yield
     except HypervisorUnavailable:
         raise  # libvirt may still be at it
-    except (HypervisorError, SnapshotNeeded):
-        if note is not None and not note.saved(directory).torn:
-            _forget(directory, domain.uuid, name)  # refused before anything was written
+    except (HypervisorError, SnapshotNeeded) as error:
+        # Refused by name is refused before anything was written; else the images tell.
+        if note is not None and not harmed and (isinstance(error, SnapshotNeeded) or not note.torn):
+            _forget(directory, domain.uuid, name)
         raise
     _forget(directory, domain.uuid, name)
     listed = DomainSnapshots(domain).names()
