@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmkeep.host.deletion_note import DeletionNote, NotedImage, deletion_notes, torn_disks
+from vmkeep.host.vm.deletions import DeletionNote, NotedImage, deletion_notes, torn_disks
 from vmkeep.moments import Snapshot
 
 _VM = "11111111-2222-3333-4444-555555555555"
