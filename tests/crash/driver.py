@@ -41,14 +41,21 @@ _counting = threading.Lock()
 
 
 def main() -> None:
-    import dbos  # noqa: F401  imported before the forks, for their speed
-    import obstore  # noqa: F401
+    import obstore  # noqa: F401  imported before the forks, for their speed, as all that follows
 
     import vmkeep.cli.main
     import vmkeep.flows.check_up
+    import vmkeep.flows.durable
     import vmkeep.flows.engine
+    import vmkeep.host.checkup
+    import vmkeep.host.inplace
     import vmkeep.host.point
+    import vmkeep.host.restore
     import vmkeep.repository  # noqa: F401
+    from vmkeep.cli.ondemand import ON_DEMAND
+
+    for command in ON_DEMAND.values():  # a command by itself loads what it uses
+        importlib.import_module(command.module)
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -7,6 +7,7 @@ and exit status. Run as a script, this is that process; `CommandForks` is who as
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -125,14 +126,21 @@ def _exchanged(
 
 
 def _serve() -> None:
-    import dbos  # noqa: F401  imported before the forks, for their speed
-    import obstore  # noqa: F401
+    import obstore  # noqa: F401  imported before the forks, for their speed, as all that follows
 
     import vmkeep.cli.main
     import vmkeep.flows.check_up
+    import vmkeep.flows.durable
     import vmkeep.flows.engine
+    import vmkeep.host.checkup
+    import vmkeep.host.inplace
     import vmkeep.host.point
+    import vmkeep.host.restore
     import vmkeep.repository  # noqa: F401
+    from vmkeep.cli.ondemand import ON_DEMAND
+
+    for command in ON_DEMAND.values():  # a command by itself loads what it uses
+        importlib.import_module(command.module)
 
     asked = socket.socket(fileno=os.dup(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the commands

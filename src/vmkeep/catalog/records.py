@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final, Literal
+
+from vmkeep.values import dataclass
 
 SAFETY_LABEL: Final = "vmkeep.safety"
 """The label of a point that a restore in place or a revert took first: of the state that was left."""
@@ -199,6 +201,13 @@ class Adopted:
     vms: int
     states: int
     conflicts: tuple[str, ...]
+
+
+def trust_of(signed_by: str | None, found: str | None) -> Trust:
+    """Return what is thought of a point by who signed it and by what the catalogue has of that key."""
+    if not signed_by:
+        return Trust.UNSIGNED
+    return Trust.UNKNOWN if found is None else Trust(found)
 
 
 def made_by(signed_by: str | None, installation: str | None, trust: Trust) -> dict[str, str | None]:

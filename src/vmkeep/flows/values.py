@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dbos import Serializer, _serialization
-
 from vmkeep.errors import StoreError, VmkeepError
 from vmkeep.flows import requests
+from vmkeep.flows.durable import Serializer, _serialization
 from vmkeep.host import tasks
 
 SERIALIZATION: Final = "vmkeep-json-1"

@@ -7,10 +7,12 @@ against this enum.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
+
+from vmkeep.values import dataclass
 
 FIX_COMMAND: Final = "vmkeep doctor --fix"
 

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, Any
 from vmkeep.config import Settings
 from vmkeep.errors import GivenUp, VmkeepError
 from vmkeep.filesystem import fault_error
-from vmkeep.host import restore, surveying
-from vmkeep.host.checkup import check_host, mend
+from vmkeep.host import surveying
 from vmkeep.host.connecting import LazyConnection, silence
-from vmkeep.host.findings import CheckupRequest, Finding, Mend
-from vmkeep.host.inplace import InPlace, check_in_place
-from vmkeep.host.journal import RestoreJournal, journal_path
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
 from vmkeep.host.survey import Progress, SurveyedVm
@@ -66,6 +62,8 @@ if TYPE_CHECKING:
     from vmkeep.host.checkpoint_health import CheckpointHealth
     from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
     from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest, StepDone
+    from vmkeep.host.findings import CheckupRequest, Finding, Mend
+    from vmkeep.host.inplace import InPlace
     from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
     from vmkeep.host.moments import LocalMoments
     from vmkeep.host.snapshot import Snapshotting
@@ -158,9 +156,13 @@ class LocalHost:
     # -- check-up ----------------------------------------------------------------------------------------------
 
     def checkup(self, request: CheckupRequest) -> tuple[Finding, ...]:
+        from vmkeep.host.checkup import check_host
+
         return check_host(self._settings, self._connected, request)
 
     def mend(self, order: Mend) -> str:
+        from vmkeep.host.checkup import mend
+
         return mend(self._connected, self._repository, order)
 
     # -- moments -----------------------------------------------------------------------------------------------
@@ -284,30 +286,20 @@ class LocalHost:
                 return self._point(operation).close()
             case AbandonPoint():
                 return operation.point.abandon() if operation.point is not None else None
-            case PrepareFiles() as task:
-                return restore.prepare_files(self._connected, self._repository(), task)
-            case PrepareVm() as task:
-                return restore.prepare_vm(self._connected(), self._repository(), self._settings, task)
-            case DeliverItems() as task:
-                return restore.deliver_items(
-                    self._connected,
-                    self._repository(),
-                    self._settings,
-                    task,
-                    stop=operation.stop,
-                    watch=operation.watch,
-                )
-            case PublishItems() as task:
-                return restore.publish_items(task)
-            case WithdrawItems() as task:
-                return restore.withdraw_items(task)
-            case DiscardReplaced() as task:
-                return restore.discard_replaced(task)
-            case DefineVm() as task:
-                return restore.define_vm(self._connected(), self._repository(), task)
-            case UndefineVm() as task:
-                return restore.undefine_vm(self._connected(), self._repository(), task)
+            case (
+                PrepareFiles()
+                | PrepareVm()
+                | DeliverItems()
+                | PublishItems()
+                | WithdrawItems()
+                | DiscardReplaced()
+                | DefineVm()
+                | UndefineVm() as task
+            ):
+                return self._restore(operation, task)
             case CheckInPlace() as task:
+                from vmkeep.host.inplace import check_in_place
+
                 return check_in_place(self._connected(), self._repository(), self._settings, task)
             case ParkVm() as task:
                 return self._in_place(operation, task.operation).park(task)
@@ -357,6 +349,35 @@ class LocalHost:
             case SettleSnapshot() as task:
                 return self._snapshotting(operation, task.operation).settle()
 
+    def _restore(self, operation: _Operation, task: Task) -> Any:
+        """Carry out a task of a restore to files or as a VM."""
+        from vmkeep.host import restore
+
+        match task:
+            case PrepareFiles():
+                return restore.prepare_files(self._connected, self._repository(), task)
+            case PrepareVm():
+                return restore.prepare_vm(self._connected(), self._repository(), self._settings, task)
+            case DeliverItems():
+                return restore.deliver_items(
+                    self._connected,
+                    self._repository(),
+                    self._settings,
+                    task,
+                    stop=operation.stop,
+                    watch=operation.watch,
+                )
+            case PublishItems():
+                return restore.publish_items(task)
+            case WithdrawItems():
+                return restore.withdraw_items(task)
+            case DiscardReplaced():
+                return restore.discard_replaced(task)
+            case DefineVm():
+                return restore.define_vm(self._connected(), self._repository(), task)
+            case UndefineVm():
+                return restore.undefine_vm(self._connected(), self._repository(), task)
+
     def _point(self, operation: _Operation) -> Point:
         assert operation.point is not None, "a task of a point without OpenPoint before it"
         operation.point.serve(stop=operation.stop, watch=operation.watch)
@@ -364,6 +385,8 @@ class LocalHost:
 
     def _in_place(self, operation: _Operation, operation_id: str) -> InPlace:
         if operation.in_place is None:
+            from vmkeep.host.inplace import InPlace
+
             operation.in_place = InPlace(self._settings, self._connected(), self._repository(), operation_id)
         operation.in_place.serve(stop=operation.stop, watch=operation.watch)
         return operation.in_place
@@ -377,6 +400,8 @@ class LocalHost:
         return operation.revert
 
     def _goes_to_snapshot(self, operation_id: str) -> bool:
+        from vmkeep.host.journal import RestoreJournal, journal_path
+
         try:
             return RestoreJournal.load(journal_path(self._settings.restores_dir, operation_id)).revert is not None
         except (OSError, ValueError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 from vmkeep.commandline import command_line
@@ -20,6 +19,7 @@ from vmkeep.moments import (
     MomentKind,
     MomentTree,
 )
+from vmkeep.values import dataclass
 
 # "vmkeep-", 8 digits of the repository's id and the id of the point (checkpoint_prefix in host/bases.py).
 _BASE_NAME: Final = re.compile(r"vmkeep-[0-9a-f]{8}-[0-9a-f]{32}", re.ASCII)

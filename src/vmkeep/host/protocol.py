@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmkeep.errors import VmkeepError
-from vmkeep.host.findings import CheckupRequest, Finding, Mend
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import MakeSnapshot, Task
 from vmkeep.hypervisor.patience import LibvirtPatience as LibvirtPatience
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from vmkeep.host.checkpoint_health import CheckpointHealth
     from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
     from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest, StepDone
+    from vmkeep.host.findings import CheckupRequest, Finding, Mend
     from vmkeep.host.momentorders import MomentChange, MomentsChanged, VmMoments
     from vmkeep.host.snapshot_health import SnapshotHealth
     from vmkeep.moments import MomentKind
