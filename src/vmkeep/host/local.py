@@ -15,6 +15,7 @@ from vmkeep.host import surveying
 from vmkeep.host.connecting import LazyConnection, silence
 from vmkeep.host.point import Point
 from vmkeep.host.protocol import HostIdentity, TaskState
+from vmkeep.host.standby import dismiss
 from vmkeep.host.survey import Progress, SurveyedVm
 from vmkeep.host.tasks import (
     AbandonPoint,
@@ -123,6 +124,7 @@ class LocalHost:
                 operation.point.release()
             if operation.snapshotting is not None:
                 operation.snapshotting.release()
+        dismiss()
         self._connection.close()
 
     # -- survey ------------------------------------------------------------------------------------------------
