@@ -25,12 +25,14 @@ from bench import (
     peers,
     restore,
     scan,
+    start,
     stopped,
 )
-from bench.measuring import Figures
+from bench.measuring import Figures, compile_modules
 from tests.rig import Host
 
 SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
+    "start": start.measure,
     "full": full.measure,
     "incremental": incremental.measure,
     "restore": restore.measure,
@@ -56,6 +58,7 @@ def main() -> int:
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
     if missing := peers.missing_commands():
         parser.error(f"this machine lacks {', '.join(missing)}; run scripts/bench-peers")
+    compile_modules()
     figures: dict[str, Figures] = {}
     try:
         for section, values in measure(arguments.sections or list(SECTIONS), arguments.runs):

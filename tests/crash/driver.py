@@ -43,14 +43,20 @@ _counting = threading.Lock()
 
 
 def main() -> None:
-    import dbos  # noqa: F401  imported before the forks, for their speed
-    import obstore  # noqa: F401
+    import obstore  # noqa: F401  imported before the forks, for their speed, as all that follows
 
     import vmkeep.cli.main
     import vmkeep.flows.check_up
+    import vmkeep.flows.durable
     import vmkeep.flows.engine
-    import vmkeep.host.points.point
+    import vmkeep.host.checkup.desk
+    import vmkeep.host.points.desk
+    import vmkeep.host.restores.desk
     import vmkeep.repository  # noqa: F401
+    from vmkeep.cli.ondemand import ON_DEMAND
+
+    for command in ON_DEMAND.values():  # a command by itself loads what it uses
+        importlib.import_module(command.module)
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

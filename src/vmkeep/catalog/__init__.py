@@ -7,21 +7,37 @@ repository nor a host.
 
 from __future__ import annotations
 
-from vmkeep.catalog.catalog import Catalog
-from vmkeep.catalog.operations import TRANSITIONS, Operation, OperationState
-from vmkeep.catalog.records import (
-    SAFETY_LABEL,
-    Adopted,
-    CatalogPoint,
-    CatalogSnapshot,
-    CatalogState,
-    CatalogVm,
-    KnownHostKey,
-    KnownRepository,
-    PassedPoint,
-    PointOutline,
-    Trust,
-)
+from typing import TYPE_CHECKING
+
+from vmkeep.deferral import shown
+
+# SQLAlchemy is a third of a short command: who asks for a value, or lists points, does not wait for it.
+if TYPE_CHECKING:
+    from vmkeep.catalog.catalog import Catalog
+    from vmkeep.catalog.operations import TRANSITIONS, Operation, OperationState
+    from vmkeep.catalog.records import (
+        SAFETY_LABEL,
+        Adopted,
+        CatalogPoint,
+        CatalogSnapshot,
+        CatalogState,
+        CatalogVm,
+        KnownHostKey,
+        KnownRepository,
+        PassedPoint,
+        PointOutline,
+        Trust,
+    )
+else:
+    __getattr__ = shown(
+        __name__,
+        {
+            "catalog": "Catalog",
+            "operations": "TRANSITIONS Operation OperationState",
+            "records": "SAFETY_LABEL Adopted CatalogPoint CatalogSnapshot CatalogState "
+            "CatalogVm KnownHostKey KnownRepository PassedPoint PointOutline Trust",
+        },
+    )
 
 __all__ = [
     "SAFETY_LABEL",

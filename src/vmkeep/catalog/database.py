@@ -18,12 +18,11 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 
+from vmkeep.catalog.revision import BUSY_TIMEOUT_MS, HEAD_REVISION
 from vmkeep.errors import CatalogError, VmkeepError
 from vmkeep.filesystem import make_private_file
 from vmkeep.sqlite import raised_within, sqlite_error
 
-HEAD_REVISION = "0005"
-BUSY_TIMEOUT_MS = 30_000
 _IMMEDIATE = "vmkeep_immediate"
 
 

@@ -79,13 +79,6 @@ def points_of_each(connection: Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(select(signed_by, func.count()).group_by(signed_by))}
 
 
-def trust_of(signed_by: str | None, found: str | None) -> Trust:
-    """Return what is thought of a point by who signed it and by what the catalogue has of that key."""
-    if not signed_by:
-        return Trust.UNSIGNED
-    return Trust.UNKNOWN if found is None else Trust(found)
-
-
 def _key(row: Row[tuple[object, ...]]) -> KnownHostKey:
     return KnownHostKey(
         row.fingerprint, row.key, row.installation, row.host, Trust(row.trust), row.seen_at, row.machine, row.copied_to

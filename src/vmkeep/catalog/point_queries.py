@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, ScalarSelect, Select, delete, func, insert, select, update
 
 from vmkeep.catalog import models, texts
-from vmkeep.catalog.host_queries import all_keys, trust_of
-from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline, Trust, made_by
+from vmkeep.catalog.host_queries import all_keys
+from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline, Trust, made_by, trust_of
 from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
 from vmkeep.commandline import command_line, shell_word

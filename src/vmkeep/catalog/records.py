@@ -201,6 +201,13 @@ class Adopted:
     conflicts: tuple[str, ...]
 
 
+def trust_of(signed_by: str | None, found: str | None) -> Trust:
+    """Return what is thought of a point by who signed it and by what the catalogue has of that key."""
+    if not signed_by:
+        return Trust.UNSIGNED
+    return Trust.UNKNOWN if found is None else Trust(found)
+
+
 def made_by(signed_by: str | None, installation: str | None, trust: Trust) -> dict[str, str | None]:
     """Return who made a point, as JSON has it: ``proved`` is told by ``trust``."""
     return {"key": signed_by or None, "installation": installation, "trust": str(trust)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +11,11 @@ from typing import Any
 def dump(value: Mapping[str, Any]) -> str:
     """Return a JSON object as text, the same for equal values."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def dump_list(values: Iterable[str]) -> str:
+    """Return texts as a JSON list, which SQL can take apart."""
+    return json.dumps(list(values), ensure_ascii=False)
 
 
 def load(text: str) -> dict[str, Any]:

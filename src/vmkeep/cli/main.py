@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from vmkeep import __version__
-from vmkeep.cli import backup, doctor, init, key, log, points, restore, verify, vm
 from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
 from vmkeep.cli.ondemand import OnDemandGroup
@@ -26,11 +25,12 @@ from vmkeep.cli.supervision import tell_status
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmkeepError
 from vmkeep.filesystem import fault_error
 
+_WHILE_LOADING = 200_000
 EXAMPLE = "Example: vmkeep backup win11"
 
 app = typer.Typer(
     name="vmkeep",
-    cls=OnDemandGroup,  # with `checkpoint`, `snapshot` and `host`
+    cls=OnDemandGroup,  # with all commands
     help="Keep the whole state of virtual machines: disks, UEFI variables and TPM of one and the same instant.",
     epilog=f"{EXAMPLE}   (exit status 0 means that all that was asked for was done)",
     rich_markup_mode=None,
@@ -38,11 +38,6 @@ app = typer.Typer(
     add_completion=False,  # ours is in vmkeep.cli.shells
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (init, backup, points, restore, verify, doctor, log):
-    _module.register(app)
-app.add_typer(points.point_app, name="point")
-app.add_typer(vm.app, name="vm")
-app.add_typer(key.app, name="key")
 
 
 @app.callback(invoke_without_command=True)
@@ -128,8 +123,9 @@ def run() -> NoReturn:
     # Whatever is made for others to read is made for nobody else to write, also by programs that are run; and what is
     # made here can be used by its owner.
     os.umask((os.umask(0o077) | 0o022) & 0o077)
-    # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay.
-    gc.set_threshold(50_000)
+    # Most of a short command is imports, and an eighth of those is the collector looking at modules that stay. Where
+    # much is done afterwards, `Session.engine` makes it look more often.
+    gc.set_threshold(_WHILE_LOADING)
     if ASKED_BY in os.environ:
         _complete()
     status = main(sys.argv[1:], ends_process=True)

@@ -98,15 +98,14 @@ def points(
 ) -> None:
     """List the points that can be restored, oldest first."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        catalog = running.premises.catalog
-        listed = catalog.summaries(vm)
+        listed, ids = running.listing(vm)
         if running.console.json:
             running.console.document({"points": list(listed)})
             return
         if not listed:
             running.console.show("no points")
             return
-        length = _id_length(catalog.point_ids())
+        length = _id_length(ids)
         if tree:
             running.console.show(*_tree(listed, length))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ import typer
 
 from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
-from vmkeep.config import Settings, load_settings
+from vmkeep.config import Settings, load_settings, prepare_home
 from vmkeep.errors import InvalidRequest
+from vmkeep.filesystem import OF_STORAGE
 
 if TYPE_CHECKING:
+    from vmkeep.catalog.listing import Listing
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.installation import InitReport, Premises
     from vmkeep.host.protocol import Host
@@ -39,6 +42,7 @@ QuietOption = Annotated[
 """An option of every command that is declared once: ``vmkeep.cli.ondemand`` adds it to each."""
 DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
 
+_WHILE_WORKING = 50_000
 # The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
 _LOOKING = {
     *("doctor", "host list", "log", "point show", "points", "verify", "vm list", "vm show"),
@@ -89,6 +93,17 @@ class Session:
 
         return Premises(self.settings)
 
+    def listing(self, vm: str | None) -> Listing:
+        """Return the points of a VM or of all, as the catalogue has them. Raises what opening and reading it raises."""
+        from vmkeep.catalog.listing import Listing, read_listing
+
+        with contextlib.suppress(*OF_STORAGE):  # of a home that cannot be written: the catalogue is copied then
+            prepare_home(self.settings)
+            if (listing := read_listing(self.settings.catalog_path, vm)) is not None:
+                return listing
+        catalog = self.premises.catalog
+        return Listing(catalog.summaries(vm), catalog.point_ids())
+
     @contextlib.contextmanager
     def host(self) -> Iterator[Host]:
         """The host that the URI names."""
@@ -129,6 +144,8 @@ class Session:
         with self.interruption.postponed():
             from vmkeep.flows.engine import Engine
 
+        gc.freeze()  # modules stay
+        gc.set_threshold(_WHILE_WORKING)
         self._attend()
         if first_use:
             report = self.premises.ensure()

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import DatabaseError
 
 from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
@@ -41,6 +40,7 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.change_moments import SNAPSHOT_CHANGE, agree
+from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.patience import patiently
@@ -622,10 +622,22 @@ def _safety_point(checked: InPlaceChecked | RevertChecked, labels: Mapping[str, 
 def _use_write_ahead_log(path: Path) -> None:
     """Let SQLite write each step once and sync once; DBOS leaves the file with a rollback journal: three syncs a step.
 
-    The mode is kept in the file. While another process has it open in the old mode it stays, until the next start.
+    The mode is kept in the file. While another process has it open in the old mode it stays, until the next start. A
+    file that has it is not opened for this: the last to close it writes the whole log back, which syncs three times.
     """
+    if _has_write_ahead_log(path):
+        return
     with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0)) as database:
         database.execute("PRAGMA journal_mode = WAL")
+
+
+def _has_write_ahead_log(path: Path) -> bool:
+    """Tell by the two version numbers in the file's header (https://www.sqlite.org/fileformat2.html, 1.3.3)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(20)[18:] == b"\x02\x02"
+    except OSError:
+        return False  # whoever uses the file says so
 
 
 def _unwatched(_progress: Progress) -> None:

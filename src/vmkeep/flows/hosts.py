@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from vmkeep.catalog import Catalog, CatalogPoint, KnownHostKey, Trust
-from vmkeep.catalog.host_queries import trust_of
+from vmkeep.catalog.records import trust_of
 from vmkeep.commandline import command_line
 from vmkeep.errors import HostDistrusted, VmkeepError
 from vmkeep.flows.installation import MetHost, Premises

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
-from dbos import DBOS
 from sqlalchemy.exc import DatabaseError
 
 from vmkeep.errors import RestorePending
+from vmkeep.flows.durable import DBOS
 from vmkeep.flows.services import Services
 from vmkeep.logs import get_logger
 

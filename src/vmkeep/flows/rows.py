@@ -31,14 +31,21 @@ def refuse_foreign_rows(path: Path) -> None:
     many that reading them takes longer than a command (0.3 s for ten thousand operations). A database that cannot be
     read is left to those who use it.
     """
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=_WAIT_SECONDS)) as database:
-        found = foreign_row(database, under_way=True)
-        if found is not None:
-            hint = (
-                "Nothing of it was read. Find out who may write there. This takes the database away when no vmkeep "
-                f"runs; then the next command ends what was interrupted: {move_aside(path)}"
-            )
-            raise FlowsForeign(told_of(path, found), path=str(path), hint=hint)
+    # Read-only first: a writer that closes the database last writes the whole log back, which syncs three times. What
+    # only a writer can read, because a transaction of a dead process is to be taken back, is read by one then.
+    for mode in ("ro", "rw"):
+        address = f"{path.absolute().as_uri()}?mode={mode}"
+        with suppress(sqlite3.Error), closing(sqlite3.connect(address, uri=True, timeout=_WAIT_SECONDS)) as database:
+            found = foreign_row(database, under_way=True)
+            break
+    else:
+        return
+    if found is not None:
+        hint = (
+            "Nothing of it was read. Find out who may write there. This takes the database away when no vmkeep "
+            f"runs; then the next command ends what was interrupted: {move_aside(path)}"
+        )
+        raise FlowsForeign(told_of(path, found), path=str(path), hint=hint)
 
 
 def foreign_row(database: sqlite3.Connection, *, under_way: bool = False) -> tuple[str, str] | None:

@@ -10,11 +10,10 @@ import dataclasses
 import json
 from typing import Any, Final
 
-from dbos import Serializer, _serialization
-
 from vmkeep.custody import states
 from vmkeep.errors import StoreError
 from vmkeep.flows import requests
+from vmkeep.flows.durable import Serializer, _serialization
 from vmkeep.host.tasks import points, restores, reverts, snapshots, unfinished
 from vmkeep.host.tasks.wire import Codec
 from vmkeep.planning.model import KnownDisk, KnownPoint

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from vmkeep.errors import GivenUp, VmkeepError
 from vmkeep.filesystem import fault_error
 from vmkeep.host.connection import LazyConnection, silence
+from vmkeep.host.guard.standby import dismiss
 from vmkeep.host.operation import Operation
 from vmkeep.host.protocol import TaskState
 from vmkeep.host.tasks.task import Task
@@ -64,6 +65,7 @@ class LocalHost:
         for operation in (*self._holding.values(), *(run.operation for run in self._runs.values())):
             if operation.holder is not None:
                 operation.holder.release()
+        dismiss()
         self._connection.close()
 
     def ask(self, task: Task[R]) -> R:

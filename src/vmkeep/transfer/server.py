@@ -48,6 +48,8 @@ _STOP_SECONDS = 10.0
 # The close of a writable image waits for the storage to take all that was written.
 _CLOSE_SECONDS = 600.0
 _POLL_SECONDS = 0.02
+# qemu-nbd is ready after some 20 ms: to look that seldom would add half of it to each disk.
+_FIRST_POLL_SECONDS = 0.002
 _EXPORT = ""
 # Those that write, and one that asks whether it answers.
 _CONNECTIONS_FOR_OTHERS = 4
@@ -317,6 +319,7 @@ class ImageServer:
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + _START_SECONDS
+        poll_seconds = _FIRST_POLL_SECONDS
         while True:
             if self._process.poll() is not None:
                 raise image_error(
@@ -330,7 +333,8 @@ class ImageServer:
                 )
             if export_names(str(self._socket), left) is not None:
                 return
-            time.sleep(_POLL_SECONDS)
+            time.sleep(poll_seconds)
+            poll_seconds = min(poll_seconds * 1.25, _POLL_SECONDS)
 
     def _stop(self) -> None:
         assert self._process is not None

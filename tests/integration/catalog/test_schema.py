@@ -21,9 +21,10 @@ from sqlalchemy import create_engine
 
 from tests.integration.catalog.examples import WIN11, example_point
 from vmkeep.catalog import Catalog, Trust
-from vmkeep.catalog.database import HEAD_REVISION, Database
+from vmkeep.catalog.database import Database
 from vmkeep.catalog.migrations.upgrade import _config, head_revision
 from vmkeep.catalog.models import metadata
+from vmkeep.catalog.revision import HEAD_REVISION
 from vmkeep.errors import CatalogError, Interrupted, PermissionRefused
 from vmkeep.keys.signing import fingerprint_of
 

@@ -3,7 +3,8 @@
 It is a session leader of its own, so a signal to vmkeep's process group does not reach it, and it holds the lock
 of the VM together with vmkeep, so nothing else begins before it is done. vmkeep talks to it over a socket: first
 come the record's path and the locks (``vmkeep.host.guard.standby``), then one word a line: ``copy`` and ``keep`` are
-stages, ``done`` means that nothing is left to do. The end of the socket without ``done`` means that vmkeep is dead.
+stages, ``done`` means that nothing is left to do: the process waits for the next job of this command, over the same
+socket, and its end means then that there is none. The end of the socket without ``done`` means that vmkeep is dead.
 ``hold SECONDS`` is said before the guest is frozen or suspended: from then on it may stand still for so long. When that
 is over and vmkeep still has it stand (it was stopped, or libvirt is slow), the guest goes on, and each later word but
 ``done`` is answered with ``late``: what vmkeep read since then is of no instant.
@@ -41,7 +42,7 @@ from vmkeep.host.guard.rescue import (
     rescue,
     resume_if_ours,
 )
-from vmkeep.host.guard.standby import standing
+from vmkeep.host.guard.standby import keep_standing, standing
 from vmkeep.host.vm.grounds import stand_on
 from vmkeep.host.vm.processes import hangs_dead, is_stopped
 from vmkeep.hypervisor import Hypervisor
@@ -84,6 +85,7 @@ class Guardian:
             self._path.unlink(missing_ok=True)
             lock.release()
             raise
+        self._standby = guardian
         self._process = guardian.process
         self._socket = guardian.socket
         self._answers = guardian.socket.makefile("rb")
@@ -116,11 +118,15 @@ class Guardian:
         self._converse(f"{_HOLD} {seconds}")
 
     def done(self) -> None:
-        """Nothing of the job is left: remove the record and end."""
-        with suppress(JobAborted):  # killed meanwhile: then there was nothing more to guard
+        """Nothing of the job is left: the record goes, and the process stands by for the next job."""
+        try:
             self._say(_DONE)
-        self._close()
-        self._process.wait()
+        except JobAborted:  # killed meanwhile: then there was nothing more to guard
+            self._close()
+            self._process.wait()
+        else:
+            self._answers.close()
+            keep_standing(self._standby)
         self.clients.close()
         self._path.unlink(missing_ok=True)
         self._lock.release()
@@ -175,15 +181,24 @@ class Guardian:
 
 
 def main() -> int:
-    """Watch over one job; the exit status is 0 when the guest is safe."""
+    """Watch over one job after the other; the exit status is 0 when the guests are safe."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         # A shutdown of the host sends TERM to all: the job must still be undone, and a rescue is short.
         signal.signal(number, signal.SIG_IGN)
     vmkeep = _conversation()
-    # The descriptors of the locks stay open until this process ends.
-    words, descriptors, _, _ = socket.recv_fds(vmkeep, _LONGEST_PATH, _MOST_DESCRIPTORS)
+    while _guard_next(vmkeep):
+        pass
+    return 0
+
+
+def _guard_next(vmkeep: socket.socket) -> bool:
+    """Watch over the next job; return False when there was none, or vmkeep was dead before it ended."""
+    try:
+        words, descriptors, _, _ = socket.recv_fds(vmkeep, _LONGEST_PATH, _MOST_DESCRIPTORS)
+    except ConnectionResetError:
+        return False
     if not words:
-        return 0  # there was no job
+        return False
     path = Path(words.decode().rstrip("\n"))
     record = JobRecord.load(path)
     hypervisor = stand_on(Hypervisor.connect(record.uri))
@@ -194,7 +209,13 @@ def main() -> int:
         carry_out(path, record, partial(_rescue, record, hypervisor, clients))
     path.unlink(missing_ok=True)
     path.with_suffix(".lock").unlink(missing_ok=True)
-    return 0
+    if not finished:
+        return False  # the descriptors of the locks stay open until this process ends
+    for lock in descriptors[:-1]:
+        os.close(lock)
+    _answer(vmkeep)
+    hypervisor.close()
+    return True
 
 
 def _rescue(record: JobRecord, hypervisor: Hypervisor, clients: HeldClients) -> None:
@@ -238,8 +259,7 @@ def _watch(
         for line in lines:
             word = line.decode()
             if word == _DONE:
-                _answer(vmkeep)
-                return record, True
+                return record, True  # answered when nothing of the job is held any more
             if record.stage is Stage.LATE:
                 _answer(vmkeep, _LATE)
                 continue

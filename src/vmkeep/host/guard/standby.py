@@ -3,7 +3,8 @@
 A guardian takes 0.1 s to come up, nearly all of it imports, and no guest may be touched before it watches. A command
 that will take a point starts one at once (``stand_by``); the job finds it ready. Over one socket go first the
 record and the locks to hold, later the words of ``vmkeep.host.guard.guardian``. The end of the socket before there was
-a record means that there is no job: the process ends, nothing is left.
+a record means that there is no job: the process ends, nothing is left. One whose job is over stands by for the next, so
+that of many VMs only the first waits for a process to come up (``dismiss`` ends it with the command).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from vmkeep.host.guard.clients import Channel
 
 _standing: list[Standby] = []
+_returned: list[Standby] = []
+"""Those whose job is over."""
 # Neither the current folder nor, where the installed command goes without (scripts/isolate), the environment says where
 # modules come from.
 _ISOLATED = "-I" if sys.flags.isolated else "-P"
@@ -54,4 +57,22 @@ def stand_by(records: Path) -> None:
 
 def standing(records: Path) -> Standby:
     """Return the process that stands by, for one job, or a new one."""
+    while _returned:
+        standby = _returned.pop()
+        if standby.process.poll() is None:
+            return standby
+        standby.socket.close()  # it was killed
     return _standing.pop() if _standing else Standby(records)
+
+
+def keep_standing(standby: Standby) -> None:
+    """Take back a process whose job is over."""
+    _returned.append(standby)
+
+
+def dismiss() -> None:
+    """End the processes whose jobs are over: there will be no other job."""
+    while _returned:
+        standby = _returned.pop()
+        standby.socket.close()
+        standby.process.wait()

@@ -7,13 +7,16 @@ alone, so its disk can be read only while the VM runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, parse_definition
 from vmkeep.errors import DiskUnsupported, HypervisorUnavailable, InvalidRequest, SecretMissing, SecretPrivate
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.planning import KeyState
-from vmkeep.repository import PointRecord
 from vmkeep.transfer.imagekey import ImageKey
+
+if TYPE_CHECKING:  # the guardian needs no repository
+    from vmkeep.repository import PointRecord
 
 _GIVE = (
     "Define a secret of this name (`virsh secret-define FILE`) and set its value (`virsh secret-set-value UUID --file "

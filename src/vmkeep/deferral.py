@@ -1,0 +1,91 @@
+"""Modules that a library imports for what does not occur here: they are loaded when something of them is used.
+
+Some libraries import at their start all that any of their users may need. Within ``deferred`` such imports give a
+placeholder; each name that is taken from one is a class of its own, and does what it stands for when it is called or
+asked for something: it imports the real module then. So nothing is lost, and what is never used is never loaded.
+
+``shown`` does the like for packages of vmkeep's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+
+@contextlib.contextmanager
+def deferred(*names: str) -> Iterator[None]:
+    """Within the block, importing one of these modules gives a placeholder. Whole names: "psycopg", "psycopg.errors".
+
+    A module that is loaded already is left as it is. After the block everybody who imports one gets the real one; only
+    what was imported within it keeps its placeholders. Not for names that are bases of classes, or stand in ``except``:
+    a placeholder is neither.
+    """
+    placeholders = {name: _Placeholder(name) for name in names if name not in sys.modules}
+    for name, placeholder in placeholders.items():
+        parent, _, child = name.rpartition(".")
+        if parent in placeholders:
+            setattr(placeholders[parent], child, placeholder)
+    sys.modules.update(placeholders)
+    try:
+        yield
+    finally:
+        for name, placeholder in placeholders.items():
+            if sys.modules.get(name) is placeholder:
+                del sys.modules[name]
+
+
+class _Placeholder(ModuleType):
+    """A module that was not loaded."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []  # a package, so that modules within it can be asked for
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # the import system asks for some that no module must have
+            raise AttributeError(name)
+        return _Deferred(name, (), {"__module__": self.__name__})
+
+
+class _Deferred(type):
+    """What was taken from a placeholder, as a class: annotations may name it, and whatever else is asked loads it."""
+
+    def __call__(cls, *args: Any, **named: Any) -> Any:
+        return cls._real()(*args, **named)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(cls._real(), name)
+
+    def __getitem__(cls, _parameters: object) -> _Deferred:
+        return cls  # of an annotation
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        # Nothing is an instance of a class that was never loaded. So no error is made worse by an import.
+        return cls.__module__ in sys.modules and isinstance(instance, cls._real())
+
+    def _real(cls) -> Any:
+        return getattr(importlib.import_module(cls.__module__), cls.__name__)
+
+
+def shown(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package that shows names of its modules, and imports each when it is asked for.
+
+    ``names`` are those of each module, separated by blanks. Importing one module of the package then loads no others.
+    """
+    modules = {name: module for module, of_it in names.items() for name in of_it.split()}
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get

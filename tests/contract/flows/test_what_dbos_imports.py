@@ -1,0 +1,64 @@
+"""DBOS as it is installed can do with what `vmkeep.flows.durable` defers."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmkeep.flows.durable import DEFERRED
+
+# Modules that flows on SQLite never load, each for another way to use DBOS.
+OF_OTHER_USES = {"_datasource_postgres", "_sys_db_postgres", "_docker_pg_helper", "cli/cli", "cli/_github_init"}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    """Yield the modules of DBOS by name, but those of other uses."""
+    found = importlib.util.find_spec("dbos")
+    assert found is not None
+    assert found.origin is not None
+    folder = Path(found.origin).parent
+    for path in sorted(folder.rglob("*.py")):
+        name = str(path.relative_to(folder).with_suffix(""))
+        if name not in OF_OTHER_USES and not name.startswith("_templates"):
+            yield name, ast.parse(path.read_text("utf-8"))
+
+
+def names_taken(tree: ast.Module) -> set[str]:
+    """Return the names that a module has from what is deferred."""
+    taken: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in DEFERRED:
+            taken |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            taken |= {alias.asname or alias.name for alias in node.names if alias.name in DEFERRED}
+    return taken
+
+
+def first_name(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def test_what_is_deferred_is_taken_by_dbos_and_is_never_a_base_or_caught() -> None:
+    taken_anywhere: set[str] = set()
+    for name, tree in sources():
+        taken = names_taken(tree)
+        taken_anywhere |= taken
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                assert not {first_name(base) for base in node.bases} & taken, (name, node.name)
+            if isinstance(node, ast.ExceptHandler) and node.type is not None:
+                caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                assert not {first_name(each) for each in caught} & taken, (name, node.lineno)
+    assert {"psycopg", "pg_errors", "croniter", "isoparse", "yaml", "Session", "click"} <= taken_anywhere
+
+
+def test_dbos_is_loaded_without_them() -> None:
+    probe = f"import sys, vmkeep.flows.durable; sys.exit(', '.join(set({DEFERRED!r}) & set(sys.modules)) or None)"
+    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
+    assert (told.returncode, told.stderr) == (0, "")

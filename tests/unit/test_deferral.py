@@ -1,0 +1,81 @@
+"""Modules that are loaded when something of them is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from vmkeep import catalog, moments, planning
+from vmkeep.deferral import deferred
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package `heavy` with a module, which no process has loaded."""
+    (tmp_path / "heavy").mkdir()
+    (tmp_path / "heavy/__init__.py").write_text(
+        "class Thing:\n    made = 3\n\ndef double(number):\n    return 2 * number\n"
+    )
+    (tmp_path / "heavy/errors.py").write_text("class Broken(Exception):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "heavy"
+    for name in ("heavy", "heavy.errors"):
+        sys.modules.pop(name, None)
+
+
+def user(code: str) -> Any:
+    """Return a module of this code, as it was imported while `heavy` was deferred."""
+    module = ModuleType("user")
+    with deferred("heavy", "heavy.errors"):
+        exec(code, module.__dict__)  # noqa: S102  it is this test's own
+    return module
+
+
+@pytest.mark.usefixtures("package")
+def test_module_that_is_deferred_is_loaded_by_its_use() -> None:
+    using = user(
+        "import heavy\nfrom heavy import Thing, double\nfrom heavy.errors import Broken\nfrom heavy import errors"
+    )
+    assert "heavy" not in sys.modules
+    assert using.double(4) == 8
+    assert "heavy" in sys.modules
+    assert using.Thing.made == 3
+    assert isinstance(using.Thing(), importlib.import_module("heavy").Thing)
+    assert isinstance(using.errors.Broken(), importlib.import_module("heavy.errors").Broken)
+
+
+@pytest.mark.usefixtures("package")
+def test_nothing_is_an_instance_of_what_was_not_loaded_and_asking_loads_nothing() -> None:
+    using = user("from heavy.errors import Broken")
+    assert not isinstance(ValueError(), using.Broken)
+    assert "heavy.errors" not in sys.modules
+    broken = importlib.import_module("heavy.errors").Broken()
+    assert isinstance(broken, using.Broken)
+
+
+@pytest.mark.usefixtures("package")
+def test_annotations_with_it_load_nothing() -> None:
+    user("from typing import Optional\nfrom heavy import Thing\ndef use(a: Optional[Thing], b: Thing[int] | None): ...")
+    assert "heavy" not in sys.modules
+
+
+@pytest.mark.usefixtures("package")
+def test_others_get_the_real_module_afterwards_and_one_that_is_loaded_is_left_as_it_is() -> None:
+    user("import heavy")
+    real = importlib.import_module("heavy")
+    assert real.double(1) == 2
+    assert user("import heavy").heavy is real
+
+
+@pytest.mark.parametrize("package_of_names", [catalog, moments, planning])
+def test_package_shows_all_its_names(package_of_names: ModuleType) -> None:
+    for name in package_of_names.__all__:
+        assert getattr(package_of_names, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package_of_names.nothing  # noqa: B018
