@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -76,9 +77,28 @@ def abort_job(domain: Domain, socket: str, directory: str, owner: Owner | None =
                 path=socket,
                 hint="QEMU may be held up by its storage. `vmkeep doctor --fix` ends the job later.",
             )
-        domain.abort_backup()
+        with _killed_in_the_way(owner):
+            domain.abort_backup()
         if owner is not None and not job_ends(domain, socket, _ANSWER_SECONDS):
             owner.kill_owner()
+
+
+@contextmanager
+def _killed_in_the_way(owner: Owner | None) -> Iterator[None]:
+    """Kill the owner when the block lasts.
+
+    libvirt 9.0 asks QEMU to end a job and returns. 11.3 waits for QEMU 10, which waits until its disks are idle, and so
+    for a reply that nobody takes (seen with a vmkeep that was stopped: neither the job nor the wait ended).
+    """
+    if owner is None:
+        yield
+        return
+    timer = threading.Timer(_ANSWER_SECONDS, owner.kill_owner)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
