@@ -87,8 +87,8 @@ def abort_job(domain: Domain, socket: str, directory: str, owner: Owner | None =
 def _killed_in_the_way(owner: Owner | None) -> Iterator[None]:
     """Kill the owner when the block lasts.
 
-    libvirt 9.0 asks QEMU to end a job and returns. 11.3 waits for QEMU 10, which waits until its disks are idle, and so
-    for a reply that nobody takes (seen with a vmkeep that was stopped: neither the job nor the wait ended).
+    QEMU that waits until its disks are idle waits for a reply that nobody takes, and then answers libvirt no sooner
+    than that process goes on. With 11.3 and QEMU 10 a job was seen, once in nine, that had not ended after 40 s.
     """
     if owner is None:
         yield
