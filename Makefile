@@ -17,7 +17,7 @@ demo: dev  ## Back up, lose and bring back a UEFI VM with a vTPM, on a private l
 	@scripts/as-root $(BIN)/python -m demo
 
 test: dev  ## Run all tests, on real VMs
-	@scripts/as-root $(BIN)/python -m pytest $(or $(ARGS),-n auto --dist loadfile)
+	@scripts/as-root $(BIN)/python -m pytest $(or $(ARGS),-n auto --dist loadfile --no-loadscope-reorder)
 
 check: dev  ## Run the static checks
 	@$(BIN)/ruff format --check .

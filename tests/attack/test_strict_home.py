@@ -20,7 +20,7 @@ from tests.attack.conftest import as_user, command
 from tests.rig.way import opened
 from vmkeep.config import load_settings, prepare_home
 from vmkeep.errors import HomeExposed
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.standin import StandIn
 from vmkeep.ownership import exposures
 

@@ -20,8 +20,9 @@ import libvirt
 
 from tests.crash.walk import NO_DEATH, SHARES, Death, deaths
 from tests.rig import Host, KiB, MiB, Vm, VmState, assert_images_equal
+from tests.rig.forking import Driver
 from tests.system.offline import bitmaps, write_offline, zero_offline
-from tests.system.truth import PERMALL, checkpoints, has_backup_job
+from tests.system.truth import PERMALL, checkpoints, guardians, has_backup_job
 
 DRIVER = Path(__file__).with_name("driver.py")
 SAFE_SECONDS = 3.0
@@ -104,7 +105,11 @@ class Zygote:
         self._host = host
         self._home = home
         self._number = 0
-        self._process = host.popen([sys.executable, DRIVER], stdin=subprocess.PIPE, stderr=None)  # type: ignore[arg-type] # None inherits, as in Popen
+        self._process: subprocess.Popen[str] | Driver
+        if isinstance(host, Host):
+            self._process = host.forks.driver(DRIVER)
+        else:
+            self._process = host.popen([sys.executable, DRIVER], stdin=subprocess.PIPE, stderr=None)
         self._result_file = Path()
         self._pid_file = Path()
         assert self._answer() == {"ready": True}
@@ -375,17 +380,7 @@ class Bed:
 
     def guardians(self) -> list[int]:
         """Return the guardians of this host that live, as seen from outside."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"vmkeep.host.guardian" in words and any(str(self.home).encode() in word for word in words):
-                found.append(int(entry.name))
-        return found
+        return guardians(self.home)
 
     def kill_guardians(self) -> None:
         for pid in self.guardians():

@@ -15,6 +15,7 @@ that home.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -22,6 +23,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -47,7 +49,7 @@ def main() -> None:
     import vmkeep.cli.main
     import vmkeep.flows.check_up
     import vmkeep.flows.engine
-    import vmkeep.host.point
+    import vmkeep.host.points.point
     import vmkeep.repository  # noqa: F401
 
     print(json.dumps({"ready": True}), flush=True)
@@ -74,6 +76,7 @@ def _watched(request: dict[str, Any]) -> int:
         try:
             _leave_the_streams(request)
             death = effects.Death(request["effect"], request["delay_ms"])
+            _start_guardians()  # of forked ones none is under the filter
             effects.run_watched(
                 lambda: _child(request),
                 Path(request["effects_file"]),
@@ -93,6 +96,11 @@ def _watched(request: dict[str, Any]) -> int:
     return status
 
 
+def _start_guardians() -> None:
+    """Let guardians be started as on any host, not forked as tests/rig/forking.py does."""
+    importlib.import_module("vmkeep.host.guard.standby").subprocess = subprocess  # type: ignore[attr-defined]
+
+
 def _leave_the_streams(request: dict[str, Any]) -> None:
     os.setpgid(0, 0)
     null = os.open("/dev/null", os.O_RDWR)
@@ -107,6 +115,8 @@ def _child(request: dict[str, Any]) -> int:
         ctypes.CDLL(None).vmkeep_fault_start()
     result: dict[str, Any] = {}
     for trap in request.get("traps", ()):
+        if "guardian" in trap["place"]:
+            _start_guardians()  # while it comes up is a time to die as well
         _set_trap(trap)
     if "command" in request:
         return _command(request)
@@ -147,13 +157,15 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     """Carry out the acts with one engine, as a command does, and return what each answered."""
     from vmkeep.config import load_settings
     from vmkeep.flows.engine import Engine
-    from vmkeep.flows.premises import Premises
+    from vmkeep.flows.installation import Premises
     from vmkeep.flows.requests import TakePoint, TakeSnapshot
+    from vmkeep.host.local import LocalHost
 
     answers: list[Any] = []
     with Premises(load_settings()) as premises:
         premises.ensure()
-        with Engine(premises) as engine:
+        host = LocalHost(premises.settings, lambda: premises.repository)
+        with contextlib.closing(host), Engine(premises, host) as engine:
             result["recovered"] = engine.recovered
             for kind, *words in acts:
                 if kind == "backup":

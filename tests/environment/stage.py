@@ -12,10 +12,8 @@ from tests.crash.bed import Bed, Printed, Zygote
 from tests.environment.injector import Injector
 from tests.environment.preloaded import Preloaded
 from tests.environment.walk import Walk
-from tests.rig import Disk, Host, MiB, RigError, Vm, VmState
+from tests.rig import Disk, Host, MiB, VmState
 from tests.system.truth import has_backup_job
-
-_SETTLING_SECONDS = 90.0
 
 
 @dataclass(slots=True)
@@ -55,7 +53,7 @@ class Stage:
             if vm.state() is VmState.OFF:
                 self.bed.start_when_free()
             vm.resume()
-            settle(vm)
+            vm.settle()
 
     def next_output(self) -> Path:
         self.outputs += 1
@@ -81,18 +79,6 @@ class Stage:
             time.sleep(0.03)
 
 
-def settle(vm: Vm) -> None:
-    """Wait until the firmware is at rest; on a busy machine that takes longer than the rig expects."""
-    deadline = time.monotonic() + _SETTLING_SECONDS
-    while True:
-        try:
-            vm.settle()
-            return
-        except RigError:
-            if time.monotonic() > deadline:
-                raise
-
-
 @contextmanager
 def made_stage(injector: Injector) -> Iterator[Stage]:
     """Start a host and its VM, and take two points."""
@@ -105,7 +91,7 @@ def made_stage(injector: Injector) -> Iterator[Stage]:
         assert zygote.command("init", "--repository", store / "repository").status == 0
         vm = host.define("guest", disks=[Disk("vda", 6 * MiB), Disk("vdb", 2 * MiB + 512)])
         vm.start()
-        settle(vm)
+        vm.settle()
 
         def run(words: Sequence[str | Path], env: Mapping[str, str]) -> Printed:
             return zygote.command("--json", *words, env=env)

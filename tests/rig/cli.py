@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Vmkeep:
     ) -> subprocess.CompletedProcess[str]:
         """Run it as a person would, and return what it printed; see ``forking`` for how it is started."""
         environment = {**self.environment, **(env or {})}
-        if self._forked and not self._become and can_fork(env or {}):
+        if self._forked and not self._become and can_fork(environment):
             return self.host.forks.run([COMMAND, *arguments], environment, input)
         return self.host.run([*self._become, COMMAND, *arguments], env=environment, input=input)
 
@@ -97,13 +98,13 @@ class Vmkeep:
     def restore_all(self, points: Sequence[dict[str, Any]], parent: Path) -> list[Path]:
         """Restore several points at once, each into a directory of ``parent`` that is named after its id."""
         outputs = [parent / str(point["id"]) for point in points]
-        processes = [
-            self.start("restore", str(point["id"]), "--output", output)
-            for point, output in zip(points, outputs, strict=True)
-        ]
-        for status, document in [finished(process) for process in processes]:
-            if status != 0:
-                raise RigError(f"restore: exit status {status}: {document}")
+        with ThreadPoolExecutor(len(points)) as pool:
+            commands = [
+                pool.submit(self.json, "restore", str(point["id"]), "--output", output)
+                for point, output in zip(points, outputs, strict=True)
+            ]
+        for command in commands:
+            command.result()
         return outputs
 
 

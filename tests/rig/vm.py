@@ -46,6 +46,7 @@ _UNDEFINE_ALL = (
 # interrupted update (EDK II, FaultTolerantWriteDxe). So the firmware never minds what is there.
 _NVRAM_SPARE_BYTES = 512
 _TIMEOUT_SECONDS = 20.0
+_REST_SECONDS = 90.0  # four of a processor's own; on a busy machine it takes far longer
 _HALTED_SAMPLES = 20
 _READ_BYTES = 4 << 20
 # QEMU 10 opens no disk of a VM that is paused since its memory was saved or loaded, until it runs.
@@ -161,7 +162,7 @@ class Vm:
         It then executes HLT between timer ticks; while it works it does not.
         """
         halted = 0
-        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        deadline = time.monotonic() + _REST_SECONDS
         while halted < _HALTED_SAMPLES:
             if time.monotonic() > deadline:
                 raise RigError(f"the firmware of {self.name} does not come to rest")

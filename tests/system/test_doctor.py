@@ -19,7 +19,7 @@ from tests.rig.cli import Vmkeep, finished
 from tests.rig.qemufiles import execute, images_open
 from tests.system.held import held, held_in_its_copy
 from tests.system.offline import qemu_img
-from tests.system.truth import Truth, assert_left_alone, checkpoints, files_below, has_backup_job
+from tests.system.truth import Truth, assert_left_alone, checkpoints, files_below, guardians, has_backup_job
 
 pytestmark = pytest.mark.system
 
@@ -100,19 +100,6 @@ def test_vm_that_is_not_there_and_libvirt_that_is_not_there(vmkeep: Vmkeep) -> N
 
 
 # -- what dead processes leave -----------------------------------------------------------------------------------
-
-
-def guardians(home: Path) -> list[int]:
-    """Return the guardians of an installation, as seen from outside of the host."""
-    living = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdecimal() else []
-        except OSError:
-            continue
-        if b"vmkeep.host.guardian" in words and any(os.fsencode(home) in word for word in words):
-            living.append(int(entry.name))
-    return living
 
 
 def test_backup_that_was_killed_with_its_guardian_is_told_and_undone(host: Host, vmkeep: Vmkeep) -> None:

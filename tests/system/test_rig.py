@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.crash.bed import Trap, Zygote
 from tests.rig import (
     Disk,
     Host,
@@ -25,6 +28,7 @@ from tests.rig import (
     random_bytes,
     read_offline_image,
 )
+from tests.system.truth import guardians
 
 pytestmark = pytest.mark.system
 
@@ -252,6 +256,40 @@ def test_clear_leaves_nothing_of_any_vm(host: Host) -> None:
     assert host.connection.listAllDomains() == []
     assert not any(path.exists() for path in (nvram, tpm, disk))
     assert not any((host.dir / "jobs").iterdir())
+
+
+def test_guardian_that_was_forked_is_like_one_that_was_started(host: Host, zygote: Zygote) -> None:
+    vm = host.define("guest", disks=[Disk("vda", 1 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    copying = Trap("before", "vmkeep.host.points.point:capture_disk", "hold")
+    starting = Trap("before", "vmkeep.host.guard.guardian:Guardian.wait_ready", "count")  # so the driver forks none
+    forked, started = (_guardian(zygote, vm, traps) for traps in ([copying], [copying, starting]))
+
+    assert forked == started
+    assert forked["words"][1:] == ["-P", "-m", "vmkeep.host.guard.guardian", str(host.dir / "home" / "guards")]
+    assert forked["leads a session"]
+    assert forked["folder"] == "/"
+
+
+def _guardian(zygote: Zygote, vm: Vm, traps: Sequence[Trap]) -> dict[str, Any]:
+    """Return what the process of a guardian is made of, while its point is copied."""
+    zygote.start(["backup", vm.name], traps=traps)
+    zygote.wait_reached()
+    (pid,) = guardians(vm.host.dir / "home")
+    process = Path(f"/proc/{pid}")
+    status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    links = [os.readlink(link) for link in (process / "fd").iterdir()]  # noqa: PTH115 -- to nothing that is a path
+    told = {
+        "words": (process / "cmdline").read_bytes().rstrip(b"\0").decode().split("\0"),
+        "leads a session": status["NSsid"].split()[-1] == status["NSpid"].split()[-1],
+        "folder": str((process / "cwd").readlink()),
+        "signals": [status[name].strip() for name in ("SigBlk", "SigIgn", "SigCgt")],
+        "umask": status["Umask"].strip(),
+        "descriptors": sorted(re.sub(r"\d+|[0-9a-f]{32}", "N", link) for link in links),
+    }
+    zygote.go.touch()
+    zygote.finish().acts  # noqa: B018  raises unless all went well
+    return told
 
 
 _HOLDER = """

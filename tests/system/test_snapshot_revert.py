@@ -17,8 +17,8 @@ from tests.system.kept_snapshots import Taken, current, names, take
 from tests.system.offline import bitmaps, qemu_img
 from tests.system.truth import Truth, checkpoints
 from vmkeep.errors import HypervisorError, SnapshotNeeded
-from vmkeep.host.grounds import LibvirtGrounds
-from vmkeep.host.snapshot_branches import refuse_dangerous_deletion
+from vmkeep.host.snapshots.branches import refuse_dangerous_deletion
+from vmkeep.host.vm.grounds import LibvirtGrounds
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.transfer import imagegrounds
 

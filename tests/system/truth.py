@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,19 @@ def assert_left_alone(vm: Vm, *, state: VmState = VmState.RUNNING, checkpoints_b
     assert list(vm.host.path("/var/lib/libvirt/qemu").glob("domain-*/vmkeep-*")) == []
     run = vm.host.path("/run/vmkeep")
     assert not run.exists() or list(run.iterdir()) == []
+
+
+def guardians(home: Path) -> list[int]:
+    """Return the guardians of an installation, as seen from outside of the host."""
+    living = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdecimal() else []
+        except OSError:
+            continue
+        if b"vmkeep.host.guard.guardian" in words and any(os.fsencode(home) in word for word in words):
+            living.append(int(entry.name))
+    return living
 
 
 def files_below(directory: Path) -> dict[str, bytes]:

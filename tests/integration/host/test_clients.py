@@ -16,8 +16,8 @@ import nbd
 import pytest
 
 from tests.integration.transfer.images import Image, make_qcow2
-from vmkeep.host.clients import Channel, HeldClients, _has_passed
-from vmkeep.host.processstate import hangs_dead
+from vmkeep.host.guard.clients import Channel, HeldClients, _has_passed
+from vmkeep.host.vm.processes import hangs_dead
 from vmkeep.transfer.nbd import NbdConnection
 from vmkeep.transfer.server import ImageServer
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmkeep.host.bitmaps import Chain
-from vmkeep.host.checkpoint_health import Health
-from vmkeep.host.snapshot_health import SnapshotFacts, Unread, judge_snapshots, snapshot_texts
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotMemory
-from vmkeep.transfer.imagefile import ImageLayer, ImageSnapshot
+from vmkeep.planning.bitmaps import Chain
+from vmkeep.planning.checkpoint_health import Health
+from vmkeep.planning.images import ImageLayer, ImageSnapshot
+from vmkeep.planning.snapshot_health import SnapshotFacts, Unread, judge_snapshots, snapshot_texts
 
 
 def image(*paths: str, snapshots: tuple[ImageSnapshot, ...] = ()) -> Chain:
