@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from vmkeep.host import handshakes
-from vmkeep.host.handshakes import abort_job
+from vmkeep.host.guard import handshakes
+from vmkeep.host.guard.handshakes import abort_job
 
 
 class Owner:
