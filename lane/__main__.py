@@ -63,8 +63,8 @@ def _run(tree: Tree, options: argparse.Namespace) -> int:
         if new:
             print(f"lane: making Debian {tree.suite} in {tree.root}", flush=True)
         tree.make()
-        site.copy_settings(tree.root)
         room = _room(tree)
+        site.copy_settings(tree.root, room.hostname)
         inside = site.environment(os.environ, tree.root)
         if new and (status := run_in_room(room, ["/bin/sh", "-c", _REFRESH], inside, "/root")) != 0:
             remove(tree.root)

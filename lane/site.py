@@ -46,8 +46,11 @@ def apt_settings() -> str:
     return "".join(f"{line}\n" for line in dump.splitlines() if _APT_SETTINGS.match(line))
 
 
-def copy_settings(tree: Path, root: Path = Path("/")) -> None:
-    """Copy settings of pip and apt, certificates and name resolution into a tree, as far as the machine has them."""
+def copy_settings(tree: Path, hostname: str, root: Path = Path("/")) -> None:
+    """Copy settings of pip and apt, certificates and name resolution into a tree, as far as the machine has them.
+
+    The tree's own name is a known one, as on each host that Debian's installer made.
+    """
     for path in _files_to_copy(root):
         target = tree / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +58,8 @@ def copy_settings(tree: Path, root: Path = Path("/")) -> None:
     (tree / "etc/resolv.conf").unlink(missing_ok=True)
     for name in ("etc/resolv.conf", "etc/hosts"):
         (tree / name).write_bytes((root / name).read_bytes() if (root / name).exists() else b"")
+    with (tree / "etc/hosts").open("a") as hosts:
+        hosts.write(f"\n127.0.1.1 {hostname}\n")
 
 
 def _files_to_copy(root: Path) -> Iterator[Path]:

@@ -61,7 +61,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_libvirt_is_left_to_ask() -> Iterator[None]:
-    """What a test asked in this process is not asked by the next one: its host may be gone (vmkeep.host.grounds)."""
+    """What a test asked in this process is not asked by the next one: its host may be gone (vmkeep.host.vm.grounds)."""
     yield
     if "vmkeep.transfer.imagegrounds" in sys.modules:
         from vmkeep.transfer.imagegrounds import Unasked, ask

@@ -137,6 +137,10 @@ class Settings:
         return self.home / "snapshots"
 
     @property
+    def deletions_dir(self) -> Path:
+        return self.home / "deletions"
+
+    @property
     def owners_dir(self) -> Path:
         return self.home / "owners"
 

@@ -30,7 +30,7 @@ _SECRET_FILES: Final = ("host.key",)
 _FILES: Final = ("vmkeep.toml", "catalog.sqlite", "flows.sqlite", *_SECRET_FILES)
 """By how they begin: journals of databases, and keys that were put aside, count as well."""
 _KEYS: Final = "keys"
-_FOLDERS: Final = (_KEYS, "cache", "guards", "locks", "logs", "owners", "restores", "run", "snapshots")
+_FOLDERS: Final = (_KEYS, "cache", "deletions", "guards", "locks", "logs", "owners", "restores", "run", "snapshots")
 
 
 @dataclass(frozen=True, slots=True)

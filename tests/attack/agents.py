@@ -36,7 +36,8 @@ def returned(value: Any) -> bytes:
 
 
 def refused(words: str = "no") -> bytes:
-    return json.dumps({"error": {"class": "GenericError", "desc": words}}, ensure_ascii=False).encode() + b"\n"
+    """Say no, in ASCII as qemu-ga does: libvirt 11.3 takes any other character for the end of sense."""
+    return json.dumps({"error": {"class": "GenericError", "desc": words}}).encode() + b"\n"
 
 
 class HostileAgent:

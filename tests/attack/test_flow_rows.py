@@ -19,6 +19,7 @@ from vmkeep.catalog import OperationState
 from vmkeep.errors import FlowsForeign, StoreError
 from vmkeep.flows.engine import Engine
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
+from vmkeep.host.local import LocalHost
 
 FORGED = "f" * 32
 PICKLE = "py_pickle"
@@ -44,7 +45,7 @@ def home(tmp_path: Path) -> Path:
     with premises(home) as place:
         place.initialise(str(tmp_path / "repository"))
         take(place, 1)
-        with Engine(place):
+        with Engine(place, LocalHost(place.settings)):
             pass
     return home
 
@@ -87,7 +88,7 @@ def test_pickle_in_a_step_of_a_flow_under_way_is_refused(home: Path, mark: Path)
             "VALUES (?, 1, 'step', ?, ?)",
             (FORGED, str(Program(mark)), PICKLE),
         )
-    with premises(home) as place, pytest.raises(FlowsForeign, match=FORGED), Engine(place):
+    with premises(home) as place, pytest.raises(FlowsForeign, match=FORGED), Engine(place, LocalHost(place.settings)):
         pass
     assert not mark.exists()
 
@@ -113,13 +114,13 @@ def test_pickle_in_a_flow_that_ended_is_not_read(home: Path, mark: Path) -> None
     put(home, "SUCCESS", Program(mark), output=Program(mark))
     with premises(home) as place:
         place.catalog.begin_operation(FORGED, "restore.files", None, DEAD, {})
-        with Engine(place):  # it asks for the flow of the operation
+        with Engine(place, LocalHost(place.settings)):  # it asks for the flow of the operation
             assert place.catalog.operation(FORGED).state is OperationState.DONE
     assert not mark.exists()
 
 
 def test_pickle_that_comes_while_the_engine_runs_is_not_read(home: Path, mark: Path) -> None:
-    with premises(home) as place, Engine(place):
+    with premises(home) as place, Engine(place, LocalHost(place.settings)):
         put(home, "SUCCESS", Program(mark), output=Program(mark))
         status = DBOS.get_workflow_status(FORGED)
         assert status is not None
@@ -143,5 +144,5 @@ def test_dbos_that_would_unpickle_all_the_same_is_not_started(monkeypatch: pytes
 
 def test_flows_of_ours_are_taken_up_as_before(home: Path) -> None:
     put(home, "PENDING", '{"args":{"$tuple":[]},"kwargs":{}}', serialization=FlowSerializer().name())
-    with premises(home) as place, Engine(place) as engine:
+    with premises(home) as place, Engine(place, LocalHost(place.settings)) as engine:
         assert any(FORGED in sentence for sentence in engine.recovered)

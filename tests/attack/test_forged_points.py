@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,29 +65,32 @@ class Ground:
                     place.catalog.trust_host(key, Trust.TRUSTED)
         return home
 
-    def opened(self) -> Repository:
+    @contextmanager
+    def opened(self) -> Iterator[Repository]:
         """The repository as the hostile host opens it, which asks nobody whether it may."""
         with premises(self.rogue) as place:
-            return place._open(str(self.top / "repository"))
+            yield place._open(str(self.top / "repository"))
 
     def read(self, point: str) -> dict[str, Any]:
         frame = (self.top / "repository" / "points" / point).read_bytes()
-        return parse_canonical(self.opened()._sealer.open_alone(FrameKind.POINT, point, frame, "x"), "x")
+        with self.opened() as repository:
+            return parse_canonical(repository._sealer.open_alone(FrameKind.POINT, point, frame, "x"), "x")
 
     def put(self, value: dict[str, Any], *, name: str | None = None) -> str:
         """Seal a point anew and put it in its place, or under another name."""
         name = name or str(value["id"])
-        frame = self.opened()._sealer.seal_alone(FrameKind.POINT, name, canonical(value))
+        with self.opened() as repository:
+            frame = repository._sealer.seal_alone(FrameKind.POINT, name, canonical(value))
         (self.top / "repository" / "points" / name).write_bytes(frame)
         return name
 
     def sign(self, value: dict[str, Any], *, by: SigningKey | None = None, repository: str = "") -> dict[str, Any]:
         """Sign a point, with the hostile host's own key unless another is given."""
         value = {name: content for name, content in value.items() if name != "signature"}
-        opened = self.opened()
-        states = [opened.state(state["version_id"])[0] for state in value["states"]]
         signer = by or self.rogue_key
-        signature = sign_point(value, repository or opened.id, signer, states=states, envelope=None)
+        with self.opened() as opened:
+            states = [opened.state(state["version_id"])[0] for state in value["states"]]
+            signature = sign_point(value, repository or opened.id, signer, states=states, envelope=None)
         return {**value, "signature": signature}
 
 
@@ -169,7 +173,8 @@ Way = Callable[[Ground, dict[str, Any]], dict[str, Any]]
     ],
 )
 def test_altered_point_is_damaged_where_it_was_met(ground: Ground, way: Way, what: str) -> None:
-    others = next(point for point in ground.opened().points() if point.id != ground.point.id)
+    with ground.opened() as repository:
+        others = next(point for point in repository.points() if point.id != ground.point.id)
     other = {
         "definition": EVIL,
         "disks": others.as_json()["disks"],
@@ -193,18 +198,17 @@ def test_altered_point_is_nobodys_or_its_alterers_where_it_is_met_first(ground: 
 
 def test_public_key_in_the_place_of_anothers_is_not_taken(ground: Ground) -> None:
     """The object of the victim's key holds the attacker's, which signs it; and the attacker's says it is the victim."""
-    repository, folder = ground.opened(), ground.top / "repository" / "hosts"
+    folder = ground.top / "repository" / "hosts"
     rogue, victim = ground.rogue_key.fingerprint, ground.victim_key.fingerprint
 
-    def plain(name: str) -> bytes:
-        return repository._sealer.open_alone(FrameKind.HOST, name, (folder / name).read_bytes(), "x")
-
-    own = plain(rogue)
-    posing = canonical({**json.loads(own), "installation": ground.victim_key.installation, "host": "victim"})
-    (folder / victim).write_bytes(repository._sealer.seal_alone(FrameKind.HOST, victim, own))
-    (folder / rogue).write_bytes(repository._sealer.seal_alone(FrameKind.HOST, rogue, posing))
-    assert ground.opened().host_keys() == ()
-    found = {finding.object for finding in ground.opened().verify_all().findings}
+    with ground.opened() as repository:
+        own = repository._sealer.open_alone(FrameKind.HOST, rogue, (folder / rogue).read_bytes(), "x")
+        posing = canonical({**json.loads(own), "installation": ground.victim_key.installation, "host": "victim"})
+        (folder / victim).write_bytes(repository._sealer.seal_alone(FrameKind.HOST, victim, own))
+        (folder / rogue).write_bytes(repository._sealer.seal_alone(FrameKind.HOST, rogue, posing))
+    with ground.opened() as repository:
+        assert repository.host_keys() == ()
+        found = {finding.object for finding in repository.verify_all().findings}
     assert found == {f"hosts/{victim}", f"hosts/{rogue}"}
     newcomer = ground.newcomer()
     with premises(newcomer) as place:

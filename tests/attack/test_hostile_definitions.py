@@ -91,6 +91,8 @@ def _edited(edits: Mapping[str, str] = EMPTY, *, system: tuple[str, str] | None 
             assert system[0] in definition
             definition = definition.replace(*system)
         root = etree.fromstring(definition)
+        for loader in root.findall("os/loader")[1:]:  # libvirt 11.3 writes down which one it chose
+            loader.getparent().remove(loader)  # type: ignore[union-attr]  # <os>
         for path, xml in edits.items():
             parent = root.find(path)
             assert parent is not None

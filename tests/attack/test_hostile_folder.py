@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.rig.cli import COMMAND
-from vmkeep.host import standby
-from vmkeep.host.standby import Standby
+from vmkeep.host.guard import standby
+from vmkeep.host.guard.standby import Standby
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _MODULES = ("json", "socket", "typer", "vmkeep", "sitecustomize", "usercustomize", "encodings")
@@ -85,7 +85,7 @@ def test_guardian_imports_nothing_of_the_current_folder(
     guardian = Standby(hostile)
     guardian.socket.close()  # there is no job
     assert guardian.process.wait(timeout=30) == 0
-    assert guardian.process.args == [sys.executable, isolated, "-m", "vmkeep.host.guardian", str(hostile)]
+    assert guardian.process.args == [sys.executable, isolated, "-m", "vmkeep.host.guard.guardian", str(hostile)]
     assert not (hostile / "mark").exists()
 
 

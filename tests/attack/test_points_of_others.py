@@ -17,7 +17,7 @@ from tests.rig.cli import Vmkeep
 from tests.system.history import Forking
 from tests.system.offline import write_offline
 from vmkeep.config import load_settings
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 from vmkeep.repository import PointRecord
 
 pytestmark = pytest.mark.system

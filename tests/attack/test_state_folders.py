@@ -17,9 +17,9 @@ import pytest
 from tests.attack.conftest import QEMU_USER, SWTPM_USER, Ground, as_user
 from tests.rig import KiB, random_bytes
 from vmkeep.errors import VmkeepError
-from vmkeep.host.restore import item_at, publish_items, withdraw_items
-from vmkeep.host.tasks import PublishItems, WithdrawItems
-from vmkeep.host.vm_checkup import _read as read_for_checkup
+from vmkeep.host.checkup.vm import _read as read_for_checkup
+from vmkeep.host.restores.items import item_at, publish_items, withdraw_items
+from vmkeep.host.tasks.restores import PublishItems, WithdrawItems
 from vmkeep.paths import give_away, make_directories
 from vmkeep.statefiles.capture import capture
 from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from tests.attack.conftest import as_user, command
+from tests.rig.way import opened
 from vmkeep.config import load_settings, prepare_home
 from vmkeep.errors import HomeExposed
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.standin import StandIn
 from vmkeep.ownership import exposures
 
@@ -292,7 +293,7 @@ def test_ordinary_user_has_an_own_home_and_none_of_others(place: Place) -> None:
     mallory.mkdir(mode=0o755)
     shutil.chown(mallory, 54321)
     ended = subprocess.run(
-        [*become, "-c", script, own / "home", mallory],
+        opened(*become, "-c", script, str(own / "home"), str(mallory)),
         capture_output=True,
         text=True,
         check=True,

@@ -15,6 +15,7 @@ that home.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -48,7 +49,7 @@ def main() -> None:
     import vmkeep.cli.main
     import vmkeep.flows.check_up
     import vmkeep.flows.engine
-    import vmkeep.host.point
+    import vmkeep.host.points.point
     import vmkeep.repository  # noqa: F401
 
     print(json.dumps({"ready": True}), flush=True)
@@ -97,7 +98,7 @@ def _watched(request: dict[str, Any]) -> int:
 
 def _start_guardians() -> None:
     """Let guardians be started as on any host, not forked as tests/rig/forking.py does."""
-    importlib.import_module("vmkeep.host.standby").subprocess = subprocess  # type: ignore[attr-defined]
+    importlib.import_module("vmkeep.host.guard.standby").subprocess = subprocess  # type: ignore[attr-defined]
 
 
 def _leave_the_streams(request: dict[str, Any]) -> None:
@@ -156,13 +157,15 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     """Carry out the acts with one engine, as a command does, and return what each answered."""
     from vmkeep.config import load_settings
     from vmkeep.flows.engine import Engine
-    from vmkeep.flows.premises import Premises
+    from vmkeep.flows.installation import Premises
     from vmkeep.flows.requests import TakePoint, TakeSnapshot
+    from vmkeep.host.local import LocalHost
 
     answers: list[Any] = []
     with Premises(load_settings()) as premises:
         premises.ensure()
-        with Engine(premises) as engine:
+        host = LocalHost(premises.settings, lambda: premises.repository)
+        with contextlib.closing(host), Engine(premises, host) as engine:
             result["recovered"] = engine.recovered
             for kind, *words in acts:
                 if kind == "backup":

@@ -17,7 +17,7 @@ from tests.system.truth import Truth, assert_left_alone, checkpoints, has_backup
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _BEGUN = Trap("after", "vmkeep.hypervisor.domain:Domain.begin_backup", "hold")
-_COPYING = Trap("after", "vmkeep.host.point:capture_disk", "hold")
+_COPYING = Trap("after", "vmkeep.host.points.point:capture_disk", "hold")
 _STORED = Trap("after", "vmkeep.flows.take_point:record_point", "hold")
 
 
@@ -90,7 +90,7 @@ def test_libvirtd_killed_during_the_point(bed: Bed, trap: Trap) -> None:
 
 def test_qemu_killed_during_the_copy(bed: Bed) -> None:
     bed.change()
-    bed.zygote.start(["backup", bed.vm.name], traps=[Trap("before", "vmkeep.host.point:capture_disk#2", "hold")])
+    bed.zygote.start(["backup", bed.vm.name], traps=[Trap("before", "vmkeep.host.points.point:capture_disk#2", "hold")])
     bed.zygote.wait_reached()
     pid = bed.host.path(f"/run/libvirt/qemu/{bed.vm.name}.pid").read_text().strip()
     bed.host.run(["kill", "-KILL", pid], check=True)

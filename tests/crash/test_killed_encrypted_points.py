@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _RUNNING = [
     Trap("after", "vmkeep.hypervisor.secrets:Secrets.keep_in_memory"),
-    Trap("during", "vmkeep.host.scratch:create_image", delay_ms=500),
+    Trap("during", "vmkeep.host.points.scratch:create_image", delay_ms=500),
     Trap("after", "vmkeep.hypervisor.domain:Domain.begin_backup"),
-    Trap("before", "vmkeep.host.point:capture_disk"),
+    Trap("before", "vmkeep.host.points.point:capture_disk"),
 ]
-_OFF = [Trap("after", "vmkeep.host.stopped:add_bitmap")]
+_OFF = [Trap("after", "vmkeep.host.points.stopped:add_bitmap")]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,9 @@ def test_vm_that_is_paused_while_the_scratch_is_made_stays_paused(bed: Bed) -> N
     bed.vm.start()
     before, own = checkpoints(bed.vm), bed.host.secret_uuids()
     for goes_on in (True, False):
-        bed.zygote.start(["backup", bed.vm.name], traps=[Trap("after", "vmkeep.host.scratch:create_image", "hold")])
+        bed.zygote.start(
+            ["backup", bed.vm.name], traps=[Trap("after", "vmkeep.host.points.scratch:create_image", "hold")]
+        )
         bed.zygote.wait_reached()
         bed.vm.suspend()
         if goes_on:
@@ -87,7 +89,7 @@ def test_next_point_after_all_of_them_is_incremental_and_whole_and_a_killed_retu
 
     bed.vm.destroy()
     write_offline(bed.vm, "vda", bytes([0x33]) * (128 * KiB), start=1 * MiB)
-    place = Trap("after", "vmkeep.host.overwriting:Overwriting._write_disk")
+    place = Trap("after", "vmkeep.host.restores.overwriting:Overwriting._write_disk")
     restore = ["restore_in_place", taken["point"]["id"], bed.vm.name, None]
     assert bed.zygote.run(restore, traps=[place]).status == KILLED
     assert bed.zygote.run(["look"]).recovered

@@ -25,10 +25,10 @@ from tests.system.truth import Truth, checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_INPLACE = "vmkeep.host.inplace:"
+_INPLACE = "vmkeep.host.restores.in_place:"
 _STEP = "vmkeep.flows.plan:Plan.step"
 _DEFINE = "vmkeep.hypervisor.connection:Hypervisor.define"
-_SAVE = "vmkeep.host.journal:RestoreJournal.save"
+_SAVE = "vmkeep.host.records.restore:RestoreJournal.save"
 
 # From here on the VM is not what it was, or is kept from starting.
 _FORWARD = [
@@ -42,12 +42,12 @@ _FORWARD = [
     ("after", "vmkeep.transfer.server:ImageConnection.zero"),
     ("after", "vmkeep.transfer.server:ImageConnection.flush#2"),
     ("after", _INPLACE + "InPlace.write"),
-    ("before", "vmkeep.host.restore:publish#2"),
+    ("before", "vmkeep.host.restores.items:publish#2"),
     ("before", "vmkeep.statefiles.installation:_sync#4"),
     ("after", _INPLACE + "publish_items"),
     ("after", f"{_STEP}#4"),
-    ("after", "vmkeep.host.rebinding:remove_bitmap"),
-    ("after", "vmkeep.host.rebinding:add_bitmap"),
+    ("after", "vmkeep.host.checkpoints.rebinding:remove_bitmap"),
+    ("after", "vmkeep.host.checkpoints.rebinding:add_bitmap"),
     ("after", "vmkeep.hypervisor.domain:Domain.redefine_checkpoint"),
     ("after", "vmkeep.hypervisor.domain:Domain.forget_checkpoint"),
     ("after", f"{_STEP}#6"),
@@ -57,8 +57,8 @@ _FORWARD = [
 _RELEASED = [
     ("after", f"{_DEFINE}#2"),
     ("before", _INPLACE + "discard_replaced"),
-    ("before", "vmkeep.host.journal:RestoreJournal.remove"),
-    ("after", "vmkeep.host.journal:RestoreJournal.remove"),
+    ("before", "vmkeep.host.records.restore:RestoreJournal.remove"),
+    ("after", "vmkeep.host.records.restore:RestoreJournal.remove"),
     ("after", f"{_STEP}#7"),
 ]
 _STARTABLE_BEFORE_PARKING = _FORWARD[:1]
@@ -315,11 +315,11 @@ def _words(pid: int) -> bytes:
 _BACK = [
     ("after", f"{_SAVE}#3"),
     ("after", _INPLACE + "withdraw_items"),
-    ("after", "vmkeep.host.overwriting:overwrite#2"),
-    ("after", "vmkeep.host.rebinding:remove_bitmap"),
-    ("after", "vmkeep.host.rebinding:add_bitmap"),
+    ("after", "vmkeep.host.restores.overwriting:overwrite#2"),
+    ("after", "vmkeep.host.checkpoints.rebinding:remove_bitmap"),
+    ("after", "vmkeep.host.checkpoints.rebinding:add_bitmap"),
     ("after", f"{_DEFINE}#2"),
-    ("after", "vmkeep.host.journal:RestoreJournal.remove"),
+    ("after", "vmkeep.host.records.restore:RestoreJournal.remove"),
     ("after", "vmkeep.flows.plan:Plan.undo_all"),
 ]
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _CONNECTION = "vmkeep.transfer.connections:NbdConnection"
 _IN_THE_COPY = [
-    Trap("after", "vmkeep.host.clients:Channel.take"),
+    Trap("after", "vmkeep.host.guard.clients:Channel.take"),
     # In the handshake, and when it is over and the guardian does not know.
     *(Trap("during", _CONNECTION, delay_ms=delay) for delay in (0, 0.2, 0.5)),
     Trap("after", _CONNECTION),
@@ -25,13 +25,13 @@ _IN_THE_COPY = [
     Trap("during", "vmkeep.transfer.nbd:NbdConnection.status"),
     Trap("before", "vmkeep.transfer.nbd:NbdConnection.read"),
     *(Trap("during", "vmkeep.transfer.nbd:NbdConnection.read", delay_ms=delay) for delay in (0, 0.2)),
-    Trap("after", "vmkeep.host.point:capture_disk#2"),
+    Trap("after", "vmkeep.host.points.point:capture_disk#2"),
 ]
 _WHEN_STORED = [
     Trap("after", "vmkeep.flows.take_point:record_point"),
     Trap("during", "vmkeep.hypervisor.domain:Domain.abort_backup"),
     Trap("after", "vmkeep.hypervisor.domain:Domain.abort_backup"),
-    Trap("before", "vmkeep.host.running:remove_leavings"),
+    Trap("before", "vmkeep.host.points.running:remove_leavings"),
 ]
 _TRAPS = [*_IN_THE_COPY, *_WHEN_STORED]
 

@@ -27,9 +27,9 @@ from tests.system.snapshots import snapshots
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_PLANNED = Trap("after", "vmkeep.host.guardian:Guardian.wait_ready")
+_PLANNED = Trap("after", "vmkeep.host.guard.guardian:Guardian.wait_ready")
 _MERGING = "vmkeep.hypervisor.blocknodes:BlockNodes."
-_SETTLING = "vmkeep.host.snapshot_overlays:"
+_SETTLING = "vmkeep.host.snapshots.overlays:"
 
 _PLACES = [
     Trap("after", _MERGING + "commit"),

@@ -19,7 +19,7 @@ from tests.system.truth import checkpoints
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _DOMAIN = "vmkeep.hypervisor.domain:Domain."
-_GUARDIAN = "vmkeep.host.guardian:"
+_GUARDIAN = "vmkeep.host.guard.guardian:"
 _STORE = "vmkeep.repository.store:"
 _FLOW = "vmkeep.flows.take_point:"
 _CATALOG = "vmkeep.catalog.catalog:Catalog."
@@ -54,40 +54,40 @@ def _around(place: str, *delays_ms: float, kept: bool = False, old_gone: bool = 
 
 
 _BEFORE_THE_INSTANT = [
-    *_around("vmkeep.host.lock:FileLock.try_acquire"),  # of the process
+    *_around("vmkeep.locks:FileLock.try_acquire"),  # of the process
     *_around(_CATALOG + "begin_operation", 1),
     Place("before", "vmkeep.flows.plan:Plan.step"),
-    Place("before", "vmkeep.host.local:LocalHost._carry_out"),
-    *_around("vmkeep.host.lock:FileLock.try_acquire#2"),  # of the VM
+    Place("before", "vmkeep.host.points.desk:carry_out"),
+    *_around("vmkeep.locks:FileLock.try_acquire#2"),  # of the VM
     *_around(_STORE + "ObjectStore.put"),  # the intent
     Place("before", _GUARDIAN + "Guardian.__init__"),
-    Place("before", "vmkeep.host.safety:JobRecord.save", record=True),
-    Place("after", "vmkeep.host.safety:JobRecord.save", record=True),
-    Place("before", "vmkeep.host.standby:subprocess.Popen", record=True),
-    Place("after", "vmkeep.host.standby:subprocess.Popen", record=True),
-    Place("after", "vmkeep.host.standby:Standby.hand_over"),
+    Place("before", "vmkeep.host.guard.rescue:JobRecord.save", record=True),
+    Place("after", "vmkeep.host.guard.rescue:JobRecord.save", record=True),
+    Place("before", "vmkeep.host.guard.standby:subprocess.Popen", record=True),
+    Place("after", "vmkeep.host.guard.standby:subprocess.Popen", record=True),
+    Place("after", "vmkeep.host.guard.standby:Standby.hand_over"),
     Place("during", _GUARDIAN + "Guardian.wait_ready", 50),
     Place("during", _GUARDIAN + "Guardian.wait_ready", 150),
     Place("after", _GUARDIAN + "Guardian.wait_ready"),
 ]
 _AT_THE_INSTANT = [
-    Place("after", "vmkeep.host.running:make_scratch"),
+    Place("after", "vmkeep.host.points.running:make_scratch"),
     *_around(_GUARDIAN + "Guardian._say"),  # the stage of the instant
     *_around(_DOMAIN + "suspend", 0, 2),
     *_around(_DOMAIN + "begin_backup", 2, 15, 30, 45),
-    *_around("vmkeep.host.instant:capture"),
-    Place("after", "vmkeep.host.instant:capture#2"),
+    *_around("vmkeep.host.vm.states:capture"),
+    Place("after", "vmkeep.host.vm.states:capture#2"),
     *_around(_DOMAIN + "resume", 0, 2),
     *_around(_GUARDIAN + "Guardian._say#2", 0, 1),
 ]
 _IN_THE_COPY = [
     Place("after", _FLOW + "open_point"),
     Place("after", "vmkeep.flows.plan:Plan.step"),
-    Place("before", "vmkeep.host.point:capture_disk"),
+    Place("before", "vmkeep.host.points.point:capture_disk"),
     *_around("vmkeep.transfer.nbd:NbdConnection.read"),
     Place("after", "vmkeep.repository.writer:DiskWriter.record#2"),
-    Place("after", "vmkeep.host.point:capture_disk"),
-    Place("after", "vmkeep.host.point:capture_disk#2"),
+    Place("after", "vmkeep.host.points.point:capture_disk"),
+    Place("after", "vmkeep.host.points.point:capture_disk#2"),
     *_around("vmkeep.repository.writer:PointWriter.put_state"),
     *(
         place
@@ -117,8 +117,8 @@ _WHEN_STORED = [
     *(
         Place(when, place, kept=True, old_gone=True)
         for when, place in (
-            ("before", "vmkeep.host.running:remove_leavings"),
-            ("after", "vmkeep.host.running:remove_leavings"),
+            ("before", "vmkeep.host.points.running:remove_leavings"),
+            ("after", "vmkeep.host.points.running:remove_leavings"),
             ("during", _GUARDIAN + "Guardian._say#4"),
             ("after", _GUARDIAN + "Guardian._say#4"),
             ("after", _FLOW + "close_point"),
@@ -149,7 +149,7 @@ _OF_A_PAUSED_VM = [
     Place("during", _DOMAIN + "begin_backup", 15),
     Place("after", _DOMAIN + "begin_backup"),
     Place("before", _GUARDIAN + "Guardian._say#2"),
-    Place("after", "vmkeep.host.point:capture_disk"),
+    Place("after", "vmkeep.host.points.point:capture_disk"),
     Place("after", _CATALOG + "record_point", kept=True),
     Place("before", _DOMAIN + "delete_checkpoint", kept=True),
 ]

@@ -20,7 +20,7 @@ from tests.system.truth import checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_RESTORE = "vmkeep.host.restore:"
+_RESTORE = "vmkeep.host.restores.items:"
 _STEP = "vmkeep.flows.plan:Plan.step"
 
 

@@ -22,9 +22,9 @@ from tests.system.truth import Truth, checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_REVERT = "vmkeep.host.snapshot_revert:"
+_REVERT = "vmkeep.host.reverts.revert:"
 _DEFINE = "vmkeep.hypervisor.connection:Hypervisor.define"
-_SAVE = "vmkeep.host.journal:RestoreJournal.save"
+_SAVE = "vmkeep.host.records.restore:RestoreJournal.save"
 _MEMORY = "vmkeep.hypervisor.connection:Hypervisor.restore_memory"
 _PARKED = "restore-of-guest-not-finished--run-vmkeep-doctor"
 
@@ -34,7 +34,7 @@ _FORWARD = [
     ("before", _REVERT + "stage_tpm"),
     ("after", _REVERT + "add_bitmap"),
     ("after", f"{_SAVE}#2"),
-    ("before", "vmkeep.host.restore:publish#2"),
+    ("before", "vmkeep.host.restores.items:publish#2"),
     ("after", "vmkeep.hypervisor.domain:Domain.forget_checkpoint"),
     ("after", "vmkeep.hypervisor.reversion:Reversion.redefine"),
     ("after", f"{_SAVE}#3"),
@@ -44,7 +44,7 @@ _STARTABLE_BEFORE_PARKING = _FORWARD[:1]
 _RELEASED = [
     ("after", f"{_DEFINE}#2"),
     ("before", _REVERT + "discard_replaced"),
-    ("after", "vmkeep.host.journal:RestoreJournal.remove"),
+    ("after", "vmkeep.host.records.restore:RestoreJournal.remove"),
 ]
 _BACK = [
     ("after", f"{_SAVE}#3"),

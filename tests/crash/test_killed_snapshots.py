@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.system, pytest.mark.crash]
 
 _DOMAIN = "vmkeep.hypervisor.domain:Domain."
 _SNAPSHOTS = "vmkeep.hypervisor.snapshots:DomainSnapshots."
-_HOST = "vmkeep.host.snapshot:"
-_GUARDIAN = "vmkeep.host.guardian:Guardian."
+_HOST = "vmkeep.host.snapshots.snapshot:"
+_GUARDIAN = "vmkeep.host.guard.guardian:Guardian."
 _FLOW = "vmkeep.flows.take_snapshot:"
 _CATALOG = "vmkeep.catalog.catalog:Catalog."
 _names = iter(f"s{number}" for number in range(1000))
@@ -49,10 +49,10 @@ class Place:
 
 
 _BEFORE = [
-    Place("before", "vmkeep.host.keepsake:Keepsake.save", made=False),
-    Place("after", "vmkeep.host.keepsake:Keepsake.save", made=False),
-    Place("after", "vmkeep.host.safety:JobRecord.save", made=False, record=True),
-    Place("after", "vmkeep.host.standby:Standby.hand_over", made=False),
+    Place("before", "vmkeep.host.records.snapshot:SnapshotRecord.save", made=False),
+    Place("after", "vmkeep.host.records.snapshot:SnapshotRecord.save", made=False),
+    Place("after", "vmkeep.host.guard.rescue:JobRecord.save", made=False, record=True),
+    Place("after", "vmkeep.host.guard.standby:Standby.hand_over", made=False),
     Place("after", _GUARDIAN + "wait_ready", made=False),
 ]
 _STORED = [
@@ -63,7 +63,7 @@ _STORED = [
     Place("after", _FLOW + "store_snapshot", made=True),
     Place("before", _CATALOG + "record_snapshot", made=True),
     Place("after", _CATALOG + "record_snapshot", made=True),
-    Place("after", "vmkeep.host.keepsake:Path.unlink#3", made=True),  # one of the state files is gone
+    Place("after", "vmkeep.host.records.snapshot:Path.unlink#3", made=True),  # one of the state files is gone
     Place("after", _HOST + "remove_keepsake", made=True),
     Place("after", _FLOW + "close_snapshot", made=True),
 ]
@@ -76,7 +76,7 @@ _RUNNING = [
     Place("after", _SNAPSHOTS + "create", made=True),
     Place("after", _HOST + "read_state#3", made=True),  # two were read before, to see whether they can be
     Place("before", _HOST + "keep_states", made=True),
-    Place("after", "vmkeep.host.keepsake:_write#2", made=True),
+    Place("after", "vmkeep.host.records.snapshot:_write#2", made=True),
     Place("after", _HOST + "keep_states", made=True),
     Place("during", _DOMAIN + "resume", 0, made=True),
     Place("after", _DOMAIN + "resume", made=True),
@@ -92,9 +92,9 @@ _STOPPED = [
     *(Place("during", _SNAPSHOTS + "create", delay) for delay in (0, 5, 10, 15)),
     Place("after", _SNAPSHOTS + "create", made=True),
     Place("after", _DOMAIN + "redefine_checkpoint#2", made=True),
-    Place("before", "vmkeep.host.snapshot_rescue:add_bitmap", made=True),
-    Place("during", "vmkeep.host.snapshot_rescue:add_bitmap", 3, made=True),
-    Place("after", "vmkeep.host.snapshot_rescue:add_bitmap", made=True),
+    Place("before", "vmkeep.host.guard.snapshot_rescue:add_bitmap", made=True),
+    Place("during", "vmkeep.host.guard.snapshot_rescue:add_bitmap", 3, made=True),
+    Place("after", "vmkeep.host.guard.snapshot_rescue:add_bitmap", made=True),
     Place("before", _GUARDIAN + "done", made=True),
     *_STORED,
 ]
@@ -163,3 +163,21 @@ def _assert_whole_or_not_there(
         }
         for target, image in instant.disks.items():
             assert_images_equal(read_offline_image(bases[target], "qcow2"), bytes(image), target)
+
+
+_BETWEEN = [
+    Trap("before", "vmkeep.flows.change_moments:forget_deleted_snapshots"),
+    Trap("after", "vmkeep.host.moments.desk:LocalMoments.change_moments"),
+    Trap("after", _CATALOG + "forget_snapshot"),
+]
+
+
+@pytest.mark.parametrize("trap", sampled(_BETWEEN, 1), ids=lambda trap: trap.place.rpartition(":")[2])
+def test_deletion_killed_before_the_catalogue_follows_is_settled_by_the_next_command(bed: Bed, trap: Trap) -> None:
+    name = next(_names)
+    assert bed.zygote.run(["snapshot", bed.vm.name, name, ""]).status == 0
+    bed.zygote.start_command("snapshot", "delete", bed.vm.name, name, "--metadata", traps=[trap])
+    assert bed.zygote.printed().status == KILLED
+    assert name not in snapshots(bed.vm)
+    kept = bed.zygote.run(["kept", bed.vm.uuid])
+    assert name not in kept.acts[0]

@@ -17,8 +17,8 @@ from tests.system.truth import checkpoints
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_GUARDIAN = "vmkeep.host.guardian:"
-_STOPPED = "vmkeep.host.stopped:"
+_GUARDIAN = "vmkeep.host.guard.guardian:"
+_STOPPED = "vmkeep.host.points.stopped:"
 _DOMAIN = "vmkeep.hypervisor.domain:Domain."
 
 
@@ -38,7 +38,7 @@ class Place:
 
 
 _PLACES = [
-    Place("before", "vmkeep.host.standby:subprocess.Popen", record=True),
+    Place("before", "vmkeep.host.guard.standby:subprocess.Popen", record=True),
     Place("after", _GUARDIAN + "Guardian.wait_ready"),
     Place("after", "vmkeep.transfer.server:ImageServer._wait_until_ready"),
     Place("before", _STOPPED + "add_bitmap"),
@@ -46,12 +46,12 @@ _PLACES = [
     Place("during", _STOPPED + "add_bitmap", 10),
     Place("after", _STOPPED + "add_bitmap"),
     Place("after", _STOPPED + "add_bitmap#2"),
-    Place("after", "vmkeep.host.instant:capture"),
+    Place("after", "vmkeep.host.vm.states:capture"),
     Place("before", _GUARDIAN + "Guardian._say"),
     Place("after", _GUARDIAN + "Guardian._say"),
-    Place("before", "vmkeep.host.point:capture_disk"),
+    Place("before", "vmkeep.host.points.point:capture_disk"),
     Place("before", "vmkeep.transfer.nbd:NbdConnection.read"),
-    Place("after", "vmkeep.host.point:capture_disk"),
+    Place("after", "vmkeep.host.points.point:capture_disk"),
     Place("after", "vmkeep.repository.writer:PointWriter.commit"),
     Place("before", _GUARDIAN + "Guardian._say#2"),
     Place("after", _GUARDIAN + "Guardian._say#2", kept=True),
@@ -59,9 +59,9 @@ _PLACES = [
     Place("before", _DOMAIN + "redefine_checkpoint", kept=True),
     Place("after", _DOMAIN + "redefine_checkpoint", kept=True),
     Place("after", _DOMAIN + "forget_checkpoint", kept=True),
-    Place("before", "vmkeep.host.checkpoints:remove_bitmap", kept=True),
-    Place("after", "vmkeep.host.checkpoints:remove_bitmap", kept=True),
-    Place("after", "vmkeep.host.checkpoints:remove_bitmap#2", kept=True),
+    Place("before", "vmkeep.host.checkpoints.changes:remove_bitmap", kept=True),
+    Place("after", "vmkeep.host.checkpoints.changes:remove_bitmap", kept=True),
+    Place("after", "vmkeep.host.checkpoints.changes:remove_bitmap#2", kept=True),
     Place("after", _STOPPED + "remove_leavings", kept=True),
 ]
 
@@ -84,7 +84,7 @@ def test_vm_that_is_started_right_after_the_kill_is_freed_of_the_bitmaps_by_the_
     bed = stopped_bed
     bed.change()
     before = checkpoints(bed.vm)
-    outcome = bed.zygote.run(["backup", bed.vm.name], traps=[Trap("before", "vmkeep.host.point:capture_disk")])
+    outcome = bed.zygote.run(["backup", bed.vm.name], traps=[Trap("before", "vmkeep.host.points.point:capture_disk")])
     bed.start_when_free()
     assert outcome.status == KILLED
     bed.assert_safe(before, state=VmState.PAUSED, killed_at=time.monotonic() + 1)

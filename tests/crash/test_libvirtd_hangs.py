@@ -102,7 +102,7 @@ def test_point_that_was_stored_when_libvirtd_fell_silent_stays_and_is_told(bed: 
 
 def test_backup_whose_copy_goes_on_beside_a_silent_libvirtd_ends_when_that_answers(bed: Bed) -> None:
     bed.change()
-    come_to(bed, "before", "vmkeep.host.point:capture_disk", "backup", bed.vm.name)
+    come_to(bed, "before", "vmkeep.host.points.point:capture_disk", "backup", bed.vm.name)
     with bed.host.hung_libvirtd():
         bed.zygote.go.touch()
         # The guardian, which looks at the VM all the time, still hears what vmkeep says.

@@ -25,7 +25,7 @@ _PLACES = [
     ("before", _DOMAIN + "suspend", False),
     ("after", _DOMAIN + "suspend", True),
     ("after", _DOMAIN + "begin_backup", True),
-    ("before", "vmkeep.host.instant:capture#2", True),  # between the UEFI variables and the TPM
+    ("before", "vmkeep.host.vm.states:capture#2", True),  # between the UEFI variables and the TPM
     ("before", _DOMAIN + "resume", True),
 ]
 
@@ -111,7 +111,7 @@ _IN_IMAGES = "<memory snapshot='internal'/>"
         [
             ("after", _DOMAIN + "suspend", False),
             ("after", _SNAPSHOTS + "create", True),
-            ("after", "vmkeep.host.snapshot:read_state#3", True),
+            ("after", "vmkeep.host.snapshots.snapshot:read_state#3", True),
         ],
         1,
     ),

@@ -22,7 +22,7 @@ from tests.integration.repository.samples import VM, Sample, make_sample
 from tests.rig.cli import NO_LIBVIRT
 from vmkeep.catalog import OperationState
 from vmkeep.config import load_settings
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 from vmkeep.keys import KeyFile
 
 pytestmark = pytest.mark.crash

@@ -13,7 +13,7 @@ import pytest
 from tests.environment.faketime import Clock
 from tests.integration.cli.command_line import COMMAND, Answer, environment, vmkeep
 from vmkeep.config import load_settings
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 
 _NOWHERE = ("-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock")
 _HOUR = 3600.0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.crash.bed import Printed
+from tests.crash.bed import Printed, assert_files_hold
 from tests.environment.injector import FOREVER, Fault
 from tests.environment.stage import Stage
 from tests.rig import VmState
@@ -160,3 +162,22 @@ def test_storage_that_fails_for_a_while_condemns_nothing(stage: Stage) -> None:
     assert not condemned.exists() or not list(condemned.iterdir())
     assert stage.walk.run(("verify", "--all"), {}).status == 0
     assert stage.bed.take_point()["kind"] == "incremental"
+
+
+def test_restored_files_stay_when_what_they_replaced_cannot_be_removed(stage: Stage) -> None:
+    """By then all of them are in their places. To undo it would leave some of the files, with and without the old."""
+    stage.turn(VmState.OFF)
+    output = stage.host.dir / "work" / "replaced"
+    words = ("restore", stage.point, "--output", output, "--format", "raw", "--force")
+    assert stage.walk.run(words, {}).status == 0
+    counting = Fault((output,), kinds=("unlink",))
+    assert stage.walk.run(words, stage.walk.injector.environment(counting)).status == 0
+    removed = [call.number for call in stage.walk.injector.calls() if call.path.endswith((".replaced", ".published"))]
+    fault = Fault((output,), errno.EIO, at=removed[len(removed) // 2], kinds=("unlink",))
+    ended = stage.walk.run(words, stage.walk.injector.environment(fault))
+    (hit,) = [call.path for call in stage.walk.injector.calls() if call.hit]
+    assert ended.status == 0, ended
+    assert Path(hit).name in ended.err + ended.out
+    (output / Path(hit).name).unlink()  # the only one that stays, and it was named
+    assert_files_hold(output, stage.bed.truths[stage.point])
+    shutil.rmtree(output)

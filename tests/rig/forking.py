@@ -294,7 +294,7 @@ def _become_driver(words: list[str]) -> NoReturn:
 
 
 class _Guardians:
-    """Starts guardians for a command: what of ``subprocess`` is used by vmkeep.host.standby."""
+    """Starts guardians for a command: what of ``subprocess`` is used by vmkeep.host.guard.standby."""
 
     DEVNULL = subprocess.DEVNULL
 
@@ -302,7 +302,7 @@ class _Guardians:
         self._asks = asks
 
     def take_over(self) -> None:
-        standby: Any = importlib.import_module("vmkeep.host.standby")
+        standby: Any = importlib.import_module("vmkeep.host.guard.standby")
         standby.subprocess = self
 
     def Popen(self, words: list[str], *, stdin: int, cwd: str, **options: Any) -> _ForkedGuardian:  # noqa: N802

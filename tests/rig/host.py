@@ -32,6 +32,7 @@ from tests.rig.errors import RigError
 from tests.rig.forking import CommandForks
 from tests.rig.host_init import PRIVATE_DIRECTORIES, SWTPM_CA_CONFIG
 from tests.rig.vm import Disk, Vm
+from tests.rig.way import on_the_way
 from vmkeep.hypervisor.release import free_unused
 
 _PARENT_DIRECTORY = Path("/var/tmp")  # noqa: S108 -- disks do not belong on a tmpfs; mkdtemp makes the name
@@ -148,7 +149,7 @@ class Host:
         errors = (self.dir / "init.err").open("w")
         with errors:
             self._process = subprocess.Popen(
-                [*unshare, *init],
+                [*unshare, *on_the_way(*init)],
                 stdin=subprocess.PIPE,  # its end of file is what ends the host
                 stdout=subprocess.PIPE,
                 stderr=errors,

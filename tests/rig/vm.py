@@ -11,6 +11,7 @@ import contextlib
 import enum
 import json
 import os
+import re
 import subprocess
 import time
 import uuid
@@ -48,6 +49,8 @@ _TIMEOUT_SECONDS = 20.0
 _REST_SECONDS = 90.0  # four of a processor's own; on a busy machine it takes far longer
 _HALTED_SAMPLES = 20
 _READ_BYTES = 4 << 20
+# QEMU 10 opens no disk of a VM that is paused since its memory was saved or loaded, until it runs.
+_INACTIVE = re.compile(r"Inactive '[^']*' can't be a backing child of active '")
 
 
 class VmState(enum.Enum):
@@ -293,9 +296,16 @@ class Vm:
         if self.disk(target).iothread:
             self._read_and_stay(target, raw)
             return
-        with self.own_backup_job([target]) as socket:
-            command = ["nbdcopy", f"nbd+unix:///{target}?socket={socket}", str(raw)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            with self.own_backup_job([target]) as socket:
+                command = ["nbdcopy", f"nbd+unix:///{target}?socket={socket}", str(raw)]
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
+        except libvirt.libvirtError as error:
+            if not _INACTIVE.search(str(error)):
+                raise
+            # QEMU has written all that it had and let go of the images: what they hold is what the guest would read.
+            images.convert_to_raw(self.disk_path(target), raw, self.disk(target).format, self.passphrase(target))
+            return
         if result.returncode != 0:
             raise RigError(f"{self.name}: reading {target} failed: {result.stderr.strip()}")
 

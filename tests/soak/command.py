@@ -109,7 +109,7 @@ class Commands:
     def guardians(self) -> list[int]:
         """Return the guardians of this home that live, as seen from outside."""
         home = str(self.vmkeep.home).encode()
-        return _processes(lambda words: b"vmkeep.host.guardian" in words and any(home in word for word in words))
+        return _processes(lambda words: b"vmkeep.host.guard.guardian" in words and any(home in word for word in words))
 
     def image_servers(self) -> list[int]:
         """Return the qemu-nbd processes that serve images of this host."""

@@ -12,7 +12,7 @@ from tests.rig import Vm
 from tests.rig.cli import Vmkeep
 from vmkeep.catalog import CatalogSnapshot
 from vmkeep.config import load_settings
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, MiB, Vm
 from tests.system.truth import has_backup_job
 from vmkeep.errors import VmBusy
-from vmkeep.host.handshakes import abort_job
+from vmkeep.host.guard.handshakes import abort_job
 from vmkeep.hypervisor import Hypervisor
 
 pytestmark = pytest.mark.system

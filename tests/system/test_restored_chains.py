@@ -19,7 +19,7 @@ from tests.system.truth import Truth
 
 pytestmark = pytest.mark.system
 
-_SAVE = "vmkeep.host.journal:RestoreJournal.save"
+_SAVE = "vmkeep.host.records.restore:RestoreJournal.save"
 
 
 def _definition(vm: Vm) -> str:
@@ -104,7 +104,7 @@ def test_restore_that_is_killed_or_fails_leaves_the_chain_of_the_images_that_it_
         return zygote.run(["restore_in_place", point["id"], "guest", None], traps=traps)
 
     # What fails when the new image is in its place already is taken back: old image, old chain.
-    held = Trap("before", "vmkeep.host.inplace:publish_items", "hold")
+    held = Trap("before", "vmkeep.host.restores.in_place:publish_items", "hold")
     zygote.start(["restore_in_place", point["id"], "guest", None], traps=[held])
     zygote.wait_reached()
     (staged,) = (path for path in vm.tpm_directory.parent.glob(".*") if path.is_dir())
@@ -117,7 +117,7 @@ def test_restore_that_is_killed_or_fails_leaves_the_chain_of_the_images_that_it_
         assert_images_equal(vm.read_image(target), image, target)
     vm.destroy()
     # What is killed goes forward: new image, and nothing below it.
-    for place in (("after", "vmkeep.host.inplace:publish_items"), ("after", f"{_SAVE}#3")):
+    for place in (("after", "vmkeep.host.restores.in_place:publish_items"), ("after", f"{_SAVE}#3")):
         assert restore(Trap(*place)).status == KILLED
         assert len(zygote.run(["look"]).recovered) == 1
         vm.start(paused=True)

@@ -261,12 +261,12 @@ def test_clear_leaves_nothing_of_any_vm(host: Host) -> None:
 def test_guardian_that_was_forked_is_like_one_that_was_started(host: Host, zygote: Zygote) -> None:
     vm = host.define("guest", disks=[Disk("vda", 1 * MiB)], firmware="bios", tpm=False)
     vm.start(paused=True)
-    copying = Trap("before", "vmkeep.host.point:capture_disk", "hold")
-    starting = Trap("before", "vmkeep.host.guardian:Guardian.wait_ready", "count")  # so the driver forks none
+    copying = Trap("before", "vmkeep.host.points.point:capture_disk", "hold")
+    starting = Trap("before", "vmkeep.host.guard.guardian:Guardian.wait_ready", "count")  # so the driver forks none
     forked, started = (_guardian(zygote, vm, traps) for traps in ([copying], [copying, starting]))
 
     assert forked == started
-    assert forked["words"][1:] == ["-P", "-m", "vmkeep.host.guardian", str(host.dir / "home" / "guards")]
+    assert forked["words"][1:] == ["-P", "-m", "vmkeep.host.guard.guardian", str(host.dir / "home" / "guards")]
     assert forked["leads a session"]
     assert forked["folder"] == "/"
 

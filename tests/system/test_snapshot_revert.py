@@ -17,8 +17,8 @@ from tests.system.kept_snapshots import Taken, current, names, take
 from tests.system.offline import bitmaps, qemu_img
 from tests.system.truth import Truth, checkpoints
 from vmkeep.errors import HypervisorError, SnapshotNeeded
-from vmkeep.host.grounds import LibvirtGrounds
-from vmkeep.host.snapshot_branches import refuse_dangerous_deletion
+from vmkeep.host.snapshots.branches import refuse_dangerous_deletion
+from vmkeep.host.vm.grounds import LibvirtGrounds
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.transfer import imagegrounds
 
@@ -285,18 +285,24 @@ def test_deletion_that_libvirt_would_destroy_a_branch_with_is_refused(
     taken["two"].truth.assert_vm(vm)
     assert "snapshot three" in _delete_check(vm, "one")
 
-    # libvirt refuses it too, because its record names the overlay of the other branch.
+    # libvirt 9.0 refuses it too, because its record names the overlay of the other branch, and 11.3 because two hang
+    # from it.
+    one_line_only = host.connection.getLibVersion() >= 10_000_000
     vm.start(paused=True)
     refused = host.run(["virsh", "snapshot-delete", "guest", "one"])
-    assert "could not find base disk source" in refused.stderr
+    words = "multiple children snapshots not supported" if one_line_only else "could not find base disk source"
+    assert words in refused.stderr
     assert names(vm) == ["one", "three", "two"]
     vm.destroy()
     _assert_image_is(host, taken["three"])
     _revert(vmkeep, "three", "--no-safety")
     taken["three"].truth.assert_vm(vm)
 
-    # With the record as it was libvirt destroys the branch that the VM is not on.
+    # With the record as it was libvirt destroys the branch that the VM is not on; 11.3 where it has no record of it.
     _revert(vmkeep, "two", "--no-safety")
+    if one_line_only:
+        host.run(["virsh", "snapshot-delete", "guest", "three", "--metadata"], check=True)
+        assert str(taken["three"].images["vda"].parent) in _delete_check(vm, "one")
     xml = vm.domain.snapshotLookupByName("one").getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
     named = str(etree.fromstring(xml).xpath("string(disks/disk/source/@file)"))
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
@@ -368,9 +374,11 @@ def test_snapshot_is_deleted_when_what_the_revert_left_is_gone(host: Host, vmkee
     vm.write_random("vda", start=MiB, length=64 * KiB, seed=4)
     left = _revert(vmkeep, "one", "--stop", "--no-safety")["left"]
     vm.start(paused=True)
+    before = {path: vm.host.path(path).read_bytes() for path in left}
     failure = vmkeep.fails("snapshot", "delete", "guest", "one")
     assert (failure.code, failure.status) == ("snapshot-needed", 19)
     assert names(vm) == ["one"]
+    assert {path: vm.host.path(path).read_bytes() for path in left} == before  # libvirt 11.3 would remove them
 
     for path in left:
         vm.host.path(path).unlink()
@@ -545,3 +553,26 @@ def test_bitmap_that_another_branch_lost_is_no_base(host: Host, vmkeep: Vmkeep) 
     assert [(disk["mode"], disk["reason"]) for disk in point["disks"]] == [("full", "external-snapshot")]
     (output,) = vmkeep.restore_all([point], host.dir / "work")
     truth.assert_files(output)
+
+
+def test_vm_that_is_paused_since_its_memory_was_saved_or_loaded_is_backed_up_when_it_has_run(
+    host: Host, vmkeep: Vmkeep
+) -> None:
+    """QEMU 10 opens no disk until such a VM runs, so no job begins; 7.2 does not mind. Its images are whole."""
+    vm = host.define("guest", disks=[Disk("vda", 4 * MiB)], firmware="bios", tpm=False)
+    vm.start(paused=True)
+    vm.write_random("vda", start=MiB, length=64 * KiB, seed=1)
+    taken = take(vm, vmkeep, "memory", memory=True, uefi=False, tpm=False)
+    for number in range(2):
+        taken.truth.assert_vm(vm)
+        assert vm.state() is VmState.PAUSED
+        if host.connection.getLibVersion() >= 10_000_000:
+            refused = vmkeep.fails("backup", "guest")
+            assert refused.code == "hypervisor-error"
+            assert "virsh resume guest" in refused.error["hint"]
+            vm.resume()
+            vm.domain.suspend()
+        point = vmkeep.backup("guest")
+        taken.truth.assert_files(vmkeep.restore(point, host.dir / "work" / f"out{number}"))
+        if number == 0:
+            _revert(vmkeep, "memory", "--stop", "--no-safety", "--paused")

@@ -88,7 +88,7 @@ def guardians(home: Path) -> list[int]:
             words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdecimal() else []
         except OSError:
             continue
-        if b"vmkeep.host.guardian" in words and any(os.fsencode(home) in word for word in words):
+        if b"vmkeep.host.guard.guardian" in words and any(os.fsencode(home) in word for word in words):
             living.append(int(entry.name))
     return living
 

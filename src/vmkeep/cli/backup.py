@@ -18,7 +18,7 @@ from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed,
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.requests import PointTaken, TakePoint
-    from vmkeep.host.survey import SurveyedVm
+    from vmkeep.host.tasks.survey import SurveyedVm
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +55,7 @@ def backup(
 ) -> None:
     """Take a point: disks, UEFI variables and TPM of one instant. The VM may run, be paused or be off."""
     from vmkeep.flows.requests import TakePoint
+    from vmkeep.host.tasks.survey import FindVm, LookAtVms
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         names = list(dict.fromkeys(vms or ()))
@@ -65,7 +66,7 @@ def backup(
         if every:
             # By UUID: two names may look alike, and a VM may be renamed meanwhile.
             with running.host() as host:
-                surveyed = host.vms()
+                surveyed = host.ask(LookAtVms())
             skipped = [vm for vm in surveyed if vm.skip]
             found = [(vm.name, vm.uuid) for vm in surveyed if not vm.skip]
         else:
@@ -74,7 +75,7 @@ def backup(
             if len(names) == 1 and not running.settings.catalog_path.exists():
                 # A name with a slip of the pen in it makes no repository and no key.
                 with running.host() as host:
-                    host.vm_uuid(names[0])
+                    host.ask(FindVm(names[0]))
         requests = [(name, TakePoint(vm, full, tuple(exclude or ()), labels, quiesce)) for name, vm in found]
         refused = _refused(running, [request.vm for _, request in requests])
         if requests and len(refused) == len(requests):

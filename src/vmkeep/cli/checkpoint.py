@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import moment_health, momentfiles, moments
+from vmkeep.cli import moment_files, moment_health, moments
 from vmkeep.cli.completion import complete_checkpoint, complete_disk
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
@@ -75,9 +75,9 @@ def create_checkpoint(
     debug: DebugOption = False,
 ) -> None:
     """Create a checkpoint of a running VM."""
-    from vmkeep.cli.momentshown import moment_object
+    from vmkeep.cli.moment_output import moment_object
     from vmkeep.cli.textfiles import read_text
-    from vmkeep.host.momentorders import CreateCheckpoint
+    from vmkeep.host.tasks.moments import CreateCheckpoint, ReadMoments
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         if xml is not None and (name is not None or description is not None or diskspec):
@@ -98,8 +98,8 @@ def create_checkpoint(
         if print_xml:
             moments.dump_xml(running, _kind(), created, done.xml or "", xpath=None, wrap=False)
             return
-        with running.moments() as host:
-            found = host.moments(_kind(), vm)
+        with running.host() as host:
+            found = host.ask(ReadMoments(kind=_kind(), vm=vm))
         tree = found.tree()
         shown = moment_object(moments.find_moment(found, tree, created), found, tree)
         if running.console.json:
@@ -200,9 +200,13 @@ def dump_checkpoint(
     debug: DebugOption = False,
 ) -> None:
     """Print the definition of a checkpoint as libvirt has it."""
+    from vmkeep.host.tasks.moments import ReadMomentXml
+
     with session(context, json=json, connect=connect, debug=debug) as running:
-        with running.moments() as host:
-            text = host.moment_xml(_kind(), vm, name, secure=security_info, domain=not no_domain, sizes=size)
+        with running.host() as host:
+            text = host.ask(
+                ReadMomentXml(kind=_kind(), vm=vm, name=name, secure=security_info, domain=not no_domain, sizes=size)
+            )
         moments.dump_xml(running, _kind(), name, text, xpath=xpath, wrap=wrap)
 
 
@@ -252,7 +256,7 @@ def delete_checkpoint(
     debug: DebugOption = False,
 ) -> None:
     """Delete a checkpoint with its bitmaps, whether the VM runs or is off. What hangs from it hangs from its parent."""
-    from vmkeep.host.momentorders import DeleteMoments
+    from vmkeep.host.tasks.moments import DeleteMoments
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         order = DeleteMoments(
@@ -269,16 +273,16 @@ def delete_checkpoint(
 def export_checkpoints(
     context: typer.Context,
     vm: VmArgument,
-    file: momentfiles.OutputArgument = "-",
+    file: moment_files.OutputArgument = "-",
     security_info: SecurityOption = False,
-    force: momentfiles.ForceOption = False,
+    force: moment_files.ForceOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Write the definitions of all checkpoints of a VM to one file."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
+        moment_files.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
 
 
 @app.command("import", epilog="Example: vmkeep checkpoint import win11 win11-checkpoints.json --validate")
@@ -286,7 +290,7 @@ def import_checkpoints(
     context: typer.Context,
     vm: VmArgument,
     file: FileArgument,
-    replace: momentfiles.ReplaceOption = False,
+    replace: moment_files.ReplaceOption = False,
     validate: ValidateOption = False,
     trust_definition: TrustOption = False,
     json: JsonOption = False,
@@ -295,7 +299,7 @@ def import_checkpoints(
 ) -> None:
     """Make libvirt list all checkpoints of a file, or change nothing. Bitmaps are not made."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.import_moments(
+        moment_files.import_moments(
             running, _kind(), vm, file, replace_them=replace, validate=validate, trust=trust_definition
         )
 

@@ -26,7 +26,7 @@ from vmkeep.filesystem import size_text as size_text
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
-    from vmkeep.host.survey import Progress
+    from vmkeep.host.tasks.survey import Progress
 
 BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 

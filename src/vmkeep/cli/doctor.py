@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmkeep.flows.check_up import CheckedUp
+    from vmkeep.host.protocol import Host
 
 _NOTHING_ELSE = (
     " Nothing else was looked at, as others may have changed what is there: look yourself before you take it from them."
@@ -60,7 +61,7 @@ def doctor(
                 from vmkeep.flows.check_up import CheckUp
 
                 checkup = CheckUp(running.premises, host, vms or ())
-                result = checkup.mend(lambda: _recovered(running)) if fix else checkup.look()
+                result = checkup.mend(lambda: _recovered(running, host)) if fix else checkup.look()
         if running.console.json:
             running.console.document({"doctor": _document(result)})
         else:
@@ -96,11 +97,11 @@ def _look_at_home() -> CheckedUp | None:
     return look_at_exposed(found)
 
 
-def _recovered(running: Session) -> Sequence[str]:
+def _recovered(running: Session, host: Host) -> Sequence[str]:
     from vmkeep.flows.engine import Engine
 
     running.console.works = True
-    with Engine(running.premises) as engine:
+    with Engine(running.premises, host) as engine:
         return engine.recovered
 
 

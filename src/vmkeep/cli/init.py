@@ -13,7 +13,7 @@ from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, 
 from vmkeep.errors import IntegrityError, InvalidRequest
 
 if TYPE_CHECKING:
-    from vmkeep.flows.premises import InitReport, MetHost
+    from vmkeep.flows.installation import InitReport, MetHost
 
 
 def register(app: typer.Typer) -> None:

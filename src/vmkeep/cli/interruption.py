@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from vmkeep.errors import Interrupted, Terminated
-from vmkeep.host.stillness import forget_stop, stop_this_process
+from vmkeep.stillness import forget_stop, stop_this_process
 
 Cancel = Callable[[Interrupted], None]
 

@@ -16,8 +16,8 @@ from vmkeep.errors import OperationFailed
 
 if TYPE_CHECKING:
     from vmkeep.flows.moment_health import LookedAt, Repaired
-    from vmkeep.host.checkpoint_health import CheckpointHealth, DiskHealth
-    from vmkeep.host.snapshot_health import SnapshotHealth
+    from vmkeep.planning.checkpoint_health import CheckpointHealth, DiskHealth
+    from vmkeep.planning.snapshot_health import SnapshotHealth
 
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
 _STANDINGS = {
@@ -153,7 +153,7 @@ def snapshot_repair(
     """
     with session(context, json=json, connect=connect, debug=debug) as running:
         from vmkeep.cli.moments import changing
-        from vmkeep.host.momentorders import RepairSnapshots
+        from vmkeep.host.tasks.moments import RepairSnapshots
 
         with changing(running) as change:
             done = change(RepairSnapshots(vm=vm, dry=dry_run))
@@ -213,7 +213,7 @@ def _show_checkpoints(console: Console, health: Sequence[CheckpointHealth]) -> N
 
 
 def _disk_text(disk: DiskHealth) -> str:
-    from vmkeep.host.checkpoint_health import bitmap_word
+    from vmkeep.planning.checkpoint_health import bitmap_word
 
     if str(disk.health) in ("broken", "foreign") and str(disk.bitmap) != "unknown":
         return f"{disk.health}: {bitmap_word(disk.bitmap)}"
@@ -246,7 +246,7 @@ def _taken(checkpoint: str, told: str) -> dict[str, str]:
 
 
 def _repair_lines(done: Repaired, *, dry_run: bool) -> list[str]:
-    from vmkeep.host.checkpoint_health import health_text
+    from vmkeep.planning.checkpoint_health import health_text
 
     lines = [f"would {step}" for step in done.plan.steps] if dry_run else []
     lines += [each.told if each.done else f"failed: {each.told}" for each in done.taken]

@@ -18,8 +18,10 @@ from vmkeep.cli.terminal import one_line
 from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
 
 if TYPE_CHECKING:
+    from vmkeep.catalog import Catalog
     from vmkeep.cli.session import Session
-    from vmkeep.host.momentorders import (
+    from vmkeep.host.protocol import Host
+    from vmkeep.host.tasks.moments import (
         DeleteMoments,
         ImportMoments,
         MomentChange,
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
         RedefineMoment,
         VmMoments,
     )
-    from vmkeep.host.moments import LocalMoments
     from vmkeep.moments import AnyMoment, DeleteMode, MomentKind, MomentTree
 
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
@@ -96,13 +97,13 @@ class Listing:
 
 def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -> None:
     """``vmkeep KIND list``."""
-    from vmkeep.cli.momentshown import moment_object, moment_table
-    from vmkeep.host.momentorders import moment_errors
+    from vmkeep.cli.moment_output import moment_object, moment_table
+    from vmkeep.host.tasks.moments import ReadMoments, moment_errors
     from vmkeep.moments import MomentFilter, draw_tree, select
 
     wanted.check()
-    with running.moments() as host:
-        found = host.moments(kind, vm)
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
     tree = found.tree()
     if wanted.current:
         wanted = replace(wanted, start=_current(found))
@@ -149,10 +150,11 @@ def health(running: Session, kind: MomentKind, found: VmMoments) -> Mapping[str,
 
 def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
     """``vmkeep KIND info``."""
-    from vmkeep.cli.momentshown import moment_facts, moment_object
+    from vmkeep.cli.moment_output import moment_facts, moment_object
+    from vmkeep.host.tasks.moments import ReadMoments
 
-    with running.moments() as host:
-        found = host.moments(kind, vm)
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
     tree = found.tree()
     moment = find_moment(found, tree, _named_or_current(found, name, current=current))
     shown = moment_object(moment, found, tree, health(running, kind, found))
@@ -165,8 +167,10 @@ def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *
 
 def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
     """``vmkeep KIND parent``."""
-    with running.moments() as host:
-        found = host.moments(kind, vm)
+    from vmkeep.host.tasks.moments import ReadMoments
+
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
     tree = found.tree()
     moment = find_moment(found, tree, _named_or_current(found, name, current=current))
     parent = tree.parent(moment.name or "")
@@ -200,11 +204,13 @@ def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: 
         running.console.xml("".join(f"{node}\n" for node in nodes))
 
 
-def named_or_current(host: LocalMoments, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> str:
+def named_or_current(host: Host, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> str:
     """Return the name that was given, or that of the current snapshot."""
+    from vmkeep.host.tasks.moments import ReadMoments
+
     if name is not None and not current:
         return name
-    return _named_or_current(host.moments(kind, vm), name, current=current)
+    return _named_or_current(host.ask(ReadMoments(kind=kind, vm=vm)), name, current=current)
 
 
 def _named_or_current(found: VmMoments, name: str | None, *, current: bool) -> str:
@@ -225,7 +231,7 @@ def _current(found: VmMoments) -> str:
 
 def find_moment(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> AnyMoment:
     """Return one by its name. Raises MomentNotFound."""
-    from vmkeep.host.momentorders import moment_errors
+    from vmkeep.host.tasks.moments import moment_errors
 
     with moment_errors(found.kind, found.vm):
         return tree.find(name)
@@ -237,8 +243,34 @@ def find_moment(found: VmMoments, tree: MomentTree[AnyMoment], name: str) -> Any
 @contextlib.contextmanager
 def changing(running: Session) -> Iterator[Callable[[MomentChange], MomentsChanged]]:
     """Yield what carries out orders. A signal ends one between two steps, so that it is taken back whole."""
-    with running.moments() as host, running.interruption.handed_to(lambda _reason: None):
-        yield lambda order: host.change_moments(order, stop=running.interruption.check)
+    from vmkeep.flows.change_moments import change_moments
+
+    with running.host() as host, running.interruption.handed_to(lambda _reason: None):
+
+        def change(order: MomentChange) -> MomentsChanged:
+            return change_moments(
+                host,
+                running.settings,
+                _catalog(running, order),
+                order,
+                stop=running.interruption.check,
+                watch=lambda progress: running.console.notice(progress.note) if progress.note else None,
+            )
+
+        yield change
+
+
+def _catalog(running: Session, order: MomentChange) -> Catalog | None:
+    """Return the catalogue that has to follow a change; None where there is none, or none that can be opened."""
+    from vmkeep.moments import MomentKind
+
+    if order.kind is not MomentKind.SNAPSHOT or not running.settings.catalog_path.exists():
+        return None
+    try:
+        return running.premises.catalog
+    except VmkeepError as error:
+        running.console.notice(f"{error.message}; `vmkeep doctor --fix` forgets later what is kept with what is gone")
+        return None
 
 
 def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> MomentsChanged:
@@ -258,12 +290,13 @@ def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> Mo
 
 def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
     """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
-    from vmkeep.host.momentorders import is_base_name, moment_errors, to_be_deleted
+    from vmkeep.host.tasks.moments import ReadMoments, moment_errors, to_be_deleted
     from vmkeep.moments import MomentKind
+    from vmkeep.planning.names import is_base_name
 
     if order.kind is MomentKind.CHECKPOINT and not order.metadata_only:
-        with running.moments() as host:
-            found = host.moments(order.kind, order.vm)
+        with running.host() as host:
+            found = host.ask(ReadMoments(kind=order.kind, vm=order.vm))
         with moment_errors(order.kind, found.vm):
             doomed = to_be_deleted(found.tree(), order.name, order.mode)
         bases = [name for name in doomed if is_base_name(name)]
@@ -276,10 +309,6 @@ def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None
             order = replace(order, bases=frozenset(bases))
     with changing(running) as change:
         done = change(order)
-    if order.kind is MomentKind.SNAPSHOT and running.settings.catalog_path.exists():
-        from vmkeep.flows.forget_snapshot import forget_deleted_snapshots
-
-        forget_deleted_snapshots(running.premises.catalog, done.uuid, done.names)
     if running.console.json:
         value = {"vm": done.vm, f"{order.kind}s": list(done.names), "metadata_only": order.metadata_only}
         running.console.document({"deleted": value})
@@ -303,7 +332,7 @@ def redefine_moment(
 ) -> None:
     """``vmkeep KIND redefine``."""
     from vmkeep.cli.textfiles import read_text
-    from vmkeep.host.momentorders import RedefineMoment
+    from vmkeep.host.tasks.moments import RedefineMoment
 
     xml = read_text(file, limit_bytes=DOCUMENT_BYTES)
     order = RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current, trusted=trust)
@@ -323,13 +352,13 @@ def edit_moment(
 ) -> None:
     """``vmkeep KIND edit``."""
     from vmkeep.cli.editing import edit_text
-    from vmkeep.host.momentorders import RedefineMoment, moment_errors
+    from vmkeep.host.tasks.moments import ReadMomentXml, RedefineMoment, moment_errors
     from vmkeep.moments import parse_moment, redefinable
 
     if rename and clone:
         raise InvalidRequest("--rename and --clone are mutually exclusive", hint="Give one of the two.")
-    with running.moments() as host:
-        xml = redefinable(host.moment_xml(kind, vm, name, secure=True))
+    with running.host() as host:
+        xml = redefinable(host.ask(ReadMomentXml(kind=kind, vm=vm, name=name, secure=True)))
 
     def change_it(edited: str) -> MomentsChanged:
         with moment_errors(kind, vm, name=name):
@@ -347,10 +376,7 @@ def edit_moment(
             trusted=True,
         )
         with changing(running) as change:
-            done = change(order)
-        if order.renamed is not None and not clone and running.settings.catalog_path.exists():
-            running.premises.catalog.rename_snapshot(done.uuid, order.renamed, new_name)
-        return done
+            return change(order)
 
     done = edit_text(xml, f"{kind}.xml", change_it, running.console, limit_bytes=DOCUMENT_BYTES)
     if done is not None:

@@ -16,7 +16,7 @@ from vmkeep.cli.terminal import one_line
 
 if TYPE_CHECKING:
     from vmkeep.catalog import CatalogPoint
-    from vmkeep.host.survey import Progress
+    from vmkeep.host.tasks.survey import Progress
 
 SHORTEST_ID = 8
 _NAMED = 4

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from vmkeep.cli.terminal import one_line
-from vmkeep.host.survey import Progress
+from vmkeep.host.tasks.survey import Progress
 
 
 class _Measured(ProgressColumn):

@@ -18,9 +18,8 @@ from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
-    from vmkeep.flows.premises import InitReport, Premises
-    from vmkeep.host.local import LocalHost
-    from vmkeep.host.moments import LocalMoments
+    from vmkeep.flows.installation import InitReport, Premises
+    from vmkeep.host.protocol import Host
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ConnectOption = Annotated[
@@ -86,13 +85,13 @@ class Session:
     @cached_property
     def premises(self) -> Premises:
         with self.interruption.postponed():
-            from vmkeep.flows.premises import Premises
+            from vmkeep.flows.installation import Premises
 
         return Premises(self.settings)
 
     @contextlib.contextmanager
-    def host(self) -> Iterator[LocalHost]:
-        """The host that the URI names, to look at."""
+    def host(self) -> Iterator[Host]:
+        """The host that the URI names."""
         from vmkeep.host.local import LocalHost
 
         self._attend()
@@ -101,7 +100,7 @@ class Session:
 
     def _attend(self) -> None:
         """Say what libvirt is waited for, and let Ctrl-C end the wait."""
-        from vmkeep.host.connecting import attend
+        from vmkeep.host.protocol import attend
 
         attend(
             tell=self.console.notice,
@@ -114,19 +113,11 @@ class Session:
 
         To be called before anything is made or begun. Root is not looked at.
         """
+        from vmkeep.host.tasks.survey import RequireRights
+
         if os.geteuid() != 0:
             with self.host() as host:
-                host.refuse_without_rights(vm)
-
-    @contextlib.contextmanager
-    def moments(self) -> Iterator[LocalMoments]:
-        """The checkpoints and snapshots of the host that the URI names. It starts without what reads disks."""
-        from vmkeep.host.connecting import LazyConnection
-        from vmkeep.host.moments import LocalMoments
-
-        self._attend()
-        with contextlib.closing(LazyConnection(self.settings.uri)) as connection:
-            yield LocalMoments(self.settings, connection.opened)
+                host.ask(RequireRights(vm))
 
     @contextlib.contextmanager
     def engine(self, *, first_use: bool = False, needs_home: bool = True) -> Iterator[Engine]:
@@ -143,9 +134,12 @@ class Session:
             report = self.premises.ensure()
             if report is not None:
                 tell_first_use(self.console, report)
-        with Engine(
-            self.premises, needs_home=needs_home, last=self._invocation.ends_process, watch=self.console.note
-        ) as engine:
+        with (
+            self.host() as host,
+            Engine(
+                self.premises, host, needs_home=needs_home, last=self._invocation.ends_process, watch=self.console.note
+            ) as engine,
+        ):
             for sentence in engine.recovered:
                 self.console.notice(sentence)
             with self.interruption.handed_to(engine.cancel):
@@ -160,7 +154,7 @@ class Session:
 
     def expect_job(self) -> None:
         """Start what a job needs before it begins; called early, it costs no time."""
-        from vmkeep.host.standby import stand_by
+        from vmkeep.host.guard.standby import stand_by
 
         stand_by(self.settings.guards_dir)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli import moment_health, momentfiles, moments, snapshot_create, snapshot_revert
+from vmkeep.cli import moment_files, moment_health, moments, snapshot_create, snapshot_revert
 from vmkeep.cli.completion import complete_snapshot
 from vmkeep.cli.moments import (
     ChildrenOnlyOption,
@@ -162,15 +162,15 @@ def current_snapshot(
     debug: DebugOption = False,
 ) -> None:
     """Print the definition of the current snapshot, or call another one current. Disks are not touched."""
-    from vmkeep.host.momentorders import RedefineMoment
+    from vmkeep.host.tasks.moments import ReadMomentXml, RedefineMoment
     from vmkeep.moments import redefinable
 
     kind = _kind()
     with session(context, json=json, connect=connect, debug=debug) as running:
         if name is None:
-            with running.moments() as host:
+            with running.host() as host:
                 found = moments.named_or_current(host, kind, vm, None, current=True)
-                text = host.moment_xml(kind, vm, found, secure=security_info)
+                text = host.ask(ReadMomentXml(kind=kind, vm=vm, name=found, secure=security_info))
             if only_name and not running.console.json:
                 running.console.text(f"{one_line(found)}\n")
             else:
@@ -178,8 +178,8 @@ def current_snapshot(
             return
         if only_name or security_info:
             raise InvalidRequest("A name goes without --name and --security-info", hint="Leave the options out.")
-        with running.moments() as host:
-            text = host.moment_xml(kind, vm, name, secure=True)
+        with running.host() as host:
+            text = host.ask(ReadMomentXml(kind=kind, vm=vm, name=name, secure=True))
         with moments.changing(running) as change:
             change(RedefineMoment(kind=kind, vm=vm, xml=redefinable(text), current=True, was=text, trusted=True))
         if running.console.json:
@@ -201,9 +201,11 @@ def dump_snapshot(
     debug: DebugOption = False,
 ) -> None:
     """Print the definition of a snapshot as libvirt has it."""
+    from vmkeep.host.tasks.moments import ReadMomentXml
+
     with session(context, json=json, connect=connect, debug=debug) as running:
-        with running.moments() as host:
-            text = host.moment_xml(_kind(), vm, name, secure=security_info)
+        with running.host() as host:
+            text = host.ask(ReadMomentXml(kind=_kind(), vm=vm, name=name, secure=security_info))
         moments.dump_xml(running, _kind(), name, text, xpath=xpath, wrap=wrap)
 
 
@@ -223,7 +225,7 @@ def edit_snapshot(
 ) -> None:
     """Edit the definition of a snapshot with VISUAL or EDITOR. What it holds of the disks keeps its old name."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        with running.moments() as host:
+        with running.host() as host:
             edited = name or moments.named_or_current(host, _kind(), vm, None, current=current)
         moments.edit_moment(
             running, _kind(), vm, edited, current=current and name is not None, rename=rename, clone=clone
@@ -264,10 +266,10 @@ def delete_snapshot(
     debug: DebugOption = False,
 ) -> None:
     """Delete a snapshot with what it holds. What hangs from it hangs from its parent."""
-    from vmkeep.host.momentorders import DeleteMoments
+    from vmkeep.host.tasks.moments import DeleteMoments
 
     with session(context, json=json, connect=connect, debug=debug) as running:
-        with running.moments() as host:
+        with running.host() as host:
             deleted = moments.named_or_current(host, _kind(), vm, name, current=current)
         order = DeleteMoments(
             kind=_kind(),
@@ -283,16 +285,16 @@ def delete_snapshot(
 def export_snapshots(
     context: typer.Context,
     vm: VmArgument,
-    file: momentfiles.OutputArgument = "-",
+    file: moment_files.OutputArgument = "-",
     security_info: SecurityOption = False,
-    force: momentfiles.ForceOption = False,
+    force: moment_files.ForceOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Write the definitions of all snapshots of a VM to one file."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
+        moment_files.export_moments(running, _kind(), vm, file, secure=security_info, force=force)
 
 
 @app.command("import", epilog="Example: vmkeep snapshot import win11 win11-snapshots.json")
@@ -300,7 +302,7 @@ def import_snapshots(
     context: typer.Context,
     vm: VmArgument,
     file: FileArgument,
-    replace: momentfiles.ReplaceOption = False,
+    replace: moment_files.ReplaceOption = False,
     validate: ValidateOption = False,
     trust_definition: TrustOption = False,
     json: JsonOption = False,
@@ -309,7 +311,7 @@ def import_snapshots(
 ) -> None:
     """Make libvirt list all snapshots of a file, or change nothing. Disks are not touched."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        momentfiles.import_moments(
+        moment_files.import_moments(
             running, _kind(), vm, file, replace_them=replace, validate=validate, trust=trust_definition
         )
 

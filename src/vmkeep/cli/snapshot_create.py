@@ -136,12 +136,13 @@ def _refuse_what_cannot_be_kept(*, live: bool, no_metadata: bool) -> None:
 
 
 def _print_xml(running: Session, request: TakeSnapshot) -> None:
-    from vmkeep.host.tasks import MakeSnapshot
+    from vmkeep.host.tasks.snapshots import FormatSnapshot, MakeSnapshot
+    from vmkeep.host.tasks.survey import FindVm
 
     with running.host() as host:
         task = MakeSnapshot(
             operation="",
-            vm_uuid=host.vm_uuid(request.vm),
+            vm_uuid=host.ask(FindVm(request.vm)),
             xml=request.xml,
             disk_only=request.disk_only,
             internal=request.internal,
@@ -151,7 +152,7 @@ def _print_xml(running: Session, request: TakeSnapshot) -> None:
             reuse_external=request.reuse_external,
             validate=request.validate,
         )
-        text = host.snapshot_xml(task)
+        text = host.ask(FormatSnapshot(task))
     if running.console.json:
         running.console.document({"xml": text})
     else:

@@ -15,7 +15,7 @@ from vmkeep.flows.requests import RevertSnapshot, RunAfterwards, TpmChoice
 
 if TYPE_CHECKING:
     from vmkeep.flows.requests import SnapshotReverted
-    from vmkeep.host.tasks import RevertChecked
+    from vmkeep.host.tasks.reverts import RevertChecked
 
 _NAMES = {"nvram": "UEFI variables", "tpm": "TPM"}
 

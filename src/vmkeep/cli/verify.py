@@ -14,7 +14,7 @@ from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, 
 from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, StoreError, VmkeepError, VmNotFound
 
 if TYPE_CHECKING:
-    from vmkeep.host.survey import Progress
+    from vmkeep.host.tasks.survey import Progress
     from vmkeep.repository import Finding
 
 
@@ -202,7 +202,7 @@ def _absent(point_id: str) -> dict[str, Any]:
 
 
 def _reported(watch: Callable[[Progress], None], stage: str) -> Callable[[int, int], None]:
-    from vmkeep.host.survey import Progress
+    from vmkeep.host.tasks.survey import Progress
 
     return lambda done, total: watch(Progress(stage, done_bytes=done, total_bytes=total))
 

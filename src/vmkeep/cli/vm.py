@@ -15,7 +15,7 @@ from vmkeep.cli.tables import Facts, Table
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog
-    from vmkeep.host.survey import SurveyedVm
+    from vmkeep.host.tasks.survey import SurveyedVm
 
 app = typer.Typer(
     short_help="The VMs of the host, and whether a point would hold all of them.",
@@ -33,10 +33,12 @@ def list_vms(
     debug: DebugOption = False,
 ) -> None:
     """List the VMs of the host."""
+    from vmkeep.host.tasks.survey import LookAtVms
+
     with session(context, json=json, connect=connect, debug=debug) as running:
         catalog = running.premises.catalog
         with running.host() as host:
-            vms = [_described(vm, catalog) for vm in host.vms()]
+            vms = [_described(vm, catalog) for vm in host.ask(LookAtVms())]
         if running.console.json:
             running.console.document({"vms": vms})
             return
@@ -75,9 +77,11 @@ def show_vm(
     debug: DebugOption = False,
 ) -> None:
     """Show one VM, and if a point of it would not be complete, why."""
+    from vmkeep.host.tasks.survey import LookAtVm
+
     with session(context, json=json, connect=connect, debug=debug) as running:
         with running.host() as host:
-            found = host.vm(vm)
+            found = host.ask(LookAtVm(vm))
         shown = _described(found, running.premises.catalog)
         if running.console.json:
             running.console.document({"vm": shown})

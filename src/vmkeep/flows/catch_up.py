@@ -18,9 +18,9 @@ from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint, Tru
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.hosts import judged, meet_hosts, note_copies, told_of_host
-from vmkeep.flows.premises import DamagedPoint, MetHost, catalog_point, catalog_states
+from vmkeep.flows.installation import DamagedPoint, MetHost, catalog_point, catalog_states
 from vmkeep.flows.services import Services
-from vmkeep.host.survey import Progress
+from vmkeep.host.tasks.survey import Progress
 from vmkeep.logs import get_logger
 from vmkeep.repository import PointRecord
 

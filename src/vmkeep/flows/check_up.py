@@ -26,13 +26,16 @@ from vmkeep.errors import (
     PermissionRefused,
     RepositoryForeign,
     RepositoryNotFound,
+    VmBusy,
     VmkeepError,
     WrongKey,
 )
 from vmkeep.flows.hosts import undecided
-from vmkeep.flows.premises import Premises
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
-from vmkeep.host.findings import (
+from vmkeep.flows.services import held_vm
+from vmkeep.host.protocol import Host
+from vmkeep.host.tasks.checkup import (
     CheckupRequest,
     Finding,
     FindingCode,
@@ -47,8 +50,7 @@ from vmkeep.host.findings import (
     Severity,
     VmMend,
 )
-from vmkeep.host.lock import FileLock
-from vmkeep.host.protocol import Host
+from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 from vmkeep.repository.intents import Writer
 from vmkeep.sqlite import sqlite_error
@@ -103,7 +105,7 @@ class CheckUp:
             except VmkeepError as error:
                 findings.append(self._catalogue_unusable(error))
                 catalog = None
-        found = [*self._host.checkup(request), *findings]
+        found = [*self._host.ask(request), *findings]
         found += self._installation(catalog, request)
         return CheckedUp(tuple(sorted(found, key=_order)))
 
@@ -150,7 +152,7 @@ class CheckUp:
                 self._premises.catalog.forget_snapshot(finding.mend.snapshot)
                 told = f"forgot what was kept with the snapshot {finding.mend.name} of {finding.vm}"
             else:
-                told = self._host.mend(finding.mend)
+                told = self._host.ask(finding.mend)
         except VmkeepError as error:
             _log.info("not mended", code=str(finding.code), error=error.message)
             return Mended(finding, error.message, done=False)
@@ -158,13 +160,9 @@ class CheckUp:
 
     def _mend_vm(self, vm_uuid: str) -> Iterator[Mended]:
         """Judge the VM again under its lock and mend what is found then; a VM that is in use is left for later."""
-        path = self._settings.locks_dir / f"{vm_uuid}.lock"
-        lock = FileLock.try_acquire(path, note=f"doctor (process {os.getpid()})")
-        if lock is None:
-            return
-        with lock:
+        with contextlib.suppress(VmBusy), held_vm(self._host, vm_uuid, vm_uuid, "doctor", wait=False):
             request = replace(self._request(self._premises.catalog), vms=(vm_uuid,), vms_only=True)
-            for finding in self._host.checkup(replace(request, held=frozenset({vm_uuid}))):
+            for finding in self._host.ask(replace(request, held=frozenset({vm_uuid}))):
                 if finding.mend is not None:
                     yield self._mend(finding)
 

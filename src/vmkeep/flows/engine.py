@@ -36,13 +36,15 @@ from vmkeep.errors import (
     StateUnsupported,
     StoreError,
     VmkeepError,
+    VmNotFound,
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
+from vmkeep.flows.change_moments import SNAPSHOT_CHANGE, agree
 from vmkeep.flows.hosts import refuse_distrusted
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import AfterCrash, Flow, Run, workflow_of
-from vmkeep.flows.premises import Premises
 from vmkeep.flows.requests import (
     FilesRestored,
     InPlaceRestored,
@@ -68,22 +70,13 @@ from vmkeep.flows.take_point import record_committed_point, remove_point, take_p
 from vmkeep.flows.take_snapshot import FLOW_NAME as TAKE_SNAPSHOT
 from vmkeep.flows.take_snapshot import settle_snapshot, take_snapshot
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
-from vmkeep.host.journal import refuse_while_needed
-from vmkeep.host.keepsake import keepsakes
-from vmkeep.host.local import LocalHost
-from vmkeep.host.lock import FileLock
-from vmkeep.host.safety import rescue_abandoned
-from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import (
-    CheckInPlace,
-    CheckRevert,
-    InPlaceChecked,
-    RestoreSettled,
-    RevertChecked,
-    SettleRestore,
-    StopForRevert,
-    Task,
-)
+from vmkeep.host.protocol import Host
+from vmkeep.host.tasks.restores import CheckInPlace, InPlaceChecked
+from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
+from vmkeep.host.tasks.survey import FindVm, Progress
+from vmkeep.host.tasks.task import Task
+from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore
+from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 from vmkeep.sqlite import raised_within, sqlite_error
 
@@ -123,10 +116,19 @@ class Engine:
     """
 
     def __init__(
-        self, premises: Premises, *, needs_home: bool = True, last: bool = False, watch: Watch | None = None
+        self,
+        premises: Premises,
+        host: Host,
+        *,
+        needs_home: bool = True,
+        last: bool = False,
+        watch: Watch | None = None,
     ) -> None:
-        """``watch`` is told of what the engine waits for while no operation runs: at its start."""
+        """``host`` is where the VMs are; who gives it closes it. ``watch`` is told of what the engine waits for while
+        no operation runs: at its start.
+        """
         self._premises = premises
+        self._host = host
         self._needs_home = needs_home
         self._last = last
         self._cancelled: VmkeepError | None = None
@@ -141,12 +143,11 @@ class Engine:
         require_descriptors(_DESCRIPTORS, "vmkeep")
         away = self._leave_broken_home()
         settings = self._premises.settings
-        self._host = LocalHost(settings, lambda: self._premises.repository)
         self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
         try:
             self._launch(settings.flows_path)
             self.recovered = away or (
-                *rescue_abandoned(settings.guards_dir),
+                *self._host.ask(RescueGuests()),
                 *self._recover(),
                 *self._settle_restores(),
                 *self._settle_snapshots(),
@@ -182,7 +183,6 @@ class Engine:
         self._let_go()
 
     def _let_go(self) -> None:
-        self._host.close()
         if self._alive is not None:
             self._alive.release()
 
@@ -233,10 +233,9 @@ class Engine:
         """Raise what refuses a restore in place; nothing is changed."""
         refuse_distrusted(self._premises.catalog, request.point)
         task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
-        checked: InPlaceChecked = self._ask(task, watch)
-        return checked
+        return self._ask(task, watch)
 
-    def _ask(self, task: Task, watch: Watch) -> Any:
+    def _ask(self, task: Task[R], watch: Watch) -> R:
         """Carry out a task of the host that belongs to no flow."""
         self._stop()
         self._watch = watch
@@ -256,9 +255,9 @@ class Engine:
 
     def check_revert(self, request: RevertSnapshot, watch: Watch) -> tuple[RevertSnapshot, RevertChecked]:
         """Raise what refuses a revert, and change nothing; return the request made complete, and what it would do."""
-        vm_uuid = self._host.vm_uuid(request.vm)
+        vm_uuid = self._host.ask(FindVm(request.vm))
         known = known_snapshot(self._premises.catalog, vm_uuid, request.snapshot)
-        checked: RevertChecked = self._ask(CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
+        checked = self._ask(CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
         complete = dataclasses.replace(
             request, vm=checked.vm_name, vm_uuid=vm_uuid, creation_time=checked.creation_time
         )
@@ -297,7 +296,7 @@ class Engine:
 
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""
-        refuse_while_needed(self._premises.settings, point_id)
+        self._host.ask(RequireUnneeded(point_id))
         catalog = self._premises.catalog
         operation = uuid.uuid4().hex
         vm = None
@@ -522,16 +521,16 @@ class Engine:
     def _settle_restores(self) -> tuple[str, ...]:
         """End restores in place whose flow is over or lost, and that nobody carries on."""
         told: list[str] = []
-        for path in sorted(self._premises.settings.restores_dir.glob("*.json")):
-            status = DBOS.get_workflow_status(path.stem)
+        for operation in self._host.ask(ListUnfinished()).restores:
+            status = DBOS.get_workflow_status(operation)
             if status is not None and status.status in ("PENDING", "ENQUEUED"):
                 continue  # its process lives
             try:
-                settled: RestoreSettled | None = self._services().on_host(path.stem, SettleRestore(path.stem))
+                settled = self._services().on_host(operation, SettleRestore(operation))
             except Interrupted:
                 raise
             except VmkeepError as error:
-                told.append(f"an interrupted restore ({path.stem}) could not be put right: {error}")
+                told.append(f"an interrupted restore ({operation}) could not be put right: {error}")
                 continue
             if settled is not None:
                 if settled.known:
@@ -544,16 +543,16 @@ class Engine:
     def _settle_snapshots(self) -> tuple[str, ...]:
         """End snapshots whose flow failed after they were made, and that nobody carries on."""
         told: list[str] = []
-        for place in keepsakes(self._premises.settings.snapshots_dir):
-            status = DBOS.get_workflow_status(place.name)
+        for operation in self._host.ask(ListUnfinished()).snapshots:
+            status = DBOS.get_workflow_status(operation)
             if status is not None and status.status in ("PENDING", "ENQUEUED"):
                 continue  # its process lives
             try:
-                told.append(settle_snapshot(self._services(), place.name).told)
+                told.append(settle_snapshot(self._services(), operation).told)
             except Interrupted:
                 raise
             except VmkeepError as error:
-                told.append(f"an interrupted snapshot ({place.name}) could not be put right: {error}")
+                told.append(f"an interrupted snapshot ({operation}) could not be put right: {error}")
         return tuple(told)
 
     def _settle_operations(self, owner: str) -> Iterator[str]:
@@ -570,15 +569,26 @@ class Engine:
                 continue
             if operation.kind == _DELETE_POINT:
                 yield self._finish_deletion(operation)
+            elif operation.kind == SNAPSHOT_CHANGE:
+                yield from self._finish_change(operation)
             elif status is not None and status.status == "SUCCESS":
                 self._end(operation.id, OperationState.DONE, None)
             else:
                 self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
 
+    def _finish_change(self, operation: Operation) -> tuple[str, ...]:
+        """Let the catalogue agree with what libvirt made of a change of snapshots."""
+        try:
+            told = agree(self._host, self._premises.catalog, operation.request)
+        except VmNotFound:
+            told = ()  # and with the VM went what libvirt listed
+        self._end(operation.id, OperationState.DONE, None)
+        return told
+
     def _finish_deletion(self, operation: Operation) -> str:
         point_id = str(operation.request.get("point"))
         try:
-            refuse_while_needed(self._premises.settings, point_id)
+            self._host.ask(RequireUnneeded(point_id))
             self._remove_deleted(point_id)
         except VmkeepError as error:
             self._end(operation.id, OperationState.FAILED, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vmkeep.flows.check_up import CheckedUp
-from vmkeep.host.findings import Finding, FindingCode
+from vmkeep.host.tasks.checkup import Finding, FindingCode
 from vmkeep.ownership import Exposure
 
 

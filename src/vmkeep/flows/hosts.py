@@ -9,10 +9,10 @@ from vmkeep.catalog import Catalog, CatalogPoint, KnownHostKey, Trust
 from vmkeep.catalog.host_queries import trust_of
 from vmkeep.commandline import command_line
 from vmkeep.errors import HostDistrusted, VmkeepError
+from vmkeep.flows.installation import MetHost, Premises
 from vmkeep.flows.own_key import pin_own_key
 from vmkeep.flows.patience import patiently
-from vmkeep.flows.premises import MetHost, Premises
-from vmkeep.host.survey import Progress
+from vmkeep.host.tasks.survey import Progress
 from vmkeep.keys.signing import is_same_machine
 from vmkeep.repository.signatures import FIELD, HostKey
 

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
 from vmkeep.errors import PointNotFound, VmkeepError
-from vmkeep.flows.premises import Premises, known_point
-from vmkeep.host.checkpoint_health import CheckpointHealth, Standing, health_texts
-from vmkeep.host.checkpoint_repair import RepairPlan, RepairStep
-from vmkeep.host.checkpoint_survey import CheckpointRequest, RepairRequest
-from vmkeep.host.checkpoints import newest_first
-from vmkeep.host.lock import FileLock, lock_vm
+from vmkeep.flows.installation import Premises, known_from_catalogue
+from vmkeep.flows.services import held_vm
 from vmkeep.host.protocol import Host
-from vmkeep.host.snapshot_health import SnapshotHealth, snapshot_texts
-from vmkeep.host.tasks import KnownDisk, KnownPoint
+from vmkeep.host.tasks.checkpoints import CheckpointRequest, RepairCheckpoint, RepairRequest
+from vmkeep.host.tasks.locks import WhoHoldsVm
+from vmkeep.host.tasks.snapshots import LookAtSnapshots
+from vmkeep.host.tasks.survey import FindVm
 from vmkeep.logs import get_logger
-from vmkeep.repository import PointRecord
+from vmkeep.planning.checkpoint_health import CheckpointHealth, Role, health_texts
+from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
+from vmkeep.planning.lineage import newest_first
+from vmkeep.planning.model import KnownPoint
+from vmkeep.planning.snapshot_health import SnapshotHealth, snapshot_texts
+from vmkeep.repository.record import known_point
 
 _log = get_logger(__name__)
 # Usually the second round finds nothing. Each checkpoint that libvirt refuses to list again takes one more.
@@ -52,7 +56,7 @@ class Repaired:
         """Whether nothing is left to do, and nothing of ours is broken or could not be judged."""
         if self.plan.steps or any(checkpoint.trouble for checkpoint in self.health):
             return False
-        return not any(checkpoint.standing is Standing.UNKNOWN for checkpoint in self.health)
+        return not any(checkpoint.standing is Role.UNKNOWN for checkpoint in self.health)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,8 @@ class MomentHealth:
 
     def checkpoints(self, vm: str) -> LookedAt:
         """Return the health of a VM's checkpoints; nothing is changed. Raises VmNotFound."""
-        uuid = self._host.vm_uuid(vm)
-        path = self._premises.settings.locks_dir / f"{uuid}.lock"
-        busy = (FileLock.holder(path) or "an operation") if FileLock.is_held(path) else None
+        uuid = self._host.ask(FindVm(vm))
+        busy = self._host.ask(WhoHoldsVm(uuid))
         # The point that is being taken has a checkpoint, and is not in the catalogue before its end.
         return LookedAt(self._judged(self._request(uuid, unsure=busy is not None)), busy)
 
@@ -86,7 +89,7 @@ class MomentHealth:
 
     def snapshots(self, vm: str) -> tuple[SnapshotHealth, ...]:
         """Return the health of a VM's snapshots; nothing is changed. Raises VmNotFound."""
-        return self._host.snapshot_health(vm)
+        return self._host.ask(LookAtSnapshots(vm))
 
     def snapshot_texts(self, vm: str) -> Mapping[str, str]:
         """Return the health of each snapshot of a VM in a few words, by name."""
@@ -96,10 +99,10 @@ class MomentHealth:
 
     def plan(self, vm: str, foreign: Collection[str] = ()) -> Repaired:
         """Return what a repair would do, and change nothing. Raises as ``repair``."""
-        uuid = self._host.vm_uuid(vm)
+        uuid = self._host.ask(FindVm(vm))
         with self._lock(uuid, vm):
             request = self._request(uuid)
-            plan = self._host.checkpoint_repair(RepairRequest(checkpoints=request, foreign=frozenset(foreign)))
+            plan = self._host.ask(RepairRequest(checkpoints=request, foreign=frozenset(foreign)))
             return Repaired((), plan, self._judged(request))
 
     def repair(self, vm: str, foreign: Collection[str] = ()) -> Repaired:
@@ -108,17 +111,17 @@ class MomentHealth:
         Raises VmBusy while something works on the VM, RestorePending, VmNotFound, and InvalidRequest for a name in
         ``foreign`` that is not there. A step that fails is told; the others are carried out.
         """
-        uuid = self._host.vm_uuid(vm)
+        uuid = self._host.ask(FindVm(vm))
         with self._lock(uuid, vm):
             request = self._request(uuid)
             allowed = frozenset(foreign)
             taken: list[StepTaken] = []
-            hopeless: frozenset[tuple[str, str]] = frozenset()
+            refused_bitmaps: frozenset[tuple[str, str]] = frozenset()
             failed: set[RepairStep] = set()
             left: dict[str, None] = {}
             for _ in range(_ROUNDS):
-                wanted = RepairRequest(checkpoints=request, foreign=allowed, hopeless=hopeless)
-                plan = self._host.checkpoint_repair(wanted)
+                wanted = RepairRequest(checkpoints=request, foreign=allowed, refused_bitmaps=refused_bitmaps)
+                plan = self._host.ask(wanted)
                 left |= dict.fromkeys(plan.left)
                 steps = [step for step in plan.steps if step not in failed]
                 if not steps:
@@ -127,28 +130,27 @@ class MomentHealth:
                     done, refused = self._take(uuid, step)
                     taken.append(done)
                     failed |= set() if done.done else {step}
-                    hopeless |= {(step.checkpoint, target) for target in refused}
+                    refused_bitmaps |= {(step.checkpoint, target) for target in refused}
                 allowed &= {checkpoint.name for checkpoint in self._judged(request)}
-            return Repaired(tuple(taken), RepairPlan(plan.steps, tuple(left)), self._judged(request, hopeless))
+            return Repaired(tuple(taken), RepairPlan(plan.steps, tuple(left)), self._judged(request, refused_bitmaps))
 
     def _take(self, vm_uuid: str, step: RepairStep) -> tuple[StepTaken, tuple[str, ...]]:
         try:
-            done = self._host.repair_checkpoint(vm_uuid, step)
+            done = self._host.ask(RepairCheckpoint(vm_uuid, step))
         except VmkeepError as error:
             _log.info("not repaired", step=str(step), error=error.message)
             return StepTaken(step, f"could not {step}: {error.message}", done=False), ()
         return StepTaken(step, done.told, done=True), done.refused
 
-    def _lock(self, vm_uuid: str, vm: str) -> FileLock:
-        directory = self._premises.settings.locks_dir
-        return lock_vm(directory, vm_uuid, vm, f"checkpoint repair of {vm}", lambda: None)
+    def _lock(self, vm_uuid: str, vm: str) -> AbstractContextManager[None]:
+        return held_vm(self._host, vm_uuid, vm, f"checkpoint repair of {vm}")
 
     # -- what the catalogue and the repository know ------------------------------------------------------------
 
     def _request(self, vm_uuid: str, *, unsure: bool = False) -> CheckpointRequest:
         catalog = self._premises.catalog
         known = catalog.repository()
-        points = tuple(known_point(point) for point in catalog.points_of_vm(vm_uuid))
+        points = tuple(known_from_catalogue(point) for point in catalog.points_of_vm(vm_uuid))
         request = CheckpointRequest(
             vm=vm_uuid, repository=None if known is None else known.id, points=points, unsure=unsure
         )
@@ -160,8 +162,8 @@ class MomentHealth:
         Another installation may keep the same VM in the same repository, and its checkpoints are as good as ours. When
         the repository cannot be asked, nothing that is not in the catalogue is called a left-over.
         """
-        judged = self._host.checkpoint_health(request)
-        strange = [checkpoint.name for checkpoint in judged if checkpoint.standing is Standing.LEFT_OVER]
+        judged = self._host.ask(request)
+        strange = [checkpoint.name for checkpoint in judged if checkpoint.standing is Role.LEFT_OVER]
         found: list[KnownPoint] = []
         for name in strange:
             point_id = name.rpartition("-")[2]
@@ -177,26 +179,18 @@ class MomentHealth:
                     vm=request.vm, repository=request.repository, points=request.points, unsure=True
                 )
             if record.vm_uuid == request.vm:
-                found.append(_known_record(record))
+                found.append(known_point(record))
         points = newest_first((*request.points, *found)) if found else request.points
         return CheckpointRequest(vm=request.vm, repository=request.repository, points=points)
 
     def _judged(
-        self, request: CheckpointRequest, hopeless: frozenset[tuple[str, str]] = frozenset()
+        self, request: CheckpointRequest, refused_bitmaps: frozenset[tuple[str, str]] = frozenset()
     ) -> tuple[CheckpointHealth, ...]:
         """Return the health, without what a repair has just found to be nothing at all."""
-        judged = self._host.checkpoint_health(request)
+        judged = self._host.ask(request)
         return tuple(
             checkpoint
             for checkpoint in judged
             if checkpoint.listed
-            or any(disk.images or (checkpoint.name, disk.target) not in hopeless for disk in checkpoint.disks)
+            or any(disk.images or (checkpoint.name, disk.target) not in refused_bitmaps for disk in checkpoint.disks)
         )
-
-
-def _known_record(record: PointRecord) -> KnownPoint:
-    disks = tuple(
-        KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != "scan")
-        for disk in record.disks
-    )
-    return KnownPoint(record.id, disks, record.created, record.parent, record.sequence)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from vmkeep.errors import GivenUp, Stalled, VmkeepError
-from vmkeep.host.connecting import silence
-from vmkeep.host.protocol import LibvirtPatience
-from vmkeep.host.survey import Progress
+from vmkeep.errors import GivenUp, Interrupted, Stalled, VmkeepError
+from vmkeep.host.protocol import Host, LibvirtPatience, TaskState, left_behind, silence
+from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.task import Task
 from vmkeep.repository import Unanswered, unanswered
+from vmkeep.threads import working_for
 
+R = TypeVar("R")
 T = TypeVar("T")
 _TELL_SECONDS = 10.0
 # Storage that is only slow ends its calls meanwhile, and everything is undone in order.
@@ -100,9 +103,12 @@ def patiently(
     outcome: dict[str, Any] = {}
     ended = threading.Event()
 
+    operation = uuid.uuid4().hex  # of its own: what other operations wait for is not its matter
+
     def run() -> None:
         try:
-            outcome["result"] = call()
+            with working_for(operation):
+                outcome["result"] = call()
         except BaseException as error:
             outcome["error"] = error
         finally:
@@ -119,9 +125,59 @@ def patiently(
         except VmkeepError as reason:
             patience.cancel(reason)
             libvirt.cancel(reason)
-        patience.look(unanswered())
-        libvirt.look(silence())
+        patience.look(unanswered(operation))
+        libvirt.look(silence(operation))
     if "error" in outcome:
         raise outcome["error"]
     result: T = outcome["result"]
     return result
+
+
+def carry_out(
+    host: Host,
+    operation: str,
+    task: Task[R],
+    *,
+    stop: Callable[[], None],
+    watch: Callable[[Progress], None],
+    limit_seconds: float,
+) -> R:
+    """Run a task on a host to its end and return its answer, or raise its error.
+
+    Starting the same operation's task twice is harmless, so this can be a step's body. ``stop`` raises when the
+    operation is cancelled. That reaches the task at its next look; its own clean-up is waited for, but not for storage
+    or a libvirt that does not answer (GivenUp).
+    """
+    host.start(operation, task)
+    told: Progress | None = None
+    cancelled = False
+    patience = Patience(limit_seconds, watch=watch, let_go=lambda: host.release_guest(operation))
+    libvirt = LibvirtPatience(
+        limit_seconds, tell=lambda sentence: watch(Progress("waiting for libvirt", note=sentence))
+    )
+    while True:
+        try:
+            state: TaskState = host.poll(operation, _LOOK_SECONDS)
+        except Interrupted as reason:
+            # Raised by the signal itself while what was interrupted before is put right.
+            waiting = host.poll(operation).silence
+            if waiting is None:
+                raise
+            raise left_behind(reason, waiting.message()) from reason
+        if state.progress is not None and state.progress != told:
+            told = state.progress
+            watch(told)
+        if state.ended:
+            if state.error is not None:
+                raise state.error
+            return cast("R", state.result)  # the host answers as the task says
+        if not cancelled:
+            try:
+                stop()
+            except VmkeepError as reason:
+                cancelled = True
+                patience.cancel(reason)
+                libvirt.cancel(reason)
+                host.cancel(operation, reason)
+        patience.look(state.unanswered)
+        libvirt.look(state.silence)

@@ -11,9 +11,9 @@ from vmkeep.commandline import command_line
 from vmkeep.errors import ObjectDamaged, PointNotFound, VmkeepError
 from vmkeep.flows.catch_up import CaughtUp, Counts, catch_up, missing_point
 from vmkeep.flows.hosts import told_of_maker
+from vmkeep.flows.installation import DamagedPoint, Premises
 from vmkeep.flows.patience import patiently
-from vmkeep.flows.premises import DamagedPoint, Premises
-from vmkeep.host.survey import Progress
+from vmkeep.host.tasks.survey import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,8 @@ class SnapshotReverted:
 class TakeSnapshot:
     """Make a snapshot of a VM, with its TPM state and UEFI variables. ``vm`` is a name or a UUID.
 
-    ``xml`` is the <domainsnapshot> that is wanted; the other fields are those of ``vmkeep.host.tasks.MakeSnapshot``.
+    ``xml`` is the <domainsnapshot> that is wanted; the other fields are those of
+    ``vmkeep.host.tasks.snapshots.MakeSnapshot``.
     """
 
     vm: str

@@ -6,7 +6,7 @@ from typing import Any
 
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import FilesRestored, RestoreFiles
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.restores import (
     DeliveredItem,
     DeliverItems,
     DiscardReplaced,
@@ -25,13 +25,13 @@ def restore_files(plan: Plan, request: RestoreFiles) -> FilesRestored:
     items = prepared.items
     delivered = plan.step(deliver, plan, request, items, undo=lambda _: withdraw(plan, items))
     plan.step(publish, plan, items, request.force)
-    plan.step(discard_replaced, plan, items)
+    left = plan.step(discard_replaced, plan, items)
     return FilesRestored(
         point=request.point,
         output=request.output,
         files=tuple(item.final for item in items),
         bytes_written=delivered.bytes_written,
-        warnings=prepared.warnings,
+        warnings=(*prepared.warnings, *left),
     )
 
 
@@ -47,16 +47,12 @@ def prepare(plan: Plan, request: RestoreFiles) -> FilesPrepared:
         decrypt=request.decrypt,
         only=request.only,
     )
-    prepared: FilesPrepared = plan.services.on_host(plan.operation, task)
-    return prepared
+    return plan.services.on_host(plan.operation, task)
 
 
 def deliver(plan: Plan, request: RestoreFiles, items: tuple[DeliveredItem, ...]) -> ItemsDelivered:
     """Write disks and state files beside their places."""
-    delivered: ItemsDelivered = plan.services.on_host(
-        plan.operation, DeliverItems(request.point, items, for_hypervisor=False)
-    )
-    return delivered
+    return plan.services.on_host(plan.operation, DeliverItems(request.point, items, for_hypervisor=False))
 
 
 def publish(plan: Plan, items: tuple[DeliveredItem, ...], force: bool) -> None:
@@ -64,9 +60,9 @@ def publish(plan: Plan, items: tuple[DeliveredItem, ...], force: bool) -> None:
     plan.services.on_host(plan.operation, PublishItems(items, force))
 
 
-def discard_replaced(plan: Plan, items: tuple[DeliveredItem, ...]) -> None:
-    """Remove what --force replaced."""
-    plan.services.on_host(plan.operation, DiscardReplaced(items))
+def discard_replaced(plan: Plan, items: tuple[DeliveredItem, ...]) -> tuple[str, ...]:
+    """Remove what --force replaced; from here on nothing is undone."""
+    return plan.services.on_host(plan.operation, DiscardReplaced(items))
 
 
 def remove_directory(plan: Plan, prepared: FilesPrepared) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import InPlaceRestored, RestoreInPlace
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.restores import (
     BindRestore,
     DisksWritten,
     ParkVm,
@@ -50,8 +50,7 @@ def park(plan: Plan, request: RestoreInPlace) -> VmParked:
     task = ParkVm(
         plan.operation, request.point, request.safety, request.only, str(request.tpm), request.images, request.vm_uuid
     )
-    parked: VmParked = plan.services.on_host(plan.operation, task)
-    return parked
+    return plan.services.on_host(plan.operation, task)
 
 
 def put_back(plan: Plan, parked: VmParked) -> None:
@@ -66,8 +65,7 @@ def stage(plan: Plan) -> None:
 
 def write(plan: Plan) -> DisksWritten:
     """Write the ranges over the disks."""
-    written: DisksWritten = plan.services.on_host(plan.operation, WriteRestore(plan.operation))
-    return written
+    return plan.services.on_host(plan.operation, WriteRestore(plan.operation))
 
 
 def publish(plan: Plan) -> None:
@@ -77,8 +75,7 @@ def publish(plan: Plan) -> None:
 
 def bind(plan: Plan) -> tuple[str, ...]:
     """Make the point the base of the disks' next point; return what it harmed of others."""
-    harmed: tuple[str, ...] = plan.services.on_host(plan.operation, BindRestore(plan.operation))
-    return harmed
+    return plan.services.on_host(plan.operation, BindRestore(plan.operation))
 
 
 def note_point(plan: Plan, request: RestoreInPlace, parked: VmParked) -> None:
@@ -95,5 +92,4 @@ def note_safety(plan: Plan, request: RestoreInPlace, parked: VmParked) -> None:
 
 def release(plan: Plan, parked: VmParked) -> tuple[str, ...]:
     """Let the VM start again, and remove what was kept for an undo."""
-    left: tuple[str, ...] = plan.services.on_host(plan.operation, ReleaseVm(plan.operation, parked.vm_uuid))
-    return left
+    return plan.services.on_host(plan.operation, ReleaseVm(plan.operation, parked.vm_uuid))

@@ -6,7 +6,16 @@ from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RestoreVm, VmRestored
 from vmkeep.flows.restore_files import discard_replaced, publish, withdraw
 from vmkeep.flows.trust import is_trusted
-from vmkeep.host.tasks import DefineVm, DeliverItems, HostParts, ItemsDelivered, PrepareVm, UndefineVm, VmPrepared
+from vmkeep.host.tasks.restores import (
+    DefineVm,
+    DeliverItems,
+    HostParts,
+    ItemsDelivered,
+    PrepareVm,
+    UndefineVm,
+    VmPrepared,
+)
+from vmkeep.host.tasks.survey import Identify
 
 
 @flow("restore.vm", after_crash=AfterCrash.FINISH)
@@ -18,7 +27,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
     plan.step(publish, plan, items, request.force)
     plan.step(define, plan, request, prepared, undo=lambda _: undefine(plan, request, prepared))
     plan.step(note_vm, plan, request, prepared)
-    plan.step(discard_replaced, plan, items)
+    left = plan.step(discard_replaced, plan, items)
     return VmRestored(
         point=request.point,
         name=prepared.name,
@@ -27,7 +36,7 @@ def restore_vm(plan: Plan, request: RestoreVm) -> VmRestored:
         tpm=prepared.tpm,
         files=tuple(item.final for item in items),
         bytes_written=delivered.bytes_written,
-        warnings=prepared.warnings,
+        warnings=(*prepared.warnings, *left),
         changes=tuple({"change": change, "guest": guest} for change, guest in prepared.changes),
     )
 
@@ -37,7 +46,7 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
     services = plan.services
     point = services.catalog.find_point(request.point)
     known = services.catalog.vm(point.vm_uuid)
-    here = services.host.identity().uuid
+    here = services.host.ask(Identify()).uuid
     elsewhere = known is not None and not known.adopted and known.host_uuid not in (None, here)
     task = PrepareVm(
         operation=plan.operation,
@@ -53,8 +62,7 @@ def prepare(plan: Plan, request: RestoreVm) -> VmPrepared:
         firmware=request.firmware,
         host_parts=host_parts(plan, request),
     )
-    prepared: VmPrepared = services.on_host(plan.operation, task)
-    return prepared
+    return services.on_host(plan.operation, task)
 
 
 def host_parts(plan: Plan, request: RestoreVm) -> HostParts:
@@ -69,8 +77,7 @@ def host_parts(plan: Plan, request: RestoreVm) -> HostParts:
 def deliver(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> ItemsDelivered:
     """Write disks, NVRAM and TPM beside their places, owned as the hypervisor expects."""
     task = DeliverItems(request.point, prepared.items, for_hypervisor=True)
-    delivered: ItemsDelivered = plan.services.on_host(plan.operation, task)
-    return delivered
+    return plan.services.on_host(plan.operation, task)
 
 
 def define(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
@@ -99,7 +106,7 @@ def undefine(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
 def note_vm(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
     """Let the catalogue know the VM, where it lives, and to which point it went back."""
     services = plan.services
-    host = services.host.identity()
+    host = services.host.ask(Identify())
     services.catalog.see_host(host.uuid, host.name)
     services.catalog.see_vm(prepared.uuid, prepared.name, host.uuid)
     if prepared.identity == "same":

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 
 from vmkeep.catalog import Catalog, CatalogSnapshot
+from vmkeep.custody.states import KnownState
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RevertSnapshot, SnapshotReverted
 from vmkeep.flows.services import Services
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.reverts import (
     ApplyRevert,
     Descent,
     KnownSnapshot,
-    KnownState,
     ParkForRevert,
     PutBackRevert,
     ReleaseReverted,
@@ -89,8 +89,7 @@ def park(plan: Plan, request: RevertSnapshot) -> RevertParked:
         origin=_descent(services, uuid),
         safety=request.safety or "",
     )
-    parked: RevertParked = services.on_host(plan.operation, task)
-    return parked
+    return services.on_host(plan.operation, task)
 
 
 def put_back(plan: Plan, parked: RevertParked) -> None:
@@ -126,8 +125,7 @@ def take_descent_back(plan: Plan, parked: RevertParked, before: Descent) -> None
 
 def release(plan: Plan, parked: RevertParked) -> RevertReleased:
     """Let the VM start on its new images, and start it where that was asked for."""
-    released: RevertReleased = plan.services.on_host(plan.operation, ReleaseReverted(plan.operation, parked.vm_uuid))
-    return released
+    return plan.services.on_host(plan.operation, ReleaseReverted(plan.operation, parked.vm_uuid))
 
 
 def _note(services: Services, vm_uuid: str, descent: Descent) -> None:

@@ -7,25 +7,25 @@ from contextlib import suppress
 from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint
+from vmkeep.custody.states import KnownState
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.hosts import told_of_base
+from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
 from vmkeep.flows.plan import AfterCrash, Plan, flow
-from vmkeep.flows.premises import catalog_point, catalog_states, known_point
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
-from vmkeep.host.survey import Progress
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.points import (
     AbandonPoint,
     ClosePoint,
     CopyPoint,
     KeepCheckpoint,
-    KnownState,
     OpenPoint,
     PointClosed,
     PointCopied,
     PointOpened,
 )
+from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.planning import clocks
 from vmkeep.repository import PointRecord, Repository
 
@@ -50,7 +50,7 @@ def take_point(plan: Plan, request: TakePoint) -> PointTaken:
 def open_point(plan: Plan, request: TakePoint) -> PointOpened:
     """Plan against the VM's earlier points, also those that others made, and fix the instant."""
     services = plan.services
-    uuid = services.host.vm_uuid(request.vm)
+    uuid = services.host.ask(FindVm(request.vm))
     catch_up_on_vm(services, uuid)
     history = services.catalog.points_of_vm(uuid)
     if (told := told_of_base(history)) is not None:
@@ -60,14 +60,13 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         vm_uuid=uuid,
         full=request.full,
         exclude=tuple(request.exclude),
-        points=tuple(known_point(point) for point in history),
+        points=tuple(known_from_catalogue(point) for point in history),
         states=newest_states(services, uuid, history),
         quiesce=request.quiesce,
         demanded=tuple(request.demanded),
         doubtful=tuple(point.id for point in history if not point.is_vouched_for),
     )
-    opened: PointOpened = services.on_host(plan.operation, task)
-    return opened
+    return services.on_host(plan.operation, task)
 
 
 def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopied:
@@ -84,8 +83,7 @@ def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopi
         sequence=services.catalog.next_sequence(opened.vm_uuid),
         warnings=_clock_warnings(services.catalog, opened),
     )
-    copied: PointCopied = plan.services.on_host(plan.operation, task)
-    return copied
+    return plan.services.on_host(plan.operation, task)
 
 
 def keep_checkpoint(plan: Plan) -> None:
@@ -123,8 +121,7 @@ def record_committed_point(services: Services, point_id: str) -> bool:
 
 def close_point(plan: Plan) -> PointClosed:
     """End the job and delete the older checkpoints; the point stands whatever this meets."""
-    closed: PointClosed = plan.services.on_host(plan.operation, ClosePoint(plan.operation))
-    return closed
+    return plan.services.on_host(plan.operation, ClosePoint(plan.operation))
 
 
 def abandon_point(plan: Plan) -> None:

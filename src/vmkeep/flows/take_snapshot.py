@@ -14,16 +14,16 @@ from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import descent, newest_states
-from vmkeep.host.tasks import (
+from vmkeep.host.tasks.snapshots import (
     CloseSnapshot,
     LeaveSnapshot,
     MakeSnapshot,
     SettleSnapshot,
     SnapshotMade,
-    SnapshotSettled,
     SnapshotStored,
     StoreSnapshot,
 )
+from vmkeep.host.tasks.survey import FindVm
 
 FLOW_NAME = "snapshot.take"
 
@@ -53,9 +53,8 @@ def make_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotMade:
     """Suspend, let libvirt make it, read the state files, resume. When this raises there is none, or it says so."""
     services = plan.services
     wanted = {field.name: getattr(request, field.name) for field in dataclasses.fields(request) if field.name != "vm"}
-    task = MakeSnapshot(operation=plan.operation, vm_uuid=services.host.vm_uuid(request.vm), **wanted)
-    made: SnapshotMade = services.on_host(plan.operation, task)
-    return made
+    task = MakeSnapshot(operation=plan.operation, vm_uuid=services.host.ask(FindVm(request.vm)), **wanted)
+    return services.on_host(plan.operation, task)
 
 
 def store_snapshot(services: Services, made: SnapshotMade) -> SnapshotStored:
@@ -65,8 +64,7 @@ def store_snapshot(services: Services, made: SnapshotMade) -> SnapshotStored:
     """
     catch_up_on_vm(services, made.vm_uuid)
     newest = newest_states(services, made.vm_uuid, services.catalog.points_of_vm(made.vm_uuid))
-    stored: SnapshotStored = services.on_host(made.operation, StoreSnapshot(made.operation, newest))
-    return stored
+    return services.on_host(made.operation, StoreSnapshot(made.operation, newest))
 
 
 def record_snapshot(services: Services, made: SnapshotMade, stored: SnapshotStored) -> None:
@@ -110,7 +108,7 @@ def settle_snapshot(services: Services, operation: str) -> Settled:
     if recorded is not None:
         close_snapshot(services, operation)
         return Settled(f"snapshot {recorded.name} was complete when its process was killed", whole=True)
-    settled: SnapshotSettled = services.on_host(operation, SettleSnapshot(operation))
+    settled = services.on_host(operation, SettleSnapshot(operation))
     try:
         if settled.made is not None:
             record_snapshot(services, settled.made, store_snapshot(services, settled.made))

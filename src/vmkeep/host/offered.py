@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from lxml import etree
 
-from vmkeep.host.connecting import refuse_remote
+from vmkeep.host.connection import refuse_remote
 from vmkeep.hypervisor import DomainSnapshots, Hypervisor
 from vmkeep.moments import MomentKind
 

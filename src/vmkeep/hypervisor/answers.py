@@ -25,6 +25,7 @@ import libvirt
 from vmkeep.errors import GivenUp, HypervisorHangs, Interrupted, VmkeepError
 from vmkeep.hypervisor.patience import LibvirtPatience, Silence
 from vmkeep.hypervisor.release import free_unused
+from vmkeep.threads import operation_here, working_for
 
 # A call that takes longer is asked about. An answer to the question takes 0.2 ms.
 _ASK_AFTER_SECONDS = 0.5
@@ -97,6 +98,7 @@ class _Call:
     doing: str
     line: Line | None
     lasting: bool
+    operation: str
     since: float = field(default_factory=time.monotonic)
 
 
@@ -133,10 +135,11 @@ def attend(*, tell: Callable[[str], None], cancelled: Callable[[], VmkeepError |
     _attendance = _Attendance(tell, cancelled, limit_seconds)
 
 
-def silence() -> Silence | None:
-    """Return the oldest call of this process that is under way for longer than a moment, or None."""
+def silence(operation: str | None = None) -> Silence | None:
+    """Return the oldest call that is under way for longer than a moment, or None: for an operation, or of all."""
     with _calls_lock:
-        call = _calls.get(min(_calls, default=0))
+        mine = (number for number, call in _calls.items() if operation in (None, call.operation))
+        call = _calls.get(min(mine, default=0))
     if call is None or time.monotonic() - call.since < _ASK_AFTER_SECONDS:
         return None
     return _silence_of(call)
@@ -179,7 +182,7 @@ def _silence_of(call: _Call) -> Silence:
 
 @contextmanager
 def _under_way(doing: str, line: Line | None, *, lasting: bool) -> Iterator[_Call]:
-    call = _Call(next(_numbers), doing, line, lasting)
+    call = _Call(next(_numbers), doing, line, lasting, operation_here())
     with _calls_lock:
         _calls[call.number] = call
     try:
@@ -251,6 +254,7 @@ class _Answer:
         self.result: Any = None
         self.error: BaseException | None = None
         self.call: _Call | None = None
+        self._operation = operation_here()
         self._doing = doing
         self._function = call
         self._lasting = lasting
@@ -261,7 +265,10 @@ class _Answer:
             return
         self._is_made = True
         try:
-            with _under_way(self._doing, self.line, lasting=self._lasting) as self.call:
+            with (
+                working_for(self._operation),
+                _under_way(self._doing, self.line, lasting=self._lasting) as self.call,
+            ):
                 free_unused()
                 self.result = self._function()
         except BaseException as error:

@@ -32,9 +32,10 @@ def free_unused() -> None:
 def _put_by(kind: Any) -> None:
     free = kind.__del__
 
-    def end(thing: Any) -> None:
+    def end(thing: Any, *, put_by: Callable[[Callable[[], None]], None] = _unused.append) -> None:
         # Python calls this once for an object, also when it comes to life again here; so it is `free` that ends it.
-        _unused.append(lambda: free(thing))
+        # `put_by` is bound, because at the end of Python this module has lost its names already.
+        put_by(lambda: free(thing))
 
     kind.__del__ = end
 

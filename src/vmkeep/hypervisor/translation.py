@@ -38,8 +38,9 @@ _REFUSED = frozenset(
 )
 
 # Seen on libvirt 11.3 with QEMU 10.0: a VM that is paused from the moment on when its memory was loaded (saved while
-# it was paused, or started with --paused from a managed save) has inactive disks until it first runs, and no job can
-# begin. libvirt 9.0 with QEMU 7.2 makes the job. The text is QEMU's; libvirt passes it on as an internal error.
+# it was paused, or started with --paused from a managed save), or that was paused when a snapshot saved its memory, has
+# inactive disks until it runs, and no job can begin. libvirt 9.0 with QEMU 7.2 makes the job. The text is QEMU's;
+# libvirt passes it on as an internal error.
 _INACTIVE_DISK = re.compile(r"Inactive '[^']*' can't be a backing child of active '")
 
 _MOST_WORDS = 300
@@ -87,7 +88,7 @@ def translate(error: libvirt.libvirtError, doing: str, vm: str | None) -> Vmkeep
         return HypervisorError(
             f"libvirt could not {doing}, because QEMU has not opened the disks yet: {text}",
             vm=vm,
-            hint="A saved memory was loaded, and the VM has been paused since. Let it run for a moment "
+            hint="Its memory was saved or loaded, and the VM has been paused since. Let it run for a moment "
             f"(`{command_line('virsh resume', vm or 'VM')}`; it may be suspended again), and run the command again.",
         )
     if _FULL in text:

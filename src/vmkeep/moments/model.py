@@ -142,7 +142,7 @@ class SnapshotDisk:
     ``source`` is the new overlay's path (the image's name for a network disk), ``source_type`` is libvirt's
     disk type, and ``format`` its image format. What else stands in ``<source>`` is kept: ``source_attributes``
     and, as XML, ``source_content``. ``metadata_cache_bytes`` is the cache for the qcow2 tables, 0 for none.
-    ``delete_in_progress`` marks a disk whose deletion was interrupted (9.0 and later).
+    ``delete_in_progress`` marks a disk into whose overlay that of a later snapshot was being merged (9.0 and later).
     """
 
     name: str

@@ -6,10 +6,12 @@ is as right as the newest, only larger, and each disk takes the newest base that
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Final
 
+from vmkeep.planning.bitmaps import Bitmaps
 from vmkeep.planning.codes import BitmapHealth, Reason
-from vmkeep.planning.model import Base, BaseDisk, PlannableDisk, PointRequest
+from vmkeep.planning.model import Base, BaseDisk, KnownPoint, PlannableDisk, PointRequest
 
 _BITMAP_FAULTS: Final = {
     BitmapHealth.MISSING: (Reason.BITMAP_MISSING, "the image has no bitmap of checkpoint {}"),
@@ -91,3 +93,39 @@ def _distrust(target: str, then: BaseDisk, base: Base, *, killed: bool) -> tuple
         return None
     reason, detail = _BITMAP_FAULTS[health]
     return reason, detail.format(base.checkpoint)
+
+
+def newest_by_disk(points: Mapping[str, KnownPoint], targets: Collection[str]) -> dict[str, str]:
+    """Return the newest of the points, which come newest first, that made a bitmap of each disk, by their names."""
+    found: dict[str, str] = {}
+    for name, point in points.items():
+        for disk in point.disks:
+            if disk.bitmap and disk.target in targets:
+                found.setdefault(disk.target, name)
+    return found
+
+
+def base_of(point: KnownPoint, name: str, bitmaps: Bitmaps, *, listed: bool) -> Base:
+    """Return a point as the plan of the next one sees it, with the health of its checkpoint's bitmaps."""
+    disks = {
+        disk.target: BaseDisk(source=disk.source, size_bytes=disk.size_bytes, format=disk.format, bitmap=disk.bitmap)
+        for disk in point.disks
+    }
+    health = {target: _health_down_to(disk.source, name, target, bitmaps) for target, disk in disks.items()}
+    return Base(point_id=point.point_id, checkpoint=name, listed=listed, disks=disks, bitmaps=health)
+
+
+def _health_down_to(first: str, name: str, target: str, bitmaps: Bitmaps) -> BitmapHealth:
+    """Judge a bitmap that is sound as far as its top goes: it must be in every image down to ``first``.
+
+    libvirt looks whether the images that have it follow each other, and not whether it began in the lowest of them: one
+    that was removed from an image below (by the deletion of the checkpoint on another branch) lacks what was written
+    there. What lies below the top is read-only, and its header tells what it has.
+    """
+    health = bitmaps.health(name, target)
+    paths = [layer.path for layer in bitmaps.chains.get(target, ())]
+    if health is not BitmapHealth.SOUND or first not in paths[1:]:
+        return health
+    found = bitmaps.layers(name, target)[1 : paths.index(first) + 1]
+    whole = all(bitmap is not None and bitmap.recording and not bitmap.in_use for bitmap in found)
+    return BitmapHealth.SOUND if whole else BitmapHealth.GAP

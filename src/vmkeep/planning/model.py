@@ -189,3 +189,29 @@ class Refused:
     """No point is made: every reason, so that a user can mend all of them at once."""
 
     refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDisk:
+    """A disk as an earlier point recorded it. ``bitmap``: it was given one then."""
+
+    target: str
+    source: str
+    size_bytes: int
+    format: str
+    bitmap: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPoint:
+    """An earlier point of the VM, which may serve as base, and its disks.
+
+    ``created`` (ISO 8601) and ``parent`` are what its checkpoint is defined from again; empty and None: not known.
+    ``sequence`` is its order number (``vmkeep.planning.order``), None for one of an older release.
+    """
+
+    point_id: str
+    disks: tuple[KnownDisk, ...]
+    created: str = ""
+    parent: str | None = None
+    sequence: int | None = None

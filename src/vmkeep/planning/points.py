@@ -3,8 +3,7 @@
 The first question to each disk is whether it is in the point (``admission``). The second is whether it gets a bitmap
 at all; one that does not is read whole each time, and blocks that are known are not stored again. The third is which
 base it is read against (``bases``); where none fits, that disk is read whole by itself and the others stay
-incremental. Sources of the limits: libvirt's QEMU driver makes bitmaps in writable qcow2 disks only, and none on
-the bus sd or in transient disks (probed on 9.0 and 11.3); QEMU keeps none in qcow2 of version 2.
+incremental.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from vmkeep.planning.admission import (
     refuse_shared_files,
 )
 from vmkeep.planning.bases import find_base
+from vmkeep.planning.bitmaps import Obstacle, obstacle_to_bitmaps
 from vmkeep.planning.codes import ExclusionReason, Mode, Reason, WarningCode
 from vmkeep.planning.model import (
     Base,
@@ -99,22 +99,22 @@ def _why_no_bitmap(disk: PlannableDisk) -> tuple[Reason, str] | None:
     """Return why the disk gets no bitmap, with a sentence; what it is used for tells more than its format."""
     if disk.shareable:
         return Reason.SHAREABLE_DISK, "what other VMs write to it is in no bitmap of this one"
-    if disk.transient:
-        return Reason.TRANSIENT_DISK, "what the guest writes to it is dropped when the VM stops"
-    if disk.readonly:
-        return Reason.READ_ONLY_DISK, "libvirt makes no bitmap of a disk that the guest cannot write to"
-    if disk.device == "lun":
-        return Reason.NO_BITMAPS, "a LUN is passed to the guest as it is, and holds no bitmap"
-    if disk.format != "qcow2":
-        return Reason.NO_BITMAPS, f"an image of format {disk.format or 'raw'} cannot hold a bitmap"
-    if disk.bus == "sd":
-        return Reason.NO_BITMAPS, "libvirt makes no bitmap of a disk on the bus sd"
-    if not disk.holds_bitmaps:
-        return (
-            Reason.NO_BITMAPS,
-            "a qcow2 image of version 2 cannot hold a bitmap; `qemu-img amend -o compat=1.1` makes it one of version 3",
-        )
-    return None
+    match obstacle_to_bitmaps(disk, holds_bitmaps=disk.holds_bitmaps):
+        case Obstacle.TRANSIENT:
+            return Reason.TRANSIENT_DISK, "what the guest writes to it is dropped when the VM stops"
+        case Obstacle.READ_ONLY:
+            return Reason.READ_ONLY_DISK, "libvirt makes no bitmap of a disk that the guest cannot write to"
+        case Obstacle.DEVICE:
+            return Reason.NO_BITMAPS, "a LUN is passed to the guest as it is, and holds no bitmap"
+        case Obstacle.FORMAT:
+            return Reason.NO_BITMAPS, f"an image of format {disk.format or 'raw'} cannot hold a bitmap"
+        case Obstacle.BUS:
+            return Reason.NO_BITMAPS, f"libvirt makes no bitmap of a disk on the bus {disk.bus}"
+        case Obstacle.OLD_FORMAT:
+            change = "`qemu-img amend -o compat=1.1` makes it one of version 3"
+            return Reason.NO_BITMAPS, f"a qcow2 image of version 2 cannot hold a bitmap; {change}"
+        case None:
+            return None
 
 
 def _warn_of(disk: PlannableDisk, request: PointRequest) -> list[Warned]:

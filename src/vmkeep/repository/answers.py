@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from vmkeep.threads import operation_here
+
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
@@ -24,7 +26,7 @@ class Unanswered:
     seconds: float
 
 
-_calls: dict[int, tuple[str, float]] = {}
+_calls: dict[int, tuple[str, float, str]] = {}
 _numbers = itertools.count(1)
 _lock = threading.Lock()
 
@@ -34,7 +36,7 @@ def under_way(path: str) -> Iterator[None]:
     """Note a call to a store for as long as the block takes."""
     number = next(_numbers)
     with _lock:
-        _calls[number] = (path, time.monotonic())
+        _calls[number] = (path, time.monotonic(), operation_here())
     try:
         yield
     finally:
@@ -42,9 +44,11 @@ def under_way(path: str) -> Iterator[None]:
             del _calls[number]
 
 
-def unanswered() -> Unanswered | None:
-    """Return the oldest call of this process that is under way, or None."""
+def unanswered(operation: str | None = None) -> Unanswered | None:
+    """Return the oldest call that is under way, or None: for an operation, or of all."""
     with _lock:
-        number = min(_calls, default=None)
-        path, since = _calls.get(number or 0, ("", 0.0))
-    return None if number is None else Unanswered(number, path, time.monotonic() - since)
+        number = min((number for number, call in _calls.items() if operation in (None, call[2])), default=None)
+        if number is None:
+            return None
+        path, since, _ = _calls[number]
+    return Unanswered(number, path, time.monotonic() - since)

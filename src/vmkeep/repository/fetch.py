@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import TypeAlias, TypeVar
 
@@ -22,6 +22,7 @@ from vmkeep.repository.manifest import (
 from vmkeep.repository.record import BlockRef, StoredDisk
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.store import ObjectStore
+from vmkeep.threads import Pool
 
 T = TypeVar("T")
 
@@ -180,7 +181,7 @@ def _open_items(
 def ahead(calls: Iterable[Callable[[], list[T]]], workers: int) -> Iterator[T]:
     """Make the calls in threads, some ahead of what was taken, and yield their results in order."""
     waiting: deque[Future[list[T]]] = deque()
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="vmkeep-read")
+    pool = Pool(max_workers=workers, thread_name_prefix="vmkeep-read")
     try:
         for call in calls:
             waiting.append(pool.submit(call))

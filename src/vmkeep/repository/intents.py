@@ -26,6 +26,7 @@ from vmkeep.repository.layout import (
     parse_canonical,
 )
 from vmkeep.repository.store import ObjectStore
+from vmkeep.threads import carried
 
 LAPSE_SECONDS = 900.0
 DAMAGED = "damaged"
@@ -57,7 +58,7 @@ class Intent:
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._lapsed = False
-        self._thread = threading.Thread(target=self._keep, name="vmkeep-intent", daemon=True)
+        self._thread = threading.Thread(target=carried(self._keep), name="vmkeep-intent", daemon=True)
 
     def begin(self) -> None:
         """Put the intent; raises what the store raises."""

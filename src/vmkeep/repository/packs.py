@@ -35,6 +35,7 @@ from vmkeep.repository.layout import (
 from vmkeep.repository.record import BlockRef
 from vmkeep.repository.seal import Sealer, SealingKey, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
+from vmkeep.threads import carried
 
 DATA_PACK_BYTES = 16 * 1024 * 1024
 METADATA_PACK_BYTES = 4 * 1024 * 1024
@@ -127,7 +128,9 @@ class Packer:
         self._failure: BaseException | None = None
         self._ended = False
         self._threads = [
-            threading.Thread(target=self._upload_all, name=f"vmkeep-{kind.name.lower()}-upload-{number}", daemon=True)
+            threading.Thread(
+                target=carried(self._upload_all), name=f"vmkeep-{kind.name.lower()}-upload-{number}", daemon=True
+            )
             for number in range(uploaders)
         ]
         for thread in self._threads:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
 from vmkeep.planning.codes import Mode
+from vmkeep.planning.model import KnownDisk, KnownPoint
 from vmkeep.repository import fields
 from vmkeep.repository.fields import Fields, WrongField
 from vmkeep.repository.layout import (
@@ -343,3 +344,12 @@ def _secret_ref(value: Any) -> SecretRef:
 
 def _slots(value: PointDisk | ExcludedDisk | StateRef | SecretRef) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__slots__}
+
+
+def known_point(record: PointRecord) -> KnownPoint:
+    """Return what the plan of another point needs to know of this one."""
+    disks = tuple(
+        KnownDisk(disk.target, disk.source, disk.stored.size_bytes, disk.format, bitmap=disk.mode != Mode.SCAN)
+        for disk in record.disks
+    )
+    return KnownPoint(record.id, disks, record.created, record.parent, record.sequence)

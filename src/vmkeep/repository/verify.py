@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -59,6 +59,7 @@ from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.signatures import get_host_key, require_signed_state
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
+from vmkeep.threads import Pool
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes read so far and bytes to read (0 where that is not known)."""
@@ -478,7 +479,7 @@ class Verification:
 
     def _read_packs(self, packs: Sequence[bytes]) -> Iterator[tuple[bytes, _PackRead]]:
         waiting: deque[tuple[bytes, Future[_PackRead]]] = deque()
-        pool = ThreadPoolExecutor(max_workers=_PACKS_AT_A_TIME, thread_name_prefix="vmkeep-verify")
+        pool = Pool(max_workers=_PACKS_AT_A_TIME, thread_name_prefix="vmkeep-verify")
         try:
             for pack in packs:
                 waiting.append((pack, pool.submit(self._read_pack, pack, self._pack_sizes()[pack])))

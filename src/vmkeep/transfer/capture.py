@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from typing import Protocol
 from vmkeep.errors import TransferError
 from vmkeep.extents import BlockRun, ExtentError, Kind, Reply, cut, merge
 from vmkeep.repository import BlockRef
+from vmkeep.threads import Pool
 from vmkeep.transfer.source import DiskSource, SourceConnection
 
 # So much is read, hashed, compressed and sealed at a time. More costs QEMU: it allocates the memory of each request
@@ -63,7 +64,7 @@ class _Readers:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._connections: list[SourceConnection] = []
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="vmkeep-capture")
+        self.pool = Pool(workers, thread_name_prefix="vmkeep-capture")
 
     def connection(self) -> SourceConnection:
         existing: SourceConnection | None = getattr(self._local, "connection", None)

@@ -16,6 +16,7 @@ from typing import Final
 
 from vmkeep.errors import DiskUnsupported, HeaderRefused, HostFileMissing, PermissionRefused, TransferError, VmkeepError
 from vmkeep.paths import ForeignLink, open_place, reopen
+from vmkeep.planning.images import ImageLayer
 from vmkeep.planning.imagetrust import (
     FOLLOWED_FORMATS,
     Doubt,
@@ -26,45 +27,10 @@ from vmkeep.planning.imagetrust import (
     doubt_of_name,
 )
 from vmkeep.transfer.imagegrounds import grounds
-from vmkeep.transfer.imageheader import (
-    KNOWN_FORMATS,
-    HeaderError,
-    ImageBitmap,
-    ImageHeader,
-    ImageSnapshot,
-    read_header,
-)
+from vmkeep.transfer.imageheader import KNOWN_FORMATS, HeaderError, ImageHeader, read_header
 
 _MAX_LAYERS: Final = 200
 """libvirt's limit for a chain of backing files."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLayer:
-    """One image of a chain. ``path`` is absolute.
-
-    ``backing`` is the path of the next layer and ``backing_format`` what the header calls it, where it does.
-    ``holds_bitmaps``: the format has room for bitmaps, as qcow2 has from its version 3 on ("compat 1.1"). ``bitmaps``
-    are those in the file: what a running VM keeps in memory is not there, and what it loaded from the file is
-    ``in_use`` while it runs. ``snapshots`` are the internal ones. ``corrupt``: QEMU marked it so, and opens it for
-    reading only until it is repaired.
-    """
-
-    path: str
-    format: str
-    size_bytes: int
-    bitmaps: tuple[ImageBitmap, ...]
-    encrypted: bool
-    data_file: str | None
-    backing: str | None
-    holds_bitmaps: bool = True
-    snapshots: tuple[ImageSnapshot, ...] = ()
-    corrupt: bool = False
-    backing_format: str | None = None
-
-    def bitmap(self, name: str) -> ImageBitmap | None:
-        """Return the bitmap of that name."""
-        return next((bitmap for bitmap in self.bitmaps if bitmap.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,24 +25,13 @@ from vmkeep.errors import (
     WrongKey,
 )
 from vmkeep.filesystem import file_error, file_errors
-from vmkeep.transfer.imagechain import (
-    ImageLayer,
-    OpenChain,
-    OpenFile,
-    OpenLayer,
-    look_at_image,
-    named_chain,
-    open_chain,
-)
-from vmkeep.transfer.imageheader import ImageBitmap, ImageSnapshot
+from vmkeep.planning.images import ImageLayer
+from vmkeep.transfer.imagechain import OpenChain, OpenFile, OpenLayer, look_at_image, named_chain, open_chain
 from vmkeep.transfer.imagekey import SECRET_ID, ImageKey, handed
 from vmkeep.transfer.tools import run_tool
 
 __all__ = [
     "OF_AN_IMAGE",
-    "ImageBitmap",
-    "ImageLayer",
-    "ImageSnapshot",
     "add_bitmap",
     "change_internal_snapshot",
     "describe_image",

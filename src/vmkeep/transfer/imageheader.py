@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from vmkeep.planning.images import ImageBitmap, ImageSnapshot
+
 ReadAt = Callable[[int, int], bytes]
 """Returns the bytes at (offset, length) of an image, fewer at its end."""
 
@@ -75,28 +77,6 @@ _SIGNS: Final = (
 
 class HeaderError(ValueError):
     """An image that cannot be what it is said to be; the message goes on after the image's name: "is …"."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageBitmap:
-    """A dirty bitmap stored in a qcow2 image.
-
-    ``in_use``: the image was not closed properly (or is open now), so the bitmap cannot be trusted. ``recording``:
-    whoever opens the image for writing goes on recording in it.
-    """
-
-    name: str
-    granularity_bytes: int
-    in_use: bool
-    recording: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSnapshot:
-    """An internal snapshot in a qcow2 image; ``memory_bytes`` is the VM's memory that was saved with it, if any."""
-
-    name: str
-    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

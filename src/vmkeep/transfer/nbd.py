@@ -43,6 +43,7 @@ class NbdConnection:
         self._label = label
         self._handle = nbd.NBD()
         try:
+            _speak_plainly(self._handle)
             self._handle.set_export_name(export)
             for context in contexts:
                 self._handle.add_meta_context(context)
@@ -81,6 +82,16 @@ class NbdConnection:
         if not replies:
             raise TransferError(f"QEMU gave no map of disk {self._label} at {start}", disk=self._label)
         return replies
+
+
+def _speak_plainly(handle: nbd.NBD) -> None:
+    """Use the requests that every server knows.
+
+    libnbd 1.18 and QEMU 8.2 agree on longer ones otherwise. The guardian asks a connection of a dead vmkeep with a
+    plain one, for which QEMU would wait in vain (seen with 1.22 and 10.0: the job ended 3 s late).
+    """
+    if hasattr(handle, "set_request_extended_headers"):  # since 1.18; Debian 12 has 1.14
+        handle.set_request_extended_headers(False)
 
 
 class Export(Protocol):

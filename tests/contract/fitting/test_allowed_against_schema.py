@@ -7,7 +7,7 @@ from lxml import etree
 
 from vmkeep.fitting.allowed import Allowed, allowed_domain
 from vmkeep.fitting.vocabulary import Vocabulary
-from vmkeep.host.suitability import SCHEMAS
+from vmkeep.host.restores.suitability import SCHEMAS
 
 # What has come after libvirt 9.0, the oldest that is looked at here.
 _NEWER = {

@@ -14,8 +14,8 @@ from tests.integration.cli.command_line import vmkeep
 from vmkeep.config import load_settings
 from vmkeep.errors import NoSpace, StoreError
 from vmkeep.flows.catch_up import catch_up
+from vmkeep.flows.installation import Premises, catalog_point, catalog_states
 from vmkeep.flows.point_search import search_point
-from vmkeep.flows.premises import Premises, catalog_point, catalog_states
 from vmkeep.repository import PointDisk, PointRecord, Repository
 
 VM = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"

@@ -16,8 +16,8 @@ from tests.integration.catalog.examples import WIN11, example_point
 from tests.integration.cli.command_line import COMMAND, Answer, environment, vmkeep
 from vmkeep.catalog import OperationState
 from vmkeep.config import load_settings
-from vmkeep.flows.premises import Premises, catalog_point, catalog_states
-from vmkeep.host.lock import FileLock
+from vmkeep.flows.installation import Premises, catalog_point, catalog_states
+from vmkeep.locks import FileLock
 from vmkeep.repository import PointRecord
 
 NOWHERE = ("-c", "qemu+unix:///system?socket=/nowhere/libvirt-sock")

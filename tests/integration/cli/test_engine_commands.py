@@ -23,7 +23,7 @@ from vmkeep.cli.main import main
 from vmkeep.config import load_settings
 from vmkeep.errors import Interrupted, VmBusy
 from vmkeep.flows.requests import FilesRestored, PointTaken, RestoreFiles, RestoreVm, TakePoint, VmRestored
-from vmkeep.host.survey import Progress, SurveyedVm
+from vmkeep.host.tasks.survey import Progress, SurveyedVm
 
 Watch = Callable[[Progress], None]
 

@@ -348,7 +348,7 @@ def test_hosts_of_a_home_that_cannot_be_written_are_listed(
     def refused(*_: object) -> None:
         raise PermissionRefused("read-only")
 
-    monkeypatch.setattr("vmkeep.flows.premises.prepare_home", refused)
+    monkeypatch.setattr("vmkeep.flows.installation.prepare_home", refused)
     with premises(first) as place:
         assert look_for_hosts(place, lambda _: None) is None
         assert [key.trust for key in place.catalog.host_keys()] == [Trust.OWN, Trust.UNKNOWN]

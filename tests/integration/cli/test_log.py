@@ -15,7 +15,7 @@ from tests.integration.cli.command_line import vmkeep
 from vmkeep.catalog import Catalog, OperationState
 from vmkeep.config import load_settings
 from vmkeep.errors import VmBusy
-from vmkeep.host.lock import FileLock
+from vmkeep.locks import FileLock
 
 
 @pytest.fixture

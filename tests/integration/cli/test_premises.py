@@ -12,7 +12,7 @@ import pytest
 from tests.integration.cli.command_line import COMMAND, environment, vmkeep
 from vmkeep.config import load_settings
 from vmkeep.errors import RepositoryForeign, RepositoryNotFound
-from vmkeep.flows.premises import Premises, catalog_point, catalog_states
+from vmkeep.flows.installation import Premises, catalog_point, catalog_states
 from vmkeep.repository import PointDisk, PointRecord
 
 VM = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"

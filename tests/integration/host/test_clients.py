@@ -16,8 +16,9 @@ import nbd
 import pytest
 
 from tests.integration.transfer.images import Image, make_qcow2
-from vmkeep.host.clients import Channel, HeldClients
-from vmkeep.host.processstate import hangs_dead
+from vmkeep.host.guard.clients import Channel, HeldClients, _has_passed
+from vmkeep.host.vm.processes import hangs_dead
+from vmkeep.transfer.nbd import NbdConnection
 from vmkeep.transfer.server import ImageServer
 
 _READ = struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 4 << 20)
@@ -84,6 +85,14 @@ def test_clients_of_a_dead_process_are_read_from_and_unfinished_handshakes_are_e
     for duplicate in duplicates.values():
         duplicate.close()
     assert held.any_open()  # whose handshakes were over, as far as the server is concerned
+
+
+def test_connection_of_ours_answers_the_question_whether_its_handshake_is_over(server: Path) -> None:
+    """One that both ends had agreed on longer requests for would not answer, and the job would end 3 s late."""
+    client = _connected(server)
+    NbdConnection(client, "", (), "vda")
+    assert _has_passed(client, time.monotonic() + 3)
+    client.close()
 
 
 def test_they_are_let_go_when_the_server_has_ended_them(image: Image, tmp_path: Path, channel: Channel) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from vmkeep.config import Settings, load_settings
 from vmkeep.errors import VmkeepError
-from vmkeep.host import leftovers
-from vmkeep.host.checkup import mend
-from vmkeep.host.findings import Finding, FindingCode, KnownOperation, Mend, Operations
-from vmkeep.host.journal import RestoreJournal
-from vmkeep.host.lock import FileLock
-from vmkeep.host.safety import JobRecord, Stage
+from vmkeep.host.checkup import leftovers
+from vmkeep.host.checkup.host import mend
+from vmkeep.host.guard.rescue import JobRecord, Stage
+from vmkeep.host.records.restore import RestoreJournal
+from vmkeep.host.tasks.checkup import Finding, FindingCode, KnownOperation, Mend, Operations
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.locks import FileLock
 from vmkeep.repository import Repository
 
 DONE, FAILED, LIVING, INTERRUPTED, UNKNOWN = (letter * 32 for letter in "abcde")

@@ -10,8 +10,8 @@ import pytest
 from tests.integration.host.test_reach import Told
 from tests.unit.fitting.test_hostparts import DISK, HOSTILE_DEVICES, IMAGE, NVRAM, ORDINARY_DEVICES, domain
 from vmkeep.errors import DefinitionReaches, VmkeepError
-from vmkeep.host.momentorders import VmMoments
-from vmkeep.host.momentreach import refuse_reaching_moments
+from vmkeep.host.moments.reach import refuse_reaching_moments
+from vmkeep.host.tasks.moments import VmMoments
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.moments import MomentKind, parse_moment
 

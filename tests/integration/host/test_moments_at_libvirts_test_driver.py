@@ -20,19 +20,11 @@ from vmkeep.errors import (
     VmBusy,
     VmkeepError,
 )
-from vmkeep.host.bases import checkpoint_prefix
-from vmkeep.host.journal import RestoreJournal
-from vmkeep.host.lock import FileLock
-from vmkeep.host.momentorders import (
-    DeleteMoments,
-    ImportMoments,
-    MomentsChanged,
-    RedefineMoment,
-    is_base_name,
-    to_be_deleted,
-)
-from vmkeep.host.moments import LocalMoments
+from vmkeep.host.moments.local import LocalMoments
+from vmkeep.host.records.restore import RestoreJournal
+from vmkeep.host.tasks.moments import DeleteMoments, ImportMoments, MomentsChanged, RedefineMoment, to_be_deleted
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.locks import FileLock
 from vmkeep.moments import (
     BundledMoment,
     Checkpoint,
@@ -44,6 +36,7 @@ from vmkeep.moments import (
     format_moment,
     redefinable,
 )
+from vmkeep.planning.names import checkpoint_prefix, is_base_name
 
 KIND = MomentKind.CHECKPOINT
 UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"

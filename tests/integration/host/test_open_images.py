@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from vmkeep.definition import Definition, parse_definition
-from vmkeep.host import openimages
-from vmkeep.host.astray import AstrayDisk, compare
-from vmkeep.host.openimages import OpenImages, open_images
+from vmkeep.host.vm import openimages
+from vmkeep.host.vm.astray import AstrayDisk, compare
+from vmkeep.host.vm.openimages import OpenImages, open_images
 from vmkeep.hypervisor.blocknodes import _path
 
 _UUID = "0e9fa704-8f0c-4474-a165-21d32ce01bbb"

@@ -12,8 +12,8 @@ from vmkeep.definition import parse_definition
 from vmkeep.definition.reading import read_domain
 from vmkeep.errors import DefinitionReaches, VmkeepError
 from vmkeep.fitting import Wish
-from vmkeep.host.reach import Judged, OwnVm, judge_definition, stays_in_drive
-from vmkeep.host.tasks import HostParts
+from vmkeep.host.restores.reach import Judged, OwnVm, judge_definition, stays_in_drive
+from vmkeep.host.tasks.restores import HostParts
 from vmkeep.hypervisor import Hypervisor
 
 _GOLDEN = Path(__file__).parents[2] / "unit" / "fitting" / "golden" / "bookworm"

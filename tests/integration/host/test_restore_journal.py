@@ -9,7 +9,7 @@ import pytest
 
 from vmkeep.config import Settings, load_settings
 from vmkeep.errors import RestorePending
-from vmkeep.host.journal import (
+from vmkeep.host.records.restore import (
     JournalDisk,
     JournalOverlay,
     RestoreJournal,
@@ -19,7 +19,7 @@ from vmkeep.host.journal import (
     pending_restore,
     refuse_while_pending,
 )
-from vmkeep.host.tasks import DeliveredItem
+from vmkeep.host.tasks.restores import DeliveredItem
 
 _JOURNAL = RestoreJournal(
     operation="ab" * 16,

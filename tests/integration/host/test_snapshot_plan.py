@@ -11,10 +11,10 @@ import pytest
 
 from vmkeep.definition import parse_definition
 from vmkeep.errors import VmkeepError
-from vmkeep.host.bitmaps import image_chains
-from vmkeep.host.snapshot_plan import PlannedSnapshot, plan_snapshot
-from vmkeep.host.surroundings import Surroundings
-from vmkeep.host.tasks import MakeSnapshot
+from vmkeep.host.snapshots.plan import PlannedSnapshot, plan_snapshot
+from vmkeep.host.snapshots.surroundings import Surroundings
+from vmkeep.host.tasks.snapshots import MakeSnapshot
+from vmkeep.host.vm.images import image_chains
 from vmkeep.hypervisor import DomainState, RunState
 
 _RUNNING = DomainState(RunState.RUNNING, io_error=False)

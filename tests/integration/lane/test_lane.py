@@ -216,10 +216,11 @@ def test_a_sites_mirror_certificates_and_package_directories_are_found(tmp_path:
     assert site.mirror(machine) == "http://mirror.example/debian"
     assert site.mirror(tmp_path) == site.DEFAULT_MIRROR
     assert site.package_directories({"PIP_FIND_LINKS": f"{packages} /nowhere"}, machine) == [files, packages]
-    site.copy_settings(tree, machine)
+    site.copy_settings(tree, "lane-x", machine)
     assert (tree / "etc/pip.conf").exists()
     assert (tree / "usr/local/share/ca-certificates/own.crt").read_text() == "certificate"
     assert (tree / "etc/resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+    assert "127.0.1.1 lane-x" in (tree / "etc/hosts").read_text().splitlines()
 
 
 def test_of_the_environment_only_what_reaches_mirrors_goes_along(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.integration.repository.test_repository_golden import files
 from tests.integration.repository.test_repository_specification import Reader, canonical
 from vmkeep.catalog import Catalog
 from vmkeep.errors import ObjectDamaged, ObjectMissing, PointNotFound, TargetExists
-from vmkeep.flows.premises import catalog_point, catalog_states
+from vmkeep.flows.installation import catalog_point, catalog_states
 from vmkeep.repository import PointRecord, PointSecret, Repository, SecretRef
 
 GOLDEN = Path(__file__).parent / "golden" / "secrets"

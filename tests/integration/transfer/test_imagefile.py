@@ -30,7 +30,8 @@ from vmkeep.errors import (
     TransferError,
     VmBusy,
 )
-from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer, add_bitmap, describe_image, remove_bitmap
+from vmkeep.planning.images import ImageBitmap, ImageLayer
+from vmkeep.transfer.imagefile import add_bitmap, describe_image, remove_bitmap
 from vmkeep.transfer.server import ImageServer
 
 # The header extension of qcow2 that holds the format of the backing file, and a number that nobody reads.

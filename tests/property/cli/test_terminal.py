@@ -17,7 +17,7 @@ from vmkeep.cli.console import Console
 from vmkeep.cli.tables import Facts, Table
 from vmkeep.cli.terminal import Screened, printable_xml
 from vmkeep.errors import OperationFailed
-from vmkeep.host.survey import Progress
+from vmkeep.host.tasks.survey import Progress
 
 STEERING = "\x1b[2J\x9b31m\x07\x00\x7f\r\b\u202e\u2066\u200f\u061c\u2028\u2029\u00ad\ufeff\U000e0041\udcff"
 OWN = re.compile("\x1b\\[[01]m")

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from vmkeep.catalog import Catalog
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.catch_up import catch_up
-from vmkeep.flows.premises import catalog_point, catalog_states
+from vmkeep.flows.installation import catalog_point, catalog_states
 from vmkeep.repository import PointRecord, StateRef
 
 VM = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 
 from tests.property.foreign import anything, damaged, forged, outcome, texts
 from vmkeep.errors import TransferError
-from vmkeep.host import heldscratch, qemulog
+from vmkeep.host.checkup import heldscratch
+from vmkeep.host.vm import qemulog
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.hypervisor.blocknodes import BlockNodes
+from vmkeep.planning.images import ImageLayer
 from vmkeep.transfer import imagefile, nbd
 from vmkeep.transfer.capture import changed_runs
-from vmkeep.transfer.imagechain import ImageLayer, OpenChain
+from vmkeep.transfer.imagechain import OpenChain
 from vmkeep.transfer.nbd import BASE_ALLOCATION, NbdConnection, NbdSource
 
 # -- answers of its monitor ----------------------------------------------------------------------------------------

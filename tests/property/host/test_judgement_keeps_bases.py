@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.host.judgement import Moments
+from vmkeep.planning.judgement import Moments
 
 OURS = "vmkeep-0123abcd-"
 TARGETS = st.sampled_from(("vda", "vdb", "vdc"))

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.host.bitmaps import Bitmaps
-from vmkeep.host.checkpoint_health import CheckpointFacts, Health, judge_checkpoints
-from vmkeep.host.checkpoint_repair import (
+from vmkeep.host.checkpoints.health import next_bases
+from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
+from vmkeep.planning import PlannableDisk
+from vmkeep.planning.bitmaps import Bitmaps
+from vmkeep.planning.checkpoint_health import CheckpointFacts, Health, judge_checkpoints
+from vmkeep.planning.checkpoint_repair import (
     Delete,
     DropBitmap,
     Forget,
@@ -25,12 +28,9 @@ from vmkeep.host.checkpoint_repair import (
     RepairStep,
     plan_repair,
 )
-from vmkeep.host.checkpoint_survey import next_bases
-from vmkeep.host.checkpoints import Lineage
-from vmkeep.host.tasks import KnownDisk, KnownPoint
-from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
-from vmkeep.planning import PlannableDisk
-from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer
+from vmkeep.planning.images import ImageBitmap, ImageLayer
+from vmkeep.planning.lineage import Lineage
+from vmkeep.planning.model import KnownDisk, KnownPoint
 
 OURS = "vmkeep-0123abcd-"
 TARGETS = ("vda", "vdb")
@@ -49,7 +49,7 @@ class Model:
     images: dict[str, list[dict[str, ImageBitmap]]]  # by disk, the top one first
     in_qemu: dict[str, set[str]]  # by name, the disks whose bitmap QEMU has and holds for sound
     shared: frozenset[str]
-    hopeless: set[tuple[str, str]] = field(default_factory=set)
+    refused_bitmaps: set[tuple[str, str]] = field(default_factory=set)
 
     def facts(self) -> CheckpointFacts:
         chains = {
@@ -85,12 +85,15 @@ class Model:
         )
         plannable = [PlannableDisk(target=t, source=_path(t, 0), format="qcow2", size_bytes=SIZE) for t in TARGETS]
         return replace(
-            facts, bases=next_bases(facts, plannable, vm="guest", killed=False, hopeless=frozenset(self.hopeless))
+            facts,
+            bases=next_bases(
+                facts, plannable, vm="guest", killed=False, refused_bitmaps=frozenset(self.refused_bitmaps)
+            ),
         )
 
     def plan(self) -> RepairPlan:
         facts = self.facts()
-        return plan_repair(facts, judge_checkpoints(facts), hopeless=frozenset(self.hopeless))
+        return plan_repair(facts, judge_checkpoints(facts), refused_bitmaps=frozenset(self.refused_bitmaps))
 
     def take(self, step: RepairStep) -> None:  # noqa: C901  one arm a step, and nothing else
         match step:
@@ -98,7 +101,7 @@ class Model:
                 assert name not in self.listed
                 parent = next((above for above in parents if above in self.listed), None)
                 proven = set(targets) & self.in_qemu.get(name, set()) if self.running else set(targets)
-                self.hopeless |= {(name, target) for target in set(targets) - proven}
+                self.refused_bitmaps |= {(name, target) for target in set(targets) - proven}
                 if proven:
                     self.listed[name], self.parents[name] = frozenset(proven), parent
             case Narrow(name, keep, _, drop):

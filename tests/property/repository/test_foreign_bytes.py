@@ -26,7 +26,7 @@ from vmkeep.catalog.times import end_of_named_time
 from vmkeep.cli.console import time_text
 from vmkeep.cli.forest import draw_forest
 from vmkeep.errors import InvalidRequest, ObjectMissing
-from vmkeep.flows.premises import catalog_point, catalog_states, known_point
+from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
 from vmkeep.keys import export_key, import_key
 from vmkeep.keys.keyfile import KeyFile
 from vmkeep.moments.bundle import BundleError, parse_bundle
@@ -145,7 +145,7 @@ def use(record: PointRecord, catalog: Catalog | None = None) -> None:
     assert datetime.fromisoformat(point.created).tzinfo is not None
     assert end_of_named_time(point.created[:10]) is not None
     assert list(draw_forest([summary], lambda each: str(each["id"])))
-    known_point(point)
+    known_from_catalogue(point)
     json.dumps(summary, ensure_ascii=False).encode()
     for each in record.disks:
         assert geometry_of(each.stored).levels <= 64

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from vmkeep.cli.checkpoint import read_diskspec
+from vmkeep.cli.moment_output import moment_facts, moment_object, moment_table
 from vmkeep.cli.moments import Listing
-from vmkeep.cli.momentshown import moment_facts, moment_object, moment_table
 from vmkeep.cli.tables import Facts, Table
 from vmkeep.errors import InvalidRequest
-from vmkeep.host.momentorders import VmMoments
+from vmkeep.host.tasks.moments import VmMoments
 from vmkeep.moments import Checkpoint, CheckpointDisk, MomentKind, Snapshot, SnapshotDisk, SnapshotMemory
 
 UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"

@@ -16,8 +16,8 @@ from vmkeep.catalog.models import metadata
 from vmkeep.cli.main import app
 from vmkeep.config import load_settings
 from vmkeep.errors import InvalidRequest, error_classes
-from vmkeep.host import findings
-from vmkeep.host.findings import FindingCode
+from vmkeep.host.tasks import checkup as findings
+from vmkeep.host.tasks.checkup import FindingCode
 from vmkeep.planning import ExclusionReason, Mode, Reason, WarningCode
 
 PROJECT = Path(__file__).resolve().parents[3]

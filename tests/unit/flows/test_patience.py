@@ -11,7 +11,7 @@ import pytest
 from vmkeep.errors import GivenUp, Interrupted, NoSpace, Stalled
 from vmkeep.flows import patience
 from vmkeep.flows.patience import Patience, patiently
-from vmkeep.host.survey import Progress
+from vmkeep.host.tasks.survey import Progress
 from vmkeep.repository import Unanswered, unanswered
 from vmkeep.repository.answers import under_way
 

@@ -12,8 +12,9 @@ from vmkeep.config import load_settings
 from vmkeep.errors import GivenUp, HostFileMissing
 from vmkeep.flows import engine as engine_module
 from vmkeep.flows.engine import Engine
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Run
-from vmkeep.flows.premises import Premises
+from vmkeep.host.local import LocalHost
 
 
 class _Handle:
@@ -35,7 +36,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(engine_module, "_RESULT_SECONDS", 0.0)
     for name in ("_RECORDING_SECONDS", "_TAKING_UP_SECONDS"):
         monkeypatch.setattr(engine_module, name, 0.3)
-    return Engine(Premises(load_settings(home="/nowhere", environ={})))
+    settings = load_settings(home="/nowhere", environ={})
+    return Engine(Premises(settings), LocalHost(settings))
 
 
 def test_end_that_is_recorded_is_taken_from_the_record(engine: Engine) -> None:

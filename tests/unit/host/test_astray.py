@@ -9,8 +9,8 @@ import pytest
 
 from vmkeep.definition import Definition
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound
-from vmkeep.host import astray
-from vmkeep.host.astray import AstrayDisk, astray_disks
+from vmkeep.host.vm import astray
+from vmkeep.host.vm.astray import AstrayDisk, astray_disks
 from vmkeep.hypervisor import RunState
 
 _ASTRAY = AstrayDisk("vda", "/images/base", "qcow2", "/images/overlay")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmkeep.host.bitmaps import Bitmaps
-from vmkeep.host.checkpoint_health import CheckpointFacts, Health, Standing, health_texts, judge_checkpoints
-from vmkeep.host.checkpoint_repair import Forget, ListAgain, Narrow, RemoveBitmap, plan_repair
-from vmkeep.host.checkpoints import Lineage
-from vmkeep.host.tasks import KnownDisk, KnownPoint
 from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
-from vmkeep.transfer.imagefile import ImageBitmap, ImageLayer
+from vmkeep.planning.bitmaps import Bitmaps
+from vmkeep.planning.checkpoint_health import CheckpointFacts, Health, Role, health_texts, judge_checkpoints
+from vmkeep.planning.checkpoint_repair import Forget, ListAgain, Narrow, RemoveBitmap, plan_repair
+from vmkeep.planning.images import ImageBitmap, ImageLayer
+from vmkeep.planning.lineage import Lineage
+from vmkeep.planning.model import KnownDisk, KnownPoint
 
 OURS = "vmkeep-0123abcd-"
 NEW, OLD, GONE = (OURS + name for name in ("new", "old", "gone"))
@@ -91,7 +91,7 @@ def test_name_of_another_repository_is_foreign_and_without_a_repository_every_na
     other = "vmkeep-ffffffff-new"
     seen = facts({other: ("vda",)}, layer("vda", other), layer("vdb"))
     (judged,) = judge_checkpoints(seen)
-    assert (judged.health, judged.standing, judged.trouble) == (Health.FOREIGN, Standing.FOREIGN, False)
+    assert (judged.health, judged.standing, judged.trouble) == (Health.FOREIGN, Role.FOREIGN, False)
 
 
 def test_checkpoint_of_a_disk_that_the_vm_has_no_more_is_neither_broken_nor_removed() -> None:

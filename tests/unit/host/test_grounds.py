@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from vmkeep.errors import VmNotFound
-from vmkeep.host import grounds
-from vmkeep.host.grounds import LibvirtGrounds, forget_parked, remember_parked
+from vmkeep.host.vm import grounds
+from vmkeep.host.vm.grounds import LibvirtGrounds, forget_parked, remember_parked
 from vmkeep.hypervisor import Hypervisor
 
 _CHAIN = (

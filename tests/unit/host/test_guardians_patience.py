@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from vmkeep.errors import HypervisorError, HypervisorUnavailable
-from vmkeep.host import guardian
+from vmkeep.host.guard import guardian
 
 
 class Clients:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmkeep.host.judgement import Moments
+from vmkeep.planning.judgement import Moments
 
 OURS = "vmkeep-0123abcd-"
 NEW, OLD, GONE = (OURS + name for name in ("new", "old", "gone"))

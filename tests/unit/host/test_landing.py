@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmkeep.errors import IntegrityError
-from vmkeep.host.landing import below
+from vmkeep.host.restores.landing import below
 from vmkeep.statefiles.capture import needs_another_file
 
 

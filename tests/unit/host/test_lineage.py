@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vmkeep.host.checkpoint_health import by_age
-from vmkeep.host.checkpoints import Lineage, newest_first
-from vmkeep.host.tasks import KnownPoint
 from vmkeep.moments import Checkpoint
+from vmkeep.planning.checkpoint_health import by_age
+from vmkeep.planning.lineage import Lineage, newest_first
+from vmkeep.planning.model import KnownPoint
 
 
 def point(name: str, clock: str, sequence: int | None, parent: str | None = None) -> KnownPoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmkeep.errors import InvalidRequest
-from vmkeep.host.connecting import refuse_remote
+from vmkeep.host.connection import refuse_remote
 
 
 @pytest.mark.parametrize("uri", ["qemu+ssh://root@other/system", "qemu+tcp://10.0.0.1/system", "qemu://other/system"])

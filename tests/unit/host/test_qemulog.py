@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmkeep.host.qemulog import last_words
+from vmkeep.host.vm.qemulog import last_words
 
 _START = [
     "2026-01-02 03:04:05.678+0000: starting up libvirt version: 9.0.0, qemu version: 7.2.22Debian, kernel: 6.1",

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.repository.records import GOOD
 from vmkeep.errors import SecretUnfit
-from vmkeep.host.secret import NeededSecret, define_secrets, plan_secrets, put_secret_back
+from vmkeep.host.vm.secrets import NeededSecret, define_secrets, plan_secrets, put_secret_back
 from vmkeep.hypervisor import Hypervisor, Secret, Withheld
 from vmkeep.repository import PointRecord, PointSecret, Repository
 

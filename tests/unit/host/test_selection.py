@@ -18,8 +18,8 @@ from vmkeep.definition import (
     TpmDevice,
 )
 from vmkeep.errors import DiskUnsupported, HostFileMissing, InvalidRequest, StateUnsupported
-from vmkeep.host.instant import StateSource
-from vmkeep.host.selection import ChosenState, ImageOnHost, Selection, select
+from vmkeep.host.restores.selection import ImageOnHost, Selection, select
+from vmkeep.host.vm.states import ChosenState, StateSource
 from vmkeep.repository import ExcludedDisk, PointDisk, PointRecord, StateRef, StoredDisk
 
 _SIZE = 1 << 20

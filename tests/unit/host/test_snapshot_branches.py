@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmkeep.host.snapshot_branches import ImageUser, is_harmed
+from vmkeep.planning.branches import ImageUser, is_harmed
 
 # a <- b <- c is the chain that snapshots one (overlay b) and two (overlay c) made; n is a branch over a, m one over b.
 _A, _B, _C, _N, _M = ("a",), ("b", "a"), ("c", "b", "a"), ("n", "a"), ("m", "b", "a")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmkeep.host.bitmaps import Chain
-from vmkeep.host.checkpoint_health import Health
-from vmkeep.host.snapshot_health import SnapshotFacts, Unread, judge_snapshots, snapshot_texts
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotMemory
-from vmkeep.transfer.imagefile import ImageLayer, ImageSnapshot
+from vmkeep.planning.bitmaps import Chain
+from vmkeep.planning.checkpoint_health import Health
+from vmkeep.planning.images import ImageLayer, ImageSnapshot
+from vmkeep.planning.snapshot_health import SnapshotFacts, Unread, judge_snapshots, snapshot_texts
 
 
 def image(*paths: str, snapshots: tuple[ImageSnapshot, ...] = ()) -> Chain:
@@ -61,12 +61,27 @@ def test_what_could_not_be_looked_at_is_unknown() -> None:
     assert text(replace(GOOD, memory={"/memory": Unread("no permission")})) == "unknown: memory"
 
 
-def test_deletion_that_was_interrupted_is_told_beside_what_else_is_wrong() -> None:
+def test_deletion_that_was_interrupted_is_told_of_the_snapshot_that_it_wrote_to() -> None:
+    """libvirt marks the snapshot that made the image which was written to; that of the deleted one stands on it."""
     disk = replace(OUTER.disks[0], delete_in_progress=True)
-    (judged,) = judge_snapshots(replace(GOOD, snapshots=(replace(OUTER, disks=(disk,)),)))
-    (part,) = [part for part in judged.parts if part.kind == "disk"]
-    assert (part.health, part.deleting) == (Health.BROKEN, True)
-    assert "interrupted" in part.why
+    later = replace(OUTER, name="later", creation_time=2, disks=(SnapshotDisk("vda", "external", source="/top"),))  # type: ignore[arg-type]
+    chain = image("/top", "/over", "/base")
+    facts = replace(
+        GOOD,
+        snapshots=(replace(OUTER, disks=(disk,)), later),
+        sources={**GOOD.sources, "later": {"vda": "/over"}},
+        present={"vda": chain},
+        images={**GOOD.images, "/top": chain},
+    )
+    outer, deleted = judge_snapshots(facts)
+    assert (outer.health, outer.parts[0].deleting) == (Health.SOUND, False)
+    assert (deleted.parts[0].health, deleted.parts[0].deleting) == (Health.BROKEN, True)
+    assert "interrupted" in deleted.parts[0].why
+
+
+def test_disk_that_our_own_deletion_has_written_to_is_broken() -> None:
+    assert text(replace(GOOD, torn={"outer": {"vda"}})) == "broken: vda"
+    assert text(replace(GOOD, torn={"outer": ()})) == "sound"
 
 
 def test_disk_that_somebody_else_keeps_is_not_judged() -> None:

@@ -8,9 +8,8 @@ import pytest
 
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import StateUnsupported
-from vmkeep.host.instant import StateSource, refuse_unwritten_variables, state_sources
-from vmkeep.host.preparation import state_warnings
-from vmkeep.host.secret import NeededSecret, needed_secrets
+from vmkeep.host.vm.secrets import NeededSecret, needed_secrets
+from vmkeep.host.vm.states import StateSource, refuse_unwritten_variables, state_sources, state_warnings
 from vmkeep.statefiles.location import StateRoots
 
 _UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"

@@ -10,18 +10,20 @@ import pytest
 
 from vmkeep.config import load_settings
 from vmkeep.errors import GivenUp, Stalled
+from vmkeep.host import local
 from vmkeep.host.local import LocalHost
 from vmkeep.host.protocol import TaskState
-from vmkeep.host.tasks import PublishItems, Task
+from vmkeep.host.tasks.restores import PublishItems
+from vmkeep.host.tasks.task import Task
 
-TASK: Task = PublishItems((), force=False)
+TASK: Task[tuple[str, ...]] = PublishItems((), force=False)
 
 
 def _end(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> TaskState:
     def fail(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(LocalHost, "_carry_out", fail)
+    monkeypatch.setattr(local, "_carry_out", fail)
     host = LocalHost(load_settings(home="/nowhere", environ={}))
     host.start("operation", TASK)
     return host.poll("operation", 10)

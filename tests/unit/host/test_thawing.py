@@ -12,9 +12,11 @@ from typing import Any, cast
 import pytest
 
 from vmkeep.errors import AgentUnavailable, VmBusy
-from vmkeep.host import safety, snapshot_rescue, thawing
-from vmkeep.host.keepsake import Keepsake
-from vmkeep.host.safety import JobRecord, Stage, carry_out, let_guest_go_on, rescue, rescue_abandoned
+from vmkeep.host.guard import rescue as safety
+from vmkeep.host.guard import snapshot_rescue
+from vmkeep.host.guard.rescue import JobRecord, Stage, carry_out, let_guest_go_on, rescue, rescue_abandoned
+from vmkeep.host.records.snapshot import SnapshotRecord
+from vmkeep.host.vm import thawing
 from vmkeep.hypervisor import Hypervisor, RunState
 from vmkeep.hypervisor.domain import DomainState
 
@@ -126,7 +128,7 @@ def record(**changes: Any) -> JobRecord:
 
 
 def snapshot_record(tmp_path: Path) -> JobRecord:
-    keepsake = Keepsake(
+    keepsake = SnapshotRecord(
         operation="0" * 32,
         uri="qemu:///system",
         vm="linux",

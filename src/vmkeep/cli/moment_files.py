@@ -1,0 +1,83 @@
+"""`export` and `import`: all checkpoints, or all snapshots, of a VM as one file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmkeep.cli.moments import change_or_ask
+from vmkeep.errors import MomentInvalid
+
+if TYPE_CHECKING:
+    from vmkeep.cli.session import Session
+    from vmkeep.moments import MomentKind
+
+OutputArgument = Annotated[str, typer.Argument(metavar="FILE", help="A new file; - is standard output.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Redefine those that are there and are not as the file has them.")
+]
+
+
+def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, secure: bool, force: bool) -> None:
+    """``vmkeep KIND export``."""
+    from vmkeep.cli.terminal import escaped_json
+    from vmkeep.cli.textfiles import STANDARD, write_text
+    from vmkeep.flows.signed_exports import export_signer
+    from vmkeep.host.tasks.moments import ReadDefinitions, ReadMoments, moment_errors
+    from vmkeep.moments import BundledMoment, MomentBundle, format_bundle, parse_moment
+
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=kind, vm=vm))
+        definitions = host.ask(ReadDefinitions(kind=kind, vm=vm, secure=secure))
+    order = [moment.name or "" for moment in found.tree().descendants() if moment.name in definitions]
+    with moment_errors(kind, found.vm):
+        moments = tuple(BundledMoment(parse_moment(kind, definitions[name]), definitions[name]) for name in order)
+    bundle = MomentBundle(
+        kind=kind,
+        vm_name=found.vm,
+        vm_uuid=found.uuid,
+        moments=moments,
+        current=found.current if found.current in order else None,
+        secure=secure,
+    )
+    text = format_bundle(bundle, export_signer(running.settings))
+    if file == STANDARD:
+        running.console.text(escaped_json(text))
+        return
+    write_text(file, text, force=force)
+    if running.console.json:
+        running.console.document({"exported": {"vm": found.vm, "path": file, f"{kind}s": order}})
+    else:
+        passwords = ", with passwords" if secure else ""
+        running.console.show(f"{len(order)} {kind}s of {found.vm} written to {file}{passwords}")
+
+
+def import_moments(
+    running: Session, kind: MomentKind, vm: str, file: str, *, replace_them: bool, validate: bool, trust: bool
+) -> None:
+    """``vmkeep KIND import``."""
+    from vmkeep.cli.textfiles import read_text
+    from vmkeep.flows.signed_exports import is_trusted_export
+    from vmkeep.host.tasks.moments import ImportMoments
+    from vmkeep.moments import BundleError, parse_bundle
+    from vmkeep.moments.bundle import MAX_CHARACTERS
+
+    try:
+        bundle = parse_bundle(read_text(file, limit_bytes=MAX_CHARACTERS))
+    except BundleError as error:
+        raise MomentInvalid(f"{file}: {error}", vm=vm, path=file) from error
+    trusted = trust or is_trusted_export(running.settings, lambda: running.premises.catalog, bundle.signature)
+    order = ImportMoments(kind=kind, vm=vm, bundle=bundle, replace=replace_them, validate=validate, trusted=trusted)
+    done = change_or_ask(running, order)
+    if running.console.json:
+        value: dict[str, Any] = {"vm": done.vm, "redefined": list(done.names), "equal": list(done.kept)}
+        running.console.document({"imported": value})
+        return
+    for name in done.names:
+        running.console.show(f"{kind} {name} of {done.vm} redefined")
+    for name in done.kept:
+        running.console.show(f"{kind} {name} of {done.vm} is there already")
+    if not bundle.moments:
+        running.console.show(f"the file holds no {kind}s")

@@ -1,0 +1,1 @@
+"""The guardian, and what makes a guest safe when vmkeep dies in the middle of an operation."""

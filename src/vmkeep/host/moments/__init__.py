@@ -1,0 +1,1 @@
+"""Libvirt's checkpoints and snapshots changed: created, deleted, edited, and defined again."""

@@ -1,0 +1,45 @@
+"""What is left over on this machine of operations that did not come to their end, and what settles it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmkeep.host.operation import Operation
+from vmkeep.host.records.restore import RestoreJournal, journal_path, refuse_while_needed
+from vmkeep.host.records.snapshot import keepsakes
+from vmkeep.host.tasks.task import Task
+from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore, Unfinished
+
+
+def carry_out(task: Task[Any], operation: Operation) -> Any:
+    """Return the answer to a task."""
+    settings = operation.settings
+    match task:
+        case ListUnfinished():
+            restores = tuple(sorted(path.stem for path in settings.restores_dir.glob("*.json")))
+            return Unfinished(restores, tuple(place.name for place in keepsakes(settings.snapshots_dir)))
+        case RescueGuests():
+            if not settings.guards_dir.is_dir():
+                return ()
+            from vmkeep.host.guard.rescue import rescue_abandoned
+
+            return rescue_abandoned(settings.guards_dir)
+        case RequireUnneeded():
+            return refuse_while_needed(settings, task.point)
+        case SettleRestore():
+            if _goes_to_snapshot(operation):
+                from vmkeep.host.reverts.desk import revert
+
+                return revert(operation).settle()
+            from vmkeep.host.restores.desk import in_place
+
+            return in_place(operation).settle()
+    raise AssertionError(f"not a task of recovery: {task}")
+
+
+def _goes_to_snapshot(operation: Operation) -> bool:
+    try:
+        path = journal_path(operation.settings.restores_dir, operation.id)
+        return RestoreJournal.load(path).revert is not None
+    except (OSError, ValueError):
+        return False  # over just now, or not to be read: the restore says so

@@ -1,0 +1,1 @@
+"""Restores: to files, as a VM, and over the VM itself."""

@@ -1,0 +1,90 @@
+"""The tasks of restores, carried out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmkeep.host.operation import Operation
+from vmkeep.host.restores import as_vm, items, to_files
+from vmkeep.host.restores.in_place import InPlace, check_in_place
+from vmkeep.host.tasks.restores import (
+    BindRestore,
+    CheckInPlace,
+    DefineVm,
+    DeliverItems,
+    DiscardReplaced,
+    ParkVm,
+    PrepareFiles,
+    PrepareVm,
+    PublishItems,
+    PublishRestore,
+    PutBack,
+    ReleaseVm,
+    StageRestore,
+    UndefineVm,
+    WithdrawItems,
+    WriteRestore,
+)
+from vmkeep.host.tasks.task import Task
+
+
+def carry_out(task: Task[Any], operation: Operation) -> Any:
+    """Return the answer to a task."""
+    connected, repository, settings = operation.connected, operation.repository, operation.settings
+    match task:
+        case PrepareFiles():
+            return to_files.prepare_files(connected, repository(), task)
+        case PrepareVm():
+            return as_vm.prepare_vm(connected(), repository(), settings, task)
+        case DeliverItems():
+            return items.deliver_items(
+                connected, repository(), settings, task, stop=operation.stop, watch=operation.watch
+            )
+        case PublishItems():
+            return items.publish_items(task)
+        case WithdrawItems():
+            return items.withdraw_items(task)
+        case DiscardReplaced():
+            return items.discard_replaced(task)
+        case DefineVm():
+            return as_vm.define_vm(connected(), repository(), task)
+        case UndefineVm():
+            return as_vm.undefine_vm(connected(), repository(), task)
+        case CheckInPlace():
+            return check_in_place(connected(), repository(), settings, task)
+    return _carry_out_in_place(task, operation)
+
+
+def _carry_out_in_place(task: Task[Any], operation: Operation) -> Any:
+    match task:
+        case ParkVm():
+            return in_place(operation).park(task)
+        case StageRestore():
+            return in_place(operation).stage()
+        case WriteRestore():
+            return in_place(operation).write()
+        case PublishRestore():
+            return in_place(operation).publish()
+        case BindRestore():
+            return in_place(operation).bind()
+        case ReleaseVm():
+            return in_place(operation).release(task.vm_uuid)
+        case PutBack():
+            return in_place(operation).put_back(task.vm_uuid)
+    raise AssertionError(f"not a task of restores: {task}")
+
+
+def in_place(operation: Operation) -> InPlace:
+    """Return the restore in place that the operation is."""
+
+    def make() -> InPlace:
+        return InPlace(
+            operation.settings,
+            operation.connected(),
+            operation.repository(),
+            operation.id,
+            stop=operation.stop,
+            watch=operation.watch,
+        )
+
+    return operation.kept(InPlace, make)

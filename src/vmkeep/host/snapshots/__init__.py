@@ -1,0 +1,1 @@
+"""Libvirt's snapshots: planned, made, and the health of those that are there."""

@@ -1,0 +1,1 @@
+"""What a host is asked to do, and what it answers: plain values, one module a noun."""

@@ -1,0 +1,1 @@
+"""One VM looked at: definition, disks, images, state files, secrets, keys. Nothing is changed."""
