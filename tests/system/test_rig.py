@@ -285,7 +285,7 @@ def _guardian(zygote: Zygote, vm: Vm, traps: Sequence[Trap]) -> dict[str, Any]:
         "folder": str((process / "cwd").readlink()),
         "signals": [status[name].strip() for name in ("SigBlk", "SigIgn", "SigCgt")],
         "umask": status["Umask"].strip(),
-        "descriptors": sorted(re.sub(r"\d+|[0-9a-f]{32}", "N", link) for link in links),
+        "descriptors": sorted(re.sub(r"[0-9a-f]{32}|\d+", "N", link) for link in links),
     }
     zygote.go.touch()
     zygote.finish().acts  # noqa: B018  raises unless all went well
