@@ -2,9 +2,9 @@
 
 To delete an external snapshot libvirt has QEMU write its overlay into the image below, which held the state of the
 snapshot until then. When QEMU or libvirtd is killed meanwhile, libvirt lists the snapshot as before and marks nothing
-in the first of a line of snapshots
-(11.3, tried), so a revert would bring the mixture. So a note is made before, and goes when libvirt is done. An
-image that nobody has written to since then still holds the state: what libvirt refused has harmed nothing.
+in the first of a line of snapshots (11.3, tried), so a revert would bring the mixture. So a note is made before, and
+goes when libvirt is done. An image that nobody has written to since then still holds the state: what libvirt refused
+has harmed nothing.
 """
 
 from __future__ import annotations
