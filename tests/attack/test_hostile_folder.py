@@ -92,7 +92,7 @@ def test_guardian_imports_nothing_of_the_current_folder(
 def test_command_that_is_isolated_starts_its_guardian_so(installed: Path) -> None:
     python = installed.read_text().splitlines()[0].removeprefix("#!").split()
     assert python[1:] == ["-I"]
-    script = "from vmkeep.host import standby; print(standby._ISOLATED)"
+    script = "from vmkeep.host.guard import standby; print(standby._ISOLATED)"
     told = subprocess.run([*python, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout == "-I\n"
 
