@@ -333,6 +333,11 @@ class _ForkedGuardian:
             os.close(self._end)
             self._end = -1
 
+    def poll(self) -> int | None:
+        """Return None as long as it lives; its exit status is for its parent."""
+        ended = self._end < 0 or bool(select.select([self._end], [], [], 0)[0])
+        return 0 if ended else None
+
 
 def _become_guardian(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
