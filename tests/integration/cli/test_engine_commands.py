@@ -23,7 +23,7 @@ from vmkeep.cli.main import main
 from vmkeep.config import load_settings
 from vmkeep.errors import Interrupted, VmBusy
 from vmkeep.flows.requests import FilesRestored, PointTaken, RestoreFiles, RestoreVm, TakePoint, VmRestored
-from vmkeep.host.tasks.survey import Progress, SurveyedVm
+from vmkeep.host.tasks.survey import LookAtVms, Progress, SurveyedVm
 
 Watch = Callable[[Progress], None]
 
@@ -37,7 +37,7 @@ class StandIn:
     reason: Interrupted | None = None
     needs_home: bool = True
 
-    def __call__(self, _premises: object, *, needs_home: bool, last: bool, watch: object) -> Self:
+    def __call__(self, _premises: object, _host: object, *, needs_home: bool, last: bool, watch: object) -> Self:
         self.needs_home = needs_home
         assert not last  # the test's process goes on
         assert callable(watch)
@@ -138,7 +138,8 @@ def test_all_asks_the_host_for_its_vms(
         def close(self) -> None:
             pass
 
-        def vms(self) -> tuple[SurveyedVm, ...]:
+        def ask(self, task: object) -> tuple[SurveyedVm, ...]:
+            assert task == LookAtVms()
             return (SurveyedVm("win11", WIN11, "running", (), "uefi", None, None, True, ()),)
 
     module = ModuleType("vmkeep.host.local")
