@@ -11,12 +11,12 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any
 
 from vmkeep.catalog import Catalog, OperationState
 from vmkeep.config import Settings
 from vmkeep.errors import Interrupted, VmkeepError
-from vmkeep.flows.forget_snapshot import forget_deleted_snapshots
+from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE, forget_deleted_snapshots
 from vmkeep.flows.patience import carry_out
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.moments import (
@@ -30,9 +30,6 @@ from vmkeep.host.tasks.moments import (
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.locks import FileLock
 from vmkeep.moments import MomentError, MomentKind, parse_moment
-
-SNAPSHOT_CHANGE: Final = "snapshot.change"
-"""The kind of the operation."""
 
 
 def change_moments(

@@ -39,8 +39,8 @@ from vmkeep.errors import (
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
-from vmkeep.flows.change_moments import SNAPSHOT_CHANGE, agree
 from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
+from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.patience import patiently
@@ -578,6 +578,8 @@ class Engine:
 
     def _finish_change(self, operation: Operation) -> tuple[str, ...]:
         """Let the catalogue agree with what libvirt made of a change of snapshots."""
+        from vmkeep.flows.change_moments import agree  # with all that is known of moments, for a rare case
+
         try:
             told = agree(self._host, self._premises.catalog, operation.request)
         except VmNotFound:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from vmkeep.catalog import Catalog
+
+SNAPSHOT_CHANGE: Final = "snapshot.change"
+"""The kind of an operation that changes libvirt's snapshots (``flows.change_moments``)."""
 
 
 def forget_deleted_snapshots(catalog: Catalog, vm_uuid: str, names: Collection[str]) -> tuple[str, ...]:
