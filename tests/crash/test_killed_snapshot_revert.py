@@ -36,7 +36,7 @@ _FORWARD = [
     ("after", f"{_SAVE}#2"),
     ("before", "vmkeep.host.restores.items:publish#2"),
     ("after", "vmkeep.hypervisor.domain:Domain.forget_checkpoint"),
-    ("after", "vmkeep.hypervisor.reversion:Reversion.redefine"),
+    ("after", "vmkeep.hypervisor.moments:DomainMoments.redefine"),
     ("after", f"{_SAVE}#3"),
 ]
 _STARTABLE_BEFORE_PARKING = _FORWARD[:1]
@@ -283,7 +283,7 @@ def test_revert_killed_at_any_effect_is_finished_or_never_began(bench: Bench, sh
 
 # -- internal snapshots: libvirt's own revert, which writes over the images ----------------------------------------
 
-_LIBVIRT = "vmkeep.hypervisor.reversion:Reversion.revert"
+_LIBVIRT = "vmkeep.hypervisor.snapshots:DomainSnapshots.revert"
 
 
 @dataclass(slots=True)

@@ -2,8 +2,7 @@
 
 from vmkeep.hypervisor.connection import Hypervisor
 from vmkeep.hypervisor.domain import Domain, DomainState, RunState
-from vmkeep.hypervisor.moments import DomainMoments
-from vmkeep.hypervisor.reversion import Reversion
+from vmkeep.hypervisor.moments import DomainMoments, snapshots_of
 from vmkeep.hypervisor.secrets import Secret, Withheld, secret_xml
 from vmkeep.hypervisor.snapshots import DomainSnapshots
 
@@ -13,9 +12,9 @@ __all__ = [
     "DomainSnapshots",
     "DomainState",
     "Hypervisor",
-    "Reversion",
     "RunState",
     "Secret",
     "Withheld",
     "secret_xml",
+    "snapshots_of",
 ]

@@ -196,3 +196,8 @@ class DomainMoments:
         vm = self.domain.name
         hint = f"`{command_line(f'vmkeep {self.kind} list', vm)}` shows them."
         return MomentNotFound(f"VM {vm!r} has no {self.kind} {name!r}", vm=vm, hint=hint)
+
+
+def snapshots_of(domain: Domain) -> DomainMoments:
+    """Return the snapshots that libvirt lists of a VM."""
+    return DomainMoments(domain, MomentKind.SNAPSHOT)

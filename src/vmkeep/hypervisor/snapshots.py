@@ -1,7 +1,12 @@
-"""The snapshots of one VM in libvirt: made, looked up, and defined again."""
+"""What is done with the snapshots of one VM in libvirt besides what is done with any moment (``hypervisor.moments``).
+
+They are made, with the memory of a VM that runs, and reverted to: libvirt 9.0 reverts to internal snapshots only, and
+for external ones a flow gives the VM new overlays.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import libvirt
@@ -73,3 +78,27 @@ class DomainSnapshots:
         """End the saving of memory that is under way: the snapshot is not made then. Nothing happens without one."""
         with suppress(libvirt.libvirtError):
             self._domain.handle.abortJob()
+
+    def revert(self, name: str, *, paused: bool) -> None:
+        """Let libvirt revert to an internal snapshot. It sets the definition to that of the snapshot as well.
+
+        ``paused`` is for one with memory: the processors stand still afterwards, whatever they did then.
+        """
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED if paused else 0
+        with libvirt_errors(f"revert to snapshot {name}", self._domain.name):
+            self._domain.handle.revertToSnapshot(self._domain.handle.snapshotLookupByName(name), flags)
+
+    def delete_internal(self, name: str, targets: Sequence[str]) -> None:
+        """Delete a snapshot in the images of a running VM that libvirt does not list: it is listed for that."""
+        root = etree.Element("domainsnapshot")
+        for tag, text in (("name", name), ("state", "shutoff"), ("creationTime", "1")):
+            etree.SubElement(root, tag).text = text
+        etree.SubElement(root, "memory", snapshot="no")
+        disks = etree.SubElement(root, "disks")
+        for target in targets:
+            etree.SubElement(disks, "disk", name=target, snapshot="internal")
+        with libvirt_errors(f"delete the snapshot {name}", self._domain.name):
+            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+            root.append(etree.fromstring(self._domain.handle.XMLDesc(flags).encode()))
+            xml = etree.tostring(root, encoding="unicode")
+            self._domain.handle.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE).delete()

@@ -50,11 +50,12 @@ class _Hypervisor:
         return (f"/{pool}/{volume}", False) if pool == "p" else None
 
 
-class _Reversion:
+class _Snapshots:
     def __init__(self, domain: _Domain) -> None:
         self._domain = domain
 
-    def snapshots(self) -> Mapping[str, str]:
+    def definitions(self, *, secure: bool) -> Mapping[str, str]:
+        assert secure
         return self._domain.snapshots
 
 
@@ -64,7 +65,7 @@ def _disk(source: str, below: str = "", kind: str = "file") -> str:
 
 @pytest.fixture(autouse=True)
 def _snapshots_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grounds, "Reversion", _Reversion)
+    monkeypatch.setattr(grounds, "snapshots_of", _Snapshots)
 
 
 def _grounds(*domains: _Domain) -> LibvirtGrounds:

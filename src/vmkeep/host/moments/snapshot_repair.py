@@ -15,15 +15,15 @@ from pathlib import Path
 from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.definition.repointing import Placed, leave_chains_to_images, restand
-from vmkeep.errors import HypervisorError, VmkeepError, VmOff
+from vmkeep.errors import VmkeepError, VmOff
 from vmkeep.host.moments.local import WITH_CHECKPOINTS
 from vmkeep.host.tasks.moments import MomentsChanged, RepairSnapshots, named
 from vmkeep.host.vm.chains import chain_faults
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.moments import read_for_change, read_snapshot
-from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, Reversion, RunState
-from vmkeep.moments import MomentKind, Snapshot, SnapshotLocation, SnapshotState, format_snapshot
+from vmkeep.hypervisor import Domain, DomainMoments, Hypervisor, RunState, snapshots_of
+from vmkeep.moments import MomentKind, Snapshot, SnapshotLocation, format_snapshot
 from vmkeep.planning.images import ImageLayer
 from vmkeep.planning.snapshot_health import image_of_overlay
 from vmkeep.transfer.imagefile import describe_image
@@ -47,14 +47,14 @@ def repair_snapshots(
     that cannot be read.
     """
     read_for_change(DomainMoments(domain, MomentKind.SNAPSHOT))
-    reversion = Reversion(domain)
-    mends = [mend for xml in reversion.snapshots().values() for mend in _mends(xml, domain, hypervisor)]
+    listed = snapshots_of(domain)
+    mends = [mend for xml in listed.definitions(secure=True).values() for mend in _mends(xml, domain, hypervisor)]
     mends.sort(key=lambda mend: (mend.record.creation_time or 0, mend.name))
     if not order.dry:
-        current = reversion.current()
+        current = listed.current()
         for mend in mends:
             stop()
-            _redefine(reversion, domain, mend, current=mend.name == current)
+            _redefine(listed, domain, mend, current=mend.name == current)
     return MomentsChanged(
         vm=domain.name,
         uuid=domain.uuid,
@@ -63,14 +63,11 @@ def repair_snapshots(
     )
 
 
-def _redefine(reversion: Reversion, domain: Domain, mend: _Mend, *, current: bool) -> None:
+def _redefine(listed: DomainMoments, domain: Domain, mend: _Mend, *, current: bool) -> None:
     try:
-        reversion.redefine(
-            format_snapshot(mend.record, secure=True),
-            disk_only=mend.record.state is SnapshotState.DISK_SNAPSHOT,
-            current=current,
-        )
-    except HypervisorError as error:
+        xml = format_snapshot(mend.record, secure=True)
+        listed.redefine(mend.name, xml, state=mend.record.state, current=current)
+    except VmkeepError as error:
         if WITH_CHECKPOINTS not in error.message or domain.state().run is not RunState.OFF:
             raise
         start = command_line("virsh start", domain.name, options="--paused")

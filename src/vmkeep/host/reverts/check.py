@@ -16,7 +16,7 @@ from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.deletions import refuse_torn
 from vmkeep.host.vm.fitness import refuse_in_transition, refuse_jobs, require_off
 from vmkeep.host.vm.images import image_chains
-from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
+from vmkeep.hypervisor import Domain, Hypervisor, RunState, snapshots_of
 from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import Repository
 from vmkeep.transfer.tools import require_tools
@@ -29,7 +29,7 @@ def check_revert(
     domain = hypervisor.domain(request.vm)
     refuse_while_pending(settings, domain.name, domain.uuid)
     require_tools("qemu-img", "qemu-nbd", "setpriv", doing=f"change the disks of {domain.name}")
-    xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+    xml = snapshots_of(domain).definition(request.choice.snapshot, secure=True)
     refuse_torn(settings.deletions_dir, domain, xml)
     running = _refuse_state(domain, stop=request.stop)
     present = domain.definition_xml(inactive=True, secure=True)

@@ -19,7 +19,7 @@ from vmkeep.host.reverts.choice import ChosenImage, RevertPlan
 from vmkeep.host.tasks.reverts import ParkForRevert
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.moments import read_snapshot
-from vmkeep.hypervisor import Domain, Hypervisor, Reversion
+from vmkeep.hypervisor import Domain, Hypervisor, snapshots_of
 from vmkeep.moments import Snapshot, SnapshotState
 from vmkeep.transfer.imagefile import OF_AN_IMAGE, describe_image, internal_snapshots, names_in_chain
 
@@ -53,7 +53,7 @@ def new_journal(
         run=_run_afterwards(request.run, reversal),
         reset_nvram=request.choice.reset_nvram,
         drop_checkpoints=request.choice.drop_checkpoints,
-        former_current=Reversion(domain).current() or "",
+        former_current=snapshots_of(domain).current() or "",
         aim=(request.aim.point or "", request.aim.known),
         origin=(request.origin.point or "", request.origin.known),
         states=tuple((version.kind, version.version_id) for version in reversal.versions),
@@ -128,7 +128,7 @@ def _run_afterwards(asked: str, reversal: RevertPlan) -> str:
 def _discardable(hypervisor: Hypervisor, domain: Domain, reversal: RevertPlan) -> frozenset[str]:
     """Return the present images of the disks that go back which no snapshot, and no other VM, stands on."""
     needed: set[str] = set()
-    for xml in Reversion(domain).snapshots().values():
+    for xml in snapshots_of(domain).definitions(secure=True).values():
         snapshot, then = read_snapshot(xml, domain)
         for disk in with_volumes_found(then, hypervisor).disks:
             if disk.source is not None and any(disk.target == kept.name for kept in snapshot.disks):

@@ -43,9 +43,9 @@ from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.deletions import refuse_torn
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.moments import read_snapshot
-from vmkeep.hypervisor import Domain, Hypervisor, Reversion, RunState
+from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, snapshots_of
 from vmkeep.logs import get_logger
-from vmkeep.moments import SnapshotState, parse_checkpoint
+from vmkeep.moments import parse_checkpoint
 from vmkeep.paths import give_away
 from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import Repository
@@ -100,7 +100,7 @@ class Revert:
                 refuse_while_pending(self._settings, domain.name, domain.uuid)
             present = self._parking.definition_xml(domain, journal)
             definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
-            xml = Reversion(domain).snapshot_xml(request.choice.snapshot)
+            xml = snapshots_of(domain).definition(request.choice.snapshot, secure=True)
             refuse_torn(self._settings.deletions_dir, domain, xml)
             reversal = choose(self._hypervisor, domain, definition, xml, request.choice, request.known)
             if reversal.internal and not request.choice.drop_checkpoints:
@@ -197,7 +197,7 @@ class Revert:
         publish_items(PublishItems(journal.items, force=True))
         if revert.internal:
             self._drop_bitmaps(domain, journal)
-            Reversion(domain).revert(revert.snapshot, paused=revert.with_memory)
+            DomainSnapshots(domain).revert(revert.snapshot, paused=revert.with_memory)
             return
         self._make_current(domain, revert.snapshot, revert.checkpoints)
         if revert.memory:
@@ -247,10 +247,10 @@ class Revert:
         block operations while checkpoint exists"). The journal holds them, and they are listed again afterwards.
         """
         _forget_for_now(domain, checkpoints)
-        reversion = Reversion(domain)
-        xml = reversion.snapshot_xml(name)
+        listed = snapshots_of(domain)
+        xml = listed.definition(name, secure=True)
         snapshot, _ = read_snapshot(xml, domain)
-        reversion.redefine(xml, disk_only=snapshot.state is SnapshotState.DISK_SNAPSHOT, current=True)
+        listed.redefine(name, xml, state=snapshot.state, current=True)
 
     # -- ReleaseReverted ---------------------------------------------------------------------------------------
 
@@ -342,7 +342,7 @@ class Revert:
             for disk in held:
                 change_internal_snapshot("-d", disk.path, disk.format, self._way_back)
             return
-        Reversion(domain).delete_internal(self._way_back, [disk.target for disk in held])
+        DomainSnapshots(domain).delete_internal(self._way_back, [disk.target for disk in held])
 
     def _run(self, domain: Domain, revert: SnapshotRevert) -> str:
         """Start or resume the VM where it should run; return why it does not."""

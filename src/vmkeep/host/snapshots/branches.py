@@ -21,8 +21,8 @@ from vmkeep.definition import DefinitionError, parse_definition
 from vmkeep.errors import PermissionRefused, SnapshotNeeded, VmNotFound
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.moments import read_snapshot
-from vmkeep.hypervisor import Domain, Hypervisor, Reversion
-from vmkeep.moments import Snapshot, SnapshotLocation, SnapshotState, format_snapshot
+from vmkeep.hypervisor import Domain, Hypervisor, snapshots_of
+from vmkeep.moments import Snapshot, SnapshotLocation, format_snapshot
 from vmkeep.planning.branches import Chain, ImageUser, is_harmed
 from vmkeep.transfer.imagefile import OF_AN_IMAGE, names_in_chain
 
@@ -38,10 +38,10 @@ def refuse_dangerous_deletion(hypervisor: Hypervisor, domain: Domain, names: Col
     libvirt's record of any, can always go. Raises MomentNotFound and InvalidRequest for a snapshot that is not there or
     cannot be read.
     """
-    reversion = Reversion(domain)
+    listed = snapshots_of(domain)
     branches = _Branches(hypervisor, domain)
     for name in names:
-        for target, overlay, below in branches.merged(reversion.snapshot_xml(name)):
+        for target, overlay, below in branches.merged(listed.definition(name, secure=True)):
             if branches.skips_images(overlay, below):
                 raise SnapshotNeeded(
                     f"snapshot {name!r} of VM {domain.name!r} cannot be deleted: libvirt's record of it names {below} "
@@ -85,9 +85,9 @@ def guard_branches(hypervisor: Hypervisor, domain: Domain) -> None:
     image below, it names the overlay of that branch. The VM must have no checkpoints listed, or run: libvirt 9.0
     redefines no snapshot of a VM that is off and has some.
     """
-    reversion, branches = Reversion(domain), _Branches(hypervisor, domain)
-    current = reversion.current()
-    for name, xml in reversion.snapshots().items():
+    listed, branches = snapshots_of(domain), _Branches(hypervisor, domain)
+    current = listed.current()
+    for name, xml in listed.definitions(secure=True).items():
         snapshot, _ = read_snapshot(xml, domain)
         safe = {
             target: branches.safe_overlay(name, target, overlay, below)
@@ -95,11 +95,8 @@ def guard_branches(hypervisor: Hypervisor, domain: Domain) -> None:
         }
         disks = tuple(replace(disk, source=safe.get(disk.name, disk.source)) for disk in snapshot.disks)
         if disks != snapshot.disks:
-            reversion.redefine(
-                format_snapshot(replace(snapshot, disks=disks), secure=True),
-                disk_only=snapshot.state is SnapshotState.DISK_SNAPSHOT,
-                current=name == current,
-            )
+            xml = format_snapshot(replace(snapshot, disks=disks), secure=True)
+            listed.redefine(name, xml, state=snapshot.state, current=name == current)
 
 
 class _Branches:
@@ -172,7 +169,7 @@ class _Branches:
         }
 
     def _of_snapshots(self) -> Iterator[ImageUser]:
-        for name, xml in Reversion(self._domain).snapshots().items():
+        for name, xml in snapshots_of(self._domain).definitions(secure=True).items():
             snapshot, images = self._images(xml)
             inside = {disk.name for disk in snapshot.disks if disk.location is SnapshotLocation.INTERNAL}
             for target, chain in images.items():

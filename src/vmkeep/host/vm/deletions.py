@@ -22,7 +22,7 @@ from vmkeep.definition import DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, HypervisorError, HypervisorUnavailable, SnapshotNeeded
 from vmkeep.filesystem import file_errors, replace_file, sync_directory
 from vmkeep.host.vm.definition import with_volumes_found
-from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, Reversion
+from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, snapshots_of
 from vmkeep.moments import MomentError, Snapshot, SnapshotLocation, parse_snapshot
 from vmkeep.planning.snapshot_health import merged_into
 
@@ -91,7 +91,7 @@ def noted_deletion(
     directory: Path, domain: Domain, hypervisor: Hypervisor, name: str, *, merges: bool
 ) -> Iterator[None]:
     """Note that a snapshot is deleted in the block, as long as it is not; ``merges`` as false: its record alone is."""
-    note = DeletionNote.of(domain, hypervisor, Reversion(domain).snapshot_xml(name)) if merges else None
+    note = DeletionNote.of(domain, hypervisor, snapshots_of(domain).definition(name, secure=True)) if merges else None
     harmed = note is not None and note.earlier(directory) is not None
     if note is not None:
         note.save(directory)

@@ -16,7 +16,7 @@ from typing import Final
 from lxml import etree
 
 from vmkeep.errors import VmkeepError
-from vmkeep.hypervisor import Domain, Hypervisor, Reversion
+from vmkeep.hypervisor import Domain, Hypervisor, snapshots_of
 from vmkeep.logs import get_logger
 from vmkeep.transfer.imagegrounds import ask
 from vmkeep.transfer.qemuuser import QemuUser
@@ -135,7 +135,7 @@ def _texts(domain: Domain) -> Iterator[etree._Element]:
     readers: tuple[Callable[[], list[str]], ...] = (
         lambda: [domain.definition_xml(inactive=True)],
         lambda: [domain.definition_xml()],
-        lambda: list(Reversion(domain).snapshots().values()),
+        lambda: list(snapshots_of(domain).definitions(secure=True).values()),
     )
     for reader in readers:
         try:
