@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError, SourceKind, parse_definition
+from vmkeep.definition import Definition, SourceKind
 from vmkeep.errors import ChoiceRequired, HostFileMissing, IntegrityError, TargetExists
 from vmkeep.filesystem import file_error
 from vmkeep.host.restores.reach import OwnVm
 from vmkeep.host.tasks.restores import DeliveredItem, HostParts, PrepareVm
+from vmkeep.host.vm.images import definitions_of_vms
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.paths import ForeignLink, open_directory
 from vmkeep.repository import PointDisk, PointRecord
@@ -167,11 +168,7 @@ def _holds(top: Path, true: Path) -> bool:
 
 def _images_of_vms(hypervisor: Hypervisor) -> Iterator[tuple[Path, str]]:
     """Return the images that VMs of this host have, with the VM's name."""
-    for domain in hypervisor.domains():
-        try:
-            definition = parse_definition(domain.definition_xml(inactive=domain.is_persistent()))
-        except DefinitionError:
-            continue
+    for vm, definition in definitions_of_vms(hypervisor):
         for disk in definition.disks:
             if disk.source_kind is SourceKind.FILE and disk.source and not disk.removable:
-                yield Path(disk.source), domain.name
+                yield Path(disk.source), vm.name

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from vmkeep.commandline import command_line
-from vmkeep.definition import DefinitionError, parse_definition
-from vmkeep.errors import PermissionRefused, SnapshotNeeded, VmNotFound
+from vmkeep.definition import Definition
+from vmkeep.errors import PermissionRefused, SnapshotNeeded
 from vmkeep.host.vm.definition import with_volumes_found
+from vmkeep.host.vm.images import definitions_of_vms
 from vmkeep.host.vm.moments import read_snapshot
 from vmkeep.hypervisor import Domain, Hypervisor, snapshots_of
 from vmkeep.moments import Snapshot, SnapshotLocation, format_snapshot
@@ -108,8 +109,11 @@ class _Branches:
         self._known: dict[str, Chain] = {}
         self._users: list[ImageUser] = []
         self._directories: set[Path] = set()
-        self.present = {target: chain for inactive in (True, False) for target, chain in self._chains(domain, inactive)}
-        self._users += self._of_vms()
+        # Where the two differ, the images that it is on now count.
+        defined = list(definitions_of_vms(hypervisor))
+        own = [definition for vm, definition in defined if vm.uuid == domain.uuid]
+        self.present = {target: chain for each in reversed(own) for target, chain in self._chains(each)}
+        self._users += self._of_vms([(vm, definition) for vm, definition in defined if vm.uuid != domain.uuid])
         self._users += self._of_snapshots()
 
     def merged(self, xml: str) -> list[tuple[str, str, str]]:
@@ -175,12 +179,10 @@ class _Branches:
             for target, chain in images.items():
                 yield ImageUser(f"snapshot {name}", chain, snapshot=name, inside=target in inside)
 
-    def _of_vms(self) -> Iterator[ImageUser]:
-        for vm in self._hypervisor.domains():
-            if vm.uuid != self._domain.uuid:
-                for inactive in (True, False):
-                    for target, chain in self._chains(vm, inactive):
-                        yield ImageUser(f"disk {target} of VM {vm.name}", chain)
+    def _of_vms(self, defined: Sequence[tuple[Domain, Definition]]) -> Iterator[ImageUser]:
+        for vm, definition in defined:
+            for target, chain in self._chains(definition):
+                yield ImageUser(f"disk {target} of VM {vm.name}", chain)
 
     def _look_beside(self, images: Collection[str]) -> None:
         """Learn of the overlays that lie beside images: a revert leaves what the VM was on before."""
@@ -191,11 +193,7 @@ class _Branches:
                     if path.is_file() and _is_overlay(path):
                         self._users.append(ImageUser(f"image {path}", self._chain(str(path), "qcow2"), is_file=True))
 
-    def _chains(self, vm: Domain, inactive: bool) -> Iterator[tuple[str, Chain]]:
-        try:
-            definition = with_volumes_found(parse_definition(vm.definition_xml(inactive=inactive)), self._hypervisor)
-        except (VmNotFound, DefinitionError):
-            return  # gone just now, or a machine of another kind
+    def _chains(self, definition: Definition) -> Iterator[tuple[str, Chain]]:
         for disk in definition.disks:
             if disk.source is not None and not disk.removable:
                 yield disk.target, self._chain(disk.source, disk.image_format)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import VmkeepError, VmNotFound
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.logs import get_logger
@@ -62,41 +62,40 @@ def writer_in_chain(chain: Chain) -> str | None:
     return next((writer for layer in chain if (writer := writer_of(layer.path)) is not None), None)
 
 
+def definitions_of_vms(hypervisor: Hypervisor, *, but: str = "") -> Iterator[tuple[Domain, Definition]]:
+    """Yield each VM of this host with its definitions, the present one and that of its next start; ``but`` is a UUID.
+
+    A VM that goes meanwhile is not among them, nor is one whose definition cannot be read: it is a machine of another
+    kind. Every other failure is raised, because who asks must not take an image for nobody's.
+    """
+    for vm in hypervisor.domains():
+        if vm.uuid == but:
+            continue
+        for inactive in (False, True):
+            try:
+                definition = with_volumes_found(parse_definition(vm.definition_xml(inactive=inactive)), hypervisor)
+            except (VmNotFound, DefinitionError):
+                continue
+            yield vm, definition
+
+
 def images_of_others(hypervisor: Hypervisor, vm_uuid: str) -> dict[str, str]:
     """Return every image that another VM of this host stands on, by its real path, with that VM's name."""
     used: dict[str, str] = {}
-    for domain in hypervisor.domains():
-        if domain.uuid == vm_uuid:
-            continue
-        for definition in _definitions(domain, hypervisor):
-            chains, _ = describe_chains(definition)
-            paths = {layer.path for chain in chains.values() for layer in chain}
-            paths |= {disk.source for disk in definition.disks if disk.source is not None}
-            for path in paths:
-                used.setdefault(os.path.realpath(path), domain.name)
+    for vm, definition in definitions_of_vms(hypervisor, but=vm_uuid):
+        chains, _ = describe_chains(definition)
+        paths = {layer.path for chain in chains.values() for layer in chain}
+        paths |= {disk.source for disk in definition.disks if disk.source is not None}
+        for path in paths:
+            used.setdefault(os.path.realpath(path), vm.name)
     return used
-
-
-def _definitions(domain: Domain, hypervisor: Hypervisor) -> list[Definition]:
-    found = []
-    for inactive in (False, True):
-        try:
-            found.append(with_volumes_found(parse_definition(domain.definition_xml(inactive=inactive)), hypervisor))
-        except (VmkeepError, DefinitionError):
-            continue  # gone, or transient
-    return found
 
 
 def written_images(hypervisor: Hypervisor) -> dict[str, str]:
     """Return the images that VMs of this host write to, now or after their next start, with the VM's name."""
-    found: dict[str, str] = {}
-    for vm in hypervisor.domains():
-        for inactive in (False, True):
-            try:
-                definition = parse_definition(vm.definition_xml(inactive=inactive))
-            except (VmkeepError, DefinitionError):
-                continue  # gone just now, or a machine of another kind
-            for disk in with_volumes_found(definition, hypervisor).disks:
-                if disk.source is not None and disk.source_kind in HOST_FILES and not disk.readonly:
-                    found[os.path.realpath(disk.source)] = vm.name
-    return found
+    return {
+        os.path.realpath(disk.source): vm.name
+        for vm, definition in definitions_of_vms(hypervisor)
+        for disk in definition.disks
+        if disk.source is not None and disk.source_kind in HOST_FILES and not disk.readonly
+    }
