@@ -14,11 +14,11 @@ from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.definition import Definition, DefinitionError
-from vmkeep.errors import HostFileMissing, PointChanged, RestorePending, VmBusy, VmkeepError, VmNotFound
-from vmkeep.filesystem import fault_error, sync_directory
+from vmkeep.definition import Definition
+from vmkeep.errors import HostFileMissing, PointChanged, VmNotFound
+from vmkeep.filesystem import sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
-from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, journal_path, refuse_while_pending
+from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, refuse_while_pending
 from vmkeep.host.restores.items import check_state, discard_replaced, item_at, publish_items, withdraw_items
 from vmkeep.host.restores.overwriting import (
     WITHOUT_BITMAPS,
@@ -27,8 +27,8 @@ from vmkeep.host.restores.overwriting import (
     image_mark,
     stored_disk,
 )
-from vmkeep.host.restores.parking import Parking
 from vmkeep.host.restores.selection import Selection, look_at_images, select
+from vmkeep.host.restores.unfinished import Unfinished
 from vmkeep.host.tasks.restores import (
     CheckInPlace,
     DeliveredItem,
@@ -50,7 +50,6 @@ from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.paths import give_away
-from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.repository import PointRecord, Repository
 from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
@@ -91,8 +90,11 @@ def check_in_place(
     )
 
 
-class InPlace:
-    """One restore in place. Its tasks are called one after the other; ``stop`` raises when it was cancelled."""
+class InPlace(Unfinished):
+    """One restore in place."""
+
+    kind = "restore"
+    doubt = "it is kept from starting, and its disks may not be whole"
 
     def __init__(
         self,
@@ -104,14 +106,8 @@ class InPlace:
         stop: Callable[[], None],
         watch: Callable[[Progress], None],
     ) -> None:
-        self._settings = settings
-        self._hypervisor = hypervisor
-        self._repository = repository
-        self._parking = Parking(settings, hypervisor, operation)
+        super().__init__(settings, hypervisor, repository, operation, stop=stop, watch=watch)
         self._overwriting = Overwriting(settings, repository, operation, self._key)
-        self._prefix = checkpoint_prefix(repository.id)
-        self._stop = stop
-        self._watch = watch
 
     def _key(self, disk: JournalDisk) -> ImageKey | None:
         journal = self._parking.load()
@@ -281,22 +277,6 @@ class InPlace:
 
     # -- PutBack -----------------------------------------------------------------------------------------------
 
-    def put_back(self, vm_uuid: str) -> None:
-        """Make the VM what it was at its safety point; can be repeated. Raises RestorePending when it cannot be."""
-        self._stop = lambda: None  # a cancelled restore is rolled back, and that must not be cancelled
-        journal = self._parking.load()
-        if journal is None:
-            self._parking.sweep_lock(vm_uuid)
-            return
-        try:
-            self._put_back(journal, self._parking.domain(journal))
-        except VmkeepError as error:
-            raise self._pending(journal, error) from error
-        except (OSError, DefinitionError) as error:
-            raise self._pending(journal, fault_error(error)) from error
-        finally:
-            self._parking.unlock()
-
     def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
         self._parking.lock(domain, self._stop)
         if journal.stage is RestoreStage.RELEASED:
@@ -327,34 +307,10 @@ class InPlace:
         self._overwriting.end()
         self._parking.end(journal)
 
-    def settle(self) -> RestoreSettled | None:
-        """End a restore that no flow carries on; None when another process does, or it is over."""
-        journal = self._parking.load()
-        if journal is None:
-            return None
-        try:
-            self._parking.lock(self._parking.domain(journal), self._stop, wait=False)
-        except VmBusy:
-            return None
-        journal = self._parking.load()
-        if journal is None:  # it came to its end while we looked
-            self._parking.unlock()
-            return None
-        forward = journal.stage is RestoreStage.RELEASED
-        self.put_back(journal.vm_uuid)
+    def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:
         how = "finished" if forward else "rolled back: the VM is as it was before"
         told = f"an interrupted restore of VM {journal.vm!r} to point {journal.point} was {how}"
         return RestoreSettled(told, journal.vm_uuid, journal.point if forward and journal.whole else journal.safety)
-
-    def _pending(self, journal: RestoreJournal, error: VmkeepError) -> RestorePending:
-        return RestorePending(
-            f"VM {journal.vm!r} could not be made what it was before its restore ({error.message}); it is kept from "
-            "starting, and its disks may not be whole",
-            vm=journal.vm,
-            disk=error.disk,
-            path=str(journal_path(self._settings.restores_dir, journal.operation)),
-            hint=error.hint if isinstance(error, RestorePending) else None,
-        )
 
 
 # -- what both look at -----------------------------------------------------------------------------------------

@@ -10,15 +10,13 @@ revert; an internal snapshot of the VM as it was, made first, is the way back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vmkeep.config import Settings
-from vmkeep.definition import DefinitionError
 from vmkeep.definition.parking import is_parked, unpark
 from vmkeep.definition.repointing import repoint
-from vmkeep.errors import Interrupted, NoSpace, RestorePending, TransferError, VmBusy, VmkeepError
+from vmkeep.errors import Interrupted, NoSpace, TransferError, VmkeepError
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, file_errors, sync_directory
 from vmkeep.host.checkpoints.rebinding import rebind_to_bitmaps
 from vmkeep.host.records.restore import (
@@ -26,11 +24,10 @@ from vmkeep.host.records.restore import (
     RestoreJournal,
     RestoreStage,
     SnapshotRevert,
-    journal_path,
     refuse_while_pending,
 )
 from vmkeep.host.restores.items import discard_replaced, publish_items, withdraw_items
-from vmkeep.host.restores.parking import Parking
+from vmkeep.host.restores.unfinished import Unfinished
 from vmkeep.host.reverts.check import refuse_foreign_bitmaps
 from vmkeep.host.reverts.choice import choose
 from vmkeep.host.reverts.journal import new_journal
@@ -43,12 +40,10 @@ from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.deletions import refuse_torn
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.moments import read_snapshot
-from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState, snapshots_of
+from vmkeep.hypervisor import Domain, DomainSnapshots, RunState, snapshots_of
 from vmkeep.logs import get_logger
 from vmkeep.moments import parse_checkpoint
 from vmkeep.paths import give_away
-from vmkeep.planning.names import checkpoint_prefix
-from vmkeep.repository import Repository
 from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import swtpm_owner
 from vmkeep.transfer.imagefile import (
@@ -64,27 +59,11 @@ _log = get_logger(__name__)
 _WAIT_SECONDS = 0.1
 
 
-class Revert:
-    """One revert. Its tasks are called one after the other; ``stop`` raises when it was cancelled."""
+class Revert(Unfinished):
+    """One revert to a snapshot."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        hypervisor: Hypervisor,
-        repository: Repository,
-        operation: str,
-        *,
-        stop: Callable[[], None],
-        watch: Callable[[Progress], None],
-    ) -> None:
-        self._settings = settings
-        self._hypervisor = hypervisor
-        self._repository = repository
-        self._operation = operation
-        self._parking = Parking(settings, hypervisor, operation)
-        self._prefix = checkpoint_prefix(repository.id)
-        self._stop = stop
-        self._watch = watch
+    kind = "revert"
+    doubt = "it is kept from starting"
 
     # -- ParkForRevert -----------------------------------------------------------------------------------------
 
@@ -358,22 +337,6 @@ class Revert:
 
     # -- PutBackRevert -----------------------------------------------------------------------------------------
 
-    def put_back(self, vm_uuid: str) -> None:
-        """Make the VM what it was; can be repeated. Raises RestorePending when it cannot be."""
-        self._stop = lambda: None  # a cancelled revert is taken back, and that must not be cancelled
-        journal = self._parking.load()
-        if journal is None:
-            self._parking.sweep_lock(vm_uuid)
-            return
-        try:
-            self._put_back(journal, self._parking.domain(journal))
-        except VmkeepError as error:
-            raise self._pending(journal, error) from error
-        except (OSError, DefinitionError) as error:
-            raise self._pending(journal, fault_error(error)) from error
-        finally:
-            self._parking.unlock()
-
     def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
         self._parking.lock(domain, self._stop)
         if journal.stage is RestoreStage.RELEASED:
@@ -432,36 +395,12 @@ class Revert:
         except VmkeepError as error:
             _log.warning("current snapshot", vm=domain.name, snapshot=revert.former_current, error=error.message)
 
-    def settle(self) -> RestoreSettled | None:
-        """End a revert that no flow carries on; None when another process does, or it is over."""
-        journal = self._parking.load()
-        if journal is None:
-            return None
-        try:
-            self._parking.lock(self._parking.domain(journal), self._stop, wait=False)
-        except VmBusy:
-            return None
-        journal = self._parking.load()
-        if journal is None:  # it came to its end while we looked
-            self._parking.unlock()
-            return None
-        forward = journal.stage is RestoreStage.RELEASED
-        self.put_back(journal.vm_uuid)
+    def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:
         how = "finished" if forward else "taken back: the VM is as it was before"
         revert = _revert_of(journal)
         point, known = revert.aim if forward and journal.whole else revert.origin
         told = f"an interrupted revert of VM {journal.vm!r} to snapshot {revert.snapshot} was {how}"
         return RestoreSettled(told, journal.vm_uuid, point or None, known)
-
-    def _pending(self, journal: RestoreJournal, error: VmkeepError) -> RestorePending:
-        return RestorePending(
-            f"VM {journal.vm!r} could not be made what it was before its revert ({error.message}); it is kept from "
-            "starting",
-            vm=journal.vm,
-            disk=error.disk,
-            path=str(journal_path(self._settings.restores_dir, journal.operation)),
-            hint=error.hint if isinstance(error, RestorePending) else None,
-        )
 
 
 # -- what all of it needs --------------------------------------------------------------------------------------

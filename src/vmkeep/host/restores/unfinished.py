@@ -1,0 +1,101 @@
+"""The end of an operation that keeps a VM from starting: a restore in place, or a revert to a snapshot.
+
+It is finished when the VM may be started already, and else taken back, whoever does it: the flow that failed, or the
+next command after its process died.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from vmkeep.config import Settings
+from vmkeep.definition import DefinitionError
+from vmkeep.errors import RestorePending, VmBusy, VmkeepError
+from vmkeep.filesystem import fault_error
+from vmkeep.host.records.restore import RestoreJournal, RestoreStage, journal_path
+from vmkeep.host.restores.parking import Parking
+from vmkeep.host.tasks.survey import Progress
+from vmkeep.host.tasks.unfinished import RestoreSettled
+from vmkeep.hypervisor import Domain, Hypervisor
+from vmkeep.planning.names import checkpoint_prefix
+from vmkeep.repository import Repository
+
+
+class Unfinished(ABC):
+    """One such operation. Its tasks are called one after the other; ``stop`` raises when it was cancelled."""
+
+    kind: ClassVar[str]
+    """What it is called: "restore"."""
+    doubt: ClassVar[str]
+    """What is so of a VM that could not be made what it was."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        repository: Repository,
+        operation: str,
+        *,
+        stop: Callable[[], None],
+        watch: Callable[[Progress], None],
+    ) -> None:
+        self._settings = settings
+        self._hypervisor = hypervisor
+        self._repository = repository
+        self._operation = operation
+        self._parking = Parking(settings, hypervisor, operation)
+        self._prefix = checkpoint_prefix(repository.id)
+        self._stop = stop
+        self._watch = watch
+
+    def put_back(self, vm_uuid: str) -> None:
+        """Make the VM what it was; can be repeated. Raises RestorePending when it cannot be."""
+        self._stop = lambda: None  # what was cancelled is taken back, and that must not be cancelled
+        journal = self._parking.load()
+        if journal is None:
+            self._parking.sweep_lock(vm_uuid)
+            return
+        try:
+            self._put_back(journal, self._parking.domain(journal))
+        except VmkeepError as error:
+            raise self._pending(journal, error) from error
+        except (OSError, DefinitionError) as error:
+            raise self._pending(journal, fault_error(error)) from error
+        finally:
+            self._parking.unlock()
+
+    def settle(self) -> RestoreSettled | None:
+        """End one that no flow carries on; None when another process does, or it is over."""
+        journal = self._parking.load()
+        if journal is None:
+            return None
+        try:
+            self._parking.lock(self._parking.domain(journal), self._stop, wait=False)
+        except VmBusy:
+            return None
+        journal = self._parking.load()
+        if journal is None:  # it came to its end while we looked
+            self._parking.unlock()
+            return None
+        forward = journal.stage is RestoreStage.RELEASED
+        self.put_back(journal.vm_uuid)
+        return self._settled(journal, forward=forward)
+
+    @abstractmethod
+    def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
+        """Lock the VM and take back what was done, by the journal's stage; what was released is finished."""
+
+    @abstractmethod
+    def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:
+        """Return what is told of one that was finished (``forward``) or taken back."""
+
+    def _pending(self, journal: RestoreJournal, error: VmkeepError) -> RestorePending:
+        return RestorePending(
+            f"VM {journal.vm!r} could not be made what it was before its {self.kind} ({error.message}); {self.doubt}",
+            vm=journal.vm,
+            disk=error.disk,
+            path=str(journal_path(self._settings.restores_dir, journal.operation)),
+            hint=error.hint if isinstance(error, RestorePending) else None,
+        )
