@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sqlite3
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy.exc import DatabaseError
 
-from vmkeep.catalog import SAFETY_LABEL, Operation, OperationState
+from vmkeep.catalog import SAFETY_LABEL, OperationState
 from vmkeep.commandline import command_line
 from vmkeep.errors import (
     ChoiceRequired,
@@ -29,22 +28,19 @@ from vmkeep.errors import (
     Interrupted,
     NoSpace,
     PointNotFound,
-    RestorePending,
     SecretMissing,
     SecretPrivate,
     StateUnsupported,
-    StoreError,
     VmkeepError,
-    VmNotFound,
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
-from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID, WorkflowStatus
-from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
+from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
+from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
-from vmkeep.flows.patience import patiently
-from vmkeep.flows.plan import AfterCrash, Flow, Run, workflow_of
+from vmkeep.flows.plan import Flow, Run, workflow_of
+from vmkeep.flows.recovery import Recovery, end_operation
 from vmkeep.flows.requests import (
     FilesRestored,
     InPlaceRestored,
@@ -65,17 +61,15 @@ from vmkeep.flows.restore_vm import restore_vm
 from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services
-from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
-from vmkeep.flows.take_point import record_committed_point, remove_point, take_point
-from vmkeep.flows.take_snapshot import FLOW_NAME as TAKE_SNAPSHOT
-from vmkeep.flows.take_snapshot import settle_snapshot, take_snapshot
+from vmkeep.flows.take_point import take_point
+from vmkeep.flows.take_snapshot import take_snapshot
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.restores import CheckInPlace, InPlaceChecked
 from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.host.tasks.task import Task
-from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore
+from vmkeep.host.tasks.unfinished import RequireUnneeded
 from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 from vmkeep.sqlite import raised_within, sqlite_error
@@ -98,12 +92,6 @@ _FLOWS: tuple[Flow[Any, Any], ...] = (
 _APPLICATION_VERSION = "1"
 # Databases with their logs, locks, the connection to libvirt; what a task needs besides it asks for itself.
 _DESCRIPTORS = 48
-_RESULT_SECONDS = 0.05
-# So long after a flow ended the flow database has what it will have of it; so long after one was taken up it runs.
-_RECORDING_SECONDS = 5.0
-_TAKING_UP_SECONDS = 30.0
-_DELETE_POINT = "point.delete"
-"""The kind of an operation that is no flow: both of its steps can be repeated."""
 
 
 class Engine:
@@ -138,6 +126,8 @@ class Engine:
         self._runs: dict[str, Run] = {}
         self._alive: FileLock | None = None
         self.recovered: tuple[str, ...] = ()
+        flows = {declared.name: declared for declared in _FLOWS}
+        self._recovery = Recovery(premises.settings, self._executor, flows, self._runs, self._services)
 
     def __enter__(self) -> Self:
         require_descriptors(_DESCRIPTORS, "vmkeep")
@@ -146,12 +136,7 @@ class Engine:
         self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
         try:
             self._launch(settings.flows_path)
-            self.recovered = away or (
-                *self._host.ask(RescueGuests()),
-                *self._recover(),
-                *self._settle_restores(),
-                *self._settle_snapshots(),
-            )
+            self.recovered = away or self._recovery.recover()
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
@@ -302,20 +287,13 @@ class Engine:
         vm = None
         with suppress(PointNotFound):
             vm = catalog.find_point(point_id).vm_name
-        catalog.begin_operation(operation, _DELETE_POINT, vm, self._executor, {"point": point_id})
+        catalog.begin_operation(operation, DELETE_POINT, vm, self._executor, {"point": point_id})
         try:
-            self._remove_deleted(point_id)
+            remove_deleted(self._services(), point_id)
         except VmkeepError as error:
             self._end(operation, OperationState.FAILED, error)
             raise
         self._end(operation, OperationState.DONE, None)
-
-    def _remove_deleted(self, point_id: str) -> None:
-        # The object first: a point that is only in the catalogue is told by verify, one that is only in the
-        # repository would come back at the next adoption.
-        with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue
-            self._services().with_repository(lambda repository: repository.delete_point(point_id))
-        self._premises.catalog.forget_point(point_id)
 
     def cancel(self, reason: Interrupted) -> None:
         """End the running operation with ``reason``, cleaned up as after any failure. For signal handlers."""
@@ -402,201 +380,7 @@ class Engine:
         return fault_error(error)
 
     def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
-        """Note how the operation ended; a catalogue that fails here must not hide what happened."""
-        with suppress(VmkeepError):
-            self._premises.catalog.move_operation(
-                operation, self._executor, state, error.as_dict() if error is not None else None
-            )
-
-    # -- flows of dead processes -------------------------------------------------------------------------------
-
-    def _recover(self) -> tuple[str, ...]:
-        """Settle the flows and operations of every dead owner; return a sentence for each flow."""
-        told: list[str] = []
-        flows: dict[str, list[WorkflowStatus]] = {}
-        for status in DBOS.list_workflows(status=["PENDING", "ENQUEUED"]):
-            flows.setdefault(status.executor_id or "", []).append(status)
-        # A flow that a recovery resumed before it died itself may be taken up by this process's DBOS at launch.
-        told.extend(self._finish(mine, resume=False) for mine in flows.pop(self._executor, ()))
-        owners_dir = self._premises.settings.owners_dir
-        owners = {path.stem for path in owners_dir.glob("*.lock")} | flows.keys()
-        owners |= {operation.owner for operation in self._premises.catalog.unfinished_operations()}
-        for owner in sorted(owners - {self._executor}):
-            # Holding the dead owner's lock keeps two commands from recovering the same flow.
-            lock = FileLock.try_acquire(owners_dir / f"{owner}.lock")
-            if lock is None:
-                continue
-            with lock:
-                told.extend(self._recover_one(status) for status in flows.get(owner, ()))
-                told.extend(self._settle_operations(owner))
-        return tuple(told)
-
-    def _recover_one(self, status: WorkflowStatus) -> str:
-        rule = next((declared.after_crash for declared in _FLOWS if declared.name == status.name), AfterCrash.UNDO)
-        operation = status.workflow_id
-        try:
-            return self._undo(status) if rule is AfterCrash.UNDO else self._finish(status, resume=True)
-        except Interrupted:
-            raise
-        except VmkeepError as error:
-            return f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"
-
-    def _take_over(self, operation: str) -> None:
-        """Make the record ours; it may be a dead recovery's by now, which is not the owner of the flow."""
-        with suppress(VmkeepError):
-            owner = self._premises.catalog.operation(operation).owner
-            self._premises.catalog.take_over_operation(operation, owner, self._executor)
-
-    def _undo(self, status: WorkflowStatus) -> str:
-        """Remove what a point left in repository and catalogue; the guest was made safe by its guardian."""
-        operation = status.workflow_id
-        self._take_over(operation)
-        if status.name == TAKE_SNAPSHOT:
-            # Whatever came of it is finished, never made anew: the instant that was asked for has passed.
-            settled = settle_snapshot(self._services(), operation)
-            ended = OperationState.DONE if settled.whole else OperationState.FAILED
-            self._end(operation, ended, None if settled.whole else Interrupted("the process was killed"))
-            told = settled.told
-        elif status.name == TAKE_POINT and operation in self._premises.catalog.point_ids():
-            # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
-            self._end(operation, OperationState.DONE, None)
-            told = f"point {operation} was complete when its process was killed"
-        elif status.name == TAKE_POINT and record_committed_point(self._services(), operation):
-            self._end(operation, OperationState.DONE, None)
-            told = f"point {operation} was complete when its process was killed, and is recorded now"
-        else:
-            remove_point(self._services(), operation)
-            self._end(operation, OperationState.FAILED, Interrupted("the process was killed"))
-            told = f"an interrupted point ({operation}) was removed from the repository"
-        # Last: when this process is killed before, the next one finds the flow and does it again.
-        DBOS.cancel_workflow(operation)
-        return told
-
-    def _finish(self, status: WorkflowStatus, *, resume: bool) -> str:
-        operation, name = status.workflow_id, status.name
-        self._take_over(operation)
-        handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
-        try:
-            # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
-            result = patiently(
-                lambda: self._result(operation, handle),
-                self._premises.settings.stalled_after_seconds,
-                watch=self._tell,
-                stop=self._stop,
-            )
-        except Interrupted:
-            raise
-        except RestorePending as error:
-            self._end(operation, OperationState.FAILED, error)
-            return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"
-        except VmkeepError as error:
-            self._end(operation, OperationState.FAILED, error)
-            return f"an interrupted operation ({name} {operation}) could not be finished and was undone: {error}"
-        self._end(operation, OperationState.DONE, None)
-        told = " ".join(getattr(result, "warnings", ()))
-        return f"an interrupted operation ({name} {operation}) was finished{f': {told}' if told else ''}"
-
-    def _result(self, operation: str, handle: Any) -> Any:
-        """Wait for the end of a resumed flow, and return or raise what came of it.
-
-        Not with DBOS's own wait: when the flow database fails at the end of the flow, or as it is taken up, the flow
-        stays pending although nobody runs it, and that wait has no end. The next command takes it up again.
-        """
-        since: float | None = None
-        while (state := handle.get_status().status) in ("PENDING", "ENQUEUED"):
-            run = self._runs.get(operation)
-            over = state == "PENDING" if run is None else run.ended
-            since = (since or time.monotonic()) if over else None
-            waited = 0.0 if since is None else time.monotonic() - since
-            if run is None and waited > _TAKING_UP_SECONDS:
-                path = str(self._premises.settings.flows_path)
-                raise GivenUp(StoreError(f"the flow database {path} failed as an operation was taken up", path=path))
-            if run is not None and waited > _RECORDING_SECONDS:
-                if run.error is not None:
-                    raise run.error
-                return run.result
-            time.sleep(_RESULT_SECONDS)
-        return handle.get_result()
-
-    def _settle_restores(self) -> tuple[str, ...]:
-        """End restores in place whose flow is over or lost, and that nobody carries on."""
-        told: list[str] = []
-        for operation in self._host.ask(ListUnfinished()).restores:
-            status = DBOS.get_workflow_status(operation)
-            if status is not None and status.status in ("PENDING", "ENQUEUED"):
-                continue  # its process lives
-            try:
-                settled = self._services().on_host(operation, SettleRestore(operation))
-            except Interrupted:
-                raise
-            except VmkeepError as error:
-                told.append(f"an interrupted restore ({operation}) could not be put right: {error}")
-                continue
-            if settled is not None:
-                if settled.known:
-                    self._premises.catalog.return_to(settled.vm_uuid, settled.point)
-                else:
-                    self._premises.catalog.lose_track(settled.vm_uuid)
-                told.append(settled.told)
-        return tuple(told)
-
-    def _settle_snapshots(self) -> tuple[str, ...]:
-        """End snapshots whose flow failed after they were made, and that nobody carries on."""
-        told: list[str] = []
-        for operation in self._host.ask(ListUnfinished()).snapshots:
-            status = DBOS.get_workflow_status(operation)
-            if status is not None and status.status in ("PENDING", "ENQUEUED"):
-                continue  # its process lives
-            try:
-                told.append(settle_snapshot(self._services(), operation).told)
-            except Interrupted:
-                raise
-            except VmkeepError as error:
-                told.append(f"an interrupted snapshot ({operation}) could not be put right: {error}")
-        return tuple(told)
-
-    def _settle_operations(self, owner: str) -> Iterator[str]:
-        """End the records of a dead owner whose flow ended, or never began, while the record could not be written.
-
-        A point that was being deleted is deleted: what is left of it may be in the catalogue only.
-        """
-        catalog = self._premises.catalog
-        for operation in catalog.unfinished_operations():
-            status = DBOS.get_workflow_status(operation.id)
-            if operation.owner != owner or (status is not None and status.status in ("PENDING", "ENQUEUED")):
-                continue
-            if not catalog.take_over_operation(operation.id, owner, self._executor):
-                continue
-            if operation.kind == _DELETE_POINT:
-                yield self._finish_deletion(operation)
-            elif operation.kind == SNAPSHOT_CHANGE:
-                yield from self._finish_change(operation)
-            elif status is not None and status.status == "SUCCESS":
-                self._end(operation.id, OperationState.DONE, None)
-            else:
-                self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
-
-    def _finish_change(self, operation: Operation) -> tuple[str, ...]:
-        """Let the catalogue agree with what libvirt made of a change of snapshots."""
-        from vmkeep.flows.change_moments import agree  # with all that is known of moments, for a rare case
-
-        try:
-            told = agree(self._host, self._premises.catalog, operation.request)
-        except VmNotFound:
-            told = ()  # and with the VM went what libvirt listed
-        self._end(operation.id, OperationState.DONE, None)
-        return told
-
-    def _finish_deletion(self, operation: Operation) -> str:
-        point_id = str(operation.request.get("point"))
-        try:
-            self._host.ask(RequireUnneeded(point_id))
-            self._remove_deleted(point_id)
-        except VmkeepError as error:
-            self._end(operation.id, OperationState.FAILED, error)
-            return f"the interrupted deletion of point {point_id} could not be finished: {error}"
-        self._end(operation.id, OperationState.DONE, None)
-        return f"the interrupted deletion of point {point_id} was finished"
+        end_operation(self._premises.catalog, self._executor, operation, state, error)
 
 
 def _refuse_other_name(request: RestoreInPlace, checked: InPlaceChecked) -> None:

@@ -34,19 +34,31 @@ class AfterCrash(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a flow whose process died. ``whole``: what it was to make is there, and recorded."""
+
+    told: str
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Flow(Generic[Q, R]):
-    """A workflow: its stable name, its rule after a crash, and its steps."""
+    """A workflow: its stable name, its rule after a crash, its steps, and what settles one that is undone."""
 
     name: str
     after_crash: AfterCrash
     run: Callable[[Plan, Q], R]
+    settle: Callable[[Services, str], Settled] | None = None
 
 
-def flow(name: str, *, after_crash: AfterCrash) -> Callable[[Callable[[Plan, Q], R]], Flow[Q, R]]:
-    """Declare a function of a plan and a request as a flow."""
+def flow(
+    name: str, *, after_crash: AfterCrash, settle: Callable[[Services, str], Settled] | None = None
+) -> Callable[[Callable[[Plan, Q], R]], Flow[Q, R]]:
+    """Declare a function of a plan and a request as a flow; ``settle`` is for one that is undone after a crash."""
+    assert (settle is not None) is (after_crash is AfterCrash.UNDO)
 
     def declare(function: Callable[[Plan, Q], R]) -> Flow[Q, R]:
-        return Flow(name, after_crash, function)
+        return Flow(name, after_crash, function, settle)
 
     return declare
 

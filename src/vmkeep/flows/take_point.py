@@ -12,7 +12,7 @@ from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.hosts import told_of_base
 from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
-from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
 from vmkeep.host.tasks.points import (
@@ -32,7 +32,18 @@ from vmkeep.repository import PointRecord, Repository
 FLOW_NAME = "point.take"
 
 
-@flow(FLOW_NAME, after_crash=AfterCrash.UNDO)
+def settle_point(services: Services, operation: str) -> Settled:
+    """Remove what a point left in repository and catalogue, or record it; the guest was made safe by its guardian."""
+    if operation in services.catalog.point_ids():
+        # Everything was recorded; only the end of the job was missing, and the guardian saw to that.
+        return Settled(f"point {operation} was complete when its process was killed", whole=True)
+    if record_committed_point(services, operation):
+        return Settled(f"point {operation} was complete when its process was killed, and is recorded now", whole=True)
+    remove_point(services, operation)
+    return Settled(f"an interrupted point ({operation}) was removed from the repository", whole=False)
+
+
+@flow(FLOW_NAME, after_crash=AfterCrash.UNDO, settle=settle_point)
 def take_point(plan: Plan, request: TakePoint) -> PointTaken:
     """Take a point of a VM, running or off. The operation's id is the point's. See docs/internals/flows.md."""
     opened = plan.step(open_point, plan, request, undo=lambda _: abandon_point(plan))

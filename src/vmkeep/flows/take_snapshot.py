@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vmkeep.catalog import CatalogSnapshot, CatalogState
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.catch_up import catch_up_on_vm
-from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
 from vmkeep.flows.take_point import descent, newest_states
@@ -25,10 +24,24 @@ from vmkeep.host.tasks.snapshots import (
 )
 from vmkeep.host.tasks.survey import FindVm
 
-FLOW_NAME = "snapshot.take"
+
+def settle_snapshot(services: Services, operation: str) -> Settled:
+    """Record a snapshot that was made and not recorded; nothing is taken back, because the guest may have written."""
+    recorded = services.catalog.snapshot_by_id(operation)
+    if recorded is not None:
+        close_snapshot(services, operation)
+        return Settled(f"snapshot {recorded.name} was complete when its process was killed", whole=True)
+    settled = services.on_host(operation, SettleSnapshot(operation))
+    try:
+        if settled.made is not None:
+            record_snapshot(services, settled.made, store_snapshot(services, settled.made))
+            close_snapshot(services, operation)
+    finally:
+        leave_snapshot(services, operation)
+    return Settled(settled.told, settled.made is not None)
 
 
-@flow(FLOW_NAME, after_crash=AfterCrash.UNDO)
+@flow("snapshot.take", after_crash=AfterCrash.UNDO, settle=settle_snapshot)
 def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
     """Make a snapshot of a VM, running, paused or off. The operation's id is the snapshot's in the catalogue.
 
@@ -92,30 +105,6 @@ def close_snapshot(services: Services, operation: str) -> None:
 def leave_snapshot(services: Services, operation: str) -> None:
     """Undo ``make_snapshot`` as far as that is safe: the snapshot stays, and the next command records it."""
     services.on_host(operation, LeaveSnapshot(operation))
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of a snapshot whose flow is over. ``whole``: it is recorded with its states."""
-
-    told: str
-    whole: bool
-
-
-def settle_snapshot(services: Services, operation: str) -> Settled:
-    """Record a snapshot that was made and not recorded; nothing is taken back, because the guest may have written."""
-    recorded = services.catalog.snapshot_by_id(operation)
-    if recorded is not None:
-        close_snapshot(services, operation)
-        return Settled(f"snapshot {recorded.name} was complete when its process was killed", whole=True)
-    settled = services.on_host(operation, SettleSnapshot(operation))
-    try:
-        if settled.made is not None:
-            record_snapshot(services, settled.made, store_snapshot(services, settled.made))
-            close_snapshot(services, operation)
-    finally:
-        leave_snapshot(services, operation)
-    return Settled(settled.told, settled.made is not None)
 
 
 def snapshot_summary(

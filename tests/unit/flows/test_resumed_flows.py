@@ -10,7 +10,7 @@ import pytest
 
 from vmkeep.config import load_settings
 from vmkeep.errors import GivenUp, HostFileMissing
-from vmkeep.flows import engine as engine_module
+from vmkeep.flows import recovery as recovery_module
 from vmkeep.flows.engine import Engine
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Run
@@ -33,27 +33,27 @@ class _Handle:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(engine_module, "_RESULT_SECONDS", 0.0)
+    monkeypatch.setattr(recovery_module, "_RESULT_SECONDS", 0.0)
     for name in ("_RECORDING_SECONDS", "_TAKING_UP_SECONDS"):
-        monkeypatch.setattr(engine_module, name, 0.3)
+        monkeypatch.setattr(recovery_module, name, 0.3)
     settings = load_settings(home="/nowhere", environ={})
     return Engine(Premises(settings), LocalHost(settings))
 
 
 def test_end_that_is_recorded_is_taken_from_the_record(engine: Engine) -> None:
     engine._runs["flow"] = Run(ended=True, result="of the process")
-    assert engine._result("flow", _Handle(["ENQUEUED", "PENDING", "SUCCESS"], "recorded")) == "recorded"
+    assert engine._recovery._result("flow", _Handle(["ENQUEUED", "PENDING", "SUCCESS"], "recorded")) == "recorded"
 
 
 def test_end_that_could_not_be_recorded_is_taken_from_the_run(engine: Engine) -> None:
     engine._runs["flow"] = Run(ended=True, result="of the process")
-    assert engine._result("flow", _Handle(["PENDING"])) == "of the process"
+    assert engine._recovery._result("flow", _Handle(["PENDING"])) == "of the process"
     engine._runs["flow"] = Run(ended=True, error=HostFileMissing("the directory is gone"))
     with pytest.raises(HostFileMissing):
-        engine._result("flow", _Handle(["PENDING"]))
+        engine._recovery._result("flow", _Handle(["PENDING"]))
 
 
 def test_flow_that_was_taken_up_and_never_begun_is_left_for_the_next_command(engine: Engine) -> None:
     with pytest.raises(GivenUp) as caught:
-        engine._result("flow", _Handle(["ENQUEUED", "PENDING"]))
+        engine._recovery._result("flow", _Handle(["ENQUEUED", "PENDING"]))
     assert caught.value.error.code == "store-error"

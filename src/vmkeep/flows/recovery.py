@@ -1,0 +1,244 @@
+"""What dead processes left behind, settled by the next one: their flows, by the rule of each, and their operations.
+
+Two commands cannot settle the same flow: who does holds the dead owner's lock. What a host has left over of restores
+and snapshots whose flow is gone is asked of it, and ended by a task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from vmkeep.catalog import Catalog, Operation, OperationState
+from vmkeep.config import Settings
+from vmkeep.errors import GivenUp, Interrupted, RestorePending, StoreError, VmkeepError, VmNotFound
+from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
+from vmkeep.flows.durable import DBOS, WorkflowStatus
+from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
+from vmkeep.flows.patience import patiently
+from vmkeep.flows.plan import Flow, Run, Settled
+from vmkeep.flows.services import Services
+from vmkeep.flows.take_snapshot import settle_snapshot
+from vmkeep.host.tasks.unfinished import ListUnfinished, RescueGuests, SettleRestore
+from vmkeep.locks import FileLock
+
+_RESULT_SECONDS = 0.05
+# So long after a flow ended the flow database has what it will have of it; so long after one was taken up it runs.
+_RECORDING_SECONDS = 5.0
+_TAKING_UP_SECONDS = 30.0
+
+
+def end_operation(
+    catalog: Catalog, executor: str, operation: str, state: OperationState, error: VmkeepError | None
+) -> None:
+    """Note how an operation ended; a catalogue that fails here must not hide what happened."""
+    with suppress(VmkeepError):
+        catalog.move_operation(operation, executor, state, error.as_dict() if error is not None else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Settles in the name of ``executor``. ``flows`` are those declared, by name, ``runs`` those of this process."""
+
+    settings: Settings
+    executor: str
+    flows: Mapping[str, Flow[Any, Any]]
+    runs: Mapping[str, Run]
+    services: Callable[[], Services]
+
+    def recover(self) -> tuple[str, ...]:
+        """Settle all there is, the guests first; return a sentence for each thing."""
+        host = self.services().host
+        return (
+            *host.ask(RescueGuests()),
+            *self._recover(),
+            *self._settle_restores(),
+            *self._settle_snapshots(),
+        )
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self.services().catalog
+
+    def _recover(self) -> tuple[str, ...]:
+        """Settle the flows and operations of every dead owner; return a sentence for each flow."""
+        told: list[str] = []
+        flows: dict[str, list[WorkflowStatus]] = {}
+        for status in DBOS.list_workflows(status=["PENDING", "ENQUEUED"]):
+            flows.setdefault(status.executor_id or "", []).append(status)
+        # A flow that a recovery resumed before it died itself may be taken up by this process's DBOS at launch.
+        told.extend(self._finish(mine, resume=False) for mine in flows.pop(self.executor, ()))
+        owners_dir = self.settings.owners_dir
+        owners = {path.stem for path in owners_dir.glob("*.lock")} | flows.keys()
+        owners |= {operation.owner for operation in self._catalog.unfinished_operations()}
+        for owner in sorted(owners - {self.executor}):
+            # Holding the dead owner's lock keeps two commands from recovering the same flow.
+            lock = FileLock.try_acquire(owners_dir / f"{owner}.lock")
+            if lock is None:
+                continue
+            with lock:
+                told.extend(self._recover_one(status) for status in flows.get(owner, ()))
+                told.extend(self._settle_operations(owner))
+        return tuple(told)
+
+    def _recover_one(self, status: WorkflowStatus) -> str:
+        declared = self.flows.get(status.name)
+        operation = status.workflow_id
+        try:
+            if declared is None:
+                return f"an interrupted operation ({status.name} {operation}) is of no flow that this release knows"
+            if declared.settle is None:
+                return self._finish(status, resume=True)
+            return self._settle(status, declared.settle)
+        except Interrupted:
+            raise
+        except VmkeepError as error:
+            return f"an interrupted operation ({status.name} {operation}) could not be put right: {error}"
+
+    def _take_over(self, operation: str) -> None:
+        """Make the record ours; it may be a dead recovery's by now, which is not the owner of the flow."""
+        with suppress(VmkeepError):
+            owner = self._catalog.operation(operation).owner
+            self._catalog.take_over_operation(operation, owner, self.executor)
+
+    def _settle(self, status: WorkflowStatus, settle: Callable[[Services, str], Settled]) -> str:
+        """End a flow whose instant has passed: it is whole, or nothing of it stays."""
+        operation = status.workflow_id
+        self._take_over(operation)
+        settled = settle(self.services(), operation)
+        ended = OperationState.DONE if settled.whole else OperationState.FAILED
+        self._end(operation, ended, None if settled.whole else Interrupted("the process was killed"))
+        # Last: when this process is killed before, the next one finds the flow and does it again.
+        DBOS.cancel_workflow(operation)
+        return settled.told
+
+    def _finish(self, status: WorkflowStatus, *, resume: bool) -> str:
+        operation, name = status.workflow_id, status.name
+        self._take_over(operation)
+        handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
+        try:
+            # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
+            result = patiently(
+                lambda: self._result(operation, handle),
+                self.settings.stalled_after_seconds,
+                watch=self.services().watch,
+                stop=self.services().stop,
+            )
+        except Interrupted:
+            raise
+        except RestorePending as error:
+            self._end(operation, OperationState.FAILED, error)
+            return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"
+        except VmkeepError as error:
+            self._end(operation, OperationState.FAILED, error)
+            return f"an interrupted operation ({name} {operation}) could not be finished and was undone: {error}"
+        self._end(operation, OperationState.DONE, None)
+        told = " ".join(getattr(result, "warnings", ()))
+        return f"an interrupted operation ({name} {operation}) was finished{f': {told}' if told else ''}"
+
+    def _result(self, operation: str, handle: Any) -> Any:
+        """Wait for the end of a resumed flow, and return or raise what came of it.
+
+        Not with DBOS's own wait: when the flow database fails at the end of the flow, or as it is taken up, the flow
+        stays pending although nobody runs it, and that wait has no end. The next command takes it up again.
+        """
+        since: float | None = None
+        while (state := handle.get_status().status) in ("PENDING", "ENQUEUED"):
+            run = self.runs.get(operation)
+            over = state == "PENDING" if run is None else run.ended
+            since = (since or time.monotonic()) if over else None
+            waited = 0.0 if since is None else time.monotonic() - since
+            if run is None and waited > _TAKING_UP_SECONDS:
+                path = str(self.settings.flows_path)
+                raise GivenUp(StoreError(f"the flow database {path} failed as an operation was taken up", path=path))
+            if run is not None and waited > _RECORDING_SECONDS:
+                if run.error is not None:
+                    raise run.error
+                return run.result
+            time.sleep(_RESULT_SECONDS)
+        return handle.get_result()
+
+    def _settle_restores(self) -> tuple[str, ...]:
+        """End restores in place whose flow is over or lost, and that nobody carries on."""
+        told: list[str] = []
+        for operation in self.services().host.ask(ListUnfinished()).restores:
+            status = DBOS.get_workflow_status(operation)
+            if status is not None and status.status in ("PENDING", "ENQUEUED"):
+                continue  # its process lives
+            try:
+                settled = self.services().on_host(operation, SettleRestore(operation))
+            except Interrupted:
+                raise
+            except VmkeepError as error:
+                told.append(f"an interrupted restore ({operation}) could not be put right: {error}")
+                continue
+            if settled is not None:
+                if settled.known:
+                    self._catalog.return_to(settled.vm_uuid, settled.point)
+                else:
+                    self._catalog.lose_track(settled.vm_uuid)
+                told.append(settled.told)
+        return tuple(told)
+
+    def _settle_snapshots(self) -> tuple[str, ...]:
+        """End snapshots whose flow failed after they were made, and that nobody carries on."""
+        told: list[str] = []
+        for operation in self.services().host.ask(ListUnfinished()).snapshots:
+            status = DBOS.get_workflow_status(operation)
+            if status is not None and status.status in ("PENDING", "ENQUEUED"):
+                continue  # its process lives
+            try:
+                told.append(settle_snapshot(self.services(), operation).told)
+            except Interrupted:
+                raise
+            except VmkeepError as error:
+                told.append(f"an interrupted snapshot ({operation}) could not be put right: {error}")
+        return tuple(told)
+
+    def _settle_operations(self, owner: str) -> Iterator[str]:
+        """End the records of a dead owner whose flow ended, or never began, while the record could not be written.
+
+        A point that was being deleted is deleted: what is left of it may be in the catalogue only.
+        """
+        catalog = self._catalog
+        for operation in catalog.unfinished_operations():
+            status = DBOS.get_workflow_status(operation.id)
+            if operation.owner != owner or (status is not None and status.status in ("PENDING", "ENQUEUED")):
+                continue
+            if not catalog.take_over_operation(operation.id, owner, self.executor):
+                continue
+            if operation.kind == DELETE_POINT:
+                yield self._finish_deletion(operation)
+            elif operation.kind == SNAPSHOT_CHANGE:
+                yield from self._finish_change(operation)
+            elif status is not None and status.status == "SUCCESS":
+                self._end(operation.id, OperationState.DONE, None)
+            else:
+                self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
+
+    def _finish_change(self, operation: Operation) -> tuple[str, ...]:
+        """Let the catalogue agree with what libvirt made of a change of snapshots."""
+        from vmkeep.flows.change_moments import agree  # with all that is known of moments, for a rare case
+
+        try:
+            told = agree(self.services().host, self._catalog, operation.request)
+        except VmNotFound:
+            told = ()  # and with the VM went what libvirt listed
+        self._end(operation.id, OperationState.DONE, None)
+        return told
+
+    def _finish_deletion(self, operation: Operation) -> str:
+        point_id = str(operation.request.get("point"))
+        try:
+            remove_deleted(self.services(), point_id)
+        except VmkeepError as error:
+            self._end(operation.id, OperationState.FAILED, error)
+            return f"the interrupted deletion of point {point_id} could not be finished: {error}"
+        self._end(operation.id, OperationState.DONE, None)
+        return f"the interrupted deletion of point {point_id} was finished"
+
+    def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
+        end_operation(self._catalog, self.executor, operation, state, error)
