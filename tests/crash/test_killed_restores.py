@@ -196,10 +196,10 @@ def test_finishing_that_is_killed_itself_is_finished_by_the_start_after(bed: Bed
     "place",
     sampled(
         [
-            ("before", "vmkeep.flows.engine:remove_point"),
-            ("after", "vmkeep.flows.engine:remove_point"),
-            ("before", "vmkeep.flows.engine:record_committed_point"),
-            ("after", "vmkeep.flows.engine:record_committed_point"),
+            ("before", "vmkeep.flows.take_point:remove_point"),
+            ("after", "vmkeep.flows.take_point:remove_point"),
+            ("before", "vmkeep.flows.take_point:record_committed_point"),
+            ("after", "vmkeep.flows.take_point:record_committed_point"),
             ("after", "vmkeep.flows.engine:DBOS.cancel_workflow"),
         ],
         2,
