@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import subprocess
+from contextlib import closing
 from datetime import datetime
 
 import pytest
@@ -207,7 +208,7 @@ def test_a_state_file_gets_a_new_generation_when_it_changed_and_only_then(host: 
     vm = _vm(host, Disk("vda", 4 * MiB))
 
     def generations() -> dict[str, list[int]]:
-        with sqlite3.connect(host.dir / "home" / "catalog.sqlite") as catalog:
+        with closing(sqlite3.connect(host.dir / "home" / "catalog.sqlite")) as catalog, catalog:
             rows = catalog.execute("SELECT kind, generation FROM state_versions ORDER BY generation").fetchall()
         catalog.close()
         return {kind: [number for found, number in rows if found == kind] for kind in ("nvram", "tpm")}

@@ -56,7 +56,7 @@ def test_migrated_checks_and_texts_are_the_declared_ones(tmp_path: Path) -> None
 
 
 def _checks(path: Path) -> set[str]:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         rows = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'").fetchall()
     connection.close()
     return {check for (sql,) in rows for check in re.findall(r"CONSTRAINT \w+ CHECK \(.*\)", sql)}

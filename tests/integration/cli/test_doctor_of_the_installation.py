@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_catalogue_that_is_damaged(home: Path) -> None:
 
 
 def test_catalogue_with_a_damaged_page(home: Path) -> None:
-    with sqlite3.connect(home / "catalog.sqlite") as database:
+    with closing(sqlite3.connect(home / "catalog.sqlite")) as database, database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         page_bytes = database.execute("PRAGMA page_size").fetchone()[0]
         page = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'points'").fetchone()[0]
@@ -236,7 +237,7 @@ def test_catalogue_with_a_damaged_page(home: Path) -> None:
 
 
 def test_catalogue_of_a_newer_vmkeep(home: Path) -> None:
-    with sqlite3.connect(home / "catalog.sqlite") as database:
+    with closing(sqlite3.connect(home / "catalog.sqlite")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
     database.close()
     found = findings(home)

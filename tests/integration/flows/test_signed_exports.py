@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,10 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def catalog(settings: Settings) -> Catalog:
+def catalog(settings: Settings) -> Iterator[Catalog]:
     prepare_home(settings)
-    return Catalog.open(settings.catalog_path)
+    with Catalog.open(settings.catalog_path) as catalog:
+        yield catalog
 
 
 def signed(sign: Callable[[bytes], tuple[bytes, bytes]] | None) -> BundleSignature | None:

@@ -51,6 +51,8 @@ def _connected(server: Path) -> socket.socket:
 def _shaken(client: socket.socket) -> nbd.NBD:
     handle = nbd.NBD()
     handle.set_export_name("")
+    if hasattr(handle, "set_request_extended_headers"):  # as vmkeep does: the requests below are of the plain kind
+        handle.set_request_extended_headers(False)
     handle.connect_socket(os.dup(client.fileno()))
     return handle
 

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,12 +122,12 @@ def test_index_of_known_blocks_from_another_boot_is_built_again(
     blocks: dict[int, bytes | None] = {0: seeded(1)(BLOCK)}
     write_point(repository, tmp_path, blocks)
     (cache,) = (tmp_path / "cache").rglob("*.sqlite")
-    with sqlite3.connect(cache) as database:
+    with closing(sqlite3.connect(cache)) as database, database:
         database.execute("CREATE TABLE mark (x)")
     database.close()
     monkeypatch.setattr("vmkeep.repository.known._boot", lambda: "another")
     _, stored = write_point(repository, tmp_path, blocks)
-    with sqlite3.connect(cache) as database:
+    with closing(sqlite3.connect(cache)) as database, database:
         assert ("mark",) not in database.execute("SELECT name FROM sqlite_master").fetchall()
         assert database.execute("SELECT id FROM boot").fetchall() == [("another",)]
     database.close()
