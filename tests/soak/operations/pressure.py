@@ -109,7 +109,10 @@ def _nearly_full(world: World, chance: random.Random, place: Path) -> Iterator[s
     words = world.host.run(["stat", "-f", "-c", "%a %S", place], check=True).stdout.split()
     free = int(words[0]) * int(words[1])
     filler = place / "filler"
-    world.host.run(["fallocate", "-l", str(max(4096, free - left)), filler], check=True)
+    size = str(max(4096, free - left))
+    # A command may work there already, and have taken what was free just now: then as much as there is.
+    fill = ["sh", "-c", 'fallocate -l "$1" "$2" 2>/dev/null || head -c "$1" /dev/zero > "$2" 2>/dev/null || true']
+    world.host.run([*fill, "fill", size, filler], check=True)
     try:
         yield f"{left // KiB} KiB left"
     finally:
