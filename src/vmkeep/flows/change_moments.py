@@ -18,6 +18,7 @@ from vmkeep.config import Settings
 from vmkeep.errors import Interrupted, VmkeepError
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE, forget_deleted_snapshots
 from vmkeep.flows.patience import carry_out
+from vmkeep.flows.services import end_operation
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.moments import (
     DeleteMoments,
@@ -115,13 +116,11 @@ def _operation(settings: Settings, catalog: Catalog, vm: str, meant: Mapping[str
     except BaseException as error:
         if noted:
             told = error if isinstance(error, VmkeepError) else Interrupted("the change did not end")
-            with suppress(VmkeepError):
-                catalog.move_operation(operation, owner, OperationState.FAILED, told.as_dict())
+            end_operation(catalog, owner, operation, OperationState.FAILED, told)
         raise
     else:
         if noted:
-            with suppress(VmkeepError):
-                catalog.move_operation(operation, owner, OperationState.DONE)
+            end_operation(catalog, owner, operation, OperationState.DONE, None)
     finally:
         if lock is not None:
             lock.release()

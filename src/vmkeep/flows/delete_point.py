@@ -7,15 +7,13 @@ from typing import Final
 
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.services import Services
-from vmkeep.host.tasks.unfinished import RequireUnneeded
 
 DELETE_POINT: Final = "point.delete"
 """The kind of the operation."""
 
 
 def remove_deleted(services: Services, point_id: str) -> None:
-    """Remove a point from the repository and the catalogue. Raises VmBusy while a restore on the host needs it."""
-    services.host.ask(RequireUnneeded(point_id))
+    """Remove a point from the repository and the catalogue. Nothing on the host needs it (``RequireUnneeded``)."""
     # The object first: a point that is only in the catalogue is told by verify, one that is only in the repository
     # would come back at the next adoption.
     with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue

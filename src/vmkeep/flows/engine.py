@@ -40,7 +40,7 @@ from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Flow, Run, workflow_of
-from vmkeep.flows.recovery import Recovery, end_operation
+from vmkeep.flows.recovery import Recovery
 from vmkeep.flows.requests import (
     FilesRestored,
     InPlaceRestored,
@@ -60,7 +60,7 @@ from vmkeep.flows.restore_in_place import restore_in_place
 from vmkeep.flows.restore_vm import restore_vm
 from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
 from vmkeep.flows.rows import refuse_foreign_rows
-from vmkeep.flows.services import Services
+from vmkeep.flows.services import Services, end_operation
 from vmkeep.flows.take_point import take_point
 from vmkeep.flows.take_snapshot import take_snapshot
 from vmkeep.flows.values import FlowSerializer, refuse_pickle

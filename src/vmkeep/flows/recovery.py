@@ -20,23 +20,15 @@ from vmkeep.flows.durable import DBOS, WorkflowStatus
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import Flow, Run, Settled
-from vmkeep.flows.services import Services
+from vmkeep.flows.services import Services, end_operation
 from vmkeep.flows.take_snapshot import settle_snapshot
-from vmkeep.host.tasks.unfinished import ListUnfinished, RescueGuests, SettleRestore
+from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore
 from vmkeep.locks import FileLock
 
 _RESULT_SECONDS = 0.05
 # So long after a flow ended the flow database has what it will have of it; so long after one was taken up it runs.
 _RECORDING_SECONDS = 5.0
 _TAKING_UP_SECONDS = 30.0
-
-
-def end_operation(
-    catalog: Catalog, executor: str, operation: str, state: OperationState, error: VmkeepError | None
-) -> None:
-    """Note how an operation ended; a catalogue that fails here must not hide what happened."""
-    with suppress(VmkeepError):
-        catalog.move_operation(operation, executor, state, error.as_dict() if error is not None else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +225,7 @@ class Recovery:
     def _finish_deletion(self, operation: Operation) -> str:
         point_id = str(operation.request.get("point"))
         try:
+            self.services().host.ask(RequireUnneeded(point_id))
             remove_deleted(self.services(), point_id)
         except VmkeepError as error:
             self._end(operation.id, OperationState.FAILED, error)

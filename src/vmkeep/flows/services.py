@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import Catalog, OperationState
+from vmkeep.errors import VmkeepError
 from vmkeep.flows.patience import carry_out, patiently
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import HoldVm, LetVmGo
@@ -62,3 +63,11 @@ def held_vm(host: Host, vm_uuid: str, vm: str, doing: str, *, wait: bool = True)
         yield
     finally:
         host.ask(LetVmGo(operation))
+
+
+def end_operation(
+    catalog: Catalog, executor: str, operation: str, state: OperationState, error: VmkeepError | None
+) -> None:
+    """Note how an operation ended; a catalogue that fails here must not hide what happened."""
+    with suppress(VmkeepError):
+        catalog.move_operation(operation, executor, state, error.as_dict() if error is not None else None)

@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 from vmkeep.errors import InvalidRequest
 from vmkeep.host.vm.grounds import stand_on
 from vmkeep.hypervisor import Hypervisor
-from vmkeep.hypervisor.answers import attend as attend
-from vmkeep.hypervisor.answers import silence as silence
 
 
 class LazyConnection:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vmkeep.errors import GivenUp, VmkeepError
 from vmkeep.filesystem import fault_error
-from vmkeep.host.connection import LazyConnection, silence
+from vmkeep.host.connection import LazyConnection
 from vmkeep.host.guard.standby import dismiss
 from vmkeep.host.operation import Operation
-from vmkeep.host.protocol import TaskState
+from vmkeep.host.protocol import TaskState, silence
 from vmkeep.host.tasks.task import Task
 from vmkeep.logs import get_logger
 from vmkeep.threads import working_for

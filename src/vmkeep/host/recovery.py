@@ -28,12 +28,12 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return refuse_while_needed(settings, task.point)
         case SettleRestore():
             if _goes_to_snapshot(operation):
-                from vmkeep.host.reverts.desk import revert
+                from vmkeep.host.reverts.revert import Revert
 
-                return revert(operation).settle()
-            from vmkeep.host.restores.desk import in_place
+                return Revert.of(operation).settle()
+            from vmkeep.host.restores.in_place import InPlace
 
-            return in_place(operation).settle()
+            return InPlace.of(operation).settle()
     raise AssertionError(f"not a task of recovery: {task}")
 
 

@@ -58,33 +58,17 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
 def _carry_out_in_place(task: Task[Any], operation: Operation) -> Any:
     match task:
         case ParkVm():
-            return in_place(operation).park(task)
+            return InPlace.of(operation).park(task)
         case StageRestore():
-            return in_place(operation).stage()
+            return InPlace.of(operation).stage()
         case WriteRestore():
-            return in_place(operation).write()
+            return InPlace.of(operation).write()
         case PublishRestore():
-            return in_place(operation).publish()
+            return InPlace.of(operation).publish()
         case BindRestore():
-            return in_place(operation).bind()
+            return InPlace.of(operation).bind()
         case ReleaseVm():
-            return in_place(operation).release(task.vm_uuid)
+            return InPlace.of(operation).release(task.vm_uuid)
         case PutBack():
-            return in_place(operation).put_back(task.vm_uuid)
+            return InPlace.of(operation).put_back(task.vm_uuid)
     raise AssertionError(f"not a task of restores: {task}")
-
-
-def in_place(operation: Operation) -> InPlace:
-    """Return the restore in place that the operation is."""
-
-    def make() -> InPlace:
-        return InPlace(
-            operation.settings,
-            operation.connected(),
-            operation.repository(),
-            operation.id,
-            stop=operation.stop,
-            watch=operation.watch,
-        )
-
-    return operation.kept(InPlace, make)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from vmkeep.config import Settings
 from vmkeep.definition import DefinitionError
 from vmkeep.errors import RestorePending, VmBusy, VmkeepError
 from vmkeep.filesystem import fault_error
+from vmkeep.host.operation import Operation
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage, journal_path
 from vmkeep.host.restores.parking import Parking
 from vmkeep.host.tasks.survey import Progress
@@ -49,6 +50,21 @@ class Unfinished(ABC):
         self._prefix = checkpoint_prefix(repository.id)
         self._stop = stop
         self._watch = watch
+
+    @classmethod
+    def of(cls, operation: Operation) -> Self:
+        """Return the one that an operation is; its first task makes it."""
+        return operation.kept(
+            cls,
+            lambda: cls(
+                operation.settings,
+                operation.connected(),
+                operation.repository(),
+                operation.id,
+                stop=operation.stop,
+                watch=operation.watch,
+            ),
+        )
 
     def put_back(self, vm_uuid: str) -> None:
         """Make the VM what it was; can be repeated. Raises RestorePending when it cannot be."""

@@ -27,29 +27,13 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
         case StopForRevert():
             return stop_for_revert(operation.connected(), operation.settings, task)
         case ParkForRevert():
-            return revert(operation).park(task)
+            return Revert.of(operation).park(task)
         case StageRevert():
-            return revert(operation).stage()
+            return Revert.of(operation).stage()
         case ApplyRevert():
-            return revert(operation).apply()
+            return Revert.of(operation).apply()
         case ReleaseReverted():
-            return revert(operation).release(task.vm_uuid)
+            return Revert.of(operation).release(task.vm_uuid)
         case PutBackRevert():
-            return revert(operation).put_back(task.vm_uuid)
+            return Revert.of(operation).put_back(task.vm_uuid)
     raise AssertionError(f"not a task of reverts: {task}")
-
-
-def revert(operation: Operation) -> Revert:
-    """Return the revert that the operation is."""
-
-    def make() -> Revert:
-        return Revert(
-            operation.settings,
-            operation.connected(),
-            operation.repository(),
-            operation.id,
-            stop=operation.stop,
-            watch=operation.watch,
-        )
-
-    return operation.kept(Revert, make)

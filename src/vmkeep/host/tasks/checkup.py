@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from vmkeep.host.tasks.task import Task
+from vmkeep.planning.names import checkpoint_prefix
 
 FIX_COMMAND: Final = "vmkeep doctor --fix"
 
@@ -487,7 +488,7 @@ class CheckupRequest(Task[tuple[Finding, ...]]):
     @property
     def prefix(self) -> str | None:
         """How the names of this installation's checkpoints begin; None without a repository."""
-        return None if self.repository is None else f"vmkeep-{self.repository[:8]}-"
+        return None if self.repository is None else checkpoint_prefix(self.repository)
 
 
 _NO_OPERATIONS: Final[Mapping[str, KnownOperation]] = MappingProxyType({})
