@@ -33,6 +33,8 @@ def small_scratch(host: Host, vmkeep: Vmkeep) -> Iterator[Path]:
 def _assert_guest_met_no_error(guest: WritingGuest, vmkeep: Vmkeep, scratch: Path) -> None:
     """The guest, which halts at an error, writes on; nothing is left; and what it wrote is all there."""
     guest.wait_written(256 * KiB)
+    # A process that the guardian killed is not there to wait for it, and the files are the last that it removes.
+    wait_until(lambda: not list((vmkeep.home / "guards").glob("*.json")), "the guardian does not end", 20)
     assert vmkeep.host.run(["ls", "-A", scratch]).stdout.split() in ([], ["filler"])
     assert_left_alone(guest.vm)
     (vmkeep.home / "vmkeep.toml").unlink()
