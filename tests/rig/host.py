@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,7 @@ namespaces = []
 security_driver = "none"
 capability_filters = [ "cpu-unavailable-features" ]
 """
+_END_SECONDS = 10.0
 _VIRTLOGD_CONF = "max_size = 0\n"  # never rotates: the rig reads results of guest writes from the log
 
 
@@ -415,6 +417,21 @@ class Host:
         """Return a VM that something else defined, a restore for instance."""
         return Vm(self, self.connection.lookupByName(name).UUIDString(), name)
 
+    def kill_vm(self, name: str) -> None:
+        """Kill the QEMU of a VM and its swtpm, and return when they are gone; those that are gone do not matter."""
+        run = self.path("/run/libvirt/qemu")
+        pid_files = [*run.glob(f"swtpm/*-{name}-swtpm.pid"), run / f"{name}.pid"]
+        inner = set()
+        for path in pid_files:
+            with contextlib.suppress(FileNotFoundError):
+                inner.add(path.read_text().strip())
+        # Both are daemons, so children of the host's first process.
+        for child in Path(f"/proc/{self._init_pid}/task/{self._init_pid}/children").read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                status = Path(f"/proc/{child}/status").read_text()
+                if any(f"NSpid:\t{child}\t{pid}\n" in status for pid in inner):
+                    _kill(int(child))
+
     def clear(self) -> None:
         """Remove every VM, whoever defined it, every secret, and all files in the directories of tests."""
         for domain in self.connection.listAllDomains():
@@ -453,6 +470,16 @@ class Host:
         shutil.chown(authority, _SWTPM_USER)
         config = Path(SWTPM_CA_CONFIG).read_text()
         (self.dir / "swtpm-localca.conf").write_text(config.replace("/var/lib/swtpm-localca", str(authority)))
+
+
+def _kill(pid: int) -> None:
+    """Kill a process that is no child of this one, and return when it is gone."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        select.select([process], [], [], _END_SECONDS)
+    finally:
+        os.close(process)
 
 
 def _remove_directories_of_dead_hosts() -> None:
