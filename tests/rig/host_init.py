@@ -36,6 +36,8 @@ PRIVATE_DIRECTORIES = {
     "/run": "run",
 }
 SWTPM_CA_CONFIG = "/etc/swtpm-localca.conf"
+# In the host's directory, where it has one: it takes the place of the firmware that libvirt chooses.
+IDLE_FIRMWARE = "idle.fd"
 
 
 def mount(source: str, target: str, filesystem: str = "none", flags: int = 0) -> None:
@@ -48,6 +50,10 @@ def prepare_mounts(directory: Path) -> None:
     for target, private in PRIVATE_DIRECTORIES.items():
         mount(str(directory / private), target, flags=_MS_BIND)
     mount(str(directory / "swtpm-localca.conf"), SWTPM_CA_CONFIG, flags=_MS_BIND)
+    if (directory / IDLE_FIRMWARE).exists():
+        for code in Path("/usr/share/OVMF").glob("OVMF_CODE_4M*.fd"):
+            if not code.is_symlink():
+                mount(str(directory / IDLE_FIRMWARE), str(code), flags=_MS_BIND)
     mount("proc", "/proc", "proc")
     try:
         mount("sysfs", "/sys", "sysfs")  # shows this network namespace's devices

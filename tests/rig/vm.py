@@ -177,7 +177,7 @@ class Vm:
         """Remove it and every disk that lies in the host's directory, whatever state it is in."""
         paths = [disk.path for disk in self.disks() if disk.path is not None]
         if self.domain.isActive():
-            self.host.kill_vm(self.name)  # libvirt sleeps 0.2 s after the signal that it sends; of one that is gone not
+            self.host.kill_vm(self.name)  # libvirt sleeps 0.2 s after a signal, unless there is nobody
             self.destroy()
         self.undefine()
         for path in paths:
