@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +16,7 @@ import typer
 from vmkeep.cli.completion import complete_moment, complete_vm
 from vmkeep.cli.terminal import one_line
 from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
+from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog
