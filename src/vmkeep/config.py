@@ -12,13 +12,14 @@ import os
 import shlex
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from vmkeep.errors import InvalidRequest
 from vmkeep.filesystem import file_error
 from vmkeep.ownership import refuse_exposed
+from vmkeep.values import dataclass
 
 SETTINGS_FILE = "vmkeep.toml"
 DEFAULT_URI = "qemu:///system"

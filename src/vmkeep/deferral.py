@@ -2,7 +2,8 @@
 
 Some libraries import at their start all that any of their users may need. Within ``deferred`` such imports give a
 placeholder; each name that is taken from one is a class of its own, and does what it stands for when it is called or
-asked for something: it imports the real module then. So nothing is lost, and what is never used is never loaded.
+asked for something: it imports the real module then. So nothing is lost, and what is never used is never loaded. What
+is called within the block already, as the library makes something at its import, gives a promise of its result.
 
 ``shown`` does the like for packages of vmkeep's own.
 """
@@ -18,15 +19,17 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def deferred(*names: str) -> Iterator[None]:
+def deferred(*names: str, given: Mapping[str, Mapping[str, object]] | None = None) -> Iterator[None]:
     """Within the block, importing one of these modules gives a placeholder. Whole names: "psycopg", "psycopg.errors".
 
     A module that is loaded already is left as it is. After the block everybody who imports one gets the real one; only
     what was imported within it keeps its placeholders. Not for names that are bases of classes, or stand in ``except``:
-    a placeholder is neither.
+    a placeholder is neither. ``given`` are names of a module that are to be something else for whoever imports them
+    within the block, where a placeholder would be looked into.
     """
     placeholders = {name: _Placeholder(name) for name in names if name not in sys.modules}
     for name, placeholder in placeholders.items():
+        vars(placeholder).update((given or {}).get(name, {}))
         parent, _, child = name.rpartition(".")
         if parent in placeholders:
             setattr(placeholders[parent], child, placeholder)
@@ -56,11 +59,15 @@ class _Deferred(type):
     """What was taken from a placeholder, as a class: annotations may name it, and whatever else is asked loads it."""
 
     def __call__(cls, *args: Any, **named: Any) -> Any:
+        if _stands(cls.__module__):
+            return _Promise(cls.__module__, lambda: cls._real()(*args, **named))
         return cls._real()(*args, **named)
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if _stands(cls.__module__):
+            return _Promise(cls.__module__, lambda: getattr(cls._real(), name))
         return getattr(cls._real(), name)
 
     def __getitem__(cls, _parameters: object) -> _Deferred:
@@ -72,6 +79,37 @@ class _Deferred(type):
 
     def _real(cls) -> Any:
         return getattr(importlib.import_module(cls.__module__), cls.__name__)
+
+
+def _stands(module: str) -> bool:
+    """Tell whether a placeholder stands for this module, which is so within the block."""
+    return isinstance(sys.modules.get(module), _Placeholder)
+
+
+class _Promise:
+    """What a call or an attribute of something deferred will be: it is made when it is used after the block."""
+
+    def __init__(self, module: str, make: Callable[[], Any]) -> None:
+        self._module = module
+        self._make = make
+        self._made: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if _stands(self._module):
+            return _Promise(self._module, lambda: getattr(self._real(), name))
+        return getattr(self._real(), name)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        if _stands(self._module):
+            return _Promise(self._module, lambda: self._real()(*args, **named))
+        return self._real()(*args, **named)
+
+    def _real(self) -> Any:
+        if not self._made:
+            self._made.append(self._make())
+        return self._made[0]
 
 
 def shown(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:

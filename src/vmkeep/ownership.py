@@ -16,12 +16,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.errors import HomeExposed
+from vmkeep.values import dataclass
 
 _WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO

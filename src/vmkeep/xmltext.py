@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 import html
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
 from lxml import etree
+
+from vmkeep.values import dataclass
 
 
 class XmlRefused(ValueError):

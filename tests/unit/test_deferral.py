@@ -20,7 +20,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package `heavy` with a module, which no process has loaded."""
     (tmp_path / "heavy").mkdir()
     (tmp_path / "heavy/__init__.py").write_text(
-        "class Thing:\n    made = 3\n\ndef double(number):\n    return 2 * number\n"
+        "class Thing:\n    made = 3\n    kind = 'heavy'\n\ndef double(number):\n    return 2 * number\n"
     )
     (tmp_path / "heavy/errors.py").write_text("class Broken(Exception):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -57,6 +57,26 @@ def test_nothing_is_an_instance_of_what_was_not_loaded_and_asking_loads_nothing(
     assert "heavy.errors" not in sys.modules
     broken = importlib.import_module("heavy.errors").Broken()
     assert isinstance(broken, using.Broken)
+
+
+@pytest.mark.usefixtures("package")
+def test_what_is_made_within_the_block_is_made_when_it_is_used() -> None:
+    using = user("import heavy\nfrom heavy import Thing, double\ntext = Thing().kind.upper()\nkind = Thing.made.real")
+    using_module = user("import heavy\ntwice = heavy.double(4)")
+    assert "heavy" not in sys.modules
+    assert using.text.lower() == "heavy"
+    assert using.kind.bit_length() == 2
+    assert using_module.twice.bit_length() == 4
+    assert "heavy" in sys.modules
+
+
+@pytest.mark.usefixtures("package")
+def test_name_can_be_given_as_something_else() -> None:
+    with deferred("heavy", given={"heavy": {"Thing": int}}):
+        from heavy import Thing, double  # type: ignore[import-not-found]  # this test's own
+    assert Thing is int
+    assert "heavy" not in sys.modules
+    assert double(2) == 4
 
 
 @pytest.mark.usefixtures("package")

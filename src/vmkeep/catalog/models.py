@@ -113,8 +113,8 @@ Index(
     state_versions.c.kind,
     state_versions.c.generation,
     unique=True,
+    # Of SQLite alone: a clause for another database has SQLAlchemy load that one's dialect, here a tenth of a point.
     sqlite_where=state_versions.c.conflict == false(),
-    postgresql_where=state_versions.c.conflict == false(),
 )
 
 pins = Table(

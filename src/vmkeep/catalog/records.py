@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final, Literal
+
+from vmkeep.values import dataclass
 
 SAFETY_LABEL: Final = "vmkeep.safety"
 """The label of a point that a restore in place or a revert took first: of the state that was left."""

@@ -12,9 +12,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vmkeep.cli.terminal import one_line, printable
+from vmkeep.values import dataclass
 
 GAP = "  "
 ELLIPSIS = "…"

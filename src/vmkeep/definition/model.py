@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from vmkeep.values import dataclass
 from vmkeep.xmltext import bounded
 
 

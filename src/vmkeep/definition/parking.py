@@ -8,7 +8,6 @@ that whatever else was changed meanwhile stays.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Final
 
 from lxml import etree
@@ -16,6 +15,7 @@ from lxml import etree
 from vmkeep.definition.model import DefinitionError
 from vmkeep.definition.reading import disk_elements, disk_target, read_domain
 from vmkeep.definition.tree import remove_children
+from vmkeep.values import dataclass
 from vmkeep.xmltext import XmlRefused, is_xml_text, parse_xml, serialise_xml
 
 # What belongs to the source that is taken out, and what libvirt allows for other kinds of source only.

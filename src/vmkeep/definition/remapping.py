@@ -7,7 +7,7 @@ touch comes out as it went in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Final
 from uuid import UUID
@@ -18,6 +18,7 @@ from vmkeep.definition.live import drop_live_parts
 from vmkeep.definition.model import DefinitionError
 from vmkeep.definition.reading import disk_elements, disk_target, is_mac, read_definition, read_domain
 from vmkeep.definition.tree import child_or_new, remove, remove_children, set_text
+from vmkeep.values import dataclass
 from vmkeep.xmltext import is_xml_text, serialise_xml
 
 

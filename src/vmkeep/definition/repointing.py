@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from lxml import etree
 
@@ -11,6 +10,7 @@ from vmkeep.definition.chains import leave_to_image
 from vmkeep.definition.model import DefinitionError
 from vmkeep.definition.reading import disk_elements, disk_target, read_domain
 from vmkeep.definition.tree import child_or_new
+from vmkeep.values import dataclass
 from vmkeep.xmltext import serialise_xml
 
 

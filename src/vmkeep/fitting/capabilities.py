@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from lxml import etree
 
 from vmkeep.fitting.model import CpuModel, FirmwareBuild, MachineType
+from vmkeep.values import dataclass
 from vmkeep.xmltext import element_children, parse_xml, tag_name
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Final
 
 from lxml import etree
@@ -11,6 +10,7 @@ from lxml import etree
 from vmkeep.definition.tree import remove, set_text
 from vmkeep.fitting.draft import Draft, part_of
 from vmkeep.fitting.model import CpuModel, Misfit
+from vmkeep.values import dataclass
 from vmkeep.xmltext import element_text
 
 ELSEWHERE: Final = (

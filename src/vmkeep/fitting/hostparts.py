@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Final
 
@@ -18,6 +18,7 @@ from lxml import etree
 
 from vmkeep.definition.tree import remove
 from vmkeep.fitting.allowed import Allowed, Rules, allowed_domain, takes
+from vmkeep.values import dataclass
 from vmkeep.xmltext import element_children, element_text, tag_name
 
 MOST_PARTS: Final = 500

@@ -9,12 +9,14 @@ on two parts at once is left to libvirt.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Self
 
 from lxml import etree
 
+from vmkeep.values import dataclass
 from vmkeep.xmltext import XmlLimits, element_children, parse_xml
 
 _RNG: Final = "{http://relaxng.org/ns/structure/1.0}"
@@ -36,7 +38,7 @@ class Unknown:
     known: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class _Contents:
     """What may be in an element. ``attributes`` maps to the values allowed, or None for any."""
 

@@ -10,7 +10,6 @@ No flow of DBOS: taking over twice is the same as once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from vmkeep.flows.services import Services
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.logs import get_logger
 from vmkeep.repository import PointRecord
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 _AT_ONCE = 500  # points between two transactions: who is ended meanwhile does not begin anew

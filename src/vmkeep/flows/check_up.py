@@ -12,7 +12,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 from vmkeep.repository.intents import Writer
 from vmkeep.sqlite import sqlite_error
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 _POINT_PURPOSE = "point "  # as vmkeep.host begins a writer

@@ -36,7 +36,7 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
-from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID
+from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID, launching
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Flow, Run, workflow_of
@@ -326,7 +326,8 @@ class Engine:
             declared.name: DBOS.workflow(name=declared.name)(workflow_of(declared, self._services, self._runs))
             for declared in _FLOWS
         }
-        DBOS.launch()
+        with launching():
+            DBOS.launch()
 
     def _services(self) -> Services:
         return Services(

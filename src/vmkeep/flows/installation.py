@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
@@ -31,6 +31,7 @@ from vmkeep.flows.identity import recognise
 from vmkeep.flows.standin import StandIn
 from vmkeep.locks import FileLock
 from vmkeep.planning.model import KnownDisk, KnownPoint
+from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
     from vmkeep.flows.own_key import OwnKey

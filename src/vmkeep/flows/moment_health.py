@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Final
 
 from vmkeep.errors import PointNotFound, VmkeepError
@@ -27,6 +26,7 @@ from vmkeep.planning.lineage import newest_first
 from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.snapshot_health import SnapshotHealth, snapshot_texts
 from vmkeep.repository.record import known_point
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 # Usually the second round finds nothing. Each checkpoint that libvirt refuses to list again takes one more.

@@ -7,7 +7,6 @@ its host, as far as that shows (docs/adr/0026-points-are-signed.md).
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmkeep.catalog import Catalog, KnownHostKey, Trust
@@ -16,6 +15,7 @@ from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists, VmkeepError
 from vmkeep.filesystem import file_error
 from vmkeep.keys.signing import SigningKey, is_same_machine, keep_aside, put_aside, this_machine
 from vmkeep.logs import get_logger
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 

@@ -8,8 +8,8 @@ nothing can continue an instant that has passed; a restore is finished.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
@@ -19,6 +19,7 @@ from vmkeep.errors import RestorePending
 from vmkeep.flows.durable import DBOS
 from vmkeep.flows.services import Services
 from vmkeep.logs import get_logger
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 Ts = TypeVarTuple("Ts")
@@ -151,7 +152,7 @@ class _Undo:
             raise self._error
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Run:
     """A flow that runs, or ran, in this process. DBOS may be unable to record how it ended."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.catalog.naming import SHORTEST_PREFIX
@@ -14,6 +13,7 @@ from vmkeep.flows.hosts import told_of_maker
 from vmkeep.flows.installation import DamagedPoint, Premises
 from vmkeep.flows.patience import patiently
 from vmkeep.host.tasks.survey import Progress
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

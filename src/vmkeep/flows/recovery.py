@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from vmkeep.catalog import Catalog, Operation, OperationState
@@ -24,6 +23,7 @@ from vmkeep.flows.services import Services, end_operation
 from vmkeep.flows.take_snapshot import settle_snapshot
 from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore
 from vmkeep.locks import FileLock
+from vmkeep.values import dataclass
 
 _RESULT_SECONDS = 0.05
 # So long after a flow ended the flow database has what it will have of it; so long after one was taken up it runs.

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 from vmkeep.catalog import Catalog, OperationState
@@ -17,6 +16,7 @@ from vmkeep.host.tasks.locks import HoldVm, LetVmGo
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.task import Task
 from vmkeep.repository import Repository
+from vmkeep.values import dataclass
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vmkeep.errors import VmkeepError
@@ -13,6 +12,7 @@ from vmkeep.hypervisor.answers import silence as silence
 from vmkeep.hypervisor.patience import LibvirtPatience as LibvirtPatience
 from vmkeep.hypervisor.patience import Silence
 from vmkeep.hypervisor.patience import left_behind as left_behind
+from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
     from vmkeep.repository import Unanswered

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import libvirt_qemu
@@ -20,6 +19,7 @@ import libvirt_qemu
 from vmkeep.errors import HypervisorError
 from vmkeep.hypervisor.domain import Domain
 from vmkeep.hypervisor.translation import libvirt_errors, shortened
+from vmkeep.values import dataclass
 
 T = TypeVar("T")
 

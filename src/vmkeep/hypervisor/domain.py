@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from enum import StrEnum
 
 import libvirt
@@ -23,6 +22,7 @@ from vmkeep.errors import (
 )
 from vmkeep.hypervisor.translation import libvirt_errors, shortened, translate
 from vmkeep.moments import Checkpoint, MomentError, Snapshot, parse_checkpoint, parse_snapshot
+from vmkeep.values import dataclass
 
 # By default libvirt waits for an agent for ever, also for one that is connected and hangs (seen on 9.0). A freeze
 # waits until the guest has written out what it holds. The value is the VM's until it is set again, and a call that

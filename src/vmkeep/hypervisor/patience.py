@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from vmkeep.errors import GivenUp, HypervisorHangs, VmkeepError
+from vmkeep.values import dataclass
 
 _TELL_SECONDS = 10.0
 # How long it takes until libvirtd counts as deaf (``vmkeep.hypervisor.answers``).

@@ -7,7 +7,7 @@ into an error, a log or a repr.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -19,6 +19,7 @@ from lxml.builder import E
 from vmkeep.definition import USAGE
 from vmkeep.errors import SecretMissing, SecretPrivate
 from vmkeep.hypervisor.translation import libvirt_errors
+from vmkeep.values import dataclass
 
 # libvirt's word for what a secret is for, the number of the API, and the element that names the thing.
 _USAGES: Final[Mapping[str, int]] = MappingProxyType(

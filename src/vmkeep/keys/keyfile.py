@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from blake3 import blake3
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists, WrongKey
 from vmkeep.filesystem import file_error, write_new_file
+from vmkeep.values import dataclass
 
 SECRET_BYTES = 32
 SALT_BYTES = 32

@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from vmkeep.errors import InvalidRequest, TargetExists
 from vmkeep.filesystem import file_error, replace_file, write_new_file
 from vmkeep.keys.keyfile import read_key_file
+from vmkeep.values import dataclass
 
 SEED_BYTES: Final = 32
 FINGERPRINT_CONTEXT: Final = "vmkeep 2026 host key fingerprint"

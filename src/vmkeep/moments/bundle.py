@@ -12,12 +12,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vmkeep.moments.documents import AnyMoment, parse_moment
 from vmkeep.moments.errors import MomentError
 from vmkeep.moments.tree import MomentKind, name_order
+from vmkeep.values import dataclass
 
 FORMAT: Final = "vmkeep-moments"
 VERSION: Final = 1

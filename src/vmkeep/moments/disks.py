@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from lxml import etree
@@ -11,6 +10,7 @@ from lxml import etree
 from vmkeep.moments.errors import LibvirtError, MomentError, unsupported
 from vmkeep.moments.model import SnapshotLocation
 from vmkeep.moments.reading import MAX_DISKS, read_location, read_root
+from vmkeep.values import dataclass
 
 _SOURCE_ATTRIBUTE: Final = {"file": "file", "block": "dev", "dir": "dir", "network": "name", "volume": "volume"}
 

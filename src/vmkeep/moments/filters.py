@@ -9,11 +9,12 @@ exception: libvirt finds nothing then, against its manual, and so does this.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Final, Protocol, cast
 
 from vmkeep.moments.errors import LibvirtError, MomentError
 from vmkeep.moments.tree import M, MomentKind, MomentTree, name_order
+from vmkeep.values import dataclass
 
 
 class _Located(Protocol):

@@ -6,8 +6,9 @@ member, and a wrong string raises ValueError when the value is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from vmkeep.values import dataclass
 
 
 class CheckpointType(StrEnum):

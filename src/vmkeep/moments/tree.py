@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, dataclass
+from dataclasses import Field
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from vmkeep.moments.errors import LibvirtError, MomentError
+from vmkeep.values import dataclass
 
 
 class MomentKind(StrEnum):

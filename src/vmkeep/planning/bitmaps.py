@@ -7,7 +7,7 @@ persistent and recording in all of them; 9.0 and 11.3). A point of a VM that is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -16,6 +16,7 @@ from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk
 from vmkeep.planning.codes import BitmapHealth
 from vmkeep.planning.images import ImageBitmap, ImageLayer
+from vmkeep.values import dataclass
 
 
 class StoredBitmap(Protocol):

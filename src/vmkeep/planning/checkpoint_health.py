@@ -6,7 +6,7 @@ How one bitmap is, ``vmkeep.planning.bitmaps`` says; which of ours the next poin
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -16,6 +16,7 @@ from vmkeep.planning import BitmapHealth
 from vmkeep.planning.bitmaps import Bitmaps
 from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.order import Made, places
+from vmkeep.values import dataclass
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 SHARED: Final = "in an image that VM {} uses too; it is left alone"

@@ -7,12 +7,12 @@ in an image that another VM uses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vmkeep.planning import BitmapHealth
 from vmkeep.planning.checkpoint_health import CheckpointFacts, CheckpointHealth, DiskHealth, Role
 from vmkeep.planning.lineage import Lineage
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

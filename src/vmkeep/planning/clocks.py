@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
+
+from vmkeep.values import dataclass
 
 TOLERANCE: Final = timedelta(seconds=2)
 """Clocks of hosts that are kept in time may differ by as much, and one that is slewed goes back by less."""

@@ -11,11 +11,11 @@ root when it stops.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from vmkeep.commandline import command_line, shell_word
+from vmkeep.values import dataclass
 
 FOLLOWED_FORMATS: Final = frozenset({"raw", "qcow2", "luks"})
 """What may stand below an image by the word of its header: none of these names a file without our reading it first."""

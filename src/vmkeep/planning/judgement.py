@@ -8,10 +8,10 @@ newer replaces it, because the next backup can list it again.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from vmkeep.planning import BitmapHealth
 from vmkeep.planning.bitmaps import Bitmaps
+from vmkeep.values import dataclass
 
 
 def sound_targets(bitmaps: Bitmaps, name: str, targets: Collection[str]) -> frozenset[str]:

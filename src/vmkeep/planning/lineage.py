@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.order import Made, places
+from vmkeep.values import dataclass
 
 
 def newest_first(points: Iterable[KnownPoint]) -> tuple[KnownPoint, ...]:

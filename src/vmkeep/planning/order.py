@@ -8,8 +8,9 @@ older releases have none; what is done then stands in docs/internals/repository-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

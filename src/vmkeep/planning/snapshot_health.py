@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Literal
 
 from vmkeep.moments import Snapshot, SnapshotDisk, SnapshotLocation
 from vmkeep.planning.bitmaps import Chain
 from vmkeep.planning.checkpoint_health import Health, by_age
+from vmkeep.values import dataclass
 
 _INTERRUPTED: Final = "its deletion was interrupted; delete the snapshot again"
 

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from vmkeep.threads import operation_here
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
@@ -19,6 +19,7 @@ from vmkeep.repository.record import PointRecord, SecretRef
 from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.signatures import require_signed_envelope
 from vmkeep.repository.store import ObjectStore
+from vmkeep.values import dataclass
 
 # What libvirt takes (REMOTE_SECRET_VALUE_MAX).
 VALUE_LIMIT_BYTES = 64 * 1024

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from vmkeep.errors import ObjectDamaged, ObjectMissing, VmkeepError
@@ -27,6 +26,7 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.store import ObjectStore
 from vmkeep.threads import carried
+from vmkeep.values import dataclass
 
 LAPSE_SECONDS = 900.0
 DAMAGED = "damaged"

@@ -11,7 +11,6 @@ import binascii
 import hmac
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from blake3 import blake3
@@ -21,6 +20,7 @@ from vmkeep.keys import KeyMaterial
 from vmkeep.repository.layout import FORMAT_OBJECT, KEYRING, NAME_BYTES, canonical, parse_canonical
 from vmkeep.repository.seal import Domain, Random
 from vmkeep.repository.store import ObjectStore
+from vmkeep.values import dataclass
 
 KEY_BYTES = 32
 SEAL_CONTEXT = "vmkeep 2026 repository v1 keyring seal"

@@ -10,11 +10,11 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeAlias
 
 from vmkeep.errors import ObjectDamaged, RepositoryForeign
+from vmkeep.values import dataclass
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
 from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, ID_BYTES, NAME_BYTES, VERSION, sealed_bytes_limit
 from vmkeep.repository.record import BlockRef, StoredDisk
+from vmkeep.values import dataclass
 
 T = TypeVar("T")
 Children: TypeAlias = list[BlockRef | None]

@@ -8,7 +8,7 @@ a query. A record that does not parse is one damaged point and harms nothing els
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +25,7 @@ from vmkeep.repository.layout import (
     PACK_BYTES_LIMIT,
     sealed_bytes_limit,
 )
+from vmkeep.values import dataclass
 
 FAN_OUT = 32
 BLOCK_BYTES = 64 * 1024

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -40,6 +40,7 @@ from vmkeep.repository.layout import (
     FrameKind,
     sealed_bytes_limit,
 )
+from vmkeep.values import dataclass
 
 Random: TypeAlias = Callable[[int], bytes]
 Compress: TypeAlias = Callable[[Sequence[Buffer]], Sequence[Buffer]]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -25,6 +24,7 @@ from vmkeep.repository.layout import FORMAT_NAME, HOSTS, MAJOR, FrameKind, canon
 from vmkeep.repository.record import PointRecord, StateVersion
 from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
+from vmkeep.values import dataclass
 
 FIELD: Final = "signature"
 _POINT_DOMAIN: Final = b"vmkeep point signature v1\n"

@@ -13,7 +13,6 @@ import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -40,6 +39,7 @@ from vmkeep.repository.answers import under_way
 from vmkeep.repository.directory import LARGE_BYTES, Directory
 from vmkeep.repository.layout import SMALL_BYTES_LIMIT, Buffer
 from vmkeep.repository.place import Place
+from vmkeep.values import dataclass
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 _FULL = {28, 122}

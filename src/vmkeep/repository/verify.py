@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -60,6 +60,7 @@ from vmkeep.repository.signatures import get_host_key, require_signed_state
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
 from vmkeep.threads import Pool
+from vmkeep.values import dataclass
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes read so far and bytes to read (0 where that is not known)."""

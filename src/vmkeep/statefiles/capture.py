@@ -16,13 +16,13 @@ import os
 import pwd
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vmkeep.errors import HostFileMissing, PermissionRefused, StateTorn, StateUnsupported
 from vmkeep.filesystem import file_error, file_errors
 from vmkeep.paths import ForeignLink, open_place, reopen
+from vmkeep.values import dataclass
 
 StateKind = Literal["tpm", "nvram"]
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from vmkeep.values import dataclass
 
 _SWTPM_USER = re.compile(r"""^\s*swtpm_(user|group)\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 # Debian builds libvirt with tss, Fedora and openSUSE with tss as well; upstream's own default is root.

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from vmkeep.extents import BlockRun, ExtentError, Kind, Reply, cut, merge
 from vmkeep.repository import BlockRef
 from vmkeep.threads import Pool
 from vmkeep.transfer.source import DiskSource, SourceConnection
+from vmkeep.values import dataclass
 
 # So much is read, hashed, compressed and sealed at a time. More costs QEMU: it allocates the memory of each request
 # anew, and from 1 MiB on its allocator gets it from the kernel and gives it back (1.2 GB over three connections: 0.85 s

@@ -6,12 +6,13 @@ they read no name out of a header.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from vmkeep.errors import DiskUnsupported, HeaderRefused, HostFileMissing, PermissionRefused, TransferError, VmkeepError
@@ -28,6 +29,7 @@ from vmkeep.planning.imagetrust import (
 )
 from vmkeep.transfer.imagegrounds import grounds
 from vmkeep.transfer.imageheader import KNOWN_FORMATS, HeaderError, ImageHeader, read_header
+from vmkeep.values import dataclass
 
 _MAX_LAYERS: Final = 200
 """libvirt's limit for a chain of backing files."""
@@ -56,7 +58,7 @@ class OpenLayer:
     data: OpenFile | None = None
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class OpenChain:
     """The images of a disk, the top one first, for as long as ``open_chain`` keeps them open."""
 

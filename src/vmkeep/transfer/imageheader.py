@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from vmkeep.planning.images import ImageBitmap, ImageSnapshot
+from vmkeep.values import dataclass
 
 ReadAt = Callable[[int, int], bytes]
 """Returns the bytes at (offset, length) of an image, fewer at its end."""

@@ -10,8 +10,9 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
+
+from vmkeep.values import dataclass
 
 SECRET_ID: Final = "vmkeep-key"  # noqa: S105  a name, not a password
 """What the passphrase is called on the command lines of QEMU's tools."""

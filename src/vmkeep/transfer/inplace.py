@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from vmkeep.extents.ranges import READS_AS_ZERO, Reply
+from vmkeep.values import dataclass
 
 # Each write is a round trip to qemu-nbd; reads of this size are the fastest of libnbd's binding.
 PIECE_BYTES = 1 << 20

@@ -16,12 +16,12 @@ import re
 import stat
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from vmkeep.paths import open_place, reopen
+from vmkeep.values import dataclass
 
 # setgroups(2) of the C library changes all threads of a process, the system call itself changes the one that calls.
 _SETGROUPS: Final = {

@@ -25,8 +25,8 @@ FOR_NO_LIST = {
     *("sqlalchemy", "structlog", "vmkeep.flows", "vmkeep.host.tasks", "vmkeep.repository"),
 }
 FOR_NO_BACKUP = {
-    *("alembic", "click", "croniter", "dateutil", "psycopg", "pydantic", "rich", "sqlalchemy.ext.asyncio"),
-    *("sqlalchemy.orm", "structlog", "yaml"),
+    *("alembic", "click", "croniter", "dateutil", "psycopg", "pydantic", "rich", "structlog", "yaml"),
+    *("sqlalchemy.dialects.postgresql", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"),
     # What restores, looks at the whole host, or changes moments.
     *(
         "vmkeep.fitting",

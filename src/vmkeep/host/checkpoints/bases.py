@@ -7,7 +7,6 @@ that do not begin with this repository's own prefix belong to somebody else and 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from vmkeep.definition import Definition
@@ -23,6 +22,7 @@ from vmkeep.planning.bitmaps import Bitmaps, Chains
 from vmkeep.planning.lineage import Lineage, newest_first
 from vmkeep.planning.model import KnownPoint
 from vmkeep.transfer.imagekey import ImageKey
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 

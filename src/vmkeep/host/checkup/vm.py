@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -61,6 +60,7 @@ from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import describe_image, look_at
+from vmkeep.values import dataclass
 
 _OLD: Final = timedelta(days=7)
 _CLOCK_STATUS: Final = "timedatectl"

@@ -25,7 +25,6 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +47,7 @@ from vmkeep.host.vm.processes import hangs_dead, is_stopped
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.hypervisor.answers import impatient, waiting_for
 from vmkeep.locks import FileLock
+from vmkeep.values import dataclass
 
 _WATCH_SECONDS = 0.5
 # A process that was stopped does nothing to end the pause; one that is only slow may be about to.

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.hypervisor.answers import impatient
 from vmkeep.transfer.imagefile import describe_image, remove_bitmap
 from vmkeep.transfer.nbd import export_names
+from vmkeep.values import dataclass
 
 # A call that was under way when vmkeep died is still carried out by libvirtd (a suspend takes 4 ms, backupBegin
 # 110 ms on libvirt 9.0, longer with many disks), so one look is not enough: it must stay quiet this long.

@@ -10,7 +10,7 @@ this host already (docs/adr/0028-moments-of-others.md).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Final
@@ -24,6 +24,7 @@ from vmkeep.host.restores.suitability import programs_for
 from vmkeep.host.tasks.moments import VmMoments
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.moments import Snapshot
+from vmkeep.values import dataclass
 from vmkeep.xmltext import XmlRefused, element_children, parse_xml, tag_name
 
 _DEFINITIONS: Final = ("domain", "inactiveDomain")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from vmkeep.commandline import command_line
@@ -27,6 +27,7 @@ from vmkeep.moments import MomentKind, Snapshot, SnapshotLocation, format_snapsh
 from vmkeep.planning.images import ImageLayer
 from vmkeep.planning.snapshot_health import image_of_overlay
 from vmkeep.transfer.imagefile import describe_image
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -30,6 +29,7 @@ from vmkeep.repository import BLOCK_BYTES, ExcludedDisk, PointDisk, PointRecord,
 from vmkeep.repository.record import FAN_OUT, refuse_unreadable
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.tools import require_tools
+from vmkeep.values import dataclass
 
 _NONE = "0" * 32
 """In place of the names of what is not there yet."""

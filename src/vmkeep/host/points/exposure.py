@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +26,7 @@ from vmkeep.planning import DiskPlan, PointPlan
 from vmkeep.planning.images import ImageLayer
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.source import DiskSource
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

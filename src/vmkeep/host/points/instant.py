@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from vmkeep.moments import (
 )
 from vmkeep.planning import Mode, PointPlan
 from vmkeep.statefiles.capture import CapturedState
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vmkeep.config import Settings
 from vmkeep.errors import IntegrityError, JobAborted, PointNotFound, TransferError
@@ -45,6 +45,7 @@ from vmkeep.repository.fields import as_lines
 from vmkeep.repository.record import known_point
 from vmkeep.transfer.capture import BaseMismatch, capture_disk
 from vmkeep.transfer.source import DiskSource
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 # Blocks of each base that are read again to prove it; 256 KiB in all.

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from vmkeep.config import Settings
 from vmkeep.errors import RestorePending, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.host.tasks.restores import DeliveredItem
+from vmkeep.values import dataclass
 
 
 class RestoreStage(StrEnum):

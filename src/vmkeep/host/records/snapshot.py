@@ -14,12 +14,12 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmkeep.errors import StoreError
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.statefiles.capture import CapturedState
+from vmkeep.values import dataclass
 
 _PLAN, _STATES = "plan.json", "states.json"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, DiskPlacement, Remap, SourceKind, remap
@@ -16,6 +15,7 @@ from vmkeep.host.tasks.restores import DefineVm, DeliveredItem, HostParts, Prepa
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.repository import PointRecord
 from vmkeep.statefiles.location import StateRoots
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ definition that another made is given to libvirt, not even to be tried, before i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vmkeep.fitting import MOST_PARTS, HostOwn, HostPart, Reaching, Wish, as_par
 from vmkeep.host.restores.suitability import programs_for, unknown_here
 from vmkeep.host.tasks.restores import HostParts
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.values import dataclass
 from vmkeep.xmltext import serialise_xml
 
 

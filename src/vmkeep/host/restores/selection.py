@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from vmkeep.host.vm.states import ChosenState, StateSource, chosen_state
 from vmkeep.repository import PointDisk, PointRecord
 from vmkeep.transfer.imagefile import describe_image
 from vmkeep.transfer.images import LUKS
+from vmkeep.values import dataclass
 
 DISKS: Final = "disks"
 STATE: Final = "state"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +36,7 @@ from vmkeep.planning.images import ImageLayer
 from vmkeep.planning.snapshot_health import image_of_overlay
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import describe_image, internal_snapshots
+from vmkeep.values import dataclass
 
 _NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +34,7 @@ from vmkeep.host.vm.openimages import OpenImages, open_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image, holds_data
 from vmkeep.transfer.imagelock import writer_of
+from vmkeep.values import dataclass
 
 _MERGED: Final = "merged-"
 _HEADER_BYTES: Final = 4096

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +41,7 @@ from vmkeep.moments import (
     parse_snapshot,
 )
 from vmkeep.transfer.imagefile import describe_image, holds_data
+from vmkeep.values import dataclass
 
 DISKS, MEMORY, INTERNAL = "disks", "memory", "internal"
 """The kinds: overlays on the disks; the same with the memory in a file; all of it inside the images."""

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +51,7 @@ from vmkeep.statefiles.location import StateRoots
 from vmkeep.stillness import guest_stands_still
 from vmkeep.threads import Pool
 from vmkeep.transfer.tools import require_tools
+from vmkeep.values import dataclass
 
 _LOOK_SECONDS = 0.2
 

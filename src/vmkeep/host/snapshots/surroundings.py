@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.host.vm.definition import with_volumes_found
@@ -11,6 +10,7 @@ from vmkeep.host.vm.images import image_chains
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, DomainSnapshots, DomainState, Hypervisor
 from vmkeep.planning.images import ImageLayer
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

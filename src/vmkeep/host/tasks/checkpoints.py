@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.checkpoint_health import CheckpointHealth
 from vmkeep.planning.checkpoint_repair import RepairPlan, RepairStep
 from vmkeep.planning.model import KnownPoint
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,14 @@ against this enum.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.names import checkpoint_prefix
+from vmkeep.values import dataclass
 
 FIX_COMMAND: Final = "vmkeep doctor --fix"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmkeep.host.tasks.task import Task
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

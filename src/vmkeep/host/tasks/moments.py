@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 from vmkeep.commandline import command_line
@@ -21,6 +20,7 @@ from vmkeep.moments import (
     MomentKind,
     MomentTree,
 )
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from vmkeep.custody.states import KnownState
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.model import KnownPoint
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmkeep.custody.states import KnownState
 from vmkeep.host.tasks.task import Task
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

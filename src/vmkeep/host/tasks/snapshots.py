@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vmkeep.custody.states import KnownState
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.snapshot_health import SnapshotHealth
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from vmkeep.host.tasks.task import Task
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

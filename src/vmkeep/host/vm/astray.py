@@ -23,7 +23,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +35,7 @@ from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.openimages import OpenImage, OpenImages, file_id, open_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image
+from vmkeep.values import dataclass
 
 _QCOW2: Final = b"QFI\xfb"
 # Where memory of a guest may be a file; hugetlbfs is mounted where the distribution likes it.

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from vmkeep.commandline import command_line
@@ -25,6 +25,7 @@ from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, snapshots_of
 from vmkeep.moments import MomentError, Snapshot, SnapshotLocation, parse_snapshot
 from vmkeep.planning.snapshot_health import merged_into
+from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+from vmkeep.values import dataclass
 
 # Where libvirt's system daemon (libvirtd, virtqemud) writes the number of a VM's QEMU, at its start and never again.
 _PID_FILES: Final = Path("/run/libvirt/qemu")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.planning.bitmaps import obstacle_to_bitmaps
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import describe_image, look_at
+from vmkeep.values import dataclass
 
 STATE_NAMES = {"tpm": "TPM state", "nvram": "UEFI variables"}
 

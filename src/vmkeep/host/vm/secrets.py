@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -16,6 +15,7 @@ from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_def
 from vmkeep.errors import SecretUnfit, TargetExists
 from vmkeep.hypervisor import Hypervisor, Secret, Withheld, secret_xml
 from vmkeep.repository import PointRecord, PointSecret, Repository
+from vmkeep.values import dataclass
 
 _WHY: Final[Mapping[Withheld, str]] = MappingProxyType(
     {

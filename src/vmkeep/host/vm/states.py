@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ from vmkeep.definition import Definition, TpmBackend
 from vmkeep.errors import StateUnsupported
 from vmkeep.statefiles.capture import CapturedState, capture
 from vmkeep.statefiles.location import StateRoots, tpm_file
+from vmkeep.values import dataclass
 
 NVRAM_NAME = "nvram.fd"
 
