@@ -60,7 +60,7 @@ from vmkeep.flows.restore_in_place import restore_in_place
 from vmkeep.flows.restore_vm import restore_vm
 from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
 from vmkeep.flows.rows import refuse_foreign_rows
-from vmkeep.flows.services import Services, end_operation
+from vmkeep.flows.services import THIS_HOST, Services, end_operation
 from vmkeep.flows.take_point import take_point
 from vmkeep.flows.take_snapshot import take_snapshot
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
@@ -331,7 +331,8 @@ class Engine:
 
     def _services(self) -> Services:
         return Services(
-            host=self._host,
+            hosts={THIS_HOST: self._host},
+            at=THIS_HOST,
             catalog=self._premises.catalog,
             repository=lambda: self._premises.repository,
             stop=self._stop,
