@@ -63,7 +63,7 @@ def _sampled(request: pytest.FixtureRequest) -> None:
 def guest(session_host: Host) -> Iterator[LinuxGuest]:
     session_host.clear()
     disks = [Disk("vda", 16 * MiB)]
-    with LinuxGuest.define(session_host, "linux", disks=disks, ports=[RELAY_PORT]).boot() as guest:
+    with LinuxGuest.define(session_host, "linux", disks=disks, ports=[RELAY_PORT], whole=False).boot() as guest:
         Vmkeep(session_host).backup("linux")
         session_host.define("other", disks=[Disk("vda", 1 * MiB)])
         yield guest

@@ -14,7 +14,7 @@ from tests.rig import Disk, Host, MiB
 
 @pytest.fixture(scope="package")
 def crash_host() -> Iterator[Host]:
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         yield host
 
 
@@ -55,7 +55,7 @@ class _Beds:
 @pytest.fixture(scope="package")
 def beds() -> Iterator[_Beds]:
     """On a host of their own, which no file clears for VMs of its own: a bed costs five seconds of a processor."""
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         beds = _Beds(host)
         yield beds
         beds.clear()
@@ -69,7 +69,7 @@ def bed(beds: _Beds) -> Bed:
 
 @pytest.fixture(scope="package")
 def beds_of_stopped_vms() -> Iterator[_Beds]:
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         beds = _Beds(host, off=True)
         yield beds
         beds.clear()

@@ -34,7 +34,7 @@ def quiet(crash_host: Host) -> Iterator[QuietGuest]:
     home = crash_host.dir / "work" / "quiesce"  # not the home of the other crash tests: they count its points
     home.mkdir()
     disks = [Disk("vda", 8 * MiB)]
-    with LinuxGuest.define(crash_host, "linux", disks=disks, agent=True).boot() as guest:
+    with LinuxGuest.define(crash_host, "linux", disks=disks, agent=True, whole=False).boot() as guest:
         make_file_system(guest)
         zygote = Zygote(crash_host, home)
         zygote.run(["backup", "linux"]).acts  # noqa: B018  raises when it failed

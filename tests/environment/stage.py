@@ -82,7 +82,7 @@ class Stage:
 @contextmanager
 def made_stage(injector: Injector) -> Iterator[Stage]:
     """Start a host and its VM, and take two points."""
-    with Host("faulty") as host:
+    with Host("faulty", idle_firmware=True) as host:
         zygote = Zygote(Preloaded(host, injector), host.dir / "home")  # type: ignore[arg-type] # as a host
         store = host.dir / "work" / "store"
         store.mkdir()

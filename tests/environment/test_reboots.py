@@ -122,7 +122,7 @@ class Plant:
 
 @pytest.fixture(scope="module")
 def plant() -> Iterator[Plant]:
-    with Host("plant") as host:
+    with Host("plant", idle_firmware=True) as host:
         plant = Plant.make(host)
         yield plant
         plant.zygote.close()

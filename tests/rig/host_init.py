@@ -19,8 +19,8 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 _MS_NODEV = 0x4
 _MS_REMOUNT = 0x20
@@ -36,6 +36,8 @@ PRIVATE_DIRECTORIES = {
     "/run": "run",
 }
 SWTPM_CA_CONFIG = "/etc/swtpm-localca.conf"
+# In the host's directory, where it has one: it takes the place of the firmware that libvirt chooses.
+IDLE_FIRMWARE = "idle.fd"
 
 
 def mount(source: str, target: str, filesystem: str = "none", flags: int = 0) -> None:
@@ -48,6 +50,10 @@ def prepare_mounts(directory: Path) -> None:
     for target, private in PRIVATE_DIRECTORIES.items():
         mount(str(directory / private), target, flags=_MS_BIND)
     mount(str(directory / "swtpm-localca.conf"), SWTPM_CA_CONFIG, flags=_MS_BIND)
+    if (directory / IDLE_FIRMWARE).exists():
+        for code in Path("/usr/share/OVMF").glob("OVMF_CODE_4M*.fd"):
+            if not code.is_symlink():
+                mount(str(directory / IDLE_FIRMWARE), str(code), flags=_MS_BIND)
     mount("proc", "/proc", "proc")
     try:
         mount("sysfs", "/sys", "sysfs")  # shows this network namespace's devices
@@ -68,12 +74,12 @@ def prepare_mounts(directory: Path) -> None:
         mount("none", "/dev/kvm", flags=_MS_BIND | _MS_REMOUNT | _MS_NODEV)
 
 
-def reap(_signal: int, _frame: FrameType | None) -> None:
-    try:
+def reap() -> None:
+    """Let daemons be gone as soon as they end: libvirt waits 0.2 s for one that is still there, dead or not."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0] != 0:
             pass
-    except ChildProcessError:
-        pass
 
 
 def main() -> None:
@@ -84,8 +90,7 @@ def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["virtlogd", "--daemon"], check=True)
     subprocess.run(["libvirtd", "--daemon"], check=True)
-    signal.signal(signal.SIGCHLD, reap)
-    reap(signal.SIGCHLD, None)
+    reap()
     print(f"ready {outer_pid}", flush=True)
     while os.read(0, 1):
         pass

@@ -176,7 +176,9 @@ class Vm:
     def delete(self) -> None:
         """Remove it and every disk that lies in the host's directory, whatever state it is in."""
         paths = [disk.path for disk in self.disks() if disk.path is not None]
-        self.destroy()
+        if self.domain.isActive():
+            self.host.kill_vm(self.name)  # libvirt sleeps 0.2 s after a signal, unless there is nobody
+            self.destroy()
         self.undefine()
         for path in paths:
             if path.is_relative_to(self.host.dir):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
-from tests.rig import Vm
+from tests.rig import Vm, VmState
 from tests.rig.cli import Vmkeep
 from tests.system.truth import has_backup_job
 
@@ -32,11 +32,15 @@ def held_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> AbstractContextManager[subproces
 
 @contextmanager
 def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[subprocess.Popen[str]]:
-    """Start a backup that is let run for some milliseconds now and then from its copy on, and on after the block."""
+    """Start a backup that is let run for some milliseconds now and then from its copy on, until the guest stands still.
+
+    From then on it runs as it likes, as after the block: on a busy machine it would be so slow that it is in the way
+    of the end of its job, and be killed.
+    """
     over = threading.Event()
 
     def pulse(process: subprocess.Popen[str]) -> None:
-        while not over.wait(0.004) and process.poll() is None:
+        while not over.wait(0.004) and process.poll() is None and vm.state() is VmState.RUNNING:
             os.kill(process.pid, signal.SIGSTOP)
             over.wait(0.05)
             os.kill(process.pid, signal.SIGCONT)
@@ -71,7 +75,7 @@ def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bo
         process.kill()
         process.communicate()
         raise
-    os.kill(process.pid, signal.SIGCONT)
+    process.send_signal(signal.SIGCONT)  # which sends none to one that was killed meanwhile
 
 
 def _holds_a_database(home: Path) -> bool:

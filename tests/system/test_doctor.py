@@ -332,13 +332,13 @@ def test_removed_scratch_that_qemu_was_not_told_to_close_is_closed(host: Host, v
 
 def test_missing_and_older_state_files_are_told_with_the_point_that_has_them(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", 2 * MiB)])
-    vm.start()
-    vm.settle()
+    vm.start(paused=True)
     vmkeep.backup("guest")
     old = {"tpm": vm.tpm_state(), "nvram": vm.nvram()}
+    vm.destroy()
     vm.change_nvram()
     vm.change_tpm()
-    vm.settle()
+    vm.start(paused=True)
     point = vmkeep.backup("guest")
     vm.destroy()
     assert found(look(vmkeep)) == {}

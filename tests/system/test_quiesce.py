@@ -23,7 +23,8 @@ pytestmark = pytest.mark.system
 def guest(session_host: Host) -> Iterator[LinuxGuest]:
     """A guest with its agent and an ext4 file system in /mnt; its boot costs seconds, so tests share it."""
     session_host.clear()
-    with LinuxGuest.define(session_host, "linux", disks=[Disk("vda", 16 * MiB)], agent=True).boot() as guest:
+    disks = [Disk("vda", 16 * MiB)]
+    with LinuxGuest.define(session_host, "linux", disks=disks, agent=True, whole=False).boot() as guest:
         make_file_system(guest)
         yield guest
     session_host.clear()

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from vmkeep.cli.moment_options import (
+    FileArgument,
+    ForceOption,
+    OutputArgument,
+    ReplaceOption,
+    SecurityOption,
+    TrustOption,
+    ValidateOption,
+    VmArgument,
+)
 from vmkeep.cli.moments import change_or_ask
 from vmkeep.errors import MomentInvalid
 
@@ -13,14 +21,15 @@ if TYPE_CHECKING:
     from vmkeep.cli.session import Session
     from vmkeep.moments import MomentKind
 
-OutputArgument = Annotated[str, typer.Argument(metavar="FILE", help="A new file; - is standard output.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
-ReplaceOption = Annotated[
-    bool, typer.Option("--replace", help="Redefine those that are there and are not as the file has them.")
-]
 
-
-def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, secure: bool, force: bool) -> None:
+def export_moments(
+    running: Session,
+    kind: MomentKind,
+    vm: VmArgument,
+    file: OutputArgument = "-",
+    security_info: SecurityOption = False,
+    force: ForceOption = False,
+) -> None:
     """``vmkeep KIND export``."""
     from vmkeep.cli.terminal import escaped_json
     from vmkeep.cli.textfiles import STANDARD, write_text
@@ -30,7 +39,7 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
 
     with running.host() as host:
         found = host.ask(ReadMoments(kind=kind, vm=vm))
-        definitions = host.ask(ReadDefinitions(kind=kind, vm=vm, secure=secure))
+        definitions = host.ask(ReadDefinitions(kind=kind, vm=vm, secure=security_info))
     order = [moment.name or "" for moment in found.tree().descendants() if moment.name in definitions]
     with moment_errors(kind, found.vm):
         moments = tuple(BundledMoment(parse_moment(kind, definitions[name]), definitions[name]) for name in order)
@@ -40,7 +49,7 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
         vm_uuid=found.uuid,
         moments=moments,
         current=found.current if found.current in order else None,
-        secure=secure,
+        secure=security_info,
     )
     text = format_bundle(bundle, export_signer(running.settings))
     if file == STANDARD:
@@ -50,12 +59,18 @@ def export_moments(running: Session, kind: MomentKind, vm: str, file: str, *, se
     if running.console.json:
         running.console.document({"exported": {"vm": found.vm, "path": file, f"{kind}s": order}})
     else:
-        passwords = ", with passwords" if secure else ""
+        passwords = ", with passwords" if security_info else ""
         running.console.show(f"{len(order)} {kind}s of {found.vm} written to {file}{passwords}")
 
 
 def import_moments(
-    running: Session, kind: MomentKind, vm: str, file: str, *, replace_them: bool, validate: bool, trust: bool
+    running: Session,
+    kind: MomentKind,
+    vm: VmArgument,
+    file: FileArgument,
+    replace: ReplaceOption = False,
+    validate: ValidateOption = False,
+    trust_definition: TrustOption = False,
 ) -> None:
     """``vmkeep KIND import``."""
     from vmkeep.cli.textfiles import read_text
@@ -68,8 +83,10 @@ def import_moments(
         bundle = parse_bundle(read_text(file, limit_bytes=MAX_CHARACTERS))
     except BundleError as error:
         raise MomentInvalid(f"{file}: {error}", vm=vm, path=file) from error
-    trusted = trust or is_trusted_export(running.settings, lambda: running.premises.catalog, bundle.signature)
-    order = ImportMoments(kind=kind, vm=vm, bundle=bundle, replace=replace_them, validate=validate, trusted=trusted)
+    trusted = trust_definition or is_trusted_export(
+        running.settings, lambda: running.premises.catalog, bundle.signature
+    )
+    order = ImportMoments(kind=kind, vm=vm, bundle=bundle, replace=replace, validate=validate, trusted=trusted)
     done = change_or_ask(running, order)
     if running.console.json:
         value: dict[str, Any] = {"vm": done.vm, "redefined": list(done.names), "equal": list(done.kept)}

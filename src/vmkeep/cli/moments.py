@@ -1,22 +1,39 @@
 """What the commands for checkpoints and for snapshots do: the verbs, for either kind.
 
-The commands themselves, with the options that virsh has for each kind, stand in ``cli/checkpoint.py`` and
-``cli/snapshot.py``.
+``cli/moment_verbs.py`` registers them, with the options that virsh has for the kind.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, fields, replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import typer
-
-from vmkeep.cli.completion import complete_moment, complete_vm
+from vmkeep.cli.moment_options import (
+    ChildrenOnlyOption,
+    ChildrenOption,
+    CloneOption,
+    CurrentOption,
+    EditedCurrentOption,
+    FileArgument,
+    GivenName,
+    MadeCurrentOption,
+    NameArgument,
+    NoDomainOption,
+    RecordOption,
+    RenameOption,
+    SecurityOption,
+    SizeOption,
+    TrustOption,
+    ValidateOption,
+    VmArgument,
+    WrapOption,
+    XpathOption,
+    YesOption,
+)
 from vmkeep.cli.terminal import one_line
 from vmkeep.errors import DefinitionReaches, InvalidRequest, MomentInvalid, MomentNotFound, VmkeepError
-from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog
@@ -32,106 +49,10 @@ if TYPE_CHECKING:
     )
     from vmkeep.moments import AnyMoment, DeleteMode, MomentKind, MomentTree
 
-VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
-FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The file; - is standard input.")]
-ValidateOption = Annotated[bool, typer.Option("--validate", help="Let libvirt prove it first.")]
-SecurityOption = Annotated[
-    bool, typer.Option("--security-info", help="With the passwords that the VM's definition holds.")
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option("--trust-definition", help="Take what reaches into this host, and the VM does not have, as it is."),
-]
-ChildrenOption = Annotated[bool, typer.Option("--children", help="And all that descends from it.")]
-ChildrenOnlyOption = Annotated[bool, typer.Option("--children-only", help="Only what descends from it.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-XpathOption = Annotated[
-    str | None,
-    typer.Option("--xpath", metavar="XPATH", help="Print only what an XPath expression finds.", show_default=False),
-]
-WrapOption = Annotated[bool, typer.Option("--wrap", help="With --xpath: in one element <nodes>.")]
-FromOption = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="NAME",
-        help="Only the children of this one.",
-        show_default=False,
-        autocompletion=complete_moment,
-    ),
-]
-DescendantsOption = Annotated[bool, typer.Option("--descendants", help="With --from: all that descends from it.")]
-
 DOCUMENT_BYTES = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """How a list was asked for. The fields are the options of the same names; ``start`` is --from."""
-
-    parent: bool = False
-    tree: bool = False
-    name: bool = False
-    current: bool = False
-    start: str | None = None
-    roots: bool = False
-    descendants: bool = False
-    topological: bool = False
-    filters: dict[str, bool] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise InvalidRequest for options that exclude each other, as virsh does."""
-        given = {entry.name: getattr(self, entry.name) for entry in fields(self)} | self.filters
-        given["from"] = self.start
-        pairs = [("tree", "name"), ("parent", "roots"), ("parent", "tree"), ("roots", "tree"), ("roots", "from")]
-        pairs += [("roots", "current"), ("from", "current"), *((name, "tree") for name in self.filters)]
-        for one, other in pairs:
-            if given[one] and given[other]:
-                words = f"--{one} and --{other} are mutually exclusive".replace("_", "-")
-                raise InvalidRequest(words, hint="Give one of the two.")
-        if self.descendants and self.start is None and not self.current:
-            raise InvalidRequest("--descendants requires --from", hint="Give --from NAME.")
-
-
 # -- looking ---------------------------------------------------------------------------------------------------
-
-
-def list_moments(running: Session, kind: MomentKind, vm: str, wanted: Listing) -> None:
-    """``vmkeep KIND list``."""
-    from vmkeep.cli.moment_output import moment_object, moment_table
-    from vmkeep.host.tasks.moments import ReadMoments, moment_errors
-    from vmkeep.moments import MomentFilter, draw_tree, select
-
-    wanted.check()
-    with running.host() as host:
-        found = host.ask(ReadMoments(kind=kind, vm=vm))
-    tree = found.tree()
-    if wanted.current:
-        wanted = replace(wanted, start=_current(found))
-    with moment_errors(kind, found.vm):
-        choice = MomentFilter(
-            start=wanted.start,
-            roots=wanted.roots,
-            descendants=wanted.descendants,
-            topological=wanted.topological,
-            **wanted.filters,
-        )
-        chosen = select(tree, choice)
-        if wanted.tree and not running.console.json:
-            lines = draw_tree(tree, wanted.start, descendants=wanted.descendants)
-            running.console.text("".join(f"{one_line(line)}\n" for line in lines))
-            return
-    if wanted.name and not running.console.json:
-        running.console.text("".join(f"{one_line(moment.name or '')}\n" for moment in chosen))
-        return
-    told = health(running, kind, found) if chosen else {}
-    objects = [moment_object(moment, found, tree, told) for moment in chosen]
-    if running.console.json:
-        running.console.document({f"{kind}s": objects})
-    elif objects:
-        running.console.show(moment_table(objects, kind, parents=wanted.parent, health=bool(told)))
-    else:
-        running.console.show(f"no {kind}s")
 
 
 def health(running: Session, kind: MomentKind, found: VmMoments) -> Mapping[str, str]:
@@ -149,7 +70,9 @@ def health(running: Session, kind: MomentKind, found: VmMoments) -> Mapping[str,
         return {}
 
 
-def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
+def show_moment(
+    running: Session, kind: MomentKind, vm: VmArgument, name: NameArgument = None, current: CurrentOption = False
+) -> None:
     """``vmkeep KIND info``."""
     from vmkeep.cli.moment_output import moment_facts, moment_object
     from vmkeep.host.tasks.moments import ReadMoments
@@ -166,7 +89,9 @@ def show_moment(running: Session, kind: MomentKind, vm: str, name: str | None, *
         running.console.show(moment_facts(shown, kind))
 
 
-def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool) -> None:
+def tell_parent(
+    running: Session, kind: MomentKind, vm: VmArgument, name: NameArgument = None, current: CurrentOption = False
+) -> None:
     """``vmkeep KIND parent``."""
     from vmkeep.host.tasks.moments import ReadMoments
 
@@ -181,6 +106,27 @@ def tell_parent(running: Session, kind: MomentKind, vm: str, name: str | None, *
     if parent is None:
         raise MomentNotFound(f"{kind} {moment.name!r} of VM {found.vm!r} has no parent", vm=found.vm, hint="")
     running.console.text(f"{one_line(parent.name or '')}\n")
+
+
+def dump_moment(
+    running: Session,
+    kind: MomentKind,
+    vm: VmArgument,
+    name: GivenName,
+    security_info: SecurityOption = False,
+    no_domain: NoDomainOption = False,
+    size: SizeOption = False,
+    xpath: XpathOption = None,
+    wrap: WrapOption = False,
+) -> None:
+    """``vmkeep KIND dumpxml``."""
+    from vmkeep.host.tasks.moments import ReadMomentXml
+
+    with running.host() as host:
+        text = host.ask(
+            ReadMomentXml(kind=kind, vm=vm, name=name, secure=security_info, domain=not no_domain, sizes=size)
+        )
+    dump_xml(running, kind, name, text, xpath=xpath, wrap=wrap)
 
 
 def dump_xml(running: Session, kind: MomentKind, name: str, xml: str, *, xpath: str | None, wrap: bool) -> None:
@@ -218,13 +164,14 @@ def _named_or_current(found: VmMoments, name: str | None, *, current: bool) -> s
     if current and name is not None:
         raise InvalidRequest("A name and --current are mutually exclusive", hint="Give one of the two.")
     if current:
-        return _current(found)
+        return current_of(found)
     if name is None:
         raise InvalidRequest("A name is missing", hint="Name the snapshot, or give --current.")
     return name
 
 
-def _current(found: VmMoments) -> str:
+def current_of(found: VmMoments) -> str:
+    """Return the name of the current one. Raises MomentNotFound."""
     if found.current is None:
         raise MomentNotFound(f"VM {found.vm!r} has no current {found.kind}", vm=found.vm)
     return found.current
@@ -289,54 +236,75 @@ def change_or_ask(running: Session, order: RedefineMoment | ImportMoments) -> Mo
         return change(replace(order, trusted=True))
 
 
-def delete_moments(running: Session, order: DeleteMoments, *, yes: bool) -> None:
-    """``vmkeep KIND delete``. A checkpoint that the next point is read against goes after a question only."""
+def delete_moments(
+    running: Session,
+    kind: MomentKind,
+    vm: VmArgument,
+    name: NameArgument = None,
+    current: CurrentOption = False,
+    children: ChildrenOption = False,
+    children_only: ChildrenOnlyOption = False,
+    metadata: RecordOption = False,
+    yes: YesOption = False,
+) -> None:
+    """``vmkeep KIND delete``."""
+    from vmkeep.host.tasks.moments import DeleteMoments
+
+    with running.host() as host:
+        deleted = named_or_current(host, kind, vm, name, current=current)
+    mode = _delete_mode(children=children, children_only=children_only)
+    order = DeleteMoments(kind=kind, vm=vm, name=deleted, mode=mode, metadata_only=metadata)
+    with changing(running) as change:
+        done = change(_agreed(running, order, yes=yes))
+    if running.console.json:
+        value = {"vm": done.vm, f"{kind}s": list(done.names), "metadata_only": metadata}
+        running.console.document({"deleted": value})
+        return
+    how = "forgotten; what it holds is where it was" if metadata else "deleted"
+    for each in done.names:
+        running.console.show(f"{kind} {each} of {done.vm} {how}")
+    if not done.names:
+        running.console.show(f"{kind} {deleted} of {done.vm} has no children; nothing was deleted")
+
+
+def _agreed(running: Session, order: DeleteMoments, *, yes: bool) -> DeleteMoments:
+    """Return the order when the user agrees: a checkpoint that the next point is read against goes after a question."""
     from vmkeep.host.tasks.moments import ReadMoments, moment_errors, to_be_deleted
     from vmkeep.moments import MomentKind
     from vmkeep.planning.names import is_base_name
 
-    if order.kind is MomentKind.CHECKPOINT and not order.metadata_only:
-        with running.host() as host:
-            found = host.ask(ReadMoments(kind=order.kind, vm=order.vm))
-        with moment_errors(order.kind, found.vm):
-            doomed = to_be_deleted(found.tree(), order.name, order.mode)
-        bases = [name for name in doomed if is_base_name(name)]
-        if bases:
-            question = (
-                f"Delete {', '.join(bases)}? The next point of VM {found.vm!r} is read against "
-                f"{'it' if len(bases) == 1 else 'one of them'}; without it the disks are read whole."
-            )
-            running.console.confirm(question, yes=yes)
-            order = replace(order, bases=frozenset(bases))
-    with changing(running) as change:
-        done = change(order)
-    if running.console.json:
-        value = {"vm": done.vm, f"{order.kind}s": list(done.names), "metadata_only": order.metadata_only}
-        running.console.document({"deleted": value})
-        return
-    how = "forgotten; what it holds is where it was" if order.metadata_only else "deleted"
-    for name in done.names:
-        running.console.show(f"{order.kind} {name} of {done.vm} {how}")
-    if not done.names:
-        running.console.show(f"{order.kind} {order.name} of {done.vm} has no children; nothing was deleted")
+    if order.kind is not MomentKind.CHECKPOINT or order.metadata_only:
+        return order
+    with running.host() as host:
+        found = host.ask(ReadMoments(kind=order.kind, vm=order.vm))
+    with moment_errors(order.kind, found.vm):
+        doomed = to_be_deleted(found.tree(), order.name, order.mode)
+    bases = [name for name in doomed if is_base_name(name)]
+    if not bases:
+        return order
+    question = (
+        f"Delete {', '.join(bases)}? The next point of VM {found.vm!r} is read against "
+        f"{'it' if len(bases) == 1 else 'one of them'}; without it the disks are read whole."
+    )
+    running.console.confirm(question, yes=yes)
+    return replace(order, bases=frozenset(bases))
 
 
 def redefine_moment(
     running: Session,
     kind: MomentKind,
-    vm: str,
-    file: str,
-    *,
-    validate: bool,
-    current: bool = False,
-    trust: bool = False,
+    vm: VmArgument,
+    file: FileArgument,
+    current: MadeCurrentOption = False,
+    validate: ValidateOption = False,
+    trust_definition: TrustOption = False,
 ) -> None:
     """``vmkeep KIND redefine``."""
     from vmkeep.cli.textfiles import read_text
     from vmkeep.host.tasks.moments import RedefineMoment
 
     xml = read_text(file, limit_bytes=DOCUMENT_BYTES)
-    order = RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current, trusted=trust)
+    order = RedefineMoment(kind=kind, vm=vm, xml=xml, validate=validate, current=current, trusted=trust_definition)
     done = change_or_ask(running, order)
     _tell_redefined(running, kind, done)
 
@@ -344,34 +312,35 @@ def redefine_moment(
 def edit_moment(
     running: Session,
     kind: MomentKind,
-    vm: str,
-    name: str,
-    *,
-    current: bool = False,
-    rename: bool = False,
-    clone: bool = False,
+    vm: VmArgument,
+    name: NameArgument = None,
+    current: EditedCurrentOption = False,
+    rename: RenameOption = False,
+    clone: CloneOption = False,
 ) -> None:
     """``vmkeep KIND edit``."""
     from vmkeep.cli.editing import edit_text
     from vmkeep.host.tasks.moments import ReadMomentXml, RedefineMoment, moment_errors
     from vmkeep.moments import parse_moment, redefinable
 
+    with running.host() as host:
+        edited_name = name or named_or_current(host, kind, vm, None, current=current)
     if rename and clone:
         raise InvalidRequest("--rename and --clone are mutually exclusive", hint="Give one of the two.")
     with running.host() as host:
-        xml = redefinable(host.ask(ReadMomentXml(kind=kind, vm=vm, name=name, secure=True)))
+        xml = redefinable(host.ask(ReadMomentXml(kind=kind, vm=vm, name=edited_name, secure=True)))
 
     def change_it(edited: str) -> MomentsChanged:
-        with moment_errors(kind, vm, name=name):
+        with moment_errors(kind, vm, name=edited_name):
             new_name = parse_moment(kind, edited).name or ""
-        if new_name != name and not (rename or clone):
-            raise _renaming_refused(kind, vm, name, new_name)
+        if new_name != edited_name and not (rename or clone):
+            raise _renaming_refused(kind, vm, edited_name, new_name)
         order = RedefineMoment(
             kind=kind,
             vm=vm,
             xml=edited,
-            current=current,
-            renamed=name if new_name != name else None,
+            current=current and name is not None,
+            renamed=edited_name if new_name != edited_name else None,
             clone=clone,
             was=xml,
             trusted=True,
@@ -385,10 +354,10 @@ def edit_moment(
     elif running.console.json:
         running.console.document({"redefined": {"vm": vm, f"{kind}s": []}})
     else:
-        running.console.show(f"{kind} {name} of {vm} was not changed")
+        running.console.show(f"{kind} {edited_name} of {vm} was not changed")
 
 
-def delete_mode(*, children: bool, children_only: bool) -> DeleteMode:
+def _delete_mode(*, children: bool, children_only: bool) -> DeleteMode:
     """Return what --children and --children-only ask for."""
     from vmkeep.moments import DeleteMode
 

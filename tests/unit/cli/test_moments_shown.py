@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vmkeep.cli.checkpoint import read_diskspec
+from vmkeep.cli.moment_listing import Listing
 from vmkeep.cli.moment_output import moment_facts, moment_object, moment_table
-from vmkeep.cli.moments import Listing
 from vmkeep.cli.tables import Facts, Table
 from vmkeep.errors import InvalidRequest
 from vmkeep.host.tasks.moments import VmMoments
