@@ -347,8 +347,7 @@ def test_frozen_class_of_dataclasses_and_a_value_do_not_inherit_from_each_other(
 
 
 def test_every_frozen_class_of_vmkeep_is_such_a_value() -> None:
-    package = Path(vmkeep.__path__[0])
-    library = re.compile(
-        r"^from dataclasses import .*\bdataclass\b.*^@dataclass\([^)]*frozen=True", re.MULTILINE | re.DOTALL
-    )
-    assert [path for path in package.rglob("*.py") if library.search(path.read_text("utf-8"))] == []
+    flags = re.MULTILINE | re.DOTALL
+    library = re.compile(r"^from dataclasses import [^\n]*\bdataclass\b.*^@dataclass\([^)]*frozen=True", flags)
+    found = Path(vmkeep.__path__[0]).rglob("*.py")
+    assert [path for path in found if library.search(path.read_text("utf-8"))] == []
