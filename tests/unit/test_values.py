@@ -7,15 +7,18 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import re
 import sys
 import threading
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, InitVar, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
 
+import vmkeep
 from vmkeep.values import dataclass as value
 
 Maker = Callable[..., Callable[[type[Any]], type[Any]]]
@@ -341,3 +344,10 @@ def test_frozen_class_of_dataclasses_and_a_value_do_not_inherit_from_each_other(
         value(frozen=True, slots=True)(type("Child", (THEIRS["Checked"],), {}))
     with pytest.raises(TypeError, match="cannot inherit"):
         dataclasses.dataclass(frozen=True, slots=True)(type("Child", (OURS["Checked"],), {}))
+
+
+def test_every_frozen_class_of_vmkeep_is_such_a_value() -> None:
+    flags = re.MULTILINE | re.DOTALL
+    library = re.compile(r"^from dataclasses import [^\n]*\bdataclass\b.*^@dataclass\([^)]*frozen=True", flags)
+    found = Path(vmkeep.__path__[0]).rglob("*.py")
+    assert [path for path in found if library.search(path.read_text("utf-8"))] == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import TYPE_CHECKING
 
 from vmkeep.cli.moment_options import (
@@ -28,6 +28,7 @@ from vmkeep.cli.moment_options import (
 from vmkeep.cli.moments import current_of, health
 from vmkeep.cli.terminal import one_line
 from vmkeep.errors import InvalidRequest
+from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
     from vmkeep.cli.session import Session

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy.exc import DatabaseError
 
@@ -35,6 +35,7 @@ from vmkeep.errors import (
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
+from vmkeep.flows.declared import DECLARED, TAKE_POINT, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID, launching
 from vmkeep.flows.hosts import refuse_distrusted
@@ -55,18 +56,10 @@ from vmkeep.flows.requests import (
     TakeSnapshot,
     VmRestored,
 )
-from vmkeep.flows.restore_files import restore_files
-from vmkeep.flows.restore_in_place import restore_in_place
-from vmkeep.flows.restore_vm import restore_vm
-from vmkeep.flows.revert_snapshot import choice_of, known_snapshot, revert_snapshot
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import THIS_HOST, Services, end_operation
-from vmkeep.flows.take_point import take_point
-from vmkeep.flows.take_snapshot import take_snapshot
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
-from vmkeep.host.tasks.restores import CheckInPlace, InPlaceChecked
-from vmkeep.host.tasks.reverts import CheckRevert, RevertChecked, StopForRevert
 from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.unfinished import RequireUnneeded
@@ -74,19 +67,15 @@ from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 from vmkeep.sqlite import raised_within, sqlite_error
 
+if TYPE_CHECKING:
+    from vmkeep.host.tasks.restores import InPlaceChecked
+    from vmkeep.host.tasks.reverts import RevertChecked
+
 _log = get_logger(__name__)
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
 R = TypeVar("R")
 Watch = Callable[[Progress], None]
 
-_FLOWS: tuple[Flow[Any, Any], ...] = (
-    take_point,
-    restore_files,
-    restore_vm,
-    restore_in_place,
-    revert_snapshot,
-    take_snapshot,
-)
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
@@ -126,8 +115,7 @@ class Engine:
         self._runs: dict[str, Run] = {}
         self._alive: FileLock | None = None
         self.recovered: tuple[str, ...] = ()
-        flows = {declared.name: declared for declared in _FLOWS}
-        self._recovery = Recovery(premises.settings, self._executor, flows, self._runs, self._services)
+        self._recovery = Recovery(premises.settings, self._executor, self._runs, self._services)
 
     def __enter__(self) -> Self:
         require_descriptors(_DESCRIPTORS, "vmkeep")
@@ -178,6 +166,8 @@ class Engine:
 
         A VM that is started while its point is copied from the images is kept as it runs then.
         """
+        from vmkeep.flows.take_point import take_point
+
         for sentence in self._premises.prepare_to_sign():
             watch(Progress("planning", note=f"warning: {sentence}"))
         try:
@@ -190,14 +180,20 @@ class Engine:
 
     def take_snapshot(self, request: TakeSnapshot, watch: Watch) -> SnapshotTaken:
         """Make a snapshot; raises the error that ended it. One that was made stays, and the error says so."""
+        from vmkeep.flows.take_snapshot import take_snapshot
+
         return self._run(take_snapshot, request, request.vm, watch)
 
     def restore_files(self, request: RestoreFiles, watch: Watch) -> FilesRestored:
         """Restore to files."""
+        from vmkeep.flows.restore_files import restore_files
+
         return self._run(restore_files, request, None, watch)
 
     def restore_vm(self, request: RestoreVm, watch: Watch) -> VmRestored:
         """Restore as a VM."""
+        from vmkeep.flows.restore_vm import restore_vm
+
         refuse_distrusted(self._premises.catalog, request.point)
         return self._run(restore_vm, request, request.name, watch)
 
@@ -216,6 +212,8 @@ class Engine:
 
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
         """Raise what refuses a restore in place; nothing is changed."""
+        from vmkeep.host.tasks.restores import CheckInPlace
+
         refuse_distrusted(self._premises.catalog, request.point)
         task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
         return self._ask(task, watch)
@@ -236,10 +234,15 @@ class Engine:
 
         Raises RestorePending when it is not: it is kept from starting then.
         """
+        from vmkeep.flows.restore_in_place import restore_in_place
+
         return self._run(restore_in_place, request, request.vm, watch)
 
     def check_revert(self, request: RevertSnapshot, watch: Watch) -> tuple[RevertSnapshot, RevertChecked]:
         """Raise what refuses a revert, and change nothing; return the request made complete, and what it would do."""
+        from vmkeep.flows.revert_snapshot import choice_of, known_snapshot
+        from vmkeep.host.tasks.reverts import CheckRevert
+
         vm_uuid = self._host.ask(FindVm(request.vm))
         known = known_snapshot(self._premises.catalog, vm_uuid, request.snapshot)
         checked = self._ask(CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
@@ -250,6 +253,8 @@ class Engine:
 
     def stop_for_revert(self, request: RevertSnapshot, watch: Watch) -> None:
         """Pull the plug of a VM that will be reverted."""
+        from vmkeep.host.tasks.reverts import StopForRevert
+
         self._ask(StopForRevert(request.vm_uuid), watch)
 
     def take_point_before_revert(self, request: RevertSnapshot, checked: RevertChecked, watch: Watch) -> PointTaken:
@@ -277,6 +282,8 @@ class Engine:
 
         Raises RestorePending when it is not: it is kept from starting then.
         """
+        from vmkeep.flows.revert_snapshot import revert_snapshot
+
         return self._run(revert_snapshot, request, request.vm, watch)
 
     def delete_point(self, point_id: str) -> None:
@@ -323,8 +330,8 @@ class Engine:
         }
         DBOS(config=config)
         self._workflows = {
-            declared.name: DBOS.workflow(name=declared.name)(workflow_of(declared, self._services, self._runs))
-            for declared in _FLOWS
+            name: DBOS.workflow(name=name)(workflow_of(name, declared_flow, self._services, self._runs))
+            for name in DECLARED
         }
         with launching():
             DBOS.launch()
@@ -361,7 +368,7 @@ class Engine:
             raise
         except GivenUp as given:
             given.error.vm = given.error.vm or vm
-            if declared is take_point and operation in catalog.point_ids():
+            if declared.name == TAKE_POINT and operation in catalog.point_ids():
                 given.error.add_note(f"point {operation} is stored and whole; only the end of its job is missing")
             self._end(operation, OperationState.FAILED, given.error)
             raise

@@ -162,23 +162,26 @@ class Run:
 
 
 def workflow_of(
-    declared: Flow[Any, Any], services: Callable[[], Services], runs: dict[str, Run]
+    name: str, declared: Callable[[str], Flow[Any, Any]], services: Callable[[], Services], runs: dict[str, Run]
 ) -> Callable[[Any], Any]:
-    """Return the function that DBOS registers for a flow. Its runs are noted in ``runs``, by operation."""
+    """Return the function that DBOS registers for a flow. Its runs are noted in ``runs``, by operation.
+
+    ``declared`` gives the flow of that name, and is asked when it runs.
+    """
 
     def run(request: Any) -> Any:
         operation = DBOS.workflow_id
         assert operation is not None
         here = runs[operation] = Run()
         try:
-            here.result = _run_or_undo(declared, Plan(services(), operation), request)
+            here.result = _run_or_undo(declared(name), Plan(services(), operation), request)
         except Exception as error:
             here.error, here.ended = error, True
             raise
         here.ended = True
         return here.result
 
-    run.__name__ = run.__qualname__ = declared.name
+    run.__name__ = run.__qualname__ = name
     return run
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from vmkeep.catalog import Catalog, Operation, OperationState
 from vmkeep.config import Settings
 from vmkeep.errors import GivenUp, Interrupted, RestorePending, StoreError, VmkeepError, VmNotFound
+from vmkeep.flows.declared import DECLARED, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, WorkflowStatus
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
-from vmkeep.flows.plan import Flow, Run, Settled
+from vmkeep.flows.plan import Run, Settled
 from vmkeep.flows.services import Services, end_operation
-from vmkeep.flows.take_snapshot import settle_snapshot
 from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore, Unfinished
 from vmkeep.locks import FileLock
 from vmkeep.values import dataclass
@@ -33,11 +33,10 @@ _TAKING_UP_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Settles in the name of ``executor``. ``flows`` are those declared, by name, ``runs`` those of this process."""
+    """Settles in the name of ``executor``. ``runs`` are the flows of this process."""
 
     settings: Settings
     executor: str
-    flows: Mapping[str, Flow[Any, Any]]
     runs: Mapping[str, Run]
     services: Callable[[], Services]
 
@@ -76,14 +75,14 @@ class Recovery:
         return tuple(told)
 
     def _recover_one(self, status: WorkflowStatus) -> str:
-        declared = self.flows.get(status.name)
         operation = status.workflow_id
         try:
-            if declared is None:
+            if status.name not in DECLARED:
                 return f"an interrupted operation ({status.name} {operation}) is of no flow that this release knows"
-            if declared.settle is None:
+            settle = declared_flow(status.name).settle
+            if settle is None:
                 return self._finish(status, resume=True)
-            return self._settle(status, declared.settle)
+            return self._settle(status, settle)
         except Interrupted:
             raise
         except VmkeepError as error:
@@ -183,6 +182,8 @@ class Recovery:
         """End snapshots whose flow failed after they were made, and that nobody carries on."""
         told: list[str] = []
         for services, operation in self._unfinished(lambda unfinished: unfinished.snapshots):
+            from vmkeep.flows.take_snapshot import settle_snapshot  # with all of snapshots, for a rare case
+
             try:
                 told.append(settle_snapshot(services, operation).told)
             except Interrupted:

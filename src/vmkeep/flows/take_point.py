@@ -10,6 +10,7 @@ from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.custody.states import KnownState
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
+from vmkeep.flows.declared import TAKE_POINT
 from vmkeep.flows.hosts import told_of_base
 from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
 from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
@@ -29,7 +30,7 @@ from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.planning import clocks
 from vmkeep.repository import PointRecord, Repository
 
-FLOW_NAME = "point.take"
+FLOW_NAME = TAKE_POINT
 
 
 def settle_point(services: Services, operation: str) -> Settled:

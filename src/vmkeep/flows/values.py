@@ -7,41 +7,65 @@ would read each row as the row says that it was written, by pickle as well (3.4)
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import sys
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any, Final
 
-from vmkeep.custody import states
 from vmkeep.errors import StoreError
-from vmkeep.flows import requests
 from vmkeep.flows.durable import Serializer, _serialization
-from vmkeep.host.tasks import points, restores, reverts, snapshots, unfinished
 from vmkeep.host.tasks.wire import Codec
 from vmkeep.planning.model import KnownDisk, KnownPoint
 
 SERIALIZATION: Final = "vmkeep-json-1"
 _PICKLED_NOTHING: Final = "Ti4="  # as base64, which is how DBOS has it
-_CODEC: Final = Codec(
-    [
-        *(
-            kind
-            for module in (requests, points, restores, reverts, snapshots, states, unfinished)
-            for kind in vars(module).values()
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
-        ),
-        KnownDisk,
-        KnownPoint,
-    ]
+_MODULES: Final = (
+    "vmkeep.custody.states",
+    "vmkeep.flows.requests",
+    "vmkeep.host.tasks.points",
+    "vmkeep.host.tasks.restores",
+    "vmkeep.host.tasks.reverts",
+    "vmkeep.host.tasks.snapshots",
+    "vmkeep.host.tasks.unfinished",
 )
+"""Those whose classes may be in a flow, all of them."""
+
+
+def codec() -> Codec:
+    """Return the codec for all that may be in a flow."""
+    modules = [importlib.import_module(name) for name in _MODULES]
+    return _codec_of(modules)
+
+
+def _loaded() -> Iterator[ModuleType]:
+    return (module for name in _MODULES if (module := sys.modules.get(name)) is not None)
+
+
+def _codec_of(modules: Iterable[ModuleType]) -> Codec:
+    kinds = [
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
+    ]
+    return Codec([*kinds, KnownDisk, KnownPoint])
 
 
 class FlowSerializer(Serializer):
     """Stores requests, results of steps and errors of flows."""
 
     def serialize(self, data: Any) -> str:
-        return json.dumps(_CODEC.encode(data), separators=(",", ":"))
+        # An instance says that its module is loaded; those that are not have nothing in it.
+        return json.dumps(_codec_of(_loaded()).encode(data), separators=(",", ":"))
 
     def deserialize(self, serialized_data: str) -> Any:
-        return _CODEC.decode(json.loads(serialized_data))
+        written = json.loads(serialized_data)
+        try:
+            return _codec_of(_loaded()).decode(written)
+        except KeyError:  # of a class whose module is not loaded yet, or of none
+            return codec().decode(written)
 
     def name(self) -> str:
         return SERIALIZATION

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmkeep.host.operation import Operation
-from vmkeep.host.records.restore import RestoreJournal, journal_path, refuse_while_needed
-from vmkeep.host.records.snapshot import keepsakes
+from vmkeep.host.records.unended import journals, keepsakes, refuse_while_needed
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore, Unfinished
 
@@ -16,7 +15,7 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
     settings = operation.settings
     match task:
         case ListUnfinished():
-            restores = tuple(sorted(path.stem for path in settings.restores_dir.glob("*.json")))
+            restores = tuple(path.stem for path in journals(settings))
             return Unfinished(restores, tuple(place.name for place in keepsakes(settings.snapshots_dir)))
         case RescueGuests():
             if not settings.guards_dir.is_dir():
@@ -38,6 +37,8 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
 
 
 def _goes_to_snapshot(operation: Operation) -> bool:
+    from vmkeep.host.records.restore import RestoreJournal, journal_path
+
     try:
         path = journal_path(operation.settings.restores_dir, operation.id)
         return RestoreJournal.load(path).revert is not None

@@ -107,7 +107,7 @@ def test_what_was_left_over_is_settled_on_the_host_that_has_it(
         recovery, "DBOS", SimpleNamespace(get_workflow_status=lambda _: None, list_workflows=lambda **_: [])
     )
     settings = load_settings(home=str(tmp_path), environ={})
-    settling = Recovery(settings, "me", {}, {}, lambda: services)
+    settling = Recovery(settings, "me", {}, lambda: services)
     assert settling.recover() == (
         *("rescued a guest of left at one", "rescued a guest of left at two"),
         *("settled left at one", "settled left at two"),

@@ -19,7 +19,7 @@ from vmkeep.cli.main import app
 from vmkeep.cli.ondemand import ON_DEMAND
 
 # `python -c pass` has about 30, with what the venv adds at its start.
-MOST_TO_LIST, MOST_TO_HELP, MOST_TO_BACK_UP, MOST_TO_GUARD = 240, 230, 740, 250
+MOST_TO_LIST, MOST_TO_HELP, MOST_TO_BACK_UP, MOST_TO_GUARD = 230, 220, 710, 245
 FOR_NO_LIST = {
     *("alembic", "asyncio", "cryptography", "dbos", "libvirt", "lxml", "nbd", "obstore", "pydantic", "rich"),
     *("sqlalchemy", "structlog", "vmkeep.flows", "vmkeep.host.tasks", "vmkeep.repository"),
@@ -27,7 +27,7 @@ FOR_NO_LIST = {
 FOR_NO_BACKUP = {
     *("alembic", "click", "croniter", "dateutil", "psycopg", "pydantic", "rich", "structlog", "yaml"),
     *("sqlalchemy.dialects.postgresql", "sqlalchemy.ext.asyncio", "sqlalchemy.orm"),
-    # What restores, looks at the whole host, or changes moments.
+    # What restores, reverts, makes snapshots, looks at the whole host, or changes moments.
     *(
         "vmkeep.fitting",
         "vmkeep.flows.check_up",
@@ -35,6 +35,8 @@ FOR_NO_BACKUP = {
         "vmkeep.host.restores.in_place",
         "vmkeep.host.restores.as_vm",
     ),
+    *("vmkeep.flows.restore_vm", "vmkeep.flows.revert_snapshot", "vmkeep.flows.take_snapshot"),
+    *("vmkeep.host.records.snapshot", "vmkeep.host.tasks.reverts", "vmkeep.host.tasks.snapshots"),
     *("vmkeep.host.snapshots", "vmkeep.host.reverts.revert", "vmkeep.cli.restore", "vmkeep.cli.snapshot"),
 }
 _PROBE = """

@@ -18,7 +18,7 @@ from vmkeep.host.points.exposure import Exposure, Subject
 from vmkeep.host.points.running import RunningExposure
 from vmkeep.host.points.stopped import StoppedExposure
 from vmkeep.host.records.lock import lock_vm, take_turn
-from vmkeep.host.records.restore import refuse_while_pending
+from vmkeep.host.records.unended import refuse_while_pending
 from vmkeep.host.tasks.points import CopyPoint, OpenPoint, PointClosed, PointCopied, PointOpened
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.vm.disks import refusal

@@ -17,6 +17,7 @@ from typing import Any
 from vmkeep.config import Settings
 from vmkeep.errors import RestorePending, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.host.records.unended import journals
 from vmkeep.host.tasks.restores import DeliveredItem
 from vmkeep.values import dataclass
 
@@ -212,7 +213,7 @@ def pending_restore(settings: Settings, vm_uuid: str) -> RestoreJournal | None:
 
 
 def _journals(settings: Settings) -> Iterator[RestoreJournal]:
-    for path in sorted(settings.restores_dir.glob("*.json")):
+    for path in journals(settings):
         try:
             yield RestoreJournal.load(path)
         except FileNotFoundError:

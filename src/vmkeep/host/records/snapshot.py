@@ -12,12 +12,11 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vmkeep.errors import StoreError
 from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.host.records.unended import entries
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.values import dataclass
 
@@ -163,24 +162,10 @@ def make_states_durable(place: Path) -> None:
 
 def remove_keepsake(place: Path) -> None:
     """Remove a snapshot's directory, the plan last: what it says is needed as long as anything else is there."""
-    for path in sorted(_entries(place), key=lambda path: path.name == _PLAN):
+    for path in sorted(entries(place), key=lambda path: path.name == _PLAN):
         path.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         place.rmdir()
-
-
-def keepsakes(directory: Path) -> Sequence[Path]:
-    """Return the directories of all snapshots that were begun and are not at their end."""
-    return [path for path in _entries(directory) if path.is_dir()]
-
-
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StoreError(f"{directory} cannot be read: {error.strerror}", path=str(directory)) from error
 
 
 def _write(path: Path, content: bytes, *, durable: bool = False) -> None:

@@ -24,17 +24,20 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.definition import Definition, SourceKind, parse_definition
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound, WritesAstray
-from vmkeep.host.records.snapshot import SnapshotRecord, keepsakes
+from vmkeep.host.records.unended import keepsakes
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.openimages import OpenImage, OpenImages, file_id, open_images
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.transfer.imagefile import describe_image
+
+if TYPE_CHECKING:
+    from vmkeep.host.records.snapshot import SnapshotRecord
 from vmkeep.values import dataclass
 
 _QCOW2: Final = b"QFI\xfb"
@@ -164,6 +167,8 @@ def _unsettled(vm_uuid: str, settings: Settings, besides: str) -> Iterator[Snaps
     for place in keepsakes(settings.snapshots_dir):
         if place.name == besides:
             continue
+        from vmkeep.host.records.snapshot import SnapshotRecord  # for a rare case
+
         try:
             kept = SnapshotRecord.load(place)
         except (OSError, ValueError):
