@@ -21,7 +21,7 @@ from tests.attack.hostile_records import HOSTILE, RIGHT_TO_LEFT
 from tests.integration.cli.command_line import Answer, environment
 from tests.integration.cli.test_catch_up import VM, WEB, make, premises
 from tests.rig.forking import CommandForks
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import Catalog, SqlCatalog
 from vmkeep.errors import ObjectDamaged, PointChanged
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.repository import PointRecord
@@ -269,5 +269,6 @@ def test_home_that_cannot_be_written_reads_points_without_a_digest(shared: Share
 
 
 def forget_digests(catalog: Catalog) -> None:
+    assert isinstance(catalog, SqlCatalog)
     with catalog._database.writing() as connection:
         connection.exec_driver_sql("UPDATE points SET digest = NULL")

@@ -22,7 +22,7 @@ _DOMAIN = "vmkeep.hypervisor.domain:Domain."
 _GUARDIAN = "vmkeep.host.guard.guardian:"
 _STORE = "vmkeep.repository.store:"
 _FLOW = "vmkeep.flows.take_point:"
-_CATALOG = "vmkeep.catalog.catalog:Catalog."
+_CATALOG = "vmkeep.catalog.sql:SqlCatalog."
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ def _name(place: tuple[str, str]) -> str:
 
 # Before the flow is recorded nothing was begun, so nothing is finished: the command is given again.
 _NOT_BEGUN = [
-    ("before", "vmkeep.catalog.catalog:Catalog.begin_operation"),
-    ("after", "vmkeep.catalog.catalog:Catalog.begin_operation"),
+    ("before", "vmkeep.catalog.sql:SqlCatalog.begin_operation"),
+    ("after", "vmkeep.catalog.sql:SqlCatalog.begin_operation"),
 ]
 _DELIVERY = [
     ("before", _STEP),
@@ -54,7 +54,7 @@ _END = [
     ("after", _RESTORE + "discard_replaced"),
     ("after", f"{_STEP}#4"),
 ]
-_RECORDED = [("before", "vmkeep.catalog.catalog:Catalog.move_operation")]
+_RECORDED = [("before", "vmkeep.catalog.sql:SqlCatalog.move_operation")]
 
 
 @pytest.mark.parametrize("place", [*sampled(_DELIVERY, 3), *sampled(_END, 1)], ids=_name)

@@ -25,7 +25,7 @@ _SNAPSHOTS = "vmkeep.hypervisor.snapshots:DomainSnapshots."
 _HOST = "vmkeep.host.snapshots.snapshot:"
 _GUARDIAN = "vmkeep.host.guard.guardian:Guardian."
 _FLOW = "vmkeep.flows.take_snapshot:"
-_CATALOG = "vmkeep.catalog.catalog:Catalog."
+_CATALOG = "vmkeep.catalog.sql:SqlCatalog."
 _names = iter(f"s{number}" for number in range(1000))
 
 

@@ -55,7 +55,7 @@ _PLACES = [
     Place("after", "vmkeep.repository.writer:PointWriter.commit"),
     Place("before", _GUARDIAN + "Guardian._say#2"),
     Place("after", _GUARDIAN + "Guardian._say#2", kept=True),
-    Place("after", "vmkeep.catalog.catalog:Catalog.record_point", kept=True),
+    Place("after", "vmkeep.catalog.sql:SqlCatalog.record_point", kept=True),
     Place("before", _DOMAIN + "redefine_checkpoint", kept=True),
     Place("after", _DOMAIN + "redefine_checkpoint", kept=True),
     Place("after", _DOMAIN + "forget_checkpoint", kept=True),

@@ -14,7 +14,7 @@ from tests.crash.bed import Printed, Zygote
 from tests.integration.repository.samples import Sample, make_sample
 from tests.rig import Host
 from tests.rig.cli import NO_LIBVIRT
-from vmkeep.catalog import Catalog, OperationState
+from vmkeep.catalog import OperationState, SqlCatalog
 from vmkeep.keys import KeyFile
 
 NEWEST_OPERATION = "f" * 32
@@ -129,7 +129,7 @@ def failed(ended: Printed) -> Failed:
 def _commit_to_the_log(home: Path, copy: Path) -> None:
     """Copy a home whose catalogue has its newest commit in the write-ahead log, as after a kill; no -shm beside it."""
     shutil.copytree(home, copy)
-    with closing(Catalog.open(copy / "catalog.sqlite")) as catalog:
+    with closing(SqlCatalog.open(copy / "catalog.sqlite")) as catalog:
         catalog.begin_operation(NEWEST_OPERATION, "restore.files", None, "e" * 32, {"point": "1" * 32})
         catalog.move_operation(NEWEST_OPERATION, "e" * 32, OperationState.DONE)
         (copy / "aside").mkdir()

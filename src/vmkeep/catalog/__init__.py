@@ -14,6 +14,7 @@ from vmkeep.deferral import shown
 # SQLAlchemy is a third of a short command: who asks for a value, or lists points, does not wait for it.
 if TYPE_CHECKING:
     from vmkeep.catalog.catalog import Catalog
+    from vmkeep.catalog.memory import MemoryCatalog
     from vmkeep.catalog.operations import TRANSITIONS, Operation, OperationState
     from vmkeep.catalog.records import (
         SAFETY_LABEL,
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
         PointOutline,
         Trust,
     )
+    from vmkeep.catalog.sql import SqlCatalog
 else:
     __getattr__ = shown(
         __name__,
         {
             "catalog": "Catalog",
+            "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogPoint CatalogSnapshot CatalogState "
             "CatalogVm KnownHostKey KnownRepository PassedPoint PointOutline Trust",
+            "sql": "SqlCatalog",
         },
     )
 
@@ -50,9 +54,11 @@ __all__ = [
     "CatalogVm",
     "KnownHostKey",
     "KnownRepository",
+    "MemoryCatalog",
     "Operation",
     "OperationState",
     "PassedPoint",
     "PointOutline",
+    "SqlCatalog",
     "Trust",
 ]

@@ -1,29 +1,15 @@
-"""The catalogue's verbs. Each is one transaction; the queries stand in the modules beside this one."""
+"""The catalogue's port: what flows and commands ask of it, whatever keeps it.
+
+``vmkeep.catalog.sql`` keeps it in SQL; ``vmkeep.catalog.memory`` is a complete twin of that, without a file, for tests.
+Both pass ``tests/contract/catalog``. A catalogue is opened by its own class, so that who only asks loads no database.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
-from sqlalchemy import insert, select, update
-
-from vmkeep.catalog import (
-    adoption,
-    host_queries,
-    models,
-    operation_queries,
-    point_queries,
-    snapshot_queries,
-    state_queries,
-    texts,
-    vm_queries,
-)
-from vmkeep.catalog.database import Database
 from vmkeep.catalog.operations import Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
@@ -37,79 +23,42 @@ from vmkeep.catalog.records import (
     PointOutline,
     Trust,
 )
-from vmkeep.catalog.times import end_of_named_time
-from vmkeep.errors import CatalogError, InvalidRequest, VmkeepError, VmNotFound
+from vmkeep.errors import VmkeepError
 
 
-class Catalog:
-    """What an installation knows. Safe to use from several threads and processes.
+class Catalog(Protocol):
+    """What an installation knows. Safe to use from several threads.
 
     Any method may raise CatalogError (damaged, busy, contradicted), NoSpace, PermissionRefused or StoreError.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        # When the operations of this process began, by the clock and by the monotonic one.
-        self._begun: dict[str, tuple[str, float]] = {}
-
-    @classmethod
-    def open(cls, path: Path) -> Catalog:
-        """Open the catalogue file, making it or bringing its schema up to date if need be."""
-        return cls(Database.open(path))
-
-    @classmethod
-    def open_copy(cls, path: Path, *, of: Path) -> Catalog:
-        """Open a copy of the catalogue ``of``, which errors name. What is written goes into the copy."""
-        return cls(Database.open(path, copy_of=of))
-
     def refuse_writing(self, refusal: VmkeepError) -> None:
         """Answer every attempt to write with this error from now on."""
-        self._database.refusal = refusal
+        ...
 
     def allow_writing(self) -> None:
         """End what ``refuse_writing`` began."""
-        self._database.refusal = None
+        ...
 
-    @contextlib.contextmanager
-    def copy_written(self) -> Iterator[None]:
+    def copy_written(self) -> AbstractContextManager[None]:
         """Let a copy be written meanwhile although writing is refused: what it takes over is for this command alone."""
-        refusal, self._database.refusal = self._database.refusal, None
-        try:
-            yield
-        finally:
-            self._database.refusal = refusal
+        ...
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._database.close()
+    def close(self) -> None: ...
 
     def faults(self) -> tuple[str, ...]:
         """Return what SQLite finds wrong with the file itself; empty for a sound one."""
-        return self._database.faults()
+        ...
 
     # -- the repository this catalogue belongs to --------------------------------------------------------------
 
     def repository(self) -> KnownRepository | None:
         """Return the repository used last; None before the first use."""
-        table = models.repositories
-        with self._database.reading() as connection:
-            row = connection.execute(select(table).order_by(table.c.since.desc(), table.c.id).limit(1)).first()
-        return None if row is None else KnownRepository(row.id, row.location, row.since)
+        ...
 
     def use_repository(self, repository_id: str, location: str) -> None:
         """Record which repository the points of this catalogue are in."""
-        table = models.repositories
-        row = {"location": location, "since": texts.now()}
-        with self._database.writing() as connection:
-            if connection.execute(update(table).where(table.c.id == repository_id).values(row)).rowcount == 0:
-                connection.execute(insert(table).values(id=repository_id, **row))
+        ...
 
     # -- hosts that sign points ----------------------------------------------------------------------------------
 
@@ -118,21 +67,15 @@ class Catalog:
 
         Only of a key of one's own is the trust, and the machine on which it is used, brought up to date.
         """
-        with self._database.reading() as connection:
-            if host_queries.is_pinned(host_queries.by_fingerprint(connection, key.fingerprint), key):
-                return False
-        with self._database.writing() as connection:
-            return host_queries.see(connection, key)
+        ...
 
     def host_keys(self) -> tuple[KnownHostKey, ...]:
         """Return all keys that were ever met, in that order."""
-        with self._database.reading() as connection:
-            return host_queries.all_keys(connection)
+        ...
 
     def host_key(self, text: str) -> KnownHostKey:
         """Return the key that a fingerprint, or the beginning of one, means; raises InvalidRequest."""
-        with self._database.reading() as connection:
-            return host_queries.named(connection, text)
+        ...
 
     def trust_host(self, text: str, trust: Trust) -> KnownHostKey:
         """Trust or distrust a key from now on, also for the points that are known; return it as it is then.
@@ -140,34 +83,19 @@ class Catalog:
         To trust a key of one's own, of which a copy was seen at work, says that the copy is gone. Raises InvalidRequest
         for any other key of one's own, and for one that was never met.
         """
-        with self._database.writing() as connection:
-            key = host_queries.named(connection, text)
-            if key.trust is Trust.OWN and trust is Trust.TRUSTED and key.copied_to is not None:
-                host_queries.note_copy(connection, key.fingerprint, None)
-                return replace(key, copied_to=None)
-            if key.trust is Trust.OWN:
-                raise InvalidRequest(
-                    f"{key.fingerprint} is the key of this installation itself",
-                    hint="`vmkeep host renew` gives this installation another key.",
-                )
-            host_queries.set_trust(connection, key.fingerprint, trust)
-            return replace(key, trust=trust)
+        ...
 
     def retire_own_key(self, fingerprint: str) -> None:
         """Record that a key of one's own is not used any more: what it signed stays proved."""
-        with self._database.writing() as connection:
-            host_queries.set_trust(connection, fingerprint, Trust.TRUSTED)
-            host_queries.note_copy(connection, fingerprint, None)
+        ...
 
     def note_copy(self, fingerprint: str, host: str) -> None:
         """Record that a copy of this home was seen at work on a host."""
-        with self._database.writing() as connection:
-            host_queries.note_copy(connection, fingerprint, host)
+        ...
 
     def points_of_host_keys(self) -> dict[str, int]:
         """Return how many points each key has signed, by fingerprint; unsigned ones stand under the empty text."""
-        with self._database.reading() as connection:
-            return host_queries.points_of_each(connection)
+        ...
 
     def is_signed_by_trusted_host(self, point_id: str) -> bool:
         """Return whether a point is signed by this installation, or by one whose key somebody here has trusted.
@@ -176,53 +104,42 @@ class Catalog:
         recorded or taken over; of any other, of one without a signature, and of one whose key is unknown or distrusted
         it is False. That the point in the repository is still the one that was met is proved when it is read.
         """
-        with self._database.reading() as connection:
-            point = point_queries.get(connection, point_id)
-        return point is not None and point.trust.is_proved
+        ...
 
     def makers(self) -> dict[str, dict[str, str | None]]:
         """Return who made each point, as its summary says it, by its id."""
-        with self._database.reading() as connection:
-            return point_queries.makers(connection)
+        ...
 
     # -- VMs ---------------------------------------------------------------------------------------------------
 
     def see_host(self, uuid: str, name: str) -> None:
         """Record a host by UUID."""
-        with self._database.writing() as connection:
-            vm_queries.see_host(connection, uuid, name)
+        ...
 
     def see_vm(self, uuid: str, name: str, host_uuid: str | None = None) -> None:
         """Record that a VM was seen on a host, which must have been recorded if it is given."""
-        with self._database.writing() as connection:
-            vm_queries.see_vm(connection, uuid.lower(), name, host_uuid, adopted=False)
+        ...
 
     def return_to(self, uuid: str, point_id: str | None) -> None:
         """Record that a VM is at an earlier point again, so that its next point descends from that one.
 
         None: it is as it was before its first point.
         """
-        with self._database.writing() as connection:
-            vm_queries.set_current_point(connection, uuid.lower(), point_id or vm_queries.BEFORE_FIRST)
+        ...
 
     def lose_track(self, uuid: str) -> None:
         """Record that nobody knows which point a VM descends from."""
-        with self._database.writing() as connection:
-            vm_queries.set_current_point(connection, uuid.lower(), None)
+        ...
 
-    def vm(self, uuid: str) -> CatalogVm | None:
-        with self._database.reading() as connection:
-            return vm_queries.vm(connection, uuid.lower())
+    def vm(self, uuid: str) -> CatalogVm | None: ...
 
     def vms(self) -> tuple[CatalogVm, ...]:
         """Return all VMs known, by name."""
-        with self._database.reading() as connection:
-            return vm_queries.all_vms(connection)
+        ...
 
     def vms_named(self, text: str) -> tuple[str, ...]:
         """Return the UUIDs that a name or UUID means; empty when the catalogue knows none."""
-        with self._database.reading() as connection:
-            return vm_queries.uuids_named(connection, text)
+        ...
 
     # -- points ------------------------------------------------------------------------------------------------
 
@@ -233,22 +150,7 @@ class Catalog:
         that a step may be repeated. Raises CatalogError when the point is known with other content, or when a new
         version's generation is not above the newest one accepted.
         """
-        with self._database.writing() as connection:
-            known = point_queries.get(connection, point.id)
-            # Not by who signed it: an older release that recorded it did not look.
-            known_so = None if known is None else replace(known, signed_by=point.signed_by)
-            digests = {digest for each in (known, point) if each is not None and (digest := each.digest) is not None}
-            if known_so is not None and (known_so != point or len(digests) > 1):
-                raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
-            vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=False)
-            for state in states:
-                state_queries.accept(connection, state)
-                state_queries.pin(connection, state.id, point.id)
-            if known is None:
-                point_queries.add(connection, point)
-                point_queries.put_last(connection, point)
-                vm_queries.raise_sequence(connection, point.vm_uuid, point.sequence or 0)
-                vm_queries.set_current_point(connection, point.vm_uuid, point.id)
+        ...
 
     def points(self, vm: str | None = None) -> tuple[CatalogPoint, ...]:
         """Return the points of all VMs, or of those that a name or UUID means; oldest first.
@@ -256,36 +158,30 @@ class Catalog:
         Those of one VM are in the order in which they were made, those of several are mixed by their clocks.
         Raises VmNotFound for a name the catalogue does not know.
         """
-        with self._database.reading() as connection:
-            return point_queries.oldest_first(connection, self._uuids(connection, vm))
+        ...
 
     def summaries(self, vm: str | None = None) -> tuple[dict[str, Any], ...]:
         """Return what ``CatalogPoint.summary`` says of the same points, without reading their documents."""
-        with self._database.reading() as connection:
-            return point_queries.summaries(connection, self._uuids(connection, vm))
+        ...
 
     def point_ids(self) -> tuple[str, ...]:
         """Return the ids of all points, sorted."""
-        with self._database.reading() as connection:
-            return point_queries.all_ids(connection)
+        ...
 
     def points_of_vm(self, uuid: str) -> tuple[CatalogPoint, ...]:
         """Return the points of one VM, the last made first; empty for a VM without points."""
-        with self._database.reading() as connection:
-            return point_queries.newest_first(connection, (uuid.lower(),))
+        ...
 
     def outlines_of_vm(self, uuid: str) -> tuple[PointOutline, ...]:
         """Return ids and clocks of the points of one VM, the last made first."""
-        with self._database.reading() as connection:
-            return point_queries.outlines(connection, uuid.lower())
+        ...
 
     def next_sequence(self, vm_uuid: str) -> int:
         """Return the order number of a VM's next point: greater than all that were seen here, also of deleted ones.
 
         It is nobody's before its point is recorded; who takes it holds the VM's lock.
         """
-        with self._database.reading() as connection:
-            return vm_queries.next_sequence(connection, vm_uuid.lower())
+        ...
 
     def find_point(self, text: str) -> CatalogPoint:
         """Return the point that a full id, a unique beginning of one, VM@latest or VM@TIME means.
@@ -295,8 +191,7 @@ class Catalog:
         that is distrusted. Raises PointNotFound, with the candidates when there are several, and ChoiceRequired when
         the newest one is not vouched for and an older one is.
         """
-        with self._database.reading() as connection:
-            return point_queries.find(connection, text)
+        ...
 
     def against_the_clock(self, text: str, found: CatalogPoint) -> tuple[str, ...]:
         """Return the points that were made before the one that VM@TIME means, with clocks that say a later time.
@@ -304,62 +199,47 @@ class Catalog:
         Then the clocks are not in order, and the time that was named may not be what its clock showed. Empty for
         another text.
         """
-        until = end_of_named_time(text.rpartition("@")[2]) if "@" in text else None
-        if until is None:
-            return ()
-        with self._database.reading() as connection:
-            return point_queries.made_earlier_with_later_clocks(connection, found, until)
+        ...
 
     def newer_distrusted(self, point: CatalogPoint) -> tuple[str, ...]:
         """Return the ids of points of distrusted hosts that were made after one of their VM, the last first."""
-        with self._database.reading() as connection:
-            return point_queries.newer_distrusted(connection, point)
+        ...
 
     def point(self, point_id: str) -> CatalogPoint | None:
         """Return the point of an id; None when it is not known."""
-        with self._database.reading() as connection:
-            return point_queries.get(connection, point_id)
+        ...
 
     def digest(self, point_id: str) -> str | None:
         """Return the SHA-256 of a point's record, empty as long as it is not known; None when the point is not."""
-        with self._database.reading() as connection:
-            return point_queries.digest(connection, point_id)
+        ...
 
     def note_digest(self, point_id: str, digest: str) -> None:
         """Note the digest of a record that agrees with what is known of its point; one that is known stays."""
-        with self._database.writing() as connection:
-            point_queries.set_digest(connection, point_id, digest)
+        ...
 
     def newest_made(self, vm_uuid: str) -> CatalogPoint | None:
         """Return the point of a VM that was made last and is no safety point."""
-        with self._database.reading() as connection:
-            return point_queries.newest_made(connection, vm_uuid.lower())
+        ...
 
     def newer_safety_points(self, point: CatalogPoint) -> tuple[str, ...]:
         """Return the ids of the safety points of a point's VM that were made after it, the last first."""
-        with self._database.reading() as connection:
-            return point_queries.newer_safety_points(connection, point)
+        ...
 
     def forget_point(self, point_id: str) -> bool:
         """Remove a point and its pins; False when it was not known. State versions stay known."""
-        with self._database.writing() as connection:
-            state_queries.unpin(connection, point_id)
-            return point_queries.remove(connection, point_id)
+        ...
 
     def newest_state(self, vm_uuid: str, kind: str) -> CatalogState | None:
         """Return the state version accepted last for a VM and a kind ("tpm", "nvram")."""
-        with self._database.reading() as connection:
-            return state_queries.newest_state(connection, vm_uuid.lower(), kind)
+        ...
 
     def states_of_vm(self, vm_uuid: str) -> tuple[CatalogState, ...]:
         """Return all state versions ever accepted for a VM, of all kinds, newest first."""
-        with self._database.reading() as connection:
-            return state_queries.of_vm(connection, vm_uuid.lower())
+        ...
 
     def pins(self, version_id: str) -> tuple[str, ...]:
         """Return the ids of the points and snapshots that hold a state version."""
-        with self._database.reading() as connection:
-            return state_queries.pinned(connection, version_id)
+        ...
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 
@@ -370,43 +250,27 @@ class Catalog:
         the same one again changes nothing. Raises CatalogError when a new version's generation is not above the newest
         one accepted.
         """
-        with self._database.writing() as connection:
-            known = snapshot_queries.get(connection, snapshot.vm_uuid, snapshot.name)
-            if known is not None and known.id == snapshot.id:
-                return
-            if known is not None:
-                snapshot_queries.remove(connection, known.id)
-            for state in snapshot.states:
-                state_queries.accept(connection, state)
-                state_queries.pin(connection, state.id, snapshot.id, "snapshot")
-            number = vm_queries.next_sequence(connection, snapshot.vm_uuid)
-            snapshot_queries.add(connection, snapshot, number)
-            vm_queries.raise_sequence(connection, snapshot.vm_uuid, number)
+        ...
 
     def snapshot(self, vm_uuid: str, name: str) -> CatalogSnapshot | None:
         """Return what is kept with a snapshot of a VM; None for one that was not made here."""
-        with self._database.reading() as connection:
-            return snapshot_queries.get(connection, vm_uuid.lower(), name)
+        ...
 
     def snapshot_by_id(self, snapshot_id: str) -> CatalogSnapshot | None:
         """Return what is kept with the snapshot that an operation made; None when it is not recorded."""
-        with self._database.reading() as connection:
-            return snapshot_queries.by_id(connection, snapshot_id)
+        ...
 
     def snapshots_of_vm(self, vm_uuid: str) -> tuple[CatalogSnapshot, ...]:
         """Return what is kept with each snapshot of a VM, oldest first."""
-        with self._database.reading() as connection:
-            return snapshot_queries.of_vm(connection, vm_uuid.lower())
+        ...
 
     def rename_snapshot(self, vm_uuid: str, name: str, new_name: str) -> bool:
         """Record that libvirt lists a snapshot under another name now; False when nothing is kept with it."""
-        with self._database.writing() as connection:
-            return snapshot_queries.rename(connection, vm_uuid.lower(), name, new_name)
+        ...
 
     def forget_snapshot(self, snapshot_id: str) -> bool:
         """Remove a snapshot and its pins; False when it was not known. State versions stay known."""
-        with self._database.writing() as connection:
-            return snapshot_queries.remove(connection, snapshot_id)
+        ...
 
     # -- a repository taken over ---------------------------------------------------------------------------------
 
@@ -415,18 +279,15 @@ class Catalog:
 
         What is known already stays as it is, so adopting twice is the same as once.
         """
-        with self._database.writing() as connection:
-            return adoption.adopt(connection, points)
+        ...
 
     def passed_points(self) -> tuple[PassedPoint, ...]:
         """Return the points of the repository that were read, and are of VMs that nobody asked for here."""
-        with self._database.reading() as connection:
-            return adoption.passed(connection)
+        ...
 
     def pass_points(self, passed: Sequence[PassedPoint]) -> None:
         """Remember points of the repository so that they need not be read again."""
-        with self._database.writing() as connection:
-            adoption.pass_by(connection, passed)
+        ...
 
     # -- operations --------------------------------------------------------------------------------------------
 
@@ -434,66 +295,36 @@ class Catalog:
         self, operation_id: str, kind: str, vm: str | None, owner: str, request: Mapping[str, Any]
     ) -> Operation:
         """Record a new operation as running, owned by an executor id."""
-        now = texts.now()
-        state = OperationState.RUNNING
-        operation = Operation(operation_id, kind, vm, owner, state, started=now, updated=now, request=dict(request))
-        with self._database.writing() as connection:
-            operation_queries.add(connection, operation)
-        self._begun[operation_id] = (now, time.monotonic())
-        return operation
+        ...
 
     def operation(self, operation_id: str) -> Operation:
         """Return an operation; raises CatalogError when there is none of that id."""
-        with self._database.reading() as connection:
-            return operation_queries.get(connection, operation_id)
+        ...
 
     def operations(self) -> tuple[Operation, ...]:
         """Return all operations that were ever begun, newest first."""
-        with self._database.reading() as connection:
-            return operation_queries.newest_first(connection)
+        ...
 
     def unfinished_operations(self) -> tuple[Operation, ...]:
         """Return the operations that have not ended, oldest first."""
-        with self._database.reading() as connection:
-            return operation_queries.unfinished(connection)
+        ...
 
     def move_operation(
         self, operation_id: str, owner: str, to: OperationState, error: Mapping[str, Any] | None = None
     ) -> Operation:
         """Change the state by compare-and-set; raises CatalogError when it may not follow or the owner changed."""
-        begun = self._begun.get(operation_id)
-        now = texts.now() if begun is None else texts.after(begun[0], time.monotonic() - begun[1])
-        with self._database.writing() as connection:
-            return operation_queries.move(connection, operation_id, owner, to, error, now)
+        ...
 
     def take_over_operation(self, operation_id: str, from_owner: str, to_owner: str) -> bool:
         """Make a dead owner's operation one's own; False when it ended or another process was first."""
-        with self._database.writing() as connection:
-            return operation_queries.take_over(connection, operation_id, from_owner, to_owner)
+        ...
 
     def report_progress(self, operation_id: str, stage: str, done_bytes: int, total_bytes: int) -> bool:
         """Note where an operation stands; return whether it was asked to stop."""
-        with self._database.writing() as connection:
-            return operation_queries.progress(connection, operation_id, stage, done_bytes, total_bytes)
+        ...
 
     def request_cancel(self, operation_id: str) -> bool:
         """Ask an operation to stop; False when it has ended already."""
-        with self._database.writing() as connection:
-            return operation_queries.request_cancel(connection, operation_id)
+        ...
 
-    def cancel_requested(self, operation_id: str) -> bool:
-        with self._database.reading() as connection:
-            return operation_queries.cancelled(connection, operation_id)
-
-    @staticmethod
-    def _uuids(connection: Any, vm: str | None) -> tuple[str, ...] | None:
-        if vm is None:
-            return None
-        uuids = vm_queries.uuids_named(connection, vm)
-        if not uuids:
-            raise VmNotFound(
-                f"No point was ever taken of a VM {vm!r}",
-                vm=vm,
-                hint="`vmkeep points` without a name shows all points.",
-            )
-        return uuids
+    def cancel_requested(self, operation_id: str) -> bool: ...

@@ -1,7 +1,7 @@
 """The list of points, read by SQLite alone: `vmkeep points` is asked often, and must not wait for SQLAlchemy to load.
 
 What it says is what ``Catalog.summaries`` and ``Catalog.point_ids`` say of the same file (a test compares them). It
-reads a catalogue that is there, sound, and of this release's schema. Anything else is left to ``Catalog``, with its
+reads a catalogue that is there, sound, and of this release's schema. Anything else is left to ``SqlCatalog``, with its
 errors.
 """
 

@@ -1,4 +1,4 @@
-"""Rows of points, their order, and how a person names a point.
+"""Rows of points, and their order.
 
 What comes before what is told by ``place``, a number that ``vmkeep.planning.order`` decides. Clocks are shown, and
 between points of different VMs, which have no order, they say what is listed first.
@@ -6,25 +6,20 @@ between points of different VMs, which have no order, they say what is listed fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, ScalarSelect, Select, delete, func, insert, select, update
 
 from vmkeep.catalog import models, texts
 from vmkeep.catalog.host_queries import all_keys
 from vmkeep.catalog.records import SAFETY_LABEL, CatalogPoint, PointOutline, Trust, made_by, trust_of
-from vmkeep.catalog.times import TIME_FORMS, end_of_named_time
 from vmkeep.catalog.vm_queries import uuids_named
-from vmkeep.commandline import command_line, shell_word
-from vmkeep.errors import ChoiceRequired, PointNotFound
 from vmkeep.planning.order import Made, places
 
-SHORTEST_PREFIX = 4
-ID_LENGTH = 32
-LATEST = "@latest"
-_LISTED_CANDIDATES = 8
+if TYPE_CHECKING:
+    from vmkeep.catalog.naming import Candidate  # a point is taken without a name
 
 points = models.points
 _SIGNED = points.outerjoin(models.host_keys, points.c.signed_by == models.host_keys.c.fingerprint)
@@ -173,128 +168,35 @@ def _place_of(point: CatalogPoint) -> ScalarSelect[int]:
     return select(points.c.place).where(points.c.id == point.id).scalar_subquery()
 
 
-def find(connection: Connection, text: str) -> CatalogPoint:
-    """Return the point that a full id, a unique beginning of one (4 characters or more), VM@latest or VM@TIME means.
-
-    Raises PointNotFound, with the candidates when there are several.
-    """
-    exact = get(connection, text.lower())
-    if exact is not None:
-        return exact
-    if text.endswith(LATEST):
-        return _newest(connection, text.removesuffix(LATEST), None)
-    name, at, time = text.rpartition("@")
-    if at:
-        return _at_time(connection, name, time)
-    wanted = text.lower()
-    hint = _hint_of_vm(connection, text)
-    if len(wanted) < SHORTEST_PREFIX:
-        raise PointNotFound(
-            f"{text!r} is too short for the id of a point",
-            hint=hint or f"Give {SHORTEST_PREFIX} characters of it or more.",
-        )
-    # Not LIKE: a user's "%" or "_" must not match anything.
-    fits = _WHOLE.where(points.c.id >= wanted, points.c.id < wanted + "\U0010ffff").order_by(*_OLDEST_FIRST)
-    found = _points(connection, fits.limit(_LISTED_CANDIDATES + 1))
-    if not found:
-        raise PointNotFound(f"No point has an id that begins with {text!r}", hint=hint)
-    if len(found) > 1:
-        shown = [f"{point.id} ({point.vm_name}, {point.created})" for point in found[:_LISTED_CANDIDATES]]
-        more = " and more" if len(found) > _LISTED_CANDIDATES else ""
-        raise PointNotFound(
-            f"{text!r} fits several points: {', '.join(shown)}{more}", hint="Give more characters of the id."
-        )
-    return found[0]
-
-
-def _hint_of_vm(connection: Connection, text: str) -> str | None:
-    """Return what to write for a point of the VM that was named in place of one."""
-    if not uuids_named(connection, text):
-        return None
-    return f"That is a VM. Its newest point is {shell_word(text + LATEST)}; `vmkeep points` lists all."
-
-
-def _at_time(connection: Connection, name: str, time: str) -> CatalogPoint:
-    until = end_of_named_time(time)
-    if until is None:
-        raise PointNotFound(f'{time!r} is neither "latest" nor a time', hint=f"A time is written as {TIME_FORMS}.")
-    return _newest(connection, name, until)
-
-
-def _newest(connection: Connection, name: str, until: datetime | None) -> CatalogPoint:
-    uuids = uuids_named(connection, name)
-    newest = [point for uuid in uuids if (point := _meant(connection, uuid, until)) is not None]
-    if not newest:
-        raise _none_found(connection, name, uuids, until)
-    if len(newest) > 1:
-        shown = ", ".join(f"{point.id} (VM {point.vm_uuid}, {point.created})" for point in newest)
-        raise PointNotFound(
-            f"Several VMs are called {name!r}; their latest points: {shown}",
-            vm=name,
-            hint="Name the point by its id, or the VM by its UUID.",
-        )
-    return newest[0]
-
-
-def _meant(connection: Connection, vm_uuid: str, until: datetime | None) -> CatalogPoint | None:
-    """Return the newest point that is meant by VM@latest or VM@TIME, without those of hosts that are distrusted.
-
-    Raises ChoiceRequired when the newest is not vouched for (signed by an unknown key, or not at all) and an older one
-    is: who has the repository's key can make such a one, and who has lost a trusted host may need just that.
-    """
-    doubtful: Row[Any] | None = None
-    for row in connection.execute(_outlines(vm_uuid)):
-        trust = trust_of(row.signed_by, row.trust)
-        if not _is_made(row) or (until is not None and datetime.fromisoformat(row.created) > until):
-            continue
-        if trust is Trust.DISTRUSTED:
-            continue
-        if not (trust.is_proved or row.signed_by == ""):
-            doubtful = doubtful or row
-            continue
-        found = get(connection, row.id)
-        if doubtful is not None and found is not None:
-            raise _doubt(doubtful, found)
-        return found
-    return None if doubtful is None else get(connection, doubtful.id)
-
-
-def _doubt(doubtful: Row[Any], vouched: CatalogPoint) -> ChoiceRequired:
-    signed = f"is signed with a key that nobody has trusted here, {doubtful.signed_by}"
-    trust = command_line("vmkeep host trust", doubtful.signed_by or "")
-    remedy = f"`{trust}` trusts the key, `vmkeep host distrust` shuts it out"
-    if not doubtful.signed_by:
-        signed, remedy = "is not signed", "hosts of an older vmkeep sign nothing: bring them up to date"
-    return ChoiceRequired(
-        f"The newest point of VM {vouched.vm_name!r}, {doubtful.id} of {doubtful.created}, {signed}; the newest one "
-        f"that is proved is {vouched.id} of {vouched.created}",
-        vm=vouched.vm_name,
-        hint=f"Name the one that you mean by its id; {remedy}.",
-    )
-
-
 def newer_distrusted(connection: Connection, point: CatalogPoint) -> tuple[str, ...]:
     """Return the ids of points of distrusted hosts that were made after one of their VM, the last first."""
     found = connection.execute(_outlines(point.vm_uuid).where(points.c.place > _place_of(point)))
     return tuple(row.id for row in found if _is_made(row) and row.trust == Trust.DISTRUSTED)
 
 
-def _none_found(connection: Connection, name: str, uuids: Sequence[str], until: datetime | None) -> PointNotFound:
-    rows = [row for uuid in uuids for row in connection.execute(_outlines(uuid))]
-    made = [row for row in rows if _is_made(row)]
-    if made and until is not None and not all(row.trust == Trust.DISTRUSTED for row in made):
-        first = min(made, key=lambda row: str(row.created))
-        words = f"VM {name!r} has no point from {until.isoformat(timespec='seconds')} or before"
-        return PointNotFound(words, vm=name, hint=f"The earliest by its clock, {first.id}, is of {first.created}.")
-    distrusted = [row.id for row in made if row.trust == Trust.DISTRUSTED]
-    if distrusted and len(distrusted) == len(made):
-        words = f"VM {name!r} has points of distrusted hosts only: {', '.join(distrusted)}"
-        hint = "Name one by its id to restore its data with --output; `vmkeep host list` shows the hosts."
-        return PointNotFound(words, vm=name, hint=hint)
-    if rows and not made:
-        words = f"VM {name!r} has safety points only, which restores in place took: {', '.join(row.id for row in rows)}"
-        return PointNotFound(words, vm=name, hint="Name one by its id to go back to the state that was left.")
-    return PointNotFound(f"There is no point of a VM {name!r}", vm=name)
+class Kept:
+    """The points as ``vmkeep.catalog.naming`` asks for them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, point_id: str) -> CatalogPoint | None:
+        return get(self._connection, point_id)
+
+    def beginning_with(self, text: str, most: int) -> tuple[CatalogPoint, ...]:
+        # Not LIKE: a user's "%" or "_" must not match anything.
+        fits = _WHOLE.where(points.c.id >= text, points.c.id < text + "\U0010ffff").order_by(*_OLDEST_FIRST)
+        return _points(self._connection, fits.limit(most))
+
+    def candidates(self, vm_uuid: str) -> Iterator[Candidate]:
+        from vmkeep.catalog.naming import Candidate
+
+        for row in self._connection.execute(_outlines(vm_uuid)):
+            trust = trust_of(row.signed_by, row.trust)
+            yield Candidate(row.id, row.created, not _is_made(row), row.signed_by, trust)
+
+    def uuids_named(self, text: str) -> tuple[str, ...]:
+        return uuids_named(self._connection, text)
 
 
 def _outlines(vm_uuid: str) -> Select[tuple[Any, ...]]:

@@ -143,28 +143,28 @@ def _beginning(incomplete: str, offered: Mapping[str, str], *, without: Iterable
 
 
 def _summaries() -> list[dict[str, Any]]:
-    from vmkeep.catalog import Catalog
+    from vmkeep.catalog import SqlCatalog
     from vmkeep.config import load_settings
 
     try:
         path = load_settings().catalog_path
         if not path.exists():
             return []
-        with Catalog.open(path) as catalog:
+        with SqlCatalog.open(path) as catalog:
             return list(catalog.summaries())
     except (VmkeepError, OSError):
         return []
 
 
 def _host_keys() -> dict[str, str]:
-    from vmkeep.catalog import Catalog, Trust
+    from vmkeep.catalog import SqlCatalog, Trust
     from vmkeep.config import load_settings
 
     try:
         path = load_settings().catalog_path
         if not path.exists():
             return {}
-        with Catalog.open(path) as catalog:
+        with SqlCatalog.open(path) as catalog:
             others = [key for key in catalog.host_keys() if key.trust is not Trust.OWN]
     except (VmkeepError, OSError):
         return {}

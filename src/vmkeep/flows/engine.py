@@ -57,7 +57,7 @@ from vmkeep.flows.requests import (
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
-from vmkeep.flows.services import Services, end_operation
+from vmkeep.flows.services import THIS_HOST, Services, end_operation
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm, Progress
@@ -338,7 +338,8 @@ class Engine:
 
     def _services(self) -> Services:
         return Services(
-            host=self._host,
+            hosts={THIS_HOST: self._host},
+            at=THIS_HOST,
             catalog=self._premises.catalog,
             repository=lambda: self._premises.repository,
             stop=self._stop,

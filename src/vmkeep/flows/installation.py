@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, KnownRepository, Trust
+from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, KnownRepository, SqlCatalog, Trust
 from vmkeep.config import ALWAYS, Settings, prepare_home, resolve_location, save_repository_location
 from vmkeep.errors import (
     IntegrityError,
@@ -131,7 +131,7 @@ class Premises:
         path = self.settings.catalog_path
         try:
             prepare_home(self.settings)
-            return Catalog.open(path)
+            return SqlCatalog.open(path)
         except OF_STORAGE as error:
             if not os.access(path, os.R_OK):
                 raise
@@ -177,7 +177,7 @@ class Premises:
         except OF_STORAGE as error:
             reason.add_note(f"nor could the catalogue be copied: {error.message}")
             raise reason from error
-        return Catalog.open_copy(self._stand_in.catalog_path, of=self.settings.catalog_path)
+        return SqlCatalog.open_copy(self._stand_in.catalog_path, of=self.settings.catalog_path)
 
     @cached_property
     def repository(self) -> Repository:

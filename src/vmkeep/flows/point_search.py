@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmkeep.catalog import Catalog, CatalogPoint
-from vmkeep.catalog.point_queries import SHORTEST_PREFIX
+from vmkeep.catalog.naming import SHORTEST_PREFIX
 from vmkeep.commandline import command_line
 from vmkeep.errors import ObjectDamaged, PointNotFound, VmkeepError
 from vmkeep.flows.catch_up import CaughtUp, Counts, catch_up, missing_point

@@ -7,7 +7,7 @@ and snapshots whose flow is gone is asked of it, and ended by a task.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import Run, Settled
 from vmkeep.flows.services import Services, end_operation
-from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore
+from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore, Unfinished
 from vmkeep.locks import FileLock
 from vmkeep.values import dataclass
 
@@ -42,9 +42,8 @@ class Recovery:
 
     def recover(self) -> tuple[str, ...]:
         """Settle all there is, the guests first; return a sentence for each thing."""
-        host = self.services().host
         return (
-            *host.ask(RescueGuests()),
+            *(sentence for services in self.services().on_each() for sentence in services.host.ask(RescueGuests())),
             *self._recover(),
             *self._settle_restores(),
             *self._settle_snapshots(),
@@ -152,15 +151,20 @@ class Recovery:
             time.sleep(_RESULT_SECONDS)
         return handle.get_result()
 
+    def _unfinished(self, which: Callable[[Unfinished], Iterable[str]]) -> Iterator[tuple[Services, str]]:
+        """Yield what each host has left over of operations that nobody carries on, with what works there."""
+        for services in self.services().on_each():
+            for operation in which(services.host.ask(ListUnfinished())):
+                status = DBOS.get_workflow_status(operation)
+                if status is None or status.status not in ("PENDING", "ENQUEUED"):  # else its process lives
+                    yield services, operation
+
     def _settle_restores(self) -> tuple[str, ...]:
         """End restores in place whose flow is over or lost, and that nobody carries on."""
         told: list[str] = []
-        for operation in self.services().host.ask(ListUnfinished()).restores:
-            status = DBOS.get_workflow_status(operation)
-            if status is not None and status.status in ("PENDING", "ENQUEUED"):
-                continue  # its process lives
+        for services, operation in self._unfinished(lambda unfinished: unfinished.restores):
             try:
-                settled = self.services().on_host(operation, SettleRestore(operation))
+                settled = services.on_host(operation, SettleRestore(operation))
             except Interrupted:
                 raise
             except VmkeepError as error:
@@ -177,14 +181,11 @@ class Recovery:
     def _settle_snapshots(self) -> tuple[str, ...]:
         """End snapshots whose flow failed after they were made, and that nobody carries on."""
         told: list[str] = []
-        for operation in self.services().host.ask(ListUnfinished()).snapshots:
-            status = DBOS.get_workflow_status(operation)
-            if status is not None and status.status in ("PENDING", "ENQUEUED"):
-                continue  # its process lives
+        for services, operation in self._unfinished(lambda unfinished: unfinished.snapshots):
             from vmkeep.flows.take_snapshot import settle_snapshot  # with all of snapshots, for a rare case
 
             try:
-                told.append(settle_snapshot(self.services(), operation).told)
+                told.append(settle_snapshot(services, operation).told)
             except Interrupted:
                 raise
             except VmkeepError as error:
@@ -226,7 +227,8 @@ class Recovery:
     def _finish_deletion(self, operation: Operation) -> str:
         point_id = str(operation.request.get("point"))
         try:
-            self.services().host.ask(RequireUnneeded(point_id))
+            for services in self.services().on_each():
+                services.host.ask(RequireUnneeded(point_id))
             remove_deleted(self.services(), point_id)
         except VmkeepError as error:
             self._end(operation.id, OperationState.FAILED, error)

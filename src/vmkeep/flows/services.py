@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from vmkeep.catalog import Catalog, OperationState
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.flows.patience import carry_out, patiently
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import HoldVm, LetVmGo
@@ -23,19 +24,43 @@ T = TypeVar("T")
 _PROGRESS_SECONDS = 1.0
 
 
+THIS_HOST: Final = "this"
+"""The id of the host that the command itself runs on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The collaborators of flows. ``stop`` raises when the operation was cancelled; ``watch`` is told of progress."""
+    """The collaborators of flows. ``stop`` raises when the operation was cancelled; ``watch`` is told of progress.
 
-    host: Host
+    ``hosts`` are all that this installation keeps VMs of, by id; steps work on that of the id ``at``. A step that works
+    on another one names it: ``services.on(host_id).on_host(...)``.
+    """
+
+    hosts: Mapping[str, Host]
+    at: str
     catalog: Catalog
     repository: Callable[[], Repository]
     stop: Callable[[], None]
     watch: Callable[[Progress], None]
     stalled_after_seconds: float
 
+    @property
+    def host(self) -> Host:
+        """The host that steps work on."""
+        return self.hosts[self.at]
+
+    def on(self, host_id: str) -> Services:
+        """Return the same for a step that works on another host. Raises InvalidRequest for an id that is none."""
+        if host_id not in self.hosts:
+            raise InvalidRequest(f"there is no host {host_id!r} here", hint=f"Known are: {', '.join(self.hosts)}.")
+        return dataclasses.replace(self, at=host_id)
+
+    def on_each(self) -> Iterator[Services]:
+        """Yield the same for each host: what was left over is asked of all of them."""
+        return (self.on(host_id) for host_id in self.hosts)
+
     def on_host(self, operation: str, task: Task[R]) -> R:
-        """Run a task on the host to its end, as ``carry_out``; its progress is noted in the catalogue."""
+        """Run a task on the host ``at`` to its end, as ``carry_out``; its progress is noted in the catalogue."""
         recorded = time.monotonic()
 
         def watch(progress: Progress) -> None:

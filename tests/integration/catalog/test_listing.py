@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point
-from vmkeep.catalog import Catalog, KnownHostKey, Trust
+from vmkeep.catalog import KnownHostKey, SqlCatalog, Trust
 from vmkeep.catalog.listing import read_listing
 from vmkeep.errors import VmNotFound
 
@@ -18,7 +18,7 @@ from vmkeep.errors import VmNotFound
 def path(tmp_path: Path) -> Path:
     """The file of a catalogue with points of two VMs, whose clocks are out of order, and of four kinds of makers."""
     path = tmp_path / "catalog.sqlite"
-    with Catalog.open(path) as catalog:
+    with SqlCatalog.open(path) as catalog:
         for fingerprint, trust in (("a" * 32, Trust.OWN), ("b" * 32, Trust.UNKNOWN), ("c" * 32, Trust.DISTRUSTED)):
             catalog.see_host_key(KnownHostKey(fingerprint, "0" * 64, "e" * 32, "host1", trust))
         for number, (name, vm, minute) in enumerate(
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("vm", [None, WIN11, WIN11.upper(), "win11", "web", "Web 'x'"])
 def test_listing_is_that_of_the_catalogue(path: Path, vm: str | None) -> None:
     listing = read_listing(path, vm)
-    with Catalog.open(path) as catalog:
+    with SqlCatalog.open(path) as catalog:
         assert listing is not None
         assert listing.summaries == catalog.summaries(vm)
         assert listing.ids == catalog.point_ids()
@@ -53,7 +53,7 @@ def test_makers_of_all_kinds_are_listed(path: Path) -> None:
 
 def test_name_that_nothing_bears_is_left_to_the_catalogue(path: Path) -> None:
     assert read_listing(path, "Win11") is None
-    with Catalog.open(path) as catalog, pytest.raises(VmNotFound):
+    with SqlCatalog.open(path) as catalog, pytest.raises(VmNotFound):
         catalog.summaries("Win11")
 
 
@@ -68,7 +68,7 @@ def test_catalogue_that_is_not_as_it_should_be_is_left_to_what_can_tell(path: Pa
 
 
 def test_listing_sees_what_another_process_has_just_written(path: Path) -> None:
-    with Catalog.open(path) as catalog:
+    with SqlCatalog.open(path) as catalog:
         catalog.record_point(example_point("six", minute=50, sequence=6), ())
         listing = read_listing(path, None)  # from the write-ahead log, which is not written back yet
         assert listing is not None

@@ -20,7 +20,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from tests.integration.catalog.examples import WIN11, example_point
-from vmkeep.catalog import Catalog, Trust
+from vmkeep.catalog import SqlCatalog, Trust
 from vmkeep.catalog.database import Database
 from vmkeep.catalog.migrations.upgrade import _config, head_revision
 from vmkeep.catalog.models import metadata
@@ -28,12 +28,14 @@ from vmkeep.catalog.revision import HEAD_REVISION
 from vmkeep.errors import CatalogError, Interrupted, PermissionRefused
 from vmkeep.keys.signing import fingerprint_of
 
-FIRST_COMMAND = "import sys; from vmkeep.catalog import Catalog; Catalog.open(__import__('pathlib').Path(sys.argv[1]))"
+FIRST_COMMAND = (
+    "import sys; from vmkeep.catalog import SqlCatalog; SqlCatalog.open(__import__('pathlib').Path(sys.argv[1]))"
+)
 
 
 def test_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
-    Catalog.open(path).close()
+    SqlCatalog.open(path).close()
     engine = create_engine(f"sqlite:///{path}")
     try:
         with engine.connect() as connection:
@@ -46,7 +48,7 @@ def test_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
 def test_migrated_checks_and_texts_are_the_declared_ones(tmp_path: Path) -> None:
     """Alembic does not compare CHECK constraints; so the SQL of both is compared."""
     migrated, declared = tmp_path / "migrated.sqlite", tmp_path / "declared.sqlite"
-    Catalog.open(migrated).close()
+    SqlCatalog.open(migrated).close()
     engine = create_engine(f"sqlite:///{declared}")
     metadata.create_all(engine)
     engine.dispose()
@@ -74,14 +76,14 @@ def test_two_first_commands_at_once_are_fine(tmp_path: Path) -> None:
 
 def test_current_catalogue_is_opened_without_alembic(tmp_path: Path) -> None:
     path = str(tmp_path / "catalog.sqlite")
-    Catalog.open(Path(path)).close()
+    SqlCatalog.open(Path(path)).close()
     probe = FIRST_COMMAND + "; sys.exit('alembic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe, path], check=False).returncode == 0
 
 
 def test_file_is_for_its_owner_only_and_durable(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
-    catalog = Catalog.open(path)
+    catalog = SqlCatalog.open(path)
     assert path.stat().st_mode & 0o777 == 0o600
     with catalog._database.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -101,7 +103,7 @@ def test_catalogue_of_the_first_schema_is_brought_up_to_date_with_all_it_has(tmp
         connection.exec_driver_sql("INSERT INTO state_versions VALUES ('v', 'u', 'tpm', 1, 's', 1, '2026')")
         connection.exec_driver_sql("INSERT INTO pins VALUES ('v', 'point', 'p')")
     engine.dispose()
-    with Catalog.open(path) as catalog:
+    with SqlCatalog.open(path) as catalog:
         assert catalog.pins("v") == ("p",)
         assert catalog.snapshots_of_vm("u") == ()
 
@@ -122,7 +124,7 @@ def test_points_that_were_known_before_signatures_are_marked_so(tmp_path: Path) 
                 "INSERT INTO points VALUES (?, ?, 'win11', 'full', NULL, ?, 'h', NULL, 0, '{}', '{}', ?, 1, ?)", row
             )
     engine.dispose()
-    with Catalog.open(path) as catalog:
+    with SqlCatalog.open(path) as catalog:
         # One that an older release took over was signed all the same.
         assert {point.id: point.signed_by for point in catalog.points()} == {
             "a": "",
@@ -153,7 +155,7 @@ def test_point_whose_time_is_none_leaves_an_older_catalogue_and_nothing_else_doe
             )
             connection.exec_driver_sql("INSERT INTO pins VALUES ('v', 'point', ?)", row[:1])
     engine.dispose()
-    with Catalog.open(path) as catalog:
+    with SqlCatalog.open(path) as catalog:
         left = tuple(f"p{number}" for number in range(len(good)))
         assert catalog.point_ids() == catalog.pins("v") == left
         assert [catalog.digest(point) for point in left] == [""] * len(left)
@@ -161,46 +163,46 @@ def test_point_whose_time_is_none_leaves_an_older_catalogue_and_nothing_else_doe
 
 def test_newer_catalogue_is_refused_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
-    Catalog.open(path).close()
+    SqlCatalog.open(path).close()
     connection = sqlite3.connect(path)
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.commit()
     connection.close()
     with pytest.raises(CatalogError, match="newer"):
-        Catalog.open(path)
+        SqlCatalog.open(path)
 
 
 def test_damaged_catalogue_is_named_with_its_remedy(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
     path.write_bytes(b"this is not a database, and long enough to be looked at" * 100)
     with pytest.raises(CatalogError) as caught:
-        Catalog.open(path)
+        SqlCatalog.open(path)
     assert caught.value.path == str(path)
     assert "--adopt" in caught.value.hint
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="not there"):
-        Catalog.open(tmp_path / "absent" / "catalog.sqlite")
+        SqlCatalog.open(tmp_path / "absent" / "catalog.sqlite")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_refused_access_is_called_so(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionRefused):
-        Catalog.open(tmp_path / "catalog.sqlite")
+        SqlCatalog.open(tmp_path / "catalog.sqlite")
 
 
 def test_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
-    with Catalog.open(tmp_path / "catalog.sqlite") as catalog:
+    with SqlCatalog.open(tmp_path / "catalog.sqlite") as catalog:
         with pytest.raises(CatalogError):
             _delete_revision_and_fail(catalog)
         catalog.record_point(example_point("p1"))
-    with Catalog.open(tmp_path / "catalog.sqlite") as again:
+    with SqlCatalog.open(tmp_path / "catalog.sqlite") as again:
         assert len(again.points()) == 1
 
 
-def _delete_revision_and_fail(catalog: Catalog) -> None:
+def _delete_revision_and_fail(catalog: SqlCatalog) -> None:
     with catalog._database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM alembic_version")
         connection.exec_driver_sql("nonsense")

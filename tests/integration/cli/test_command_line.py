@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
 from tests.integration.cli.command_line import COMMAND, environment, vmkeep
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import SqlCatalog
 from vmkeep.config import load_settings
 
 
@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> Path:
     """A home whose catalogue has a branching chain of one VM and a point of another."""
     place = tmp_path / "home"
     place.mkdir(mode=0o700)
-    with Catalog.open(load_settings(home=place, environ={}).catalog_path) as catalog:
+    with SqlCatalog.open(load_settings(home=place, environ={}).catalog_path) as catalog:
         state = example_state("tpm", 1)
         catalog.record_point(example_point("a", labels={"why": "[bold]x\x1b[31m"}, states=(state,)), [state])
         catalog.record_point(example_point("b", parent=number("a"), minute=1))
@@ -70,7 +70,7 @@ def test_tree_keeps_a_chain_in_its_column_and_moves_a_branch_to_the_right(home: 
 
 
 def test_short_ids_are_long_enough_to_be_unique(tmp_path: Path) -> None:
-    with Catalog.open(tmp_path / "catalog.sqlite") as catalog:
+    with SqlCatalog.open(tmp_path / "catalog.sqlite") as catalog:
         for digit in "01":
             catalog.record_point(example_point("p", point_id="a" * 10 + digit * 22))
     lines = vmkeep(tmp_path, "points").out.splitlines()

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.catalog.examples import WEB, example_point, number
 from tests.integration.cli.command_line import environment, vmkeep
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import SqlCatalog
 from vmkeep.cli.shells import split_line
 from vmkeep.config import load_settings
 
@@ -27,7 +27,7 @@ LATE = 60
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An installation with points of two VMs, and the command `vmkeep` beside it."""
     home = tmp_path_factory.mktemp("home")
-    with Catalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
+    with SqlCatalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
         catalog.record_point(example_point("a", vm_name="web"))
         catalog.record_point(example_point("s", vm=WEB, vm_name=SPACED, minute=4))
     command = home / "bin/vmkeep"

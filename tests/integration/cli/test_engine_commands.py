@@ -18,7 +18,7 @@ from typing import Any, Self
 import pytest
 
 from tests.integration.catalog.examples import WIN11, example_point, number
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import SqlCatalog
 from vmkeep.cli.main import main
 from vmkeep.config import load_settings
 from vmkeep.errors import Interrupted, VmBusy
@@ -80,7 +80,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """A stand-in in the engine's place, and a home with one point."""
     monkeypatch.setenv("VMKEEP_HOME", str(tmp_path / "home"))
     assert main(["init"]) == 0
-    with Catalog.open(load_settings().catalog_path) as catalog:
+    with SqlCatalog.open(load_settings().catalog_path) as catalog:
         catalog.record_point(example_point("a"))
     # What the catalogue knows and the repository holds is not opened to find it.
     stored = Path(load_settings().repository) / "points" / number("a")

@@ -19,7 +19,7 @@ import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, number
 from tests.integration.cli.command_line import environment
-from vmkeep.catalog import Catalog, OperationState
+from vmkeep.catalog import OperationState, SqlCatalog
 from vmkeep.config import load_settings
 from vmkeep.errors import VmBusy
 
@@ -38,7 +38,7 @@ FORGERIES = ("vmkeep: error: forged", "  hint: a forged", "problem: forged", "fi
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an older release may have taken over: it looked at no text."""
     home = tmp_path_factory.mktemp("home")
-    with Catalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
+    with SqlCatalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
         for minute, (name, vm) in enumerate(((FORGED, WEB), (VM, WIN11))):
             labels = {"why": FORGED, STEERING: "x"}
             parent = None if minute == 0 else number("p0")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, number
 from tests.integration.cli.command_line import vmkeep
-from vmkeep.catalog import Catalog, OperationState
+from vmkeep.catalog import OperationState, SqlCatalog
 from vmkeep.config import load_settings
 from vmkeep.errors import VmBusy
 from vmkeep.locks import FileLock
@@ -23,7 +23,7 @@ def home(tmp_path: Path) -> Path:
     """Six operations: a point of win11, one of it by UUID, a restore of its point to files, web twice, one running."""
     home = tmp_path / "home"
     home.mkdir()
-    with Catalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
+    with SqlCatalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
         point = example_point("first")
         catalog.record_point(point)
         catalog.record_point(example_point("other", vm=WEB, vm_name="web"))

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.catalog.examples import WEB, WIN11, example_point, number
 from tests.integration.cli.command_line import vmkeep
 from tests.integration.cli.terminal import on_terminal
-from vmkeep.catalog import Catalog, OperationState
+from vmkeep.catalog import OperationState, SqlCatalog
 from vmkeep.cli.tables import cells
 from vmkeep.config import load_settings
 from vmkeep.errors import VmBusy
@@ -28,7 +28,7 @@ UUIDS = {LONG: WEB, WIDE: WIN11, MARKUP: "6695eb01-f6a4-8304-79aa-97f2502e193f"}
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Points and operations of VMs with names that break tables."""
     home = tmp_path_factory.mktemp("home")
-    with Catalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
+    with SqlCatalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
         for minute, (name, uuid) in enumerate(UUIDS.items()):
             labels = {"why": LABEL, "who": MARKUP}
             catalog.record_point(example_point(f"p{minute}", vm=uuid, vm_name=name, minute=minute, labels=labels))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.moments.test_bundle import CHAIN
-from vmkeep.catalog import Catalog, Trust
+from vmkeep.catalog import Catalog, SqlCatalog, Trust
 from vmkeep.config import Settings, load_settings, prepare_home
 from vmkeep.flows.own_key import known_key, own_key, renew_own_key
 from vmkeep.flows.signed_exports import export_signer, is_trusted_export
@@ -24,7 +24,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def catalog(settings: Settings) -> Iterator[Catalog]:
     prepare_home(settings)
-    with Catalog.open(settings.catalog_path) as catalog:
+    with SqlCatalog.open(settings.catalog_path) as catalog:
         yield catalog
 
 

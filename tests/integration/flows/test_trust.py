@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.integration.catalog.examples import WEB, example_point
-from vmkeep.catalog import Catalog, CatalogPoint, OperationState
+from vmkeep.catalog import Catalog, CatalogPoint, OperationState, SqlCatalog
 from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
 from vmkeep.flows.trust import is_trusted
 
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with Catalog.open(tmp_path / "catalog.sqlite") as opened:
+    with SqlCatalog.open(tmp_path / "catalog.sqlite") as opened:
         yield opened
 
 

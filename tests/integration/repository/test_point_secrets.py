@@ -24,7 +24,7 @@ from tests.integration.repository.samples import (
 )
 from tests.integration.repository.test_repository_golden import files
 from tests.integration.repository.test_repository_specification import Reader, canonical
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import SqlCatalog
 from vmkeep.errors import ObjectDamaged, ObjectMissing, PointNotFound, TargetExists
 from vmkeep.flows.installation import catalog_point, catalog_states
 from vmkeep.repository import PointRecord, PointSecret, Repository, SecretRef
@@ -126,7 +126,7 @@ def test_secrets_are_sealed_and_neither_seen_nor_measured(kept: Kept, tmp_path: 
 
 def test_catalogue_knows_which_secrets_there_are_and_no_value(kept: Kept, tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
-    with Catalog.open(path) as catalog:
+    with SqlCatalog.open(path) as catalog:
         catalog.record_point(catalog_point(kept.point), catalog_states(kept.point))
         assert catalog.find_point(kept.point.id).summary()["secrets"] == [
             {"usage": "vtpm", "uuid": VTPM.uuid},

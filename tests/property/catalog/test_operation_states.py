@@ -8,14 +8,14 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmkeep.catalog import TRANSITIONS, Catalog, OperationState
+from vmkeep.catalog import TRANSITIONS, OperationState, SqlCatalog
 from vmkeep.errors import CatalogError
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(OperationState), max_size=6))
 def test_state_follows_the_table(wanted: list[OperationState]) -> None:
-    with tempfile.TemporaryDirectory() as directory, Catalog.open(Path(directory) / "catalog.sqlite") as catalog:
+    with tempfile.TemporaryDirectory() as directory, SqlCatalog.open(Path(directory) / "catalog.sqlite") as catalog:
         state = catalog.begin_operation("op", "take-point", None, "me", {}).state
         for target in wanted:
             try:

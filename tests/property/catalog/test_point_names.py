@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.integration.catalog.examples import example_point
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import SqlCatalog
 from vmkeep.errors import PointNotFound
 
 # Few digits, so that ids share beginnings.
@@ -23,7 +23,7 @@ def _empty() -> bytes:
     """An empty catalogue: its schema is made once, not for each example."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "catalog.sqlite"
-        Catalog.open(path).close()
+        SqlCatalog.open(path).close()
         return path.read_bytes()
 
 
@@ -35,7 +35,7 @@ def test_beginning_is_found_exactly_when_it_is_unique(ids: set[str], data: st.Da
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "catalog.sqlite"
         path.write_bytes(_empty())
-        with Catalog.open(path) as catalog:
+        with SqlCatalog.open(path) as catalog:
             catalog.adopt([(example_point("p", point_id=point_id), ()) for point_id in ids])
             assert set(catalog.point_ids()) == ids
             if len(text) >= 4 and len(fitting) == 1:

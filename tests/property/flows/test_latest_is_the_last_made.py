@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import SqlCatalog
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.installation import catalog_point, catalog_states
@@ -51,7 +51,7 @@ class Homes(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         if not _EMPTY.exists():
-            Catalog.open(_EMPTY).close()
+            SqlCatalog.open(_EMPTY).close()
         for home in HOMES:
             shutil.copy(_EMPTY, self.file(home))
             shutil.copy(_EMPTY, self.file(f"{home}-aside"))
@@ -63,7 +63,7 @@ class Homes(RuleBasedStateMachine):
     def make(self, home: str, clock: int, numbered: bool) -> None:
         """Take a point as the flow does. An older release draws no number, and goes on with what was made last."""
         self.drawn += 1
-        with Catalog.open(self.file(home)) as catalog:
+        with SqlCatalog.open(self.file(home)) as catalog:
             catch_up(catalog, self.stored, lambda point: point.vm_uuid == VM)
             newest = catalog.newest_state(VM, "tpm")
             generation = 1 if newest is None else newest.generation + 1
@@ -95,7 +95,7 @@ class Homes(RuleBasedStateMachine):
             gone = self.made.pop()
             del self.stored.points[gone]
             for each in (*HOMES, *(f"{home}-aside" for home in HOMES)):
-                with Catalog.open(self.file(each)) as catalog:
+                with SqlCatalog.open(self.file(each)) as catalog:
                     catalog.forget_point(gone)
 
     @rule(home=homes)
@@ -108,7 +108,7 @@ class Homes(RuleBasedStateMachine):
 
     @rule(home=homes)
     def adopt(self, home: str) -> None:
-        with Catalog.open(self.file(home)) as catalog:
+        with SqlCatalog.open(self.file(home)) as catalog:
             records = self.stored.points.values()
             found = [(catalog_point(record), catalog_states(record)) for record in records]
             assert catalog.adopt(found).conflicts == ()
@@ -120,7 +120,7 @@ class Homes(RuleBasedStateMachine):
         for home in HOMES:
             copy = self.file("asked")
             shutil.copy(self.file(home), copy)
-            with Catalog.open(copy) as catalog:
+            with SqlCatalog.open(copy) as catalog:
                 catch_up(catalog, self.stored, lambda point: point.vm_uuid == VM)
                 assert catalog.find_point("win11@latest").id == self.made[-1]
                 assert [point.id for point in catalog.points("win11")] == self.made

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.attack.hostile_records import HOSTILE, SECRET, disk, root, state
 from tests.integration.repository.samples import run_lengths, sample_key, seeded
 from tests.property.foreign import anything, damaged, forged, outcome, texts, written
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import Catalog, SqlCatalog
 from vmkeep.catalog.times import end_of_named_time
 from vmkeep.cli.console import time_text
 from vmkeep.cli.forest import draw_forest
@@ -131,7 +131,7 @@ SEALER = sealer()
 
 @pytest.fixture(scope="module")
 def catalog() -> Iterator[Catalog]:
-    with TemporaryDirectory() as directory, Catalog.open(Path(directory) / "catalog.sqlite") as opened:
+    with TemporaryDirectory() as directory, SqlCatalog.open(Path(directory) / "catalog.sqlite") as opened:
         yield opened
 
 

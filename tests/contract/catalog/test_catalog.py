@@ -1,23 +1,15 @@
-"""What the catalogue promises of points, state versions, pins and operations."""
+"""What every catalogue promises of points, state versions, pins and operations."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
 from vmkeep.catalog import SAFETY_LABEL, Catalog, CatalogSnapshot, CatalogState, Operation, OperationState
 from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with Catalog.open(tmp_path / "catalog.sqlite") as opened:
-        yield opened
 
 
 def test_recorded_point_comes_back_whole(catalog: Catalog) -> None:

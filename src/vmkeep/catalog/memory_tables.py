@@ -1,0 +1,305 @@
+"""What the catalogue in memory holds, and the rules of its rows. Values only: whoever changes them works on a copy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field, fields, replace
+from typing import Any, Final
+
+from vmkeep.catalog import texts
+from vmkeep.catalog.naming import Candidate
+from vmkeep.catalog.operations import Operation
+from vmkeep.catalog.records import (
+    Adopted,
+    CatalogPoint,
+    CatalogSnapshot,
+    CatalogState,
+    KnownHostKey,
+    KnownRepository,
+    PassedPoint,
+    Trust,
+    trust_of,
+)
+from vmkeep.errors import CatalogError
+from vmkeep.planning.order import Made, places
+from vmkeep.values import dataclass
+
+BEFORE_FIRST: Final = ""
+_GREATEST_SEQUENCE: Final = (1 << 63) - 1
+_HIGHEST_GENERATION: Final = 1 << 62
+Pin = tuple[str, str, str]
+"""A state version, "point" or "snapshot", and the id of what holds it."""
+Held = tuple[CatalogPoint, Sequence[CatalogState]]
+
+
+@dataclass(frozen=True, slots=True)
+class VmRow:
+    """A VM. ``current_point`` is empty for one that is as before its first point; ``sequence`` was seen at most."""
+
+    uuid: str
+    name: str
+    host_uuid: str | None
+    seen_at: str
+    adopted: bool
+    current_point: str | None = None
+    sequence: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Tables:
+    """Everything, by its key. ``places`` orders the points of a VM; ``numbers`` the snapshots of one."""
+
+    repositories: dict[str, KnownRepository] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
+    vms: dict[str, VmRow] = field(default_factory=dict)
+    points: dict[str, CatalogPoint] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
+    states: dict[str, CatalogState] = field(default_factory=dict)
+    pins: dict[Pin, None] = field(default_factory=dict)
+    snapshots: dict[str, CatalogSnapshot] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    keys: dict[str, KnownHostKey] = field(default_factory=dict)
+    passed: dict[str, PassedPoint] = field(default_factory=dict)
+    operations: dict[str, Operation] = field(default_factory=dict)
+
+    def copied(self) -> Tables:
+        """Return tables of their own with the same rows, which are never changed."""
+        return Tables(**{each.name: dict(getattr(self, each.name)) for each in fields(self)})
+
+    # -- VMs ---------------------------------------------------------------------------------------------------
+
+    def see_vm(self, uuid: str, name: str, host_uuid: str | None, *, adopted: bool) -> bool:
+        """Record that a VM was seen, or (adopted) heard of; return True when it is new."""
+        if host_uuid is not None and host_uuid not in self.hosts:
+            raise Contradiction(f"no host {host_uuid}")
+        known = self.vms.get(uuid)
+        if known is None:
+            self.vms[uuid] = VmRow(uuid, name, host_uuid, texts.now(), adopted)
+            return True
+        if not adopted:
+            host = host_uuid or known.host_uuid
+            self.vms[uuid] = replace(known, name=name, host_uuid=host, seen_at=texts.now(), adopted=False)
+        return False
+
+    def set_current_point(self, uuid: str, point_id: str | None) -> None:
+        if uuid in self.vms:
+            self.vms[uuid] = replace(self.vms[uuid], current_point=point_id)
+
+    def next_sequence(self, uuid: str) -> int:
+        known = self.vms.get(uuid)
+        return min((0 if known is None else known.sequence) + 1, _GREATEST_SEQUENCE)
+
+    def raise_sequence(self, uuid: str, number: int) -> None:
+        self.vms[uuid] = replace(self.vms[uuid], sequence=max(self.vms[uuid].sequence, number))
+
+    def uuids_named(self, text: str) -> tuple[str, ...]:
+        """Return the UUIDs of the VMs that a person means: by UUID, by present name, else by a name a point has."""
+        if text.lower() in self.vms:
+            return (text.lower(),)
+        present = {vm.uuid for vm in self.vms.values() if vm.name == text}
+        former = {point.vm_uuid for point in self.points.values() if point.vm_name == text}
+        return tuple(sorted(present or former))
+
+    # -- points ------------------------------------------------------------------------------------------------
+
+    def get(self, point_id: str) -> CatalogPoint | None:
+        point = self.points.get(point_id)
+        return None if point is None else self.judged(point)
+
+    def judged(self, point: CatalogPoint) -> CatalogPoint:
+        """Return a point with what is thought of its key now."""
+        key = self.keys.get(point.signed_by or "")
+        trust = trust_of(point.signed_by, None if key is None else key.trust)
+        return replace(point, trust=trust, installation=None if key is None else key.installation)
+
+    def add_point(self, point: CatalogPoint) -> None:
+        kept = replace(point, labels=as_kept(point.labels), document=as_kept(point.document))
+        self.points[point.id] = kept
+        self.places[point.id] = 0
+
+    def put_in_order(self, vm_uuid: str) -> None:
+        """Give each point of a VM its place."""
+        mine = [point for point in self.points.values() if point.vm_uuid == vm_uuid]
+        found = places(Made(point.id, point.parent, point.created, point.sequence) for point in mine)
+        self.places |= {point_id: place for place, point_id in enumerate(sorted(found, key=found.__getitem__), 1)}
+
+    def put_last(self, point: CatalogPoint) -> None:
+        """Give one point that was just added its place; it is the last one when its number is the greatest."""
+        others = [other for other in self.points.values() if other.vm_uuid == point.vm_uuid and other.id != point.id]
+        greatest = max((other.sequence for other in others if other.sequence is not None), default=None)
+        if point.sequence is None or (greatest is not None and point.sequence <= greatest):
+            self.put_in_order(point.vm_uuid)
+        else:
+            self.places[point.id] = max((self.places[other.id] for other in others), default=0) + 1
+
+    def newest_first(self, vm_uuid: str) -> list[CatalogPoint]:
+        mine = (self.judged(point) for point in self.points.values() if point.vm_uuid == vm_uuid)
+        return sorted(mine, key=lambda point: self.places[point.id], reverse=True)
+
+    def oldest_first(self, uuids: Iterable[str] | None) -> list[CatalogPoint]:
+        """Return points, those of several VMs by clock, as far as none comes before an earlier one of its VM."""
+        found: list[tuple[str, str, int, CatalogPoint]] = []
+        for uuid in self.vms if uuids is None else uuids:
+            clock = ""
+            for point in reversed(self.newest_first(uuid)):
+                clock = max(clock, point.created)
+                found.append((clock, uuid, self.places[point.id], point))
+        return [point for _, _, _, point in sorted(found, key=lambda row: row[:3])]
+
+    def made_after(self, point: CatalogPoint) -> list[CatalogPoint]:
+        """Return the points of a VM that were made after one of them, the last first."""
+        place = self.places.get(point.id)
+        later = self.newest_first(point.vm_uuid)
+        return [other for other in later if place is not None and self.places[other.id] > place]
+
+    def beginning_with(self, text: str, most: int) -> list[CatalogPoint]:
+        return [point for point in self.oldest_first(None) if point.id.startswith(text)][:most]
+
+    def candidates(self, vm_uuid: str) -> list[Candidate]:
+        found = self.newest_first(vm_uuid)
+        return [Candidate(each.id, each.created, each.is_safety, each.signed_by, each.trust) for each in found]
+
+    # -- state versions ----------------------------------------------------------------------------------------
+
+    def newest_state(self, vm_uuid: str, kind: str) -> CatalogState | None:
+        mine = [state for state in self.states.values() if (state.vm_uuid, state.kind) == (vm_uuid, kind)]
+        return max((state for state in mine if not state.conflict), key=lambda state: state.generation, default=None)
+
+    def accept(self, state: CatalogState) -> None:
+        """Accept a state version, or find that exactly it was accepted already. Raises CatalogError."""
+        if self._is_known(state):
+            return
+        newest = self.newest_state(state.vm_uuid, state.kind)
+        if newest is not None and state.generation <= newest.generation:
+            raise CatalogError(
+                f"{state.kind} state of generation {state.generation} came late: "
+                f"generation {newest.generation} is accepted already",
+                vm=state.vm_uuid,
+                hint="Another operation recorded this VM's state meanwhile; run the command again.",
+            )
+        self._add_state(state)
+
+    def adopt_state(self, state: CatalogState) -> str | None:
+        """Add one of whatever generation; return the id of the version that claimed it first, where there is one."""
+        if self._is_known(state):
+            return None
+        claimed = (state.vm_uuid, state.kind, state.generation)
+        first = next(
+            (
+                known.id
+                for known in self.states.values()
+                if (known.vm_uuid, known.kind, known.generation) == claimed and not known.conflict
+            ),
+            None,
+        )
+        if first is not None and not self.pinned(first):
+            self.states[first] = replace(self.states[first], conflict=True)
+            first = None
+        self._add_state(replace(state, conflict=first is not None or state.generation > _HIGHEST_GENERATION))
+        return first
+
+    def _is_known(self, state: CatalogState) -> bool:
+        known = self.states.get(state.id)
+        # A point names the versions that it holds without saying when each was made, or whether it came late.
+        if known is not None and replace(known, created=state.created, conflict=state.conflict) != state:
+            raise CatalogError(f"State version {state.id} is known with other content", vm=state.vm_uuid)
+        return known is not None
+
+    def _add_state(self, state: CatalogState) -> None:
+        if state.vm_uuid not in self.vms or state.generation <= 0:
+            raise Contradiction(f"the state version {state.id}")
+        self.states[state.id] = state
+
+    def pinned(self, version_id: str) -> tuple[str, ...]:
+        return tuple(sorted(holder for version, _, holder in self.pins if version == version_id))
+
+    def unpin(self, holder: str, reason: str) -> None:
+        self.pins = {pin: None for pin in self.pins if pin[1:] != (reason, holder)}
+
+    # -- snapshots ---------------------------------------------------------------------------------------------
+
+    def snapshot_named(self, vm_uuid: str, name: str) -> CatalogSnapshot | None:
+        mine = (each for each in self.snapshots.values() if (each.vm_uuid, each.name) == (vm_uuid, name))
+        return next((self.with_states(snapshot) for snapshot in mine), None)
+
+    def with_states(self, snapshot: CatalogSnapshot) -> CatalogSnapshot:
+        """Return a snapshot with the versions that it keeps, by kind."""
+        held = (self.states[version] for version, *holder in self.pins if holder == ["snapshot", snapshot.id])
+        return replace(snapshot, states=tuple(sorted(held, key=lambda state: (state.kind, state.generation))))
+
+    def remove_snapshot(self, snapshot_id: str) -> bool:
+        self.unpin(snapshot_id, "snapshot")
+        self.numbers.pop(snapshot_id, None)
+        return self.snapshots.pop(snapshot_id, None) is not None
+
+    # -- points of others --------------------------------------------------------------------------------------
+
+    def adopt(self, found: Sequence[Held]) -> Adopted:
+        """Add points and the state versions they hold. What is known stays as it is."""
+        new_vms: set[str] = set()
+        new_points: set[str] = set()
+        for point, _ in found:
+            if self.see_vm(point.vm_uuid, point.vm_name, None, adopted=True):
+                new_vms.add(point.vm_uuid)
+            if point.id not in self.points:
+                self.add_point(point)
+                new_points.add(point.id)
+            self.raise_sequence(point.vm_uuid, point.sequence or 0)
+        self._place_adopted(dict.fromkeys(point.vm_uuid for point, _ in found), new_vms, new_points)
+        states, conflicts = self._adopt_states(found)
+        return Adopted(len(new_points), len(new_vms), states, conflicts)
+
+    def _place_adopted(self, vms: Iterable[str], new_vms: set[str], new_points: set[str]) -> None:
+        self.passed = {key: row for key, row in self.passed.items() if key not in self.points}
+        for uuid in vms:
+            if new_points:
+                self.put_in_order(uuid)
+            if uuid in new_vms:
+                self.vms[uuid] = replace(self.vms[uuid], name=self.newest_first(uuid)[0].vm_name)
+            else:
+                self._lose_track(uuid, new_points)
+
+    def _adopt_states(self, found: Sequence[Held]) -> tuple[int, tuple[str, ...]]:
+        states, conflicts = 0, []
+        # Of two versions that claim one generation, the one of the point that was made first is the current one.
+        for point, held in sorted(found, key=lambda pair: (pair[0].vm_uuid, self.places[pair[0].id])):
+            for state in held:
+                try:
+                    first = self.adopt_state(state)
+                except CatalogError as error:
+                    conflicts.append(f"point {point.id}: {error.message}")
+                    continue
+                states += 1
+                self.pins[state.id, "point", point.id] = None
+                if first is not None:
+                    holders = ", ".join(self.pinned(first))
+                    conflicts.append(f"point {point.id}: generation {state.generation} was claimed first by {holders}")
+        return states, tuple(conflicts)
+
+    def _lose_track(self, vm_uuid: str, new: set[str]) -> None:
+        """Note that nobody knows where a VM is when new points go on, on the same host, from where it was."""
+        current = self.points.get(self.vms[vm_uuid].current_point or "")
+        if current is None or current.vm_uuid != vm_uuid:
+            return
+        line = {current.id}
+        for point in reversed(self.newest_first(vm_uuid)):
+            if point.parent in line and point.host == current.host:
+                line.add(point.id)
+        if line & new:
+            self.set_current_point(vm_uuid, None)
+
+
+def as_kept(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as it comes out of a column."""
+    return texts.load(texts.dump(value))
+
+
+def checked(key: KnownHostKey) -> KnownHostKey:
+    if key.trust is Trust.UNSIGNED:
+        raise Contradiction(f"a key cannot be {key.trust}")
+    return key
+
+
+class Contradiction(Exception):
+    """A row names another that is not there, or says what none may: what a database's constraints refuse."""

@@ -1,0 +1,397 @@
+"""The catalogue in SQL. Each verb is one transaction; the queries stand in the modules beside this one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import insert, select, update
+
+from vmkeep.catalog import (
+    adoption,
+    host_queries,
+    models,
+    operation_queries,
+    point_queries,
+    snapshot_queries,
+    state_queries,
+    texts,
+    vm_queries,
+)
+from vmkeep.catalog.catalog import Catalog
+from vmkeep.catalog.database import Database
+from vmkeep.catalog.operations import Operation, OperationState
+from vmkeep.catalog.records import (
+    Adopted,
+    CatalogPoint,
+    CatalogSnapshot,
+    CatalogState,
+    CatalogVm,
+    KnownHostKey,
+    KnownRepository,
+    PassedPoint,
+    PointOutline,
+    Trust,
+)
+from vmkeep.catalog.times import end_of_named_time
+from vmkeep.errors import CatalogError, InvalidRequest, VmkeepError, VmNotFound
+
+
+class SqlCatalog(Catalog):
+    """What an installation knows, in a file of SQLite. Safe to use from several processes too."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # When the operations of this process began, by the clock and by the monotonic one.
+        self._begun: dict[str, tuple[str, float]] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the catalogue file, making it or bringing its schema up to date if need be."""
+        return cls(Database.open(path))
+
+    @classmethod
+    def open_copy(cls, path: Path, *, of: Path) -> Self:
+        """Open a copy of the catalogue ``of``, which errors name. What is written goes into the copy."""
+        return cls(Database.open(path, copy_of=of))
+
+    def refuse_writing(self, refusal: VmkeepError) -> None:
+        self._database.refusal = refusal
+
+    def allow_writing(self) -> None:
+        self._database.refusal = None
+
+    @contextlib.contextmanager
+    def copy_written(self) -> Iterator[None]:
+        refusal, self._database.refusal = self._database.refusal, None
+        try:
+            yield
+        finally:
+            self._database.refusal = refusal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+
+    def faults(self) -> tuple[str, ...]:
+        return self._database.faults()
+
+    # -- the repository this catalogue belongs to --------------------------------------------------------------
+
+    def repository(self) -> KnownRepository | None:
+        table = models.repositories
+        with self._database.reading() as connection:
+            row = connection.execute(select(table).order_by(table.c.since.desc(), table.c.id).limit(1)).first()
+        return None if row is None else KnownRepository(row.id, row.location, row.since)
+
+    def use_repository(self, repository_id: str, location: str) -> None:
+        table = models.repositories
+        row = {"location": location, "since": texts.now()}
+        with self._database.writing() as connection:
+            if connection.execute(update(table).where(table.c.id == repository_id).values(row)).rowcount == 0:
+                connection.execute(insert(table).values(id=repository_id, **row))
+
+    # -- hosts that sign points ----------------------------------------------------------------------------------
+
+    def see_host_key(self, key: KnownHostKey) -> bool:
+        with self._database.reading() as connection:
+            if host_queries.is_pinned(host_queries.by_fingerprint(connection, key.fingerprint), key):
+                return False
+        with self._database.writing() as connection:
+            return host_queries.see(connection, key)
+
+    def host_keys(self) -> tuple[KnownHostKey, ...]:
+        with self._database.reading() as connection:
+            return host_queries.all_keys(connection)
+
+    def host_key(self, text: str) -> KnownHostKey:
+        with self._database.reading() as connection:
+            return host_queries.named(connection, text)
+
+    def trust_host(self, text: str, trust: Trust) -> KnownHostKey:
+        with self._database.writing() as connection:
+            key = host_queries.named(connection, text)
+            if key.trust is Trust.OWN and trust is Trust.TRUSTED and key.copied_to is not None:
+                host_queries.note_copy(connection, key.fingerprint, None)
+                return replace(key, copied_to=None)
+            if key.trust is Trust.OWN:
+                raise InvalidRequest(
+                    f"{key.fingerprint} is the key of this installation itself",
+                    hint="`vmkeep host renew` gives this installation another key.",
+                )
+            host_queries.set_trust(connection, key.fingerprint, trust)
+            return replace(key, trust=trust)
+
+    def retire_own_key(self, fingerprint: str) -> None:
+        with self._database.writing() as connection:
+            host_queries.set_trust(connection, fingerprint, Trust.TRUSTED)
+            host_queries.note_copy(connection, fingerprint, None)
+
+    def note_copy(self, fingerprint: str, host: str) -> None:
+        with self._database.writing() as connection:
+            host_queries.note_copy(connection, fingerprint, host)
+
+    def points_of_host_keys(self) -> dict[str, int]:
+        with self._database.reading() as connection:
+            return host_queries.points_of_each(connection)
+
+    def is_signed_by_trusted_host(self, point_id: str) -> bool:
+        with self._database.reading() as connection:
+            point = point_queries.get(connection, point_id)
+        return point is not None and point.trust.is_proved
+
+    def makers(self) -> dict[str, dict[str, str | None]]:
+        with self._database.reading() as connection:
+            return point_queries.makers(connection)
+
+    # -- VMs ---------------------------------------------------------------------------------------------------
+
+    def see_host(self, uuid: str, name: str) -> None:
+        with self._database.writing() as connection:
+            vm_queries.see_host(connection, uuid, name)
+
+    def see_vm(self, uuid: str, name: str, host_uuid: str | None = None) -> None:
+        with self._database.writing() as connection:
+            vm_queries.see_vm(connection, uuid.lower(), name, host_uuid, adopted=False)
+
+    def return_to(self, uuid: str, point_id: str | None) -> None:
+        with self._database.writing() as connection:
+            vm_queries.set_current_point(connection, uuid.lower(), point_id or vm_queries.BEFORE_FIRST)
+
+    def lose_track(self, uuid: str) -> None:
+        with self._database.writing() as connection:
+            vm_queries.set_current_point(connection, uuid.lower(), None)
+
+    def vm(self, uuid: str) -> CatalogVm | None:
+        with self._database.reading() as connection:
+            return vm_queries.vm(connection, uuid.lower())
+
+    def vms(self) -> tuple[CatalogVm, ...]:
+        with self._database.reading() as connection:
+            return vm_queries.all_vms(connection)
+
+    def vms_named(self, text: str) -> tuple[str, ...]:
+        with self._database.reading() as connection:
+            return vm_queries.uuids_named(connection, text)
+
+    # -- points ------------------------------------------------------------------------------------------------
+
+    def record_point(self, point: CatalogPoint, states: Sequence[CatalogState] = ()) -> None:
+        with self._database.writing() as connection:
+            known = point_queries.get(connection, point.id)
+            # Not by who signed it: an older release that recorded it did not look.
+            known_so = None if known is None else replace(known, signed_by=point.signed_by)
+            digests = {digest for each in (known, point) if each is not None and (digest := each.digest) is not None}
+            if known_so is not None and (known_so != point or len(digests) > 1):
+                raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
+            vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=False)
+            for state in states:
+                state_queries.accept(connection, state)
+                state_queries.pin(connection, state.id, point.id)
+            if known is None:
+                point_queries.add(connection, point)
+                point_queries.put_last(connection, point)
+                vm_queries.raise_sequence(connection, point.vm_uuid, point.sequence or 0)
+                vm_queries.set_current_point(connection, point.vm_uuid, point.id)
+
+    def points(self, vm: str | None = None) -> tuple[CatalogPoint, ...]:
+        with self._database.reading() as connection:
+            return point_queries.oldest_first(connection, self._uuids(connection, vm))
+
+    def summaries(self, vm: str | None = None) -> tuple[dict[str, Any], ...]:
+        with self._database.reading() as connection:
+            return point_queries.summaries(connection, self._uuids(connection, vm))
+
+    def point_ids(self) -> tuple[str, ...]:
+        with self._database.reading() as connection:
+            return point_queries.all_ids(connection)
+
+    def points_of_vm(self, uuid: str) -> tuple[CatalogPoint, ...]:
+        with self._database.reading() as connection:
+            return point_queries.newest_first(connection, (uuid.lower(),))
+
+    def outlines_of_vm(self, uuid: str) -> tuple[PointOutline, ...]:
+        with self._database.reading() as connection:
+            return point_queries.outlines(connection, uuid.lower())
+
+    def next_sequence(self, vm_uuid: str) -> int:
+        with self._database.reading() as connection:
+            return vm_queries.next_sequence(connection, vm_uuid.lower())
+
+    def find_point(self, text: str) -> CatalogPoint:
+        from vmkeep.catalog.naming import find  # a point needs no name
+
+        with self._database.reading() as connection:
+            return find(point_queries.Kept(connection), text)
+
+    def against_the_clock(self, text: str, found: CatalogPoint) -> tuple[str, ...]:
+        until = end_of_named_time(text.rpartition("@")[2]) if "@" in text else None
+        if until is None:
+            return ()
+        with self._database.reading() as connection:
+            return point_queries.made_earlier_with_later_clocks(connection, found, until)
+
+    def newer_distrusted(self, point: CatalogPoint) -> tuple[str, ...]:
+        with self._database.reading() as connection:
+            return point_queries.newer_distrusted(connection, point)
+
+    def point(self, point_id: str) -> CatalogPoint | None:
+        with self._database.reading() as connection:
+            return point_queries.get(connection, point_id)
+
+    def digest(self, point_id: str) -> str | None:
+        with self._database.reading() as connection:
+            return point_queries.digest(connection, point_id)
+
+    def note_digest(self, point_id: str, digest: str) -> None:
+        with self._database.writing() as connection:
+            point_queries.set_digest(connection, point_id, digest)
+
+    def newest_made(self, vm_uuid: str) -> CatalogPoint | None:
+        with self._database.reading() as connection:
+            return point_queries.newest_made(connection, vm_uuid.lower())
+
+    def newer_safety_points(self, point: CatalogPoint) -> tuple[str, ...]:
+        with self._database.reading() as connection:
+            return point_queries.newer_safety_points(connection, point)
+
+    def forget_point(self, point_id: str) -> bool:
+        with self._database.writing() as connection:
+            state_queries.unpin(connection, point_id)
+            return point_queries.remove(connection, point_id)
+
+    def newest_state(self, vm_uuid: str, kind: str) -> CatalogState | None:
+        with self._database.reading() as connection:
+            return state_queries.newest_state(connection, vm_uuid.lower(), kind)
+
+    def states_of_vm(self, vm_uuid: str) -> tuple[CatalogState, ...]:
+        with self._database.reading() as connection:
+            return state_queries.of_vm(connection, vm_uuid.lower())
+
+    def pins(self, version_id: str) -> tuple[str, ...]:
+        with self._database.reading() as connection:
+            return state_queries.pinned(connection, version_id)
+
+    # -- snapshots ---------------------------------------------------------------------------------------------
+
+    def record_snapshot(self, snapshot: CatalogSnapshot) -> None:
+        with self._database.writing() as connection:
+            known = snapshot_queries.get(connection, snapshot.vm_uuid, snapshot.name)
+            if known is not None and known.id == snapshot.id:
+                return
+            if known is not None:
+                snapshot_queries.remove(connection, known.id)
+            for state in snapshot.states:
+                state_queries.accept(connection, state)
+                state_queries.pin(connection, state.id, snapshot.id, "snapshot")
+            number = vm_queries.next_sequence(connection, snapshot.vm_uuid)
+            snapshot_queries.add(connection, snapshot, number)
+            vm_queries.raise_sequence(connection, snapshot.vm_uuid, number)
+
+    def snapshot(self, vm_uuid: str, name: str) -> CatalogSnapshot | None:
+        with self._database.reading() as connection:
+            return snapshot_queries.get(connection, vm_uuid.lower(), name)
+
+    def snapshot_by_id(self, snapshot_id: str) -> CatalogSnapshot | None:
+        with self._database.reading() as connection:
+            return snapshot_queries.by_id(connection, snapshot_id)
+
+    def snapshots_of_vm(self, vm_uuid: str) -> tuple[CatalogSnapshot, ...]:
+        with self._database.reading() as connection:
+            return snapshot_queries.of_vm(connection, vm_uuid.lower())
+
+    def rename_snapshot(self, vm_uuid: str, name: str, new_name: str) -> bool:
+        with self._database.writing() as connection:
+            return snapshot_queries.rename(connection, vm_uuid.lower(), name, new_name)
+
+    def forget_snapshot(self, snapshot_id: str) -> bool:
+        with self._database.writing() as connection:
+            return snapshot_queries.remove(connection, snapshot_id)
+
+    # -- a repository taken over ---------------------------------------------------------------------------------
+
+    def adopt(self, points: Sequence[tuple[CatalogPoint, Sequence[CatalogState]]]) -> Adopted:
+        with self._database.writing() as connection:
+            return adoption.adopt(connection, points)
+
+    def passed_points(self) -> tuple[PassedPoint, ...]:
+        with self._database.reading() as connection:
+            return adoption.passed(connection)
+
+    def pass_points(self, passed: Sequence[PassedPoint]) -> None:
+        with self._database.writing() as connection:
+            adoption.pass_by(connection, passed)
+
+    # -- operations --------------------------------------------------------------------------------------------
+
+    def begin_operation(
+        self, operation_id: str, kind: str, vm: str | None, owner: str, request: Mapping[str, Any]
+    ) -> Operation:
+        now = texts.now()
+        state = OperationState.RUNNING
+        operation = Operation(operation_id, kind, vm, owner, state, started=now, updated=now, request=dict(request))
+        with self._database.writing() as connection:
+            operation_queries.add(connection, operation)
+        self._begun[operation_id] = (now, time.monotonic())
+        return operation
+
+    def operation(self, operation_id: str) -> Operation:
+        with self._database.reading() as connection:
+            return operation_queries.get(connection, operation_id)
+
+    def operations(self) -> tuple[Operation, ...]:
+        with self._database.reading() as connection:
+            return operation_queries.newest_first(connection)
+
+    def unfinished_operations(self) -> tuple[Operation, ...]:
+        with self._database.reading() as connection:
+            return operation_queries.unfinished(connection)
+
+    def move_operation(
+        self, operation_id: str, owner: str, to: OperationState, error: Mapping[str, Any] | None = None
+    ) -> Operation:
+        begun = self._begun.get(operation_id)
+        now = texts.now() if begun is None else texts.after(begun[0], time.monotonic() - begun[1])
+        with self._database.writing() as connection:
+            return operation_queries.move(connection, operation_id, owner, to, error, now)
+
+    def take_over_operation(self, operation_id: str, from_owner: str, to_owner: str) -> bool:
+        with self._database.writing() as connection:
+            return operation_queries.take_over(connection, operation_id, from_owner, to_owner)
+
+    def report_progress(self, operation_id: str, stage: str, done_bytes: int, total_bytes: int) -> bool:
+        with self._database.writing() as connection:
+            return operation_queries.progress(connection, operation_id, stage, done_bytes, total_bytes)
+
+    def request_cancel(self, operation_id: str) -> bool:
+        with self._database.writing() as connection:
+            return operation_queries.request_cancel(connection, operation_id)
+
+    def cancel_requested(self, operation_id: str) -> bool:
+        with self._database.reading() as connection:
+            return operation_queries.cancelled(connection, operation_id)
+
+    @staticmethod
+    def _uuids(connection: Any, vm: str | None) -> tuple[str, ...] | None:
+        if vm is None:
+            return None
+        uuids = vm_queries.uuids_named(connection, vm)
+        if not uuids:
+            raise VmNotFound(
+                f"No point was ever taken of a VM {vm!r}",
+                vm=vm,
+                hint="`vmkeep points` without a name shows all points.",
+            )
+        return uuids
