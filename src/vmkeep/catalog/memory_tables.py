@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Any, Final
 
 from vmkeep.catalog import texts
@@ -22,6 +23,7 @@ from vmkeep.catalog.records import (
 )
 from vmkeep.errors import CatalogError
 from vmkeep.planning.order import Made, places
+from vmkeep.values import dataclass
 
 BEFORE_FIRST: Final = ""
 _GREATEST_SEQUENCE: Final = (1 << 63) - 1
@@ -44,7 +46,7 @@ class VmRow:
     sequence: int = 0
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Tables:
     """Everything, by its key. ``places`` orders the points of a VM; ``numbers`` the snapshots of one."""
 
