@@ -13,34 +13,37 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
-from tests.rig import Vm, VmState
+from tests.rig import Vm
 from tests.rig.cli import Vmkeep
 from tests.system.truth import has_backup_job
 
 _COPYING = '"stage": "copy"'  # in the record of the job; before that it may be in the middle of the instant
 
+_PULSE_SECONDS = 0.004
+
 
 def held_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> AbstractContextManager[subprocess.Popen[str]]:
     """Start a backup and stop its process, but not its guardian, while it copies; it goes on after the block."""
-    guards = vmkeep.home / "guards"
+    return held(vmkeep, ["backup", vm.name], lambda: is_in_its_copy(vmkeep) and has_backup_job(vm))
 
-    def copies() -> bool:
-        return any(_COPYING in _content(record) for record in guards.glob("*.json")) and has_backup_job(vm)
 
-    return held(vmkeep, ["backup", vm.name], copies)
+def is_in_its_copy(vmkeep: Vmkeep) -> bool:
+    """Return whether a backup is past its instant; asks libvirt nothing, which may be busy."""
+    return any(_COPYING in _content(record) for record in (vmkeep.home / "guards").glob("*.json"))
 
 
 @contextmanager
 def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[subprocess.Popen[str]]:
-    """Start a backup that is let run for some milliseconds now and then from its copy on, until the guest stands still.
+    """Start a backup that is let run a little now and then from its copy on, and on after the block.
 
-    From then on it runs as it likes, as after the block: on a busy machine it would be so slow that it is in the way
-    of the end of its job, and be killed.
+    A little is of the processor's time: on a busy machine it would else be so slow that it is in the way of the end of
+    its job, and be killed.
     """
     over = threading.Event()
 
     def pulse(process: subprocess.Popen[str]) -> None:
-        while not over.wait(0.004) and process.poll() is None and vm.state() is VmState.RUNNING:
+        while not over.is_set() and process.poll() is None:
+            _let_run(process.pid, _PULSE_SECONDS)
             os.kill(process.pid, signal.SIGSTOP)
             over.wait(0.05)
             os.kill(process.pid, signal.SIGCONT)
@@ -101,6 +104,22 @@ def _connects(vmkeep: Vmkeep) -> bool:
             except BlockingIOError:
                 return True
     return False
+
+
+def _let_run(pid: int, seconds: float) -> None:
+    """Return when a process has had so much of the processor, or has had no use for it."""
+    until = time.monotonic() + 10 * seconds
+    enough = _processor_seconds(pid) + seconds
+    while _processor_seconds(pid) < enough and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _processor_seconds(pid: int) -> float:
+    seconds = 0.0
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            seconds += int(task.read_text().split()[0]) / 1e9
+    return seconds
 
 
 def _content(path: Path) -> str:

@@ -14,6 +14,7 @@ import pytest
 from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, MiB, Vm, VmState
 from tests.rig.cli import COMMAND, Vmkeep
+from tests.system.held import is_in_its_copy
 from tests.system.truth import has_backup_job
 
 pytestmark = pytest.mark.system
@@ -78,7 +79,7 @@ def test_command_goes_on_after_ctrl_z_and_fg_and_its_guest_never_stands_still_fo
     host: Host, vmkeep: Vmkeep, terminal: Terminal
 ) -> None:
     vm = _vm_with_a_long_point(host)
-    _stop_when(terminal, vm, lambda: has_backup_job(vm) and vm.state() is VmState.RUNNING)
+    _stop_when(terminal, vm, lambda: is_in_its_copy(vmkeep))
     terminal.wait_shown("Stopped")
     time.sleep(0.5)
     assert has_backup_job(vm)
@@ -108,8 +109,8 @@ def _vm_with_a_long_point(host: Host) -> Vm:
 def _stop_when(terminal: Terminal, vm: Vm, condition: Callable[[], bool]) -> None:
     terminal.type(f"{COMMAND} backup --full {vm.name}\n")
     deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
+    while not condition():  # without a pause: the instant is short
+        assert time.monotonic() < deadline, "the moment did not come, or was not seen"
     terminal.type("\x1a")
 
 
