@@ -138,6 +138,22 @@ def test_firmware_keeps_a_changed_nvram_and_changes_no_state_once_at_rest(host: 
     assert (vm.nvram(), vm.tpm_state()) == (nvram, tpm)
 
 
+def test_idle_firmware_rests_at_once_and_changes_no_state() -> None:
+    with Host("idle", idle_firmware=True) as host:
+        vm = host.define("guest", disks=[Disk("vda", 1 * MiB)])
+        vm.start(paused=True)
+        before = vm.nvram(), vm.tpm_state()
+        vm.resume()
+        vm.settle()
+        vm.reset()
+        vm.settle()
+        assert (vm.nvram(), vm.tpm_state()) == before
+        assert vm.state() is VmState.RUNNING
+        assert vm.domain.info()[4] < 2e9  # nanoseconds of the processor, of which a real one needs three times as many
+        vm.write("vda", start=0, length=4096)
+        assert vm.read_image("vda")[:4096] == b"\xaa" * 4096
+
+
 def test_tpm_changes_by_a_reset_of_the_running_vm(vm: Vm) -> None:
     states = {vm.tpm_state()}
     for _ in range(2):
