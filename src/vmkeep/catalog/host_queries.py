@@ -27,17 +27,10 @@ def see(connection: Connection, key: KnownHostKey) -> bool:
     if known is None:
         connection.execute(insert(keys).values(row))
         return True
-    if not is_pinned(known, key):
+    if not key.is_known_as(known):
         values = {"trust": str(key.trust), "machine": key.machine}
         connection.execute(update(keys).where(keys.c.fingerprint == key.fingerprint).values(values))
     return False
-
-
-def is_pinned(known: KnownHostKey | None, key: KnownHostKey) -> bool:
-    """Return whether there is nothing to record of a key that is met."""
-    if known is None or key.trust is not Trust.OWN:
-        return known is not None
-    return (known.trust, known.machine) == (key.trust, key.machine)
 
 
 def by_fingerprint(connection: Connection, fingerprint: str) -> KnownHostKey | None:

@@ -93,8 +93,7 @@ class MemoryCatalog(Catalog):
 
     def see_host_key(self, key: KnownHostKey) -> bool:
         known = self._tables.keys.get(key.fingerprint)
-        own = known is not None and key.trust is Trust.OWN
-        if known is not None and not (own and (known.trust, known.machine) != (key.trust, key.machine)):
+        if key.is_known_as(known):
             return False
         with self._writing() as tables:
             if known is None:
@@ -116,16 +115,10 @@ class MemoryCatalog(Catalog):
         return found[0]
 
     def trust_host(self, text: str, trust: Trust) -> KnownHostKey:
-        key = self.host_key(text)
-        if key.trust is not Trust.OWN:
-            changed = replace(key, trust=trust)
-        elif trust is Trust.TRUSTED and key.copied_to is not None:
-            changed = replace(key, copied_to=None)
-        else:
-            raise InvalidRequest(f"{key.fingerprint} is the key of this installation itself")
+        key = self.host_key(text).trusted_as(trust)
         with self._writing() as tables:
-            tables.keys[key.fingerprint] = checked(changed)
-        return changed
+            tables.keys[key.fingerprint] = checked(key)
+        return key
 
     def retire_own_key(self, fingerprint: str) -> None:
         with self._writing() as tables:
@@ -186,10 +179,8 @@ class MemoryCatalog(Catalog):
     def record_point(self, point: CatalogPoint, states: Sequence[CatalogState] = ()) -> None:
         with self._writing() as tables:
             known = tables.get(point.id)
-            if known is not None:
-                digests = {known.digest, point.digest} - {None}
-                if replace(known, signed_by=point.signed_by) != point or len(digests) > 1:
-                    raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
+            if known is not None and not point.repeats(known):
+                raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
             tables.see_vm(point.vm_uuid, point.vm_name, None, adopted=False)
             for state in states:
                 tables.accept(state)

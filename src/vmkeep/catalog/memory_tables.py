@@ -11,6 +11,7 @@ from vmkeep.catalog import texts
 from vmkeep.catalog.naming import Candidate
 from vmkeep.catalog.operations import Operation
 from vmkeep.catalog.records import (
+    HIGHEST_GENERATION,
     Adopted,
     CatalogPoint,
     CatalogSnapshot,
@@ -27,7 +28,6 @@ from vmkeep.values import dataclass
 
 BEFORE_FIRST: Final = ""
 _GREATEST_SEQUENCE: Final = (1 << 63) - 1
-_HIGHEST_GENERATION: Final = 1 << 62
 Pin = tuple[str, str, str]
 """A state version, "point" or "snapshot", and the id of what holds it."""
 Held = tuple[CatalogPoint, Sequence[CatalogState]]
@@ -168,21 +168,14 @@ class Tables:
 
     def accept(self, state: CatalogState) -> None:
         """Accept a state version, or find that exactly it was accepted already. Raises CatalogError."""
-        if self._is_known(state):
+        if state.is_known_as(self.states.get(state.id)):
             return
-        newest = self.newest_state(state.vm_uuid, state.kind)
-        if newest is not None and state.generation <= newest.generation:
-            raise CatalogError(
-                f"{state.kind} state of generation {state.generation} came late: "
-                f"generation {newest.generation} is accepted already",
-                vm=state.vm_uuid,
-                hint="Another operation recorded this VM's state meanwhile; run the command again.",
-            )
+        state.refuse_late(self.newest_state(state.vm_uuid, state.kind))
         self._add_state(state)
 
     def adopt_state(self, state: CatalogState) -> str | None:
         """Add one of whatever generation; return the id of the version that claimed it first, where there is one."""
-        if self._is_known(state):
+        if state.is_known_as(self.states.get(state.id)):
             return None
         claimed = (state.vm_uuid, state.kind, state.generation)
         first = next(
@@ -196,15 +189,8 @@ class Tables:
         if first is not None and not self.pinned(first):
             self.states[first] = replace(self.states[first], conflict=True)
             first = None
-        self._add_state(replace(state, conflict=first is not None or state.generation > _HIGHEST_GENERATION))
+        self._add_state(replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
         return first
-
-    def _is_known(self, state: CatalogState) -> bool:
-        known = self.states.get(state.id)
-        # A point names the versions that it holds without saying when each was made, or whether it came late.
-        if known is not None and replace(known, created=state.created, conflict=state.conflict) != state:
-            raise CatalogError(f"State version {state.id} is known with other content", vm=state.vm_uuid)
-        return known is not None
 
     def _add_state(self, state: CatalogState) -> None:
         if state.vm_uuid not in self.vms or state.generation <= 0:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
+from vmkeep.errors import CatalogError, InvalidRequest
 from vmkeep.values import dataclass
 
+HIGHEST_GENERATION: Final = 1 << 62
+"""What no VM comes to: a state version that claims more is never the current one."""
 SAFETY_LABEL: Final = "vmkeep.safety"
 """The label of a point that a restore in place or a revert took first: of the state that was left."""
 
@@ -49,6 +52,26 @@ class KnownHostKey:
     seen_at: str = ""
     machine: str = ""
     copied_to: str | None = None
+
+    def is_known_as(self, known: KnownHostKey | None) -> bool:
+        """Return whether there is nothing to record of this key, which is met: only one's own is brought up to date."""
+        if known is None or self.trust is not Trust.OWN:
+            return known is not None
+        return (known.trust, known.machine) == (self.trust, self.machine)
+
+    def trusted_as(self, trust: Trust) -> KnownHostKey:
+        """Return the key as it is when somebody has decided so about it; raises InvalidRequest for one's own.
+
+        To trust one's own, of which a copy was seen at work, says that the copy is gone.
+        """
+        if self.trust is not Trust.OWN:
+            return replace(self, trust=trust)
+        if trust is Trust.TRUSTED and self.copied_to is not None:
+            return replace(self, copied_to=None)
+        raise InvalidRequest(
+            f"{self.fingerprint} is the key of this installation itself",
+            hint="`vmkeep host renew` gives this installation another key.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +137,11 @@ class CatalogPoint:
         """Whether it holds the state that a restore in place or a revert left, and nobody asked for it."""
         return SAFETY_LABEL in self.labels
 
+    def repeats(self, known: CatalogPoint) -> bool:
+        """Return whether a point of the same id is this one; not by who signed it: an older release did not look."""
+        same_record = None in (known.digest, self.digest) or known.digest == self.digest
+        return same_record and replace(known, signed_by=self.signed_by) == self
+
     def summary(self) -> dict[str, Any]:
         """Return the point as `vmkeep backup --json` and `vmkeep points --json` print it."""
         disks = [_disk_summary(disk) for disk in self.document.get("disks", ())]
@@ -161,6 +189,25 @@ class CatalogState:
     size_bytes: int
     created: str
     conflict: bool = False
+
+    def is_known_as(self, known: CatalogState | None) -> bool:
+        """Return whether it is known. Raises CatalogError when ``known``, of its id, has other content.
+
+        A point names the versions it holds without saying when each was made, or whether one came late.
+        """
+        if known is not None and replace(known, created=self.created, conflict=self.conflict) != self:
+            raise CatalogError(f"State version {self.id} is known with other content", vm=self.vm_uuid)
+        return known is not None
+
+    def refuse_late(self, newest: CatalogState | None) -> None:
+        """Raise CatalogError unless its generation is above that of the newest one accepted for the VM and kind."""
+        if newest is not None and self.generation <= newest.generation:
+            raise CatalogError(
+                f"{self.kind} state of generation {self.generation} came late: "
+                f"generation {newest.generation} is accepted already",
+                vm=self.vm_uuid,
+                hint="Another operation recorded this VM's state meanwhile; run the command again.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

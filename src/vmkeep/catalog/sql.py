@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,7 +38,7 @@ from vmkeep.catalog.records import (
     Trust,
 )
 from vmkeep.catalog.times import end_of_named_time
-from vmkeep.errors import CatalogError, InvalidRequest, VmkeepError, VmNotFound
+from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
 
 
 class SqlCatalog(Catalog):
@@ -107,7 +106,7 @@ class SqlCatalog(Catalog):
 
     def see_host_key(self, key: KnownHostKey) -> bool:
         with self._database.reading() as connection:
-            if host_queries.is_pinned(host_queries.by_fingerprint(connection, key.fingerprint), key):
+            if key.is_known_as(host_queries.by_fingerprint(connection, key.fingerprint)):
                 return False
         with self._database.writing() as connection:
             return host_queries.see(connection, key)
@@ -122,17 +121,10 @@ class SqlCatalog(Catalog):
 
     def trust_host(self, text: str, trust: Trust) -> KnownHostKey:
         with self._database.writing() as connection:
-            key = host_queries.named(connection, text)
-            if key.trust is Trust.OWN and trust is Trust.TRUSTED and key.copied_to is not None:
-                host_queries.note_copy(connection, key.fingerprint, None)
-                return replace(key, copied_to=None)
-            if key.trust is Trust.OWN:
-                raise InvalidRequest(
-                    f"{key.fingerprint} is the key of this installation itself",
-                    hint="`vmkeep host renew` gives this installation another key.",
-                )
-            host_queries.set_trust(connection, key.fingerprint, trust)
-            return replace(key, trust=trust)
+            key = host_queries.named(connection, text).trusted_as(trust)
+            host_queries.set_trust(connection, key.fingerprint, key.trust)
+            host_queries.note_copy(connection, key.fingerprint, key.copied_to)
+            return key
 
     def retire_own_key(self, fingerprint: str) -> None:
         with self._database.writing() as connection:
@@ -191,10 +183,7 @@ class SqlCatalog(Catalog):
     def record_point(self, point: CatalogPoint, states: Sequence[CatalogState] = ()) -> None:
         with self._database.writing() as connection:
             known = point_queries.get(connection, point.id)
-            # Not by who signed it: an older release that recorded it did not look.
-            known_so = None if known is None else replace(known, signed_by=point.signed_by)
-            digests = {digest for each in (known, point) if each is not None and (digest := each.digest) is not None}
-            if known_so is not None and (known_so != point or len(digests) > 1):
+            if known is not None and not point.repeats(known):
                 raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
             vm_queries.see_vm(connection, point.vm_uuid, point.vm_name, None, adopted=False)
             for state in states:

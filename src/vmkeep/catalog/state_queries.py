@@ -9,10 +9,8 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from vmkeep.catalog import models
-from vmkeep.catalog.records import CatalogState
-from vmkeep.errors import CatalogError
+from vmkeep.catalog.records import HIGHEST_GENERATION, CatalogState
 
-_HIGHEST_GENERATION = 1 << 62
 versions = models.state_versions
 pins = models.pins
 PinReason = Literal["point", "snapshot"]
@@ -24,19 +22,9 @@ def accept(connection: Connection, state: CatalogState) -> None:
     Raises CatalogError when its generation is not above the newest one accepted for that VM and kind: another
     writer was first, and a late capture must never become the current one.
     """
-    known = _by_id(connection, state.id)
-    if known is not None:
-        if not _same(known, state):
-            raise CatalogError(f"State version {state.id} is known with other content", vm=state.vm_uuid)
+    if state.is_known_as(_by_id(connection, state.id)):
         return
-    newest = newest_state(connection, state.vm_uuid, state.kind)
-    if newest is not None and state.generation <= newest.generation:
-        raise CatalogError(
-            f"{state.kind} state of generation {state.generation} came late: "
-            f"generation {newest.generation} is accepted already",
-            vm=state.vm_uuid,
-            hint="Another operation recorded this VM's state meanwhile; run the command again.",
-        )
+    state.refuse_late(newest_state(connection, state.vm_uuid, state.kind))
     _add(connection, state)
 
 
@@ -49,10 +37,7 @@ def adopt(connection: Connection, state: CatalogState) -> str | None:
     for its point and never the current one either: the next version would find no number above it. Raises CatalogError
     for one that is known with other content.
     """
-    known = _by_id(connection, state.id)
-    if known is not None:
-        if not _same(known, state):
-            raise CatalogError(f"State version {state.id} is known with other content", vm=state.vm_uuid)
+    if state.is_known_as(_by_id(connection, state.id)):
         return None
     taken = select(versions.c.id).where(
         versions.c.vm_uuid == state.vm_uuid,
@@ -64,7 +49,7 @@ def adopt(connection: Connection, state: CatalogState) -> str | None:
     if first is not None and not pinned(connection, first):
         connection.execute(update(versions).where(versions.c.id == first).values(conflict=True))
         first = None
-    _add(connection, replace(state, conflict=first is not None or state.generation > _HIGHEST_GENERATION))
+    _add(connection, replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
     return first
 
 
@@ -104,14 +89,6 @@ def held(connection: Connection, holder: str, reason: PinReason) -> tuple[Catalo
     mine = select(pins.c.version_id).where(pins.c.reason == reason, pins.c.holder == holder)
     chosen = select(versions).where(versions.c.id.in_(mine)).order_by(versions.c.kind, versions.c.generation)
     return tuple(_state(row) for row in connection.execute(chosen))
-
-
-def _same(known: CatalogState, state: CatalogState) -> bool:
-    """Compare all but the time: a point names the versions it holds without saying when each was made.
-
-    Nor does it say whether one came late.
-    """
-    return replace(known, created=state.created, conflict=state.conflict) == state
 
 
 def _add(connection: Connection, state: CatalogState) -> None:

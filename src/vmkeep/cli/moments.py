@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmkeep.cli.moment_options import (
     ChildrenOnlyOption,
@@ -70,17 +70,25 @@ def health(running: Session, kind: MomentKind, found: VmMoments) -> Mapping[str,
         return {}
 
 
-def show_moment(
-    running: Session, kind: MomentKind, vm: VmArgument, name: NameArgument = None, current: CurrentOption = False
-) -> None:
-    """``vmkeep KIND info``."""
-    from vmkeep.cli.moment_output import moment_facts, moment_object
+def _looked_up(
+    running: Session, kind: MomentKind, vm: str, name: str | None, *, current: bool
+) -> tuple[VmMoments, MomentTree[Any], Any]:
+    """Return all moments of a VM, as a tree as well, and the one that is meant."""
     from vmkeep.host.tasks.moments import ReadMoments
 
     with running.host() as host:
         found = host.ask(ReadMoments(kind=kind, vm=vm))
     tree = found.tree()
-    moment = find_moment(found, tree, _named_or_current(found, name, current=current))
+    return found, tree, find_moment(found, tree, _named_or_current(found, name, current=current))
+
+
+def show_moment(
+    running: Session, kind: MomentKind, vm: VmArgument, name: NameArgument = None, current: CurrentOption = False
+) -> None:
+    """``vmkeep KIND info``."""
+    from vmkeep.cli.moment_output import moment_facts, moment_object
+
+    found, tree, moment = _looked_up(running, kind, vm, name, current=current)
     shown = moment_object(moment, found, tree, health(running, kind, found))
     shown["descendants"] = sum(1 for _ in tree.descendants(moment.name))
     if running.console.json:
@@ -93,12 +101,7 @@ def tell_parent(
     running: Session, kind: MomentKind, vm: VmArgument, name: NameArgument = None, current: CurrentOption = False
 ) -> None:
     """``vmkeep KIND parent``."""
-    from vmkeep.host.tasks.moments import ReadMoments
-
-    with running.host() as host:
-        found = host.ask(ReadMoments(kind=kind, vm=vm))
-    tree = found.tree()
-    moment = find_moment(found, tree, _named_or_current(found, name, current=current))
+    found, tree, moment = _looked_up(running, kind, vm, name, current=current)
     parent = tree.parent(moment.name or "")
     if running.console.json:
         running.console.document({str(kind): {"name": moment.name, "parent": None if parent is None else parent.name}})

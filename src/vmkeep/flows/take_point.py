@@ -30,8 +30,6 @@ from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.planning import clocks
 from vmkeep.repository import PointRecord, Repository
 
-FLOW_NAME = TAKE_POINT
-
 
 def settle_point(services: Services, operation: str) -> Settled:
     """Remove what a point left in repository and catalogue, or record it; the guest was made safe by its guardian."""
@@ -44,7 +42,7 @@ def settle_point(services: Services, operation: str) -> Settled:
     return Settled(f"an interrupted point ({operation}) was removed from the repository", whole=False)
 
 
-@flow(FLOW_NAME, after_crash=AfterCrash.UNDO, settle=settle_point)
+@flow(TAKE_POINT, after_crash=AfterCrash.UNDO, settle=settle_point)
 def take_point(plan: Plan, request: TakePoint) -> PointTaken:
     """Take a point of a VM, running or off. The operation's id is the point's. See docs/internals/flows.md."""
     opened = plan.step(open_point, plan, request, undo=lambda _: abandon_point(plan))

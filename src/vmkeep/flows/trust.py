@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmkeep.catalog import Catalog, CatalogPoint, OperationState
 from vmkeep.errors import CatalogError
-from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
+from vmkeep.flows.declared import TAKE_POINT
 
 
 def is_trusted(catalog: Catalog, point: CatalogPoint) -> bool:

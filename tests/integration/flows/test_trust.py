@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.catalog.examples import WEB, example_point
 from vmkeep.catalog import Catalog, CatalogPoint, OperationState, SqlCatalog
-from vmkeep.flows.take_point import FLOW_NAME as TAKE_POINT
+from vmkeep.flows.declared import TAKE_POINT
 from vmkeep.flows.trust import is_trusted
 
 
