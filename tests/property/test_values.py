@@ -78,6 +78,9 @@ def test_value_is_what_dataclasses_would_make(
             assert outcome(told, one) == outcome(told, other)
         assert outcome(_survives_copying, one) == outcome(_survives_copying, other)
         for another, another_other in values:
+            # Since 3.13 dataclasses looks at no field of an object beside itself, also not at one that was never set.
+            if one is another and not all(hasattr(one, field.name) for field in dataclasses.fields(one)):
+                continue
             assert outcome(operator.eq, one, another) == outcome(operator.eq, other, another_other)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import pytest
 
 from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, MiB, Vm
+from tests.system.busy_guest import wait_until_in_io_thread
 from tests.system.truth import has_backup_job
-from vmkeep.errors import VmBusy
-from vmkeep.host.guard.handshakes import abort_job
+from vmkeep.errors import HypervisorError, JobAborted, VmBusy
+from vmkeep.host.guard.handshakes import abort_job, allow_connections, making_connection
 from vmkeep.hypervisor import Hypervisor
 
 pytestmark = pytest.mark.system
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.system
 # Like vmkeep's own connections: under the lock, and here it never comes to its end.
 _CLIENT = """
 import fcntl, os, socket, sys, time
-lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT, 0o600)
+lock = os.open(sys.argv[2], os.O_RDWR)
 fcntl.flock(lock, fcntl.LOCK_SH)
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(sys.argv[1])
@@ -44,6 +45,7 @@ def directory(host: Host) -> Path:
     directory = host.dir / "work" / "sockets"
     directory.mkdir()
     directory.chmod(0o777)  # QEMU makes its socket in it
+    allow_connections(directory)
     return directory
 
 
@@ -101,6 +103,36 @@ def test_connection_that_was_given_up_a_moment_before_holds_up_nothing(host: Hos
                 client.kill()
                 abort_job(domain, str(socket), str(directory))
             _assert_alive(vm)
+            allow_connections(directory)
+
+
+def test_job_that_is_ended_twice_at_once_hangs_nobody(host: Host, directory: Path) -> None:
+    """As by a vmkeep that is killed just then, and its guardian: the second finds the job listed still."""
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB, iothread=True)], firmware="bios", tpm=False)
+    vm.start()
+    wait_until_in_io_thread(vm)
+    with closing(Hypervisor.connect(host.outer_uri)) as hypervisor:
+        domain = hypervisor.domain("guest")
+        for number in range(5):
+            allow_connections(directory)
+            socket = directory / f"nbd{number}"
+            _begin(vm, socket)
+            while domain.backup_socket() == str(socket):
+                with suppress(HypervisorError):  # the job was gone just then
+                    abort_job(domain, str(socket), str(directory))
+            _assert_alive(vm)
+
+
+def test_nobody_connects_when_the_end_was_asked_for(host: Host, vm: Vm, directory: Path) -> None:
+    socket = directory / "nbd"
+    _begin(vm, socket)
+    with closing(Hypervisor.connect(host.outer_uri)) as hypervisor:
+        with making_connection(directory):
+            pass
+        abort_job(hypervisor.domain("guest"), str(socket), str(directory))
+        with pytest.raises(JobAborted), making_connection(directory):
+            pass
+    _assert_alive(vm)
 
 
 def _assert_alive(vm: Vm) -> None:

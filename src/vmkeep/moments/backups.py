@@ -1,7 +1,8 @@
 """``<domainbackup>`` read and written.
 
-Source of the rules: libvirt 9.0's schema domainbackup.rng and its documentation (formatbackup). What libvirt
-itself adds to a running job (``state``, ``index``) is read too, so that its own description can be parsed.
+Source of the rules: libvirt 9.0's schema domainbackup.rng and its documentation (formatbackup), and what the schema of
+11.3 takes beyond it: a server of transport fd, and a disk of a push backup that is chosen and nothing more. What
+libvirt itself adds to a running job (``state``, ``index``) is read too, so that its own description can be parsed.
 """
 
 from __future__ import annotations
@@ -219,8 +220,8 @@ def _refuse_misfit(
         if kind is not None or store is not None or driver:
             raise schema_error("disk", f"disk {name!r} has backup='no' and cannot have a type, driver or store")
         return
-    if mode is BackupMode.PUSH and kind is None:
-        raise schema_error("disk", f"disk {name!r} of a push backup must have type='file' or type='block'")
+    if mode is BackupMode.PUSH and kind is None and (store is not None or driver):
+        raise schema_error("disk", f"disk {name!r} of a push backup has a target and must have type='file' or 'block'")
     if mode is BackupMode.PULL and kind == "block" and store is None:
         raise schema_error("disk", f"disk {name!r} has type='block' and must have <scratch dev=...>")
     if mode is BackupMode.PULL and driver and store is None:

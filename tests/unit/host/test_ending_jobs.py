@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from vmkeep.host.guard import handshakes
-from vmkeep.host.guard.handshakes import abort_job
+from vmkeep.host.guard.handshakes import abort_job, allow_connections
 
 
 class Owner:
@@ -47,3 +48,20 @@ def test_owner_is_killed_when_the_job_does_not_end_because_of_it(
     abort_job(cast("Any", job), "/socket", "", owner)
     assert job.ended
     assert owner.killed.is_set() is stands_in_the_way
+
+
+def test_server_is_asked_by_the_first_who_ends_the_job_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its handshake would be in the way of the end that was asked for already."""
+    asked: list[str] = []
+
+    def answers(socket: str, _seconds: float) -> bool:
+        asked.append(socket)
+        return True
+
+    monkeypatch.setattr(handshakes, "answers_handshakes", answers)
+    allow_connections(tmp_path)
+    for _ in range(3):
+        job = Job(None)
+        abort_job(cast("Any", job), "/socket", str(tmp_path))
+        assert job.ended
+    assert asked == ["/socket"]

@@ -111,7 +111,8 @@ def test_pull_backup_that_libvirts_schema_refuses_is_refused(inner: str) -> None
 
 REFUSED_PUSHES = [
     "<server name='h'/>",
-    "<disks><disk name='vda'/></disks>",
+    "<disks><disk name='vda'><target file='/x'/></disk></disks>",
+    "<disks><disk name='vda'><driver type='raw'/></disk></disks>",
     "<disks><disk name='vda' type='file' exportname='x'/></disks>",
     "<disks><disk name='vda' type='file'><scratch file='/x'/></disk></disks>",
     "<disks><disk name='vda' type='file'><target file='x'/></disk></disks>",
@@ -123,6 +124,12 @@ def test_push_backup_that_libvirts_schema_refuses_is_refused(inner: str) -> None
     with pytest.raises(MomentError) as caught:
         parse_backup(f"<domainbackup>{inner}</domainbackup>")
     assert caught.value.code == 92
+
+
+def test_push_backup_may_choose_a_disk_and_say_nothing_more() -> None:
+    """By the schema of libvirt 11.3; that of 9.0 wants a type."""
+    text = "<domainbackup mode='push'>\n  <disks>\n    <disk name='vda' backup='yes'/>\n  </disks>\n</domainbackup>\n"
+    assert format_backup(parse_backup(text)) == text
 
 
 def test_disk_of_a_pull_backup_without_a_store_is_named_alone() -> None:

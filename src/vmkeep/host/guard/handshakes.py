@@ -9,7 +9,10 @@ And a client that stands still in the middle of a reply (a process that was stop
 QEMU that waits for its disks to be idle, like the stop of a guest whose scratch is full, until it goes on or is dead.
 
 So our own connections are made under a lock that the end of the job waits for, and the server is asked to prove that
-it has nobody's unfinished handshake before it, also none of a process that was killed in it.
+it has nobody's unfinished handshake before it, also none of a process that was killed in it. To ask is a handshake too:
+whoever asks libvirt for the end first removes the lock's file, and from then on nobody connects, also not to ask. A job
+is listed for a while after its end was asked for, and a guardian that found it then, asked the server and hung QEMU
+(vmkeep killed as ``abortJob`` returned, disks in an I/O thread: at once when two end a job, and once in two suites).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from vmkeep.hypervisor import Domain
 from vmkeep.transfer.nbd import answers_handshakes
 
 _LOCK_NAME = "handshakes"
+_HOW = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _HANDSHAKE_SECONDS = 2.0
 _DEATH_SECONDS = 5.0
 _ANSWER_SECONDS = 3.0
@@ -42,20 +46,32 @@ class Owner(Protocol):
         ...
 
 
+def allow_connections(directory: Path) -> None:
+    """Make the lock's file in the operation's own directory, before the job begins; without it nobody connects."""
+    os.close(os.open(directory / _LOCK_NAME, _HOW | os.O_CREAT, 0o600))
+
+
+def connections_allowed(directory: str) -> bool:
+    """Return whether nobody has asked libvirt for the end of the job yet, as far as is known."""
+    return not directory or os.path.lexists(Path(directory) / _LOCK_NAME)
+
+
 @contextmanager
 def making_connection(directory: Path) -> Iterator[None]:
     """Hold up the end of the job while a connection is made. ``directory`` is the operation's own.
 
-    Raises JobAborted when the directory is gone: then the job has ended.
+    Raises JobAborted when the end of the job has been asked for.
     """
-    lock = _opened(directory, os.O_CREAT)
-    if lock is None:
-        raise JobAborted("the backup job was ended before a connection to it was made")
+    lock = _opened(directory)
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        if lock is not None:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        if lock is None or _is_removed(lock):
+            raise JobAborted("the backup job was ended before a connection to it was made")
         yield
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def abort_job(domain: Domain, socket: str, directory: str, owner: Owner | None = None) -> None:
@@ -65,22 +81,29 @@ def abort_job(domain: Domain, socket: str, directory: str, owner: Owner | None =
     process of vmkeep whose job it is: one that stands still and is in the way is killed, because its point is lost in
     any case, and the guest must not be. Raises VmBusy when the way does not become free; the job then still is there.
     """
-    with _nobody_connecting(domain, directory, owner):
-        answered = answers_handshakes(socket, _ANSWER_SECONDS)
-        if not answered and owner is not None:
-            owner.kill_owner()
-            answered = answers_handshakes(socket, _ANSWER_SECONDS)
-        if not answered:
-            raise VmBusy(
-                f"QEMU does not answer at the socket of the backup job of VM {domain.name!r}, so the job was not ended",
-                vm=domain.name,
-                path=socket,
-                hint="QEMU may be held up by its storage. `vmkeep doctor --fix` ends the job later.",
-            )
+    with _nobody_connecting(domain, directory, owner) as connections:
+        if connections:
+            _require_no_handshake(domain, socket, owner)
+        if connections and directory:
+            (Path(directory) / _LOCK_NAME).unlink(missing_ok=True)
         with _killed_in_the_way(owner):
             domain.abort_backup()
         if owner is not None and not job_ends(domain, socket, _ANSWER_SECONDS):
             owner.kill_owner()
+
+
+def _require_no_handshake(domain: Domain, socket: str, owner: Owner | None) -> None:
+    answered = answers_handshakes(socket, _ANSWER_SECONDS)
+    if not answered and owner is not None:
+        owner.kill_owner()
+        answered = answers_handshakes(socket, _ANSWER_SECONDS)
+    if not answered:
+        raise VmBusy(
+            f"QEMU does not answer at the socket of the backup job of VM {domain.name!r}, so the job was not ended",
+            vm=domain.name,
+            path=socket,
+            hint="QEMU may be held up by its storage. `vmkeep doctor --fix` ends the job later.",
+        )
 
 
 @contextmanager
@@ -102,10 +125,11 @@ def _killed_in_the_way(owner: Owner | None) -> Iterator[None]:
 
 
 @contextmanager
-def _nobody_connecting(domain: Domain, directory: str, owner: Owner | None) -> Iterator[None]:
-    lock = _opened(Path(directory), 0) if directory else None
+def _nobody_connecting(domain: Domain, directory: str, owner: Owner | None) -> Iterator[bool]:
+    """Hold up connections; what is given is whether there could be any: nobody asked for the end of the job before."""
+    lock = _opened(Path(directory)) if directory else None
     if lock is None:
-        yield  # no connection was ever made
+        yield not directory
         return
     try:
         if not _acquired(lock, _HANDSHAKE_SECONDS):
@@ -113,7 +137,7 @@ def _nobody_connecting(domain: Domain, directory: str, owner: Owner | None) -> I
                 owner.kill_owner()
             if owner is None or not _acquired(lock, _DEATH_SECONDS):
                 raise VmBusy(f"a connection to the backup job of VM {domain.name!r} is being made", vm=domain.name)
-        yield
+        yield not _is_removed(lock)
     finally:
         os.close(lock)
 
@@ -131,12 +155,16 @@ def job_ends(domain: Domain, socket: str, seconds: float) -> bool:
     return True
 
 
-def _opened(directory: Path, how: int) -> int | None:
+def _opened(directory: Path) -> int | None:
     """Open the lock's file; None when it, or its directory, is not there. QEMU's user owns the directory: no links."""
     try:
-        return os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | how, 0o600)
+        return os.open(directory / _LOCK_NAME, _HOW)
     except FileNotFoundError:
         return None
+
+
+def _is_removed(lock: int) -> bool:
+    return os.fstat(lock).st_nlink == 0
 
 
 def _acquired(lock: int, seconds: float) -> bool:

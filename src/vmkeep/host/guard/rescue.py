@@ -28,7 +28,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.filesystem import fault_error, file_errors, sync_directory
-from vmkeep.host.guard.handshakes import Owner, abort_job, job_ends
+from vmkeep.host.guard.handshakes import Owner, abort_job, connections_allowed, job_ends
 from vmkeep.host.vm.grounds import stand_on
 from vmkeep.host.vm.keys import key_of
 from vmkeep.host.vm.thawing import Thawing
@@ -258,6 +258,8 @@ def _has_begun(record: JobRecord) -> bool:
     died meanwhile goes on in it: both are let in between two of its steps and free what it goes on to use
     (qemuBackupBegin, qemuBackupJobTerminate; seen, and with it the libvirt of every VM of the host was away).
     """
+    if not connections_allowed(record.directory):
+        return True  # its end was asked for already, and QEMU may not be asked any more
     names = export_names(record.socket, _EXPORTS_SECONDS)
     return names is not None and len(names) == len(record.scratch)
 

@@ -15,6 +15,7 @@ from vmkeep.definition import Definition
 from vmkeep.errors import TransferError, VmkeepError
 from vmkeep.filesystem import file_errors, make_directory
 from vmkeep.host.guard.guardian import Guardian
+from vmkeep.host.guard.handshakes import allow_connections
 from vmkeep.host.guard.rescue import JobRecord
 from vmkeep.host.points.instant import Instant
 from vmkeep.host.records.sockets import socket_directory
@@ -126,5 +127,6 @@ def _make_socket_directory(directory: Path, owner: tuple[int, int] | None) -> No
     with file_errors(directory):
         make_directory(directory.parent, 0o711)
         make_directory(directory)
+        allow_connections(directory)
         if owner is not None and os.geteuid() == 0:
             os.chown(directory, *owner)
