@@ -31,7 +31,7 @@ from vmkeep.errors import (
     WrongKey,
 )
 from vmkeep.flows.hosts import undecided
-from vmkeep.flows.installation import Premises
+from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
 from vmkeep.flows.services import held_vm
 from vmkeep.host.protocol import Host
@@ -377,9 +377,11 @@ def _order(finding: Finding) -> tuple[int, bool, str, str, str]:
 def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
     vm = catalog.vm(vm_uuid)
     current = None if vm is None else vm.current_point
+    points = catalog.points_of_vm(vm_uuid)
     return RememberedVm(
         uuid=vm_uuid,
-        points=tuple(_remembered_point(point, current) for point in catalog.points_of_vm(vm_uuid)),
+        points=tuple(_remembered_point(point, current) for point in points),
+        bases=tuple(known_from_catalogue(point) for point in points),
         versions=tuple(
             KnownVersion(state.kind, state.generation, state.sha256) for state in catalog.states_of_vm(vm_uuid)
         ),
@@ -392,7 +394,6 @@ def _remembered_point(point: CatalogPoint, current: str | None) -> RememberedPoi
     return RememberedPoint(
         id=point.id,
         created=point.created,
-        checkpoint=point.checkpoint,
         states={str(state["kind"]): str(state["sha256"]) for state in states},
         current=point.id == current,
         # Of whoever else has the key, nobody is asked before doctor takes them.

@@ -139,8 +139,10 @@ class CheckpointFacts:
     ``prefix`` begins the names of ours; None: there is no repository, so nothing is. ``points`` are the VM's by the
     name of their checkpoint, newest first. ``unsure``: a name of ours that is not among them may be of a point all the
     same. ``listed`` is what libvirt lists. ``bases`` gives the checkpoint that each disk's next point is read
-    against, lost ones included. ``in_memory`` are bitmaps, by disk the name, that QEMU may have without a trace in
-    libvirt and in the images. ``shared`` are images that other VMs use as well, each with one of those.
+    against, lost ones included. ``others`` are names of ours whose points another installation has in the same
+    repository, and nothing more is known of them. ``in_memory`` are bitmaps, by disk the name, that QEMU may have
+    without a trace in libvirt and in the images. ``shared`` are images that other VMs use as well, each with one of
+    those.
     """
 
     prefix: str | None
@@ -151,6 +153,7 @@ class CheckpointFacts:
     in_memory: Mapping[str, str] = field(default_factory=lambda: _NONE)
     shared: Mapping[str, str] = field(default_factory=lambda: _NONE)
     unsure: bool = False
+    others: frozenset[str] = frozenset()
 
     def is_ours(self, name: str) -> bool:
         return self.prefix is not None and name.startswith(self.prefix)
@@ -213,7 +216,7 @@ def _standing(facts: CheckpointFacts, name: str, *, ours: bool, base: bool) -> R
     if not ours:
         return Role.FOREIGN
     if name not in facts.points:
-        return Role.UNKNOWN if facts.unsure else Role.LEFT_OVER
+        return Role.UNKNOWN if facts.unsure or name in facts.others else Role.LEFT_OVER
     return Role.BASE if base else Role.REPLACED
 
 

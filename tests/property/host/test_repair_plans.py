@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.host.checkpoints.health import next_bases
+from vmkeep.host.checkpoints.health import Surveyed, next_bases
+from vmkeep.host.checkup.checkpoints import checkpoint_findings
+from vmkeep.host.tasks.checkup import MendCheckpoint
 from vmkeep.moments import Checkpoint, CheckpointDisk, CheckpointType
 from vmkeep.planning import PlannableDisk
 from vmkeep.planning.bitmaps import Bitmaps
@@ -221,3 +223,19 @@ def test_a_repair_told_to_mend_what_is_foreign_leaves_what_is_sound_of_it(model:
         if step.checkpoint == "theirs" and sound:
             assert isinstance(step, Narrow)
             assert set(step.keep) >= sound
+
+
+@given(models())
+def test_what_a_check_up_mends_takes_no_base_from_any_disk_and_nothing_of_others(model: Model) -> None:
+    theirs, shared, bases = model.of("theirs"), model.in_shared(), model.sound_bases()
+    facts = model.facts()
+    judged = judge_checkpoints(facts)
+    for finding in checkpoint_findings("guest", "uuid", Surveyed(facts, judged, plan_repair(facts, judged))):
+        assert "theirs" not in finding.message
+        if isinstance(finding.mend, MendCheckpoint):
+            assert finding.mend.steps
+            for step in finding.mend.steps:
+                model.take(step)
+    assert model.of("theirs") == theirs
+    assert model.in_shared() == shared
+    assert model.sound_bases().items() >= bases.items()  # what was in the way of another one may be gone

@@ -36,6 +36,8 @@ def facts(
     *,
     bases: Mapping[str, str] | None = None,
     writers: Mapping[str, str] | None = None,
+    shared: Mapping[str, str] | None = None,
+    others: frozenset[str] = frozenset(),
     unsure: bool = False,
 ) -> CheckpointFacts:
     return CheckpointFacts(
@@ -51,6 +53,8 @@ def facts(
         },
         bitmaps=Bitmaps(chains={"vda": (vda,), "vdb": (vdb,)}, valid_bytes=None, writers=writers or {}),
         bases=bases or {},
+        shared=shared or {},
+        others=others,
         unsure=unsure,
     )
 

@@ -50,6 +50,7 @@ from vmkeep.planning.lineage import Lineage
 from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.transfer.imagelock import writer_of
+from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
 _STANDING: Final = (RunState.RUNNING, RunState.PAUSED)
@@ -65,6 +66,28 @@ def look_at_checkpoints(
 ) -> tuple[CheckpointHealth, ...]:
     """Return the health of a VM's checkpoints; nothing is changed."""
     return judge_checkpoints(_facts(domain, hypervisor, settings, request))
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What is known of a VM's checkpoints, how each of them is, and what a repair would do."""
+
+    facts: CheckpointFacts
+    judged: tuple[CheckpointHealth, ...]
+    plan: RepairPlan
+
+
+def survey_checkpoints(
+    domain: Domain, hypervisor: Hypervisor, settings: Settings, request: CheckpointRequest
+) -> Surveyed:
+    """Return all that there is to say of a VM's checkpoints; nothing is changed, and nothing need be held."""
+    facts = _facts(domain, hypervisor, settings, request)
+    judged = judge_checkpoints(facts)
+    if any(checkpoint.ours and checkpoint.standing is not Role.BASE for checkpoint in judged):
+        # To be removed, perhaps: only then it is asked who else uses the images, which costs a look at every VM.
+        facts = _facts(domain, hypervisor, settings, request, repairing=True)
+        judged = judge_checkpoints(facts)
+    return Surveyed(facts, judged, plan_repair(facts, judged))
 
 
 def plan_checkpoint_repair(
@@ -160,6 +183,7 @@ def _facts(
         listed=listed,
         bitmaps=bitmaps,
         unsure=request.unsure,
+        others=frozenset() if prefix is None else frozenset(prefix + point_id for point_id in request.others),
     )
     if not stopped:
         facts = replace(facts, in_memory=_perhaps_in_memory(facts, domain, hypervisor.uri))

@@ -25,13 +25,12 @@ from vmkeep.host.tasks.checkup import (
     CheckupRequest,
     CloseScratch,
     DefineSecret,
-    DropBitmaps,
-    DropCheckpoint,
     EndJob,
     Finding,
     FindingCode,
     MakePrivate,
     Mend,
+    MendCheckpoint,
     MergeOverlay,
     Operations,
     PutAsideBack,
@@ -89,7 +88,7 @@ def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository]
         case MergeOverlay():
             hypervisor = connect()
             return merge_astray(hypervisor.domain(order.vm_uuid), hypervisor, order)
-        case EndJob() | CloseScratch() | DropCheckpoint() | DropBitmaps():
+        case EndJob() | CloseScratch() | MendCheckpoint():
             hypervisor = connect()
             return mend_vm(hypervisor.domain(order.vm_uuid), hypervisor, order)
         case DefineSecret():

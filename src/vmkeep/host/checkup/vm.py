@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,21 +15,21 @@ from vmkeep.config import Settings, VmSettings
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.filesystem import size_text
-from vmkeep.host.checkpoints.bitmaps import look_at_bitmaps
-from vmkeep.host.checkpoints.changes import Checkpoints
+from vmkeep.host.checkpoints.health import repair_checkpoint, survey_checkpoints
+from vmkeep.host.checkup.checkpoints import checkpoint_findings
 from vmkeep.host.checkup.heldscratch import held_scratch, let_go
 from vmkeep.host.guard.rescue import end_job
 from vmkeep.host.records.sockets import operation_of
+from vmkeep.host.tasks.checkpoints import CheckpointRequest
 from vmkeep.host.tasks.checkup import (
     CheckupRequest,
     CloseScratch,
     DefineSecret,
-    DropBitmaps,
-    DropCheckpoint,
     EndJob,
     Finding,
     FindingCode,
     ForgetSnapshot,
+    MendCheckpoint,
     MergeOverlay,
     Operations,
     RememberedPoint,
@@ -43,7 +42,6 @@ from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.deletions import deletion_notes
 from vmkeep.host.vm.fitness import refuse_jobs, stuck_job_remedy
 from vmkeep.host.vm.images import image_chains, top_images
-from vmkeep.host.vm.keys import key_of_disk
 from vmkeep.host.vm.merging import merge_overlay
 from vmkeep.host.vm.moments import refuse_torn_checkpoints
 from vmkeep.host.vm.qemulog import SERVES_IO_THREADS_UNHARMED, qemu_version
@@ -55,8 +53,6 @@ from vmkeep.locks import FileLock
 from vmkeep.planning import clocks
 from vmkeep.planning.bitmaps import OLD_QCOW2, Chain, amending
 from vmkeep.planning.images import ImageLayer
-from vmkeep.planning.judgement import Moments, sound_targets
-from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import describe_image, look_at
@@ -460,23 +456,17 @@ class _Patient:
                 yield self._finding(FindingCode.IMAGE_UNREADABLE, message, path=disk.source)
         yield from self._without_bitmaps(chains)
         images = {target: chain[0] for target, chain in chains.items()}
-        checkpoints = {name: self.domain.checkpoint_targets(name) for name in self.domain.checkpoint_names()}
-        yield from self._foreign(checkpoints, images)
+        yield from self._foreign(self.domain.checkpoint_names(), images)
         if self.request.repository is None or self.request.remembered is None:
             return  # without them nothing can be said of ours
-        prefix = checkpoint_prefix(self.request.repository)
-        ours = [name for name in checkpoints if name.startswith(prefix)]
-        bitmaps = look_at_bitmaps(self.domain, self.definition, chains, ours, stopped=not self.running)
-        judged = Moments(
-            prefix=prefix,
-            points=tuple(point.id for point in self.known.points),
-            checkpoints=checkpoints,
-            bitmaps={target: frozenset(bitmap.name for bitmap in image.bitmaps) for target, image in images.items()},
-            sound={name: sound_targets(bitmaps, name, checkpoints[name]) for name in ours},
+        asked = CheckpointRequest(
+            vm=self.domain.uuid,
+            repository=self.request.repository,
+            points=self.known.bases,
             others=self.request.others,
         )
-        free = frozenset(target for target, image in images.items() if image.path not in self.shared)
-        yield from self._of_ours(judged, free)
+        surveyed = survey_checkpoints(self.domain, self.hypervisor, self.settings, asked)
+        yield from checkpoint_findings(self.domain.name, self.domain.uuid, surveyed)
 
     def _without_bitmaps(self, chains: Mapping[str, Chain]) -> Iterator[Finding]:
         for disk in self.definition.disks:
@@ -486,55 +476,18 @@ class _Patient:
                 remedy = f"with the VM off: {amend}"
                 yield self._finding(FindingCode.IMAGE_WITHOUT_BITMAPS, message, remedy=remedy, path=disk.source)
 
-    def _foreign(
-        self, checkpoints: Mapping[str, frozenset[str]], images: Mapping[str, ImageLayer]
-    ) -> Iterator[Finding]:
+    def _foreign(self, checkpoints: Collection[str], images: Mapping[str, ImageLayer]) -> Iterator[Finding]:
         foreign = sorted(name for name in checkpoints if not name.startswith(_ANY_OF_OURS))
         if foreign:
             message = f"it has checkpoints that are not vmkeep's ({', '.join(foreign)}); they are left alone"
             yield self._finding(FindingCode.FOREIGN_CHECKPOINT, message)
         for target, image in images.items():
             names = {bitmap.name for bitmap in image.bitmaps if not bitmap.name.startswith(_ANY_OF_OURS)}
-            if unlisted := sorted(names - checkpoints.keys()):
+            if unlisted := sorted(names.difference(checkpoints)):
                 message = (
                     f"disk {target} has bitmaps that are not vmkeep's ({', '.join(unlisted)}); they are left alone"
                 )
                 yield self._finding(FindingCode.FOREIGN_BITMAP, message, path=image.path)
-
-    def _of_ours(self, judged: Moments, free: frozenset[str]) -> Iterator[Finding]:
-        uuid = self.domain.uuid
-        for name in judged.left_checkpoints():
-            message = f"the checkpoint {name} belongs to no point"
-            mend = DropCheckpoint(uuid, name, tuple(sorted(judged.checkpoints[name] & free)))
-            yield self._finding(FindingCode.LEFT_CHECKPOINT, message, mend=mend)
-        for name in judged.old_checkpoints():
-            message = f"the checkpoint {name} is the base of no disk any more, and costs each write of the guest time"
-            mend = DropCheckpoint(uuid, name, tuple(sorted(judged.checkpoints[name] & free)))
-            yield self._finding(FindingCode.OLD_CHECKPOINT, message, mend=mend)
-        for name, targets in judged.left_bitmaps().items():
-            message = f"the image of disk {', '.join(sorted(targets))} has the bitmap {name}, which nothing needs"
-            removable = tuple(sorted(targets & free))
-            remedy = None
-            if not removable:
-                message += "; another VM uses the same image, so it is left"
-            yield self._finding(
-                FindingCode.LEFT_BITMAP,
-                message,
-                remedy=remedy,
-                mend=DropBitmaps(uuid, name, removable) if removable else None,
-            )
-        for name, targets in judged.unlisted().items():
-            message = (
-                f"libvirt does not list the checkpoint {name}, whose bitmap is in disk {', '.join(sorted(targets))}; "
-                "the next backup lists it again if it can"
-            )
-            yield self._finding(FindingCode.CHECKPOINT_UNLISTED, message)
-        for target, name in judged.unsound().items():
-            message = (
-                f"the bitmap of disk {target} for the checkpoint {name} is missing or cannot be trusted; "
-                "the next backup reads this disk whole, and nothing has to be done"
-            )
-            yield self._finding(FindingCode.BASE_UNSOUND, message)
 
 
 def merge_astray(domain: Domain, hypervisor: Hypervisor, mend: MergeOverlay) -> str:
@@ -547,7 +500,7 @@ def merge_astray(domain: Domain, hypervisor: Hypervisor, mend: MergeOverlay) -> 
     )
 
 
-def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | CloseScratch | DropCheckpoint | DropBitmaps) -> str:
+def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | CloseScratch | MendCheckpoint) -> str:
     """Carry out what a finding says. The caller holds the VM's lock."""
     if isinstance(mend, EndJob):
         if domain.backup_socket() == mend.socket:
@@ -557,19 +510,8 @@ def mend_vm(domain: Domain, hypervisor: Hypervisor, mend: EndJob | CloseScratch 
         let_go(domain, mend.path)
         return f"had QEMU close the scratch file {mend.path} of {domain.name}"
     refuse_torn_checkpoints(domain)
-    definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
-    chains = {}
-    for disk in definition.disks:
-        if disk.target in mend.targets and disk.source is not None:
-            chains[disk.target] = describe_image(disk.source, disk.image_format, chain=False)
-    stopped = domain.state().run not in (RunState.RUNNING, RunState.PAUSED)
-    key = partial(key_of_disk, hypervisor, definition)
-    checkpoints = Checkpoints(domain, definition, chains, stopped=stopped, key=key)
-    if isinstance(mend, DropCheckpoint):
-        checkpoints.remove(mend.checkpoint)
-        return f"deleted the checkpoint {mend.checkpoint} of {domain.name}"
-    checkpoints.remove_bitmaps(mend.bitmap)
-    return f"removed the bitmap {mend.bitmap} from {domain.name}"
+    told = [repair_checkpoint(domain, hypervisor, step).told for step in mend.steps]
+    return f"{domain.name}: {'; '.join(told)}"
 
 
 def _chain(path: str, image_format: str) -> Chain:

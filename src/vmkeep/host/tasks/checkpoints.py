@@ -14,13 +14,14 @@ class CheckpointRequest(Task[tuple[CheckpointHealth, ...]]):
     """Tell the health of a VM's checkpoints and bitmaps, and change nothing; raises VmNotFound.
 
     ``repository`` is the id of ours, None when there is none; ``points`` are the VM's, newest first. ``unsure``: a
-    checkpoint of ours without a point among them may have one all the same.
+    checkpoint of ours without a point among them may have one all the same; those of ``others``, by their ids, have.
     """
 
     vm: str
     repository: str | None
     points: tuple[KnownPoint, ...]
     unsure: bool = False
+    others: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

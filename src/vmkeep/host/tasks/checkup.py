@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from vmkeep.host.tasks.task import Task
+from vmkeep.planning.checkpoint_repair import RepairStep
+from vmkeep.planning.model import KnownPoint
 from vmkeep.planning.names import checkpoint_prefix
 from vmkeep.values import dataclass
 
@@ -330,21 +332,11 @@ class CloseScratch(VmMend):
 
 
 @dataclass(frozen=True, slots=True)
-class DropCheckpoint(VmMend):
-    """Delete a checkpoint of ours, with its bitmaps in the images of the disks ``targets``."""
+class MendCheckpoint(VmMend):
+    """Carry out what a repair of the VM's checkpoints would do about one of them, or about bitmaps of one name."""
 
     vm_uuid: str
-    checkpoint: str
-    targets: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DropBitmaps(VmMend):
-    """Remove the bitmaps of that name, which is one of ours, from the images of the disks ``targets``."""
-
-    vm_uuid: str
-    bitmap: str
-    targets: tuple[str, ...]
+    steps: tuple[RepairStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +429,6 @@ class RememberedPoint:
 
     id: str
     created: str
-    checkpoint: str | None
     states: Mapping[str, str]
     current: bool = False
     secrets: tuple[str, ...] = ()
@@ -455,10 +446,14 @@ class KnownVersion:
 
 @dataclass(frozen=True, slots=True)
 class RememberedVm:
-    """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names."""
+    """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
+
+    ``bases`` are the points once more, as a plan of the next one knows them.
+    """
 
     uuid: str
     points: tuple[RememberedPoint, ...] = ()
+    bases: tuple[KnownPoint, ...] = ()
     versions: tuple[KnownVersion, ...] = ()
     snapshots: tuple[tuple[str, str], ...] = ()
 
