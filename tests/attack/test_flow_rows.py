@@ -18,6 +18,7 @@ from tests.integration.cli.test_doctor_of_the_installation import DEAD, premises
 from vmkeep.catalog import OperationState
 from vmkeep.errors import FlowsForeign, StoreError
 from vmkeep.flows.engine import Engine
+from vmkeep.flows.requests import THIS_HOST
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.local import LocalHost
 
@@ -45,7 +46,7 @@ def home(tmp_path: Path) -> Path:
     with premises(home) as place:
         place.initialise(str(tmp_path / "repository"))
         take(place, 1)
-        with Engine(place, LocalHost(place.settings)):
+        with Engine(place, {THIS_HOST: LocalHost(place.settings)}):
             pass
     return home
 
@@ -88,7 +89,11 @@ def test_pickle_in_a_step_of_a_flow_under_way_is_refused(home: Path, mark: Path)
             "VALUES (?, 1, 'step', ?, ?)",
             (FORGED, str(Program(mark)), PICKLE),
         )
-    with premises(home) as place, pytest.raises(FlowsForeign, match=FORGED), Engine(place, LocalHost(place.settings)):
+    with (
+        premises(home) as place,
+        pytest.raises(FlowsForeign, match=FORGED),
+        Engine(place, {THIS_HOST: LocalHost(place.settings)}),
+    ):
         pass
     assert not mark.exists()
 
@@ -114,13 +119,13 @@ def test_pickle_in_a_flow_that_ended_is_not_read(home: Path, mark: Path) -> None
     put(home, "SUCCESS", Program(mark), output=Program(mark))
     with premises(home) as place:
         place.catalog.begin_operation(FORGED, "restore.files", None, DEAD, {})
-        with Engine(place, LocalHost(place.settings)):  # it asks for the flow of the operation
+        with Engine(place, {THIS_HOST: LocalHost(place.settings)}):  # it asks for the flow of the operation
             assert place.catalog.operation(FORGED).state is OperationState.DONE
     assert not mark.exists()
 
 
 def test_pickle_that_comes_while_the_engine_runs_is_not_read(home: Path, mark: Path) -> None:
-    with premises(home) as place, Engine(place, LocalHost(place.settings)):
+    with premises(home) as place, Engine(place, {THIS_HOST: LocalHost(place.settings)}):
         put(home, "SUCCESS", Program(mark), output=Program(mark))
         status = DBOS.get_workflow_status(FORGED)
         assert status is not None
@@ -144,5 +149,5 @@ def test_dbos_that_would_unpickle_all_the_same_is_not_started(monkeypatch: pytes
 
 def test_flows_of_ours_are_taken_up_as_before(home: Path) -> None:
     put(home, "PENDING", '{"args":{"$tuple":[]},"kwargs":{}}', serialization=FlowSerializer().name())
-    with premises(home) as place, Engine(place, LocalHost(place.settings)) as engine:
+    with premises(home) as place, Engine(place, {THIS_HOST: LocalHost(place.settings)}) as engine:
         assert any(FORGED in sentence for sentence in engine.recovered)

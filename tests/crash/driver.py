@@ -164,14 +164,14 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     from vmkeep.config import load_settings
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.installation import Premises
-    from vmkeep.flows.requests import TakePoint, TakeSnapshot
+    from vmkeep.flows.requests import THIS_HOST, TakePoint, TakeSnapshot
     from vmkeep.host.local import LocalHost
 
     answers: list[Any] = []
     with Premises(load_settings()) as premises:
         premises.ensure()
         host = LocalHost(premises.settings, lambda: premises.repository)
-        with contextlib.closing(host), Engine(premises, host) as engine:
+        with contextlib.closing(host), Engine(premises, {THIS_HOST: host}) as engine:
             result["recovered"] = engine.recovered
             for kind, *words in acts:
                 if kind == "backup":

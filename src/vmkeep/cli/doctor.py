@@ -99,9 +99,10 @@ def _look_at_home() -> CheckedUp | None:
 
 def _recovered(running: Session, host: Host) -> Sequence[str]:
     from vmkeep.flows.engine import Engine
+    from vmkeep.flows.requests import THIS_HOST
 
     running.console.works = True
-    with Engine(running.premises, host) as engine:
+    with Engine(running.premises, {THIS_HOST: host}) as engine:
         return engine.recovered
 
 

@@ -143,6 +143,7 @@ class Session:
         """
         with self.interruption.postponed():
             from vmkeep.flows.engine import Engine
+        from vmkeep.flows.requests import THIS_HOST
 
         gc.freeze()  # modules stay
         gc.set_threshold(_WHILE_WORKING)
@@ -154,7 +155,11 @@ class Session:
         with (
             self.host() as host,
             Engine(
-                self.premises, host, needs_home=needs_home, last=self._invocation.ends_process, watch=self.console.note
+                self.premises,
+                {THIS_HOST: host},
+                needs_home=needs_home,
+                last=self._invocation.ends_process,
+                watch=self.console.note,
             ) as engine,
         ):
             for sentence in engine.recovered:

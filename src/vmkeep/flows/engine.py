@@ -43,6 +43,7 @@ from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Flow, Run, workflow_of
 from vmkeep.flows.recovery import Recovery
 from vmkeep.flows.requests import (
+    THIS_HOST,
     FilesRestored,
     InPlaceRestored,
     PointTaken,
@@ -57,7 +58,7 @@ from vmkeep.flows.requests import (
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
-from vmkeep.flows.services import THIS_HOST, Services, end_operation
+from vmkeep.flows.services import Services, end_operation
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm, Progress
@@ -95,17 +96,17 @@ class Engine:
     def __init__(
         self,
         premises: Premises,
-        host: Host,
+        hosts: Mapping[str, Host],
         *,
         needs_home: bool = True,
         last: bool = False,
         watch: Watch | None = None,
     ) -> None:
-        """``host`` is where the VMs are; who gives it closes it. ``watch`` is told of what the engine waits for while
-        no operation runs: at its start.
+        """``hosts`` are where the VMs are, by the ids that requests name; who gives them closes them. ``watch`` is told
+        of what the engine waits for while no operation runs: at its start.
         """
         self._premises = premises
-        self._host = host
+        self._hosts = hosts
         self._needs_home = needs_home
         self._last = last
         self._cancelled: VmkeepError | None = None
@@ -207,7 +208,7 @@ class Engine:
         _refuse_other_name(request, checked)
         labels = {SAFETY_LABEL: request.point}
         without = "Or restore to files or as a VM of its own (`vmkeep restore --help`): neither needs a safety point."
-        taken = self._take_safety_point(_safety_point(checked, labels), without, watch)
+        taken = self._take_safety_point(_safety_point(request.host, checked, labels), without, watch)
         return dataclasses.replace(request, safety=str(taken.point["id"]), images=checked.images), taken
 
     def check_in_place(self, request: RestoreInPlace, watch: Watch) -> InPlaceChecked:
@@ -216,14 +217,14 @@ class Engine:
 
         refuse_distrusted(self._premises.catalog, request.point)
         task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
-        return self._ask(task, watch)
+        return self._ask(request.host, task, watch)
 
-    def _ask(self, task: Task[R], watch: Watch) -> R:
+    def _ask(self, host: str, task: Task[R], watch: Watch) -> R:
         """Carry out a task of the host that belongs to no flow."""
         self._stop()
         self._watch = watch
         try:
-            return self._services().on_host(uuid.uuid4().hex, task)
+            return self._services().on(host).on_host(uuid.uuid4().hex, task)
         finally:
             self._watch = self._unwatched
 
@@ -243,9 +244,9 @@ class Engine:
         from vmkeep.flows.revert_snapshot import choice_of, known_snapshot
         from vmkeep.host.tasks.reverts import CheckRevert
 
-        vm_uuid = self._host.ask(FindVm(request.vm))
+        vm_uuid = self._services().on(request.host).host.ask(FindVm(request.vm))
         known = known_snapshot(self._premises.catalog, vm_uuid, request.snapshot)
-        checked = self._ask(CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
+        checked = self._ask(request.host, CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
         complete = dataclasses.replace(
             request, vm=checked.vm_name, vm_uuid=vm_uuid, creation_time=checked.creation_time
         )
@@ -255,14 +256,14 @@ class Engine:
         """Pull the plug of a VM that will be reverted."""
         from vmkeep.host.tasks.reverts import StopForRevert
 
-        self._ask(StopForRevert(request.vm_uuid), watch)
+        self._ask(request.host, StopForRevert(request.vm_uuid), watch)
 
     def take_point_before_revert(self, request: RevertSnapshot, checked: RevertChecked, watch: Watch) -> PointTaken:
         """Take the point of the VM as it is now. Disks whose image is gone are left out of it."""
         labels = {SAFETY_LABEL: f"snapshot {request.snapshot}"}
         command = command_line("vmkeep snapshot revert", request.vm, request.snapshot, options="--no-safety")
         without = f"Or go without a safety point, and what the VM is now is lost: `{command}`."
-        return self._take_safety_point(_safety_point(checked, labels), without, watch)
+        return self._take_safety_point(_safety_point(request.host, checked, labels), without, watch)
 
     def _take_safety_point(self, request: TakePoint, without: str, watch: Watch) -> PointTaken:
         """Take a point that goes first. ``without``: how to do without it, told when the VM's state forbids it."""
@@ -288,7 +289,8 @@ class Engine:
 
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""
-        self._host.ask(RequireUnneeded(point_id))
+        for services in self._services().on_each():
+            services.host.ask(RequireUnneeded(point_id))
         catalog = self._premises.catalog
         operation = uuid.uuid4().hex
         vm = None
@@ -338,7 +340,7 @@ class Engine:
 
     def _services(self) -> Services:
         return Services(
-            hosts={THIS_HOST: self._host},
+            hosts=self._hosts,
             at=THIS_HOST,
             catalog=self._premises.catalog,
             repository=lambda: self._premises.repository,
@@ -408,10 +410,10 @@ def _refuse_other_name(request: RestoreInPlace, checked: InPlaceChecked) -> None
     )
 
 
-def _safety_point(checked: InPlaceChecked | RevertChecked, labels: Mapping[str, str]) -> TakePoint:
+def _safety_point(host: str, checked: InPlaceChecked | RevertChecked, labels: Mapping[str, str]) -> TakePoint:
     """Return the request for the point of a VM as it is before it is written over: it holds whatever will be."""
     demanded = tuple(target for target in checked.disks if target not in checked.missing)
-    return TakePoint(checked.vm_name, exclude=checked.missing, labels=labels, demanded=demanded)
+    return TakePoint(checked.vm_name, exclude=checked.missing, labels=labels, demanded=demanded, host=host)
 
 
 def _use_write_ahead_log(path: Path) -> None:

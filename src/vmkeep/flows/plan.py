@@ -174,7 +174,7 @@ def workflow_of(
         assert operation is not None
         here = runs[operation] = Run()
         try:
-            here.result = _run_or_undo(declared(name), Plan(services(), operation), request)
+            here.result = _run_or_undo(declared(name), Plan(services().on(request.host), operation), request)
         except Exception as error:
             here.error, here.ended = error, True
             raise

@@ -13,7 +13,7 @@ from typing import Any
 
 from vmkeep.catalog import Catalog, Operation, OperationState
 from vmkeep.config import Settings
-from vmkeep.errors import GivenUp, Interrupted, RestorePending, StoreError, VmkeepError, VmNotFound
+from vmkeep.errors import CatalogError, GivenUp, Interrupted, RestorePending, StoreError, VmkeepError, VmNotFound
 from vmkeep.flows.declared import DECLARED, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, WorkflowStatus
@@ -94,11 +94,21 @@ class Recovery:
             owner = self._catalog.operation(operation).owner
             self._catalog.take_over_operation(operation, owner, self.executor)
 
+    def _services_of(self, operation: str) -> Services:
+        """Return what works on the host on which an operation was at work; raises InvalidRequest for one that is gone.
+
+        Where the catalogue lacks the operation, because the home was put back as it was, it worked on this host.
+        """
+        services = self.services()
+        with suppress(CatalogError):
+            return services.on(str(services.catalog.operation(operation).request.get("host", services.at)))
+        return services
+
     def _settle(self, status: WorkflowStatus, settle: Callable[[Services, str], Settled]) -> str:
         """End a flow whose instant has passed: it is whole, or nothing of it stays."""
         operation = status.workflow_id
         self._take_over(operation)
-        settled = settle(self.services(), operation)
+        settled = settle(self._services_of(operation), operation)
         ended = OperationState.DONE if settled.whole else OperationState.FAILED
         self._end(operation, ended, None if settled.whole else Interrupted("the process was killed"))
         # Last: when this process is killed before, the next one finds the flow and does it again.

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from vmkeep.values import dataclass
+
+THIS_HOST: Final = "this"
+"""The id of the host that the command itself runs on."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRequest:
+    """What a flow is asked for. ``host`` is the id of the host on which it works: where the VM is, or will be."""
+
+    host: str = field(default=THIS_HOST, kw_only=True)
 
 
 class TpmChoice(StrEnum):
@@ -26,7 +36,7 @@ class ImageFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class TakePoint:
+class TakePoint(FlowRequest):
     """Take a point of one VM. ``vm`` is a name or a UUID; ``exclude`` names disks by target.
 
     ``quiesce`` freezes the guest's file systems for the instant, through its agent. ``demanded`` are disks that must be
@@ -50,7 +60,7 @@ class PointTaken:
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreFiles:
+class RestoreFiles(FlowRequest):
     """Write a point's disks, NVRAM, TPM directory and definition into a directory, and its ``secrets`` when asked.
 
     ``decrypt`` writes plain images of disks that were encrypted; without it they are encrypted again. ``only`` holds
@@ -78,7 +88,7 @@ class FilesRestored:
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreVm:
+class RestoreVm(FlowRequest):
     """Make a VM of a point. ``disks_dir`` None means each disk's own directory.
 
     ``adapt`` changes what does not fit this host and nobody must choose; ``machine``, ``cpu`` and ``firmware`` (a file)
@@ -118,7 +128,7 @@ class VmRestored:
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreInPlace:
+class RestoreInPlace(FlowRequest):
     """Write a point over its own VM. ``only`` holds "disks", "state" and targets of disks; empty means all.
 
     ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
@@ -161,7 +171,7 @@ class RunAfterwards(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RevertSnapshot:
+class RevertSnapshot(FlowRequest):
     """Take a VM back to a snapshot of libvirt. ``vm`` is a name or a UUID; ``only`` and ``tpm`` as in RestoreInPlace.
 
     ``memory`` False leaves the memory. ``stop`` pulls the plug of a VM that runs. ``discard`` removes the images that
@@ -209,7 +219,7 @@ class SnapshotReverted:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeSnapshot:
+class TakeSnapshot(FlowRequest):
     """Make a snapshot of a VM, with its TPM state and UEFI variables. ``vm`` is a name or a UUID.
 
     ``xml`` is the <domainsnapshot> that is wanted; the other fields are those of

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from vmkeep.catalog import Catalog, OperationState
 from vmkeep.errors import InvalidRequest, VmkeepError
@@ -22,10 +22,6 @@ from vmkeep.values import dataclass
 R = TypeVar("R")
 T = TypeVar("T")
 _PROGRESS_SECONDS = 1.0
-
-
-THIS_HOST: Final = "this"
-"""The id of the host that the command itself runs on."""
 
 
 @dataclass(frozen=True, slots=True)

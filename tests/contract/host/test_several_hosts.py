@@ -11,16 +11,22 @@ import pytest
 
 from tests.contract.host import made_up
 from tests.contract.host.made_up import Answer, begun
-from vmkeep.catalog import MemoryCatalog
+from vmkeep.catalog import MemoryCatalog, OperationState
 from vmkeep.config import load_settings
-from vmkeep.errors import InvalidRequest, VmBusy
+from vmkeep.errors import InvalidRequest, VmBusy, VmNotFound
 from vmkeep.flows import recovery
+from vmkeep.flows.declared import TAKE_POINT
+from vmkeep.flows.engine import Engine
+from vmkeep.flows.installation import Premises
+from vmkeep.flows.plan import Settled
 from vmkeep.flows.recovery import Recovery
+from vmkeep.flows.requests import TakePoint
 from vmkeep.flows.services import Services, held_vm
 from vmkeep.host import local
 from vmkeep.host.local import LocalHost
 from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.locks import WhoHoldsVm
+from vmkeep.host.tasks.survey import FindVm
 from vmkeep.host.tasks.unfinished import (
     ListUnfinished,
     RequireUnneeded,
@@ -47,6 +53,8 @@ class Leaving(LocalHost):
                 return Unfinished((self.left,), ())
             case RequireUnneeded():
                 return None
+            case FindVm():
+                raise VmNotFound(f"there is no VM {task.vm!r} beside what was {self.left}")
         return super().ask(task)
 
 
@@ -114,3 +122,47 @@ def test_what_was_left_over_is_settled_on_the_host_that_has_it(
     )
     for name, host in hosts.items():
         assert host.poll(f"left at {name}").result == RestoreSettled(f"settled left at {name}", VM, None)
+
+
+def test_flow_works_on_the_host_that_its_request_names(hosts: dict[str, Leaving], tmp_path: Path) -> None:
+    settings = load_settings(home=str(tmp_path / "home"), environ={})
+    with Premises(settings) as premises:
+        premises.ensure()
+        with Engine(premises, {"this": hosts["one"], **hosts}) as engine:
+            with pytest.raises(VmNotFound, match="left at two"):
+                engine.take_point(TakePoint("win11", host="two"), lambda _: None)
+            with pytest.raises(VmNotFound, match="left at one"):
+                engine.take_point(TakePoint("win11"), lambda _: None)
+            with pytest.raises(InvalidRequest, match="three"):
+                engine.take_point(TakePoint("win11", host="three"), lambda _: None)
+        recorded = premises.catalog.operations()
+    assert {str(operation.request["host"]) for operation in recorded} == {"this", "two", "three"}
+    assert {operation.state for operation in recorded} == {OperationState.FAILED}
+
+
+def test_flow_of_a_dead_process_is_settled_on_its_host(
+    services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    services.catalog.begin_operation("killed", TAKE_POINT, "win11", "dead", {"vm": "win11", "host": "two"})
+    dead = [
+        SimpleNamespace(workflow_id=each, name=TAKE_POINT, executor_id="dead") for each in ("killed", "of no record")
+    ]
+    ended: list[str] = []
+    dbos = SimpleNamespace(
+        get_workflow_status=lambda _: None, list_workflows=lambda **_: dead, cancel_workflow=ended.append
+    )
+    monkeypatch.setattr(recovery, "DBOS", dbos)
+    settled: list[tuple[str, str]] = []
+
+    def settle(services: Services, operation: str) -> Settled:
+        settled.append((services.at, operation))
+        return Settled(f"settled {operation}", whole=True)
+
+    monkeypatch.setattr(recovery, "declared_flow", lambda _: SimpleNamespace(settle=settle))
+    settings = load_settings(home=str(tmp_path), environ={})
+    settings.owners_dir.mkdir(parents=True)
+    told = Recovery(settings, "me", {}, lambda: services).recover()
+    assert settled == [("two", "killed"), ("one", "of no record")]
+    assert ended == ["killed", "of no record"]
+    assert services.catalog.operation("killed").state is OperationState.DONE
+    assert "settled killed" in told

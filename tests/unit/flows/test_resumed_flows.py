@@ -14,6 +14,7 @@ from vmkeep.flows import recovery as recovery_module
 from vmkeep.flows.engine import Engine
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Run
+from vmkeep.flows.requests import THIS_HOST
 from vmkeep.host.local import LocalHost
 
 
@@ -37,7 +38,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     for name in ("_RECORDING_SECONDS", "_TAKING_UP_SECONDS"):
         monkeypatch.setattr(recovery_module, name, 0.3)
     settings = load_settings(home="/nowhere", environ={})
-    return Engine(Premises(settings), LocalHost(settings))
+    return Engine(Premises(settings), {THIS_HOST: LocalHost(settings)})
 
 
 def test_end_that_is_recorded_is_taken_from_the_record(engine: Engine) -> None:
