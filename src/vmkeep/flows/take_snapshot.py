@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,8 +64,18 @@ def take_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotTaken:
 def make_snapshot(plan: Plan, request: TakeSnapshot) -> SnapshotMade:
     """Suspend, let libvirt make it, read the state files, resume. When this raises there is none, or it says so."""
     services = plan.services
-    wanted = {field.name: getattr(request, field.name) for field in dataclasses.fields(request) if field.name != "vm"}
-    task = MakeSnapshot(operation=plan.operation, vm_uuid=services.host.ask(FindVm(request.vm)), **wanted)
+    task = MakeSnapshot(
+        operation=plan.operation,
+        vm_uuid=services.host.ask(FindVm(request.vm)),
+        xml=request.xml,
+        disk_only=request.disk_only,
+        internal=request.internal,
+        with_bitmaps=request.with_bitmaps,
+        quiesce=request.quiesce,
+        halt=request.halt,
+        reuse_external=request.reuse_external,
+        validate=request.validate,
+    )
     return services.on_host(plan.operation, task)
 
 
