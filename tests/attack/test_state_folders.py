@@ -5,6 +5,7 @@ Played with the rights of these users; each was seen to work on an earlier build
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -16,10 +17,12 @@ import pytest
 
 from tests.attack.conftest import QEMU_USER, SWTPM_USER, Ground, as_user
 from tests.rig import KiB, random_bytes
+from vmkeep.custody.standing import FoundState
 from vmkeep.errors import VmkeepError
-from vmkeep.host.checkup.vm import _read as read_for_checkup
 from vmkeep.host.restores.items import item_at, publish_items, withdraw_items
 from vmkeep.host.tasks.restores import PublishItems, WithdrawItems
+from vmkeep.host.vm.found_states import found_state
+from vmkeep.host.vm.states import StateSource
 from vmkeep.paths import give_away, make_directories
 from vmkeep.statefiles.capture import capture
 from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, stage_tpm, withdraw
@@ -71,13 +74,17 @@ def test_what_is_planted_for_a_state_file_is_an_error_at_once(
             answers.append(len(capture(kind, path, file="f", vm="vm").content))
         except VmkeepError as error:
             answers.append(error.code)
-        answers.append(read_for_checkup(path, 1 << 20))
+        answers.append(found_state(StateSource("nvram", path, "nvram.fd")))
 
     # What waits for a pipe cannot be ended from within.
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     reader.join(_PROMPT_SECONDS)
-    assert answers == ["state-unsupported", b""], f"what is read from a {planted} in place of the state"
+    about = f"what is read from a {planted} in place of the state"
+    assert len(answers) == 2, about
+    assert answers[0] == "state-unsupported", about
+    assert isinstance(answers[1], FoundState), about
+    assert (answers[1].sha256, bool(answers[1].problem)) == (None, True), about
 
 
 def test_state_that_is_there_is_read_whoever_owns_it(ground: Ground) -> None:
@@ -87,7 +94,8 @@ def test_state_that_is_there_is_read_whoever_owns_it(ground: Ground) -> None:
         shutil.chown(path, user)
         state = capture("nvram", path, file="nvram.fd", vm="vm")
         assert (state.content, state.owner) == (_CONTENT, user)
-        assert read_for_checkup(path, 1 << 20) == _CONTENT
+        found = found_state(StateSource("nvram", path, "nvram.fd"))
+        assert (found.sha256, found.problem) == (hashlib.sha256(_CONTENT).hexdigest(), None)
 
 
 def test_folder_of_libvirt_may_be_roots_link(ground: Ground) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState, Trust
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
+from vmkeep.custody.standing import KnownVersion
 from vmkeep.errors import (
     CatalogDamaged,
     KeyMissing,
@@ -41,7 +42,6 @@ from vmkeep.host.tasks.checkup import (
     FindingCode,
     ForgetSnapshot,
     KnownOperation,
-    KnownVersion,
     Operations,
     RememberedPoint,
     RememberedVm,
@@ -383,7 +383,8 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         points=tuple(_remembered_point(point, current) for point in points),
         bases=tuple(known_from_catalogue(point) for point in points),
         versions=tuple(
-            KnownVersion(state.kind, state.generation, state.sha256) for state in catalog.states_of_vm(vm_uuid)
+            KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
+            for state in catalog.states_of_vm(vm_uuid)
         ),
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Final
 
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
+from vmkeep.custody.standing import Standing, holder_to_restore, judge_state
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.filesystem import size_text
@@ -32,7 +32,6 @@ from vmkeep.host.tasks.checkup import (
     MendCheckpoint,
     MergeOverlay,
     Operations,
-    RememberedPoint,
     RememberedVm,
     VmMend,
 )
@@ -41,6 +40,7 @@ from vmkeep.host.vm.chains import chain_faults
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.deletions import deletion_notes
 from vmkeep.host.vm.fitness import refuse_jobs, stuck_job_remedy
+from vmkeep.host.vm.found_states import BACKUP_SUFFIX, found_state
 from vmkeep.host.vm.images import image_chains, top_images
 from vmkeep.host.vm.merging import merge_overlay
 from vmkeep.host.vm.moments import refuse_torn_checkpoints
@@ -53,7 +53,6 @@ from vmkeep.locks import FileLock
 from vmkeep.planning import clocks
 from vmkeep.planning.bitmaps import OLD_QCOW2, Chain, amending
 from vmkeep.planning.images import ImageLayer
-from vmkeep.statefiles.capture import LIMIT_BYTES, open_state
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.transfer.imagefile import describe_image, look_at
 from vmkeep.values import dataclass
@@ -365,17 +364,16 @@ class _Patient:
             versions = [version for version in self.known.versions if version.kind == source.kind]
             if not versions:
                 continue
-            content = _read(source.path, LIMIT_BYTES["tpm" if source.kind == "tpm" else "nvram"])
-            if content is None:
-                yield self._state_missing(source.kind, source.path)
-                continue
-            digest = hashlib.sha256(content).hexdigest()
             current = next((point for point in self.known.points if point.current), None)
-            returned = current is not None and current.states.get(source.kind) == digest
-            if digest != versions[0].sha256 and not returned:
-                older = next((version for version in versions if version.sha256 == digest), None)
-                if older is not None:
-                    yield self._state_superseded(source.kind, source.path, older.generation, versions[0].generation)
+            judged = judge_state(
+                found_state(source), versions, None if current is None else current.states.get(source.kind)
+            )
+            if judged.standing is Standing.MISSING:
+                yield self._state_missing(source.kind, source.path)
+            elif judged.from_backup:
+                yield self._state_from_backup(source.path)
+            elif judged.standing is Standing.SUPERSEDED and judged.generation is not None:
+                yield self._state_superseded(source.kind, source.path, judged.generation, versions[0].generation)
 
     def _state_missing(self, kind: str, path: Path) -> Finding:
         what = "blank TPM, to which nothing that the guest sealed opens" if kind == "tpm" else "blank set of them"
@@ -391,12 +389,17 @@ class _Patient:
         )
         return self._finding(FindingCode.STATE_SUPERSEDED, message, remedy=self._restore_state(kind), path=str(path))
 
+    def _state_from_backup(self, path: Path) -> Finding:
+        message = (
+            f"its TPM state should be at {path} and is gone; swtpm would take {path.name}{BACKUP_SUFFIX} in its place, "
+            "which is the state before, and rolls the guest's TPM back"
+        )
+        return self._finding(FindingCode.TPM_MISSING, message, remedy=self._restore_state("tpm"), path=str(path))
+
     def _restore_state(self, kind: str) -> str | None:
         """Return the command that puts the state back: of the point that the VM descends from, else of the newest."""
-        held = [point for point in self.known.points if kind in point.states]
-        held.sort(key=lambda point: (not point.current, point.safety))
-        newest: RememberedPoint | None = next(iter(held), None)
-        return None if newest is None else command_line("vmkeep restore", newest.id, options="--in-place --only state")
+        holder = holder_to_restore(self.known.points, kind)
+        return None if holder is None else command_line("vmkeep restore", holder, options="--in-place --only state")
 
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 
@@ -526,14 +529,3 @@ def _chain(path: str, image_format: str) -> Chain:
 
 def _sources(definition: Definition) -> set[tuple[str, str | None]]:
     return {(disk.target, disk.source) for disk in definition.disks if not disk.removable}
-
-
-def _read(path: Path, limit_bytes: int) -> bytes | None:
-    """Return the file's content, as far as it can be a state file's; None when there is none."""
-    try:
-        with os.fdopen(open_state(path), "rb") as stream:
-            return stream.read(limit_bytes + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError:
-        return b""

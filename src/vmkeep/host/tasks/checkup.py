@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
+from vmkeep.custody.standing import KnownVersion
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.checkpoint_repair import RepairStep
 from vmkeep.planning.model import KnownPoint
@@ -433,15 +434,6 @@ class RememberedPoint:
     current: bool = False
     secrets: tuple[str, ...] = ()
     safety: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KnownVersion:
-    """An accepted version of a state file."""
-
-    kind: str
-    generation: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

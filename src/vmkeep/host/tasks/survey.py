@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from vmkeep.custody.standing import FoundState
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -89,6 +90,24 @@ class LookAtVm(Task[SurveyedVm]):
     """Tell of one VM, given by name or UUID; raises VmNotFound."""
 
     vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatesOfVm:
+    """The state files of a VM as they were found. ``problem`` says why not all of them can be told."""
+
+    name: str
+    uuid: str
+    state: str
+    files: tuple[FoundState, ...]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtStates(Task[tuple[StatesOfVm, ...]]):
+    """Tell of the state files of VMs, given by names or UUIDs; of all, when none is. Raises VmNotFound."""
+
+    vms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

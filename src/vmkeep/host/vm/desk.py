@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmkeep.host.operation import Operation
-from vmkeep.host.tasks.survey import FindVm, HostIdentity, Identify, LookAtVm, LookAtVms, RequireRights
+from vmkeep.host.tasks.survey import FindVm, HostIdentity, Identify, LookAtStates, LookAtVm, LookAtVms, RequireRights
 from vmkeep.host.tasks.task import Task
 
 
@@ -25,6 +25,10 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             from vmkeep.host.vm.survey import survey
 
             return survey(hypervisor.domain(task.vm), hypervisor, settings)
+        case LookAtStates():
+            from vmkeep.host.vm.found_states import look_at_states
+
+            return look_at_states(hypervisor, task.vms)
         case RequireRights():
             from vmkeep.host.vm.rights import refuse_without_rights
 

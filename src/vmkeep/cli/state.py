@@ -1,0 +1,163 @@
+"""`vmkeep state`: TPM state and UEFI variables of VMs, as they are on the host and as they are kept."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.console import size_text, time_text
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.tables import Table
+
+if TYPE_CHECKING:
+    from vmkeep.flows.vm_states import StandingState, VersionKept
+
+app = typer.Typer(
+    short_help="TPM state and UEFI variables: on the host, and kept.",
+    help="TPM state and UEFI variables of VMs: how those on the host stand to the versions that are kept.",
+    epilog="Example: vmkeep state list",
+    rich_markup_mode=None,
+)
+
+
+class Kind(StrEnum):
+    """Kinds of state files."""
+
+    TPM = "tpm"
+    NVRAM = "nvram"
+
+
+@app.command("list", epilog="Example: vmkeep state list win11")
+def list_states(
+    context: typer.Context,
+    vms: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VM", help="Names or UUIDs; all without.", autocompletion=complete_vm),
+    ] = None,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show how the state files on the host stand to the newest version that is kept."""
+    from vmkeep.flows.vm_states import look_at_standings, remedy
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        catalog = running.premises.catalog
+        with running.host() as host:
+            found = look_at_standings(catalog, host, tuple(vms or ()))
+        remedies = [remedy(catalog, state) for state in found.states]
+        if running.console.json:
+            states = [_state_document(state, command) for state, command in zip(found.states, remedies, strict=True)]
+            running.console.document({"states": states, "problems": list(found.problems)})
+            return
+        if not found.states and not found.problems:
+            running.console.show("no state files")
+            return
+        columns = ("VM", "kind", "standing", "version", "newest", "kept", "file")
+        rows = [
+            (
+                state.vm,
+                state.found.kind,
+                _standing_text(state),
+                _number(state.judged.generation),
+                _number(state.newest.generation if state.newest is not None else None),
+                time_text(state.newest.created) if state.newest is not None else "",
+                state.found.path,
+            )
+            for state in found.states
+        ]
+        told = [
+            f"{state.vm}: put the newest {state.found.kind} state back with `{command}`"
+            for state, command in zip(found.states, remedies, strict=True)
+            if command is not None
+        ]
+        table = Table(columns=columns, rows=rows, right=("version", "newest"), drop=("kept", "newest"))
+        running.console.show(table, *told, *found.problems)
+
+
+@app.command("versions", epilog="Example: vmkeep state versions win11 --kind tpm")
+def list_versions(
+    context: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
+    kind: Annotated[
+        Kind | None, typer.Option("--kind", help="Only those of the TPM, or of the UEFI variables.")
+    ] = None,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """List the versions of a VM's state files that are known, the newest first, and what keeps each."""
+    from vmkeep.flows.vm_states import versions_kept
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        kept = versions_kept(running.premises.catalog, vm, kind)
+        if running.console.json:
+            running.console.document({"versions": [_version_document(each) for each in kept]})
+            return
+        if not kept:
+            running.console.show("no versions")
+            return
+        columns = ("kind", "version", "kept", "size", "SHA-256", "standing", "held by")
+        rows = [
+            (
+                each.version.kind,
+                str(each.version.generation),
+                time_text(each.version.created),
+                size_text(each.version.size_bytes),
+                each.version.sha256[:16],
+                "current" if each.current else "conflict" if each.version.conflict else "",
+                _holders(each.held_by),
+            )
+            for each in kept
+        ]
+        running.console.show(Table(columns=columns, rows=rows, right=("version", "size"), drop=("SHA-256", "size")))
+
+
+def _standing_text(state: StandingState) -> str:
+    return "older, by swtpm's backup" if state.judged.from_backup else str(state.judged.standing)
+
+
+def _number(generation: int | None) -> str:
+    return "" if generation is None else str(generation)
+
+
+def _holders(ids: tuple[str, ...]) -> str:
+    if not ids:
+        return "nothing"
+    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
+
+
+def _state_document(state: StandingState, command: str | None) -> dict[str, Any]:
+    newest = state.newest
+    return {
+        "vm": state.vm,
+        "vm_uuid": state.vm_uuid,
+        "running": state.running,
+        "kind": state.found.kind,
+        "path": state.found.path,
+        "standing": str(state.judged.standing),
+        "from_backup": state.judged.from_backup,
+        "version": state.judged.generation,
+        "sha256": state.found.sha256,
+        "size_bytes": state.found.size_bytes,
+        "newest": None if newest is None else {"version": newest.generation, "created": newest.created},
+        "problem": state.found.problem,
+        "remedy": command,
+    }
+
+
+def _version_document(kept: VersionKept) -> dict[str, Any]:
+    version = kept.version
+    return {
+        "kind": version.kind,
+        "version": version.generation,
+        "created": version.created,
+        "size_bytes": version.size_bytes,
+        "sha256": version.sha256,
+        "current": kept.current,
+        "conflict": version.conflict,
+        "held_by": list(kept.held_by),
+    }

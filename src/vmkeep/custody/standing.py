@@ -1,0 +1,123 @@
+"""How a state file on a host stands to the versions of it that are kept: judged here and nowhere else. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Final, Protocol
+
+from vmkeep.values import dataclass
+
+
+class Standing(StrEnum):
+    """What a state file is, next to the versions that are known of it."""
+
+    CURRENT = "current"
+    """It is the newest version, or the one that the VM went back to."""
+    CHANGED = "changed"
+    """It is no version: it changed since the newest was kept."""
+    SUPERSEDED = "superseded"
+    """It is an older version: somebody put it there, and the guest's state would be rolled back."""
+    CONFLICT = "conflict"
+    """It is a version that came late, or from a copy of the VM, and never counted as the current one."""
+    MISSING = "missing"
+    """It is not there, and versions of it are: libvirt would make it anew, blank."""
+    NOT_KEPT = "not-kept"
+    """No version of it is known yet."""
+    UNREAD = "unread"
+    """It could not be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownVersion:
+    """A version of a state file. ``conflict``: one that never counts as the current one."""
+
+    kind: str
+    generation: int
+    sha256: str
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FoundState:
+    """A state file as it was found on a host.
+
+    ``sha256`` is None where there is no file. ``backup`` is then the hash of what swtpm 0.11 and later may have kept
+    beside it, of the state before: it renames that into place. ``problem`` says why it could not be read.
+    """
+
+    kind: str
+    path: str
+    sha256: str | None = None
+    size_bytes: int | None = None
+    backup: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedState:
+    """``generation`` is that of the version that the file is, or will be at the next start; None: it is none.
+
+    ``from_backup``: the file is missing, and swtpm would put what it kept beside it in its place.
+    """
+
+    standing: Standing
+    generation: int | None = None
+    from_backup: bool = False
+
+
+class Holder(Protocol):
+    """A point, as far as it is asked what state it holds. ``states`` are the contents' hashes by kind.
+
+    ``current``: the VM descends from it. ``safety``: it holds the state that somebody wanted to leave.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def states(self) -> Mapping[str, str]: ...
+    @property
+    def current(self) -> bool: ...
+    @property
+    def safety(self) -> bool: ...
+
+
+def holder_to_restore(points: Iterable[Holder], kind: str) -> str | None:
+    """Return the point from which a lost state of a kind is put back: that which the VM descends from, else the newest.
+
+    ``points`` come newest first. None: no point holds such a state.
+    """
+    holding = [point for point in points if kind in point.states]
+    holding.sort(key=lambda point: (not point.current, point.safety))
+    return holding[0].id if holding else None
+
+
+_NEVER: Final = ""
+
+
+def judge_state(found: FoundState, versions: Iterable[KnownVersion], returned_to: str | None = None) -> JudgedState:
+    """Say how a file stands. ``versions`` are those of its kind, the newest first.
+
+    ``returned_to`` is the hash of what the VM was taken back to on purpose, if it was: that counts as current.
+    """
+    known = tuple(versions)
+    if found.problem is not None:
+        return JudgedState(Standing.UNREAD)
+    if found.sha256 is None and found.backup is not None:
+        # Whatever it is, it is not what was there last: swtpm keeps the state before.
+        generation = next((version.generation for version in known if version.sha256 == found.backup), None)
+        return JudgedState(Standing.SUPERSEDED if known else Standing.MISSING, generation, from_backup=True)
+    if not known:
+        return JudgedState(Standing.NOT_KEPT)
+    if found.sha256 is None:
+        return JudgedState(Standing.MISSING)
+    accepted = [version for version in known if not version.conflict]
+    for version in accepted:
+        if version.sha256 == found.sha256:
+            newest = version is accepted[0] or found.sha256 == (returned_to or _NEVER)
+            return JudgedState(Standing.CURRENT if newest else Standing.SUPERSEDED, version.generation)
+    late = next((version for version in known if version.sha256 == found.sha256), None)
+    if late is not None:
+        current = found.sha256 == (returned_to or _NEVER)
+        return JudgedState(Standing.CURRENT if current else Standing.CONFLICT, late.generation)
+    return JudgedState(Standing.CHANGED)

@@ -1,0 +1,108 @@
+"""`vmkeep state`: the state files of VMs on the host, beside the versions that are kept of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from tests.rig import Disk, Host, MiB, Vm
+from tests.rig.cli import Vmkeep
+
+pytestmark = pytest.mark.system
+
+
+def standings(vmkeep: Vmkeep, *vms: str) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(state["vm"], state["kind"]): state for state in vmkeep.json("state", "list", *vms)["states"]}
+
+
+def two_versions(vm: Vm, vmkeep: Vmkeep) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Take a point, change TPM and NVRAM, and take another; return both, and the first TPM state."""
+    vm.start(paused=True)
+    vm.destroy()
+    first = vmkeep.backup(vm.name)
+    old = vm.tpm_state()
+    vm.change_nvram()
+    vm.change_tpm()
+    return first, vmkeep.backup(vm.name), old
+
+
+def test_state_that_is_older_lost_or_only_in_swtpms_backup_is_told_with_what_puts_it_back(
+    host: Host, vmkeep: Vmkeep
+) -> None:
+    vm = host.define("guest", disks=[Disk("vda", MiB)])
+    vm.start(paused=True)
+    vm.destroy()
+    assert {state["standing"] for state in standings(vmkeep).values()} == {"not-kept"}
+    first, second, old = two_versions(vm, vmkeep)
+    permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    newest = permall.read_bytes()
+    now = standings(vmkeep)
+    assert [(state["standing"], state["version"], state["remedy"]) for state in now.values()] == [
+        ("current", 2, None)
+    ] * 2
+
+    permall.write_bytes(old)
+    tpm = standings(vmkeep, "guest")["guest", "tpm"]
+    assert (tpm["standing"], tpm["version"], tpm["newest"]["version"]) == ("superseded", 1, 2)
+    assert tpm["remedy"] == f"vmkeep restore {second['id']} --in-place --only state"
+
+    # As swtpm 0.11 leaves it, which keeps the state before the last write, and takes it when the file is gone.
+    permall.rename(permall.with_name("tpm2-00.permall.bak"))
+    tpm = standings(vmkeep)["guest", "tpm"]
+    assert (tpm["standing"], tpm["from_backup"], tpm["version"]) == ("superseded", True, 1)
+    doctor = json.loads(vmkeep.run("--json", "doctor").stdout)["doctor"]
+    told = {finding["code"]: finding for finding in doctor["findings"]}
+    assert "tpm2-00.permall.bak" in told["tpm-missing"]["message"]
+    permall.with_name("tpm2-00.permall.bak").unlink()
+    tpm = standings(vmkeep)["guest", "tpm"]
+    assert (tpm["standing"], tpm["version"]) == ("missing", None)
+    shown = vmkeep.run("state", "list").stdout
+    assert f"vmkeep restore {second['id']} --in-place --only state" in shown
+
+    vmkeep.json(*tpm["remedy"].split()[1:], "--yes")
+    assert permall.read_bytes() == newest
+    assert {state["standing"] for state in standings(vmkeep).values()} == {"current"}
+    vmkeep.json("restore", first["id"], "--in-place", "--yes")  # which is no accident
+    assert {(state["standing"], state["version"]) for state in standings(vmkeep).values()} == {("current", 1)}
+
+
+def test_versions_are_listed_with_what_keeps_them_also_of_a_vm_that_is_gone(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", MiB)])
+    first, second, _ = two_versions(vm, vmkeep)
+    third = vmkeep.backup("guest")  # in which nothing of the state is new
+    uuid = vm.uuid
+    vm.delete()
+    for name in ("guest", uuid):
+        versions = vmkeep.json("state", "versions", name)["versions"]
+        told = [(each["kind"], each["version"], each["current"], sorted(each["held_by"])) for each in versions]
+        newest = sorted([second["id"], third["id"]])
+        assert told == [
+            ("nvram", 2, True, newest),
+            ("nvram", 1, False, [first["id"]]),
+            ("tpm", 2, True, newest),
+            ("tpm", 1, False, [first["id"]]),
+        ]
+    only = vmkeep.json("state", "versions", "guest", "--kind", "tpm")["versions"]
+    assert {each["kind"] for each in only} == {"tpm"}
+    vmkeep.json("point", "delete", first["id"], "--yes")
+    (held_by,) = [each["held_by"] for each in vmkeep.json("state", "versions", "guest", "--kind", "tpm")["versions"]][
+        1:
+    ]
+    assert held_by == []
+    assert vmkeep.fails("state", "versions", "nobody").error["code"] == "vm-not-found"
+    assert vmkeep.fails("state", "versions", "guest", "--kind", "disk").error["code"] == "invalid-request"
+
+
+def test_state_that_cannot_be_read_is_told_and_the_others_are_listed(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", MiB)])
+    two_versions(vm, vmkeep)
+    permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    permall.unlink()
+    os.mkfifo(permall)
+    document = vmkeep.json("state", "list")
+    by_kind = {state["kind"]: state for state in document["states"]}
+    assert (by_kind["tpm"]["standing"], by_kind["nvram"]["standing"]) == ("unread", "current")
+    assert str(permall.relative_to(vm.tpm_directory)) in document["problems"][0]

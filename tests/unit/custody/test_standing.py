@@ -1,0 +1,89 @@
+"""How a state file stands to the versions that are kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
+
+A, B, C, D = "a" * 64, "b" * 64, "c" * 64, "d" * 64
+VERSIONS = (
+    KnownVersion("tpm", 3, C),
+    KnownVersion("tpm", 3, D, conflict=True),
+    KnownVersion("tpm", 2, B),
+    KnownVersion("tpm", 1, A),
+)
+MISSING = FoundState("tpm", "/tpm")
+
+
+def found(sha256: str) -> FoundState:
+    return FoundState("tpm", "/tpm", sha256, 8000)
+
+
+@pytest.mark.parametrize(
+    ("state", "judged"),
+    [
+        (found(C), JudgedState(Standing.CURRENT, 3)),
+        (found(B), JudgedState(Standing.SUPERSEDED, 2)),
+        (found(D), JudgedState(Standing.CONFLICT, 3)),
+        (found("e" * 64), JudgedState(Standing.CHANGED)),
+        (MISSING, JudgedState(Standing.MISSING)),
+        (replace(MISSING, problem="Permission denied"), JudgedState(Standing.UNREAD)),
+        (replace(MISSING, backup=B), JudgedState(Standing.SUPERSEDED, 2, from_backup=True)),
+        (replace(MISSING, backup="e" * 64), JudgedState(Standing.SUPERSEDED, None, from_backup=True)),
+        (replace(found(C), backup=B), JudgedState(Standing.CURRENT, 3)),
+    ],
+)
+def test_standing(state: FoundState, judged: JudgedState) -> None:
+    assert judge_state(state, VERSIONS) == judged
+
+
+def test_state_that_the_vm_was_taken_back_to_is_current() -> None:
+    assert judge_state(found(A), VERSIONS, returned_to=A) == JudgedState(Standing.CURRENT, 1)
+    assert judge_state(found(D), VERSIONS, returned_to=D) == JudgedState(Standing.CURRENT, 3)
+    assert judge_state(found(B), VERSIONS, returned_to=A).standing is Standing.SUPERSEDED
+
+
+def test_state_without_versions_is_not_kept_yet_and_a_lost_one_is_missing_all_the_same() -> None:
+    assert judge_state(found(A), ()) == JudgedState(Standing.NOT_KEPT)
+    assert judge_state(MISSING, ()) == JudgedState(Standing.NOT_KEPT)
+    assert judge_state(replace(MISSING, backup=A), ()) == JudgedState(Standing.MISSING, None, from_backup=True)
+
+
+@given(
+    contents=st.lists(st.sampled_from([A, B, C]), min_size=1, max_size=6),
+    conflicts=st.sets(st.integers(0, 5)),
+    sha256=st.sampled_from([A, B, C, D]),
+)
+def test_only_the_newest_accepted_content_is_current(contents: list[str], conflicts: set[int], sha256: str) -> None:
+    versions = [
+        KnownVersion("tpm", len(contents) - place, content, conflict=place in conflicts)
+        for place, content in enumerate(contents)
+    ]
+    accepted = [version for version in versions if not version.conflict]
+    judged = judge_state(found(sha256), versions)
+    assert (judged.standing is Standing.CURRENT) == bool(accepted and accepted[0].sha256 == sha256)
+    assert (judged.standing is Standing.CHANGED) == (sha256 not in contents)
+    if judged.generation is not None:
+        assert sha256 in {version.sha256 for version in versions if version.generation == judged.generation}
+
+
+@dataclass(frozen=True)
+class Point:
+    id: str
+    states: Mapping[str, str] = field(default_factory=lambda: {"tpm": A})
+    current: bool = False
+    safety: bool = False
+
+
+def test_lost_state_is_put_back_from_where_the_vm_is_else_from_the_newest() -> None:
+    left, newest, older = Point("left", safety=True), Point("newest"), Point("older", current=True)
+    assert holder_to_restore([left, newest, older], "tpm") == "older"
+    assert holder_to_restore([left, newest], "tpm") == "newest"
+    assert holder_to_restore([left], "tpm") == "left"
+    assert holder_to_restore([newest], "nvram") is None
