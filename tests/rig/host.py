@@ -426,17 +426,26 @@ class Host:
     def kill_vm(self, name: str) -> None:
         """Kill the QEMU of a VM and its swtpm, and return when they are gone; those that are gone do not matter."""
         run = self.path("/run/libvirt/qemu")
-        pid_files = [*run.glob(f"swtpm/*-{name}-swtpm.pid"), run / f"{name}.pid"]
+        for pid in self._daemons([*run.glob(f"swtpm/*-{name}-swtpm.pid"), run / f"{name}.pid"]):
+            with contextlib.suppress(ProcessLookupError):
+                _kill(pid)
+
+    def qemu_pid(self, name: str) -> int:
+        """Return a VM's QEMU as it is numbered outside of the host. Raises ValueError for one that is off."""
+        (pid,) = self._daemons([self.path("/run/libvirt/qemu") / f"{name}.pid"])
+        return pid
+
+    def _daemons(self, pid_files: Sequence[Path]) -> Iterator[int]:
+        """Yield the numbers outside of the host of those that are named inside: children of its first process."""
         inner = set()
         for path in pid_files:
             with contextlib.suppress(FileNotFoundError):
                 inner.add(path.read_text().strip())
-        # Both are daemons, so children of the host's first process.
         for child in Path(f"/proc/{self._init_pid}/task/{self._init_pid}/children").read_text().split():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 status = Path(f"/proc/{child}/status").read_text()
                 if any(f"NSpid:\t{child}\t{pid}\n" in status for pid in inner):
-                    _kill(int(child))
+                    yield int(child)
 
     def clear(self) -> None:
         """Remove every VM, whoever defined it, every secret, and all files in the directories of tests."""

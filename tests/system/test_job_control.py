@@ -6,8 +6,11 @@ import os
 import pty
 import re
 import select
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -85,7 +88,8 @@ def test_command_goes_on_after_ctrl_z_and_fg_and_its_guest_never_stands_still_fo
     assert has_backup_job(vm)
     _go_on(terminal)
 
-    _stop_when(terminal, vm, lambda: vm.state() is VmState.PAUSED)
+    with _slow(host.qemu_pid(vm.name)):  # an instant of some 40 ms is not met by who is not let run for as long
+        _stop_when(terminal, vm, lambda: vm.state() is VmState.PAUSED)
     wait_until(lambda: vm.state() is VmState.RUNNING, "the guest stands still with the command", 1.5)
     terminal.wait_shown("Stopped")
     assert vm.state() is VmState.RUNNING
@@ -104,6 +108,28 @@ def _vm_with_a_long_point(host: Host) -> Vm:
         vm.write_random("vda", start=number * 32 * MiB, length=32 * MiB, seed=number)
     vm.resume()
     return vm
+
+
+@contextmanager
+def _slow(pid: int) -> Iterator[None]:
+    """Let a process run for a tenth of the time."""
+    over = threading.Event()
+
+    def hold_up() -> None:
+        while not over.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            over.wait(0.02)
+            os.kill(pid, signal.SIGCONT)
+            over.wait(0.002)
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        os.kill(pid, signal.SIGCONT)
 
 
 def _stop_when(terminal: Terminal, vm: Vm, condition: Callable[[], bool]) -> None:

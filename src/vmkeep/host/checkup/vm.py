@@ -372,8 +372,10 @@ class _Patient:
                 yield self._state_missing(source.kind, source.path)
             elif judged.from_backup:
                 yield self._state_from_backup(source.path)
-            elif judged.standing is Standing.SUPERSEDED and judged.generation is not None:
-                yield self._state_superseded(source.kind, source.path, judged.generation, versions[0].generation)
+            elif judged.standing in (Standing.SUPERSEDED, Standing.CONFLICT) and judged.generation is not None:
+                accepted = [version.generation for version in versions if not version.conflict]
+                newest = max(accepted, default=judged.generation)
+                yield self._state_superseded(source.kind, source.path, judged.generation, newest)
 
     def _state_missing(self, kind: str, path: Path) -> Finding:
         what = "blank TPM, to which nothing that the guest sealed opens" if kind == "tpm" else "blank set of them"

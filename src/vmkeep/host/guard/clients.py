@@ -69,7 +69,17 @@ class Channel:
         try:
             socket.send_fds(self._ours, [word], descriptors)
         except OSError as error:
-            raise JobAborted("the guardian of the backup job has ended, or ended the job to save the guest") from error
+            raise ended_by_guardian() from error
+
+
+def ended_by_guardian(vm: str | None = None) -> JobAborted:
+    """Return the error of a vmkeep whose guardian answers no more: it was killed, or ended the job."""
+    return JobAborted(
+        "the guardian of the backup job was killed, or ended the job to save the guest; a full scratch disk is the "
+        "usual cause",
+        vm=vm,
+        hint="Free space beside the disk images, or set scratch_dir in vmkeep.toml, and run it again.",
+    )
 
 
 class HeldClients:

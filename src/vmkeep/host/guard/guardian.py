@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from vmkeep.errors import HypervisorUnavailable, JobAborted, VmkeepError
-from vmkeep.host.guard.clients import Channel, HeldClients
+from vmkeep.host.guard.clients import Channel, HeldClients, ended_by_guardian
 from vmkeep.host.guard.rescue import (
     LOOK_SECONDS,
     JobRecord,
@@ -165,7 +165,7 @@ class Guardian:
                 "`longest_pause_seconds` in vmkeep.toml allows more. Run the command again.",
             )
         if answer != _READY:
-            raise JobAborted("the guardian of the backup job has ended, or ended the job to save the guest")
+            raise ended_by_guardian(self._vm)
 
     def _answer(self) -> bytes:
         try:
