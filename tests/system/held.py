@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
-from tests.rig import Vm
+from tests.rig import KiB, Vm
 from tests.rig.cli import Vmkeep
 from tests.system.truth import has_backup_job
 
@@ -37,15 +37,21 @@ def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[subprocess.Popen[str]
     """Start a backup that is let run a little now and then from its copy on, and on after the block.
 
     A little is of the processor's time: on a busy machine it would else be so slow that it is in the way of the end of
-    its job, and be killed.
+    its job, and be killed. And now and then is whenever the guest has filled some of the scratch (``work/scratch``): on
+    a busy machine it would else be done before the guest has written anything.
     """
     over = threading.Event()
+    scratch = Path(f"/proc/{vm.host.init_pid}/root{vm.host.dir}/work/scratch")
 
     def pulse(process: subprocess.Popen[str]) -> None:
         while not over.is_set() and process.poll() is None:
             _let_run(process.pid, _PULSE_SECONDS)
             os.kill(process.pid, signal.SIGSTOP)
-            over.wait(0.05)
+            before, until = _free_bytes(scratch), time.monotonic() + 1
+            while not over.wait(0.05) and time.monotonic() < until:
+                free = _free_bytes(scratch)
+                if free <= before - 64 * KiB or free < 128 * KiB:  # then it stops, and waits for the end of the job
+                    break
             os.kill(process.pid, signal.SIGCONT)
 
     with held_in_its_copy(vm, vmkeep) as process:
@@ -56,6 +62,11 @@ def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[subprocess.Popen[str]
         finally:
             over.set()
             pulses.join()
+
+
+def _free_bytes(directory: Path) -> int:
+    about = os.statvfs(directory)
+    return about.f_bavail * about.f_frsize
 
 
 @contextmanager

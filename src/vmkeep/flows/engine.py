@@ -89,8 +89,8 @@ class Engine:
 
     ``needs_home``: what will be run must be recorded, so a home that cannot be written is refused; else the engine does
     without it, and leaves alone what dead processes left. ``last``: the process ends right after the engine, so DBOS's
-    threads need not be stopped. They look for flows of other processes, and their end is waited for 0.07 s, which a
-    short command would feel.
+    threads need not be stopped when all went well. They look for flows of other processes, and their end is waited for
+    0.07 s, which a short command would feel.
     """
 
     def __init__(
@@ -152,7 +152,10 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._last:
+        # A process that fails may be unable to end, with a thread that hangs in a call to a storage. DBOS's threads
+        # take the write lock of the flow database for moments, and one that was taken then would stay: every other
+        # command of this home would find it locked.
+        if not self._last or error is not None:
             DBOS.destroy(destroy_registry=True)
         self._let_go()
 

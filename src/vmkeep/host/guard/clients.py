@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from vmkeep.errors import JobAborted
+from vmkeep.host.guard.handshakes import job_ended
 from vmkeep.host.vm.processes import hangs_dead
 
 _LONGEST_WORD = 64
@@ -37,6 +38,7 @@ _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC = 0x25609513
 _NO_COMMAND = 0x7E57
 _GIVES_UP = b"lives"
+GUARDIAN_GONE = "the guardian of the backup job was killed, or ended the job to save the guest"
 
 
 class Channel:
@@ -69,17 +71,7 @@ class Channel:
         try:
             socket.send_fds(self._ours, [word], descriptors)
         except OSError as error:
-            raise ended_by_guardian() from error
-
-
-def ended_by_guardian(vm: str | None = None) -> JobAborted:
-    """Return the error of a vmkeep whose guardian answers no more: it was killed, or ended the job."""
-    return JobAborted(
-        "the guardian of the backup job was killed, or ended the job to save the guest; a full scratch disk is the "
-        "usual cause",
-        vm=vm,
-        hint="Free space beside the disk images, or set scratch_dir in vmkeep.toml, and run it again.",
-    )
+            raise job_ended(GUARDIAN_GONE) from error
 
 
 class HeldClients:

@@ -29,7 +29,8 @@ from functools import partial
 from pathlib import Path
 
 from vmkeep.errors import HypervisorUnavailable, JobAborted, VmkeepError
-from vmkeep.host.guard.clients import Channel, HeldClients, ended_by_guardian
+from vmkeep.host.guard.clients import GUARDIAN_GONE, Channel, HeldClients
+from vmkeep.host.guard.handshakes import job_ended
 from vmkeep.host.guard.rescue import (
     LOOK_SECONDS,
     JobRecord,
@@ -165,7 +166,7 @@ class Guardian:
                 "`longest_pause_seconds` in vmkeep.toml allows more. Run the command again.",
             )
         if answer != _READY:
-            raise ended_by_guardian(self._vm)
+            raise job_ended(GUARDIAN_GONE, vm=self._vm)
 
     def _answer(self) -> bytes:
         try:

@@ -46,6 +46,16 @@ class Owner(Protocol):
         ...
 
 
+def job_ended(what: str, *, vm: str | None = None, disk: str | None = None) -> JobAborted:
+    """Return the error for a job that was ended while its point needed it, mostly by the guardian: ``what`` is seen."""
+    return JobAborted(
+        f"{what}; a full scratch disk is the usual cause",
+        vm=vm,
+        disk=disk,
+        hint="Free space beside the disk images, or set scratch_dir in vmkeep.toml, and run it again.",
+    )
+
+
 def allow_connections(directory: Path) -> None:
     """Make the lock's file in the operation's own directory, before the job begins; without it nobody connects."""
     os.close(os.open(directory / _LOCK_NAME, _HOW | os.O_CREAT, 0o600))
@@ -67,7 +77,7 @@ def making_connection(directory: Path) -> Iterator[None]:
         if lock is not None:
             fcntl.flock(lock, fcntl.LOCK_SH)
         if lock is None or _is_removed(lock):
-            raise JobAborted("the backup job was ended before a connection to it was made")
+            raise job_ended("the backup job was ended before a connection to it was made")
         yield
     finally:
         if lock is not None:

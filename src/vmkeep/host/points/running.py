@@ -21,7 +21,7 @@ from vmkeep.errors import (
 from vmkeep.host.checkpoints.bases import Bases
 from vmkeep.host.checkpoints.changes import checkpoint_xml
 from vmkeep.host.guard.guardian import Guardian
-from vmkeep.host.guard.handshakes import job_ends, making_connection
+from vmkeep.host.guard.handshakes import job_ended, job_ends, making_connection
 from vmkeep.host.guard.rescue import JobRecord, ProvenScratch, Stage, end_job, forget_secret, remove_leavings
 from vmkeep.host.points.exposure import Subject, guarded
 from vmkeep.host.points.instant import Instant, backup_xml, fix_instant
@@ -182,12 +182,7 @@ class RunningExposure:
             if domain.state().run not in _STANDING:
                 return JobAborted("the VM was stopped while its point was copied", vm=vm, disk=error.disk)
             if ended:
-                return JobAborted(
-                    "the backup job was ended while the point was copied; a full scratch disk is the usual cause",
-                    vm=vm,
-                    disk=error.disk,
-                    hint="Free space beside the disk images, or set scratch_dir in vmkeep.toml, and run it again.",
-                )
+                return job_ended("the backup job was ended while the point was copied", vm=vm, disk=error.disk)
         except HypervisorUnavailable:
             return JobAborted("libvirt went away while the point was copied", vm=vm, disk=error.disk)
         except VmNotFound:
