@@ -143,7 +143,7 @@ class Session:
         """
         with self.interruption.postponed():
             from vmkeep.flows.engine import Engine
-        from vmkeep.flows.requests import THIS_HOST
+            from vmkeep.flows.requests import THIS_HOST
 
         gc.freeze()  # modules stay
         gc.set_threshold(_WHILE_WORKING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Protocol
 
 from vmkeep.values import dataclass
 
@@ -92,9 +92,6 @@ def holder_to_restore(points: Iterable[Holder], kind: str) -> str | None:
     return holding[0].id if holding else None
 
 
-_NEVER: Final = ""
-
-
 def judge_state(found: FoundState, versions: Iterable[KnownVersion], returned_to: str | None = None) -> JudgedState:
     """Say how a file stands. ``versions`` are those of its kind, the newest first.
 
@@ -112,12 +109,9 @@ def judge_state(found: FoundState, versions: Iterable[KnownVersion], returned_to
     if found.sha256 is None:
         return JudgedState(Standing.MISSING)
     accepted = [version for version in known if not version.conflict]
-    for version in accepted:
-        if version.sha256 == found.sha256:
-            newest = version is accepted[0] or found.sha256 == (returned_to or _NEVER)
-            return JudgedState(Standing.CURRENT if newest else Standing.SUPERSEDED, version.generation)
-    late = next((version for version in known if version.sha256 == found.sha256), None)
-    if late is not None:
-        current = found.sha256 == (returned_to or _NEVER)
-        return JudgedState(Standing.CURRENT if current else Standing.CONFLICT, late.generation)
-    return JudgedState(Standing.CHANGED)
+    equal = next((version for version in (*accepted, *known) if version.sha256 == found.sha256), None)
+    if equal is None:
+        return JudgedState(Standing.CHANGED)
+    if found.sha256 == returned_to or equal in accepted[:1]:
+        return JudgedState(Standing.CURRENT, equal.generation)
+    return JudgedState(Standing.CONFLICT if equal.conflict else Standing.SUPERSEDED, equal.generation)

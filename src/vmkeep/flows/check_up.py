@@ -14,12 +14,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState, Trust
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.custody.standing import KnownVersion
 from vmkeep.errors import (
     CatalogDamaged,
     KeyMissing,
@@ -35,6 +33,7 @@ from vmkeep.flows.hosts import undecided
 from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
 from vmkeep.flows.services import held_vm
+from vmkeep.flows.vm_states import known_version, states_in
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.checkup import (
     CheckupRequest,
@@ -382,20 +381,16 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         uuid=vm_uuid,
         points=tuple(_remembered_point(point, current) for point in points),
         bases=tuple(known_from_catalogue(point) for point in points),
-        versions=tuple(
-            KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
-            for state in catalog.states_of_vm(vm_uuid)
-        ),
+        versions=tuple(known_version(state) for state in catalog.states_of_vm(vm_uuid)),
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
     )
 
 
 def _remembered_point(point: CatalogPoint, current: str | None) -> RememberedPoint:
-    states: Sequence[dict[str, Any]] = point.document.get("states", ())
     return RememberedPoint(
         id=point.id,
         created=point.created,
-        states={str(state["kind"]): str(state["sha256"]) for state in states},
+        states=states_in(point),
         current=point.id == current,
         # Of whoever else has the key, nobody is asked before doctor takes them.
         secrets=tuple(str(secret["uuid"]) for secret in point.document.get("secrets", ()) if point.is_vouched_for),

@@ -63,8 +63,7 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
         versions = catalog.states_of_vm(vm.uuid)
         for found in vm.files:
             mine = [version for version in versions if version.kind == found.kind]
-            known = [KnownVersion(each.kind, each.generation, each.sha256, each.conflict) for each in mine]
-            judged = judge_state(found, known, returned.get(found.kind))
+            judged = judge_state(found, map(known_version, mine), returned.get(found.kind))
             newest = next((version for version in mine if not version.conflict), None)
             states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest))
             if found.problem is not None:
@@ -104,7 +103,7 @@ def remedy(catalog: Catalog, state: StandingState) -> str | None:
     vm = catalog.vm(state.vm_uuid)
     current = None if vm is None else vm.current_point
     points = [
-        _Holder(point.id, _states_in(point), point.id == current, point.is_safety)
+        _Holder(point.id, states_in(point), point.id == current, point.is_safety)
         for point in catalog.points_of_vm(state.vm_uuid)
     ]
     holder = holder_to_restore(points, state.found.kind)
@@ -123,8 +122,14 @@ def _returned_to(catalog: Catalog, vm_uuid: str) -> dict[str, str]:
     """Return the hashes of the state of the point that the VM descends from, by kind."""
     vm = catalog.vm(vm_uuid)
     point = None if vm is None or vm.current_point is None else catalog.point(vm.current_point)
-    return {} if point is None else _states_in(point)
+    return {} if point is None else states_in(point)
 
 
-def _states_in(point: CatalogPoint) -> dict[str, str]:
+def known_version(state: CatalogState) -> KnownVersion:
+    """Return a version as a file is judged by it."""
+    return KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
+
+
+def states_in(point: CatalogPoint) -> dict[str, str]:
+    """Return the hashes of the state files that a point holds, by kind."""
     return {str(state["kind"]): str(state["sha256"]) for state in point.document.get("states", ())}
