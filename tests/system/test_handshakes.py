@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.crash.bed import wait_until
-from tests.rig import Disk, Host, MiB, Vm
+from tests.rig import Disk, Host, MiB, Vm, VmState
+from tests.rig.wire import breaks, heard
 from tests.system.busy_guest import wait_until_in_io_thread
 from tests.system.truth import has_backup_job
 from vmkeep.errors import HypervisorError, JobAborted, VmBusy
+from vmkeep.host.guard.clients import Channel, HeldClients
 from vmkeep.host.guard.handshakes import abort_job, allow_connections, making_connection
 from vmkeep.hypervisor import Hypervisor
+from vmkeep.transfer.nbd import BASE_ALLOCATION, NbdConnection
 
 pytestmark = pytest.mark.system
 
@@ -121,6 +127,35 @@ def test_job_that_is_ended_twice_at_once_hangs_nobody(host: Host, directory: Pat
                 with suppress(HypervisorError):  # the job was gone just then
                     abort_job(domain, str(socket), str(directory))
             _assert_alive(vm)
+
+
+def test_client_that_dies_anywhere_in_its_handshake_harms_no_guest(host: Host) -> None:
+    """Each client breaks off a little later; all sockets are a guardian's, whose vmkeep is dead."""
+    vm = host.define("guest", disks=[Disk("vda", 8 * MiB, iothread=True)], firmware="bios", tpm=False)
+    vm.start()
+    wait_until_in_io_thread(vm)
+    context = "qemu:dirty-bitmap:backup-vda"
+    vm.domain.checkpointCreateXML("<domaincheckpoint><name>before</name></domaincheckpoint>")
+
+    def connect(client: socket.socket) -> NbdConnection:
+        return NbdConnection(client, "vda", (BASE_ALLOCATION, context), "vda")
+
+    with ExitStack() as until_the_job_is_gone, vm.own_backup_job(["vda"], since="before") as path:
+        handshake = until_the_job_is_gone.enter_context(heard(path, connect))
+        for length in breaks(handshake):
+            channel = Channel()
+            held = HeldClients(channel.theirs.dup(), os.getpid())
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.sendall(handshake[:length])
+                channel.take(client)
+            channel.close()
+            began = time.monotonic()
+            held.wait_decided(10)
+            assert time.monotonic() - began < 1
+            assert vm.state() is VmState.RUNNING, f"{length} bytes of {len(handshake)}"
+            assert held.any_open() == (length == len(handshake))
+    _assert_alive(vm)
 
 
 def test_nobody_connects_when_the_end_was_asked_for(host: Host, vm: Vm, directory: Path) -> None:

@@ -16,7 +16,8 @@ import nbd
 import pytest
 
 from tests.integration.transfer.images import Image, make_qcow2
-from vmkeep.host.guard.clients import Channel, HeldClients, _has_passed
+from tests.rig.wire import breaks, heard
+from vmkeep.host.guard.clients import Channel, HeldClients, _has_ended
 from vmkeep.host.vm.processes import hangs_dead
 from vmkeep.transfer.nbd import NbdConnection
 from vmkeep.transfer.server import ImageServer
@@ -93,7 +94,28 @@ def test_connection_of_ours_answers_the_question_whether_its_handshake_is_over(s
     """One that both ends had agreed on longer requests for would not answer, and the job would end 3 s late."""
     client = _connected(server)
     NbdConnection(client, "", (), "vda")
-    assert _has_passed(client, time.monotonic() + 3)
+    assert not _has_ended(client, time.monotonic() + 3)
+    client.close()
+
+
+def test_handshake_that_breaks_off_anywhere_is_ended_by_the_server_at_once(server: Path) -> None:
+    """One that the question completed would be past it, and its next request nonsense: QEMU 7.2 dies of such a client.
+
+    And of one whose option lacks more than the question has the server waits for the rest.
+    """
+    with heard(server, lambda client: NbdConnection(client, "", (nbd.CONTEXT_BASE_ALLOCATION,), "vda")) as handshake:
+        pass
+    began = time.monotonic()
+    *unfinished, _ = breaks(handshake)
+    for length in unfinished:
+        client = _connected(server)
+        client.sendall(handshake[:length])
+        assert _has_ended(client, time.monotonic() + 3), f"{length} bytes of {len(handshake)}"
+        client.close()
+    assert time.monotonic() - began < 3
+    client = _connected(server)
+    client.sendall(handshake)
+    assert not _has_ended(client, time.monotonic() + 3)
     client.close()
 
 
