@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from bench import (
     full,
+    gate,
     guest,
     history,
     huge,
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "maps": maps.measure,
     "huge": huge.measure,
     "moments": moments.measure,
+    "gate": gate.measure,
 }
 
 

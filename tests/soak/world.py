@@ -146,10 +146,12 @@ def new_world(hosts: Hosts, ledger: Ledger, *, own_store: bool) -> Iterator[Worl
     commands = Commands(host, ledger.count_outcome)
     world = World(host, hosts, commands, ledger, own_store)
     try:
-        if own_store:
-            world.expect(commands.run("init", "--repository", world.repository))
+        world.expect(commands.run("init", *(("--repository", world.repository) if own_store else ())))
+        # From here on each start asks the gate, which may refuse none but those of `lose_the_state`.
+        world.expect(commands.run("hook", "install"))
         yield world
     finally:
+        commands.run("hook", "remove")
         commands.close()
         if own_store:
             host.run(["umount", "--lazy", store], check=True)

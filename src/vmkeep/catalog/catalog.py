@@ -237,6 +237,17 @@ class Catalog(Protocol):
         """Return all state versions ever accepted for a VM, of all kinds, newest first."""
         ...
 
+    def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
+        """Record what state was put in place of a VM on purpose: the SHA-256 by kind, empty for nothing.
+
+        None forgets what was recorded. It holds until a newer version of that kind is accepted.
+        """
+        ...
+
+    def placed_states(self, vm_uuid: str) -> dict[str, str]:
+        """Return what was put in place of a VM on purpose, by kind, as far as it still holds."""
+        ...
+
     def pins(self, version_id: str) -> tuple[str, ...]:
         """Return the ids of the points and snapshots that hold a state version."""
         ...

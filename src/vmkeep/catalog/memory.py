@@ -262,6 +262,14 @@ class MemoryCatalog(Catalog):
         mine = [state for state in self._tables.states.values() if state.vm_uuid == vm_uuid.lower()]
         return tuple(sorted(mine, key=lambda state: (-state.generation, state.conflict, state.id)))
 
+    def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
+        with self._writing() as tables:
+            for kind, sha256 in states.items():
+                tables.place_state(vm_uuid.lower(), kind, sha256)
+
+    def placed_states(self, vm_uuid: str) -> dict[str, str]:
+        return self._tables.placed_states(vm_uuid.lower())
+
     def pins(self, version_id: str) -> tuple[str, ...]:
         return self._tables.pinned(version_id)
 

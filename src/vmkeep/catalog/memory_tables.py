@@ -56,6 +56,7 @@ class Tables:
     points: dict[str, CatalogPoint] = field(default_factory=dict)
     places: dict[str, int] = field(default_factory=dict)
     states: dict[str, CatalogState] = field(default_factory=dict)
+    placed: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
     pins: dict[Pin, None] = field(default_factory=dict)
     snapshots: dict[str, CatalogSnapshot] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -191,6 +192,27 @@ class Tables:
             first = None
         self._add_state(replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
         return first
+
+    def place_state(self, vm_uuid: str, kind: str, sha256: str | None) -> None:
+        """Record what was put in place of a VM on purpose; None forgets it."""
+        if sha256 is None:
+            self.placed.pop((vm_uuid, kind), None)
+            return
+        if vm_uuid not in self.vms:
+            raise Contradiction(f"no VM {vm_uuid}")
+        self.placed[vm_uuid, kind] = (sha256, self._newest_generation(vm_uuid, kind))
+
+    def placed_states(self, vm_uuid: str) -> dict[str, str]:
+        """Return what still holds of it, by kind."""
+        return {
+            kind: sha256
+            for (of, kind), (sha256, generation) in sorted(self.placed.items())
+            if of == vm_uuid and generation == self._newest_generation(of, kind)
+        }
+
+    def _newest_generation(self, vm_uuid: str, kind: str) -> int:
+        newest = self.newest_state(vm_uuid, kind)
+        return 0 if newest is None else newest.generation
 
     def _add_state(self, state: CatalogState) -> None:
         if state.vm_uuid not in self.vms or state.generation <= 0:

@@ -117,6 +117,17 @@ Index(
     sqlite_where=state_versions.c.conflict == false(),
 )
 
+placed_states = Table(
+    "placed_states",
+    metadata,
+    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), primary_key=True),
+    Column("kind", String(16), CheckConstraint("kind in ('tpm', 'nvram')", name="kind"), primary_key=True),
+    # What was put in place on purpose; empty for nothing, so that libvirt makes it anew.
+    Column("sha256", String(64), nullable=False),
+    # The newest generation at that time, 0 for none: once there is a newer one, this says nothing any more.
+    Column("generation", Integer, nullable=False),
+)
+
 pins = Table(
     "pins",
     metadata,

@@ -269,6 +269,14 @@ class SqlCatalog(Catalog):
         with self._database.reading() as connection:
             return state_queries.of_vm(connection, vm_uuid.lower())
 
+    def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
+        with self._database.writing() as connection:
+            state_queries.place(connection, vm_uuid.lower(), states)
+
+    def placed_states(self, vm_uuid: str) -> dict[str, str]:
+        with self._database.reading() as connection:
+            return state_queries.placed(connection, vm_uuid.lower())
+
     def pins(self, version_id: str) -> tuple[str, ...]:
         with self._database.reading() as connection:
             return state_queries.pinned(connection, version_id)

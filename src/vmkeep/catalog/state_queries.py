@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from vmkeep.catalog.records import HIGHEST_GENERATION, CatalogState
 
 versions = models.state_versions
 pins = models.pins
+placed_rows = models.placed_states
 PinReason = Literal["point", "snapshot"]
 
 
@@ -66,6 +68,32 @@ def of_vm(connection: Connection, vm_uuid: str) -> tuple[CatalogState, ...]:
     newest_first = (versions.c.generation.desc(), versions.c.conflict, versions.c.id)
     chosen = select(versions).where(versions.c.vm_uuid == vm_uuid).order_by(*newest_first)
     return tuple(_state(row) for row in connection.execute(chosen))
+
+
+def place(connection: Connection, vm_uuid: str, states: Mapping[str, str | None]) -> None:
+    """Record what was put in place of a VM on purpose, by kind; None forgets it."""
+    for kind, sha256 in states.items():
+        connection.execute(delete(placed_rows).where(placed_rows.c.vm_uuid == vm_uuid, placed_rows.c.kind == kind))
+        if sha256 is not None:
+            row = {"vm_uuid": vm_uuid, "kind": kind, "sha256": sha256}
+            connection.execute(
+                insert(placed_rows).values(**row, generation=_newest_generation(connection, vm_uuid, kind))
+            )
+
+
+def placed(connection: Connection, vm_uuid: str) -> dict[str, str]:
+    """Return what still holds of it: no newer version was accepted since."""
+    chosen = select(placed_rows).where(placed_rows.c.vm_uuid == vm_uuid).order_by(placed_rows.c.kind)
+    return {
+        row.kind: row.sha256
+        for row in connection.execute(chosen).all()
+        if row.generation == _newest_generation(connection, vm_uuid, row.kind)
+    }
+
+
+def _newest_generation(connection: Connection, vm_uuid: str, kind: str) -> int:
+    newest = newest_state(connection, vm_uuid, kind)
+    return 0 if newest is None else newest.generation
 
 
 def pin(connection: Connection, version_id: str, holder: str, reason: PinReason = "point") -> None:

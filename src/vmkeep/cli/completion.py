@@ -79,8 +79,9 @@ def complete_disk(ctx: typer.Context, incomplete: str) -> Offer:
 
 
 def complete_part(ctx: typer.Context, incomplete: str) -> Offer:
-    """Return what --only takes: disks, state, or one disk."""
-    return _beginning(incomplete, {"disks": "all disks", "state": "UEFI variables and TPM", **_disks(ctx)})
+    """Return what --only takes: disks, state or one kind of it, or one disk."""
+    parts = {"disks": "all disks", "state": "UEFI variables and TPM", "nvram": "UEFI variables", "tpm": "TPM"}
+    return _beginning(incomplete, {**parts, **_disks(ctx)})
 
 
 def _disks(ctx: typer.Context) -> Mapping[str, str]:

@@ -45,7 +45,7 @@ def restore(
         typer.Option(
             metavar="PART",
             autocompletion=complete_part,
-            help="disks, state, or a disk by target; not with --as; repeatable.",
+            help="disks, state, tpm, nvram, or a disk by target; not with --as; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -134,7 +134,7 @@ def restore(
             _refuse(("--format", image_format), ("--decrypt", decrypt or None), needs="--output")
             _refuse(("--disks-dir", disks_dir), needs="--as")
             _refuse(("--force", force or None), needs="--output and --as")
-            _in_place(running, point, tuple(dict.fromkeys(only or ())), tpm, yes=yes)
+            write_in_place(running, point, tuple(dict.fromkeys(only or ())), tpm, yes=yes)
             return
         restored: FilesRestored | VmRestored
         if output is not None:
@@ -220,7 +220,8 @@ def _as_vm(running: Session, request: RestoreVm) -> tuple[VmRestored, dict[str, 
             return engine.restore_vm(replace(request, trust_definition=True), watch), beside
 
 
-def _in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoice | None, *, yes: bool) -> None:
+def write_in_place(running: Session, point: str, only: tuple[str, ...], tpm: TpmChoice | None, *, yes: bool) -> None:
+    """Write parts of a point over its own VM, after a safety point, and after a question unless ``yes``."""
     from vmkeep.flows.requests import RestoreInPlace
 
     if tpm is TpmChoice.NEW:
@@ -286,7 +287,7 @@ def _parts(request: RestoreInPlace) -> str:
     state = "UEFI variables" if request.tpm is TpmChoice.KEEP else "UEFI variables and TPM"
     if not request.only:
         return f"the disks, {state}"
-    names = {_DISKS: "the disks", _STATE: state}
+    names = {_DISKS: "the disks", _STATE: state, "tpm": "the TPM", "nvram": "the UEFI variables"}
     return " and ".join(names.get(part, f"disk {part}") for part in request.only)
 
 

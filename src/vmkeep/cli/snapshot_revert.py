@@ -35,7 +35,7 @@ def revert(
         typer.Option(
             metavar="PART",
             autocompletion=complete_part,
-            help="disks, state (UEFI variables and TPM), or a disk by target; repeatable. Leaves the memory.",
+            help="disks, state (or nvram, tpm), or a disk by target; repeatable. Leaves the memory.",
             show_default=False,
         ),
     ] = None,

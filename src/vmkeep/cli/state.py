@@ -116,6 +116,56 @@ def list_versions(
         running.console.show(Table(columns=columns, rows=rows, right=("version", "size"), drop=("SHA-256", "size")))
 
 
+@app.command("restore", epilog="Example: vmkeep state restore win11 --kind tpm --version 3")
+def restore_state(
+    context: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
+    kind: Annotated[Kind | None, typer.Option("--kind", help="Only that of the TPM, or the UEFI variables.")] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="Another than the newest; with --kind.", min=1)
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Put kept state back in place of what a VM has now. The VM must be off; a safety point is taken first."""
+    from vmkeep.cli.restore import write_in_place
+    from vmkeep.flows.vm_states import point_with_state
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        found = point_with_state(running.premises.catalog, vm, kind, version)
+        write_in_place(running, found.point, found.only, None, yes=yes)
+
+
+@app.command("accept", epilog="Example: vmkeep state accept win11 --kind nvram")
+def accept_state(
+    context: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
+    kind: Annotated[Kind | None, typer.Option("--kind", help="Only that of the TPM, or the UEFI variables.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Let an older or missing state that lies there count as meant: the gate lets it start, and points keep it."""
+    from vmkeep.flows.gate import accept_states
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        running.console.confirm(
+            f"Let the state files of VM {vm!r} count as they are now? What its guest sealed to another TPM state does "
+            "not open with an older one, and never with a blank one.",
+            yes=yes,
+        )
+        with running.host() as host:
+            accepted = accept_states(running.premises.catalog, host, vm, kind)
+        if running.console.json:
+            running.console.document({"accepted": [_state_document(state, None) for state in accepted]})
+            return
+        told = [f"{state.vm}: its {state.found.kind} state counts ({_standing_text(state)})" for state in accepted]
+        running.console.show(*(told or [f"{vm}: nothing needs it"]))
+
+
 def _standing_text(state: StandingState) -> str:
     return "older, by swtpm's backup" if state.judged.from_backup else str(state.judged.standing)
 

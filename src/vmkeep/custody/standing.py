@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from vmkeep.values import dataclass
+
+NOTHING: Final = ""
+"""Stands among contents for a file that is not there, on purpose."""
 
 
 class Standing(StrEnum):
     """What a state file is, next to the versions that are known of it."""
 
     CURRENT = "current"
-    """It is the newest version, or the one that the VM went back to."""
+    """It is the newest version, or what was put in its place on purpose."""
     CHANGED = "changed"
     """It is no version: it changed since the newest was kept."""
     SUPERSEDED = "superseded"
@@ -92,10 +95,11 @@ def holder_to_restore(points: Iterable[Holder], kind: str) -> str | None:
     return holding[0].id if holding else None
 
 
-def judge_state(found: FoundState, versions: Iterable[KnownVersion], returned_to: str | None = None) -> JudgedState:
+def judge_state(found: FoundState, versions: Iterable[KnownVersion], placed: str | None = None) -> JudgedState:
     """Say how a file stands. ``versions`` are those of its kind, the newest first.
 
-    ``returned_to`` is the hash of what the VM was taken back to on purpose, if it was: that counts as current.
+    ``placed`` is the hash of what was put in place on purpose since the newest one, ``NOTHING`` for no file: that
+    counts as current.
     """
     known = tuple(versions)
     if found.problem is not None:
@@ -107,11 +111,11 @@ def judge_state(found: FoundState, versions: Iterable[KnownVersion], returned_to
     if not known:
         return JudgedState(Standing.NOT_KEPT)
     if found.sha256 is None:
-        return JudgedState(Standing.MISSING)
+        return JudgedState(Standing.CURRENT if placed == NOTHING else Standing.MISSING)
     accepted = [version for version in known if not version.conflict]
     equal = next((version for version in (*accepted, *known) if version.sha256 == found.sha256), None)
     if equal is None:
         return JudgedState(Standing.CHANGED)
-    if found.sha256 == returned_to or equal in accepted[:1]:
+    if found.sha256 == placed or equal in accepted[:1]:
         return JudgedState(Standing.CURRENT, equal.generation)
     return JudgedState(Standing.CONFLICT if equal.conflict else Standing.SUPERSEDED, equal.generation)

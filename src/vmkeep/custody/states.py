@@ -7,7 +7,7 @@ from vmkeep.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KnownState:
-    """The newest accepted version of a state file; the same content again needs no new version."""
+    """An accepted version of a state file; the same content again needs no new version."""
 
     kind: str
     version_id: str

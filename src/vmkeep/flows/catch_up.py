@@ -16,6 +16,7 @@ from typing import Protocol
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint, Trust
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
+from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.hosts import judged, meet_hosts, note_copies, told_of_host
 from vmkeep.flows.installation import DamagedPoint, MetHost, catalog_point, catalog_states
 from vmkeep.flows.services import Services
@@ -103,6 +104,8 @@ def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
         return point.vm_uuid == vm_uuid
 
     caught = services.with_repository(lambda repository: catch_up(services.catalog, repository, counts))
+    if caught.taken:
+        renew_gate(services, vm_uuid)
     gone = [point.id for point in services.catalog.outlines_of_vm(vm_uuid) if point.id in caught.missing]
     for sentence in (*caught.sentences(), *map(_not_stored, gone)):
         services.watch(Progress("looking into the repository", note=f"warning: {sentence}"))

@@ -383,6 +383,7 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         bases=tuple(known_from_catalogue(point) for point in points),
         versions=tuple(known_version(state) for state in catalog.states_of_vm(vm_uuid)),
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
+        placed=catalog.placed_states(vm_uuid),
     )
 
 

@@ -129,7 +129,7 @@ class VmRestored:
 
 @dataclass(frozen=True, slots=True)
 class RestoreInPlace(FlowRequest):
-    """Write a point over its own VM. ``only`` holds "disks", "state" and targets of disks; empty means all.
+    """Write a point over its own VM. ``only`` holds "disks", "state", "tpm", "nvram" and targets; empty means all.
 
     ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
     what the VM must be called on this host, because nobody is asked; empty where somebody is. ``safety`` is the point

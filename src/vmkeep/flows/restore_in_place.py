@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import InPlaceRestored, RestoreInPlace
+from vmkeep.flows.vm_states import states_in
 from vmkeep.host.tasks.restores import (
     BindRestore,
     DisksWritten,
@@ -30,6 +32,10 @@ def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
     plan.step(publish, plan)
     harmed = plan.step(bind, plan)
     plan.step(note_point, plan, request, parked, undo=lambda _: note_safety(plan, request, parked))
+    placed = _states_placed(plan, request, parked)
+    plan.step(
+        place_states, plan, parked.vm_uuid, placed, undo=lambda before: take_states_back(plan, parked.vm_uuid, before)
+    )
     left = plan.step(release, plan, parked)
     return InPlaceRestored(
         point=request.point,
@@ -42,6 +48,11 @@ def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
         bytes_zeroed=written.bytes_zeroed,
         warnings=(*parked.warnings, *harmed, *left),
     )
+
+
+def _states_placed(plan: Plan, request: RestoreInPlace, parked: VmParked) -> dict[str, str]:
+    held = states_in(plan.services.catalog.find_point(request.point))
+    return {kind: held[kind] for kind in parked.states}
 
 
 def park(plan: Plan, request: RestoreInPlace) -> VmParked:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from vmkeep.custody.standing import NOTHING
+from vmkeep.flows.gate import place_states
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RestoreVm, VmRestored
 from vmkeep.flows.restore_files import discard_replaced, publish, withdraw
 from vmkeep.flows.trust import is_trusted
+from vmkeep.flows.vm_states import states_in
 from vmkeep.host.tasks.restores import (
     DefineVm,
     DeliverItems,
@@ -110,4 +113,6 @@ def note_vm(plan: Plan, request: RestoreVm, prepared: VmPrepared) -> None:
     services.catalog.see_host(host.uuid, host.name)
     services.catalog.see_vm(prepared.uuid, prepared.name, host.uuid)
     if prepared.identity == "same":
-        services.catalog.return_to(prepared.uuid, services.catalog.find_point(request.point).id)
+        point = services.catalog.find_point(request.point)
+        services.catalog.return_to(prepared.uuid, point.id)
+        place_states(plan, prepared.uuid, {**states_in(point), **({"tpm": NOTHING} if prepared.tpm == "new" else {})})

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from vmkeep.catalog import Catalog, CatalogSnapshot
 from vmkeep.custody.states import KnownState
+from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RevertSnapshot, SnapshotReverted
 from vmkeep.flows.services import Services
@@ -31,6 +32,11 @@ def revert_snapshot(plan: Plan, request: RevertSnapshot) -> SnapshotReverted:
     """
     parked = plan.step(park, plan, request, undo=lambda parked: put_back(plan, parked))
     plan.step(stage, plan)
+    # Before the memory is started: the gate is asked.
+    placed = _states_placed(plan, request, parked)
+    plan.step(
+        place_states, plan, parked.vm_uuid, placed, undo=lambda before: take_states_back(plan, parked.vm_uuid, before)
+    )
     plan.step(apply, plan)
     plan.step(note_descent, plan, request, parked, undo=lambda before: take_descent_back(plan, parked, before))
     released = plan.step(release, plan, parked)
@@ -49,6 +55,12 @@ def revert_snapshot(plan: Plan, request: RevertSnapshot) -> SnapshotReverted:
         not_started=released.not_started,
         warnings=(*parked.warnings, *released.warnings),
     )
+
+
+def _states_placed(plan: Plan, request: RevertSnapshot, parked: RevertParked) -> dict[str, str]:
+    known = known_snapshot(plan.services.catalog, parked.vm_uuid, request.snapshot)
+    held = {} if known is None else {state.kind: state.sha256 for state in known.states}
+    return {kind: held[kind] for kind in parked.states if kind in held}
 
 
 def choice_of(request: RevertSnapshot) -> RevertChoice:

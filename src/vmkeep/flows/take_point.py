@@ -11,6 +11,7 @@ from vmkeep.custody.states import KnownState
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.declared import TAKE_POINT
+from vmkeep.flows.gate import renew_gate, versions_nobody_vouches_for
 from vmkeep.flows.hosts import told_of_base
 from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
 from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
@@ -71,7 +72,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         full=request.full,
         exclude=tuple(request.exclude),
         points=tuple(known_from_catalogue(point) for point in history),
-        states=newest_states(services, uuid, history),
+        states=known_states(services, uuid, history),
         quiesce=request.quiesce,
         demanded=tuple(request.demanded),
         doubtful=tuple(point.id for point in history if not point.is_vouched_for),
@@ -106,6 +107,7 @@ def record_point(plan: Plan, copied: PointCopied) -> None:
     where = f"point {plan.operation}"
     record = PointRecord.from_json({**copied.record, "definition": ""}, where, digest=copied.digest)
     plan.services.catalog.record_point(catalog_point(record), catalog_states(record))
+    renew_gate(plan.services, record.vm_uuid)
 
 
 def record_committed_point(services: Services, point_id: str) -> bool:
@@ -126,6 +128,7 @@ def record_committed_point(services: Services, point_id: str) -> bool:
     if record is None:
         return False
     services.catalog.record_point(catalog_point(record), catalog_states(record))
+    renew_gate(services, record.vm_uuid)
     return True
 
 
@@ -198,18 +201,31 @@ def descent(catalog: Catalog, vm_uuid: str) -> str | None:
     return known[0] if known else None
 
 
-def newest_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:
-    """Return the newest accepted version of each kind, with its file name where a point still tells it."""
+# Of a VM whose state changes with each hourly point, the last six weeks.
+_MOST_OLDER_STATES = 1_000
+
+
+def known_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:
+    """Return the versions that state files of a VM may equal, the newest accepted one of each kind first.
+
+    Not what was put in place on purpose: that content is a new version when it is met. File names are told where a
+    point still has them.
+    """
     files: dict[str, str] = {}
     for point in history:
         for state in _states(point.document):
             files.setdefault(state["version_id"], state["file"])
-    newest = (services.catalog.newest_state(vm_uuid, kind) for kind in ("tpm", "nvram"))
-    return tuple(
-        KnownState(state.kind, state.id, state.generation, state.sha256, state.size_bytes, files.get(state.id, ""))
-        for state in newest
-        if state is not None
-    )
+    doubtful, placed = versions_nobody_vouches_for(history), services.catalog.placed_states(vm_uuid)
+    versions = [each for each in services.catalog.states_of_vm(vm_uuid) if not each.conflict]
+    found: list[KnownState] = []
+    for kind in ("tpm", "nvram"):
+        mine = [each for each in versions if each.kind == kind]
+        older = [each for each in mine[1:] if each.id not in doubtful and each.sha256 != placed.get(kind)]
+        found += [
+            KnownState(state.kind, state.id, state.generation, state.sha256, state.size_bytes, files.get(state.id, ""))
+            for state in (*mine[:1], *older[:_MOST_OLDER_STATES])
+        ]
+    return tuple(found)
 
 
 def _states(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -8,10 +8,11 @@ from typing import Any
 from vmkeep.catalog import CatalogSnapshot, CatalogState
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.catch_up import catch_up_on_vm
+from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
-from vmkeep.flows.take_point import descent, newest_states
+from vmkeep.flows.take_point import descent, known_states
 from vmkeep.host.tasks.snapshots import (
     CloseSnapshot,
     LeaveSnapshot,
@@ -85,8 +86,8 @@ def store_snapshot(services: Services, made: SnapshotMade) -> SnapshotStored:
     What others made of the VM is taken over before: their versions and points count as well.
     """
     catch_up_on_vm(services, made.vm_uuid)
-    newest = newest_states(services, made.vm_uuid, services.catalog.points_of_vm(made.vm_uuid))
-    return services.on_host(made.operation, StoreSnapshot(made.operation, newest))
+    known = known_states(services, made.vm_uuid, services.catalog.points_of_vm(made.vm_uuid))
+    return services.on_host(made.operation, StoreSnapshot(made.operation, known))
 
 
 def record_snapshot(services: Services, made: SnapshotMade, stored: SnapshotStored) -> None:
@@ -104,6 +105,7 @@ def record_snapshot(services: Services, made: SnapshotMade, stored: SnapshotStor
             states=tuple(CatalogState(**state) for state in stored.states),
         )
     )
+    renew_gate(services, made.vm_uuid)
 
 
 def close_snapshot(services: Services, operation: str) -> None:

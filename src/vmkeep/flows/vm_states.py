@@ -59,11 +59,11 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
     for vm in host.ask(LookAtStates(tuple(vms))):
         if vm.problem is not None:
             problems.append(f"{vm.name}: {vm.problem}")
-        returned = _returned_to(catalog, vm.uuid)
+        placed = catalog.placed_states(vm.uuid)
         versions = catalog.states_of_vm(vm.uuid)
         for found in vm.files:
             mine = [version for version in versions if version.kind == found.kind]
-            judged = judge_state(found, map(known_version, mine), returned.get(found.kind))
+            judged = judge_state(found, map(known_version, mine), placed.get(found.kind))
             newest = next((version for version in mine if not version.conflict), None)
             states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest))
             if found.problem is not None:
@@ -96,6 +96,63 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     )
 
 
+@dataclass(frozen=True, slots=True)
+class HeldState:
+    """A point that holds versions of state files, and what of it they are."""
+
+    point: str
+    only: tuple[str, ...]
+
+
+def point_with_state(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> HeldState:
+    """Return the point from which state of a VM is put back: the newest version of each kind, or the one that is named.
+
+    Raises VmNotFound, and InvalidRequest where that is no one point.
+    """
+    if generation is not None and kind is None:
+        raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
+    versions = versions_kept(catalog, vm, kind)
+    wanted = [
+        each
+        for each in versions
+        if (each.current if generation is None else each.version.generation == generation and not each.version.conflict)
+    ]
+    if not wanted:
+        raise InvalidRequest(
+            f"there is no version {generation} of the {kind} state of VM {vm!r}"
+            if generation is not None
+            else f"no version of the state of VM {vm!r} counts as its newest",
+            vm=vm,
+            hint=f"`{command_line('vmkeep state versions', vm)}` lists them.",
+        )
+    holders = [_points_with(catalog, each) for each in wanted]
+    common = [point for point in holders[0] if all(point in others for others in holders[1:])]
+    if common:
+        return HeldState(common[0], tuple(each.version.kind for each in wanted))
+    if all(holders):
+        raise InvalidRequest(
+            f"no one point holds the newest of each kind of state of VM {vm!r}",
+            vm=vm,
+            hint="Put them back one after the other: --kind tpm, then --kind nvram.",
+        )
+    lacking = next(each for each, points in zip(wanted, holders, strict=True) if not points)
+    by = lacking.held_by
+    what = f"version {lacking.version.generation} of the {lacking.version.kind} state of VM {vm!r}"
+    raise InvalidRequest(
+        f"no point holds {what}",
+        vm=vm,
+        hint=f"A snapshot does ({by[0]}): revert to it with `--only {lacking.version.kind}`."
+        if by
+        else f"`{command_line('vmkeep state versions', vm)}` shows what holds each version.",
+    )
+
+
+def _points_with(catalog: Catalog, kept: VersionKept) -> list[str]:
+    """Return the points that hold a version, the newest first, and safety points last."""
+    points = [point for point in catalog.points_of_vm(kept.version.vm_uuid) if point.id in kept.held_by]
+    return [point.id for point in sorted(points, key=lambda point: point.is_safety)]
+
+
 def remedy(catalog: Catalog, state: StandingState) -> str | None:
     """Return the command that puts the newest kept state back; None where nothing is to be done or no point has it."""
     if not state.in_danger:
@@ -116,13 +173,6 @@ class _Holder:
     states: Mapping[str, str]
     current: bool
     safety: bool
-
-
-def _returned_to(catalog: Catalog, vm_uuid: str) -> dict[str, str]:
-    """Return the hashes of the state of the point that the VM descends from, by kind."""
-    vm = catalog.vm(vm_uuid)
-    point = None if vm is None or vm.current_point is None else catalog.point(vm.current_point)
-    return {} if point is None else states_in(point)
 
 
 def known_version(state: CatalogState) -> KnownVersion:

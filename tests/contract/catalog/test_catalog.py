@@ -326,6 +326,21 @@ def _snapshot(name: str, *, states: tuple[CatalogState, ...]) -> CatalogSnapshot
     return CatalogSnapshot(number(name), WIN11, "before", 1772359200, number("p1"), created, states)
 
 
+def test_state_put_in_place_on_purpose_is_known_until_a_newer_version_is_accepted(catalog: Catalog) -> None:
+    first, second = example_state("t1", 1), example_state("t2", 2)
+    catalog.record_point(example_point("p1"), [first])
+    catalog.record_point(example_point("p2"), [second])
+    assert catalog.placed_states(WIN11) == {}
+
+    catalog.place_states(WIN11, {"tpm": first.sha256, "nvram": ""})
+    assert catalog.placed_states(WIN11.upper()) == {"tpm": first.sha256, "nvram": ""}
+    catalog.place_states(WIN11, {"nvram": None})
+    assert catalog.placed_states(WIN11) == {"tpm": first.sha256}
+
+    catalog.record_point(example_point("p3"), [example_state("t3", 3)])
+    assert catalog.placed_states(WIN11) == {}
+
+
 def test_vm_that_is_as_before_its_first_point_is_told_from_one_of_which_nothing_is_known(catalog: Catalog) -> None:
     point = example_point("first")
     catalog.record_point(point)

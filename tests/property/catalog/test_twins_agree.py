@@ -130,6 +130,10 @@ class Twins(RuleBasedStateMachine):
         point_id = None if name is None else number(f"{vm}{name}")
         self.agree(lambda catalog: catalog.lose_track(vm) if lost else catalog.return_to(vm, point_id))
 
+    @rule(vm=vms, kind=st.sampled_from(["tpm", "nvram"]), content=st.none() | st.sampled_from(["", "ab"]))
+    def place_states(self, vm: str, kind: str, content: str | None) -> None:
+        self.agree(lambda catalog: catalog.place_states(vm, {kind: content}))
+
     @rule(vm=vms, name=snapshots, made=st.sampled_from("123"), held=st.lists(states, max_size=2))
     def record_snapshot(self, vm: str, name: str, made: str, held: list[CatalogState]) -> None:
         snapshot = CatalogSnapshot(number(f"{vm}{name}{made}"), vm, name, 1, None, f"202{made}", tuple(held))
@@ -216,7 +220,7 @@ class Twins(RuleBasedStateMachine):
         for vm in NAMES:
             for name in (
                 *("points", "points_of_vm", "outlines_of_vm", "next_sequence", "newest_made", "states_of_vm", "vm"),
-                *("snapshots_of_vm", "vms_named"),
+                *("snapshots_of_vm", "vms_named", "placed_states"),
             ):
                 self.agree(lambda catalog, name=name, vm=vm: getattr(catalog, name)(vm))  # type: ignore[misc]
             self.agree(lambda catalog, vm=vm: catalog.newest_state(vm, "tpm"))  # type: ignore[misc]

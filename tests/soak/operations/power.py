@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import signal
+
+import libvirt
 
 from tests.rig import Vm, VmState
 from tests.rig.images import random_bytes
 from tests.soak.guest import Guest
+from tests.soak.model import Violation
 from tests.soak.operations.guestwrites import draw_target
 from tests.soak.operations.registry import is_off, is_on, operation
 from tests.soak.world import World
+
+DANGEROUS = ("missing", "superseded", "conflict")
 
 
 @operation(10, is_off, while_saved=True)
@@ -61,6 +68,46 @@ def restart_libvirtd(_world: World, guest: Guest, chance: random.Random) -> str:
 def managed_save(_world: World, guest: Guest, _chance: random.Random) -> str:
     guest.save_memory()
     return ""
+
+
+@operation(2, is_off)
+def lose_the_state(world: World, guest: Guest, chance: random.Random) -> str:
+    """Somebody takes the TPM away, or puts another one there: the gate does what `state list` says of it."""
+    permall = guest.vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    if not permall.exists():
+        return "none"
+    about, now = permall.stat(), permall.read_bytes()
+    kept = [moment.states.tpm for moment in world.points_of(guest).values() if moment.states.tpm is not None]
+    lost = not kept or chance.random() < 0.5
+
+    def put(content: bytes) -> None:
+        permall.parent.mkdir(exist_ok=True)
+        permall.write_bytes(content)
+        os.chown(permall, about.st_uid, about.st_gid)
+        permall.chmod(about.st_mode & 0o777)
+
+    permall.unlink()
+    if not lost:
+        put(chance.choice(kept))
+    listed = world.commands.run("state", "list", guest.name)
+    world.expect(listed)
+    (standing,) = {state["standing"] for state in listed.document["states"] if state["kind"] == "tpm"}
+    if kept and lost and standing != "missing":
+        raise Violation(f"the TPM state of VM {guest.name} is gone, and `state list` says {standing}")
+    try:
+        guest.vm.start(paused=True)
+    except libvirt.libvirtError as error:
+        if standing not in DANGEROUS or "vmkeep: VM" not in str(error):
+            raise
+    else:
+        guest.vm.destroy()
+        if standing in DANGEROUS:
+            raise Violation(f"VM {guest.name} was started, and its TPM state is {standing}")
+    shutil.rmtree(permall.parent)
+    put(now)
+    os.chown(permall.parent, about.st_uid, about.st_gid)
+    permall.parent.chmod(0o700)
+    return f"{'lost' if lost else 'replaced'}: {standing}"
 
 
 def _can_migrate(_world: World, guest: Guest) -> bool:

@@ -12,6 +12,7 @@ SOURCE = Path(__file__).resolve().parents[3] / "src" / "vmkeep"
 MODULES = sorted(SOURCE.glob("**/*.py"))
 WRITER = {"cli/console.py", "cli/outputs.py"}
 OF_A_SHELL = {"cli/shells.py"}  # words for a shell's completion, which are left out when they are not printable
+FOR_LIBVIRT = {"host/gate/hook.py"}  # a program of its own, which makes what it says printable (tests of the gate)
 STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
 
 
@@ -35,7 +36,7 @@ def writes(source: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_nothing_else_writes_to_a_standard_stream(path: Path) -> None:
-    if str(path.relative_to(SOURCE)) not in WRITER | OF_A_SHELL:
+    if str(path.relative_to(SOURCE)) not in WRITER | OF_A_SHELL | FOR_LIBVIRT:
         assert list(writes(path.read_text(encoding="utf-8"))) == []
 
 

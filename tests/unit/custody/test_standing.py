@@ -44,9 +44,9 @@ def test_standing(state: FoundState, judged: JudgedState) -> None:
 
 
 def test_state_that_the_vm_was_taken_back_to_is_current() -> None:
-    assert judge_state(found(A), VERSIONS, returned_to=A) == JudgedState(Standing.CURRENT, 1)
-    assert judge_state(found(D), VERSIONS, returned_to=D) == JudgedState(Standing.CURRENT, 3)
-    assert judge_state(found(B), VERSIONS, returned_to=A).standing is Standing.SUPERSEDED
+    assert judge_state(found(A), VERSIONS, placed=A) == JudgedState(Standing.CURRENT, 1)
+    assert judge_state(found(D), VERSIONS, placed=D) == JudgedState(Standing.CURRENT, 3)
+    assert judge_state(found(B), VERSIONS, placed=A).standing is Standing.SUPERSEDED
 
 
 def test_state_without_versions_is_not_kept_yet_and_a_lost_one_is_missing_all_the_same() -> None:

@@ -20,6 +20,7 @@ from vmkeep.errors import HypervisorHangs, InvalidRequest, NoSpace, PermissionRe
 from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, require_room, size_text
 from vmkeep.host.checkup import leftovers
 from vmkeep.host.checkup.vm import check_vm, mend_vm, merge_astray
+from vmkeep.host.gate.installation import GatePlace
 from vmkeep.host.records.sockets import LONGEST_PATH_BYTES
 from vmkeep.host.tasks.checkup import (
     CheckupRequest,
@@ -63,7 +64,7 @@ def check_host(settings: Settings, connect: Callable[[], Hypervisor], request: C
     if not request.vms_only:
         findings += [*_tools(), *_directories(settings), *leftovers.open_to_others(settings)]
         findings += [*leftovers.interrupted_jobs(settings), *pending.values(), *leftovers.stale_locks(settings)]
-        findings += leftovers.unrecorded_snapshots(settings)
+        findings += [*leftovers.unrecorded_snapshots(settings), *_gate(settings)]
     domains = _look_at_libvirt(settings, connect, request, operations, frozenset(pending), findings)
     if not request.vms_only:
         directories = {*_state_directories(settings), *_file_directories(domains), *map(Path, request.directories)}
@@ -72,6 +73,13 @@ def check_host(settings: Settings, connect: Callable[[], Hypervisor], request: C
             findings += leftovers.left_files(directories, operations)
             findings += leftovers.left_sockets(settings, operations)
     return tuple(findings)
+
+
+def _gate(settings: Settings) -> Iterator[Finding]:
+    problem = GatePlace(settings).status().problem
+    if problem is not None:
+        message = f"the gate does not do its work, and VMs start with whatever state they have: {problem}"
+        yield Finding(FindingCode.GATE_BROKEN, message, remedy="vmkeep hook install")
 
 
 def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository], order: Mend) -> str:

@@ -364,10 +364,7 @@ class _Patient:
             versions = [version for version in self.known.versions if version.kind == source.kind]
             if not versions:
                 continue
-            current = next((point for point in self.known.points if point.current), None)
-            judged = judge_state(
-                found_state(source), versions, None if current is None else current.states.get(source.kind)
-            )
+            judged = judge_state(found_state(source), versions, self.known.placed.get(source.kind))
             if judged.standing is Standing.MISSING:
                 yield self._state_missing(source.kind, source.path)
             elif judged.from_backup:

@@ -251,7 +251,7 @@ class Point:
         opened = self._require_opened()
         try:
             disks = self._copy_disks(opened)
-            states, new_states = store_states(
+            states = store_states(
                 opened.writer,
                 self._repository,
                 opened.exposure.instant.states,
@@ -273,10 +273,10 @@ class Point:
                 labels=dict(request.labels),
                 disks=disks,
                 excluded=tuple(ExcludedDisk(gone.target, str(gone.reason)) for gone in opened.plan.excluded),
-                states=tuple(states),
+                states=states.refs,
                 definition=opened.examined.definition_xml,
                 # What libvirt, QEMU or a guest's agent said may stand in them.
-                warnings=tuple(map(as_lines, (*opened.warnings, *request.warnings))),
+                warnings=tuple(map(as_lines, (*opened.warnings, *states.older, *request.warnings))),
                 secrets=secrets,
                 sequence=request.sequence,
             )
@@ -288,7 +288,7 @@ class Point:
             raise opened.exposure.explain(error) from error
         plain = committed.as_json()
         del plain["definition"]  # it may hold passwords of consoles, and the repository keeps it sealed
-        states_json = tuple(state.as_json() for state in new_states)
+        states_json = tuple(state.as_json() for state in states.new)
         return PointCopied(record=plain, states=states_json, digest=committed.digest)
 
     def _copy_disks(self, opened: _Opened) -> tuple[PointDisk, ...]:

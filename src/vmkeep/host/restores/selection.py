@@ -22,6 +22,7 @@ from vmkeep.values import dataclass
 
 DISKS: Final = "disks"
 STATE: Final = "state"
+STATE_KINDS: Final = ("nvram", "tpm")
 KEEP_TPM: Final = "keep"
 _MADE_FORMATS: Final = ("qcow2", "raw", LUKS)
 _NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
@@ -104,7 +105,7 @@ def select(
     only: Sequence[str],
     tpm: str,
 ) -> Selection:
-    """Return what goes back. ``only`` holds "disks", "state" and targets; empty means all.
+    """Return what goes back. ``only`` holds "disks", "state", kinds of it, and targets; empty: all.
 
     ``definition``, ``images`` and ``sources`` are those of the VM as it is now. Raises InvalidRequest,
     DiskUnsupported, StateUnsupported or HostFileMissing for what cannot be done.
@@ -147,14 +148,19 @@ def asked_disks(record: PointRecord, only: Sequence[str]) -> set[str]:
     """Return the targets of a point's disks that ``--only`` means. Raises InvalidRequest for one that it has not."""
     targets = {disk.target for disk in record.disks}
     for name in only:
-        if name not in (DISKS, STATE) and name not in targets:
+        if name not in (DISKS, STATE, *STATE_KINDS) and name not in targets:
             raise InvalidRequest(
                 f"point {record.id} has no disk {name!r}",
                 vm=record.vm_name,
                 disk=name,
-                hint=f"--only takes disks, state, or one of: {', '.join(sorted(targets)) or '(no disks)'}.",
+                hint=f"--only takes disks, state, nvram, tpm, or one of: {', '.join(sorted(targets)) or '(no disks)'}.",
             )
     return targets if not only or DISKS in only else targets & set(only)
+
+
+def asked_states(only: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of state that ``--only`` means."""
+    return STATE_KINDS if not only or STATE in only else tuple(kind for kind in STATE_KINDS if kind in only)
 
 
 def _choose_disk(stored: PointDisk, present: DefinedDisk, image: ImageOnHost | None, vm: str) -> ChosenDisk:
@@ -238,9 +244,9 @@ def _choose_states(
     tpm: str,
     warnings: list[str],
 ) -> list[ChosenState]:
-    if only and STATE not in only:
+    kinds = [kind for kind in asked_states(only) if not (kind == "tpm" and tpm == KEEP_TPM)]
+    if not kinds:
         return []
-    kinds = [kind for kind in ("nvram", "tpm") if not (kind == "tpm" and tpm == KEEP_TPM)]
     held = {state.kind: state for state in record.states}
     present = {source.kind: source for source in sources}
     chosen = []

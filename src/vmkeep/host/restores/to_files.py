@@ -10,7 +10,7 @@ from vmkeep.errors import InvalidRequest, TargetExists
 from vmkeep.filesystem import file_error
 from vmkeep.host.restores.items import DEFINITION_FILE, absences, item_at, refuse_existing, require_tools_for
 from vmkeep.host.restores.landing import below
-from vmkeep.host.restores.selection import STATE, asked_disks
+from vmkeep.host.restores.selection import asked_disks, asked_states
 from vmkeep.host.tasks.restores import DeliveredItem, FilesPrepared, PrepareFiles
 from vmkeep.host.vm.keys import secrets_of_point, told_of_encryption
 from vmkeep.hypervisor import Hypervisor
@@ -56,7 +56,7 @@ def _asked(record: PointRecord, only: Sequence[str]) -> PointRecord:
     asked = replace(
         record,
         disks=tuple(disk for disk in record.disks if disk.target in targets),
-        states=record.states if STATE in only else (),
+        states=tuple(state for state in record.states if state.kind in asked_states(only)),
     )
     if not asked.disks and not asked.states:
         raise InvalidRequest(f"point {record.id} holds nothing of what was asked for", vm=record.vm_name)

@@ -24,7 +24,7 @@ from vmkeep.errors import (
     StateUnsupported,
     VmkeepError,
 )
-from vmkeep.host.restores.selection import DISKS, KEEP_TPM, STATE
+from vmkeep.host.restores.selection import DISKS, KEEP_TPM, STATE, STATE_KINDS, asked_states
 from vmkeep.host.tasks.reverts import KnownSnapshot, RevertChoice
 from vmkeep.host.vm.definition import with_volumes_found
 from vmkeep.host.vm.images import HOST_FILES, written_images
@@ -194,16 +194,17 @@ class _Choosing:
         return bool(only) and DISKS not in only
 
     def _states_only(self) -> bool:
-        return set(self._choice.only) == {STATE}
+        return bool(self._choice.only) and set(self._choice.only) <= {STATE, *STATE_KINDS}
 
     def _asked(self, targets: set[str]) -> set[str]:
         for name in self._choice.only:
-            if name not in (DISKS, STATE) and name not in targets:
+            if name not in (DISKS, STATE, *STATE_KINDS) and name not in targets:
                 raise InvalidRequest(
                     f"snapshot {self._snapshot.name!r} has no disk {name!r}",
                     vm=self._domain.name,
                     disk=name,
-                    hint=f"--only takes disks, state, or one of: {', '.join(sorted(targets)) or '(no disks)'}.",
+                    hint="--only takes disks, state, nvram, tpm, or one of: "
+                    f"{', '.join(sorted(targets)) or '(no disks)'}.",
                 )
         return targets & set(self._choice.only) if self._named() else targets
 
@@ -329,11 +330,11 @@ class _Choosing:
     # -- UEFI variables and TPM --------------------------------------------------------------------------------
 
     def _states(self, *, disks: bool, internal: bool, with_memory: bool) -> tuple[ChosenState, ...]:
-        only = self._choice.only
-        if (only and STATE not in only) or (internal and with_memory):
+        asked = asked_states(self._choice.only)
+        if not asked or (internal and with_memory):
             return ()  # in the images the memory holds the TPM, and libvirt makes none of a VM with raw UEFI variables
         sources = {source.kind: source for source in self._sources()}
-        wanted = [kind for kind in ("nvram", "tpm") if not self._left(kind, internal=internal)]
+        wanted = [kind for kind in asked if not self._left(kind, internal=internal)]
         missing = [kind for kind in wanted if kind in sources and kind not in self._held]
         if missing and not with_memory:
             self._refuse_missing(missing, disks=disks)

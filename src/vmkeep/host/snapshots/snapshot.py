@@ -341,7 +341,7 @@ class SnapshotTask:
         keepsake, kept = SnapshotRecord.load(self._place), kept_states(self._place)
         assert kept is not None, "a snapshot that was made has its states"
         self._watch(Progress("storing state"))
-        refs, _ = store_states(repository, repository, kept.states, task.newest, keepsake.vm_uuid)
+        stored = store_states(repository, repository, kept.states, task.known, keepsake.vm_uuid)
         return SnapshotStored(
             tuple(
                 {
@@ -353,7 +353,7 @@ class SnapshotTask:
                     "size_bytes": ref.size_bytes,
                     "created": kept.created,
                 }
-                for ref in refs
+                for ref in stored.refs
             )
         )
 

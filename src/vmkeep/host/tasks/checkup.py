@@ -159,6 +159,8 @@ class FindingCode(StrEnum):
     """What the guest writes goes to an image that libvirt does not know of, or that the next start will not have."""
     DEFINITION_DIFFERS = "definition-differs"
     """The VM runs with other disks than it will have at its next start."""
+    GATE_BROKEN = "gate-broken"
+    """libvirt's hook, which lets no VM start with a lost or older state, does not do its work."""
     TPM_MISSING = "tpm-missing"
     """The TPM state of the VM is gone; starting the VM would make a blank TPM."""
     NVRAM_MISSING = "nvram-missing"
@@ -237,6 +239,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.SIGNING_KEY_GONE,
         FindingCode.HOME_NOT_PRIVATE,
         FindingCode.SPACE_LOW,
+        FindingCode.GATE_BROKEN,
         FindingCode.POINT_NOT_KNOWN,
         FindingCode.LEFT_FILE,
         FindingCode.SCRATCH_HELD,
@@ -440,7 +443,8 @@ class RememberedPoint:
 class RememberedVm:
     """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
 
-    ``bases`` are the points once more, as a plan of the next one knows them.
+    ``bases`` are the points once more, as a plan of the next one knows them. ``placed`` is the state that was put in
+    place on purpose, SHA-256 by kind.
     """
 
     uuid: str
@@ -448,6 +452,7 @@ class RememberedVm:
     bases: tuple[KnownPoint, ...] = ()
     versions: tuple[KnownVersion, ...] = ()
     snapshots: tuple[tuple[str, str], ...] = ()
+    placed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

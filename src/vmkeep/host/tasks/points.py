@@ -33,6 +33,7 @@ class OpenPoint(Task[PointOpened]):
     ``points`` are all of the VM, newest first. The copy that follows reads from the job that this leaves running.
     ``demanded`` are disks that must be in the point, also if the VM's settings leave them out. Nothing is read against
     ``doubtful`` points, whose makers are not proved: the new one would hold, and sign, whatever was put into them.
+    ``states`` are versions of the state files, the newest of each kind first: what equals one is not stored again.
     """
 
     point_id: str

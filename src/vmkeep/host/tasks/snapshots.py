@@ -68,11 +68,11 @@ class SnapshotStored:
 class StoreSnapshot(Task[SnapshotStored]):
     """Put the state files of a snapshot that was made into the repository. Answers SnapshotStored.
 
-    ``newest`` are the newest accepted versions of the VM's state files: what equals them is not stored again.
+    ``known`` are versions of the VM's state files, the newest of each kind first: what equals one is not stored again.
     """
 
     operation: str
-    newest: tuple[KnownState, ...]
+    known: tuple[KnownState, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from vmkeep.custody.states import KnownState
 from vmkeep.errors import IntegrityError
 from vmkeep.repository import Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
+from vmkeep.values import dataclass
 
 
 class PutsState(Protocol):
@@ -28,30 +29,45 @@ class PutsState(Protocol):
     ) -> StateVersion: ...
 
 
+@dataclass(frozen=True, slots=True)
+class StoredStates:
+    """``refs`` refer to all state files of a moment, ``new`` are the versions that it added. ``older`` are sentences
+    about those that are a version from before the newest.
+    """
+
+    refs: tuple[StateRef, ...]
+    new: tuple[StateVersion, ...]
+    older: tuple[str, ...]
+
+
 def store_states(
     into: PutsState,
     repository: Repository,
     read: Iterable[CapturedState],
-    newest: Sequence[KnownState],
+    known: Sequence[KnownState],
     vm_uuid: str,
-) -> tuple[list[StateRef], list[StateVersion]]:
-    """Store the state files that changed, and return what refers to all of them, and the new versions.
+) -> StoredStates:
+    """Store the state files that changed.
 
-    Content that is the newest version's already, and can still be read, is only referred to.
+    ``known`` are versions that they may equal, the newest of each kind first. Content that is a version's already, and
+    can still be read, is only referred to. So an older file that somebody put there never becomes the newest version;
+    one that was put in place on purpose is not among the older ones of ``known``, and does.
     """
-    refs, new = [], []
-    known = {state.kind: state for state in newest}
+    refs, new, older = [], [], []
     for state in read:
-        before = known.get(state.kind)
-        if before is not None and _is_stored(repository, before, state):
-            kind, version_id, generation = before.kind, before.version_id, before.generation
-            refs.append(StateRef(kind, version_id, generation, before.sha256, before.size_bytes, before.file))
+        mine = [version for version in known if version.kind == state.kind]
+        equal = next((version for version in mine if _is_stored(repository, version, state)), None)
+        if equal is not None:
+            kind, version_id, generation = equal.kind, equal.version_id, equal.generation
+            refs.append(StateRef(kind, version_id, generation, equal.sha256, equal.size_bytes, equal.file))
+            if equal is not mine[0]:
+                older.append(_told_of_older(state, equal, mine[0]))
             continue
         version = into.put_state(
             state.content,
             vm_uuid=vm_uuid,
             kind=state.kind,
-            generation=before.generation + 1 if before is not None else 1,
+            generation=mine[0].generation + 1 if mine else 1,
             file=state.file,
             owner=state.owner,
             group=state.group,
@@ -59,11 +75,19 @@ def store_states(
         )
         new.append(version)
         refs.append(version.ref())
-    return refs, new
+    return StoredStates(tuple(refs), tuple(new), tuple(older))
+
+
+def _told_of_older(state: CapturedState, equal: KnownState, newest: KnownState) -> str:
+    what = "TPM state is" if state.kind == "tpm" else "UEFI variables are"
+    return (
+        f"The VM's {what} version {equal.generation}, and {newest.generation} is the newest: somebody put an older "
+        "file there. It stays an older one; `vmkeep state accept` makes what lies there count."
+    )
 
 
 def _is_stored(repository: Repository, before: KnownState, read: CapturedState) -> bool:
-    """Return whether the newest version has this content and can still be read."""
+    """Return whether a version has this content and can still be read."""
     if (before.sha256, before.file) != (read.sha256, read.file):
         return False
     try:
