@@ -11,7 +11,6 @@ from vmkeep.catalog import CatalogPoint, CatalogState, KnownHostKey, MemoryCatal
 from vmkeep.custody.gate import GatedState
 from vmkeep.flows.gate import gated_vm
 
-
 OURS, THEIRS = "a" * 32, "f" * 32
 
 
