@@ -106,3 +106,70 @@ def test_state_that_cannot_be_read_is_told_and_the_others_are_listed(host: Host,
     by_kind = {state["kind"]: state for state in document["states"]}
     assert (by_kind["tpm"]["standing"], by_kind["nvram"]["standing"]) == ("unread", "current")
     assert str(permall.relative_to(vm.tpm_directory)) in document["problems"][0]
+
+
+def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", MiB)])
+    vm.start(paused=True)
+    vm.destroy()
+    vmkeep.backup("guest")
+    vm.change_nvram()
+    vm.change_tpm()
+    between = vm.tpm_state(), vm.nvram()
+
+    (captured,) = vmkeep.json("state", "capture", "guest")["captured"]
+    assert [(each["kind"], each["version"]) for each in captured["new"]] == [("nvram", 2), ("tpm", 2)]
+    assert vmkeep.json("state", "capture", "--all")["captured"][0]["new"] == []
+    assert {state["standing"] for state in standings(vmkeep).values()} == {"current"}
+    held = {(each["kind"], each["version"]): each["held_by"] for each in versions_of(vmkeep, "guest")}
+    assert held["tpm", 2] == []
+
+    # Of a VM that runs the TPM alone: QEMU writes the variables in place.
+    vm.start()
+    vm.settle()
+    vm.reset()
+    vm.settle()
+    (captured,) = vmkeep.json("state", "capture", "guest")["captured"]
+    assert captured["read"] == ["tpm"]
+    assert [(each["kind"], each["version"]) for each in captured["new"]] == [("tpm", 3)]
+    vm.destroy()
+
+    # The next point refers to what was captured, and stores it no second time.
+    newest = vm.tpm_state()
+    vmkeep.backup("guest")
+    assert len([each for each in versions_of(vmkeep, "guest") if each["kind"] == "tpm"]) == 3
+    vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--version", "2", "--yes")
+    assert vm.tpm_state() == between[0]
+    vmkeep.json("state", "restore", "guest", "--kind", "nvram", "--version", "2", "--yes")
+    assert vm.nvram() == between[1]
+    # The safety point met the older TPM that was put there on purpose: it counts as the newest from then on.
+    assert [each["version"] for each in versions_of(vmkeep, "guest") if each["current"]] == [3, 4]
+    vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--version", "3", "--yes")
+    assert vm.tpm_state() == newest
+
+
+def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", MiB)])
+    _, _, old = two_versions(vm, vmkeep)
+    permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    newest = permall.read_bytes()
+    for content in (b"", bytes(len(newest)), newest[:100]):
+        permall.write_bytes(content)
+        assert vmkeep.fails("state", "capture", "guest").code == "state-torn"
+    permall.write_bytes(old)
+    result = vmkeep.run("--json", "state", "capture", "guest")
+    assert "TPM state is version 1, and 2 is the newest" in result.stderr
+    permall.unlink()
+    assert vmkeep.fails("state", "capture", "guest").code == "host-file-missing"
+    host.define("other", disks=[Disk("vda", MiB)], firmware="bios", tpm=False)
+    failure = vmkeep.fails("state", "capture", "--all")
+    assert (failure.code, failure.document) == ("host-file-missing", {"captured": [], "failed": [failure.error]})
+    assert [each["version"] for each in versions_of(vmkeep, "guest") if each["current"]] == [2, 2]
+    permall.write_bytes(newest)
+    assert {state["standing"] for state in standings(vmkeep).values()} == {"current"}
+
+
+def versions_of(vmkeep: Vmkeep, vm: str) -> list[dict[str, Any]]:
+    versions = vmkeep.json("state", "versions", vm)["versions"]
+    assert isinstance(versions, list)
+    return versions

@@ -237,6 +237,13 @@ class Catalog(Protocol):
         """Return all state versions ever accepted for a VM, of all kinds, newest first."""
         ...
 
+    def accept_states(self, states: Sequence[CatalogState]) -> None:
+        """Accept state versions that no point and no snapshot holds: all in one transaction, or none.
+
+        Raises CatalogError for one whose generation is not above the newest accepted one of its VM and kind.
+        """
+        ...
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         """Record what state was put in place of a VM on purpose: the SHA-256 by kind, empty for nothing.
 

@@ -262,6 +262,11 @@ class MemoryCatalog(Catalog):
         mine = [state for state in self._tables.states.values() if state.vm_uuid == vm_uuid.lower()]
         return tuple(sorted(mine, key=lambda state: (-state.generation, state.conflict, state.id)))
 
+    def accept_states(self, states: Sequence[CatalogState]) -> None:
+        with self._writing() as tables:
+            for state in states:
+                tables.accept(state)
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         with self._writing() as tables:
             for kind, sha256 in states.items():

@@ -99,6 +99,11 @@ class CatalogVm:
     current_point: str | None = None
     before_first: bool = False
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether it is known which point its state descends from, if any."""
+        return self.current_point is not None or self.before_first
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogPoint:

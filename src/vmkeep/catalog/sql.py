@@ -269,6 +269,11 @@ class SqlCatalog(Catalog):
         with self._database.reading() as connection:
             return state_queries.of_vm(connection, vm_uuid.lower())
 
+    def accept_states(self, states: Sequence[CatalogState]) -> None:
+        with self._database.writing() as connection:
+            for state in states:
+                state_queries.accept(connection, state)
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         with self._database.writing() as connection:
             state_queries.place(connection, vm_uuid.lower(), states)

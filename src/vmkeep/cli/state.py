@@ -13,6 +13,7 @@ from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
+    from vmkeep.flows.capture_states import Captured
     from vmkeep.flows.vm_states import StandingState, VersionKept
 
 app = typer.Typer(
@@ -116,6 +117,51 @@ def list_versions(
         running.console.show(Table(columns=columns, rows=rows, right=("version", "size"), drop=("SHA-256", "size")))
 
 
+@app.command("capture", epilog="Example: vmkeep state capture --all")
+def capture_state(
+    context: typer.Context,
+    vms: Annotated[
+        list[str] | None, typer.Argument(metavar="VM", help="Names or UUIDs.", autocompletion=complete_vm)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Of all VMs of the host that have state files.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Keep what is new of state files as versions, without a point; of a VM that runs only the TPM."""
+    from vmkeep.errors import InvalidRequest, OperationFailed, VmkeepError
+    from vmkeep.flows.capture_states import capture_states
+    from vmkeep.host.tasks.survey import LookAtStates
+
+    if bool(vms) == everything:
+        raise InvalidRequest("name VMs, or give --all", hint="`vmkeep vm list` shows the VMs of the host.")
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        running.premises.ensure()
+        captured, failed = [], []
+        with running.host() as host:
+            names = vms or [vm.uuid for vm in host.ask(LookAtStates()) if vm.files]
+            for name in names:
+                try:
+                    captured.append(capture_states(running.premises.catalog, host, name))
+                except VmkeepError as error:
+                    failed.append(error)
+        documents = [_captured_document(each) for each in captured]
+        if running.console.json:
+            running.console.document({"captured": documents, "failed": [error.as_dict() for error in failed]})
+        else:
+            running.console.show(*(_captured_text(each) for each in captured))
+        for told in (sentence for capture in captured for sentence in capture.older):
+            running.console.notice(f"warning: {told}")
+        if failed and len(names) == 1:
+            raise failed[0]
+        for each in failed:
+            running.console.notice(f"error: {each}")
+        if failed:
+            raise OperationFailed(
+                f"the state of {len(failed)} of {len(names)} VMs was not captured", hint="Each is listed."
+            )
+
+
 @app.command("restore", epilog="Example: vmkeep state restore win11 --kind tpm --version 3")
 def restore_state(
     context: typer.Context,
@@ -131,11 +177,11 @@ def restore_state(
 ) -> None:
     """Put kept state back in place of what a VM has now. The VM must be off; a safety point is taken first."""
     from vmkeep.cli.restore import write_in_place
-    from vmkeep.flows.vm_states import point_with_state
+    from vmkeep.flows.vm_states import state_to_put_back
 
     with session(context, json=json, connect=connect, debug=debug) as running:
-        found = point_with_state(running.premises.catalog, vm, kind, version)
-        write_in_place(running, found.point, found.only, None, yes=yes)
+        found = state_to_put_back(running.premises.catalog, vm, kind, version)
+        write_in_place(running, found.point, (), None, yes=yes, versions=found.versions)
 
 
 @app.command("accept", epilog="Example: vmkeep state accept win11 --kind nvram")
@@ -164,6 +210,21 @@ def accept_state(
             return
         told = [f"{state.vm}: its {state.found.kind} state counts ({_standing_text(state)})" for state in accepted]
         running.console.show(*(told or [f"{vm}: nothing needs it"]))
+
+
+def _captured_text(captured: Captured) -> str:
+    kept = ", ".join(f"{state.kind} version {state.generation}" for state in captured.new)
+    return f"{captured.vm}: {kept or 'nothing new'}"
+
+
+def _captured_document(captured: Captured) -> dict[str, Any]:
+    return {
+        "vm": captured.vm,
+        "vm_uuid": captured.vm_uuid,
+        "read": list(captured.kinds),
+        "new": [{"kind": state.kind, "version": state.generation, "sha256": state.sha256} for state in captured.new],
+        "older": list(captured.older),
+    }
 
 
 def _standing_text(state: StandingState) -> str:

@@ -36,16 +36,18 @@ class GatedState:
     superseded: tuple[str, ...]
 
 
-def gated_state(kind: str, versions: Iterable[KnownVersion], placed: str | None = None) -> GatedState | None:
+def gated_state(
+    kind: str, versions: Iterable[KnownVersion], placed: str | None = None, *, tracked: bool = True
+) -> GatedState | None:
     """Return what the gate goes by for a kind of state; None when no version of it is known.
 
-    ``versions`` are those of the kind, the newest first. ``placed`` is what was put in place on purpose, if anything.
+    ``versions`` are those of the kind, the newest first; ``placed`` and ``tracked`` are as in ``judge_state``.
     """
     known = tuple(versions)
     if not known:
         return None
     newest = next((version.sha256 for version in known if not version.conflict), None)
     allowed = tuple(dict.fromkeys(content for content in (newest, placed) if content is not None))
-    older = dict.fromkeys(version.sha256 for version in known)
+    older = dict.fromkeys(version.sha256 for version in known if tracked)
     superseded = [content for content in older if content not in allowed]
     return GatedState(kind, allowed, tuple(superseded[:_MOST_SUPERSEDED]))

@@ -21,6 +21,8 @@ class Standing(StrEnum):
     """It is no version: it changed since the newest was kept."""
     SUPERSEDED = "superseded"
     """It is an older version: somebody put it there, and the guest's state would be rolled back."""
+    UNKNOWN = "unknown"
+    """It is an older version, and nobody knows whether that is meant: the catalogue was lost and made anew."""
     CONFLICT = "conflict"
     """It is a version that came late, or from a copy of the VM, and never counted as the current one."""
     MISSING = "missing"
@@ -95,11 +97,13 @@ def holder_to_restore(points: Iterable[Holder], kind: str) -> str | None:
     return holding[0].id if holding else None
 
 
-def judge_state(found: FoundState, versions: Iterable[KnownVersion], placed: str | None = None) -> JudgedState:
+def judge_state(
+    found: FoundState, versions: Iterable[KnownVersion], placed: str | None = None, *, tracked: bool = True
+) -> JudgedState:
     """Say how a file stands. ``versions`` are those of its kind, the newest first.
 
     ``placed`` is the hash of what was put in place on purpose since the newest one, ``NOTHING`` for no file: that
-    counts as current.
+    counts as current. ``tracked``: it is known which point the VM descends from, so it would be known if one had been.
     """
     known = tuple(versions)
     if found.problem is not None:
@@ -118,4 +122,6 @@ def judge_state(found: FoundState, versions: Iterable[KnownVersion], placed: str
         return JudgedState(Standing.CHANGED)
     if found.sha256 == placed or equal in accepted[:1]:
         return JudgedState(Standing.CURRENT, equal.generation)
+    if not tracked:
+        return JudgedState(Standing.UNKNOWN, equal.generation)
     return JudgedState(Standing.CONFLICT if equal.conflict else Standing.SUPERSEDED, equal.generation)

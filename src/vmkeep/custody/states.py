@@ -15,3 +15,24 @@ class KnownState:
     sha256: str
     size_bytes: int
     file: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenVersion:
+    """A state version by its id, and the SHA-256 that the catalogue knows of it."""
+
+    kind: str
+    id: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A state version that was put into the repository, and that nothing knows yet. ``created`` is ISO 8601 in UTC."""
+
+    kind: str
+    id: str
+    generation: int
+    sha256: str
+    size_bytes: int
+    created: str

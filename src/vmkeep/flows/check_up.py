@@ -384,6 +384,7 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         versions=tuple(known_version(state) for state in catalog.states_of_vm(vm_uuid)),
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
         placed=catalog.placed_states(vm_uuid),
+        tracked=vm is not None and vm.is_tracked,
     )
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from vmkeep.catalog import Catalog, CatalogPoint
+from vmkeep.catalog import Catalog
 from vmkeep.commandline import command_line
 from vmkeep.custody.gate import GatePolicy, gated_state
 from vmkeep.custody.standing import NOTHING
 from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.flows.plan import Plan
 from vmkeep.flows.services import Services
-from vmkeep.flows.vm_states import StandingState, known_version, look_at_standings
+from vmkeep.flows.vm_states import (
+    StandingState,
+    is_tracked,
+    known_version,
+    look_at_standings,
+    versions_nobody_vouches_for,
+)
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.gate import (
     GatedVm,
@@ -65,9 +71,11 @@ def gated_vm(catalog: Catalog, vm_uuid: str) -> GatedVm:
     """
     doubtful = versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid))
     versions = [each for each in catalog.states_of_vm(vm_uuid) if each.id not in doubtful]
-    placed = catalog.placed_states(vm_uuid)
+    placed, tracked = catalog.placed_states(vm_uuid), is_tracked(catalog, vm_uuid)
     states = (
-        gated_state(kind, (known_version(each) for each in versions if each.kind == kind), placed.get(kind))
+        gated_state(
+            kind, (known_version(each) for each in versions if each.kind == kind), placed.get(kind), tracked=tracked
+        )
         for kind in KINDS
     )
     return GatedVm(vm_uuid, tuple(state for state in states if state is not None))
@@ -91,19 +99,14 @@ def accept_states(catalog: Catalog, host: Host, vm: str, kind: str | None = None
     if accepted:
         uuid = accepted[0].vm_uuid
         catalog.place_states(uuid, {state.found.kind: state.found.sha256 or NOTHING for state in accepted})
-        if host.ask(HasGate()):
-            host.ask(RenewGate(gated_vm(catalog, uuid)))
+        tell_gate(catalog, host, uuid)
     return accepted
 
 
-def versions_nobody_vouches_for(points: Iterable[CatalogPoint]) -> set[str]:
-    """Return the ids of state versions that only points of hosts hold that nobody trusts."""
-    vouched: set[str] = set()
-    doubtful: set[str] = set()
-    for point in points:
-        held = {str(state["version_id"]) for state in point.document.get("states", ())}
-        (vouched if point.is_vouched_for else doubtful).update(held)
-    return doubtful - vouched
+def tell_gate(catalog: Catalog, host: Host, vm_uuid: str) -> None:
+    """Let the gate go by what the catalogue says now of a VM, if there is one. Raises what keeps it from that."""
+    if host.ask(HasGate()):
+        host.ask(RenewGate(gated_vm(catalog, vm_uuid)))
 
 
 def renew_gate(services: Services, vm_uuid: str) -> None:
@@ -112,9 +115,7 @@ def renew_gate(services: Services, vm_uuid: str) -> None:
     A gate that is behind takes a version for a change that nobody has kept yet, and lets the VM start.
     """
     try:
-        if not services.host.ask(HasGate()):
-            return
-        services.host.ask(RenewGate(gated_vm(services.catalog, vm_uuid)))
+        tell_gate(services.catalog, services.host, vm_uuid)
     except VmkeepError as error:
         told = f"warning: what the gate goes by for VM {vm_uuid} could not be written: {error.message}"
         services.watch(Progress("gate", note=told))

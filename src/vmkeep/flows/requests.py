@@ -7,6 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final
 
+from vmkeep.custody.states import ChosenVersion
 from vmkeep.values import dataclass
 
 THIS_HOST: Final = "this"
@@ -132,7 +133,8 @@ class RestoreInPlace(FlowRequest):
     """Write a point over its own VM. ``only`` holds "disks", "state", "tpm", "nvram" and targets; empty means all.
 
     ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
-    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``safety`` is the point
+    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``versions`` of state go
+    back in place of those that the point holds. ``safety`` is the point
     that holds the VM as it is now; None until it is taken. ``images`` is what the images without bitmaps told of
     themselves before that (`InPlaceChecked`).
     """
@@ -145,6 +147,7 @@ class RestoreInPlace(FlowRequest):
     images: Mapping[str, str] = field(default_factory=dict)
     vm_uuid: str = ""
     vm_called: str = ""
+    versions: tuple[ChosenVersion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
 
 def _states_placed(plan: Plan, request: RestoreInPlace, parked: VmParked) -> dict[str, str]:
     held = states_in(plan.services.catalog.find_point(request.point))
+    held |= {version.kind: version.sha256 for version in request.versions}
     return {kind: held[kind] for kind in parked.states}
 
 
@@ -59,7 +60,14 @@ def park(plan: Plan, request: RestoreInPlace) -> VmParked:
     """Keep the VM from starting; from here on the journal on the host knows what to do."""
     assert request.safety is not None
     task = ParkVm(
-        plan.operation, request.point, request.safety, request.only, str(request.tpm), request.images, request.vm_uuid
+        plan.operation,
+        request.point,
+        request.safety,
+        request.only,
+        str(request.tpm),
+        request.images,
+        request.vm_uuid,
+        request.versions,
     )
     return plan.services.on_host(plan.operation, task)
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from vmkeep.catalog import Catalog, CatalogPoint
-from vmkeep.custody.states import KnownState
+from vmkeep.catalog import Catalog
 from vmkeep.errors import IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.declared import TAKE_POINT
-from vmkeep.flows.gate import renew_gate, versions_nobody_vouches_for
+from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.hosts import told_of_base
 from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
 from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
 from vmkeep.flows.requests import PointTaken, TakePoint
 from vmkeep.flows.services import Services
+from vmkeep.flows.vm_states import known_states
 from vmkeep.host.tasks.points import (
     AbandonPoint,
     ClosePoint,
@@ -72,7 +72,7 @@ def open_point(plan: Plan, request: TakePoint) -> PointOpened:
         full=request.full,
         exclude=tuple(request.exclude),
         points=tuple(known_from_catalogue(point) for point in history),
-        states=known_states(services, uuid, history),
+        states=known_states(services.catalog, uuid, history),
         quiesce=request.quiesce,
         demanded=tuple(request.demanded),
         doubtful=tuple(point.id for point in history if not point.is_vouched_for),
@@ -199,33 +199,6 @@ def descent(catalog: Catalog, vm_uuid: str) -> str | None:
     if vm is not None and vm.current_point in known:
         return vm.current_point
     return known[0] if known else None
-
-
-# Of a VM whose state changes with each hourly point, the last six weeks.
-_MOST_OLDER_STATES = 1_000
-
-
-def known_states(services: Services, vm_uuid: str, history: tuple[CatalogPoint, ...]) -> tuple[KnownState, ...]:
-    """Return the versions that state files of a VM may equal, the newest accepted one of each kind first.
-
-    Not what was put in place on purpose: that content is a new version when it is met. File names are told where a
-    point still has them.
-    """
-    files: dict[str, str] = {}
-    for point in history:
-        for state in _states(point.document):
-            files.setdefault(state["version_id"], state["file"])
-    doubtful, placed = versions_nobody_vouches_for(history), services.catalog.placed_states(vm_uuid)
-    versions = [each for each in services.catalog.states_of_vm(vm_uuid) if not each.conflict]
-    found: list[KnownState] = []
-    for kind in ("tpm", "nvram"):
-        mine = [each for each in versions if each.kind == kind]
-        older = [each for each in mine[1:] if each.id not in doubtful and each.sha256 != placed.get(kind)]
-        found += [
-            KnownState(state.kind, state.id, state.generation, state.sha256, state.size_bytes, files.get(state.id, ""))
-            for state in (*mine[:1], *older[:_MOST_OLDER_STATES])
-        ]
-    return tuple(found)
 
 
 def _states(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

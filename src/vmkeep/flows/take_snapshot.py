@@ -12,7 +12,8 @@ from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
-from vmkeep.flows.take_point import descent, known_states
+from vmkeep.flows.take_point import descent
+from vmkeep.flows.vm_states import known_states
 from vmkeep.host.tasks.snapshots import (
     CloseSnapshot,
     LeaveSnapshot,
@@ -86,7 +87,8 @@ def store_snapshot(services: Services, made: SnapshotMade) -> SnapshotStored:
     What others made of the VM is taken over before: their versions and points count as well.
     """
     catch_up_on_vm(services, made.vm_uuid)
-    known = known_states(services, made.vm_uuid, services.catalog.points_of_vm(made.vm_uuid))
+    catalog = services.catalog
+    known = known_states(catalog, made.vm_uuid, catalog.points_of_vm(made.vm_uuid))
     return services.on_host(made.operation, StoreSnapshot(made.operation, known))
 
 

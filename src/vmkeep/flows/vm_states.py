@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
-from vmkeep.errors import InvalidRequest, VmNotFound
+from vmkeep.custody.states import KnownState
+from vmkeep.errors import InvalidRequest, PointNotFound, VmNotFound
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import LookAtStates
 from vmkeep.values import dataclass
@@ -59,11 +60,11 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
     for vm in host.ask(LookAtStates(tuple(vms))):
         if vm.problem is not None:
             problems.append(f"{vm.name}: {vm.problem}")
-        placed = catalog.placed_states(vm.uuid)
+        placed, tracked = catalog.placed_states(vm.uuid), is_tracked(catalog, vm.uuid)
         versions = catalog.states_of_vm(vm.uuid)
         for found in vm.files:
             mine = [version for version in versions if version.kind == found.kind]
-            judged = judge_state(found, map(known_version, mine), placed.get(found.kind))
+            judged = judge_state(found, map(known_version, mine), placed.get(found.kind), tracked=tracked)
             newest = next((version for version in mine if not version.conflict), None)
             states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest))
             if found.problem is not None:
@@ -97,17 +98,17 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
 
 
 @dataclass(frozen=True, slots=True)
-class HeldState:
-    """A point that holds versions of state files, and what of it they are."""
+class StateToPutBack:
+    """Versions of state files that go back, with a point of the VM that they go back through."""
 
     point: str
-    only: tuple[str, ...]
+    versions: tuple[CatalogState, ...]
 
 
-def point_with_state(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> HeldState:
-    """Return the point from which state of a VM is put back: the newest version of each kind, or the one that is named.
+def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> StateToPutBack:
+    """Return what is put back of a VM's state: the newest version of each kind, or the one that is named.
 
-    Raises VmNotFound, and InvalidRequest where that is no one point.
+    Raises VmNotFound, InvalidRequest, and PointNotFound for a VM of which no point holds such a state.
     """
     if generation is not None and kind is None:
         raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
@@ -125,32 +126,20 @@ def point_with_state(catalog: Catalog, vm: str, kind: str | None, generation: in
             vm=vm,
             hint=f"`{command_line('vmkeep state versions', vm)}` lists them.",
         )
-    holders = [_points_with(catalog, each) for each in wanted]
-    common = [point for point in holders[0] if all(point in others for others in holders[1:])]
-    if common:
-        return HeldState(common[0], tuple(each.version.kind for each in wanted))
-    if all(holders):
-        raise InvalidRequest(
-            f"no one point holds the newest of each kind of state of VM {vm!r}",
+    kinds = {each.version.kind for each in wanted}
+    points = [
+        point
+        for point in catalog.points_of_vm(wanted[0].version.vm_uuid)
+        if kinds <= states_in(point).keys() and point.is_vouched_for
+    ]
+    if not points:
+        raise PointNotFound(
+            f"no point of VM {vm!r} has {' and '.join(sorted(kinds))} state, which one must to put any back",
             vm=vm,
-            hint="Put them back one after the other: --kind tpm, then --kind nvram.",
+            hint=f"`{command_line('vmkeep backup', vm)}` takes one, with the state that lies there now.",
         )
-    lacking = next(each for each, points in zip(wanted, holders, strict=True) if not points)
-    by = lacking.held_by
-    what = f"version {lacking.version.generation} of the {lacking.version.kind} state of VM {vm!r}"
-    raise InvalidRequest(
-        f"no point holds {what}",
-        vm=vm,
-        hint=f"A snapshot does ({by[0]}): revert to it with `--only {lacking.version.kind}`."
-        if by
-        else f"`{command_line('vmkeep state versions', vm)}` shows what holds each version.",
-    )
-
-
-def _points_with(catalog: Catalog, kept: VersionKept) -> list[str]:
-    """Return the points that hold a version, the newest first, and safety points last."""
-    points = [point for point in catalog.points_of_vm(kept.version.vm_uuid) if point.id in kept.held_by]
-    return [point.id for point in sorted(points, key=lambda point: point.is_safety)]
+    newest = next((point for point in points if not point.is_safety), points[0])
+    return StateToPutBack(newest.id, tuple(each.version for each in wanted))
 
 
 def remedy(catalog: Catalog, state: StandingState) -> str | None:
@@ -175,6 +164,12 @@ class _Holder:
     safety: bool
 
 
+def is_tracked(catalog: Catalog, vm_uuid: str) -> bool:
+    """Return whether it is known which point a VM descends from: not after its catalogue was lost."""
+    vm = catalog.vm(vm_uuid)
+    return vm is not None and vm.is_tracked
+
+
 def known_version(state: CatalogState) -> KnownVersion:
     """Return a version as a file is judged by it."""
     return KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
@@ -183,3 +178,41 @@ def known_version(state: CatalogState) -> KnownVersion:
 def states_in(point: CatalogPoint) -> dict[str, str]:
     """Return the hashes of the state files that a point holds, by kind."""
     return {str(state["kind"]): str(state["sha256"]) for state in point.document.get("states", ())}
+
+
+def versions_nobody_vouches_for(points: Iterable[CatalogPoint]) -> set[str]:
+    """Return the ids of state versions that only points of hosts hold that nobody trusts."""
+    vouched: set[str] = set()
+    doubtful: set[str] = set()
+    for point in points:
+        held = {str(state["version_id"]) for state in point.document.get("states", ())}
+        (vouched if point.is_vouched_for else doubtful).update(held)
+    return doubtful - vouched
+
+
+# Of a VM whose state changes with each hourly point, the last six weeks.
+_MOST_OLDER_STATES = 1_000
+
+
+def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]) -> tuple[KnownState, ...]:
+    """Return the versions that state files of a VM may equal, the newest accepted one of each kind first.
+
+    Not what was put in place on purpose, and none of a VM of which nobody knows where it is: that content is a new
+    version when it is met. File names are told where a point still has them.
+    """
+    files: dict[str, str] = {}
+    for point in history:
+        for state in point.document.get("states", ()):
+            files.setdefault(state["version_id"], state["file"])
+    doubtful, placed = versions_nobody_vouches_for(history), catalog.placed_states(vm_uuid)
+    tracked = is_tracked(catalog, vm_uuid)
+    versions = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict]
+    found: list[KnownState] = []
+    for kind in ("tpm", "nvram"):
+        mine = [each for each in versions if each.kind == kind]
+        older = [each for each in mine[1:] if tracked and each.id not in doubtful and each.sha256 != placed.get(kind)]
+        found += [
+            KnownState(state.kind, state.id, state.generation, state.sha256, state.size_bytes, files.get(state.id, ""))
+            for state in (*mine[:1], *older[:_MOST_OLDER_STATES])
+        ]
+    return tuple(found)

@@ -130,6 +130,10 @@ class Twins(RuleBasedStateMachine):
         point_id = None if name is None else number(f"{vm}{name}")
         self.agree(lambda catalog: catalog.lose_track(vm) if lost else catalog.return_to(vm, point_id))
 
+    @rule(held=st.lists(states, max_size=2))
+    def accept_states(self, held: list[CatalogState]) -> None:
+        self.agree(lambda catalog: catalog.accept_states(held))
+
     @rule(vm=vms, kind=st.sampled_from(["tpm", "nvram"]), content=st.none() | st.sampled_from(["", "ab"]))
     def place_states(self, vm: str, kind: str, content: str | None) -> None:
         self.agree(lambda catalog: catalog.place_states(vm, {kind: content}))

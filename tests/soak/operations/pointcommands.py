@@ -34,6 +34,16 @@ def backup(world: World, guest: Guest, chance: random.Random) -> str:
     return keep_taken(world, outcome.document["point"], moment, excluded)
 
 
+@operation(3, lambda _world, guest: guest.vm.tpm_directory.exists())
+def capture_state(world: World, guest: Guest, _chance: random.Random) -> str:
+    """Keep the state files alone; a restore of a point is what it was all the same."""
+    outcome = world.commands.run("state", "capture", guest.name)
+    if not world.expect(outcome, "state-torn"):  # a firmware that is at work may write all the time
+        return "torn"
+    (captured,) = outcome.document["captured"]
+    return ", ".join(f"{new['kind']} {new['version']}" for new in captured["new"])
+
+
 def keep_taken(world: World, point: dict[str, object], moment: Moment, excluded: set[str] | None = None) -> str:
     """Compare a point that a command printed with what it must be, and remember it."""
     disks = point["disks"]

@@ -38,18 +38,24 @@ def test_newest_and_what_was_put_in_place_may_start_and_all_others_not() -> None
     placed=st.none() | st.sampled_from([NOTHING, A, B, D]),
     lies_there=st.none() | st.sampled_from([A, B, C, D]),
     backup=st.none() | st.sampled_from([A, D]),
+    tracked=st.booleans(),
 )
 def test_gate_and_judgement_are_of_one_mind(
-    contents: list[str], conflicts: set[int], placed: str | None, lies_there: str | None, backup: str | None
+    contents: list[str],
+    conflicts: set[int],
+    placed: str | None,
+    lies_there: str | None,
+    backup: str | None,
+    tracked: bool,
 ) -> None:
     versions = [
         KnownVersion("tpm", len(contents) - place, content, conflict=place in conflicts)
         for place, content in enumerate(contents)
     ]
-    gated = gated_state("tpm", versions, placed)
+    gated = gated_state("tpm", versions, placed, tracked=tracked)
     assert gated is not None
     backup = backup if lies_there is None else None
-    judged = judge_state(FoundState("tpm", "/tpm", lies_there, backup=backup), versions, placed)
+    judged = judge_state(FoundState("tpm", "/tpm", lies_there, backup=backup), versions, placed, tracked=tracked)
     asked = SimpleNamespace(files={"tpm": "/tpm"})
     known = {"kinds": {"tpm": {"allowed": list(gated.allowed), "superseded": list(gated.superseded)}}}
     files = {"/tpm": lies_there, "/tpm.bak": backup}

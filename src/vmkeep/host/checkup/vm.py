@@ -60,6 +60,7 @@ from vmkeep.values import dataclass
 _OLD: Final = timedelta(days=7)
 _CLOCK_STATUS: Final = "timedatectl"
 _ANY_OF_OURS: Final = "vmkeep-"
+_OLDER: Final = (Standing.SUPERSEDED, Standing.CONFLICT, Standing.UNKNOWN)
 _MISSING: Final = {"tpm": FindingCode.TPM_MISSING, "nvram": FindingCode.NVRAM_MISSING}
 
 
@@ -364,12 +365,13 @@ class _Patient:
             versions = [version for version in self.known.versions if version.kind == source.kind]
             if not versions:
                 continue
-            judged = judge_state(found_state(source), versions, self.known.placed.get(source.kind))
+            placed = self.known.placed.get(source.kind)
+            judged = judge_state(found_state(source), versions, placed, tracked=self.known.tracked)
             if judged.standing is Standing.MISSING:
                 yield self._state_missing(source.kind, source.path)
             elif judged.from_backup:
                 yield self._state_from_backup(source.path)
-            elif judged.standing in (Standing.SUPERSEDED, Standing.CONFLICT) and judged.generation is not None:
+            elif judged.standing in _OLDER and judged.generation is not None:
                 accepted = [version.generation for version in versions if not version.conflict]
                 newest = max(accepted, default=judged.generation)
                 yield self._state_superseded(source.kind, source.path, judged.generation, newest)
@@ -382,9 +384,10 @@ class _Patient:
         return self._finding(_MISSING[kind], message, remedy=self._restore_state(kind), path=str(path))
 
     def _state_superseded(self, kind: str, path: Path, generation: int, newest: int) -> Finding:
+        known = "somebody put an older file back" if self.known.tracked else "an older file is there, meant or not"
         message = (
             f"its {STATE_NAMES[kind]} at {path} equals version {generation}, and version {newest} is the newest: "
-            "somebody put an older file back, which rolls the guest's state back"
+            f"{known}, which rolls the guest's state back"
         )
         return self._finding(FindingCode.STATE_SUPERSEDED, message, remedy=self._restore_state(kind), path=str(path))
 

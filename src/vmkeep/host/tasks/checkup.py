@@ -444,7 +444,7 @@ class RememberedVm:
     """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
 
     ``bases`` are the points once more, as a plan of the next one knows them. ``placed`` is the state that was put in
-    place on purpose, SHA-256 by kind.
+    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from.
     """
 
     uuid: str
@@ -453,6 +453,7 @@ class RememberedVm:
     versions: tuple[KnownVersion, ...] = ()
     snapshots: tuple[tuple[str, str], ...] = ()
     placed: Mapping[str, str] = field(default_factory=dict)
+    tracked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
+from vmkeep.custody.states import ChosenVersion
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -31,7 +32,8 @@ class DeliveredItem:
     ``name`` is the disk's target, the kind of the state file, or the UUID of a secret; ``format`` is that of a disk's
     image, or of a secret's file ("xml", "base64"). ``file`` is the path of a TPM's state below its directory, where it
     is not the one that the point recorded. ``secret`` names the libvirt secret that a disk's image is encrypted with;
-    empty for a plain one.
+    empty for a plain one. ``version`` is the state version that is delivered in place of the point's, and ``sha256``
+    what the catalogue knows of it.
     """
 
     role: Literal["disk", "nvram", "tpm", "definition", "secret"]
@@ -41,6 +43,8 @@ class DeliveredItem:
     format: str = ""
     file: str = ""
     secret: str = ""
+    version: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +233,8 @@ class ParkVm(Task[VmParked]):
     """Keep the VM from starting and write the journal of its restore. Answers VmParked.
 
     ``safety_id`` is the point that holds the VM as it is now, and ``images`` what InPlaceChecked said before it was
-    taken; ``vm_uuid`` is as in CheckInPlace. From here to ReleaseVm or PutBack the operation has the VM's lock.
+    taken; ``vm_uuid`` is as in CheckInPlace. ``versions`` go back in place of those that the point holds of their
+    kinds. From here to ReleaseVm or PutBack the operation has the VM's lock.
     """
 
     operation: str
@@ -239,6 +244,7 @@ class ParkVm(Task[VmParked]):
     tpm: str
     images: Mapping[str, str]
     vm_uuid: str = ""
+    versions: tuple[ChosenVersion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,10 +56,10 @@ def store_states(
     refs, new, older = [], [], []
     for state in read:
         mine = [version for version in known if version.kind == state.kind]
-        equal = next((version for version in mine if _is_stored(repository, version, state)), None)
-        if equal is not None:
-            kind, version_id, generation = equal.kind, equal.version_id, equal.generation
-            refs.append(StateRef(kind, version_id, generation, equal.sha256, equal.size_bytes, equal.file))
+        found = ((known_one, _stored(repository, known_one, state)) for known_one in mine)
+        equal, stored = next(((each, version) for each, version in found if version is not None), (None, None))
+        if equal is not None and stored is not None:
+            refs.append(stored.ref())
             if equal is not mine[0]:
                 older.append(_told_of_older(state, equal, mine[0]))
             continue
@@ -86,11 +86,15 @@ def _told_of_older(state: CapturedState, equal: KnownState, newest: KnownState) 
     )
 
 
-def _is_stored(repository: Repository, before: KnownState, read: CapturedState) -> bool:
-    """Return whether a version has this content and can still be read."""
-    if (before.sha256, before.file) != (read.sha256, read.file):
-        return False
+def _stored(repository: Repository, known: KnownState, read: CapturedState) -> StateVersion | None:
+    """Return a version as the repository has it, if it has this content under this name and can still be read.
+
+    The catalogue tells the name of a version that a point holds; of others it is empty.
+    """
+    if known.sha256 != read.sha256 or known.file not in ("", read.file):
+        return None
     try:
-        return repository.state(before.version_id)[1] == read.content
+        version, content = repository.state(known.version_id)
     except IntegrityError:
-        return False
+        return None
+    return version if content == read.content and version.file == read.file else None

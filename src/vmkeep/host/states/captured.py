@@ -1,0 +1,73 @@
+"""State files read while nothing holds their VM still: by themselves, and only what can be read whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from vmkeep.custody.states import NewVersion
+from vmkeep.definition import parse_definition
+from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
+from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
+from vmkeep.host.vm.states import StateSource, read_state, state_sources
+from vmkeep.host.vm.versions import store_states
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.repository import Repository
+from vmkeep.statefiles.capture import CapturedState
+from vmkeep.statefiles.location import StateRoots
+
+_READS: Final = 20
+_BETWEEN_SECONDS: Final = 0.05
+
+
+def capture_states(hypervisor: Hypervisor, repository: Repository, task: CaptureStates) -> StatesCaptured:
+    """Capture the state files of a VM; see the task."""
+    domain = hypervisor.find_uuid(task.vm_uuid)
+    if domain is None:
+        raise VmNotFound(f"there is no VM {task.vm_uuid} any more", vm=task.vm_uuid)
+    known_kinds = {state.kind for state in task.known}
+    read = tuple(_read(domain, StateRoots.of(hypervisor.uri), known_kinds))
+    stored = store_states(repository, repository, read, task.known, task.vm_uuid)
+    created = datetime.now(UTC).isoformat(timespec="microseconds")
+    return StatesCaptured(
+        vm_name=domain.name,
+        kinds=tuple(state.kind for state in read),
+        new=tuple(
+            NewVersion(version.kind, version.id, version.generation, version.sha256, version.size_bytes, created)
+            for version in stored.new
+        ),
+        older=stored.older,
+    )
+
+
+def _read(domain: Domain, roots: StateRoots, known_kinds: set[str]) -> Iterator[CapturedState]:
+    for source in state_sources(parse_definition(domain.definition_xml()), roots):
+        moves = source.kind == "nvram" and domain.state().run is not RunState.OFF
+        try:
+            state = None if moves else _read_still(source, domain.name)
+        except HostFileMissing:
+            if source.kind in known_kinds:
+                raise
+            continue  # a VM that was never started
+        # QEMU may have begun to write since.
+        if state is not None and not (source.kind == "nvram" and domain.state().run is not RunState.OFF):
+            yield state
+
+
+def _read_still(source: StateSource, vm: str) -> CapturedState:
+    """Read a file until two reads are equal: swtpm replaces it whole, and others may not."""
+    before = read_state(source, vm)
+    for _ in range(_READS):
+        time.sleep(_BETWEEN_SECONDS)
+        now = read_state(source, vm)
+        if now == before:
+            return now
+        before = now
+    raise StateTorn(
+        f"the {source.kind} state of VM {vm!r} is being written all the time, so no version of it was kept",
+        vm=vm,
+        path=str(source.path),
+        hint="The next capture, or a point, keeps it.",
+    )

@@ -1,0 +1,19 @@
+"""What is asked of the state files of VMs, answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmkeep.host.operation import Operation
+from vmkeep.host.tasks.states import CaptureStates
+from vmkeep.host.tasks.task import Task
+
+
+def carry_out(task: Task[Any], operation: Operation) -> Any:
+    """Return the answer to a task."""
+    match task:
+        case CaptureStates():
+            from vmkeep.host.states.captured import capture_states
+
+            return capture_states(operation.connected(), operation.repository(), task)
+    raise AssertionError(f"not a task of state files: {task}")

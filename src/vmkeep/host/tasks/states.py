@@ -1,0 +1,31 @@
+"""What a host is asked of the state files of its VMs, outside of points and snapshots."""
+
+from __future__ import annotations
+
+from vmkeep.custody.states import KnownState, NewVersion
+from vmkeep.host.tasks.task import Task
+from vmkeep.values import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StatesCaptured:
+    """``kinds`` are all that were read, ``older`` sentences about those that are a version from before the newest."""
+
+    vm_name: str
+    kinds: tuple[str, ...]
+    new: tuple[NewVersion, ...]
+    older: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureStates(Task[StatesCaptured]):
+    """Read a VM's state files as they lie there, and put what is new into the repository. Answers StatesCaptured.
+
+    The operation holds the VM. UEFI variables of a VM that runs are left out: QEMU writes them in place. ``known`` are
+    versions of the VM's state files, the newest of each kind first. Raises StateTorn for a file that does not keep
+    still, HostFileMissing for one that is gone although versions of it are known, and else as a point does.
+    """
+
+    operation: str
+    vm_uuid: str
+    known: tuple[KnownState, ...]
