@@ -40,7 +40,15 @@ def capture_states(catalog: Catalog, host: Host, vm: str, *, wait: bool = True) 
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
         found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known))
         new = tuple(
-            CatalogState(each.id, vm_uuid, each.kind, each.generation, each.sha256, each.size_bytes, each.created)
+            CatalogState(
+                each.id,
+                vm_uuid,
+                "tpm" if each.kind == "tpm" else "nvram",
+                each.generation,
+                each.sha256,
+                each.size_bytes,
+                each.created,
+            )
             for each in found.new
         )
         catalog.see_vm(vm_uuid, found.vm_name)
