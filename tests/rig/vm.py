@@ -12,6 +12,7 @@ import enum
 import json
 import os
 import re
+import secrets
 import subprocess
 import time
 import uuid
@@ -382,18 +383,20 @@ class Vm:
     def change_nvram(self) -> None:
         """Change the UEFI variables file, at once and only there; the guest may run, be paused or be off.
 
-        While it runs the write goes through QEMU's block layer, as the firmware's do.
+        While it runs the write goes through QEMU's block layer, as the firmware's do. What is written was never there
+        before: content that returns is what somebody put back.
         """
         path = self.nvram_path
         before = path.read_bytes()
         start = len(before) - _NVRAM_SPARE_BYTES
-        fill = (before[start] + 1) % 256
+        fills, part = secrets.token_bytes(8), _NVRAM_SPARE_BYTES // 8
         if self.state() is VmState.OFF:
             with path.open("r+b") as file:
                 file.seek(start)
-                file.write(bytes([fill]) * _NVRAM_SPARE_BYTES)
+                file.write(b"".join(bytes([fill]) * part for fill in fills))
         else:
-            self._qemu_io_on("/machine/system.flash1", [f"write -P {fill:#04x} {start} {_NVRAM_SPARE_BYTES}"])
+            writes = [f"write -P {fill:#04x} {start + number * part} {part}" for number, fill in enumerate(fills)]
+            self._qemu_io_on("/machine/system.flash1", writes)
         _wait_until(lambda: path.read_bytes() != before, f"the NVRAM of {self.name} does not change")
 
     def change_tpm(self) -> None:
