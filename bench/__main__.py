@@ -28,6 +28,7 @@ from bench import (
     scan,
     start,
     stopped,
+    watch,
 )
 from bench.measuring import Figures, compile_modules
 from tests.rig import Host
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "huge": huge.measure,
     "moments": moments.measure,
     "gate": gate.measure,
+    "watch": watch.measure,
 }
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -173,3 +180,93 @@ def versions_of(vmkeep: Vmkeep, vm: str) -> list[dict[str, Any]]:
     versions = vmkeep.json("state", "versions", vm)["versions"]
     assert isinstance(versions, list)
     return versions
+
+
+def test_watch_keeps_what_changes_and_catches_up_with_what_it_missed(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", MiB)])
+    vm.start(paused=True)
+    vm.destroy()
+    vm.change_tpm()
+    with _watching(vmkeep) as watch:
+        assert watch.kept() == {("nvram", 1), ("tpm", 1)}  # what it missed
+        vm.change_tpm()
+        changed = time.monotonic()
+        assert watch.kept() == {("tpm", 2)}
+        assert time.monotonic() - changed < 4
+        host.restart_libvirtd()
+        vm.start()
+        vm.settle()
+        assert {kind for kind, _ in watch.kept_until(vm.tpm_state())} == {"tpm"}  # QEMU writes the variables in place
+        vm.destroy()
+        assert "nvram" in {kind for kind, _ in watch.kept()}
+        assert {state["standing"] for state in standings(vmkeep).values()} == {"current"}
+        watch.process.kill()
+
+    vm.change_nvram()
+    with _watching(vmkeep) as watch:
+        assert {kind for kind, _ in watch.kept()} == {"nvram"}
+        # What is torn or lost makes no version, and is told once.
+        permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+        newest = permall.read_bytes()
+        permall.write_bytes(newest[:50])
+        assert "guest" in watch.warned()
+        permall.unlink()
+        assert "is not at" in watch.warned()
+        permall.write_bytes(newest)
+        vmkeep.backup("guest")  # which holds the VM for a while
+        vm.change_tpm()
+        assert {kind for kind, _ in watch.kept()} == {"tpm"}
+        watch.process.terminate()
+        assert watch.process.wait(10) == 0
+
+
+class _Watching:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def line(self) -> dict[str, Any]:
+        line = json.loads(self._lines.get(timeout=30))
+        assert isinstance(line, dict)
+        return line
+
+    def captured(self) -> list[dict[str, Any]]:
+        """Wait for the next capture that it tells."""
+        while "new" not in (line := self.line()):
+            pass
+        new = line["new"]
+        assert isinstance(new, list)
+        return new
+
+    def kept(self) -> set[tuple[str, int]]:
+        return {(new["kind"], new["version"]) for new in self.captured()}
+
+    def kept_until(self, content: bytes) -> set[tuple[str, int]]:
+        """Wait until a content is captured; return all that was until then."""
+        found: set[tuple[str, int]] = set()
+        while True:
+            new = self.captured()
+            found |= {(each["kind"], each["version"]) for each in new}
+            if hashlib.sha256(content).hexdigest() in {each["sha256"] for each in new}:
+                return found
+
+    def warned(self) -> str:
+        """Wait for the next warning."""
+        while "warning" not in (line := self.line()):
+            pass
+        return str(line["warning"])
+
+
+@contextmanager
+def _watching(vmkeep: Vmkeep) -> Iterator[_Watching]:
+    with vmkeep.start("watch") as process:
+        try:
+            yield _Watching(process)
+        finally:
+            process.kill()

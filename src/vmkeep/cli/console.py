@@ -52,6 +52,10 @@ class Console:
         """Print the command's one JSON document."""
         self.text(printable_json(value, indent=2) + "\n")
 
+    def line(self, value: Mapping[str, Any]) -> None:
+        """Print one of many JSON documents, each a line, at once: for a command that does not end."""
+        self.text(printable_json(value) + "\n")
+
     def show(self, *parts: str | Table | Facts) -> None:
         """Print lines and tables for people, unless they want quiet. Texts are never cut: a path can be copied."""
         if self.quiet:

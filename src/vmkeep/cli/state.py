@@ -145,11 +145,11 @@ def capture_state(
                     captured.append(capture_states(running.premises.catalog, host, name))
                 except VmkeepError as error:
                     failed.append(error)
-        documents = [_captured_document(each) for each in captured]
+        documents = [captured_document(each) for each in captured]
         if running.console.json:
             running.console.document({"captured": documents, "failed": [error.as_dict() for error in failed]})
         else:
-            running.console.show(*(_captured_text(each) for each in captured))
+            running.console.show(*(captured_text(each) for each in captured))
         for told in (sentence for capture in captured for sentence in capture.older):
             running.console.notice(f"warning: {told}")
         if failed and len(names) == 1:
@@ -212,12 +212,14 @@ def accept_state(
         running.console.show(*(told or [f"{vm}: nothing needs it"]))
 
 
-def _captured_text(captured: Captured) -> str:
+def captured_text(captured: Captured) -> str:
+    """Say what a capture kept."""
     kept = ", ".join(f"{state.kind} version {state.generation}" for state in captured.new)
     return f"{captured.vm}: {kept or 'nothing new'}"
 
 
-def _captured_document(captured: Captured) -> dict[str, Any]:
+def captured_document(captured: Captured) -> dict[str, Any]:
+    """Return what a capture kept as JSON."""
     return {
         "vm": captured.vm,
         "vm_uuid": captured.vm_uuid,

@@ -91,6 +91,12 @@ class Hypervisor:
             handles = [Domain(handle) for handle in self._connection.listAllDomains()]
         return tuple(sorted(handles, key=lambda domain: domain.name))
 
+    def active_uuids(self) -> frozenset[str]:
+        """Return the UUIDs of the VMs that run, are paused or are otherwise on; libvirt is asked once for all."""
+        with libvirt_errors("list the VMs that run"):
+            active = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            return frozenset(handle.UUIDString() for handle in active)
+
     def domain(self, name_or_uuid: str) -> Domain:
         """Return the VM of that name, or of that UUID when no VM has it as its name; raises VmNotFound."""
         found = self.find(name_or_uuid)

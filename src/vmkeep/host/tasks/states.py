@@ -29,3 +29,24 @@ class CaptureStates(Task[StatesCaptured]):
     operation: str
     vm_uuid: str
     known: tuple[KnownState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenState:
+    """A state file that can be captured as it is now. ``mark`` changes with each write to it; empty for no file."""
+
+    vm_uuid: str
+    kind: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitStates(Task[tuple[SeenState, ...]]):
+    """Tell of all state files of the host that can be captured: when they differ from ``seen`` and keep quiet, or else
+    after so many seconds.
+
+    UEFI variables of a VM that runs are none of them.
+    """
+
+    seen: tuple[SeenState, ...]
+    seconds: float
