@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def watch(
     context: typer.Context, json: JsonOption = False, connect: ConnectOption = None, debug: DebugOption = False
 ) -> None:
-    """Keep TPM state and UEFI variables of all VMs as they change, until it is ended. For a service."""
+    """Keep TPM state and UEFI variables as they change. For a service: it runs until it is ended."""
     from vmkeep.errors import HypervisorUnavailable, Terminated
     from vmkeep.flows.watch_states import StateWatch
 
