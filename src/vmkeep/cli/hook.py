@@ -29,11 +29,14 @@ app = typer.Typer(
 def install(
     context: typer.Context,
     refuse_unsure: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--refuse-when-unsure", help="Also start no VM when the gate cannot read what it goes by, as vmkeep's home."
+            "--refuse-when-unsure/--allow-when-unsure",
+            help="Whether a VM is kept from starting also when the gate cannot read what it goes by. "
+            "[default: as it is; at first it starts]",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,

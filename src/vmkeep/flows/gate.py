@@ -37,7 +37,7 @@ KINDS = ("tpm", "nvram")
 _PASS_SECONDS = 600.0
 
 
-def install_hook(catalog: Catalog, host: Host, *, refuse_unsure: bool) -> HookInstalled:
+def install_hook(catalog: Catalog, host: Host, *, refuse_unsure: bool | None) -> HookInstalled:
     """Make the gate of a host, for all VMs that the catalogue knows."""
     return host.ask(InstallHook(tuple(gated_vm(catalog, vm.uuid) for vm in catalog.vms()), refuse_unsure))
 

@@ -223,6 +223,15 @@ def test_hook_of_somebody_else_is_left_alone(bed: Bed) -> None:
     assert "not the hook of this installation" in str(bed.place.status().problem)
 
 
+def test_gate_that_is_made_anew_is_as_strict_as_it_was(bed: Bed) -> None:
+    assert not bed.place.status().refuses_unsure
+    bed.place.install((bed.vm,), refuse_unsure=True)
+    bed.place.install((bed.vm,), refuse_unsure=None)
+    assert bed.place.status().refuses_unsure
+    bed.place.install((bed.vm,), refuse_unsure=False)
+    assert not bed.place.status().refuses_unsure
+
+
 def test_session_has_no_gate(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir(mode=0o700)
     place = GatePlace(load_settings(home=tmp_path / "home", environ={}, uri="qemu:///session"))

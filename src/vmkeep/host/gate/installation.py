@@ -46,7 +46,7 @@ class GatePlace:
 
     # -- the hook ----------------------------------------------------------------------------------------------
 
-    def install(self, vms: Iterable[GatedVm], *, refuse_unsure: bool) -> HookInstalled:
+    def install(self, vms: Iterable[GatedVm], *, refuse_unsure: bool | None) -> HookInstalled:
         """Write what the hook goes by, then the hook, and have libvirt look for hooks again.
 
         Raises InvalidRequest where libvirt is not the system's, TargetExists for a hook of that name that is another's,
@@ -58,6 +58,8 @@ class GatePlace:
                 hint="Use it with `--connect qemu:///system`, as root.",
             )
         self._refuse_foreign_hook()
+        if refuse_unsure is None:
+            refuse_unsure = self._read_settings().get("unsure") == "refuse"
         unsure = "refuse" if refuse_unsure else "allow"
         with file_errors(self._directory):
             for folder in (self._directory, *(self._directory / name for name in _FOLDERS)):

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
+from vmkeep.config import Settings
 from vmkeep.custody.states import NewVersion
 from vmkeep.definition import parse_definition
 from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
+from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.versions import store_states
@@ -22,11 +24,14 @@ _READS: Final = 20
 _BETWEEN_SECONDS: Final = 0.05
 
 
-def capture_states(hypervisor: Hypervisor, repository: Repository, task: CaptureStates) -> StatesCaptured:
+def capture_states(
+    hypervisor: Hypervisor, repository: Repository, settings: Settings, task: CaptureStates
+) -> StatesCaptured:
     """Capture the state files of a VM; see the task."""
     domain = hypervisor.find_uuid(task.vm_uuid)
     if domain is None:
         raise VmNotFound(f"there is no VM {task.vm_uuid} any more", vm=task.vm_uuid)
+    refuse_while_pending(settings, domain.name, domain.uuid)  # what lies there is half of two states
     known_kinds = {state.kind for state in task.known}
     read = tuple(_read(domain, StateRoots.of(hypervisor.uri), known_kinds))
     stored = store_states(repository, repository, read, task.known, task.vm_uuid)

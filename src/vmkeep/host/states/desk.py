@@ -15,7 +15,7 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
         case CaptureStates():
             from vmkeep.host.states.captured import capture_states
 
-            return capture_states(operation.connected(), operation.repository(), task)
+            return capture_states(operation.connected(), operation.repository(), operation.settings, task)
         case AwaitStates():
             from vmkeep.host.states.watched import await_states
 

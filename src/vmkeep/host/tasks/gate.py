@@ -51,10 +51,13 @@ class HookInstalled:
 
 @dataclass(frozen=True, slots=True)
 class InstallHook(Task[HookInstalled]):
-    """Make the gate, or make it anew. ``vms`` are all that it goes by; what others it had goes."""
+    """Make the gate, or make it anew. ``vms`` are all that it goes by; what others it had goes.
+
+    ``refuse_unsure`` is whether it starts no VM when it cannot tell; None leaves that as it is, at first not.
+    """
 
     vms: tuple[GatedVm, ...]
-    refuse_unsure: bool
+    refuse_unsure: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ class CaptureStates(Task[StatesCaptured]):
 
     The operation holds the VM. UEFI variables of a VM that runs are left out: QEMU writes them in place. ``known`` are
     versions of the VM's state files, the newest of each kind first. Raises StateTorn for a file that does not keep
-    still, HostFileMissing for one that is gone although versions of it are known, and else as a point does.
+    still, HostFileMissing for one that is gone although versions of it are known, RestorePending, and else as a point
+    does.
     """
 
     operation: str
