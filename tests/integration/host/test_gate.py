@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_what_it_goes_by_is_renewed(bed: Bed) -> None:
 
 @pytest.mark.parametrize("unsure", [False, True], ids=["allowed", "refused"])
 @pytest.mark.parametrize(
-    "fault", ["home", "program", "torn", "foreign", "folder", "state-link", "state-large", "settings"]
+    "fault", ["home", "program", "torn", "foreign", "folder", "state-link", "state-pipe", "state-large", "settings"]
 )
 def test_when_unsure_a_vm_starts_unless_that_was_forbidden(bed: Bed, fault: str, *, unsure: bool) -> None:
     bed.place.install((bed.vm,), refuse_unsure=unsure)
@@ -167,6 +168,9 @@ def test_when_unsure_a_vm_starts_unless_that_was_forbidden(bed: Bed, fault: str,
         case "state-link":
             bed.tpm.unlink()
             bed.tpm.symlink_to("/dev/zero")
+        case "state-pipe":
+            bed.tpm.unlink()
+            os.mkfifo(bed.tpm)
         case "state-large":
             bed.tpm.write_bytes(bytes((1 << 20) + 1))
     asked = bed.start()
