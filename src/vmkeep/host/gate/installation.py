@@ -73,6 +73,7 @@ class GatePlace:
                     note.unlink()
         with file_errors(_HOOK):
             make_directory(_HOOKS, 0o755)
+            self._sweep()
             replace_file(_HOOK, self._script(unsure).encode())
             _HOOK.chmod(0o755)
         return HookInstalled(str(_HOOK), _make_libvirt_look())
@@ -83,6 +84,7 @@ class GatePlace:
         if present:
             self._refuse_foreign_hook()
         with file_errors(_HOOK, "removed"):
+            self._sweep()
             if present:
                 _HOOK.unlink()
                 sync_directory(_HOOKS)
@@ -136,6 +138,11 @@ class GatePlace:
         path = self._directory / "passes" / uuid
         with file_errors(path):
             hook.leave(str(path), seconds)
+
+    def _sweep(self) -> None:
+        """Remove what was half written when a process was killed; none of it was ever executable."""
+        for left in (*_HOOKS.glob(".vmkeep.*.partial"), *self._directory.rglob(".*.partial")):
+            left.unlink(missing_ok=True)
 
     def _put_program(self, unsure: str) -> None:
         replace_file(self._directory / "hook.py", Path(hook.__file__).read_bytes())
