@@ -96,6 +96,9 @@ def play(row: Row, host: Host, vmkeep: Vmkeep) -> Played:
     vmkeep.home.mkdir(exist_ok=True)
     (vmkeep.home / "vmkeep.toml").write_text(_SETTINGS.format(disks=host.dir / "disks"))
     violations: list[str] = []
+    # Each start asks the gate, which must refuse none.
+    vmkeep.json("init")
+    vmkeep.json("hook", "install")
     try:
         with staged(row, host) as stage:
             game = _Play(stage, vmkeep, promise)
@@ -106,6 +109,8 @@ def play(row: Row, host: Host, vmkeep: Vmkeep) -> Played:
                     violations.append(f"{phase.__name__.strip('_')}: {_what_it_says(error)}")
     except _BROKEN as error:
         violations.append(f"making the VM: {_what_it_says(error)}")
+    finally:
+        vmkeep.json("hook", "remove")
     return Played(row, tuple(violations), time.monotonic() - begun)
 
 
