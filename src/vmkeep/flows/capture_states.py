@@ -13,6 +13,7 @@ from vmkeep.flows.gate import tell_gate
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.vm_states import known_states
 from vmkeep.host.protocol import Host
+from vmkeep.host.tasks.locks import CAPTURE
 from vmkeep.host.tasks.states import CaptureStates
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.values import dataclass
@@ -36,7 +37,7 @@ def capture_states(catalog: Catalog, host: Host, vm: str, *, wait: bool = True) 
     state files that are no such, and HostFileMissing for one that is gone.
     """
     vm_uuid = host.ask(FindVm(vm))
-    with held_vm(host, vm_uuid, vm, "capture of its state", wait=wait):
+    with held_vm(host, vm_uuid, vm, CAPTURE, wait=wait):
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
         found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known))
         new = tuple(

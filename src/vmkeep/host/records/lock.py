@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmkeep.errors import VmBusy
+from vmkeep.host.tasks.locks import CAPTURE
 from vmkeep.locks import FileLock
 
-_INHERITED_SECONDS = 10.0
+_PASSING_SECONDS = 10.0
 _WAIT_SECONDS = 0.1
 
 
@@ -39,16 +40,21 @@ def lock_vm(
 ) -> FileLock:
     """Take the lock under which one operation at a time works on a VM.
 
-    The guardian or the qemu-nbd of a killed process, which hold its lock on, are about to be done and are waited for
-    (not without ``wait``). ``doing`` names the operation for others. Raises VmBusy with what holds the VM.
+    The guardian or the qemu-nbd of a killed process, which hold its lock on, and a capture of state files are about to
+    be done and are waited for (not without ``wait``). ``doing`` names the operation for others. Raises VmBusy with what
+    holds the VM.
     """
     path = directory / f"{vm_uuid}.lock"
-    deadline = time.monotonic() + _INHERITED_SECONDS
+    deadline = time.monotonic() + _PASSING_SECONDS
     while (lock := FileLock.try_acquire(path, note=f"{doing} (process {os.getpid()})")) is None:
         stop()
-        if wait and FileLock.is_inherited(path) and time.monotonic() < deadline:
+        holder = FileLock.holder(path)
+        if not holder and not path.exists():
+            continue  # it was let go of just now
+        # Whoever has just taken it has not written who it is.
+        passing = not holder or holder.startswith(CAPTURE) or FileLock.is_inherited(path)
+        if wait and passing and time.monotonic() < deadline:
             time.sleep(_WAIT_SECONDS)
             continue
-        holder = FileLock.holder(path) or "another operation"
-        raise VmBusy(f"{holder} works on VM {vm_name!r}", vm=vm_name)
+        raise VmBusy(f"{holder or 'another operation'} works on VM {vm_name!r}", vm=vm_name)
     return lock

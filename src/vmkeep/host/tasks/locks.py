@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
+
+CAPTURE: Final = "capture of its state"
+"""What holds a VM for some tenths of a second at any time of the day: everybody else waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HoldVm(Task[None]):
     """Take the VM's lock for the operation; ``doing`` names it for others. Raises VmBusy with what holds the VM.
 
-    What a killed process left holding it is about to be done and is waited for, not without ``wait``. The lock ends
-    with LetVmGo, and with the process that has it.
+    A capture, and what a killed process left holding it, are about to be done and are waited for, not without ``wait``.
+    The lock ends with LetVmGo, and with the process that has it.
     """
 
     operation: str
