@@ -380,16 +380,17 @@ class Vm:
         """Return the UEFI variables file as it is now."""
         return self.nvram_path.read_bytes()
 
-    def change_nvram(self) -> None:
+    def change_nvram(self, *, unseen: bool = False) -> None:
         """Change the UEFI variables file, at once and only there; the guest may run, be paused or be off.
 
-        While it runs the write goes through QEMU's block layer, as the firmware's do. What is written was never there
-        before: content that returns is what somebody put back.
+        While it runs the write goes through QEMU's block layer, as the firmware's do. The spare area counts one up; with
+        ``unseen`` it becomes what was never there before: content that returns is what somebody put back.
         """
         path = self.nvram_path
         before = path.read_bytes()
         start = len(before) - _NVRAM_SPARE_BYTES
-        fills, part = secrets.token_bytes(8), _NVRAM_SPARE_BYTES // 8
+        fills = secrets.token_bytes(8) if unseen else bytes([(before[start] + 1) % 256])
+        part = _NVRAM_SPARE_BYTES // len(fills)
         if self.state() is VmState.OFF:
             with path.open("r+b") as file:
                 file.seek(start)

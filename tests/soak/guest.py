@@ -219,7 +219,7 @@ class Guest:
             self.flush(target)
 
     def change_states(self, *, tpm: bool) -> None:
-        self.vm.change_nvram()
+        self.vm.change_nvram(unseen=True)
         if tpm and self.off:
             self.vm.change_tpm()
 
