@@ -383,8 +383,8 @@ class Vm:
     def change_nvram(self, *, unseen: bool = False) -> None:
         """Change the UEFI variables file, at once and only there; the guest may run, be paused or be off.
 
-        While it runs the write goes through QEMU's block layer, as the firmware's do. The spare area counts one up; with
-        ``unseen`` it becomes what was never there before: content that returns is what somebody put back.
+        While it runs the write goes through QEMU's block layer, as the firmware's do. The spare area counts one up;
+        with ``unseen`` it becomes what was never there before: content that returns is what somebody put back.
         """
         path = self.nvram_path
         before = path.read_bytes()
