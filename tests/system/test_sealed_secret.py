@@ -8,6 +8,7 @@ tests, which share its points; each test begins from one of them.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,20 @@ def test_secret_opens_after_going_back_in_place(kept: Kept) -> None:
         kept.vmkeep.json("restore", str(kept.first["id"]), "--in-place", "--yes")
         assert guest.vm.state() is VmState.OFF
         assert tell(guest.boot()) == Told.of("first")
+
+
+def test_secret_opens_after_its_tpm_was_lost_the_start_refused_and_the_newest_put_back(kept: Kept) -> None:
+    """What libvirt does by itself is a blank TPM, to which nothing opens (the test with ``--tpm new``)."""
+    with kept.original() as guest:
+        kept.vmkeep.json("hook", "install")
+        try:
+            shutil.rmtree(guest.vm.tpm_directory)
+            with pytest.raises(libvirt.libvirtError, match="libvirt would make a blank TPM"):
+                guest.vm.start()
+            kept.vmkeep.json("state", "restore", "linux", "--yes")
+            assert tell(guest.boot()) == Told.of("third")
+        finally:
+            kept.vmkeep.json("hook", "remove")
 
 
 def _boot_side_by_side(*guests: LinuxGuest) -> None:
