@@ -448,14 +448,21 @@ class Host:
                     yield int(child)
 
     def clear(self) -> None:
-        """Remove every VM, whoever defined it, every secret, and all files in the directories of tests."""
+        """Remove every VM, whoever defined it, every secret and hook, and all files in the directories of tests.
+
+        And the state files of VMs that are gone: a migration leaves the UEFI variables on the host that it comes from.
+        """
         for domain in self.connection.listAllDomains():
             Vm(self, domain.UUIDString(), domain.name()).delete()
         for secret in self.connection.listAllSecrets():
             secret.undefine()
         self._passphrases.clear()
-        for name in ("disks", "home", "work", "jobs"):
-            for entry in (self.dir / name).iterdir():
+        of_libvirt = ("/var/lib/libvirt/swtpm", "/var/lib/libvirt/qemu/nvram", "/etc/libvirt/hooks/qemu.d")
+        for directory in (
+            *(self.dir / name for name in ("disks", "home", "work", "jobs")),
+            *map(self.path, of_libvirt),
+        ):
+            for entry in directory.iterdir() if directory.is_dir() else ():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
