@@ -40,9 +40,12 @@ class StateWatch:
     def look(self, host: Host, seconds: float = _WAIT_SECONDS) -> Watched:
         """Wait until something can be captured, or so long, and capture it. Raises HypervisorUnavailable."""
         now = time.monotonic()
-        wait = max(0.0, min([seconds, *(at - now for at in self._again.values())])) if self._seen else 0.0
+        wait = max(0.0, min([seconds, *(at - now for at in self._again.values())]))
         seen = tuple(state for states in self._seen.values() for state in states)
         found = _by_vm(host.ask(AwaitStates(seen, wait)))
+        for gone in self._seen.keys() - found.keys():
+            self._again.pop(gone, None)
+            self._told.pop(gone, None)
         captured: list[Captured] = []
         failed: list[tuple[str, VmkeepError]] = []
         for uuid, states in found.items():
