@@ -47,7 +47,7 @@ def test_vm_that_failed_is_tried_again_after_a_while_and_is_forgotten_when_it_is
 
     now = 1000.0
     monkeypatch.setattr(watch_states, "capture_states", fail)
-    monkeypatch.setattr(watch_states.time, "monotonic", lambda: now)
+    monkeypatch.setattr("vmkeep.flows.watch_states.time.monotonic", lambda: now)
     watch, host = StateWatch(MemoryCatalog()), _Host()
     host.files = (SeenState(VM, "tpm", "1"),)
     assert _look(watch, host) == [VM]
