@@ -12,6 +12,7 @@ from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.flows.plan import Plan
 from vmkeep.flows.services import Services
 from vmkeep.flows.vm_states import (
+    KINDS,
     StandingState,
     is_tracked,
     known_version,
@@ -33,7 +34,6 @@ from vmkeep.host.tasks.gate import (
 )
 from vmkeep.host.tasks.survey import FindVm, Progress
 
-KINDS = ("tpm", "nvram")
 _PASS_SECONDS = 600.0
 
 

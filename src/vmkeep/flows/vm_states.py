@@ -13,6 +13,8 @@ from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import LookAtStates
 from vmkeep.values import dataclass
 
+KINDS = ("tpm", "nvram")
+
 
 @dataclass(frozen=True, slots=True)
 class StandingState:
@@ -208,7 +210,7 @@ def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]
     tracked = is_tracked(catalog, vm_uuid)
     versions = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict]
     found: list[KnownState] = []
-    for kind in ("tpm", "nvram"):
+    for kind in KINDS:
         mine = [each for each in versions if each.kind == kind]
         older = [each for each in mine[1:] if tracked and each.id not in doubtful and each.sha256 != placed.get(kind)]
         found += [

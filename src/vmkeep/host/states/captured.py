@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Final
 
 from vmkeep.config import Settings
@@ -35,12 +34,13 @@ def capture_states(
     known_kinds = {state.kind for state in task.known}
     read = tuple(_read(domain, StateRoots.of(hypervisor.uri), known_kinds))
     stored = store_states(repository, repository, read, task.known, task.vm_uuid)
-    created = datetime.now(UTC).isoformat(timespec="microseconds")
     return StatesCaptured(
         vm_name=domain.name,
         kinds=tuple(state.kind for state in read),
         new=tuple(
-            NewVersion(version.kind, version.id, version.generation, version.sha256, version.size_bytes, created)
+            NewVersion(
+                version.kind, version.id, version.generation, version.sha256, version.size_bytes, version.created
+            )
             for version in stored.new
         ),
         older=stored.older,
@@ -48,16 +48,19 @@ def capture_states(
 
 
 def _read(domain: Domain, roots: StateRoots, known_kinds: set[str]) -> Iterator[CapturedState]:
+    def may_be_written(source: StateSource) -> bool:
+        return source.kind == "nvram" and domain.state().run is not RunState.OFF
+
     for source in state_sources(parse_definition(domain.definition_xml()), roots):
-        moves = source.kind == "nvram" and domain.state().run is not RunState.OFF
+        if may_be_written(source):
+            continue
         try:
-            state = None if moves else _read_still(source, domain.name)
+            state = _read_still(source, domain.name)
         except HostFileMissing:
             if source.kind in known_kinds:
                 raise
             continue  # a VM that was never started
-        # QEMU may have begun to write since.
-        if state is not None and not (source.kind == "nvram" and domain.state().run is not RunState.OFF):
+        if not may_be_written(source):  # it may have been started since
             yield state
 
 
