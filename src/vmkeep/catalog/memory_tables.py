@@ -68,6 +68,15 @@ class Tables:
         """Return tables of their own with the same rows, which are never changed."""
         return Tables(**{each.name: dict(getattr(self, each.name)) for each in fields(self)})
 
+    def require_fit(self, before: Tables) -> None:
+        """Raise InvalidRequest where a row that was not there before has what no database holds."""
+        for each in fields(self):
+            rows, known = getattr(self, each.name), getattr(before, each.name)
+            for key, row in rows.items():
+                if key not in known or known[key] is not row:
+                    _require_fit(key)
+                    _require_fit(row)
+
     # -- VMs ---------------------------------------------------------------------------------------------------
 
     def see_vm(self, uuid: str, name: str, host_uuid: str | None, *, adopted: bool) -> bool:
@@ -96,6 +105,7 @@ class Tables:
 
     def uuids_named(self, text: str) -> tuple[str, ...]:
         """Return the UUIDs of the VMs that a person means: by UUID, by present name, else by a name a point has."""
+        texts.require_fit(text)
         if text.lower() in self.vms:
             return (text.lower(),)
         present = {vm.uuid for vm in self.vms.values() if vm.name == text}
@@ -105,6 +115,7 @@ class Tables:
     # -- points ------------------------------------------------------------------------------------------------
 
     def get(self, point_id: str) -> CatalogPoint | None:
+        texts.require_fit(point_id)
         point = self.points.get(point_id)
         return None if point is None else self.judged(point)
 
@@ -296,6 +307,19 @@ class Tables:
                 line.add(point.id)
         if line & new:
             self.set_current_point(vm_uuid, None)
+
+
+def _require_fit(value: Any) -> None:
+    if isinstance(value, Mapping):
+        texts.require_fit(texts.dump(value))
+    elif isinstance(value, tuple):
+        for one in value:
+            _require_fit(one)
+    elif dataclasses.is_dataclass(value):
+        for each in fields(value):
+            _require_fit(getattr(value, each.name))
+    else:
+        texts.require_fit(value)
 
 
 def as_kept(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from vmkeep.catalog import models
 from vmkeep.catalog.records import HIGHEST_GENERATION, CatalogState
+from vmkeep.catalog.rows import add_absent
 
 versions = models.state_versions
 pins = models.pins
@@ -98,8 +98,7 @@ def _newest_generation(connection: Connection, vm_uuid: str, kind: str) -> int:
 
 def pin(connection: Connection, version_id: str, holder: str, reason: PinReason = "point") -> None:
     """Keep a version for a point or a snapshot, of which ``holder`` is the id."""
-    row = upsert(pins).values(version_id=version_id, reason=reason, holder=holder)
-    connection.execute(row.on_conflict_do_nothing())
+    add_absent(connection, pins, {"version_id": version_id, "reason": reason, "holder": holder})
 
 
 def unpin(connection: Connection, holder: str, reason: PinReason = "point") -> None:
