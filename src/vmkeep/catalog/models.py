@@ -6,6 +6,7 @@ Times are ISO 8601 texts in UTC with microseconds, so that they sort as text; JS
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -132,9 +133,52 @@ pins = Table(
     "pins",
     metadata,
     Column("version_id", String(64), ForeignKey("state_versions.id"), primary_key=True),
-    Column("reason", String(16), CheckConstraint("reason in ('point', 'snapshot')", name="reason"), primary_key=True),
+    Column(
+        "reason", String(16), CheckConstraint("reason in ('point', 'snapshot', 'pin')", name="reason"), primary_key=True
+    ),
+    # The id of a point, of a snapshot, or of a pin in the repository.
     Column("holder", String(64), primary_key=True),
     Index(None, "reason", "holder"),
+)
+
+# The pins of the repository: what keeps versions that no point names. A snapshot has one as well, of which the columns
+# that are named for it tell what stands in ``snapshots``, until who signed it is trusted.
+pin_objects = Table(
+    "pin_objects",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False, index=True),
+    Column("vm_name", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("why", String(32), nullable=False),
+    Column("until", String(32)),
+    # As that of a point.
+    Column("signed_by", String(32)),
+    Column("snapshot_id", String(32), index=True),
+    Column("snapshot_name", Text),
+    Column("snapshot_time", BigInteger),
+    Column("snapshot_point", String(32)),
+)
+
+# Pins of the repository that were read here and are of VMs which this installation has nothing to do with.
+passed_pins = Table(
+    "passed_pins",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("vm_uuid", String(36), nullable=False),
+)
+
+# What kept a state file from being captured, until one of its kind was.
+state_alerts = Table(
+    "state_alerts",
+    metadata,
+    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), primary_key=True),
+    Column("code", String(64), primary_key=True),
+    Column("message", Text, nullable=False),
+    Column("first_at", String(32), nullable=False),
+    Column("last_at", String(32), nullable=False),
+    Column("times", Integer, nullable=False),
 )
 
 # What is kept beside libvirt's record of a snapshot that was made here: the state files of its instant (as pins), and
