@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from vmkeep.catalog.records import (
         SAFETY_LABEL,
         Adopted,
+        CatalogPin,
         CatalogPoint,
         CatalogSnapshot,
         CatalogState,
         CatalogVm,
+        FoundPin,
         KnownHostKey,
         KnownRepository,
         PassedPoint,
         PointOutline,
+        StateAlert,
         Trust,
     )
     from vmkeep.catalog.sql import SqlCatalog
@@ -37,8 +40,8 @@ else:
             "catalog": "Catalog",
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
-            "records": "SAFETY_LABEL Adopted CatalogPoint CatalogSnapshot CatalogState "
-            "CatalogVm KnownHostKey KnownRepository PassedPoint PointOutline Trust",
+            "records": "SAFETY_LABEL Adopted CatalogPin CatalogPoint CatalogSnapshot CatalogState "
+            "CatalogVm FoundPin KnownHostKey KnownRepository PassedPoint PointOutline StateAlert Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -48,10 +51,12 @@ __all__ = [
     "TRANSITIONS",
     "Adopted",
     "Catalog",
+    "CatalogPin",
     "CatalogPoint",
     "CatalogSnapshot",
     "CatalogState",
     "CatalogVm",
+    "FoundPin",
     "KnownHostKey",
     "KnownRepository",
     "MemoryCatalog",
@@ -60,5 +65,6 @@ __all__ = [
     "PassedPoint",
     "PointOutline",
     "SqlCatalog",
+    "StateAlert",
     "Trust",
 ]

@@ -13,14 +13,17 @@ from typing import Any, Protocol
 from vmkeep.catalog.operations import Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
+    CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
     CatalogState,
     CatalogVm,
+    FoundPin,
     KnownHostKey,
     KnownRepository,
     PassedPoint,
     PointOutline,
+    StateAlert,
     Trust,
 )
 from vmkeep.errors import VmkeepError
@@ -256,7 +259,55 @@ class Catalog(Protocol):
         ...
 
     def pins(self, version_id: str) -> tuple[str, ...]:
-        """Return the ids of the points and snapshots that hold a state version."""
+        """Return the ids of all that hold a state version: points, snapshots, and pins of the repository."""
+        ...
+
+    def holders(self, vm_uuid: str) -> Mapping[str, tuple[str, ...]]:
+        """Return the ids of the points and snapshots that hold each state version of a VM, by the version's id."""
+        ...
+
+    # -- pins of the repository ----------------------------------------------------------------------------------
+
+    def adopt_pins(self, found: Sequence[FoundPin]) -> tuple[str, ...]:
+        """Add pins of the repository with the versions that they name, in one transaction.
+
+        Returns sentences about versions that contradict known ones. What is known already stays as it is. What is kept
+        with a snapshot is taken over from its pin when who signed that one is trusted, now or later (``trust_host``).
+        """
+        ...
+
+    def pin_ids(self) -> frozenset[str]:
+        """Return the ids of the pins that were added."""
+        ...
+
+    def pins_of_vm(self, vm_uuid: str) -> tuple[CatalogPin, ...]:
+        """Return the pins of a VM, the oldest first."""
+        ...
+
+    def forget_pin(self, pin_id: str) -> bool:
+        """Remove a pin; False when it was not known. State versions, and what is kept with a snapshot, stay."""
+        ...
+
+    def passed_pins(self) -> Mapping[str, str]:
+        """Return the VMs, by pin, of pins of the repository that were read and that nobody asked for here."""
+        ...
+
+    def pass_pins(self, passed: Mapping[str, str]) -> None:
+        """Remember pins of the repository, each with its VM, so that they need not be read again."""
+        ...
+
+    # -- what keeps state from being captured --------------------------------------------------------------------
+
+    def note_alert(self, vm_uuid: str, code: str, message: str) -> None:
+        """Note that state of a VM could not be captured, with the error's code; the VM is known."""
+        ...
+
+    def clear_alerts(self, vm_uuid: str) -> bool:
+        """Forget the alerts of a VM, of which all was captured; return whether there were any."""
+        ...
+
+    def alerts(self) -> tuple[StateAlert, ...]:
+        """Return the alerts of all VMs."""
         ...
 
     # -- snapshots ---------------------------------------------------------------------------------------------

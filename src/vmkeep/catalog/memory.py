@@ -20,14 +20,17 @@ from vmkeep.catalog.memory_tables import BEFORE_FIRST, Contradiction, Tables, Vm
 from vmkeep.catalog.operations import FINISHED, TRANSITIONS, Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
+    CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
     CatalogState,
     CatalogVm,
+    FoundPin,
     KnownHostKey,
     KnownRepository,
     PassedPoint,
     PointOutline,
+    StateAlert,
     Trust,
     made_by,
 )
@@ -119,6 +122,7 @@ class MemoryCatalog(Catalog):
         key = self.host_key(text).trusted_as(trust)
         with self._writing() as tables:
             tables.keys[key.fingerprint] = checked(key)
+            tables.recover_snapshots(tables.vms)
         return key
 
     def retire_own_key(self, fingerprint: str) -> None:
@@ -278,6 +282,57 @@ class MemoryCatalog(Catalog):
 
     def pins(self, version_id: str) -> tuple[str, ...]:
         return self._tables.pinned(version_id)
+
+    def holders(self, vm_uuid: str) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for version, reason, holder in sorted(self._tables.pins, key=lambda pin: pin[2]):
+            if reason != "pin" and self._tables.states[version].vm_uuid == vm_uuid.lower():
+                found[version] = (*found.get(version, ()), holder)
+        return found
+
+    # -- pins of the repository ----------------------------------------------------------------------------------
+
+    def adopt_pins(self, found: Sequence[FoundPin]) -> tuple[str, ...]:
+        with self._writing() as tables:
+            return tables.adopt_pins(found)
+
+    def pin_ids(self) -> frozenset[str]:
+        return frozenset(self._tables.pin_objects)
+
+    def pins_of_vm(self, vm_uuid: str) -> tuple[CatalogPin, ...]:
+        return tuple(pin for pin, _ in self._tables.pins_of_vm(vm_uuid.lower()))
+
+    def forget_pin(self, pin_id: str) -> bool:
+        with self._writing() as tables:
+            return tables.forget_pin(pin_id)
+
+    def passed_pins(self) -> Mapping[str, str]:
+        return dict(sorted(self._tables.passed_pins.items()))
+
+    def pass_pins(self, passed: Mapping[str, str]) -> None:
+        with self._writing() as tables:
+            tables.passed_pins = {**passed, **tables.passed_pins}
+
+    # -- what keeps state from being captured --------------------------------------------------------------------
+
+    def note_alert(self, vm_uuid: str, code: str, message: str) -> None:
+        key = (vm_uuid.lower(), code)
+        with self._writing() as tables:
+            if key[0] not in tables.vms:
+                raise Contradiction(f"no VM {vm_uuid}")
+            known = tables.alerts.get(key)
+            first, times = (texts.now(), 0) if known is None else (known.first_at, known.times)
+            tables.alerts[key] = StateAlert(*key, message, first, texts.now(), times + 1)
+
+    def clear_alerts(self, vm_uuid: str) -> bool:
+        with self._writing() as tables:
+            mine = [key for key in tables.alerts if key[0] == vm_uuid.lower()]
+            for key in mine:
+                del tables.alerts[key]
+            return bool(mine)
+
+    def alerts(self) -> tuple[StateAlert, ...]:
+        return tuple(alert for _, alert in sorted(self._tables.alerts.items()))
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

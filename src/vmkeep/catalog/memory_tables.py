@@ -13,12 +13,15 @@ from vmkeep.catalog.operations import Operation
 from vmkeep.catalog.records import (
     HIGHEST_GENERATION,
     Adopted,
+    CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
     CatalogState,
+    FoundPin,
     KnownHostKey,
     KnownRepository,
     PassedPoint,
+    StateAlert,
     Trust,
     trust_of,
 )
@@ -29,7 +32,7 @@ from vmkeep.values import dataclass
 BEFORE_FIRST: Final = ""
 _GREATEST_SEQUENCE: Final = (1 << 63) - 1
 Pin = tuple[str, str, str]
-"""A state version, "point" or "snapshot", and the id of what holds it."""
+"""A state version, "point", "snapshot" or "pin", and the id of what holds it."""
 Held = tuple[CatalogPoint, Sequence[CatalogState]]
 
 
@@ -62,6 +65,9 @@ class Tables:
     numbers: dict[str, int] = field(default_factory=dict)
     keys: dict[str, KnownHostKey] = field(default_factory=dict)
     passed: dict[str, PassedPoint] = field(default_factory=dict)
+    pin_objects: dict[str, FoundPin] = field(default_factory=dict)
+    passed_pins: dict[str, str] = field(default_factory=dict)
+    alerts: dict[tuple[str, str], StateAlert] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)
 
     def copied(self) -> Tables:
@@ -251,6 +257,65 @@ class Tables:
         self.unpin(snapshot_id, "snapshot")
         self.numbers.pop(snapshot_id, None)
         return self.snapshots.pop(snapshot_id, None) is not None
+
+    # -- pins of the repository --------------------------------------------------------------------------------
+
+    def adopt_pins(self, found: Sequence[FoundPin]) -> tuple[str, ...]:
+        """Add pins that are not known, with the versions that they name."""
+        conflicts = []
+        for each in sorted(found, key=lambda each: (each.pin.created, each.pin.id)):
+            pin = each.pin
+            self.passed_pins.pop(pin.id, None)
+            if pin.id in self.pin_objects:
+                continue
+            self.see_vm(pin.vm_uuid, pin.vm_name, None, adopted=True)
+            self.pin_objects[pin.id] = each
+            for state in each.states:
+                try:
+                    first = self.adopt_state(state)
+                except CatalogError as error:
+                    conflicts.append(f"pin {pin.id}: {error.message}")
+                    continue
+                self.pins[state.id, "pin", pin.id] = None
+                if first is not None:
+                    conflicts.append(f"pin {pin.id}: generation {state.generation} was claimed first")
+        self.recover_snapshots({each.pin.vm_uuid for each in found})
+        return tuple(conflicts)
+
+    def recover_snapshots(self, vm_uuids: Iterable[str]) -> None:
+        """Record what is kept with snapshots that is known from pins alone, as far as those are proved."""
+        for vm_uuid in sorted(vm_uuids):
+            newest = {
+                found.snapshot.id: (pin, found.snapshot)
+                for pin, found in self.pins_of_vm(vm_uuid)
+                if found.snapshot is not None and pin.trust.is_proved
+            }
+            for pin, snapshot in newest.values():
+                if snapshot.id in self.snapshots or self.snapshot_named(vm_uuid, snapshot.name) is not None:
+                    continue
+                number = self.next_sequence(vm_uuid)
+                self.snapshots[snapshot.id] = replace(snapshot, created=pin.created, states=())
+                self.numbers[snapshot.id] = number
+                self.raise_sequence(vm_uuid, number)
+                for version, *holder in tuple(self.pins):
+                    if holder == ["pin", pin.id]:
+                        self.pins[version, "snapshot", snapshot.id] = None
+
+    def pins_of_vm(self, vm_uuid: str) -> list[tuple[CatalogPin, FoundPin]]:
+        """Return the pins of a VM with what is thought of their keys now, the oldest first."""
+        mine = [each for each in self.pin_objects.values() if each.pin.vm_uuid == vm_uuid]
+        found = []
+        for each in sorted(mine, key=lambda each: (each.pin.created, each.pin.id)):
+            key = self.keys.get(each.pin.signed_by or "")
+            versions = tuple(sorted(pin[0] for pin in self.pins if pin[1:] == ("pin", each.pin.id)))
+            trust = trust_of(each.pin.signed_by, None if key is None else key.trust)
+            snapshot_id = None if each.snapshot is None else each.snapshot.id
+            found.append((replace(each.pin, versions=versions, trust=trust, snapshot_id=snapshot_id), each))
+        return found
+
+    def forget_pin(self, pin_id: str) -> bool:
+        self.unpin(pin_id, "pin")
+        return self.pin_objects.pop(pin_id, None) is not None
 
     # -- points of others --------------------------------------------------------------------------------------
 

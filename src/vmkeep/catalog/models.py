@@ -132,9 +132,52 @@ pins = Table(
     "pins",
     metadata,
     Column("version_id", text(64), ForeignKey("state_versions.id"), primary_key=True),
-    Column("reason", text(16), CheckConstraint("reason in ('point', 'snapshot')", name="reason"), primary_key=True),
+    Column(
+        "reason", text(16), CheckConstraint("reason in ('point', 'snapshot', 'pin')", name="reason"), primary_key=True
+    ),
+    # The id of a point, of a snapshot, or of a pin in the repository.
     Column("holder", text(64), primary_key=True),
     Index(None, "reason", "holder"),
+)
+
+# The pins of the repository: what keeps versions that no point names. A snapshot has one as well, of which the columns
+# that are named for it tell what stands in ``snapshots``, until who signed it is trusted.
+pin_objects = Table(
+    "pin_objects",
+    metadata,
+    Column("id", text(32), primary_key=True),
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), nullable=False, index=True),
+    Column("vm_name", text(), nullable=False),
+    Column("host", text(), nullable=False),
+    Column("created", text(32), nullable=False),
+    Column("why", text(32), nullable=False),
+    Column("until", text(32)),
+    # As that of a point.
+    Column("signed_by", text(32)),
+    Column("snapshot_id", text(32), index=True),
+    Column("snapshot_name", text()),
+    Column("snapshot_time", whole()),
+    Column("snapshot_point", text(32)),
+)
+
+# Pins of the repository that were read here and are of VMs which this installation has nothing to do with.
+passed_pins = Table(
+    "passed_pins",
+    metadata,
+    Column("id", text(32), primary_key=True),
+    Column("vm_uuid", text(36), nullable=False),
+)
+
+# What kept a state file from being captured, until one of its kind was.
+state_alerts = Table(
+    "state_alerts",
+    metadata,
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), primary_key=True),
+    Column("code", text(64), primary_key=True),
+    Column("message", text(), nullable=False),
+    Column("first_at", text(32), nullable=False),
+    Column("last_at", text(32), nullable=False),
+    Column("times", whole(), nullable=False),
 )
 
 # What is kept beside libvirt's record of a snapshot that was made here: the state files of its instant (as pins), and

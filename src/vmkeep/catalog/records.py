@@ -234,6 +234,53 @@ class CatalogSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogPin:
+    """A pin of the repository: what keeps versions that no point names.
+
+    ``why`` is a word for people. It counts until a time (ISO 8601 in UTC) or, with None, until it is deleted.
+    ``signed_by`` and ``trust`` are as those of a point.
+    """
+
+    id: str
+    vm_uuid: str
+    vm_name: str
+    host: str
+    created: str
+    why: str
+    versions: tuple[str, ...]
+    until: str | None = None
+    signed_by: str | None = None
+    snapshot_id: str | None = None
+    trust: Trust = field(default=Trust.UNSIGNED, compare=False)
+
+    @property
+    def is_vouched_for(self) -> bool:
+        """Whether its versions may be referred to and be held against what lies on a host."""
+        return self.trust.is_proved
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPin:
+    """A pin as the repository holds it, with the versions that it names, and what is kept with its snapshot."""
+
+    pin: CatalogPin
+    states: tuple[CatalogState, ...]
+    snapshot: CatalogSnapshot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateAlert:
+    """What keeps a VM's state files from being captured: an error's code and words, since when and how often."""
+
+    vm_uuid: str
+    code: str
+    message: str
+    first_at: str
+    last_at: str
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class PassedPoint:
     """A point of the repository that was read, and is of a VM which this installation has nothing to do with."""
 

@@ -13,9 +13,11 @@ from sqlalchemy import insert, select, update
 
 from vmkeep.catalog import (
     adoption,
+    alert_queries,
     host_queries,
     models,
     operation_queries,
+    pin_queries,
     point_queries,
     snapshot_queries,
     state_queries,
@@ -27,14 +29,17 @@ from vmkeep.catalog.database import Database, SqliteFile
 from vmkeep.catalog.operations import Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
+    CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
     CatalogState,
     CatalogVm,
+    FoundPin,
     KnownHostKey,
     KnownRepository,
     PassedPoint,
     PointOutline,
+    StateAlert,
     Trust,
 )
 from vmkeep.catalog.times import end_of_named_time
@@ -136,6 +141,7 @@ class SqlCatalog(Catalog):
             key = host_queries.named(connection, text).trusted_as(trust)
             host_queries.set_trust(connection, key.fingerprint, key.trust)
             host_queries.note_copy(connection, key.fingerprint, key.copied_to)
+            pin_queries.recover_snapshots(connection, (vm.uuid for vm in vm_queries.all_vms(connection)))
             return key
 
     def retire_own_key(self, fingerprint: str) -> None:
@@ -297,6 +303,50 @@ class SqlCatalog(Catalog):
     def pins(self, version_id: str) -> tuple[str, ...]:
         with self._database.reading() as connection:
             return state_queries.pinned(connection, version_id)
+
+    def holders(self, vm_uuid: str) -> dict[str, tuple[str, ...]]:
+        with self._database.reading() as connection:
+            return state_queries.holders(connection, vm_uuid.lower())
+
+    # -- pins of the repository ----------------------------------------------------------------------------------
+
+    def adopt_pins(self, found: Sequence[FoundPin]) -> tuple[str, ...]:
+        with self._database.writing() as connection:
+            return pin_queries.adopt(connection, found)
+
+    def pin_ids(self) -> frozenset[str]:
+        with self._database.reading() as connection:
+            return pin_queries.all_ids(connection)
+
+    def pins_of_vm(self, vm_uuid: str) -> tuple[CatalogPin, ...]:
+        with self._database.reading() as connection:
+            return pin_queries.of_vm(connection, vm_uuid.lower())
+
+    def forget_pin(self, pin_id: str) -> bool:
+        with self._database.writing() as connection:
+            return pin_queries.forget(connection, pin_id)
+
+    def passed_pins(self) -> dict[str, str]:
+        with self._database.reading() as connection:
+            return pin_queries.passed(connection)
+
+    def pass_pins(self, passed: Mapping[str, str]) -> None:
+        with self._database.writing() as connection:
+            pin_queries.pass_by(connection, dict(passed))
+
+    # -- what keeps state from being captured --------------------------------------------------------------------
+
+    def note_alert(self, vm_uuid: str, code: str, message: str) -> None:
+        with self._database.writing(vm_uuid.lower()) as connection:
+            alert_queries.note(connection, vm_uuid.lower(), code, message)
+
+    def clear_alerts(self, vm_uuid: str) -> bool:
+        with self._database.writing(vm_uuid.lower()) as connection:
+            return alert_queries.clear(connection, vm_uuid.lower())
+
+    def alerts(self) -> tuple[StateAlert, ...]:
+        with self._database.reading() as connection:
+            return alert_queries.every(connection)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

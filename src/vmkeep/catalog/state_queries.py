@@ -15,7 +15,8 @@ from vmkeep.catalog.rows import add_absent
 versions = models.state_versions
 pins = models.pins
 placed_rows = models.placed_states
-PinReason = Literal["point", "snapshot"]
+PinReason = Literal["point", "snapshot", "pin"]
+"""What holds a version: a point, a snapshot, or a pin of the repository."""
 
 
 def accept(connection: Connection, state: CatalogState) -> None:
@@ -97,12 +98,12 @@ def _newest_generation(connection: Connection, vm_uuid: str, kind: str) -> int:
 
 
 def pin(connection: Connection, version_id: str, holder: str, reason: PinReason = "point") -> None:
-    """Keep a version for a point or a snapshot, of which ``holder`` is the id."""
+    """Keep a version for a point, a snapshot or a pin, of which ``holder`` is the id."""
     add_absent(connection, pins, {"version_id": version_id, "reason": reason, "holder": holder})
 
 
 def unpin(connection: Connection, holder: str, reason: PinReason = "point") -> None:
-    """Remove the pins of a point or a snapshot. The versions stay known, so that generations never start again."""
+    """Remove what a holder keeps. The versions stay known, so that generations never start again."""
     connection.execute(delete(pins).where(pins.c.reason == reason, pins.c.holder == holder))
 
 
@@ -111,8 +112,18 @@ def pinned(connection: Connection, version_id: str) -> tuple[str, ...]:
     return tuple(connection.execute(chosen).scalars())
 
 
+def holders(connection: Connection, vm_uuid: str) -> dict[str, tuple[str, ...]]:
+    """Return the ids of the points and snapshots that hold versions of a VM, by version."""
+    mine = select(versions.c.id).where(versions.c.vm_uuid == vm_uuid)
+    chosen = select(pins.c.version_id, pins.c.holder).where(pins.c.version_id.in_(mine), pins.c.reason != "pin")
+    found: dict[str, tuple[str, ...]] = {}
+    for row in connection.execute(chosen.order_by(pins.c.holder)):
+        found[row.version_id] = (*found.get(row.version_id, ()), row.holder)
+    return found
+
+
 def held(connection: Connection, holder: str, reason: PinReason) -> tuple[CatalogState, ...]:
-    """Return the versions that a point or a snapshot keeps, by kind."""
+    """Return the versions that a holder keeps, by kind."""
     mine = select(pins.c.version_id).where(pins.c.reason == reason, pins.c.holder == holder)
     chosen = select(versions).where(versions.c.id.in_(mine)).order_by(versions.c.kind, versions.c.generation)
     return tuple(_state(row) for row in connection.execute(chosen))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vmkeep.repository.answers import Unanswered, unanswered
 from vmkeep.repository.envelopes import PointSecret
+from vmkeep.repository.pins import PinnedSnapshot, PinRecord
 from vmkeep.repository.record import (
     BLOCK_BYTES,
     BlockRef,
@@ -25,6 +26,8 @@ __all__ = [
     "DiskWriter",
     "ExcludedDisk",
     "Finding",
+    "PinRecord",
+    "PinnedSnapshot",
     "PointDisk",
     "PointRecord",
     "PointReport",

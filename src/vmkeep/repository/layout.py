@@ -31,7 +31,8 @@ KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED = (
 )
 ENVELOPES = "envelopes/"  # since 1.1: the secrets of points
 HOSTS = "hosts/"  # since 1.3: the public keys of those who sign points
-FOLDERS = (KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS)
+PINS = "pins/"  # since 1.4: what keeps state versions besides points
+FOLDERS = (KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS)
 
 ID_BYTES = 32
 NAME_BYTES = 16
@@ -82,6 +83,7 @@ class FrameKind(IntEnum):
     STATE = 5
     ENVELOPE = 6
     HOST = 7
+    PIN = 8
 
 
 class PackKind(IntEnum):

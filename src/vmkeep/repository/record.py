@@ -261,7 +261,7 @@ class PointRecord:
             labels=taken.take("labels", fields.texts_by_name),
             disks=taken.each("disks", _disk),
             excluded=taken.each("excluded", _excluded),
-            states=taken.each("states", _state_ref),
+            states=taken.each("states", state_ref),
             definition=taken.take("definition", fields.xml),
             warnings=taken.each("warnings", fields.lines),
             secrets=taken.each("secrets", _secret_ref) if "secrets" in value else (),
@@ -325,7 +325,8 @@ def _excluded(value: Any) -> ExcludedDisk:
     return ExcludedDisk(taken.take("target", fields.target), taken.take("reason", fields.line))
 
 
-def _state_ref(value: Any) -> StateRef:
+def state_ref(value: Any) -> StateRef:
+    """Parse what a point or a pin says of a state version; raises WrongField."""
     taken = Fields(value)
     kind = taken.take("kind", fields.one_of(*STATE_LIMITS))
     return StateRef(

@@ -44,6 +44,7 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.manifest import Runs, comparable, sample_blocks, walk_blocks, walk_difference
 from vmkeep.repository.packs import read_index
+from vmkeep.repository.pins import Pins
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
 from vmkeep.repository.seal import Compress, Random, Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore, create_store, open_store
@@ -275,6 +276,21 @@ class Repository:
             mode=mode,
             created=created,
         )
+
+    @property
+    def pins(self) -> Pins:
+        """What keeps state versions besides points."""
+        return Pins(self._store, self._sealer, self.id, self._signer)
+
+    @contextlib.contextmanager
+    def at_work(self, *, purpose: str, host: str) -> Iterator[None]:
+        """Say that something is written that is no point, so that a prune waits for it."""
+        intent = intents.Intent(self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose)
+        try:
+            intent.begin()
+            yield
+        finally:
+            intent.end()
 
     def begin(
         self,

@@ -55,6 +55,7 @@ ID_NAMES = {
     FrameKind.STATE: "state version",
     FrameKind.ENVELOPE: "envelope",
     FrameKind.HOST: "host",
+    FrameKind.PIN: "pin",
 }
 PLAIN_LIMITS: Mapping[FrameKind, int] = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""Who made a point, proved: signatures of points, and the public keys of those who sign. Pure, but for host objects.
+"""Who made a point or a pin, proved: signatures, and the public keys of those who sign. Pure, but for host objects.
 
 The signature stands in the point's record and covers all else of it, so all that the record reaches by keyed hashes
 (disks). What it reaches by names only is bound by hashes beside the signature: state versions with owner and mode, and
@@ -28,6 +28,7 @@ from vmkeep.values import dataclass
 
 FIELD: Final = "signature"
 _POINT_DOMAIN: Final = b"vmkeep point signature v1\n"
+_PIN_DOMAIN: Final = b"vmkeep pin signature v1\n"
 _HOST_DOMAIN: Final = b"vmkeep host key v1\n"
 _KEY_DIGITS, _VALUE_DIGITS, _HASH_DIGITS = 64, 128, 64
 _HOST_LENGTH, _TIME_LENGTH = 255, 40
@@ -93,15 +94,15 @@ def sign_point(
 
     ``states`` are the versions that the record names, ``envelope`` is the point's envelope as stored.
     """
-    unsigned = {
-        "envelope": None if envelope is None else hashlib.sha256(envelope).hexdigest(),
-        "installation": signer.installation,
-        "key": signer.public_key.hex(),
-        "machine": signer.machine,
-        "states": {version.id: header_hash(version) for version in states},
-    }
-    value = signer.sign(_point_text({**record, FIELD: unsigned}, repository, str(record["id"])))
-    return {**unsigned, "value": value.hex()}
+    sealed = None if envelope is None else hashlib.sha256(envelope).hexdigest()
+    return _POINT.sign(record, repository, signer, states, sealed)
+
+
+def sign_pin(
+    record: Mapping[str, Any], repository: str, signer: Signer, *, states: Sequence[StateVersion]
+) -> dict[str, Any]:
+    """Return the signature of a pin, as ``sign_point`` that of a point. A pin has no envelope."""
+    return _PIN.sign(record, repository, signer, states, None)
 
 
 def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where: str) -> Signature | None:
@@ -110,22 +111,80 @@ def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where:
     ``value`` is the record as JSON, ``point_id`` the name of its object. Raises ObjectDamaged when the signature is
     wrong: somebody who has the repository's key changed the point, or made it in the name of another.
     """
-    if FIELD not in value:
-        return None
-    found = value[FIELD]
-    if not isinstance(found, dict) or not _is_hex(found.get("value"), _VALUE_DIGITS):
-        raise _damaged(point_id, where, "is not written as it should be")
-    signature = _parsed(found)
-    if signature is None:
-        raise _damaged(point_id, where, "is not written as it should be")
-    unsigned = {name: content for name, content in found.items() if name != "value"}
-    text = _point_text({**value, FIELD: unsigned}, repository, point_id)
-    try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.key)).verify(bytes.fromhex(found["value"]), text)
-    except (InvalidSignature, ValueError) as error:
-        raise _damaged(point_id, where, "is wrong: the point is not as its host has signed it") from error
-    _require_complete(value, signature, point_id, where)
-    return signature
+    return _POINT.prove(value, repository, point_id, where)
+
+
+def prove_pin(value: Mapping[str, Any], repository: str, pin_id: str, where: str) -> Signature | None:
+    """Return the signature of a pin that was read, proved, as ``prove_point`` that of a point."""
+    return _PIN.prove(value, repository, pin_id, where)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """A kind of object that is signed: what begins the text that is signed, and what it is called."""
+
+    domain: bytes
+    noun: str
+
+    def sign(
+        self,
+        record: Mapping[str, Any],
+        repository: str,
+        signer: Signer,
+        states: Sequence[StateVersion],
+        envelope: str | None,
+    ) -> dict[str, Any]:
+        unsigned = {
+            "envelope": envelope,
+            "installation": signer.installation,
+            "key": signer.public_key.hex(),
+            "machine": signer.machine,
+            "states": {version.id: header_hash(version) for version in states},
+        }
+        value = signer.sign(self._text({**record, FIELD: unsigned}, repository, str(record["id"])))
+        return {**unsigned, "value": value.hex()}
+
+    def prove(self, value: Mapping[str, Any], repository: str, name: str, where: str) -> Signature | None:
+        if FIELD not in value:
+            return None
+        found = value[FIELD]
+        if not isinstance(found, dict) or not _is_hex(found.get("value"), _VALUE_DIGITS):
+            raise self._damaged(name, where, "is not written as it should be")
+        signature = _parsed(found)
+        if signature is None:
+            raise self._damaged(name, where, "is not written as it should be")
+        unsigned = {field: content for field, content in found.items() if field != "value"}
+        text = self._text({**value, FIELD: unsigned}, repository, name)
+        try:
+            Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.key)).verify(bytes.fromhex(found["value"]), text)
+        except (InvalidSignature, ValueError) as error:
+            raise self._damaged(name, where, f"is wrong: the {self.noun} is not as its host has signed it") from error
+        if not _is_complete(value, signature):
+            raise self._damaged(name, where, f"leaves out a part of the {self.noun}")
+        return signature
+
+    def _text(self, record: Mapping[str, Any], repository: str, name: str) -> bytes:
+        """Return what is signed. ``record`` is all of the object but the value of the signature."""
+        return self.domain + canonical(
+            {
+                "format": f"{FORMAT_NAME} {MAJOR}",
+                self.noun: name,
+                "record": hashlib.sha256(canonical(record)).hexdigest(),
+                "repository": repository,
+            }
+        )
+
+    def _damaged(self, name: str, where: str, what: str) -> ObjectDamaged:
+        return ObjectDamaged(
+            f"the signature of {self.noun} {name} {what}",
+            path=where,
+            hint=f"Do not use this {self.noun}. Whoever changed it has the repository's key: look at the hosts that "
+            "have it (`vmkeep host list`). `vmkeep verify --all` names all points that are harmed.",
+        )
+
+
+_POINT: Final = _Signed(_POINT_DOMAIN, "point")
+_PIN: Final = _Signed(_PIN_DOMAIN, "pin")
 
 
 def signature_of(record: PointRecord) -> Signature | None:
@@ -154,18 +213,6 @@ def header_hash(version: StateVersion) -> str:
     return hashlib.sha256(canonical(version.as_json())).hexdigest()
 
 
-def _point_text(record: Mapping[str, Any], repository: str, point_id: str) -> bytes:
-    """Return what is signed. ``record`` is all of the point but the value of the signature."""
-    return _POINT_DOMAIN + canonical(
-        {
-            "format": f"{FORMAT_NAME} {MAJOR}",
-            "point": point_id,
-            "record": hashlib.sha256(canonical(record)).hexdigest(),
-            "repository": repository,
-        }
-    )
-
-
 def _parsed(found: Mapping[str, Any]) -> Signature | None:
     states, envelope, machine = found.get("states"), found.get("envelope"), found.get("machine")
     if (
@@ -180,21 +227,11 @@ def _parsed(found: Mapping[str, Any]) -> Signature | None:
     return Signature(str(found["installation"]), str(found["key"]), str(machine), dict(states), envelope)
 
 
-def _require_complete(value: Mapping[str, Any], signature: Signature, point_id: str, where: str) -> None:
-    """Raise ObjectDamaged when the signature leaves out something that the record reaches by name."""
+def _is_complete(value: Mapping[str, Any], signature: Signature) -> bool:
+    """Return whether the signature covers all that the record reaches by name."""
     states = value.get("states")
     named = {state.get("version_id") for state in states if isinstance(state, dict)} if isinstance(states, list) else {}
-    if set(named) - signature.states.keys() or (value.get("secrets") and signature.envelope is None):
-        raise _damaged(point_id, where, "leaves out a part of the point")
-
-
-def _damaged(point_id: str, where: str, what: str) -> ObjectDamaged:
-    return ObjectDamaged(
-        f"the signature of point {point_id} {what}",
-        path=where,
-        hint="Do not use this point. Whoever changed it has the repository's key: look at the hosts that have it "
-        "(`vmkeep host list`). `vmkeep verify --all` names all points that are harmed.",
-    )
+    return not (set(named) - signature.states.keys() or (value.get("secrets") and signature.envelope is None))
 
 
 def _is_hex(text: object, digits: int) -> bool:

@@ -39,6 +39,7 @@ from vmkeep.repository.layout import (
     KEYRING,
     PACK_HEADER_BYTES,
     PACKS,
+    PINS,
     POINTS,
     STATES,
     TRAILER_BYTES,
@@ -52,6 +53,7 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.manifest import Children, Geometry, decode_node, geometry_of, node_frame_bytes_limit
 from vmkeep.repository.packs import open_index, read_index
+from vmkeep.repository.pins import Pins
 from vmkeep.repository.readings import Readings, is_unread
 from vmkeep.repository.record import BlockRef, PointRecord, StateRef, StateVersion, StoredDisk
 from vmkeep.repository.sampling import Share
@@ -215,6 +217,7 @@ class Verification:
         self._check_lone(ENVELOPES, partial(open_envelope, self._store, self._sealer))
         # A damaged one harms no point: each signature carries its own key.
         self._check_lone(HOSTS, partial(get_host_key, self._store, self._sealer, self._repository))
+        self._check_lone(PINS, self._check_pin)
         for point_id in points:
             try:
                 self._check_point(point_id)
@@ -284,6 +287,14 @@ class Verification:
                 continue  # deleted since they were listed
             except VmkeepError as error:
                 self._tell(item.name, error)
+
+    def _check_pin(self, pin_id: str) -> None:
+        """Prove a pin, and that what it keeps is there and is what it says."""
+        pin = Pins(self._store, self._sealer, self._repository, None).get(pin_id)
+        for state in pin.states:
+            problem = self._state_problem(state.version_id)
+            if problem is None and self._versions[state.version_id].ref() != state:
+                self._tell(STATES + state.version_id, ObjectDamaged("it is another version than is pinned"))
 
     def _state_problem(self, version_id: str) -> VmkeepError | None:
         if version_id not in self._states:

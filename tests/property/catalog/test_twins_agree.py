@@ -16,9 +16,11 @@ from tests.integration.catalog.examples import WEB, WIN11, example_point, exampl
 from vmkeep.catalog import (
     SAFETY_LABEL,
     Catalog,
+    CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
     CatalogState,
+    FoundPin,
     KnownHostKey,
     MemoryCatalog,
     OperationState,
@@ -151,6 +153,34 @@ class Twins(RuleBasedStateMachine):
     def forget_snapshot(self, vm: str, name: str, made: str) -> None:
         self.agree(lambda catalog: catalog.forget_snapshot(number(f"{vm}{name}{made}")))
 
+    @rule(
+        vm=vms,
+        name=st.sampled_from("123"),
+        found=st.lists(states, max_size=2),
+        key=st.none() | st.sampled_from(KEYS),
+        snapshot=st.none() | snapshots,
+    )
+    def adopt_pin(self, vm: str, name: str, found: list[CatalogState], key: str | None, snapshot: str | None) -> None:
+        kept = tuple({state.id: state for state in found if state.vm_uuid == vm}.values())
+        created = f"2026-03-02T10:0{name}:00.000000+00:00"
+        pin = CatalogPin(number(f"{vm}pin{name}"), vm, NAMES[vm], "alpha", created, "capture", (), None, key)
+        kept_with = None
+        if snapshot is not None:
+            kept_with = CatalogSnapshot(number(f"{vm}{snapshot}1"), vm, snapshot, 7, None, created)
+        self.agree(lambda catalog: len(catalog.adopt_pins([FoundPin(pin, kept, kept_with)])))
+
+    @rule(vm=vms, name=st.sampled_from("123"))
+    def forget_pin(self, vm: str, name: str) -> None:
+        self.agree(lambda catalog: catalog.forget_pin(number(f"{vm}pin{name}")))
+
+    @rule(vm=vms, name=st.sampled_from("123"))
+    def pass_pin(self, vm: str, name: str) -> None:
+        self.agree(lambda catalog: catalog.pass_pins({number(f"{vm}pin{name}"): vm}))
+
+    @rule(vm=vms, code=st.sampled_from(["state-torn", "file-missing"]), clear=st.booleans())
+    def alert(self, vm: str, code: str, clear: bool) -> None:
+        self.agree(lambda catalog: catalog.clear_alerts(vm) if clear else catalog.note_alert(vm, code, "torn"))
+
     @rule(key=st.sampled_from(KEYS), trust=st.sampled_from(Trust), machine=st.sampled_from(["", "m"]))
     def see_key(self, key: str, trust: Trust, machine: str) -> None:
         met = KnownHostKey(key, "00", "installation", "alpha", trust, machine=machine)
@@ -214,17 +244,18 @@ class Twins(RuleBasedStateMachine):
     def everything_is_told_alike(self) -> None:
         for ask in (
             *(Catalog.points, Catalog.summaries, Catalog.point_ids, Catalog.makers, Catalog.points_of_host_keys),
-            *(Catalog.vms, Catalog.passed_points),
+            *(Catalog.vms, Catalog.passed_points, Catalog.pin_ids, Catalog.passed_pins),
         ):
             self.agree(lambda catalog, name=ask.__name__: getattr(catalog, name)())  # type: ignore[misc]
         # Of two that were written in one microsecond the order is nobody's promise.
         self.agree(lambda catalog: {key.fingerprint: _plain(key) for key in catalog.host_keys()})
+        self.agree(lambda catalog: [(alert.vm_uuid, alert.code, alert.times) for alert in catalog.alerts()])
         self.agree(lambda catalog: {operation.id: _plain(operation) for operation in catalog.operations()})
         self.agree(lambda catalog: {operation.id for operation in catalog.unfinished_operations()})
         for vm in NAMES:
             for name in (
                 *("points", "points_of_vm", "outlines_of_vm", "next_sequence", "newest_made", "states_of_vm", "vm"),
-                *("snapshots_of_vm", "vms_named", "placed_states"),
+                *("snapshots_of_vm", "vms_named", "placed_states", "holders", "pins_of_vm"),
             ):
                 self.agree(lambda catalog, name=name, vm=vm: getattr(catalog, name)(vm))  # type: ignore[misc]
             self.agree(lambda catalog, vm=vm: catalog.newest_state(vm, "tpm"))  # type: ignore[misc]

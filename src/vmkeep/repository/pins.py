@@ -1,0 +1,186 @@
+"""Pins: what keeps state versions besides points, so that it is known from the repository alone.
+
+A version that was captured by itself, and those that belong to a snapshot of libvirt's, are named by no point. Without
+their pin they would be lost to whoever has the repository and not the catalogue, and a prune would take them for waste.
+A pin is one sealed object, written once, and deleted when nothing needs it any more. Section 9b of
+docs/internals/repository-format.md specifies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import field, replace
+from typing import Any
+
+from vmkeep.errors import InvalidRequest, ObjectDamaged, ObjectMissing
+from vmkeep.repository import fields
+from vmkeep.repository.fields import Fields, WrongField
+from vmkeep.repository.layout import NAME_BYTES, PINS, STATES, FrameKind, canonical, is_name, parse_canonical
+from vmkeep.repository.record import StateRef, StateVersion, state_ref
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
+from vmkeep.repository.signatures import FIELD, Signature, Signer, prove_pin, put_host_key, sign_pin
+from vmkeep.repository.states import get_state
+from vmkeep.repository.store import ObjectStore
+from vmkeep.values import dataclass
+
+# Of versions that one pin names: a snapshot has one of each kind.
+_MOST_STATES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedSnapshot:
+    """The snapshot of libvirt's that a pin belongs to: what the catalogue keeps beside libvirt's own record of it.
+
+    ``creation_time`` (seconds since 1970) is libvirt's; ``current_point`` is the point that the VM descended from then.
+    """
+
+    id: str
+    name: str
+    creation_time: int
+    current_point: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PinRecord:
+    """A pin: it keeps ``states`` of a VM, until a time (ISO 8601 in UTC) or, with None, until it is deleted.
+
+    ``why`` is a word for people ("capture", "snapshot", ...). ``created`` is when the versions were met: of a version
+    that was captured, its own time. ``extra`` holds fields that a later minor version added.
+    """
+
+    id: str
+    vm_uuid: str
+    vm_name: str
+    host: str
+    created: str
+    why: str
+    states: tuple[StateRef, ...]
+    until: str | None = None
+    snapshot: PinnedSnapshot | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    signature: Signature | None = field(default=None, compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the pin without its signature."""
+        plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        snapshot = self.snapshot and {name: getattr(self.snapshot, name) for name in self.snapshot.__slots__}
+        states = [{name: getattr(state, name) for name in state.__slots__} for state in self.states]
+        return {**self.extra, **plain, "snapshot": snapshot, "states": states}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str, signature: Signature | None = None) -> PinRecord:
+        """Parse a pin. Raises ObjectDamaged, with ``where`` and what is wrong, for one that no vmkeep writes."""
+        try:
+            return cls._parsed(value, signature)
+        except WrongField as error:
+            raise ObjectDamaged(f"{where} {error}", path=where) from error
+
+    @classmethod
+    def _parsed(cls, value: Mapping[str, Any], signature: Signature | None) -> PinRecord:
+        taken = Fields(value)
+        record = cls(
+            id=taken.take("id", fields.name),
+            vm_uuid=taken.take("vm_uuid", fields.uuid),
+            vm_name=taken.take("vm_name", fields.vm_name),
+            host=taken.take("host", fields.line),
+            created=taken.take("created", fields.instant),
+            why=taken.take("why", fields.word),
+            states=taken.each("states", state_ref),
+            until=taken.take("until", fields.optional(fields.instant)),
+            snapshot=taken.take("snapshot", fields.optional(_snapshot)),
+            extra=fields.later({name: each for name, each in value.items() if name not in _KNOWN_FIELDS}),
+            signature=signature,
+        )
+        if not 1 <= len(record.states) <= _MOST_STATES:
+            raise WrongField(f"has not 1 to {_MOST_STATES} states")
+        fields.all_different((state.version_id for state in record.states), "a state version")
+        return record
+
+
+_PLAIN_FIELDS = ("id", "vm_uuid", "vm_name", "host", "created", "why", "until")
+_KNOWN_FIELDS = frozenset({*_PLAIN_FIELDS, "states", "snapshot", FIELD})
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The pins of a repository. ``signer`` signs those that are put; without one they stay unsigned."""
+
+    store: ObjectStore
+    sealer: Sealer
+    repository: str
+    signer: Callable[[], Signer] | None
+
+    def ids(self) -> list[str]:
+        """Return the ids of all pins, sorted, without opening them."""
+        names = (item.name.removeprefix(PINS) for item in self.store.list(PINS))
+        return sorted(name for name in names if is_name(name))
+
+    def get(self, pin_id: str) -> PinRecord:
+        """Return a pin, with its signature proved, if it has one; raises ObjectMissing or ObjectDamaged."""
+        where = PINS + pin_id
+        frame = self.store.get(where, most_bytes=frame_bytes_limit(FrameKind.PIN))
+        value = parse_canonical(self.sealer.open_alone(FrameKind.PIN, pin_id, frame, where), where)
+        record = PinRecord.from_json(value, where, prove_pin(value, self.repository, pin_id, where))
+        if record.id != pin_id:
+            raise ObjectDamaged(f"{where} holds another pin", path=where)
+        return record
+
+    def put(self, record: PinRecord) -> PinRecord:
+        """Store a pin durably, and return it with its id, which is drawn when the record has none.
+
+        Raises TargetExists when one of its id is there, ObjectMissing or ObjectDamaged when a version that it names is
+        not there as it says, and InvalidRequest for what a reader would take for damage.
+        """
+        record = record if record.id else replace(record, id=self.sealer.random(NAME_BYTES).hex())
+        value = record.as_json()
+        try:
+            PinRecord.from_json(value, f"the pin of VM {record.vm_name!r}")
+        except ObjectDamaged as error:
+            raise InvalidRequest(f"{error.message}, so nothing could read it again", vm=record.vm_name) from error
+        versions = [self._version(state) for state in record.states]
+        if self.signer is not None:
+            signer = self.signer()
+            put_host_key(self.store, self.sealer, self.repository, signer, record.created)
+            value[FIELD] = sign_pin(value, self.repository, signer, states=versions)
+        where = PINS + record.id
+        self.store.put(where, self.sealer.seal_alone(FrameKind.PIN, record.id, canonical(value)))
+        self._require_held(record)
+        return replace(record, signature=prove_pin(value, self.repository, record.id, where))
+
+    def delete(self, pin_id: str) -> bool:
+        """Delete a pin; False when there is none. The versions stay until a prune finds that nothing needs them."""
+        try:
+            self.store.delete(PINS + pin_id)
+        except ObjectMissing:
+            return False
+        return True
+
+    def _version(self, state: StateRef) -> StateVersion:
+        version, _ = get_state(self.store, self.sealer, state.version_id)
+        if version.ref() != state:
+            where = STATES + state.version_id
+            raise ObjectDamaged(f"{where} is another version than it was", path=where)
+        return version
+
+    def _require_held(self, record: PinRecord) -> None:
+        """Look once more: who holds a version may have let it go, and a prune have taken it, while the pin was put."""
+        for state in record.states:
+            if not self.store.exists(STATES + state.version_id):
+                self.delete(record.id)
+                raise ObjectMissing(
+                    f"a state version of VM {record.vm_name!r} was deleted while it was to be kept",
+                    vm=record.vm_name,
+                    path=STATES + state.version_id,
+                    hint="Run the command again.",
+                )
+
+
+def _snapshot(value: Any) -> PinnedSnapshot:
+    taken = Fields(value)
+    return PinnedSnapshot(
+        id=taken.take("id", fields.name),
+        # As libvirt has it, which takes names that cannot be shown on a line; it is compared with those, never shown.
+        name=taken.take("name", lambda name: fields.xml(name, most_characters=fields.NAME_BYTES_LIMIT)),
+        creation_time=taken.take("creation_time", fields.number),
+        current_point=taken.take("current_point", fields.optional(fields.name)),
+    )
