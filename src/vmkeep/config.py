@@ -31,6 +31,8 @@ MAX_POINTS_AT_ONCE = 64
 DEFAULT_POINTS_AT_ONCE = 2
 DEFAULT_STALLED_AFTER_SECONDS = 900
 DEFAULT_LONGEST_PAUSE_SECONDS = 30
+DEFAULT_STATE_VERSIONS = "last=50, hourly=48, daily=90"
+"""A guest that writes to its TPM all the time makes a version every few seconds; what it was yesterday stays."""
 
 _TYPES: Mapping[str, type[str | int]] = {
     "uri": str,
@@ -44,6 +46,7 @@ _TYPES: Mapping[str, type[str | int]] = {
     "points_at_once": int,
     "stalled_after_seconds": int,
     "longest_pause_seconds": int,
+    "state_versions": str,
 }
 _VMS = "vm"
 _VM_TYPES: Mapping[str, tuple[type, str]] = {
@@ -76,6 +79,7 @@ class Settings:
     ``points_at_once`` is how many points this installation copies at one time, in however many processes.
     ``stalled_after_seconds`` is how long one call to the repository's storage, or to libvirt, may take.
     ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
+    ``state_versions`` is the rule by which versions of state files are kept that no point and no snapshot needs.
     ``vms`` is by the name or UUID that stands in the settings file.
     """
 
@@ -91,6 +95,7 @@ class Settings:
     points_at_once: int = DEFAULT_POINTS_AT_ONCE
     stalled_after_seconds: int = DEFAULT_STALLED_AFTER_SECONDS
     longest_pause_seconds: int = DEFAULT_LONGEST_PAUSE_SECONDS
+    state_versions: str = DEFAULT_STATE_VERSIONS
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
 
     def of_vm(self, name: str, uuid: str) -> VmSettings:
@@ -177,6 +182,7 @@ def load_settings(
         # One more than there are processors, because one of them waits for QEMU most of the time.
         workers=min(8, (os.cpu_count() or 2) + 1),
         compression=str(found.get("compression", ADAPTIVE)),
+        state_versions=str(found.get("state_versions", DEFAULT_STATE_VERSIONS)),
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}

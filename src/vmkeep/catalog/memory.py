@@ -256,7 +256,11 @@ class MemoryCatalog(Catalog):
 
     def forget_point(self, point_id: str) -> bool:
         with self._writing() as tables:
+            point = tables.get(point_id)
+            held = [version for version, *holder in tables.pins if holder == ["point", point_id]]
             tables.unpin(point_id, "point")
+            if point is not None and not point.is_vouched_for:
+                tables.disown(held)
             tables.places.pop(point_id, None)
             return tables.points.pop(point_id, None) is not None
 

@@ -239,6 +239,12 @@ class Tables:
     def pinned(self, version_id: str) -> tuple[str, ...]:
         return tuple(sorted(holder for version, _, holder in self.pins if version == version_id))
 
+    def disown(self, versions: Iterable[str]) -> None:
+        """Let versions never count as the newest that came with what nobody vouches for, unless they are held."""
+        for version in versions:
+            if not self.pinned(version):
+                self.states[version] = replace(self.states[version], conflict=True)
+
     def unpin(self, holder: str, reason: str) -> None:
         self.pins = {pin: None for pin in self.pins if pin[1:] != (reason, holder)}
 
@@ -255,6 +261,9 @@ class Tables:
 
     def remove_snapshot(self, snapshot_id: str) -> bool:
         self.unpin(snapshot_id, "snapshot")
+        for each in list(self.pin_objects.values()):
+            if each.pin.snapshot_id == snapshot_id:
+                self.pin_objects[each.pin.id] = replace(each, pin=replace(each.pin, snapshot_name=None))
         self.numbers.pop(snapshot_id, None)
         return self.snapshots.pop(snapshot_id, None) is not None
 
@@ -269,7 +278,10 @@ class Tables:
             if pin.id in self.pin_objects:
                 continue
             self.see_vm(pin.vm_uuid, pin.vm_name, None, adopted=True)
-            self.pin_objects[pin.id] = each
+            snapshot = each.snapshot
+            of_snapshot = (None, None) if snapshot is None else (snapshot.id, snapshot.name)
+            kept = replace(pin, snapshot_id=of_snapshot[0], snapshot_name=of_snapshot[1])
+            self.pin_objects[pin.id] = replace(each, pin=kept)
             for state in each.states:
                 try:
                     first = self.adopt_state(state)
@@ -288,7 +300,7 @@ class Tables:
             newest = {
                 found.snapshot.id: (pin, found.snapshot)
                 for pin, found in self.pins_of_vm(vm_uuid)
-                if found.snapshot is not None and pin.trust.is_proved
+                if found.snapshot is not None and pin.snapshot_name is not None and pin.trust.is_proved
             }
             for pin, snapshot in newest.values():
                 if snapshot.id in self.snapshots or self.snapshot_named(vm_uuid, snapshot.name) is not None:
@@ -309,13 +321,17 @@ class Tables:
             key = self.keys.get(each.pin.signed_by or "")
             versions = tuple(sorted(pin[0] for pin in self.pins if pin[1:] == ("pin", each.pin.id)))
             trust = trust_of(each.pin.signed_by, None if key is None else key.trust)
-            snapshot_id = None if each.snapshot is None else each.snapshot.id
-            found.append((replace(each.pin, versions=versions, trust=trust, snapshot_id=snapshot_id), each))
+            found.append((replace(each.pin, versions=versions, trust=trust), each))
         return found
 
     def forget_pin(self, pin_id: str) -> bool:
+        known = self.pin_objects.pop(pin_id, None)
+        held = [version for version, *holder in self.pins if holder == ["pin", pin_id]]
         self.unpin(pin_id, "pin")
-        return self.pin_objects.pop(pin_id, None) is not None
+        key = None if known is None else self.keys.get(known.pin.signed_by or "")
+        if known is not None and not trust_of(known.pin.signed_by, None if key is None else key.trust).is_proved:
+            self.disown(held)
+        return known is not None
 
     # -- points of others --------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy import Connection, Join, Row, delete, insert, select
 
 from vmkeep.catalog import models, snapshot_queries, state_queries, vm_queries
 from vmkeep.catalog.records import CatalogPin, CatalogSnapshot, FoundPin, trust_of
@@ -46,7 +46,7 @@ def recover_snapshots(connection: Connection, vm_uuids: Iterable[str]) -> None:
     """Record what is kept with snapshots of VMs that is known from pins alone, as far as those are proved."""
     for vm_uuid in sorted(vm_uuids):
         newest: dict[str, Row[Any]] = {}
-        for row in connection.execute(_judged(vm_uuid).where(_objects.c.snapshot_id.is_not(None))):
+        for row in connection.execute(_judged(vm_uuid).where(_objects.c.snapshot_name.is_not(None))):
             if trust_of(row.signed_by, row.found).is_proved:
                 newest[row.snapshot_id] = row  # the last one: after a snapshot was renamed there may be two
         for row in newest.values():
@@ -80,7 +80,14 @@ def all_ids(connection: Connection) -> frozenset[str]:
 
 def forget(connection: Connection, pin_id: str) -> bool:
     """Remove a pin; False when it was not known. State versions stay known."""
+    chosen = (
+        select(_objects.c.signed_by, _keys.c.trust.label("found")).select_from(_signed()).where(_objects.c.id == pin_id)
+    )
+    row = connection.execute(chosen).first()
+    held = state_queries.held(connection, pin_id, "pin")
     state_queries.unpin(connection, pin_id, "pin")
+    if row is not None and not trust_of(row.signed_by, row.found).is_proved:
+        state_queries.disown(connection, held)
     return connection.execute(delete(_objects).where(_objects.c.id == pin_id)).rowcount > 0
 
 
@@ -98,9 +105,12 @@ def pass_by(connection: Connection, found: dict[str, str]) -> None:
 
 def _judged(vm_uuid: str) -> Any:
     """Return the query for the pins of a VM with what is thought of who signed them, the oldest first."""
-    signed = _objects.outerjoin(_keys, _keys.c.fingerprint == _objects.c.signed_by)
-    chosen = select(_objects, _keys.c.trust.label("found")).select_from(signed).where(_objects.c.vm_uuid == vm_uuid)
+    chosen = select(_objects, _keys.c.trust.label("found")).select_from(_signed()).where(_objects.c.vm_uuid == vm_uuid)
     return chosen.order_by(_objects.c.created, _objects.c.id)
+
+
+def _signed() -> Join:
+    return _objects.outerjoin(_keys, _keys.c.fingerprint == _objects.c.signed_by)
 
 
 def _by_id(connection: Connection, pin_id: str) -> str | None:
@@ -136,6 +146,7 @@ def _pin(row: Row[Any], versions: tuple[str, ...]) -> CatalogPin:
         until=row.until,
         signed_by=row.signed_by,
         snapshot_id=row.snapshot_id,
+        snapshot_name=row.snapshot_name,
         trust=trust_of(row.signed_by, row.found),
     )
 

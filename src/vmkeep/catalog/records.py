@@ -238,7 +238,8 @@ class CatalogPin:
     """A pin of the repository: what keeps versions that no point names.
 
     ``why`` is a word for people. It counts until a time (ISO 8601 in UTC) or, with None, until it is deleted.
-    ``signed_by`` and ``trust`` are as those of a point.
+    ``signed_by`` and ``trust`` are as those of a point. ``snapshot_id`` and ``snapshot_name`` are of the snapshot that
+    it belongs to, as the pin has them; without a name when that was forgotten here.
     """
 
     id: str
@@ -251,6 +252,7 @@ class CatalogPin:
     until: str | None = None
     signed_by: str | None = None
     snapshot_id: str | None = None
+    snapshot_name: str | None = None
     trust: Trust = field(default=Trust.UNSIGNED, compare=False)
 
     @property

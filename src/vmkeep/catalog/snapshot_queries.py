@@ -56,8 +56,10 @@ def rename(connection: Connection, vm_uuid: str, name: str, new_name: str) -> bo
 
 
 def remove(connection: Connection, snapshot_id: str) -> bool:
-    """Remove a snapshot and its pins; False when it was not known."""
+    """Remove a snapshot and what it holds; False when it was not known. It is not taken over from its pin again."""
     state_queries.unpin(connection, snapshot_id, "snapshot")
+    its_pins = models.pin_objects.c.snapshot_id == snapshot_id
+    connection.execute(update(models.pin_objects).where(its_pins).values(snapshot_name=None))
     return connection.execute(delete(snapshots).where(snapshots.c.id == snapshot_id)).rowcount > 0
 
 

@@ -276,7 +276,11 @@ class SqlCatalog(Catalog):
 
     def forget_point(self, point_id: str) -> bool:
         with self._database.writing() as connection:
+            point = point_queries.get(connection, point_id)
+            held = state_queries.held(connection, point_id, "point")
             state_queries.unpin(connection, point_id)
+            if point is not None and not point.is_vouched_for:
+                state_queries.disown(connection, held)
             return point_queries.remove(connection, point_id)
 
     def newest_state(self, vm_uuid: str, kind: str) -> CatalogState | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -105,6 +105,13 @@ def pin(connection: Connection, version_id: str, holder: str, reason: PinReason 
 def unpin(connection: Connection, holder: str, reason: PinReason = "point") -> None:
     """Remove what a holder keeps. The versions stay known, so that generations never start again."""
     connection.execute(delete(pins).where(pins.c.reason == reason, pins.c.holder == holder))
+
+
+def disown(connection: Connection, states: Iterable[CatalogState]) -> None:
+    """Let versions never count as the newest that came with what nobody vouches for, and that nothing else holds."""
+    for state in states:
+        if not pinned(connection, state.id):
+            connection.execute(update(versions).where(versions.c.id == state.id).values(conflict=True))
 
 
 def pinned(connection: Connection, version_id: str) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ def capture_state(
             names = vms or [vm.uuid for vm in host.ask(LookAtStates()) if vm.files]
             for name in names:
                 try:
-                    captured.append(capture_states(running.premises.catalog, host, name))
+                    captured.append(capture_states(running.premises, host, name))
                 except VmkeepError as error:
                     failed.append(error)
         documents = [captured_document(each) for each in captured]

@@ -31,7 +31,7 @@ def watch(
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.premises.ensure()
-        watching = StateWatch(running.premises.catalog)
+        watching = StateWatch(running.premises)
         running.console.remark("watching the TPM state and the UEFI variables of all VMs")
         away = False
         try:

@@ -1,16 +1,21 @@
 """Keep the state files of a VM as they are now, without a point.
 
-No flow of DBOS: one file is read and put into the repository, and then it is accepted. A kill between the two leaves a
-content in the repository that nothing knows, and the next capture puts it there again.
+No flow of DBOS: one file is read and put into the repository, then it is accepted, and then it is pinned. A kill
+between the first two leaves a content in the repository that nothing knows, and the next capture puts it there again; a
+pin that is missing is put by whatever settles the VM's pins next.
 """
 
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 
 from vmkeep.catalog import Catalog, CatalogState
+from vmkeep.errors import VmBusy, VmkeepError
 from vmkeep.flows.gate import tell_gate
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.services import held_vm
+from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.flows.vm_states import known_states
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import CAPTURE
@@ -21,22 +26,38 @@ from vmkeep.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What a capture of a VM kept. ``new`` are the versions; ``kinds`` all that was read; ``older`` are sentences."""
+    """What a capture of a VM kept. ``new`` are the versions; ``kinds`` all that was read; ``older`` are sentences.
+
+    ``recovered``: state of the VM could not be captured before, and can be now.
+    """
 
     vm: str
     vm_uuid: str
     kinds: tuple[str, ...]
     new: tuple[CatalogState, ...]
     older: tuple[str, ...]
+    recovered: bool = False
 
 
-def capture_states(catalog: Catalog, host: Host, vm: str, *, wait: bool = True) -> Captured:
+def capture_states(premises: Premises, host: Host, vm: str, *, wait: bool = True) -> Captured:
     """Keep what is new of a VM's state files, as versions that count as the newest; ``vm`` is a name or a UUID.
 
     Raises VmNotFound; VmBusy when something else works on the VM, at once without ``wait``; what a point raises of
-    state files that are no such, and HostFileMissing for one that is gone.
+    state files that are no such, and HostFileMissing for one that is gone. Why it failed is noted for `vmkeep doctor`
+    until a capture succeeds.
     """
     vm_uuid = host.ask(FindVm(vm))
+    try:
+        return _captured(premises, host, vm_uuid, vm, wait=wait)
+    except VmBusy:
+        raise
+    except VmkeepError as error:
+        _note(premises.catalog, vm_uuid, error)
+        raise
+
+
+def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bool) -> Captured:
+    catalog = premises.catalog
     with held_vm(host, vm_uuid, vm, CAPTURE, wait=wait):
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
         found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known))
@@ -56,4 +77,17 @@ def capture_states(catalog: Catalog, host: Host, vm: str, *, wait: bool = True) 
         if new:
             catalog.accept_states(new)
             tell_gate(catalog, host, vm_uuid)
-    return Captured(found.vm_name, vm_uuid, found.kinds, new, found.older)
+        settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions)
+        recovered = catalog.clear_alerts(vm_uuid) if _has_alert(catalog, vm_uuid) else False
+    return Captured(found.vm_name, vm_uuid, found.kinds, new, found.older, recovered)
+
+
+def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:
+    return any(alert.vm_uuid == vm_uuid for alert in catalog.alerts())
+
+
+def _note(catalog: Catalog, vm_uuid: str, error: VmkeepError) -> None:
+    """Note why state could not be captured; where that cannot be noted either, the error itself is told."""
+    with suppress(VmkeepError):
+        if catalog.vm(vm_uuid) is not None:
+            catalog.note_alert(vm_uuid, error.code, error.message)

@@ -10,12 +10,14 @@ No flow of DBOS: taking over twice is the same as once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint, Trust
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
+from vmkeep.flows.catch_up_on_pins import HoldsPins, catch_up_on_pins
 from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.hosts import judged, meet_hosts, note_copies, told_of_host
 from vmkeep.flows.installation import DamagedPoint, MetHost, catalog_point, catalog_states
@@ -33,7 +35,7 @@ Counts = Callable[[PassedPoint], bool]
 """Whether a point of the repository is of a VM that counts, besides those that the catalogue knows."""
 
 
-class HoldsPoints(Protocol):
+class HoldsPoints(HoldsPins, Protocol):
     """The part of a repository that is asked."""
 
     def point_ids(self) -> list[str]: ...
@@ -45,12 +47,14 @@ class HoldsPoints(Protocol):
 class CaughtUp:
     """What was taken over.
 
+    ``pinned`` are VMs of which pins were taken over, that is state versions that no point names.
     ``remarkable`` are those of VMs that count, or that were seen on this host: nobody else should have made them.
     ``damaged`` says what could not be, ``missing`` are known points that are not stored. ``hosts`` sign with keys that
     are new here; ``copies`` are points that a copy of this very home made elsewhere.
     """
 
     taken: tuple[CatalogPoint, ...] = ()
+    pinned: frozenset[str] = frozenset()
     remarkable: tuple[CatalogPoint, ...] = ()
     damaged: tuple[DamagedPoint, ...] = ()
     conflicts: tuple[str, ...] = ()
@@ -91,7 +95,7 @@ def catch_up(catalog: Catalog, repository: HoldsPoints, counts: Counts = lambda 
             caught = _take(catalog, repository, lambda point: point.vm_uuid in new, ids, caught)
     if caught.taken:
         _log.info("caught up", points=len(caught.taken), read=len(strange) + len(wanted))
-    return caught
+    return _with_pins(catalog, repository, counts, caught)
 
 
 def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
@@ -104,7 +108,7 @@ def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
         return point.vm_uuid == vm_uuid
 
     caught = services.with_repository(lambda repository: catch_up(services.catalog, repository, counts))
-    if caught.taken:
+    if caught.taken or vm_uuid in caught.pinned:
         renew_gate(services, vm_uuid)
     gone = [point.id for point in services.catalog.outlines_of_vm(vm_uuid) if point.id in caught.missing]
     for sentence in (*caught.sentences(), *map(_not_stored, gone)):
@@ -152,6 +156,18 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
         missing=caught.missing,
         hosts=(*caught.hosts, *hosts),
         copies=caught.copies | copies,
+    )
+
+
+def _with_pins(catalog: Catalog, repository: HoldsPoints, counts: Counts, caught: CaughtUp) -> CaughtUp:
+    """Take over the pins of the same VMs: state versions that no point names."""
+    vms = {vm.uuid for vm in catalog.vms()}
+    pins = catch_up_on_pins(catalog, repository, lambda uuid: uuid in vms or counts(PassedPoint("", uuid, "")))
+    return replace(
+        caught,
+        pinned=pins.taken,
+        conflicts=(*caught.conflicts, *pins.told),
+        hosts=(*caught.hosts, *pins.hosts),
     )
 
 

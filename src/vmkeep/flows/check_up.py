@@ -235,6 +235,7 @@ class CheckUp:
             return
         yield from self._interrupted(catalog)
         yield from self._flows(catalog)
+        yield from _alerts(catalog)
         if catalog.repository() is None:
             message = "this installation has no repository yet; the first backup makes one"
             yield Finding(FindingCode.REPOSITORY_NONE, message, remedy="vmkeep init", path=self._settings.repository)
@@ -404,3 +405,14 @@ def _directories(operations: Sequence[Operation]) -> set[str]:
     """Return where restores wrote to, as their requests say."""
     named = (operation.request.get(field) for operation in operations for field in ("output", "disks_dir"))
     return {place for place in named if isinstance(place, str) and place.startswith("/")}
+
+
+def _alerts(catalog: Catalog) -> Iterator[Finding]:
+    """Tell of state files that could not be captured since, until one of their VM was."""
+    for alert in catalog.alerts():
+        vm = catalog.vm(alert.vm_uuid)
+        name = alert.vm_uuid if vm is None else vm.name
+        often = "once" if alert.times == 1 else f"{alert.times} times"
+        message = f"its state could not be captured, {often} since {alert.first_at[:19]}Z: {alert.message}"
+        remedy = command_line("vmkeep state capture", name)
+        yield Finding(FindingCode.STATE_NOT_CAPTURED, message, vm=name, remedy=remedy)

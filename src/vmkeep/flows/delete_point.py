@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Final
 
+from vmkeep.catalog import CatalogPoint
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.services import Services
+from vmkeep.flows.settle_pins import settle_pins
 
 DELETE_POINT: Final = "point.delete"
 """The kind of the operation."""
@@ -14,8 +16,19 @@ DELETE_POINT: Final = "point.delete"
 
 def remove_deleted(services: Services, point_id: str) -> None:
     """Remove a point from the repository and the catalogue. Nothing on the host needs it (``RequireUnneeded``)."""
+    point = services.catalog.point(point_id)
+    if point is not None and point.is_vouched_for:
+        _keep_what_it_holds(services, point)
     # The object first: a point that is only in the catalogue is told by verify, one that is only in the repository
     # would come back at the next adoption.
     with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue
         services.with_repository(lambda repository: repository.delete_point(point_id))
     services.catalog.forget_point(point_id)
+
+
+def _keep_what_it_holds(services: Services, point: CatalogPoint) -> None:
+    """Pin the versions of state files that are to be kept although this point, which holds them, goes."""
+    rule = services.keep_state_versions()
+    services.with_repository(
+        lambda repository: settle_pins(services.catalog, repository, point.vm_uuid, rule, without=point.id)
+    )

@@ -350,6 +350,7 @@ class Engine:
             stop=self._stop,
             watch=self._tell,
             stalled_after_seconds=self._premises.settings.stalled_after_seconds,
+            keep_state_versions=lambda: self._premises.keep_state_versions,
         )
 
     def _stop(self) -> None:

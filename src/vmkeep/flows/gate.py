@@ -69,7 +69,7 @@ def gated_vm(catalog: Catalog, vm_uuid: str) -> GatedVm:
     Versions that came with points of hosts that nobody vouches for are none to it: whoever can write to the repository
     would keep a VM from starting, by a newer version than the one that it has.
     """
-    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid))
+    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid), catalog.pins_of_vm(vm_uuid))
     versions = [each for each in catalog.states_of_vm(vm_uuid) if each.id not in doubtful]
     placed, tracked = catalog.placed_states(vm_uuid), is_tracked(catalog, vm_uuid)
     states = (

@@ -14,7 +14,7 @@ from vmkeep.flows.own_key import pin_own_key
 from vmkeep.flows.patience import patiently
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.keys.signing import is_same_machine
-from vmkeep.repository.signatures import FIELD, HostKey
+from vmkeep.repository.signatures import FIELD, HostKey, Signature
 
 
 def meet_hosts(catalog: Catalog, points: Iterable[CatalogPoint]) -> tuple[MetHost, ...]:
@@ -28,6 +28,16 @@ def meet_hosts(catalog: Catalog, points: Iterable[CatalogPoint]) -> tuple[MetHos
         if point.signed_by and signature is not None and point.signed_by not in keys:
             key = KnownHostKey(point.signed_by, signature["key"], signature["installation"], point.host)
             keys[point.signed_by] = key
+    return _meet(catalog, keys.values())
+
+
+def meet_signers(catalog: Catalog, signers: Iterable[tuple[Signature | None, str]]) -> tuple[MetHost, ...]:
+    """Pin keys that signed what was read just now, with the names of their hosts; return as ``meet_hosts`` does."""
+    keys = {
+        signature.fingerprint: KnownHostKey(signature.fingerprint, signature.key, signature.installation, host)
+        for signature, host in signers
+        if signature is not None
+    }
     return _meet(catalog, keys.values())
 
 

@@ -31,6 +31,7 @@ from vmkeep.flows.identity import recognise
 from vmkeep.flows.standin import StandIn
 from vmkeep.locks import FileLock
 from vmkeep.planning.model import KnownDisk, KnownPoint
+from vmkeep.planning.retention import KeepRule
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
@@ -202,6 +203,11 @@ class Premises:
         self.repository  # noqa: B018  opening it is what chooses the key that opens it
         return None if self._key is None or self._key.path is None else str(self._key.path)
 
+    @property
+    def keep_state_versions(self) -> KeepRule:
+        """The rule by which versions of state files are kept that nothing holds; raises InvalidRequest for no rule."""
+        return KeepRule.parse(self.settings.state_versions)
+
     def prepare_to_sign(self) -> tuple[str, ...]:
         """Have the key ready with which points are signed; return what a person must hear of it, once.
 
@@ -334,6 +340,7 @@ class Premises:
         return self._take(repository, created=False)
 
     def _adopt(self, location: str) -> InitReport:
+        from vmkeep.flows.catch_up_on_pins import catch_up_on_pins
         from vmkeep.flows.hosts import meet_hosts, meet_keys, undecided
         from vmkeep.flows.own_key import pin_own_key
 
@@ -354,13 +361,14 @@ class Premises:
         meet_keys(self.catalog, repository.host_keys())
         meet_hosts(self.catalog, (point for point, _ in found))
         adopted = self.catalog.adopt(found)
+        pins = catch_up_on_pins(self.catalog, repository, lambda _vm_uuid: True)
         return replace(
             report,
             hosts=undecided(self.catalog),
             adopted_points=adopted.points,
             adopted_vms=adopted.vms,
             damaged=tuple(damaged),
-            warnings=adopted.conflicts,
+            warnings=(*adopted.conflicts, *pins.told),
         )
 
     def _take(self, repository: Repository, *, created: bool) -> InitReport:

@@ -16,6 +16,7 @@ from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import HoldVm, LetVmGo
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.task import Task
+from vmkeep.planning.retention import KeepRule
 from vmkeep.repository import Repository
 from vmkeep.values import dataclass
 
@@ -39,6 +40,7 @@ class Services:
     stop: Callable[[], None]
     watch: Callable[[Progress], None]
     stalled_after_seconds: float
+    keep_state_versions: Callable[[], KeepRule]
 
     @property
     def host(self) -> Host:

@@ -12,6 +12,7 @@ from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
 from vmkeep.flows.services import Services
+from vmkeep.flows.settle_pins import settle_pins_of_vm
 from vmkeep.flows.take_point import descent
 from vmkeep.flows.vm_states import known_states
 from vmkeep.host.tasks.snapshots import (
@@ -107,6 +108,7 @@ def record_snapshot(services: Services, made: SnapshotMade, stored: SnapshotStor
             states=tuple(CatalogState(**state) for state in stored.states),
         )
     )
+    settle_pins_of_vm(services, made.vm_uuid)
     renew_gate(services, made.vm_uuid)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from vmkeep.catalog import Catalog, CatalogPoint, CatalogState
+from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
 from vmkeep.custody.states import KnownState
@@ -93,8 +93,9 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
         )
     versions = [version for version in catalog.states_of_vm(uuids[0]) if kind in (None, version.kind)]
     newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
+    holders = catalog.holders(uuids[0])
     return tuple(
-        VersionKept(version, newest.get(version.kind) == version.id, catalog.pins(version.id))
+        VersionKept(version, newest.get(version.kind) == version.id, holders.get(version.id, ()))
         for version in sorted(versions, key=lambda version: (version.kind, -version.generation, version.conflict))
     )
 
@@ -115,11 +116,7 @@ def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: i
     if generation is not None and kind is None:
         raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
     versions = versions_kept(catalog, vm, kind)
-    wanted = [
-        each
-        for each in versions
-        if (each.current if generation is None else each.version.generation == generation and not each.version.conflict)
-    ]
+    wanted = _wanted(catalog, versions, generation)
     if not wanted:
         raise InvalidRequest(
             f"there is no version {generation} of the {kind} state of VM {vm!r}"
@@ -142,6 +139,20 @@ def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: i
         )
     newest = next((point for point in points if not point.is_safety), points[0])
     return StateToPutBack(newest.id, tuple(each.version for each in wanted))
+
+
+def _wanted(catalog: Catalog, versions: Sequence[VersionKept], generation: int | None) -> list[VersionKept]:
+    """Return the versions that are meant. Without a number that is the newest one that somebody vouches for."""
+    accepted = [each for each in versions if not each.version.conflict]
+    if generation is not None or not accepted:
+        return [each for each in accepted if each.version.generation == generation]
+    uuid = accepted[0].version.vm_uuid
+    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
+    newest: dict[str, VersionKept] = {}
+    for each in accepted:
+        if each.version.id not in doubtful:
+            newest.setdefault(each.version.kind, each)
+    return list(newest.values())
 
 
 def remedy(catalog: Catalog, state: StandingState) -> str | None:
@@ -182,13 +193,15 @@ def states_in(point: CatalogPoint) -> dict[str, str]:
     return {str(state["kind"]): str(state["sha256"]) for state in point.document.get("states", ())}
 
 
-def versions_nobody_vouches_for(points: Iterable[CatalogPoint]) -> set[str]:
-    """Return the ids of state versions that only points of hosts hold that nobody trusts."""
+def versions_nobody_vouches_for(points: Iterable[CatalogPoint], pins: Iterable[CatalogPin]) -> set[str]:
+    """Return the ids of state versions that only points and pins of hosts hold that nobody trusts."""
     vouched: set[str] = set()
     doubtful: set[str] = set()
     for point in points:
         held = {str(state["version_id"]) for state in point.document.get("states", ())}
         (vouched if point.is_vouched_for else doubtful).update(held)
+    for pin in pins:
+        (vouched if pin.is_vouched_for else doubtful).update(pin.versions)
     return doubtful - vouched
 
 
@@ -206,7 +219,8 @@ def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]
     for point in history:
         for state in point.document.get("states", ()):
             files.setdefault(state["version_id"], state["file"])
-    doubtful, placed = versions_nobody_vouches_for(history), catalog.placed_states(vm_uuid)
+    placed = catalog.placed_states(vm_uuid)
+    doubtful = versions_nobody_vouches_for(history, catalog.pins_of_vm(vm_uuid))
     tracked = is_tracked(catalog, vm_uuid)
     versions = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict]
     found: list[KnownState] = []

@@ -6,9 +6,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 
-from vmkeep.catalog import Catalog
 from vmkeep.errors import HypervisorUnavailable, VmBusy, VmkeepError
 from vmkeep.flows.capture_states import Captured, capture_states
+from vmkeep.flows.installation import Premises
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.states import AwaitStates, SeenState
 from vmkeep.values import dataclass
@@ -31,8 +31,8 @@ class Watched:
 class StateWatch:
     """Which state files were captured as they are. At first it is none, so that what was missed is caught up with."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, premises: Premises) -> None:
+        self._premises = premises
         self._seen: dict[str, frozenset[SeenState]] = {}
         self._again: dict[str, float] = {}
         self._told: dict[str, str] = {}
@@ -64,10 +64,10 @@ class StateWatch:
     ) -> VmkeepError | None:
         """Capture what a VM has now; return what is to be told of a failure."""
         self._again.pop(uuid, None)
-        if not any(state.mark for state in states) and not self._catalog.states_of_vm(uuid):
+        if not any(state.mark for state in states) and not self._premises.catalog.states_of_vm(uuid):
             return None  # it was never started
         try:
-            captured.append(capture_states(self._catalog, host, uuid, wait=False))
+            captured.append(capture_states(self._premises, host, uuid, wait=False))
         except HypervisorUnavailable:
             raise
         except VmBusy:

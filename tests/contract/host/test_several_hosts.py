@@ -34,6 +34,7 @@ from vmkeep.host.tasks.unfinished import (
     RestoreSettled,
     Unfinished,
 )
+from vmkeep.planning.retention import KeepRule
 
 VM = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 
@@ -84,6 +85,7 @@ def services(hosts: dict[str, Leaving]) -> Services:
         stop=lambda: None,
         watch=lambda _: None,
         stalled_after_seconds=60,
+        keep_state_versions=KeepRule,
     )
 
 

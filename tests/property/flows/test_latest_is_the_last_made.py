@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from vmkeep.catalog import SqlCatalog
-from vmkeep.errors import PointNotFound
+from vmkeep.errors import ObjectMissing, PointNotFound
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.installation import catalog_point, catalog_states
-from vmkeep.repository import PointRecord, StateRef
+from vmkeep.repository import PinRecord, PointRecord, StateRef
 
 VM = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 HOMES = ("alpha", "beta")
@@ -23,11 +23,25 @@ _PLACE = tempfile.TemporaryDirectory(prefix="vmkeep-order-")  # removed at the e
 _EMPTY = Path(_PLACE.name) / "empty.sqlite"
 
 
+class Pinless:
+    """The pins of a repository that has none."""
+
+    def ids(self) -> list[str]:
+        return []
+
+    def get(self, pin_id: str) -> PinRecord:
+        raise ObjectMissing(pin_id)
+
+
 class Stored:
     """What of a repository is asked."""
 
     def __init__(self) -> None:
         self.points: dict[str, PointRecord] = {}
+
+    @property
+    def pins(self) -> Pinless:
+        return Pinless()
 
     def point_ids(self) -> list[str]:
         return sorted(self.points)

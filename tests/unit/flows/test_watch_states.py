@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,12 +29,16 @@ class _Host:
         return self.files
 
 
+def _premises() -> Any:
+    return SimpleNamespace(catalog=MemoryCatalog())
+
+
 def _look(watch: StateWatch, host: _Host) -> list[str]:
     return [uuid for uuid, _ in watch.look(host, 60.0).failed]  # type: ignore[arg-type]
 
 
 def test_host_without_state_files_is_not_asked_again_and_again() -> None:
-    watch, host = StateWatch(MemoryCatalog()), _Host()
+    watch, host = StateWatch(_premises()), _Host()
     for _ in range(3):
         _look(watch, host)
     assert host.waits == [60.0, 60.0, 60.0]
@@ -48,7 +53,7 @@ def test_vm_that_failed_is_tried_again_after_a_while_and_is_forgotten_when_it_is
     now = 1000.0
     monkeypatch.setattr(watch_states, "capture_states", fail)
     monkeypatch.setattr("vmkeep.flows.watch_states.time.monotonic", lambda: now)
-    watch, host = StateWatch(MemoryCatalog()), _Host()
+    watch, host = StateWatch(_premises()), _Host()
     host.files = (SeenState(VM, "tpm", "1"),)
     assert _look(watch, host) == [VM]
     now += 20.0

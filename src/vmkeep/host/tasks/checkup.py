@@ -166,6 +166,7 @@ class FindingCode(StrEnum):
     NVRAM_MISSING = "nvram-missing"
     """The UEFI variables of the VM are gone; starting the VM would make them anew."""
     STATE_SUPERSEDED = "state-superseded"
+    STATE_NOT_CAPTURED = "state-not-captured"
     """The VM's TPM or UEFI state is an older one than the newest that vmkeep has seen."""
     TPM_SECRET_MISSING = "tpm-secret-missing"  # noqa: S105  a code, not a password
     """The TPM state is encrypted with a secret that libvirt does not have: the VM cannot start."""
@@ -249,6 +250,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.LEFT_BITMAP,
         FindingCode.DEFINITION_DIFFERS,
         FindingCode.STATE_SUPERSEDED,
+        FindingCode.STATE_NOT_CAPTURED,
         FindingCode.SNAPSHOT_GONE,
         FindingCode.DELETION_UNFINISHED,
         FindingCode.DISK_NOT_KEPT,
