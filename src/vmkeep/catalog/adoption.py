@@ -43,7 +43,7 @@ def adopt(connection: Connection, found: Sequence[Held]) -> Adopted:
     for point, held in sorted(found, key=lambda pair: place[pair[0].id]):
         for state in held:
             try:
-                first = state_queries.adopt(connection, state)
+                first = state_queries.adopt(connection, state, point.id)
             except CatalogError as error:
                 conflicts.append(f"point {point.id}: {error.message}")
                 continue

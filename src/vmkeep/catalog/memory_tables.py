@@ -191,7 +191,7 @@ class Tables:
         state.refuse_late(self.newest_state(state.vm_uuid, state.kind))
         self._add_state(state)
 
-    def adopt_state(self, state: CatalogState) -> str | None:
+    def adopt_state(self, state: CatalogState, holder: str, reason: str = "point") -> str | None:
         """Add one of whatever generation; return the id of the version that claimed it first, where there is one."""
         if state.is_known_as(self.states.get(state.id)):
             return None
@@ -204,11 +204,24 @@ class Tables:
             ),
             None,
         )
-        if first is not None and not self.pinned(first):
+        if first is not None and self._gives_way(first, to=(reason, holder)):
             self.states[first] = replace(self.states[first], conflict=True)
             first = None
         self._add_state(replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
         return first
+
+    def _gives_way(self, version_id: str, *, to: tuple[str, str]) -> bool:
+        holders = [holder for version, *holder in self.pins if version == version_id]
+        if any(self._is_vouched_for(reason, holder) for reason, holder in holders):
+            return False
+        return not holders or self._is_vouched_for(*to)
+
+    def _is_vouched_for(self, reason: str, holder: str) -> bool:
+        if reason == "point":
+            point = self.get(holder)
+            return point is not None and point.is_vouched_for
+        key = self.keys.get(self.pin_objects[holder].pin.signed_by or "") if reason == "pin" else None
+        return reason == "snapshot" or (key is not None and key.trust.is_proved)
 
     def place_state(self, vm_uuid: str, kind: str, sha256: str | None) -> None:
         """Record what was put in place of a VM on purpose; None forgets it."""
@@ -284,7 +297,7 @@ class Tables:
             self.pin_objects[pin.id] = replace(each, pin=kept)
             for state in each.states:
                 try:
-                    first = self.adopt_state(state)
+                    first = self.adopt_state(state, pin.id, "pin")
                 except CatalogError as error:
                     conflicts.append(f"pin {pin.id}: {error.message}")
                     continue
@@ -366,7 +379,7 @@ class Tables:
         for point, held in sorted(found, key=lambda pair: (pair[0].vm_uuid, self.places[pair[0].id])):
             for state in held:
                 try:
-                    first = self.adopt_state(state)
+                    first = self.adopt_state(state, point.id)
                 except CatalogError as error:
                     conflicts.append(f"point {point.id}: {error.message}")
                     continue

@@ -202,14 +202,20 @@ class Custody(RuleBasedStateMachine):
 
     @rule()
     def catalogue_is_lost(self) -> None:
-        """It is made anew from what the repository holds: whatever was accepted and is pinned is found again."""
+        """It is made anew from what the repository holds: whatever was accepted and is pinned is found again.
+
+        Whom to trust is decided anew, by people.
+        """
         home = self.homes["alpha"]
         before = _newest(home)
+        trusted = {key.fingerprint for key in home.catalog.host_keys() if key.trust is Trust.TRUSTED}
         home.catalog = self.catalog()
         home.replies.clear()
         home.committed.clear()
         home.begin()
         home.adopt_all()
+        for key in trusted & {key.fingerprint for key in home.catalog.host_keys()}:
+            home.catalog.trust_host(key, Trust.TRUSTED)
         after = _newest(home)
         assert before is None or (after is not None and after.generation >= before.generation)
 
