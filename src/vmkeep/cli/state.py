@@ -110,7 +110,7 @@ def list_versions(
                 size_text(each.version.size_bytes),
                 each.version.sha256[:16],
                 "current" if each.current else "conflict" if each.version.conflict else "",
-                _holders(each.held_by),
+                _holders(each),
             )
             for each in kept
         ]
@@ -226,6 +226,7 @@ def captured_document(captured: Captured) -> dict[str, Any]:
         "read": list(captured.kinds),
         "new": [{"kind": state.kind, "version": state.generation, "sha256": state.sha256} for state in captured.new],
         "older": list(captured.older),
+        "recovered": captured.recovered,
     }
 
 
@@ -237,9 +238,10 @@ def _number(generation: int | None) -> str:
     return "" if generation is None else str(generation)
 
 
-def _holders(ids: tuple[str, ...]) -> str:
+def _holders(kept: VersionKept) -> str:
+    ids = kept.held_by
     if not ids:
-        return "nothing"
+        return "itself" if kept.kept else "nothing"
     return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
@@ -273,4 +275,5 @@ def _version_document(kept: VersionKept) -> dict[str, Any]:
         "current": kept.current,
         "conflict": version.conflict,
         "held_by": list(kept.held_by),
+        "kept": kept.kept,
     }

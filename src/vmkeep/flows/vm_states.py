@@ -44,12 +44,13 @@ class Standings:
 @dataclass(frozen=True, slots=True)
 class VersionKept:
     """A version of a state file. ``current``: the newest accepted one of its kind. ``held_by`` are ids of points and
-    snapshots that keep it.
+    snapshots that keep it. ``kept``: it has a pin of its own in the repository.
     """
 
     version: CatalogState
     current: bool
     held_by: tuple[str, ...]
+    kept: bool
 
 
 def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> Standings:
@@ -94,8 +95,9 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     versions = [version for version in catalog.states_of_vm(uuids[0]) if kind in (None, version.kind)]
     newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
     holders = catalog.holders(uuids[0])
+    pinned = {each for pin in catalog.pins_of_vm(uuids[0]) if pin.snapshot_id is None for each in pin.versions}
     return tuple(
-        VersionKept(version, newest.get(version.kind) == version.id, holders.get(version.id, ()))
+        VersionKept(version, newest.get(version.kind) == version.id, holders.get(version.id, ()), version.id in pinned)
         for version in sorted(versions, key=lambda version: (version.kind, -version.generation, version.conflict))
     )
 
