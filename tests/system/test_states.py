@@ -192,6 +192,15 @@ def test_what_no_point_names_is_found_again_when_the_catalogue_is_lost(host: Hos
     assert (vm.tpm_state(), vm.nvram()) == first
     assert not vmkeep.json("verify", "--all")["findings"]
 
+    # Gone for good: while the host has it, it is not.
+    assert vmkeep.fails("vm", "forget", "guest", "--yes").code == "target-exists"
+    vm.delete()
+    forgotten = vmkeep.json("vm", "forget", "guest", "--days", "30", "--yes")["forgotten"]
+    kept = {(each["kind"], each["version"]) for each in versions_of(vmkeep, "guest") if each["kept"]}
+    assert (forgotten["points"], forgotten["versions"]) == (len(vmkeep.json("points")["points"]), len(kept))
+    assert kept >= {("tpm", 1), ("tpm", 2)}  # the third is in a point
+    assert vmkeep.fails("vm", "forget", "nobody", "--yes").code == "vm-not-found"
+
 
 def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", MiB)])

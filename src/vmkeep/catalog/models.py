@@ -61,6 +61,8 @@ vms = Table(
     Column("current_point", String(32)),
     # The greatest order number of a point or snapshot of the VM that was ever seen here, also of one that is deleted.
     Column("sequence", Integer, nullable=False, server_default="0"),
+    # Somebody said that the VM is gone for good: until then its state versions are kept. Null once it is seen again.
+    Column("forgotten_until", String(32)),
 )
 
 points = Table(

@@ -131,12 +131,14 @@ def capture_state(
     """Keep what is new of state files as versions, without a point; of a VM that runs only the TPM."""
     from vmkeep.errors import InvalidRequest, OperationFailed, VmkeepError
     from vmkeep.flows.capture_states import capture_states
+    from vmkeep.flows.forget_vm import settle_forgotten
     from vmkeep.host.tasks.survey import LookAtStates
 
     if bool(vms) == everything:
         raise InvalidRequest("name VMs, or give --all", hint="`vmkeep vm list` shows the VMs of the host.")
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.premises.ensure()
+        settle_forgotten(running.premises)
         captured, failed = [], []
         with running.host() as host:
             names = vms or [vm.uuid for vm in host.ask(LookAtStates()) if vm.files]
