@@ -155,6 +155,53 @@ def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, v
     assert vm.tpm_state() == newest
 
 
+def test_what_no_point_names_is_found_again_when_the_catalogue_is_lost(host: Host, vmkeep: Vmkeep) -> None:
+    vm = host.define("guest", disks=[Disk("vda", MiB)])
+    vm.start(paused=True)
+    vm.destroy()
+    point = vmkeep.backup("guest")
+    first = vm.tpm_state(), vm.nvram()
+    vmkeep.json("snapshot", "create", "guest", "before")
+    contents = []
+    for _ in range(2):
+        vm.change_tpm()
+        vm.change_nvram()
+        vmkeep.json("state", "capture", "guest")
+        contents.append(vm.tpm_state())
+    vmkeep.json("point", "delete", point["id"], "--yes")
+    told = versions_of(vmkeep, "guest")
+    assert [(each["kind"], each["version"], each["kept"]) for each in told] == [
+        ("nvram", 3, True),
+        ("nvram", 2, True),
+        ("nvram", 1, False),
+        ("tpm", 3, True),
+        ("tpm", 2, True),
+        ("tpm", 1, False),
+    ]
+    vmkeep.backup("guest")  # through which they go back
+    told = versions_of(vmkeep, "guest")
+    for path in vmkeep.home.glob("catalog.sqlite*"):
+        path.unlink()
+    vmkeep.json("init", "--adopt")
+    assert [{**each, "created": ""} for each in versions_of(vmkeep, "guest")] == [
+        {**each, "created": ""} for each in told
+    ]
+    vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--version", "2", "--yes")
+    assert vm.tpm_state() == contents[0]
+    vmkeep.json("snapshot", "revert", "guest", "before", "--yes")
+    assert (vm.tpm_state(), vm.nvram()) == first
+    assert not vmkeep.json("verify", "--all")["findings"]
+
+    # Gone for good: while the host has it, it is not.
+    assert vmkeep.fails("vm", "forget", "guest", "--yes").code == "target-exists"
+    vm.delete()
+    forgotten = vmkeep.json("vm", "forget", "guest", "--days", "30", "--yes")["forgotten"]
+    kept = {(each["kind"], each["version"]) for each in versions_of(vmkeep, "guest") if each["kept"]}
+    assert (forgotten["points"], forgotten["versions"]) == (len(vmkeep.json("points")["points"]), len(kept))
+    assert kept >= {("tpm", 1), ("tpm", 2)}  # the third is in a point
+    assert vmkeep.fails("vm", "forget", "nobody", "--yes").code == "vm-not-found"
+
+
 def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", MiB)])
     _, _, old = two_versions(vm, vmkeep)
@@ -174,6 +221,13 @@ def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkee
     assert [each["version"] for each in versions_of(vmkeep, "guest") if each["current"]] == [2, 2]
     permall.write_bytes(newest)
     assert {state["standing"] for state in standings(vmkeep).values()} == {"current"}
+    doctor = json.loads(vmkeep.run("--json", "doctor").stdout)["doctor"]
+    told = {finding["code"]: finding["message"] for finding in doctor["findings"]}
+    assert "2 times" in told["state-not-captured"]
+    assert f"is not at {permall}" in told["state-not-captured"]
+    assert vmkeep.json("state", "capture", "guest")["captured"][0]["recovered"]
+    doctor = json.loads(vmkeep.run("--json", "doctor").stdout)["doctor"]
+    assert "state-not-captured" not in {finding["code"] for finding in doctor["findings"]}
 
 
 def versions_of(vmkeep: Vmkeep, vm: str) -> list[dict[str, Any]]:

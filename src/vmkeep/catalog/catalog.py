@@ -134,6 +134,13 @@ class Catalog(Protocol):
         """Record that nobody knows which point a VM descends from."""
         ...
 
+    def forget_vm(self, uuid: str, until: str) -> bool:
+        """Note that a VM is gone for good, and until when versions of its state are kept (ISO 8601 in UTC).
+
+        It holds until the VM is seen again. False for one that is not known.
+        """
+        ...
+
     def vm(self, uuid: str) -> CatalogVm | None: ...
 
     def vms(self) -> tuple[CatalogVm, ...]:

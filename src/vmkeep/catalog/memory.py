@@ -169,6 +169,13 @@ class MemoryCatalog(Catalog):
         with self._writing() as tables:
             tables.set_current_point(uuid.lower(), None)
 
+    def forget_vm(self, uuid: str, until: str) -> bool:
+        with self._writing() as tables:
+            known = tables.vms.get(uuid.lower())
+            if known is not None:
+                tables.vms[known.uuid] = replace(known, forgotten_until=until)
+            return known is not None
+
     def vm(self, uuid: str) -> CatalogVm | None:
         row = self._tables.vms.get(uuid.lower())
         return None if row is None else _vm(row)
@@ -480,4 +487,6 @@ class MemoryCatalog(Catalog):
 def _vm(row: VmRow) -> CatalogVm:
     before_first = row.current_point == BEFORE_FIRST
     current = None if before_first else row.current_point
-    return CatalogVm(row.uuid, row.name, row.host_uuid, row.seen_at, row.adopted, current, before_first)
+    return CatalogVm(
+        row.uuid, row.name, row.host_uuid, row.seen_at, row.adopted, current, before_first, row.forgotten_until
+    )

@@ -47,6 +47,7 @@ class VmRow:
     adopted: bool
     current_point: str | None = None
     sequence: int = 0
+    forgotten_until: str | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -95,7 +96,8 @@ class Tables:
             return True
         if not adopted:
             host = host_uuid or known.host_uuid
-            self.vms[uuid] = replace(known, name=name, host_uuid=host, seen_at=texts.now(), adopted=False)
+            seen = replace(known, name=name, host_uuid=host, seen_at=texts.now(), adopted=False)
+            self.vms[uuid] = replace(seen, forgotten_until=None)
         return False
 
     def set_current_point(self, uuid: str, point_id: str | None) -> None:

@@ -59,6 +59,8 @@ vms = Table(
     Column("current_point", text(32)),
     # The greatest order number of a point or snapshot of the VM that was ever seen here, also of one that is deleted.
     Column("sequence", whole(), nullable=False, server_default="0"),
+    # Somebody said that the VM is gone for good: until then its state versions are kept. Null once it is seen again.
+    Column("forgotten_until", text(32)),
 )
 
 points = Table(

@@ -88,7 +88,8 @@ class CatalogVm:
     """A VM the catalogue knows. ``adopted``: known only from a repository taken over, never seen on this host.
 
     ``current_point`` is the point that the VM's state descends from, where that is known. ``before_first``: it descends
-    from none, because it went back to a time before its first one.
+    from none, because it went back to a time before its first one. ``forgotten_until``: somebody said that the VM is
+    gone for good, and it was not seen since; versions of its state files are kept until then.
     """
 
     uuid: str
@@ -98,6 +99,7 @@ class CatalogVm:
     adopted: bool
     current_point: str | None = None
     before_first: bool = False
+    forgotten_until: str | None = None
 
     @property
     def is_tracked(self) -> bool:

@@ -184,6 +184,10 @@ class SqlCatalog(Catalog):
         with self._database.writing(uuid.lower()) as connection:
             vm_queries.set_current_point(connection, uuid.lower(), None)
 
+    def forget_vm(self, uuid: str, until: str) -> bool:
+        with self._database.writing() as connection:
+            return vm_queries.forget(connection, uuid.lower(), until)
+
     def vm(self, uuid: str) -> CatalogVm | None:
         with self._database.reading() as connection:
             return vm_queries.vm(connection, uuid.lower())

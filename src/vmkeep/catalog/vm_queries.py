@@ -32,13 +32,18 @@ def see_vm(connection: Connection, uuid: str, name: str, host_uuid: str | None, 
         return True
     if not adopted:
         host = host_uuid or known.host_uuid
-        values = {"name": name, "host_uuid": host, "seen_at": texts.now(), "adopted": False}
+        values = {"name": name, "host_uuid": host, "seen_at": texts.now(), "adopted": False, "forgotten_until": None}
         connection.execute(update(vms).where(vms.c.uuid == uuid).values(values))
     return False
 
 
 def set_current_point(connection: Connection, uuid: str, point_id: str | None) -> None:
     connection.execute(update(vms).where(vms.c.uuid == uuid).values(current_point=point_id))
+
+
+def forget(connection: Connection, uuid: str, until: str) -> bool:
+    """Note that a VM is gone for good; False for one that is not known."""
+    return connection.execute(update(vms).where(vms.c.uuid == uuid).values(forgotten_until=until)).rowcount > 0
 
 
 def sequence(connection: Connection, uuid: str) -> int:
@@ -90,4 +95,13 @@ def uuids_named(connection: Connection, text: str) -> tuple[str, ...]:
 def _vm(row: Row[tuple[object, ...]]) -> CatalogVm:
     before_first = row.current_point == BEFORE_FIRST
     current = None if before_first else row.current_point
-    return CatalogVm(row.uuid, row.name, row.host_uuid, row.seen_at, bool(row.adopted), current, before_first)
+    return CatalogVm(
+        row.uuid,
+        row.name,
+        row.host_uuid,
+        row.seen_at,
+        bool(row.adopted),
+        current,
+        before_first,
+        row.forgotten_until,
+    )

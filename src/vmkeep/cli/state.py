@@ -110,7 +110,7 @@ def list_versions(
                 size_text(each.version.size_bytes),
                 each.version.sha256[:16],
                 "current" if each.current else "conflict" if each.version.conflict else "",
-                _holders(each.held_by),
+                _holders(each),
             )
             for each in kept
         ]
@@ -131,12 +131,14 @@ def capture_state(
     """Keep what is new of state files as versions, without a point; of a VM that runs only the TPM."""
     from vmkeep.errors import InvalidRequest, OperationFailed, VmkeepError
     from vmkeep.flows.capture_states import capture_states
+    from vmkeep.flows.forget_vm import settle_forgotten
     from vmkeep.host.tasks.survey import LookAtStates
 
     if bool(vms) == everything:
         raise InvalidRequest("name VMs, or give --all", hint="`vmkeep vm list` shows the VMs of the host.")
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.premises.ensure()
+        settle_forgotten(running.premises)
         captured, failed = [], []
         with running.host() as host:
             names = vms or [vm.uuid for vm in host.ask(LookAtStates()) if vm.files]
@@ -226,6 +228,7 @@ def captured_document(captured: Captured) -> dict[str, Any]:
         "read": list(captured.kinds),
         "new": [{"kind": state.kind, "version": state.generation, "sha256": state.sha256} for state in captured.new],
         "older": list(captured.older),
+        "recovered": captured.recovered,
     }
 
 
@@ -237,9 +240,10 @@ def _number(generation: int | None) -> str:
     return "" if generation is None else str(generation)
 
 
-def _holders(ids: tuple[str, ...]) -> str:
+def _holders(kept: VersionKept) -> str:
+    ids = kept.held_by
     if not ids:
-        return "nothing"
+        return "itself" if kept.kept else "nothing"
     return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
@@ -273,4 +277,5 @@ def _version_document(kept: VersionKept) -> dict[str, Any]:
         "current": kept.current,
         "conflict": version.conflict,
         "held_by": list(kept.held_by),
+        "kept": kept.kept,
     }

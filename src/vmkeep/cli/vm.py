@@ -114,6 +114,42 @@ def show_vm(
         running.console.show(Facts(facts), "", Table(columns=columns, rows=disks, right=("size",), sentences=True))
 
 
+@app.command("forget", epilog="Example: vmkeep vm forget win11")
+def forget(
+    context: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="A name that it had, or its UUID.")],
+    days: Annotated[
+        int, typer.Option("--days", metavar="N", help="For how long versions of its state stay.", min=0, max=36_500)
+    ] = 90,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Say that a VM is gone for good: TPM state and UEFI variables that no point holds are kept for a term only."""
+    from vmkeep.flows.forget_vm import forget_vm
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        running.console.confirm(
+            f"Keep what no point holds of the TPM state and the UEFI variables of VM {vm!r} for {days} days only? Its "
+            "points stay.",
+            yes=yes,
+        )
+        with running.host() as host:
+            forgotten = forget_vm(running.premises, host, vm, days)
+        if running.console.json:
+            running.console.document({"forgotten": asdict(forgotten)})
+            return
+        stays = f"{_counted(forgotten.versions, 'version')} of its state until {time_text(forgotten.until)}"
+        if forgotten.points:
+            stays += f", and for good what its {_counted(forgotten.points, 'point')} hold"
+        running.console.show(f"{forgotten.vm}: kept are {stays}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _described(vm: SurveyedVm, catalog: Catalog) -> dict[str, Any]:
     newest = catalog.newest_made(vm.uuid)
     last: Mapping[str, Any] | None = None

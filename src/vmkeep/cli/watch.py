@@ -41,6 +41,7 @@ def watch(
                         while True:
                             _tell(running, watching.look(host))
                             away = False
+                            watching.settle()
                 except HypervisorUnavailable as error:
                     if not away:
                         _warn(running, f"{error.message}; it is waited for")

@@ -39,7 +39,11 @@ _PASS_SECONDS = 600.0
 
 def install_hook(catalog: Catalog, host: Host, *, refuse_unsure: bool | None) -> HookInstalled:
     """Make the gate of a host, for all VMs that the catalogue knows."""
-    return host.ask(InstallHook(tuple(gated_vm(catalog, vm.uuid) for vm in catalog.vms()), refuse_unsure))
+    return host.ask(
+        InstallHook(
+            tuple(gated_vm(catalog, vm.uuid) for vm in catalog.vms() if vm.forgotten_until is None), refuse_unsure
+        )
+    )
 
 
 def remove_hook(host: Host) -> bool:

@@ -42,15 +42,16 @@ def settle_pins(
     pins = catalog.pins_of_vm(vm_uuid)
     snapshots = {snapshot.id: snapshot for snapshot in catalog.snapshots_of_vm(vm_uuid)}
     wanted = _kept(catalog, vm_uuid, rule, without)
-    have = {version for pin in pins if _is_kept(pin) for version in pin.versions}
+    until = vm.forgotten_until
+    have = {version for pin in pins if _is_kept(pin) and pin.until == until for version in pin.versions}
     named = {(pin.snapshot_id, pin.snapshot_name) for pin in pins if _is_ours(pin)}
     for snapshot in snapshots.values():
         if snapshot.states and (snapshot.id, snapshot.name) not in named:
-            _put(catalog, repository, vm.name, SNAPSHOT, snapshot.states, snapshot)
+            _put(catalog, repository, vm.name, SNAPSHOT, snapshot.states, snapshot=snapshot)
     for state in catalog.states_of_vm(vm_uuid):
-        if state.id in wanted and state.id not in have:
-            _put(catalog, repository, vm.name, KEPT, (state,), None)
-    for pin_id in _not_needed(catalog.pins_of_vm(vm_uuid), wanted, snapshots):
+        if state.id in wanted and state.id not in have and not _is_over(until):
+            _put(catalog, repository, vm.name, KEPT, (state,), until=until)
+    for pin_id in _not_needed(catalog.pins_of_vm(vm_uuid), wanted, snapshots, until):
         repository.pins.delete(pin_id)
         catalog.forget_pin(pin_id)
 
@@ -130,7 +131,9 @@ def _put(
     vm_name: str,
     why: str,
     states: Sequence[CatalogState],
-    snapshot: CatalogSnapshot | None,
+    *,
+    snapshot: CatalogSnapshot | None = None,
+    until: str | None = None,
 ) -> None:
     refs = tuple(_readable(repository, states))
     if not refs:
@@ -146,6 +149,7 @@ def _put(
         created=states[0].created if snapshot is None else snapshot.created,
         why=why,
         states=refs,
+        until=until,
         snapshot=pinned,
     )
     catalog.adopt_pins([found_pin(repository.pins.put(record))])
@@ -168,25 +172,28 @@ def _is_ours(pin: CatalogPin) -> bool:
     return pin.trust is Trust.OWN or pin.signed_by is None
 
 
+def _is_over(until: str | None) -> bool:
+    return until is not None and datetime.fromisoformat(until) < datetime.now(UTC)
+
+
 def _not_needed(
-    pins: Iterable[CatalogPin], wanted: Collection[str], snapshots: Mapping[str, CatalogSnapshot]
+    pins: Iterable[CatalogPin], wanted: Collection[str], snapshots: Mapping[str, CatalogSnapshot], until: str | None
 ) -> Iterator[str]:
-    """Yield the pins that go.
+    """Yield the pins that go. Those that keep for their own sake have the term of the VM, ``until``.
 
     Of those of snapshots only this installation's own: another host that is trusted may have the VM's snapshot, which
     libvirt here does not.
     """
-    now = datetime.now(UTC)
     kept: set[str] = set()
     for pin in pins:
-        lapsed = pin.until is not None and datetime.fromisoformat(pin.until) < now
         if pin.snapshot_id is not None:
             snapshot = snapshots.get(pin.snapshot_id)
-            if _is_ours(pin) and (lapsed or snapshot is None or snapshot.name != pin.snapshot_name):
+            if _is_ours(pin) and (snapshot is None or snapshot.name != pin.snapshot_name):
                 yield pin.id
         elif _is_kept(pin):
             needed = set(pin.versions) & set(wanted)
             # Two commands may have put one each.
-            if lapsed or (pin.until is None and needed <= kept):
+            if _is_over(pin.until) or pin.until != until or needed <= kept:
                 yield pin.id
-            kept |= needed
+            else:
+                kept |= needed

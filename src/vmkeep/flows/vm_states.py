@@ -44,12 +44,13 @@ class Standings:
 @dataclass(frozen=True, slots=True)
 class VersionKept:
     """A version of a state file. ``current``: the newest accepted one of its kind. ``held_by`` are ids of points and
-    snapshots that keep it.
+    snapshots that keep it. ``kept``: it has a pin of its own in the repository.
     """
 
     version: CatalogState
     current: bool
     held_by: tuple[str, ...]
+    kept: bool
 
 
 def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> Standings:
@@ -74,11 +75,10 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
     return Standings(tuple(sorted(states, key=lambda state: (state.vm, state.found.kind))), tuple(problems))
 
 
-def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[VersionKept, ...]:
-    """Return the versions that are known of a VM's state files, the newest of each kind first.
+def the_vm_named(catalog: Catalog, vm: str) -> str:
+    """Return the UUID of the VM that the catalogue knows by a name or a UUID, also of one that is gone from the host.
 
-    ``vm`` is a name or a UUID, also of a VM that is gone from the host. Raises VmNotFound, and InvalidRequest for a
-    name that several have.
+    Raises VmNotFound, and InvalidRequest for a name that several have.
     """
     uuids = catalog.vms_named(vm)
     if not uuids:
@@ -91,11 +91,22 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
         raise InvalidRequest(
             f"several VMs are or were called {vm!r}: {', '.join(uuids)}", vm=vm, hint="Name the VM by its UUID."
         )
-    versions = [version for version in catalog.states_of_vm(uuids[0]) if kind in (None, version.kind)]
+    return uuids[0]
+
+
+def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[VersionKept, ...]:
+    """Return the versions that are known of a VM's state files, the newest of each kind first.
+
+    ``vm`` is a name or a UUID, also of a VM that is gone from the host. Raises VmNotFound, and InvalidRequest for a
+    name that several have.
+    """
+    uuid = the_vm_named(catalog, vm)
+    versions = [version for version in catalog.states_of_vm(uuid) if kind in (None, version.kind)]
     newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
-    holders = catalog.holders(uuids[0])
+    holders = catalog.holders(uuid)
+    pinned = {each for pin in catalog.pins_of_vm(uuid) if pin.snapshot_id is None for each in pin.versions}
     return tuple(
-        VersionKept(version, newest.get(version.kind) == version.id, holders.get(version.id, ()))
+        VersionKept(version, newest.get(version.kind) == version.id, holders.get(version.id, ()), version.id in pinned)
         for version in sorted(versions, key=lambda version: (version.kind, -version.generation, version.conflict))
     )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 
 from vmkeep.errors import HypervisorUnavailable, VmBusy, VmkeepError
 from vmkeep.flows.capture_states import Captured, capture_states
+from vmkeep.flows.forget_vm import settle_forgotten
 from vmkeep.flows.installation import Premises
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.states import AwaitStates, SeenState
@@ -18,6 +20,8 @@ _WAIT_SECONDS = 60.0
 _BUSY_SECONDS = 5.0
 # A full repository does not become empty by being asked.
 _FAILED_SECONDS = 60.0
+# Terms are days.
+_SETTLE_SECONDS = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class StateWatch:
         self._seen: dict[str, frozenset[SeenState]] = {}
         self._again: dict[str, float] = {}
         self._told: dict[str, str] = {}
+        self._settle_at = 0.0
 
     def look(self, host: Host, seconds: float = _WAIT_SECONDS) -> Watched:
         """Wait until something can be captured, or so long, and capture it. Raises HypervisorUnavailable."""
@@ -58,6 +63,14 @@ class StateWatch:
                 failed.append((uuid, error))
         self._seen = found
         return Watched(tuple(captured), tuple(failed))
+
+    def settle(self) -> None:
+        """Let versions go whose term is over, from time to time. What keeps it from that is left for the next time."""
+        if time.monotonic() < self._settle_at:
+            return
+        self._settle_at = time.monotonic() + _SETTLE_SECONDS
+        with suppress(VmkeepError):
+            settle_forgotten(self._premises)
 
     def _capture(
         self, host: Host, uuid: str, states: frozenset[SeenState], captured: list[Captured]

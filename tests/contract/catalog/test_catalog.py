@@ -184,12 +184,21 @@ def test_version_held_by_two_points_is_accepted_once_and_pinned_twice(catalog: C
 
 def test_generation_does_not_start_again_when_all_points_are_gone(catalog: Catalog) -> None:
     state = example_state("only", 7)
-    catalog.record_point(example_point("p1"), [state])
+    catalog.record_point(replace(example_point("p1"), signed_by=""), [state])
     catalog.forget_point(number("p1"))
     assert catalog.points() == ()
     assert catalog.pins(state.id) == ()
     assert catalog.newest_state(WIN11, "tpm") == state
     assert not catalog.forget_point(number("p1"))
+
+
+def test_version_that_came_with_a_point_nobody_vouches_for_counts_no_more_when_that_is_gone(catalog: Catalog) -> None:
+    mine, theirs = example_state("mine", 7), example_state("theirs", 8)
+    catalog.record_point(replace(example_point("p1"), signed_by=""), [mine])
+    catalog.adopt([(replace(example_point("p2"), signed_by="ab" * 16), [theirs])])
+    assert catalog.newest_state(WIN11, "tpm") == theirs
+    catalog.forget_point(number("p2"))
+    assert catalog.newest_state(WIN11, "tpm") == mine
 
 
 def test_recording_a_point_again_changes_nothing_and_another_of_its_id_is_refused(catalog: Catalog) -> None:

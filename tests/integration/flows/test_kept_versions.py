@@ -261,6 +261,26 @@ def test_damaged_pin_is_told_and_harms_nothing_else(place: Place, tmp_path: Path
     assert pin in taken.told[0]
 
 
+def test_vm_that_is_forgotten_keeps_its_versions_until_the_term_is_over_or_it_is_seen_again(place: Place) -> None:
+    tpm, nvram = place.capture(b"1"), place.capture(b"n", kind="nvram")
+    later = (datetime.now(UTC) + timedelta(days=90)).isoformat(timespec="microseconds")
+    place.catalog.forget_vm(VM, later)
+    place.settle()
+    terms = {place.repository.pins.get(pin).until for pin in place.pinned()}
+    assert (place.versions(), terms) == (sorted([(tpm.id,), (nvram.id,)]), {later})
+
+    place.catalog.see_vm(VM, "win11")
+    place.settle()
+    assert {place.repository.pins.get(pin).until for pin in place.pinned()} == {None}
+    assert len(place.pinned()) == 2
+
+    place.catalog.forget_vm(VM, (datetime.now(UTC) - timedelta(seconds=1)).isoformat(timespec="microseconds"))
+    place.settle()
+    assert place.pinned() == {}
+    assert [state.generation for state in place.catalog.states_of_vm(VM)] == [1, 1]
+    assert place.repository.state(tpm.id)[0].id == tpm.id  # there is no prune yet
+
+
 def test_two_that_pinned_one_version_at_once_leave_one_pin(place: Place) -> None:
     state = place.capture(b"1")
     (pin,) = place.pinned()

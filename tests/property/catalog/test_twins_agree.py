@@ -179,6 +179,10 @@ class Twins(RuleBasedStateMachine):
     def forget_pin(self, vm: str, name: str) -> None:
         self.agree(lambda catalog: catalog.forget_pin(number(f"{vm}pin{name}")))
 
+    @rule(vm=vms, until=st.sampled_from("12"))
+    def forget_vm(self, vm: str, until: str) -> None:
+        self.agree(lambda catalog: catalog.forget_vm(vm, f"203{until}-01-01T00:00:00.000000+00:00"))
+
     @rule(vm=vms, name=st.sampled_from("123"))
     def pass_pin(self, vm: str, name: str) -> None:
         self.agree(lambda catalog: catalog.pass_pins({number(f"{vm}pin{name}"): vm}))

@@ -225,7 +225,8 @@ class Custody(RuleBasedStateMachine):
     def kept_by(self, home: Home) -> Iterator[Home]:
         """Look at what a home's catalogue has before and after something that may fail as a whole."""
         before, known = _newest(home), home.catalog.states_of_vm(VM)
-        older = {state.sha256 for state in known if not state.conflict and state != before}
+        doubtful = _doubtful(home)  # which content like that says nothing about the VM
+        older = {each.sha256 for each in known if not each.conflict and each != before and each.id not in doubtful}
         meant = home.catalog.placed_states(VM).get("tpm")
         tracked = is_tracked(home.catalog, VM)
         with suppress(VmkeepError):
@@ -254,9 +255,13 @@ class Custody(RuleBasedStateMachine):
 
 def _newest(home: Home) -> CatalogState | None:
     """Return the newest version that a home's own points and pins, or those of one that it trusts, vouch for."""
-    doubtful = versions_nobody_vouches_for(home.catalog.points_of_vm(VM), home.catalog.pins_of_vm(VM))
+    doubtful = _doubtful(home)
     known = home.catalog.states_of_vm(VM)
     return next((state for state in known if not state.conflict and state.id not in doubtful), None)
+
+
+def _doubtful(home: Home) -> set[str]:
+    return versions_nobody_vouches_for(home.catalog.points_of_vm(VM), home.catalog.pins_of_vm(VM))
 
 
 def _held_before(home: Home, state: CatalogState) -> bool:

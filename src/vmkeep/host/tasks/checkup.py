@@ -166,8 +166,9 @@ class FindingCode(StrEnum):
     NVRAM_MISSING = "nvram-missing"
     """The UEFI variables of the VM are gone; starting the VM would make them anew."""
     STATE_SUPERSEDED = "state-superseded"
-    STATE_NOT_CAPTURED = "state-not-captured"
     """The VM's TPM or UEFI state is an older one than the newest that vmkeep has seen."""
+    STATE_NOT_CAPTURED = "state-not-captured"
+    """State files of a VM could not be captured, and none of it was since."""
     TPM_SECRET_MISSING = "tpm-secret-missing"  # noqa: S105  a code, not a password
     """The TPM state is encrypted with a secret that libvirt does not have: the VM cannot start."""
     TPM_NOT_KEPT = "tpm-not-kept"
