@@ -224,7 +224,7 @@ def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkee
     doctor = json.loads(vmkeep.run("--json", "doctor").stdout)["doctor"]
     told = {finding["code"]: finding["message"] for finding in doctor["findings"]}
     assert "2 times" in told["state-not-captured"]
-    assert f"is not at {permall}" in told["state-not-captured"]
+    assert f"is not at /var/lib/libvirt/swtpm/{vm.uuid}/" in told["state-not-captured"]
     assert vmkeep.json("state", "capture", "guest")["captured"][0]["recovered"]
     doctor = json.loads(vmkeep.run("--json", "doctor").stdout)["doctor"]
     assert "state-not-captured" not in {finding["code"] for finding in doctor["findings"]}

@@ -184,7 +184,8 @@ def doctor(world: World, guest: Guest, chance: random.Random) -> str:
 
 @operation(1, has_points)
 def adopt(world: World, _guest: Guest, _chance: random.Random) -> str:
-    """The catalogue is lost, and built again from the repository."""
+    """The catalogue is lost, and built again from the repository: points, versions, what is kept with snapshots."""
+    kept = {each.name: _kept_versions(world, each) for each in world.guests if _capture(world, each)}
     for path in world.home.glob("catalog.sqlite*"):
         path.unlink()
     outcome = world.commands.run("init", "--adopt")
@@ -192,9 +193,27 @@ def adopt(world: World, _guest: Guest, _chance: random.Random) -> str:
     adopted = outcome.document["init"]["adopted_points"]
     if adopted != len(world.points.known):
         raise Violation(f"{adopted} points were adopted, of {len(world.points.known)}")
-    for snapshot in (snapshot for other in world.guests for snapshot in other.snapshots.values()):
-        snapshot.ours = False  # what was kept with snapshots stood in the catalogue
+    for each in world.guests:
+        if each.name not in kept:  # after a kill nothing may have noted yet in the repository what is kept
+            for snapshot in each.snapshots.values():
+                snapshot.ours = False
+        elif lost := kept[each.name] - _kept_versions(world, each):
+            raise Violation(f"state versions of {each.name} are lost with the catalogue: {sorted(lost)}")
     return f"{adopted} points"
+
+
+def _capture(world: World, guest: Guest) -> bool:
+    """Return whether the state of a guest was captured, by which the repository is brought in line as well."""
+    return guest.vm.tpm_directory.exists() and world.expect(
+        world.commands.run("state", "capture", guest.name), "state-torn"
+    )
+
+
+def _kept_versions(world: World, guest: Guest) -> set[tuple[str, int, str]]:
+    outcome = world.commands.run("state", "versions", guest.name)
+    world.expect(outcome)
+    versions = outcome.document["versions"]
+    return {(each["kind"], each["version"], each["sha256"]) for each in versions if each["kept"] or each["held_by"]}
 
 
 @operation(1, has_points)
