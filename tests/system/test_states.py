@@ -213,6 +213,8 @@ def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkee
     permall.write_bytes(old)
     result = vmkeep.run("--json", "state", "capture", "guest")
     assert "TPM state is version 1, and 2 is the newest" in result.stderr
+    result = vmkeep.run("--json", "snapshot", "create", "guest", "rolled-back")
+    assert "TPM state is version 1, and 2 is the newest" in result.stderr
     permall.unlink()
     assert vmkeep.fails("state", "capture", "guest").code == "host-file-missing"
     host.define("other", disks=[Disk("vda", MiB)], firmware="bios", tpm=False)
