@@ -38,6 +38,7 @@ from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_
 from vmkeep.flows.declared import DECLARED, TAKE_POINT, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID, launching
+from vmkeep.flows.finished import forget_finished_flows
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Flow, Run, workflow_of
@@ -126,6 +127,7 @@ class Engine:
         try:
             self._launch(settings.flows_path)
             self.recovered = away or self._recovery.recover()
+            forget_finished_flows(settings.flows_path)
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
