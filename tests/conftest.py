@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 import vmkeep
 from tests.rig import Host, Vm, missing_requirements
+
+if TYPE_CHECKING:
+    from tests.rig.database import Cluster
 
 # A busy machine is no reason to fail: examples are limited by number, not by time.
 hypothesis.settings.register_profile("vmkeep", deadline=None)
@@ -94,6 +98,16 @@ def second_host(second_session_host: Host) -> Iterator[Host]:
     """Another libvirt host on this machine, started when the first test asks for it; emptied like ``host``."""
     yield second_session_host
     second_session_host.clear()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """A server of PostgreSQL; in CI it must be there, elsewhere its tests are skipped without it."""
+    from tests.rig.database import postgres_programs, shared_cluster  # few tests need the driver
+
+    if postgres_programs() is None and os.environ.get("CI") != "true":
+        pytest.skip("PostgreSQL is not installed (make dev)")
+    return shared_cluster()
 
 
 @pytest.fixture

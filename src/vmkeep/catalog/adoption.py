@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from vmkeep.catalog import models, point_queries, state_queries, vm_queries
 from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogState, PassedPoint
+from vmkeep.catalog.rows import add_absent
 from vmkeep.errors import CatalogError
 
 Held = tuple[CatalogPoint, Sequence[CatalogState]]
@@ -43,7 +43,7 @@ def adopt(connection: Connection, found: Sequence[Held]) -> Adopted:
     for point, held in sorted(found, key=lambda pair: place[pair[0].id]):
         for state in held:
             try:
-                first = state_queries.adopt(connection, state)
+                first = state_queries.adopt(connection, state, point.id)
             except CatalogError as error:
                 conflicts.append(f"point {point.id}: {error.message}")
                 continue
@@ -99,5 +99,4 @@ def passed(connection: Connection) -> tuple[PassedPoint, ...]:
 
 def pass_by(connection: Connection, points: Sequence[PassedPoint]) -> None:
     for point in points:
-        row = upsert(_passed).values(id=point.id, vm_uuid=point.vm_uuid, vm_name=point.vm_name)
-        connection.execute(row.on_conflict_do_nothing())
+        add_absent(connection, _passed, {"id": point.id, "vm_uuid": point.vm_uuid, "vm_name": point.vm_name})

@@ -1,8 +1,11 @@
-"""The SQLite file: how it is opened, migrated and spoken to, and what its errors mean.
+"""Where the catalogue's rows are: what each database promises, and the SQLite file.
 
-WAL with synchronous=FULL: a transaction that was acknowledged survives a power cut. Transactions are begun by
-us, because the driver's own begins do not cover schema changes or choose their lock: a writer takes the write
-lock at once (BEGIN IMMEDIATE), so that its reads are of the state it changes.
+Transactions are begun by us. A transaction that writes comes after all others that write of the same, so that what it
+reads is the state it changes; one that only reads has one consistent view. The server of PostgreSQL is in
+``vmkeep.catalog.postgres``, so that who keeps a file loads nothing of it.
+
+The file: WAL with synchronous=FULL, so a transaction that was acknowledged survives a power cut. The driver's own
+begins do not cover schema changes or choose their lock: a writer takes the write lock at once (BEGIN IMMEDIATE).
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 
+from vmkeep.catalog import texts
 from vmkeep.catalog.revision import BUSY_TIMEOUT_MS, HEAD_REVISION
 from vmkeep.errors import CatalogError, VmkeepError
 from vmkeep.filesystem import make_private_file
@@ -26,22 +32,97 @@ from vmkeep.sqlite import raised_within, sqlite_error
 _IMMEDIATE = "vmkeep_immediate"
 
 
-class Database:
-    """One SQLite file at the current schema. Used by several threads; each borrows a connection."""
+class Database(ABC):
+    """A database at the current schema. Used by several threads; each borrows a connection.
+
+    ``address`` is what it is to people. Every use may raise CatalogError, NoSpace, PermissionRefused or StoreError, and
+    InvalidRequest for a value that not every database can hold.
+    """
+
+    def __init__(self, address: str, engine: Engine) -> None:
+        self.address = address
+        self.refusal: VmkeepError | None = None
+        """What every attempt to write is answered with; None for a database that is written to."""
+        self._engine = engine
+        event.listen(engine, "before_cursor_execute", _refuse_unfit)
+
+    @abstractmethod
+    def _begun(self, connection: Connection, of: Sequence[str]) -> None:
+        """Wait in a transaction that writes until no other one of the same is under way."""
+
+    @abstractmethod
+    def _translate(self, error: Exception) -> VmkeepError:
+        """Return the one error that a failure of the database means."""
+
+    @abstractmethod
+    def faults(self) -> tuple[str, ...]:
+        """Return what the database finds wrong with itself; empty for a sound one."""
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads: one consistent view, and writers are not held up."""
+        with self._translated(), self._reader() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self, *of: str) -> Iterator[Connection]:
+        """A transaction that writes; committed at the end, or not at all.
+
+        ``of`` is what it reads and writes of: UUIDs of VMs, or the id of an operation. Nothing: of anything. Two of the
+        same come one after the other; SQLite knows no difference, and has one writer at a time.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        with self._translated(), self._writer() as connection, connection.begin():
+            self._begun(connection, of)
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _reader(self) -> Connection:
+        return self._engine.connect()
+
+    def _writer(self) -> Connection:
+        return self._engine.connect()
+
+    def _refuse_newer(self, revision: str | None) -> None:
+        """Raise CatalogError for a schema that this release does not know.
+
+        Alembic is imported only when there is something to migrate, because reading commands must start fast.
+        """
+        from vmkeep.catalog.migrations.upgrade import known_revisions
+
+        if revision is not None and revision not in known_revisions():
+            raise CatalogError(
+                f"The catalogue {self.address} was written by a newer vmkeep (schema {revision})",
+                path=self.address,
+                hint="Use that version of vmkeep; nothing was changed.",
+            )
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+            if (signalled := raised_within(error)) is not None:
+                raise signalled from None
+            raise self._translate(error) from error
+
+
+class SqliteFile(Database):
+    """One SQLite file."""
 
     def __init__(self, path: Path, *, copy_of: Path | None = None) -> None:
+        super().__init__(str(copy_of or path), _engine(path))
         self.path = path
-        self.refusal: VmkeepError | None = None
-        """What every attempt to write is answered with; None for a file that is written to."""
         self._copy_of = copy_of
-        self._engine = _engine(path)
 
     @classmethod
-    def open(cls, path: Path, *, copy_of: Path | None = None) -> Database:
+    def open(cls, path: Path, *, copy_of: Path | None = None) -> SqliteFile:
         """Open the file, making it or bringing it up to date if need be.
 
-        Two processes that do so at once wait for each other. Alembic is imported only when there is something
-        to migrate, because reading commands must start fast. ``copy_of`` is the catalogue that this is a copy of, and
+        Two processes that do so at once wait for each other. ``copy_of`` is the catalogue that this is a copy of, and
         that errors name.
 
         Raises CatalogError for a file that is damaged or of a newer vmkeep, PermissionRefused, NoSpace, StoreError.
@@ -67,26 +148,11 @@ class Database:
             row = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).first()
             return None if row is None else str(row[0])
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads: one consistent view, and writers are not held up."""
-        with self._translated(), self._engine.connect() as connection, connection.begin():
-            yield connection
+    def _writer(self) -> Connection:
+        return self._engine.connect().execution_options(**{_IMMEDIATE: True})
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that has the write lock from its start; committed at the end, or not at all."""
-        if self.refusal is not None:
-            raise self.refusal
-        with (
-            self._translated(),
-            self._engine.connect().execution_options(**{_IMMEDIATE: True}) as connection,
-            connection.begin(),
-        ):
-            yield connection
-
-    def close(self) -> None:
-        self._engine.dispose()
+    def _begun(self, connection: Connection, of: Sequence[str]) -> None:
+        pass  # BEGIN IMMEDIATE has the write lock
 
     def faults(self) -> tuple[str, ...]:
         """Return what SQLite's quick check finds wrong; empty for a sound file. Raises as everything here does."""
@@ -98,14 +164,9 @@ class Database:
         revision = self.revision()
         if revision == HEAD_REVISION:  # another process was first
             return
-        from vmkeep.catalog.migrations.upgrade import known_revisions, upgrade
+        from vmkeep.catalog.migrations.upgrade import upgrade
 
-        if revision is not None and revision not in known_revisions():
-            raise CatalogError(
-                f"The catalogue {self._copy_of or self.path} was written by a newer vmkeep (schema {revision})",
-                path=str(self._copy_of or self.path),
-                hint="Use that version of vmkeep; nothing was changed.",
-            )
+        self._refuse_newer(revision)
         with self._translated():
             make_private_file(self.path)
         with self.writing() as connection:
@@ -113,16 +174,7 @@ class Database:
         with self._translated():
             self.path.chmod(0o600)  # one that somebody else has made
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
-            if (signalled := raised_within(error)) is not None:
-                raise signalled from None
-            raise self._translation(error) from error
-
-    def _translation(self, error: Exception) -> VmkeepError:
+    def _translate(self, error: Exception) -> VmkeepError:
         if self._copy_of is None:
             return _translate(error, self.path)
         return _translate(error, self._copy_of, copy=self.path)
@@ -150,6 +202,14 @@ def _engine(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
+
+
+def _refuse_unfit(*execution: Any) -> None:
+    """Refuse what one database would hold and another would not, before it is asked (before_cursor_execute)."""
+    _connection, _cursor, _statement, parameters, _context, many = execution
+    for row in parameters if many else (parameters,):
+        for value in row.values() if isinstance(row, Mapping) else row:
+            texts.require_fit(value)
 
 
 @contextlib.contextmanager

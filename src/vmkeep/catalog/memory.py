@@ -60,6 +60,7 @@ class MemoryCatalog(Catalog):
                 yield changed
             except Contradiction as contradiction:
                 raise CatalogError(f"The catalogue would contradict itself: {contradiction}") from contradiction
+            changed.require_fit(self._tables)
             self._tables = changed
 
     def close(self) -> None:

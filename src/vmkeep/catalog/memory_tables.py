@@ -75,6 +75,15 @@ class Tables:
         """Return tables of their own with the same rows, which are never changed."""
         return Tables(**{each.name: dict(getattr(self, each.name)) for each in fields(self)})
 
+    def require_fit(self, before: Tables) -> None:
+        """Raise InvalidRequest where a row that was not there before has what no database holds."""
+        for each in fields(self):
+            rows, known = getattr(self, each.name), getattr(before, each.name)
+            for key, row in rows.items():
+                if key not in known or known[key] is not row:
+                    _require_fit(key)
+                    _require_fit(row)
+
     # -- VMs ---------------------------------------------------------------------------------------------------
 
     def see_vm(self, uuid: str, name: str, host_uuid: str | None, *, adopted: bool) -> bool:
@@ -104,6 +113,7 @@ class Tables:
 
     def uuids_named(self, text: str) -> tuple[str, ...]:
         """Return the UUIDs of the VMs that a person means: by UUID, by present name, else by a name a point has."""
+        texts.require_fit(text)
         if text.lower() in self.vms:
             return (text.lower(),)
         present = {vm.uuid for vm in self.vms.values() if vm.name == text}
@@ -113,6 +123,7 @@ class Tables:
     # -- points ------------------------------------------------------------------------------------------------
 
     def get(self, point_id: str) -> CatalogPoint | None:
+        texts.require_fit(point_id)
         point = self.points.get(point_id)
         return None if point is None else self.judged(point)
 
@@ -182,7 +193,7 @@ class Tables:
         state.refuse_late(self.newest_state(state.vm_uuid, state.kind))
         self._add_state(state)
 
-    def adopt_state(self, state: CatalogState) -> str | None:
+    def adopt_state(self, state: CatalogState, holder: str, reason: str = "point") -> str | None:
         """Add one of whatever generation; return the id of the version that claimed it first, where there is one."""
         if state.is_known_as(self.states.get(state.id)):
             return None
@@ -195,11 +206,24 @@ class Tables:
             ),
             None,
         )
-        if first is not None and not self.pinned(first):
+        if first is not None and self._gives_way(first, to=(reason, holder)):
             self.states[first] = replace(self.states[first], conflict=True)
             first = None
         self._add_state(replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
         return first
+
+    def _gives_way(self, version_id: str, *, to: tuple[str, str]) -> bool:
+        holders = [holder for version, *holder in self.pins if version == version_id]
+        if any(self._is_vouched_for(reason, holder) for reason, holder in holders):
+            return False
+        return not holders or self._is_vouched_for(*to)
+
+    def _is_vouched_for(self, reason: str, holder: str) -> bool:
+        if reason == "point":
+            point = self.get(holder)
+            return point is not None and point.is_vouched_for
+        key = self.keys.get(self.pin_objects[holder].pin.signed_by or "") if reason == "pin" else None
+        return reason == "snapshot" or (key is not None and key.trust.is_proved)
 
     def place_state(self, vm_uuid: str, kind: str, sha256: str | None) -> None:
         """Record what was put in place of a VM on purpose; None forgets it."""
@@ -275,7 +299,7 @@ class Tables:
             self.pin_objects[pin.id] = replace(each, pin=kept)
             for state in each.states:
                 try:
-                    first = self.adopt_state(state)
+                    first = self.adopt_state(state, pin.id, "pin")
                 except CatalogError as error:
                     conflicts.append(f"pin {pin.id}: {error.message}")
                     continue
@@ -357,7 +381,7 @@ class Tables:
         for point, held in sorted(found, key=lambda pair: (pair[0].vm_uuid, self.places[pair[0].id])):
             for state in held:
                 try:
-                    first = self.adopt_state(state)
+                    first = self.adopt_state(state, point.id)
                 except CatalogError as error:
                     conflicts.append(f"point {point.id}: {error.message}")
                     continue
@@ -379,6 +403,19 @@ class Tables:
                 line.add(point.id)
         if line & new:
             self.set_current_point(vm_uuid, None)
+
+
+def _require_fit(value: Any) -> None:
+    if isinstance(value, Mapping):
+        texts.require_fit(texts.dump(value))
+    elif isinstance(value, tuple):
+        for one in value:
+            _require_fit(one)
+    elif dataclasses.is_dataclass(value):
+        for each in fields(value):
+            _require_fit(getattr(value, each.name))
+    else:
+        texts.require_fit(value)
 
 
 def as_kept(value: Mapping[str, Any]) -> dict[str, Any]:

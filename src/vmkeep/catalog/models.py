@@ -6,21 +6,19 @@ Times are ISO 8601 texts in UTC with microseconds, so that they sort as text; JS
 from __future__ import annotations
 
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     Float,
     ForeignKey,
     Index,
-    Integer,
     MetaData,
-    String,
     Table,
-    Text,
     UniqueConstraint,
     false,
 )
+
+from vmkeep.catalog.columns import text, whole
 
 metadata = MetaData(
     naming_convention={
@@ -35,63 +33,63 @@ metadata = MetaData(
 repositories = Table(
     "repositories",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("location", Text, nullable=False),
-    Column("since", String(32), nullable=False),
+    Column("id", text(32), primary_key=True),
+    Column("location", text(), nullable=False),
+    Column("since", text(32), nullable=False),
 )
 
 hosts = Table(
     "hosts",
     metadata,
-    Column("uuid", String(36), primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("seen_at", String(32), nullable=False),
+    Column("uuid", text(36), primary_key=True),
+    Column("name", text(), nullable=False),
+    Column("seen_at", text(32), nullable=False),
 )
 
 vms = Table(
     "vms",
     metadata,
-    Column("uuid", String(36), primary_key=True),
-    Column("name", Text, nullable=False, index=True),
-    Column("host_uuid", String(36), ForeignKey("hosts.uuid")),
-    Column("seen_at", String(32), nullable=False),
+    Column("uuid", text(36), primary_key=True),
+    Column("name", text(), nullable=False, index=True),
+    Column("host_uuid", text(36), ForeignKey("hosts.uuid")),
+    Column("seen_at", text(32), nullable=False),
     Column("adopted", Boolean, nullable=False),
     # The point that the VM's state descends from: the last one taken, or the one it was restored to. Empty: it is as
     # before its first one. Not a foreign key: a point may be deleted while the VM goes on.
-    Column("current_point", String(32)),
+    Column("current_point", text(32)),
     # The greatest order number of a point or snapshot of the VM that was ever seen here, also of one that is deleted.
-    Column("sequence", Integer, nullable=False, server_default="0"),
+    Column("sequence", whole(), nullable=False, server_default="0"),
     # Somebody said that the VM is gone for good: until then its state versions are kept. Null once it is seen again.
-    Column("forgotten_until", String(32)),
+    Column("forgotten_until", text(32)),
 )
 
 points = Table(
     "points",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False),
-    Column("vm_name", Text, nullable=False),
-    Column("kind", String(16), CheckConstraint("kind in ('full', 'incremental')", name="kind"), nullable=False),
+    Column("id", text(32), primary_key=True),
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), nullable=False),
+    Column("vm_name", text(), nullable=False),
+    Column("kind", text(16), CheckConstraint("kind in ('full', 'incremental')", name="kind"), nullable=False),
     # Not a foreign key: the parent may be deleted, and the point stays complete without it.
-    Column("parent", String(32)),
-    Column("created", String(32), nullable=False),
-    Column("host", Text, nullable=False),
-    Column("checkpoint", Text),
+    Column("parent", text(32)),
+    Column("created", text(32), nullable=False),
+    Column("host", text(), nullable=False),
+    Column("checkpoint", text()),
     Column("pause_ms", Float, nullable=False),
-    Column("labels", Text, nullable=False),
+    Column("labels", text(), nullable=False),
     # What a listing shows, so that it need not read the documents: those hold whole domain definitions.
-    Column("summary", Text, nullable=False),
-    Column("document", Text, nullable=False),
+    Column("summary", text(), nullable=False),
+    Column("document", text(), nullable=False),
     # The order number that the point carries; null for one of an older release.
-    Column("sequence", Integer),
+    Column("sequence", whole()),
     # Where it stands among the VM's points (vmkeep.planning.order): what everything here is ordered by.
-    Column("place", Integer, nullable=False, server_default="0"),
+    Column("place", whole(), nullable=False, server_default="0"),
     # SHA-256 of the record in the repository, as it was when the point was written here or adopted: another one under
     # its id is not this point. Null for one that an older release recorded, until it is read.
-    Column("digest", String(64)),
+    Column("digest", text(64)),
     # The fingerprint of the key that signed the point; null for none. Empty: none, and it was known here before points
     # were signed. Not a foreign key: what signed a point is told although nobody ever looked at its key.
-    Column("signed_by", String(32)),
+    Column("signed_by", text(32)),
     Index(None, "vm_uuid", "place"),
     Index(None, "vm_name"),
 )
@@ -99,13 +97,13 @@ points = Table(
 state_versions = Table(
     "state_versions",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False),
-    Column("kind", String(16), CheckConstraint("kind in ('tpm', 'nvram')", name="kind"), nullable=False),
-    Column("generation", Integer, CheckConstraint("generation > 0", name="generation"), nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("size_bytes", Integer, nullable=False),
-    Column("created", String(32), nullable=False),
+    Column("id", text(64), primary_key=True),
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), nullable=False),
+    Column("kind", text(16), CheckConstraint("kind in ('tpm', 'nvram')", name="kind"), nullable=False),
+    Column("generation", whole(), CheckConstraint("generation > 0", name="generation"), nullable=False),
+    Column("sha256", text(64), nullable=False),
+    Column("size_bytes", whole(), nullable=False),
+    Column("created", text(32), nullable=False),
     # A late capture: its generation was claimed by another version first. It is kept for whatever pins it, and is
     # never the current one.
     Column("conflict", Boolean, nullable=False, server_default="0"),
@@ -116,30 +114,31 @@ Index(
     state_versions.c.kind,
     state_versions.c.generation,
     unique=True,
-    # Of SQLite alone: a clause for another database has SQLAlchemy load that one's dialect, here a tenth of a point.
+    # Of SQLite alone: a clause for another database has SQLAlchemy load that one's dialect, here a tenth of a point. On
+    # PostgreSQL the same index is made by its revision, 0003.
     sqlite_where=state_versions.c.conflict == false(),
 )
 
 placed_states = Table(
     "placed_states",
     metadata,
-    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), primary_key=True),
-    Column("kind", String(16), CheckConstraint("kind in ('tpm', 'nvram')", name="kind"), primary_key=True),
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), primary_key=True),
+    Column("kind", text(16), CheckConstraint("kind in ('tpm', 'nvram')", name="kind"), primary_key=True),
     # What was put in place on purpose; empty for nothing, so that libvirt makes it anew.
-    Column("sha256", String(64), nullable=False),
+    Column("sha256", text(64), nullable=False),
     # The newest generation at that time, 0 for none: once there is a newer one, this says nothing any more.
-    Column("generation", Integer, nullable=False),
+    Column("generation", whole(), nullable=False),
 )
 
 pins = Table(
     "pins",
     metadata,
-    Column("version_id", String(64), ForeignKey("state_versions.id"), primary_key=True),
+    Column("version_id", text(64), ForeignKey("state_versions.id"), primary_key=True),
     Column(
-        "reason", String(16), CheckConstraint("reason in ('point', 'snapshot', 'pin')", name="reason"), primary_key=True
+        "reason", text(16), CheckConstraint("reason in ('point', 'snapshot', 'pin')", name="reason"), primary_key=True
     ),
     # The id of a point, of a snapshot, or of a pin in the repository.
-    Column("holder", String(64), primary_key=True),
+    Column("holder", text(64), primary_key=True),
     Index(None, "reason", "holder"),
 )
 
@@ -148,39 +147,39 @@ pins = Table(
 pin_objects = Table(
     "pin_objects",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False, index=True),
-    Column("vm_name", Text, nullable=False),
-    Column("host", Text, nullable=False),
-    Column("created", String(32), nullable=False),
-    Column("why", String(32), nullable=False),
-    Column("until", String(32)),
+    Column("id", text(32), primary_key=True),
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), nullable=False, index=True),
+    Column("vm_name", text(), nullable=False),
+    Column("host", text(), nullable=False),
+    Column("created", text(32), nullable=False),
+    Column("why", text(32), nullable=False),
+    Column("until", text(32)),
     # As that of a point.
-    Column("signed_by", String(32)),
-    Column("snapshot_id", String(32), index=True),
-    Column("snapshot_name", Text),
-    Column("snapshot_time", BigInteger),
-    Column("snapshot_point", String(32)),
+    Column("signed_by", text(32)),
+    Column("snapshot_id", text(32), index=True),
+    Column("snapshot_name", text()),
+    Column("snapshot_time", whole()),
+    Column("snapshot_point", text(32)),
 )
 
 # Pins of the repository that were read here and are of VMs which this installation has nothing to do with.
 passed_pins = Table(
     "passed_pins",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("vm_uuid", String(36), nullable=False),
+    Column("id", text(32), primary_key=True),
+    Column("vm_uuid", text(36), nullable=False),
 )
 
 # What kept a state file from being captured, until one of its kind was.
 state_alerts = Table(
     "state_alerts",
     metadata,
-    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), primary_key=True),
-    Column("code", String(64), primary_key=True),
-    Column("message", Text, nullable=False),
-    Column("first_at", String(32), nullable=False),
-    Column("last_at", String(32), nullable=False),
-    Column("times", Integer, nullable=False),
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), primary_key=True),
+    Column("code", text(64), primary_key=True),
+    Column("message", text(), nullable=False),
+    Column("first_at", text(32), nullable=False),
+    Column("last_at", text(32), nullable=False),
+    Column("times", whole(), nullable=False),
 )
 
 # What is kept beside libvirt's record of a snapshot that was made here: the state files of its instant (as pins), and
@@ -188,15 +187,15 @@ state_alerts = Table(
 snapshots = Table(
     "snapshots",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("vm_uuid", String(36), ForeignKey("vms.uuid"), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("creation_time", Integer, nullable=False),
+    Column("id", text(32), primary_key=True),
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), nullable=False),
+    Column("name", text(), nullable=False),
+    Column("creation_time", whole(), nullable=False),
     # Not a foreign key: the point may be deleted while the snapshot stays.
-    Column("current_point", String(32)),
-    Column("created", String(32), nullable=False),
+    Column("current_point", text(32)),
+    Column("created", text(32), nullable=False),
     # Its order number, among those of the VM's points; 0 for one that was made by an older release.
-    Column("sequence", Integer, nullable=False, server_default="0"),
+    Column("sequence", whole(), nullable=False, server_default="0"),
     UniqueConstraint("vm_uuid", "name"),
 )
 
@@ -204,53 +203,53 @@ snapshots = Table(
 host_keys = Table(
     "host_keys",
     metadata,
-    Column("fingerprint", String(32), primary_key=True),
-    Column("key", String(64), nullable=False),
-    Column("installation", String(32), nullable=False, index=True),
-    Column("host", Text, nullable=False),
-    Column("seen_at", String(32), nullable=False),
+    Column("fingerprint", text(32), primary_key=True),
+    Column("key", text(64), nullable=False),
+    Column("installation", text(32), nullable=False, index=True),
+    Column("host", text(), nullable=False),
+    Column("seen_at", text(32), nullable=False),
     Column(
         "trust",
-        String(16),
+        text(16),
         CheckConstraint("trust in ('own', 'trusted', 'unknown', 'distrusted')", name="trust"),
         nullable=False,
     ),
     # Of a key of one's own: the machine that it is used on, as points say it.
-    Column("machine", String(32), nullable=False, server_default=""),
+    Column("machine", text(32), nullable=False, server_default=""),
     # Of a key of one's own: the host on which a copy of this home was seen at work; null for none.
-    Column("copied_to", Text),
+    Column("copied_to", text()),
 )
 
 # Points of the repository that were read here and are of VMs which this installation has nothing to do with.
 passed_points = Table(
     "passed_points",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("vm_uuid", String(36), nullable=False),
-    Column("vm_name", Text, nullable=False),
+    Column("id", text(32), primary_key=True),
+    Column("vm_uuid", text(36), nullable=False),
+    Column("vm_name", text(), nullable=False),
 )
 
 operations = Table(
     "operations",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("kind", String(32), nullable=False),
-    Column("vm", Text),
-    Column("owner", String(64), nullable=False),
+    Column("id", text(64), primary_key=True),
+    Column("kind", text(32), nullable=False),
+    Column("vm", text()),
+    Column("owner", text(64), nullable=False),
     Column(
         "state",
-        String(16),
+        text(16),
         CheckConstraint("state in ('queued', 'running', 'undoing', 'done', 'failed')", name="state"),
         nullable=False,
     ),
-    Column("started", String(32), nullable=False),
-    Column("updated", String(32), nullable=False),
-    Column("finished", String(32)),
-    Column("stage", Text, nullable=False),
-    Column("done_bytes", Integer, nullable=False),
-    Column("total_bytes", Integer, nullable=False),
+    Column("started", text(32), nullable=False),
+    Column("updated", text(32), nullable=False),
+    Column("finished", text(32)),
+    Column("stage", text(), nullable=False),
+    Column("done_bytes", whole(), nullable=False),
+    Column("total_bytes", whole(), nullable=False),
     Column("cancel", Boolean, nullable=False),
-    Column("error", Text),
-    Column("request", Text, nullable=False),
+    Column("error", text()),
+    Column("request", text(), nullable=False),
     Index(None, "state", "owner"),
 )

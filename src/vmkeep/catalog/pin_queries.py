@@ -31,7 +31,7 @@ def adopt(connection: Connection, found: Sequence[FoundPin]) -> tuple[str, ...]:
         connection.execute(insert(_objects).values(_row(pin, each.snapshot)))
         for state in each.states:
             try:
-                first = state_queries.adopt(connection, state)
+                first = state_queries.adopt(connection, state, pin.id, "pin")
             except CatalogError as error:
                 conflicts.append(f"pin {pin.id}: {error.message}")
                 continue

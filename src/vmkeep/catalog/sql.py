@@ -25,7 +25,7 @@ from vmkeep.catalog import (
     vm_queries,
 )
 from vmkeep.catalog.catalog import Catalog
-from vmkeep.catalog.database import Database
+from vmkeep.catalog.database import Database, SqliteFile
 from vmkeep.catalog.operations import Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
@@ -47,7 +47,9 @@ from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
 
 
 class SqlCatalog(Catalog):
-    """What an installation knows, in a file of SQLite. Safe to use from several processes too."""
+    """What an installation knows, in a file of SQLite or a database of PostgreSQL. Safe to use from several processes
+    too.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -57,12 +59,22 @@ class SqlCatalog(Catalog):
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open the catalogue file, making it or bringing its schema up to date if need be."""
-        return cls(Database.open(path))
+        return cls(SqliteFile.open(path))
+
+    @classmethod
+    def connect(cls, url: str) -> Self:
+        """Open the catalogue in a database of PostgreSQL, making its tables or bringing them up to date if need be.
+
+        ``url`` and what is raised: see ``PostgresDatabase.connect``.
+        """
+        from vmkeep.catalog.postgres import PostgresDatabase  # who keeps a file needs no driver
+
+        return cls(PostgresDatabase.connect(url))
 
     @classmethod
     def open_copy(cls, path: Path, *, of: Path) -> Self:
         """Open a copy of the catalogue ``of``, which errors name. What is written goes into the copy."""
-        return cls(Database.open(path, copy_of=of))
+        return cls(SqliteFile.open(path, copy_of=of))
 
     def refuse_writing(self, refusal: VmkeepError) -> None:
         self._database.refusal = refusal
@@ -157,19 +169,19 @@ class SqlCatalog(Catalog):
     # -- VMs ---------------------------------------------------------------------------------------------------
 
     def see_host(self, uuid: str, name: str) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(uuid) as connection:
             vm_queries.see_host(connection, uuid, name)
 
     def see_vm(self, uuid: str, name: str, host_uuid: str | None = None) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(uuid.lower()) as connection:
             vm_queries.see_vm(connection, uuid.lower(), name, host_uuid, adopted=False)
 
     def return_to(self, uuid: str, point_id: str | None) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(uuid.lower()) as connection:
             vm_queries.set_current_point(connection, uuid.lower(), point_id or vm_queries.BEFORE_FIRST)
 
     def lose_track(self, uuid: str) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(uuid.lower()) as connection:
             vm_queries.set_current_point(connection, uuid.lower(), None)
 
     def forget_vm(self, uuid: str, until: str) -> bool:
@@ -191,7 +203,7 @@ class SqlCatalog(Catalog):
     # -- points ------------------------------------------------------------------------------------------------
 
     def record_point(self, point: CatalogPoint, states: Sequence[CatalogState] = ()) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(point.vm_uuid) as connection:
             known = point_queries.get(connection, point.id)
             if known is not None and not point.repeats(known):
                 raise CatalogError(f"Point {point.id} is recorded already, with other content", vm=point.vm_name)
@@ -284,12 +296,12 @@ class SqlCatalog(Catalog):
             return state_queries.of_vm(connection, vm_uuid.lower())
 
     def accept_states(self, states: Sequence[CatalogState]) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(*{state.vm_uuid for state in states}) as connection:
             for state in states:
                 state_queries.accept(connection, state)
 
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(vm_uuid.lower()) as connection:
             state_queries.place(connection, vm_uuid.lower(), states)
 
     def placed_states(self, vm_uuid: str) -> dict[str, str]:
@@ -333,11 +345,11 @@ class SqlCatalog(Catalog):
     # -- what keeps state from being captured --------------------------------------------------------------------
 
     def note_alert(self, vm_uuid: str, code: str, message: str) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(vm_uuid.lower()) as connection:
             alert_queries.note(connection, vm_uuid.lower(), code, message)
 
     def clear_alerts(self, vm_uuid: str) -> bool:
-        with self._database.writing() as connection:
+        with self._database.writing(vm_uuid.lower()) as connection:
             return alert_queries.clear(connection, vm_uuid.lower())
 
     def alerts(self) -> tuple[StateAlert, ...]:
@@ -347,7 +359,7 @@ class SqlCatalog(Catalog):
     # -- snapshots ---------------------------------------------------------------------------------------------
 
     def record_snapshot(self, snapshot: CatalogSnapshot) -> None:
-        with self._database.writing() as connection:
+        with self._database.writing(snapshot.vm_uuid) as connection:
             known = snapshot_queries.get(connection, snapshot.vm_uuid, snapshot.name)
             if known is not None and known.id == snapshot.id:
                 return
@@ -373,7 +385,7 @@ class SqlCatalog(Catalog):
             return snapshot_queries.of_vm(connection, vm_uuid.lower())
 
     def rename_snapshot(self, vm_uuid: str, name: str, new_name: str) -> bool:
-        with self._database.writing() as connection:
+        with self._database.writing(vm_uuid.lower()) as connection:
             return snapshot_queries.rename(connection, vm_uuid.lower(), name, new_name)
 
     def forget_snapshot(self, snapshot_id: str) -> bool:
@@ -402,7 +414,7 @@ class SqlCatalog(Catalog):
         now = texts.now()
         state = OperationState.RUNNING
         operation = Operation(operation_id, kind, vm, owner, state, started=now, updated=now, request=dict(request))
-        with self._database.writing() as connection:
+        with self._database.writing(operation_id) as connection:
             operation_queries.add(connection, operation)
         self._begun[operation_id] = (now, time.monotonic())
         return operation
@@ -424,19 +436,19 @@ class SqlCatalog(Catalog):
     ) -> Operation:
         begun = self._begun.get(operation_id)
         now = texts.now() if begun is None else texts.after(begun[0], time.monotonic() - begun[1])
-        with self._database.writing() as connection:
+        with self._database.writing(operation_id) as connection:
             return operation_queries.move(connection, operation_id, owner, to, error, now)
 
     def take_over_operation(self, operation_id: str, from_owner: str, to_owner: str) -> bool:
-        with self._database.writing() as connection:
+        with self._database.writing(operation_id) as connection:
             return operation_queries.take_over(connection, operation_id, from_owner, to_owner)
 
     def report_progress(self, operation_id: str, stage: str, done_bytes: int, total_bytes: int) -> bool:
-        with self._database.writing() as connection:
+        with self._database.writing(operation_id) as connection:
             return operation_queries.progress(connection, operation_id, stage, done_bytes, total_bytes)
 
     def request_cancel(self, operation_id: str) -> bool:
-        with self._database.writing() as connection:
+        with self._database.writing(operation_id) as connection:
             return operation_queries.request_cancel(connection, operation_id)
 
     def cancel_requested(self, operation_id: str) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Connection, Row, delete, insert, literal, select, update
 
 from vmkeep.catalog import models
-from vmkeep.catalog.records import HIGHEST_GENERATION, CatalogState
+from vmkeep.catalog.records import HIGHEST_GENERATION, CatalogState, Trust
+from vmkeep.catalog.rows import add_absent
 
 versions = models.state_versions
 pins = models.pins
@@ -31,12 +31,13 @@ def accept(connection: Connection, state: CatalogState) -> None:
     _add(connection, state)
 
 
-def adopt(connection: Connection, state: CatalogState) -> str | None:
-    """Add a state version found in a repository, of whatever generation.
+def adopt(connection: Connection, state: CatalogState, holder: str, reason: PinReason = "point") -> str | None:
+    """Add a state version found in a repository, of whatever generation, which a point or pin that is known holds.
 
     Returns the id of the version that claimed its generation first, if there is one: then this one is a late capture,
     which is kept and never becomes the current one. A version that nothing holds any more gives way: its point was
-    deleted, maybe before the installation that made this one ever saw it. One that claims what no VM comes to is kept
+    deleted, maybe before the installation that made this one ever saw it. So does one that only hosts hold that nobody
+    trusts, to one of this installation's or of a host that is trusted. One that claims what no VM comes to is kept
     for its point and never the current one either: the next version would find no number above it. Raises CatalogError
     for one that is known with other content.
     """
@@ -49,11 +50,30 @@ def adopt(connection: Connection, state: CatalogState) -> str | None:
         versions.c.conflict.is_(False),
     )
     first: str | None = connection.execute(taken).scalar()
-    if first is not None and not pinned(connection, first):
+    if first is not None and _gives_way(connection, first, to=(reason, holder)):
         connection.execute(update(versions).where(versions.c.id == first).values(conflict=True))
         first = None
     _add(connection, replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
     return first
+
+
+def _gives_way(connection: Connection, version_id: str, *, to: tuple[PinReason, str]) -> bool:
+    rows = connection.execute(select(pins.c.reason, pins.c.holder).where(pins.c.version_id == version_id)).all()
+    if any(_is_vouched_for(connection, row.reason, row.holder) for row in rows):
+        return False
+    return not rows or _is_vouched_for(connection, *to)
+
+
+def _is_vouched_for(connection: Connection, reason: PinReason, holder: str) -> bool:
+    """Return whether what holds a version is this installation's, or of one that is trusted."""
+    if reason == "snapshot":
+        return True
+    table, keys = models.points if reason == "point" else models.pin_objects, models.host_keys
+    proved = select(keys.c.fingerprint).where(keys.c.trust.in_([str(Trust.OWN), str(Trust.TRUSTED)]))
+    signed = select(table.c.id).where(table.c.id == holder, table.c.signed_by.in_(proved))
+    # A point of which that is empty was known here before points were signed.
+    known = select(table.c.id).where(table.c.id == holder, table.c.signed_by == "", literal(reason == "point"))
+    return connection.execute(signed.union(known)).first() is not None
 
 
 def newest_state(connection: Connection, vm_uuid: str, kind: str) -> CatalogState | None:
@@ -99,8 +119,7 @@ def _newest_generation(connection: Connection, vm_uuid: str, kind: str) -> int:
 
 def pin(connection: Connection, version_id: str, holder: str, reason: PinReason = "point") -> None:
     """Keep a version for a point, a snapshot or a pin, of which ``holder`` is the id."""
-    row = upsert(pins).values(version_id=version_id, reason=reason, holder=holder)
-    connection.execute(row.on_conflict_do_nothing())
+    add_absent(connection, pins, {"version_id": version_id, "reason": reason, "holder": holder})
 
 
 def unpin(connection: Connection, holder: str, reason: PinReason = "point") -> None:

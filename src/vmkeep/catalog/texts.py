@@ -1,11 +1,35 @@
-"""How values stand in text columns: JSON with sorted keys, times in UTC with microseconds."""
+"""How values stand in columns: JSON with sorted keys, times in UTC with microseconds; and what none can hold."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
+
+from vmkeep.errors import InvalidRequest
+
+_NUMBERS: Final = range(-(1 << 63), 1 << 63)
+
+
+def require_fit(value: object) -> None:
+    """Raise InvalidRequest for a value of a column that not every database can hold.
+
+    PostgreSQL holds no NUL in a text, and neither it nor SQLite half of a pair of surrogates, or a number of more than
+    64 bits.
+    """
+    if isinstance(value, str) and not _is_text(value):
+        raise InvalidRequest(f"{value[:80]!r} cannot be kept: it is no text", hint="Use a name of whole characters.")
+    if isinstance(value, int) and value not in _NUMBERS:
+        raise InvalidRequest("A number of more than 64 bits cannot be kept", hint="See what wrote it.")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def dump(value: Mapping[str, Any]) -> str:

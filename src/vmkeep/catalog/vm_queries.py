@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, Row, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from vmkeep.catalog import models, texts
 from vmkeep.catalog.records import CatalogVm
 
+hosts = models.hosts
 vms = models.vms
 GREATEST_SEQUENCE = (1 << 63) - 1
 BEFORE_FIRST = ""
@@ -15,9 +15,9 @@ BEFORE_FIRST = ""
 
 
 def see_host(connection: Connection, uuid: str, name: str) -> None:
-    row = upsert(models.hosts).values(uuid=uuid, name=name, seen_at=texts.now())
-    changed = row.on_conflict_do_update(index_elements=["uuid"], set_={"name": name, "seen_at": texts.now()})
-    connection.execute(changed)
+    row = {"name": name, "seen_at": texts.now()}
+    if connection.execute(update(hosts).where(hosts.c.uuid == uuid).values(row)).rowcount == 0:
+        connection.execute(insert(hosts).values(uuid=uuid, **row))
 
 
 def see_vm(connection: Connection, uuid: str, name: str, host_uuid: str | None, *, adopted: bool) -> bool:

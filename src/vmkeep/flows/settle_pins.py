@@ -103,11 +103,14 @@ def found_pin(record: PinRecord) -> FoundPin:
 def _kept(catalog: Catalog, vm_uuid: str, rule: KeepRule, without: str | None) -> dict[str, str]:
     """Return why versions are kept for themselves, by id.
 
-    Those of hosts that nobody trusts are left out: whoever can write to the repository would push out the others.
+    Those of hosts that nobody trusts are left out: whoever can write to the repository would push out the others. Nor
+    does a point of such a host hold one: with it the version would go.
     """
     holders = catalog.holders(vm_uuid)
     placed = catalog.placed_states(vm_uuid)
-    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid), catalog.pins_of_vm(vm_uuid))
+    points = catalog.points_of_vm(vm_uuid)
+    nothing = {without, *(point.id for point in points if not point.is_vouched_for)}
+    doubtful = versions_nobody_vouches_for(points, catalog.pins_of_vm(vm_uuid))
     states = [state for state in catalog.states_of_vm(vm_uuid) if state.id not in doubtful]
     held = (
         HeldVersion(
@@ -115,7 +118,7 @@ def _kept(catalog: Catalog, vm_uuid: str, rule: KeepRule, without: str | None) -
             state.kind,
             state.created,
             state.conflict,
-            any(each != without for each in holders.get(state.id, ())),
+            any(each not in nothing for each in holders.get(state.id, ())),
         )
         for state in states
     )

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from vmkeep.catalog import Catalog
-from vmkeep.errors import IntegrityError, PointNotFound
+from vmkeep.errors import CatalogError, IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.declared import TAKE_POINT
 from vmkeep.flows.gate import renew_gate
@@ -127,9 +127,26 @@ def record_committed_point(services: Services, point_id: str) -> bool:
         return False
     if record is None:
         return False
-    services.catalog.record_point(catalog_point(record), catalog_states(record))
+    record_found(services.catalog, record)
     renew_gate(services, record.vm_uuid)
     return True
+
+
+def record_found(catalog: Catalog, record: PointRecord) -> None:
+    """Record a committed point whose flow is dead.
+
+    Nothing held the VM since, so its state may have been captured meanwhile (`vmkeep watch` does that within seconds),
+    as a version of the generation that this point's claims. The captured one counts, and the point is taken over as
+    one that is found in the repository, with its version. Raises CatalogError for another point of its id.
+    """
+    point, states = catalog_point(record), catalog_states(record)
+    try:
+        catalog.record_point(point, states)
+    except CatalogError:
+        if catalog.point(record.id) is not None:
+            raise
+        catalog.adopt([(point, states)])
+        catalog.return_to(record.vm_uuid, record.id)
 
 
 def close_point(plan: Plan) -> PointClosed:

@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
-from vmkeep.catalog import SAFETY_LABEL, Catalog, CatalogSnapshot, CatalogState, Operation, OperationState
+from vmkeep.catalog import (
+    SAFETY_LABEL,
+    Catalog,
+    CatalogPin,
+    CatalogSnapshot,
+    CatalogState,
+    FoundPin,
+    KnownHostKey,
+    Operation,
+    OperationState,
+    Trust,
+)
 from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
 
 
@@ -366,3 +377,23 @@ def test_vm_that_is_as_before_its_first_point_is_told_from_one_of_which_nothing_
     assert descent() == (None, False)
     catalog.return_to(WIN11, point.id)
     assert descent() == (point.id, False)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_version_of_a_host_that_nobody_trusts_gives_way_to_one_of_our_own(catalog: Catalog, trusted: bool) -> None:
+    """Whoever can write to the repository would else let none of our captured versions count when the catalogue is made
+    anew: points are taken over before pins.
+    """
+    ours, theirs = "a" * 32, "f" * 32
+    catalog.see_host_key(KnownHostKey(ours, "00", "i1", "alpha", Trust.OWN))
+    catalog.see_host_key(KnownHostKey(theirs, "01", "i2", "beta", Trust.UNKNOWN))
+    if trusted:
+        catalog.trust_host(theirs, Trust.TRUSTED)
+    first, mine = example_state("theirs", 1), example_state("ours", 1)
+    catalog.adopt([(replace(example_point("p1", states=(first,)), signed_by=theirs), [first])])
+    pin = CatalogPin(number("pin"), WIN11, "win11", "alpha", "2026", "kept", (mine.id,), signed_by=ours)
+    conflicts = catalog.adopt_pins([FoundPin(pin, (mine,))])
+    assert len(conflicts) == trusted
+    newest, late = (first, mine) if trusted else (mine, first)
+    assert catalog.newest_state(WIN11, "tpm") == newest
+    assert catalog.states_of_vm(WIN11) == (newest, replace(late, conflict=True))

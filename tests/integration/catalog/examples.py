@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal
 
-from vmkeep.catalog import CatalogPoint, CatalogState
+from vmkeep.catalog import CatalogPoint, CatalogState, SqlCatalog
 
 WIN11 = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 WEB = "11111111-2222-3333-4444-555555555555"
@@ -84,3 +84,8 @@ def example_state(
     """Return a state version whose content is the name."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     return CatalogState(number(name), vm, kind, generation, digest, len(name), created)
+
+
+def make_tables(url: str) -> None:
+    """Make the catalogue's tables in a database of PostgreSQL."""
+    SqlCatalog.connect(url).close()

@@ -21,7 +21,7 @@ from sqlalchemy import create_engine
 
 from tests.integration.catalog.examples import WIN11, example_point
 from vmkeep.catalog import SqlCatalog, Trust
-from vmkeep.catalog.database import Database
+from vmkeep.catalog.database import SqliteFile
 from vmkeep.catalog.migrations.upgrade import _config, head_revision
 from vmkeep.catalog.models import metadata
 from vmkeep.catalog.revision import HEAD_REVISION
@@ -219,6 +219,6 @@ def test_signal_inside_of_a_statement_is_told_as_itself(tmp_path: Path) -> None:
             del value, dialect
             raise Interrupted("Interrupted by Ctrl-C")
 
-    with closing(Database.open(tmp_path / "catalog.sqlite")) as database, pytest.raises(Interrupted):  # noqa: SIM117
+    with closing(SqliteFile.open(tmp_path / "catalog.sqlite")) as database, pytest.raises(Interrupted):  # noqa: SIM117
         with database.reading() as connection:
             connection.execute(sqlalchemy.select(sqlalchemy.bindparam("x", "y", type_=Interrupting())))

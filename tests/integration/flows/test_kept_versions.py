@@ -290,3 +290,17 @@ def test_two_that_pinned_one_version_at_once_leave_one_pin(place: Place) -> None
     place.settle()
     assert place.versions() == [(state.id,)]
     assert twice.id in {pin, *place.pinned()} or pin in place.pinned()
+
+
+def test_what_a_point_of_a_host_that_nobody_trusts_holds_as_well_is_pinned_before_ours_goes(place: Place) -> None:
+    """Else nobody vouches for the newest version any more, and it goes with that point."""
+    state = place.capture(b"1")
+    ours, theirs = (example_point(name, vm=VM, vm_name="win11", states=(state,)) for name in ("ours", "theirs"))
+    place.catalog.record_point(replace(ours, signed_by=SIGNER.fingerprint), [state])
+    place.settle()
+    place.catalog.adopt([(replace(theirs, signed_by=ROGUE.fingerprint), [state])])
+    place.settle(without=ours.id)
+    place.catalog.forget_point(ours.id)
+    assert versions_nobody_vouches_for(place.catalog.points_of_vm(VM), place.catalog.pins_of_vm(VM)) == set()
+    place.catalog.forget_point(theirs.id)
+    assert place.catalog.newest_state(VM, "tpm") == state

@@ -1,18 +1,21 @@
-"""The catalogue in memory says and refuses what the one in SQL does, whatever was done to both before."""
+"""The catalogue in memory says and refuses what those in SQL do, whatever was done to both before."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
+from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, make_tables, number
+from tests.rig.database import shared_cluster
 from vmkeep.catalog import (
     SAFETY_LABEL,
     Catalog,
@@ -83,16 +86,19 @@ def _outcome(ask: Callable[[Catalog], Any], catalog: Catalog) -> Any:
 class Twins(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        self._places = ExitStack()
+        self.sql, self.memory = self._opened(), MemoryCatalog()
+
+    def _opened(self) -> SqlCatalog:
         if not _EMPTY.exists():
             SqlCatalog.open(_EMPTY).close()
-        self._directory = tempfile.TemporaryDirectory(dir=_PLACE.name)
-        path = Path(self._directory.name) / "catalog.sqlite"
+        path = Path(self._places.enter_context(tempfile.TemporaryDirectory(dir=_PLACE.name))) / "catalog.sqlite"
         path.write_bytes(_EMPTY.read_bytes())
-        self.sql, self.memory = SqlCatalog.open(path), MemoryCatalog()
+        return SqlCatalog.open(path)
 
     def teardown(self) -> None:
         self.sql.close()
-        self._directory.cleanup()
+        self._places.close()
 
     def agree(self, ask: Callable[[Catalog], Any]) -> Any:
         one, other = _outcome(ask, self.sql), _outcome(ask, self.memory)
@@ -267,5 +273,13 @@ class Twins(RuleBasedStateMachine):
                 self.agree(lambda catalog, state=state: catalog.pins(state.id))  # type: ignore[misc]
 
 
+class TwinsOnPostgres(Twins):
+    def _opened(self) -> SqlCatalog:
+        return SqlCatalog.connect(self._places.enter_context(shared_cluster().database(make_tables)))
+
+
 TestTwinsAgree = Twins.TestCase
 TestTwinsAgree.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+TestTwinsAgreeOnPostgres = pytest.mark.usefixtures("cluster")(TwinsOnPostgres.TestCase)
+TestTwinsAgreeOnPostgres.settings = settings(max_examples=6, stateful_step_count=20, deadline=None)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from vmkeep.catalog.columns import text, whole
+
 revision = "0001"
 down_revision = None
 
@@ -22,26 +24,26 @@ def upgrade() -> None:
 def _create_places() -> None:
     op.create_table(
         "repositories",
-        sa.Column("id", sa.String(32), nullable=False),
-        sa.Column("location", sa.Text, nullable=False),
-        sa.Column("since", sa.String(32), nullable=False),
+        sa.Column("id", text(32), nullable=False),
+        sa.Column("location", text(), nullable=False),
+        sa.Column("since", text(32), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_repositories"),
     )
     op.create_table(
         "hosts",
-        sa.Column("uuid", sa.String(36), nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("seen_at", sa.String(32), nullable=False),
+        sa.Column("uuid", text(36), nullable=False),
+        sa.Column("name", text(), nullable=False),
+        sa.Column("seen_at", text(32), nullable=False),
         sa.PrimaryKeyConstraint("uuid", name="pk_hosts"),
     )
     op.create_table(
         "vms",
-        sa.Column("uuid", sa.String(36), nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("host_uuid", sa.String(36)),
-        sa.Column("seen_at", sa.String(32), nullable=False),
+        sa.Column("uuid", text(36), nullable=False),
+        sa.Column("name", text(), nullable=False),
+        sa.Column("host_uuid", text(36)),
+        sa.Column("seen_at", text(32), nullable=False),
         sa.Column("adopted", sa.Boolean, nullable=False),
-        sa.Column("current_point", sa.String(32)),
+        sa.Column("current_point", text(32)),
         sa.PrimaryKeyConstraint("uuid", name="pk_vms"),
         sa.ForeignKeyConstraint(["host_uuid"], ["hosts.uuid"], name="fk_vms_host_uuid"),
     )
@@ -51,18 +53,18 @@ def _create_places() -> None:
 def _create_points() -> None:
     op.create_table(
         "points",
-        sa.Column("id", sa.String(32), nullable=False),
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
-        sa.Column("vm_name", sa.Text, nullable=False),
-        sa.Column("kind", sa.String(16), nullable=False),
-        sa.Column("parent", sa.String(32)),
-        sa.Column("created", sa.String(32), nullable=False),
-        sa.Column("host", sa.Text, nullable=False),
-        sa.Column("checkpoint", sa.Text),
+        sa.Column("id", text(32), nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
+        sa.Column("vm_name", text(), nullable=False),
+        sa.Column("kind", text(16), nullable=False),
+        sa.Column("parent", text(32)),
+        sa.Column("created", text(32), nullable=False),
+        sa.Column("host", text(), nullable=False),
+        sa.Column("checkpoint", text()),
         sa.Column("pause_ms", sa.Float, nullable=False),
-        sa.Column("labels", sa.Text, nullable=False),
-        sa.Column("summary", sa.Text, nullable=False),
-        sa.Column("document", sa.Text, nullable=False),
+        sa.Column("labels", text(), nullable=False),
+        sa.Column("summary", text(), nullable=False),
+        sa.Column("document", text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_points"),
         sa.ForeignKeyConstraint(["vm_uuid"], ["vms.uuid"], name="fk_points_vm_uuid"),
         sa.CheckConstraint("kind in ('full', 'incremental')", name=op.f("ck_points_kind")),
@@ -75,13 +77,13 @@ def _create_points() -> None:
 def _create_states() -> None:
     op.create_table(
         "state_versions",
-        sa.Column("id", sa.String(64), nullable=False),
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
-        sa.Column("kind", sa.String(16), nullable=False),
-        sa.Column("generation", sa.Integer, nullable=False),
-        sa.Column("sha256", sa.String(64), nullable=False),
-        sa.Column("size_bytes", sa.Integer, nullable=False),
-        sa.Column("created", sa.String(32), nullable=False),
+        sa.Column("id", text(64), nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
+        sa.Column("kind", text(16), nullable=False),
+        sa.Column("generation", whole(), nullable=False),
+        sa.Column("sha256", text(64), nullable=False),
+        sa.Column("size_bytes", whole(), nullable=False),
+        sa.Column("created", text(32), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_state_versions"),
         sa.ForeignKeyConstraint(["vm_uuid"], ["vms.uuid"], name="fk_state_versions_vm_uuid"),
         sa.UniqueConstraint("vm_uuid", "kind", "generation", name="uq_state_versions_vm_uuid_kind_generation"),
@@ -90,9 +92,9 @@ def _create_states() -> None:
     )
     op.create_table(
         "pins",
-        sa.Column("version_id", sa.String(64), nullable=False),
-        sa.Column("reason", sa.String(16), nullable=False),
-        sa.Column("holder", sa.String(64), nullable=False),
+        sa.Column("version_id", text(64), nullable=False),
+        sa.Column("reason", text(16), nullable=False),
+        sa.Column("holder", text(64), nullable=False),
         sa.PrimaryKeyConstraint("version_id", "reason", "holder", name="pk_pins"),
         sa.ForeignKeyConstraint(["version_id"], ["state_versions.id"], name="fk_pins_version_id"),
         sa.CheckConstraint("reason in ('point')", name=op.f("ck_pins_reason")),
@@ -103,20 +105,20 @@ def _create_states() -> None:
 def _create_operations() -> None:
     op.create_table(
         "operations",
-        sa.Column("id", sa.String(64), nullable=False),
-        sa.Column("kind", sa.String(32), nullable=False),
-        sa.Column("vm", sa.Text),
-        sa.Column("owner", sa.String(64), nullable=False),
-        sa.Column("state", sa.String(16), nullable=False),
-        sa.Column("started", sa.String(32), nullable=False),
-        sa.Column("updated", sa.String(32), nullable=False),
-        sa.Column("finished", sa.String(32)),
-        sa.Column("stage", sa.Text, nullable=False),
-        sa.Column("done_bytes", sa.Integer, nullable=False),
-        sa.Column("total_bytes", sa.Integer, nullable=False),
+        sa.Column("id", text(64), nullable=False),
+        sa.Column("kind", text(32), nullable=False),
+        sa.Column("vm", text()),
+        sa.Column("owner", text(64), nullable=False),
+        sa.Column("state", text(16), nullable=False),
+        sa.Column("started", text(32), nullable=False),
+        sa.Column("updated", text(32), nullable=False),
+        sa.Column("finished", text(32)),
+        sa.Column("stage", text(), nullable=False),
+        sa.Column("done_bytes", whole(), nullable=False),
+        sa.Column("total_bytes", whole(), nullable=False),
         sa.Column("cancel", sa.Boolean, nullable=False),
-        sa.Column("error", sa.Text),
-        sa.Column("request", sa.Text, nullable=False),
+        sa.Column("error", text()),
+        sa.Column("request", text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_operations"),
         sa.CheckConstraint(
             "state in ('queued', 'running', 'undoing', 'done', 'failed')", name=op.f("ck_operations_state")

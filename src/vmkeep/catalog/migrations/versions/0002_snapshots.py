@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from vmkeep.catalog.columns import text, whole
+
 revision = "0002"
 down_revision = "0001"
 
@@ -12,12 +14,12 @@ down_revision = "0001"
 def upgrade() -> None:
     op.create_table(
         "snapshots",
-        sa.Column("id", sa.String(32), nullable=False),
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("creation_time", sa.Integer, nullable=False),
-        sa.Column("current_point", sa.String(32)),
-        sa.Column("created", sa.String(32), nullable=False),
+        sa.Column("id", text(32), nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
+        sa.Column("name", text(), nullable=False),
+        sa.Column("creation_time", whole(), nullable=False),
+        sa.Column("current_point", text(32)),
+        sa.Column("created", text(32), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_snapshots"),
         sa.ForeignKeyConstraint(["vm_uuid"], ["vms.uuid"], name="fk_snapshots_vm_uuid"),
         sa.UniqueConstraint("vm_uuid", "name", name="uq_snapshots_vm_uuid_name"),

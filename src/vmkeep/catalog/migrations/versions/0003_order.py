@@ -8,23 +8,25 @@ from collections import defaultdict
 import sqlalchemy as sa
 from alembic import op
 
+from vmkeep.catalog.columns import text, whole
+
 revision = "0003"
 down_revision = "0002"
 
 
 def upgrade() -> None:
-    op.add_column("vms", sa.Column("sequence", sa.Integer, nullable=False, server_default="0"))
-    op.add_column("snapshots", sa.Column("sequence", sa.Integer, nullable=False, server_default="0"))
-    op.add_column("points", sa.Column("sequence", sa.Integer))
-    op.add_column("points", sa.Column("place", sa.Integer, nullable=False, server_default="0"))
+    op.add_column("vms", sa.Column("sequence", whole(), nullable=False, server_default="0"))
+    op.add_column("snapshots", sa.Column("sequence", whole(), nullable=False, server_default="0"))
+    op.add_column("points", sa.Column("sequence", whole()))
+    op.add_column("points", sa.Column("place", whole(), nullable=False, server_default="0"))
     op.drop_index("ix_points_vm_uuid_created", "points")
     op.drop_index("ix_points_created", "points")
     op.create_index("ix_points_vm_uuid_place", "points", ["vm_uuid", "place"])
     op.create_table(
         "passed_points",
-        sa.Column("id", sa.String(32), nullable=False),
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
-        sa.Column("vm_name", sa.Text, nullable=False),
+        sa.Column("id", text(32), nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
+        sa.Column("vm_name", text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_passed_points"),
     )
     _let_versions_conflict()

@@ -12,13 +12,15 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from alembic import op
 
+from vmkeep.catalog.columns import text
+
 revision = "0004"
 down_revision = "0003"
 
 
 def upgrade() -> None:
     # Filled when a record is first read and agrees with what is known: the repository may not be there now.
-    op.add_column("points", sa.Column("digest", sa.String(64)))
+    op.add_column("points", sa.Column("digest", text(64)))
     connection = op.get_bind()
     for row in connection.execute(sa.text("SELECT id, created FROM points")).all():
         if not _is_time(row.created):

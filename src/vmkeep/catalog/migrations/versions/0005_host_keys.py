@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from blake3 import blake3
 
+from vmkeep.catalog.columns import text
+
 revision = "0005"
 down_revision = "0004"
 
@@ -15,19 +17,19 @@ down_revision = "0004"
 def upgrade() -> None:
     op.create_table(
         "host_keys",
-        sa.Column("fingerprint", sa.String(32), nullable=False),
-        sa.Column("key", sa.String(64), nullable=False),
-        sa.Column("installation", sa.String(32), nullable=False),
-        sa.Column("host", sa.Text, nullable=False),
-        sa.Column("seen_at", sa.String(32), nullable=False),
-        sa.Column("trust", sa.String(16), nullable=False),
-        sa.Column("machine", sa.String(32), nullable=False, server_default=""),
-        sa.Column("copied_to", sa.Text),
+        sa.Column("fingerprint", text(32), nullable=False),
+        sa.Column("key", text(64), nullable=False),
+        sa.Column("installation", text(32), nullable=False),
+        sa.Column("host", text(), nullable=False),
+        sa.Column("seen_at", text(32), nullable=False),
+        sa.Column("trust", text(16), nullable=False),
+        sa.Column("machine", text(32), nullable=False, server_default=""),
+        sa.Column("copied_to", text()),
         sa.CheckConstraint("trust in ('own', 'trusted', 'unknown', 'distrusted')", name=op.f("ck_host_keys_trust")),
         sa.PrimaryKeyConstraint("fingerprint", name="pk_host_keys"),
     )
     op.create_index("ix_host_keys_installation", "host_keys", ["installation"])
-    op.add_column("points", sa.Column("signed_by", sa.String(32)))
+    op.add_column("points", sa.Column("signed_by", text(32)))
     _note_signers()
 
 

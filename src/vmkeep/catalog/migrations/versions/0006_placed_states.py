@@ -10,6 +10,8 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
+from vmkeep.catalog.columns import text, whole
+
 revision = "0006"
 down_revision = "0005"
 
@@ -17,10 +19,10 @@ down_revision = "0005"
 def upgrade() -> None:
     op.create_table(
         "placed_states",
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
-        sa.Column("kind", sa.String(16), nullable=False),
-        sa.Column("sha256", sa.String(64), nullable=False),
-        sa.Column("generation", sa.Integer, nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
+        sa.Column("kind", text(16), nullable=False),
+        sa.Column("sha256", text(64), nullable=False),
+        sa.Column("generation", whole(), nullable=False),
         sa.CheckConstraint("kind in ('tpm', 'nvram')", name=op.f("ck_placed_states_kind")),
         sa.ForeignKeyConstraint(["vm_uuid"], ["vms.uuid"], name="fk_placed_states_vm_uuid"),
         sa.PrimaryKeyConstraint("vm_uuid", "kind", name="pk_placed_states"),
@@ -28,7 +30,7 @@ def upgrade() -> None:
     connection = op.get_bind()
     current = sa.text("SELECT vms.uuid, points.document FROM vms JOIN points ON points.id = vms.current_point")
     newest = sa.text(
-        "SELECT coalesce(max(generation), 0) FROM state_versions WHERE vm_uuid = :vm AND kind = :kind AND conflict = 0"
+        "SELECT coalesce(max(generation), 0) FROM state_versions WHERE vm_uuid = :vm AND kind = :kind AND NOT conflict"
     )
     placed = sa.text("INSERT INTO placed_states VALUES (:vm, :kind, :sha256, :generation)")
     for row in connection.execute(current).all():

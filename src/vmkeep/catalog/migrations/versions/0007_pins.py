@@ -8,6 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from vmkeep.catalog.columns import text, whole
+
 revision = "0007"
 down_revision = "0006"
 
@@ -15,18 +17,18 @@ down_revision = "0006"
 def upgrade() -> None:
     op.create_table(
         "pin_objects",
-        sa.Column("id", sa.String(32), nullable=False),
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
-        sa.Column("vm_name", sa.Text, nullable=False),
-        sa.Column("host", sa.Text, nullable=False),
-        sa.Column("created", sa.String(32), nullable=False),
-        sa.Column("why", sa.String(32), nullable=False),
-        sa.Column("until", sa.String(32)),
-        sa.Column("signed_by", sa.String(32)),
-        sa.Column("snapshot_id", sa.String(32)),
-        sa.Column("snapshot_name", sa.Text),
-        sa.Column("snapshot_time", sa.BigInteger),
-        sa.Column("snapshot_point", sa.String(32)),
+        sa.Column("id", text(32), nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
+        sa.Column("vm_name", text(), nullable=False),
+        sa.Column("host", text(), nullable=False),
+        sa.Column("created", text(32), nullable=False),
+        sa.Column("why", text(32), nullable=False),
+        sa.Column("until", text(32)),
+        sa.Column("signed_by", text(32)),
+        sa.Column("snapshot_id", text(32)),
+        sa.Column("snapshot_name", text()),
+        sa.Column("snapshot_time", whole()),
+        sa.Column("snapshot_point", text(32)),
         sa.ForeignKeyConstraint(["vm_uuid"], ["vms.uuid"], name="fk_pin_objects_vm_uuid"),
         sa.PrimaryKeyConstraint("id", name="pk_pin_objects"),
     )
@@ -34,18 +36,18 @@ def upgrade() -> None:
     op.create_index("ix_pin_objects_snapshot_id", "pin_objects", ["snapshot_id"])
     op.create_table(
         "passed_pins",
-        sa.Column("id", sa.String(32), nullable=False),
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
+        sa.Column("id", text(32), nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_passed_pins"),
     )
     op.create_table(
         "state_alerts",
-        sa.Column("vm_uuid", sa.String(36), nullable=False),
-        sa.Column("code", sa.String(64), nullable=False),
-        sa.Column("message", sa.Text, nullable=False),
-        sa.Column("first_at", sa.String(32), nullable=False),
-        sa.Column("last_at", sa.String(32), nullable=False),
-        sa.Column("times", sa.Integer, nullable=False),
+        sa.Column("vm_uuid", text(36), nullable=False),
+        sa.Column("code", text(64), nullable=False),
+        sa.Column("message", text(), nullable=False),
+        sa.Column("first_at", text(32), nullable=False),
+        sa.Column("last_at", text(32), nullable=False),
+        sa.Column("times", whole(), nullable=False),
         sa.ForeignKeyConstraint(["vm_uuid"], ["vms.uuid"], name="fk_state_alerts_vm_uuid"),
         sa.PrimaryKeyConstraint("vm_uuid", "code", name="pk_state_alerts"),
     )

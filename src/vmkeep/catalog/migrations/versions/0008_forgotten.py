@@ -5,9 +5,11 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from vmkeep.catalog.columns import text
+
 revision = "0008"
 down_revision = "0007"
 
 
 def upgrade() -> None:
-    op.add_column("vms", sa.Column("forgotten_until", sa.String(32)))
+    op.add_column("vms", sa.Column("forgotten_until", text(32)))

@@ -1,0 +1,279 @@
+"""Whatever happens to state files and to those who keep them: the newest version is not lost, and no older one takes
+its place by itself.
+
+Two installations keep one VM in one repository. The state file of the VM on each one's host is written by the guest,
+torn, gone, or put back as it was. Captures are answered late, twice, or after those of others; points die between
+repository and catalogue; catalogues are lost and made anew from the repository.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.integration.catalog.examples import make_tables
+from tests.integration.repository.samples import opener, sample_key
+from tests.property.custody.world import VM, Compared, Home, content_of, hash_of
+from tests.rig.database import shared_cluster
+from tests.unit.repository.signed import ROGUE, SIGNER
+from vmkeep.catalog import SAFETY_LABEL, Catalog, CatalogState, MemoryCatalog, SqlCatalog, Trust
+from vmkeep.custody.standing import NOTHING, Standing
+from vmkeep.errors import VmkeepError
+from vmkeep.flows.vm_states import is_tracked, versions_nobody_vouches_for
+from vmkeep.repository import Repository
+
+names = st.sampled_from(["alpha", "alpha", "beta"])
+picks = st.integers(0, 30)
+
+
+@cache
+def _place() -> Path:
+    """Return a directory with an empty repository and an empty catalogue; in memory, where a sync costs nothing."""
+    memory = Path("/dev/shm")  # noqa: S108 -- mkdtemp makes the name
+    place = Path(tempfile.mkdtemp(prefix="vmkeep-custody-", dir=memory if memory.is_dir() else None))
+    atexit.register(shutil.rmtree, place)
+    Repository.create(str(place / "repository"), sample_key())
+    SqlCatalog.open(place / "catalog.sqlite").close()
+    return place
+
+
+class Custody(RuleBasedStateMachine):
+    """``alpha`` is asked in a catalogue of each kind, ``beta`` in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = ExitStack()
+        self.dir = Path(self.places.enter_context(tempfile.TemporaryDirectory(dir=_place())))
+        shutil.copytree(_place() / "repository", self.dir / "repository")
+        self.written = 0
+        self.homes: dict[str, Home] = {}
+
+    @initialize()
+    def begin(self) -> None:
+        for name, key in (("alpha", SIGNER), ("beta", ROGUE)):
+            repository = Repository.open(str(self.dir / "repository"), opener(sample_key()))
+            catalog = self.catalog() if name == "alpha" else MemoryCatalog()
+            self.homes[name] = Home(name, key, catalog, repository, self.dir / name)
+            self.homes[name].begin()
+            self.homes[name].file = content_of(0)
+
+    def catalog(self) -> Catalog:
+        """Return empty catalogues of each kind as one."""
+        path = Path(self.places.enter_context(tempfile.TemporaryDirectory(dir=self.dir))) / "catalog.sqlite"
+        shutil.copy(_place() / "catalog.sqlite", path)
+        opened = [self.places.enter_context(SqlCatalog.open(path)), *self.on_server()]
+        return Compared.catalog(MemoryCatalog(), *opened)
+
+    def on_server(self) -> Iterator[Catalog]:
+        return iter(())
+
+    def teardown(self) -> None:
+        self.places.close()
+
+    # -- what happens to the file ----------------------------------------------------------------------------------
+
+    @rule(name=names)
+    def guest_writes(self, name: str) -> None:
+        self.written += 1
+        self.homes[name].file, self.homes[name].torn = content_of(self.written), False
+
+    @rule(name=names, torn=st.booleans())
+    def file_is_torn_or_gone(self, name: str, torn: bool) -> None:
+        home = self.homes[name]
+        home.torn, home.file = (True, home.file) if torn else (home.torn, None)
+
+    @rule(name=names, pick=picks)
+    def file_is_rolled_back(self, name: str, pick: int) -> None:
+        self.homes[name].file, self.homes[name].torn = content_of(pick % (self.written + 1)), False
+
+    # -- what is kept ----------------------------------------------------------------------------------------------
+
+    @rule(name=names)
+    def capture(self, name: str) -> None:
+        with self.kept_by(self.homes[name]) as home:
+            home.accept(home.read())
+
+    @rule(name=names)
+    def capture_is_not_answered_yet(self, name: str) -> None:
+        with self.kept_by(self.homes[name]) as home:
+            home.replies.append(home.read())
+
+    @precondition(lambda self: any(home.replies for home in self.homes.values()))
+    @rule(pick=picks)
+    def capture_is_answered_late_or_again(self, pick: int) -> None:
+        waiting = [(home, reply) for home in self.homes.values() for reply in home.replies]
+        home, reply = waiting[pick % len(waiting)]
+        with self.kept_by(home):
+            home.accept(reply)
+
+    @rule(name=names, dies=st.booleans())
+    def point(self, name: str, dies: bool) -> None:
+        with self.kept_by(self.homes[name]) as home:
+            self.recover(home)
+            record = home.commit({})
+            if dies:
+                home.committed.append(record)
+            else:
+                home.record(record)
+
+    @rule(name=names, pick=picks)
+    def snapshot(self, name: str, pick: int) -> None:
+        self.written += 1
+        with self.kept_by(self.homes[name]) as home:
+            home.snapshot(self.written, f"s{pick % 2}")
+
+    def recover(self, home: Home) -> None:
+        for record in home.committed:
+            home.record_dead(record)
+        home.committed.clear()
+
+    # -- what somebody means ---------------------------------------------------------------------------------------
+
+    @rule(name=names, pick=picks)
+    def restore_in_place(self, name: str, pick: int) -> None:
+        """A point goes back over its VM, or a version alone; what lay there is kept in a safety point before."""
+        with self.kept_by(self.homes[name]) as home:
+            self.recover(home)
+            if home.torn or home.file is None:
+                return
+            home.record(home.commit({SAFETY_LABEL: "yes"}))
+            versions = [state for state in home.catalog.states_of_vm(VM) if not state.conflict]
+            chosen = versions[pick % len(versions)]
+            home.file = home.repository.state(chosen.id)[1]
+            home.catalog.place_states(VM, {"tpm": chosen.sha256})
+            holders = [each for each in home.catalog.pins(chosen.id) if home.catalog.point(each) is not None]
+            if holders:
+                home.catalog.return_to(VM, holders[0])
+            assert home.judged().standing is Standing.CURRENT
+            assert home.may_start()
+
+    @rule(name=names)
+    def what_lies_there_is_accepted(self, name: str) -> None:
+        home = self.homes[name]
+        if home.torn or home.catalog.vm(VM) is None:
+            return
+        home.catalog.place_states(VM, {"tpm": NOTHING if home.file is None else hash_of(home.file)})
+        assert home.may_start()
+
+    @rule(name=names, pick=picks)
+    def point_is_deleted(self, name: str, pick: int) -> None:
+        with self.kept_by(self.homes[name]) as home:
+            self.recover(home)
+            points = home.catalog.points_of_vm(VM)
+            if points:
+                point = points[pick % len(points)]
+                if point.is_vouched_for:
+                    home.settle(without=point.id)
+                home.repository.delete_point(point.id)
+                home.catalog.forget_point(point.id)
+
+    @rule(name=names, pick=picks)
+    def snapshot_is_deleted(self, name: str, pick: int) -> None:
+        with self.kept_by(self.homes[name]) as home:
+            snapshots = home.catalog.snapshots_of_vm(VM)
+            if snapshots:
+                home.catalog.forget_snapshot(snapshots[pick % len(snapshots)].id)
+                home.settle()
+
+    # -- what others made --------------------------------------------------------------------------------------------
+
+    @rule(name=names)
+    def catch_up(self, name: str) -> None:
+        with self.kept_by(self.homes[name]) as home:
+            self.recover(home)
+            home.catch_up()
+
+    @rule(name=names, trust=st.sampled_from([Trust.TRUSTED, Trust.DISTRUSTED]))
+    def other_is_trusted_or_not(self, name: str, trust: Trust) -> None:
+        home = self.homes[name]
+        for key in home.catalog.host_keys():
+            if key.trust is not Trust.OWN:
+                home.catalog.trust_host(key.fingerprint, trust)
+
+    @rule()
+    def catalogue_is_lost(self) -> None:
+        """It is made anew from what the repository holds: whatever was accepted and is pinned is found again.
+
+        Whom to trust is decided anew, by people.
+        """
+        home = self.homes["alpha"]
+        before = _newest(home)
+        trusted = {key.fingerprint for key in home.catalog.host_keys() if key.trust is Trust.TRUSTED}
+        home.catalog = self.catalog()
+        home.replies.clear()
+        home.committed.clear()
+        home.begin()
+        home.adopt_all()
+        for key in trusted & {key.fingerprint for key in home.catalog.host_keys()}:
+            home.catalog.trust_host(key, Trust.TRUSTED)
+        after = _newest(home)
+        assert before is None or (after is not None and after.generation >= before.generation)
+
+    # -- what is promised --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def kept_by(self, home: Home) -> Iterator[Home]:
+        """Look at what a home's catalogue has before and after something that may fail as a whole."""
+        before, known = _newest(home), home.catalog.states_of_vm(VM)
+        doubtful = _doubtful(home)  # which content like that says nothing about the VM
+        older = {each.sha256 for each in known if not each.conflict and each != before and each.id not in doubtful}
+        meant = home.catalog.placed_states(VM).get("tpm")
+        tracked = is_tracked(home.catalog, VM)
+        with suppress(VmkeepError):
+            yield home
+        after = _newest(home)
+        if before is None or after == before:
+            return
+        assert after is not None, "the newest version is not known any more"
+        assert after.generation >= before.generation, "generations fall"
+        if after.generation == before.generation:
+            assert not _held_before(home, before), "a version that was held gave way to another"
+        if after.id not in {state.id for state in known} and tracked:
+            assert after.sha256 not in older - {meant}, "an older version became the newest one by itself"
+
+    @invariant()
+    def newest_version_can_be_read_and_may_start(self) -> None:
+        for home in self.homes.values():
+            newest = _newest(home)
+            if newest is None:
+                continue
+            assert hash_of(home.repository.state(newest.id)[1]) == newest.sha256
+            file, home.file = home.file, home.repository.state(newest.id)[1]
+            assert home.may_start()
+            home.file = file
+
+
+def _newest(home: Home) -> CatalogState | None:
+    """Return the newest version that a home's own points and pins, or those of one that it trusts, vouch for."""
+    doubtful = _doubtful(home)
+    known = home.catalog.states_of_vm(VM)
+    return next((state for state in known if not state.conflict and state.id not in doubtful), None)
+
+
+def _doubtful(home: Home) -> set[str]:
+    return versions_nobody_vouches_for(home.catalog.points_of_vm(VM), home.catalog.pins_of_vm(VM))
+
+
+def _held_before(home: Home, state: CatalogState) -> bool:
+    return bool(home.catalog.pins(state.id))
+
+
+class CustodyOnPostgres(Custody):
+    def on_server(self) -> Iterator[Catalog]:
+        yield SqlCatalog.connect(self.places.enter_context(shared_cluster().database(make_tables)))
+
+
+TestCustody = Custody.TestCase
+TestCustody.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestCustodyOnPostgres = pytest.mark.usefixtures("cluster")(CustodyOnPostgres.TestCase)
+TestCustodyOnPostgres.settings = settings(max_examples=6, stateful_step_count=25, deadline=None)
