@@ -24,6 +24,7 @@ from vmkeep.catalog.records import (
     PassedPoint,
     PointOutline,
     StateAlert,
+    StateFile,
     Trust,
 )
 from vmkeep.errors import VmkeepError
@@ -301,6 +302,23 @@ class Catalog(Protocol):
 
     def pass_pins(self, passed: Mapping[str, str]) -> None:
         """Remember pins of the repository, each with its VM, so that they need not be read again."""
+        ...
+
+    # -- where state files lie -----------------------------------------------------------------------------------
+
+    def note_state_files(self, host_uuid: str, found: Mapping[str, Sequence[StateFile]]) -> None:
+        """Record what was found on a host that is known: for each VM, by its UUID, all its state files there.
+
+        VMs that are not known are left out.
+        """
+        ...
+
+    def state_files(self, vm_uuid: str) -> tuple[StateFile, ...]:
+        """Return where state files of a VM lie, as they were found last, by host and kind."""
+        ...
+
+    def host_names(self) -> Mapping[str, str]:
+        """Return the names of the hosts that were seen, by UUID."""
         ...
 
     # -- what keeps state from being captured --------------------------------------------------------------------

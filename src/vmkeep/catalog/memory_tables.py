@@ -22,6 +22,7 @@ from vmkeep.catalog.records import (
     KnownRepository,
     PassedPoint,
     StateAlert,
+    StateFile,
     Trust,
     trust_of,
 )
@@ -68,6 +69,7 @@ class Tables:
     passed: dict[str, PassedPoint] = field(default_factory=dict)
     pin_objects: dict[str, FoundPin] = field(default_factory=dict)
     passed_pins: dict[str, str] = field(default_factory=dict)
+    files: dict[tuple[str, str, str], StateFile] = field(default_factory=dict)
     alerts: dict[tuple[str, str], StateAlert] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
-from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
+from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
 from vmkeep.custody.states import KnownState
-from vmkeep.errors import InvalidRequest, PointNotFound, VmNotFound
+from vmkeep.errors import InvalidRequest, PointNotFound, VmkeepError, VmNotFound
 from vmkeep.host.protocol import Host
-from vmkeep.host.tasks.survey import LookAtStates
+from vmkeep.host.tasks.survey import Identify, LookAtStates
 from vmkeep.values import dataclass
 
 KINDS = ("tpm", "nvram")
@@ -72,7 +73,31 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
             states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest))
             if found.problem is not None:
                 problems.append(f"{vm.name}: {found.path} could not be read: {found.problem}")
+    _note_files(catalog, host, states)
     return Standings(tuple(sorted(states, key=lambda state: (state.vm, state.found.kind))), tuple(problems))
+
+
+def _note_files(catalog: Catalog, host: Host, states: Sequence[StandingState]) -> None:
+    """Remember what was found on the host; a home that cannot be written keeps nobody from looking."""
+    found: dict[str, list[StateFile]] = {}
+    with suppress(VmkeepError):
+        identity = host.ask(Identify())
+        for state in states:
+            file = state.found
+            if file.problem is None:
+                found.setdefault(state.vm_uuid, []).append(
+                    StateFile(
+                        vm_uuid=state.vm_uuid,
+                        host_uuid=identity.uuid,
+                        kind="tpm" if file.kind == "tpm" else "nvram",
+                        path=file.path,
+                        sha256=file.sha256,
+                        size_bytes=file.size_bytes,
+                        standing=str(state.judged.standing),
+                    )
+                )
+        catalog.see_host(identity.uuid, identity.name)
+        catalog.note_state_files(identity.uuid, found)
 
 
 def the_vm_named(catalog: Catalog, vm: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import settings
@@ -29,6 +29,7 @@ from vmkeep.catalog import (
     OperationState,
     PassedPoint,
     SqlCatalog,
+    StateFile,
     Trust,
 )
 from vmkeep.errors import VmkeepError
@@ -187,6 +188,15 @@ class Twins(RuleBasedStateMachine):
     def pass_pin(self, vm: str, name: str) -> None:
         self.agree(lambda catalog: catalog.pass_pins({number(f"{vm}pin{name}"): vm}))
 
+    @rule(vm=vms, kinds=st.sets(st.sampled_from(["tpm", "nvram"])), sha=st.sampled_from([None, "aa"]))
+    def note_files(self, vm: str, kinds: set[Literal["tpm", "nvram"]], sha: str | None) -> None:
+        found = [StateFile(vm, "h", kind, "/x", sha, 7, "current") for kind in sorted(kinds)]
+        self.agree(lambda catalog: catalog.note_state_files("h", {vm: found}))
+
+    @rule()
+    def see_host(self) -> None:
+        self.agree(lambda catalog: catalog.see_host("h", "alpha"))
+
     @rule(vm=vms, code=st.sampled_from(["state-torn", "file-missing"]), clear=st.booleans())
     def alert(self, vm: str, code: str, clear: bool) -> None:
         self.agree(lambda catalog: catalog.clear_alerts(vm) if clear else catalog.note_alert(vm, code, "torn"))
@@ -262,7 +272,9 @@ class Twins(RuleBasedStateMachine):
         self.agree(lambda catalog: [(alert.vm_uuid, alert.code, alert.times) for alert in catalog.alerts()])
         self.agree(lambda catalog: {operation.id: _plain(operation) for operation in catalog.operations()})
         self.agree(lambda catalog: {operation.id for operation in catalog.unfinished_operations()})
+        self.agree(lambda catalog: catalog.host_names())
         for vm in NAMES:
+            self.agree(lambda catalog, vm=vm: [replace(f, since="", seen_at="") for f in catalog.state_files(vm)])  # type: ignore[misc]
             for name in (
                 *("points", "points_of_vm", "outlines_of_vm", "next_sequence", "newest_made", "states_of_vm", "vm"),
                 *("snapshots_of_vm", "vms_named", "placed_states", "holders", "pins_of_vm"),
