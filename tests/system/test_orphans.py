@@ -165,3 +165,22 @@ def test_what_an_operation_has_beside_and_other_names_are_nobodys_orphans(host: 
     assert "\x1b" not in vmkeep.run("orphans", "list").stdout
     vmkeep.json("orphans", "delete", f"/var/lib/libvirt/qemu/nvram/{odd}", "--unkept", "--yes")
     assert orphans(vmkeep) == {}
+
+
+def test_version_that_nothing_holds_any_more_keeps_nothing(host: Host, vmkeep: Vmkeep) -> None:
+    vm = run_once(host, "guest")
+    vmkeep.json("state", "capture", "guest")
+    (vmkeep.home / "vmkeep.toml").write_text('state_versions = "last=1"\n')
+    old = vm.tpm_state()
+    vm.change_tpm()
+    vmkeep.json("state", "capture", "guest")
+    permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    newest = permall.read_bytes()
+    vm.domain.undefineFlags(_KEEP)
+    assert {kind: orphan["kept"] for kind, orphan in orphans(vmkeep).items()} == {"tpm": True, "nvram": True}
+    permall.write_bytes(old)
+    assert not orphans(vmkeep)["tpm"]["kept"]
+    permall.write_bytes(newest)
+    assert orphans(vmkeep)["tpm"]["kept"]
+    vmkeep.json("orphans", "delete", "--all-kept", "--yes")
+    assert orphans(vmkeep) == {}

@@ -22,6 +22,7 @@ from vmkeep.custody.orphans import (
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.flows.services import held_vm
+from vmkeep.flows.vm_states import versions_nobody_vouches_for
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.orphans import DeleteOrphan, LookForOrphans, OrphanDeleted
 from vmkeep.values import dataclass
@@ -177,9 +178,13 @@ def _owners(orphan: Orphan, names: dict[str, str]) -> list[str]:
 
 
 def _contents_of(catalog: Catalog, vm_uuid: str) -> Iterable[KeptContent]:
+    """Yield the versions of a VM that will stay: those that something holds, which somebody vouches for."""
     versions = catalog.states_of_vm(vm_uuid)
     newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
+    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid), catalog.pins_of_vm(vm_uuid))
     for version in versions:
+        if version.id in doubtful or not catalog.pins(version.id):
+            continue
         yield KeptContent(
             version.id,
             vm_uuid,
