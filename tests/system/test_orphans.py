@@ -184,3 +184,75 @@ def test_version_that_nothing_holds_any_more_keeps_nothing(host: Host, vmkeep: V
     assert orphans(vmkeep)["tpm"]["kept"]
     vmkeep.json("orphans", "delete", "--all-kept", "--yes")
     assert orphans(vmkeep) == {}
+
+
+def test_what_is_kept_of_an_orphan_never_becomes_the_newest_and_deleting_it_loses_nothing(
+    host: Host, vmkeep: Vmkeep
+) -> None:
+    vm = run_once(host, "guest")
+    vmkeep.json("state", "capture", "guest")
+    vm.change_tpm()
+    orphan = hashlib.sha256(vm.tpm_state()).hexdigest()
+    vm.domain.undefineFlags(_KEEP)
+    (kept,) = vmkeep.json("orphans", "keep", vm.uuid)["kept"]
+    (new,) = kept["new"]
+    assert (new["sha256"], new["version"], new["conflict"], kept["left"]) == (orphan, 1, True, [])
+    assert vmkeep.json("orphans", "keep", vm.uuid)["kept"][0]["new"] == []
+    versions = vmkeep.json("state", "versions", vm.uuid, "--kind", "tpm")["versions"]
+    assert [(each["sha256"] == orphan, each["current"], each["conflict"]) for each in versions] == [
+        (False, True, False),
+        (True, False, True),
+    ]
+    tpm = orphans(vmkeep)["tpm"]
+    assert (tpm["kept"], [file["kept"] for file in tpm["files"] if file["sha256"] == orphan]) == (True, ["conflict"])
+    vmkeep.json("orphans", "delete", vm.uuid, "--yes")
+    # Also when the catalogue is lost.
+    for path in vmkeep.home.glob("catalog.sqlite*"):
+        path.unlink()
+    vmkeep.json("init", "--adopt")
+    found = vmkeep.json("state", "versions", vm.uuid, "--kind", "tpm")["versions"]
+    assert {(each["sha256"], each["current"]) for each in found} == {
+        (each["sha256"], each["current"]) for each in versions
+    }
+
+
+def test_orphan_of_a_vm_that_nothing_is_known_of_is_its_first_version(host: Host, vmkeep: Vmkeep) -> None:
+    vm = run_once(host, "guest")
+    defined = vm.xml()
+    nvram = "/var/lib/libvirt/qemu/nvram/guest_VARS.fd"
+    vm.domain.undefineFlags(_KEEP)
+    vmkeep.json("orphans", "keep", vm.uuid)
+    (tpm,) = vmkeep.json("state", "versions", vm.uuid)["versions"]
+    assert (tpm["kind"], tpm["version"], tpm["current"]) == ("tpm", 1, True)
+    assert vmkeep.fails("orphans", "keep", nvram).code == "invalid-request"
+    assert vmkeep.fails("orphans", "keep", vm.uuid, "--vm", str(uuid4())).code == "invalid-request"
+    host.path(nvram).rename(host.path(nvram).with_name("old_VARS.fd"))
+    host.connection.defineXML(defined)
+    nvram = nvram.replace("guest_", "old_")
+    refused = vmkeep.fails("orphans", "keep", nvram, "--vm", vm.uuid)
+    assert "state capture" in refused.error["hint"], "it is defined, and would have an older state as its newest"
+    vm.domain.undefineFlags(_KEEP)
+    (kept,) = vmkeep.json("orphans", "keep", nvram, "--vm", vm.uuid)["kept"]
+    assert [(new["kind"], new["conflict"]) for new in kept["new"]] == [("nvram", False)]
+    assert {kind: each["kept"] for kind, each in orphans(vmkeep).items()} == {"tpm": True, "nvram": True}
+
+
+def test_orphan_that_was_kept_and_deleted_comes_back_by_its_content(host: Host, vmkeep: Vmkeep) -> None:
+    vm = run_once(host, "guest")
+    vmkeep.backup("guest")
+    defined = vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    newest = vm.tpm_state()
+    vm.change_tpm()
+    orphan = vm.tpm_state()
+    vm.domain.undefineFlags(_KEEP | _METADATA)
+    vmkeep.json("orphans", "keep", vm.uuid)
+    vmkeep.json("orphans", "delete", vm.uuid, "--yes")
+    host.connection.defineXML(defined)
+    vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--yes")
+    assert vm.tpm_state() == newest
+    wanted = hashlib.sha256(orphan).hexdigest()
+    assert vmkeep.fails("state", "restore", "guest", "--content", "x", "--yes").code == "invalid-request"
+    vmkeep.json("state", "restore", "guest", "--content", wanted[:12], "--yes")
+    assert vm.tpm_state() == orphan
+    (tpm,) = [state for state in vmkeep.json("state", "list")["states"] if state["kind"] == "tpm"]
+    assert tpm["standing"] == "current"

@@ -12,6 +12,7 @@ from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
     from vmkeep.custody.orphans import JudgedFile
+    from vmkeep.flows.keep_orphan import OrphanKept
     from vmkeep.flows.orphans import KnownOrphan, OrphanEnd
 
 app = typer.Typer(
@@ -56,6 +57,40 @@ def list_orphans(
         shown += [f"{each.orphan.path}: {sentence}" for each in found.orphans for sentence in _remarks(each)]
         shown += [f"secret {secret.uuid} ({secret.usage}) is named by no VM" for secret in found.secrets]
         running.console.show(*(shown or ["nothing belongs to no VM"]), *found.problems)
+
+
+@app.command("keep", epilog="Example: vmkeep orphans keep 16b6c512-678b-44b6-a438-527ecc51f748")
+def keep(
+    context: typer.Context,
+    orphan: Annotated[str, typer.Argument(metavar="UUID|PATH", help="The UUID of a TPM's VM, or a path, as listed.")],
+    vm: Annotated[
+        str | None, typer.Option("--vm", metavar="VM", help="Whose UEFI variables these are, where it is not known.")
+    ] = None,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Keep the content of what belongs to no VM as a version, which never becomes the newest by that."""
+    from vmkeep.flows.keep_orphan import keep_orphan
+    from vmkeep.flows.orphans import choose_orphans, find_orphans
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        running.premises.ensure()
+        with running.host() as host:
+            found = find_orphans(running.premises.catalog, host)
+            chosen = choose_orphans(found, [orphan], all_kept=False)
+            kept = [keep_orphan(running.premises, host, each, vm) for each in chosen]
+        if running.console.json:
+            running.console.document({"kept": [_kept_document(each) for each in kept]})
+            return
+        told = [
+            f"{path}: {state.kind} version {state.generation} of {each.vm_uuid}"
+            f"{', which does not count as its newest' if state.conflict else ''}"
+            for each in kept
+            for path, state in each.new
+        ]
+        told += [f"{path} is no state of a VM, and was not kept" for each in kept for path in each.left]
+        running.console.show(*(told or ["all of it is kept"]))
 
 
 @app.command("delete", epilog="Example: vmkeep orphans delete 16b6c512-678b-44b6-a438-527ecc51f748")
@@ -164,6 +199,24 @@ def _file_document(each: KnownOrphan, judged: JudgedFile) -> dict[str, Any]:
         "version": None if version is None else version.generation,
         "vm_uuid": None if version is None else version.vm_uuid,
         "problem": file.problem,
+    }
+
+
+def _kept_document(kept: OrphanKept) -> dict[str, Any]:
+    return {
+        "path": kept.path,
+        "vm_uuid": kept.vm_uuid,
+        "new": [
+            {
+                "path": path,
+                "kind": state.kind,
+                "version": state.generation,
+                "sha256": state.sha256,
+                "conflict": state.conflict,
+            }
+            for path, state in kept.new
+        ],
+        "left": list(kept.left),
     }
 
 

@@ -18,6 +18,8 @@ from vmkeep.values import dataclass
 _VM: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _IN_WORK: Final = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?:partial|replaced|published)", re.DOTALL)
 _VARIABLES: Final = re.compile(r"(?P<vm>.+)_VARS(?:\.ms)?\.(?:fd|qcow2)", re.DOTALL)
+_STATES: Final = ("tpm2/tpm2-00.permall", "tpm1.2/tpm-00.permall")
+_BACKUP: Final = ".bak"
 WITHOUT_CONTENT: Final = frozenset((".lock",))
 """Files of swtpm's that hold nothing: it locks this one while it runs."""
 
@@ -136,6 +138,17 @@ def vm_of_variables(name: str) -> str | None:
     """Return the name of the VM that a file of UEFI variables was made for, as libvirt names it; None for others."""
     match = _VARIABLES.fullmatch(name)
     return match["vm"] if match is not None else None
+
+
+def state_in(orphan: Orphan, name: str) -> str | None:
+    """Return the name under which a file of an orphan is kept in a point; None for one that is no state of its own.
+
+    swtpm 0.11 and later may have the state before the last write beside it, which is as good a state.
+    """
+    if orphan.kind == "nvram":
+        return "nvram.fd"
+    file = name.removesuffix(_BACKUP)
+    return file if file in _STATES else None
 
 
 def is_vm_uuid(text: str) -> bool:

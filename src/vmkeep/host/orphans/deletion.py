@@ -23,7 +23,7 @@ def delete_orphan(operation: Operation, task: DeleteOrphan) -> OrphanDeleted:
     path = Path(task.orphan.path)
     try:
         # libvirt is asked last: nothing but the deletion itself comes after its answer.
-        _require_same(task.orphan, orphan_now(task.orphan, operation.connected(), operation.settings))
+        require_same(task.orphan, orphan_now(task.orphan, operation.connected(), operation.settings))
         removed = delete(task.orphan)
     except OSError as error:
         raise file_error(error, path, "deleted") from error
@@ -42,18 +42,19 @@ def _require_versions(repository: Repository, kept: tuple[ChosenVersion, ...]) -
             )
 
 
-def _require_same(before: Orphan, now: Orphan | None) -> None:
+def require_same(before: Orphan, now: Orphan | None) -> None:
+    """Raise InvalidRequest unless an orphan is what it was, and VmBusy when a swtpm has it."""
     if now is None:
         raise InvalidRequest(
-            f"{before.path} belongs to a VM or to an operation by now, or is gone: it was not deleted",
+            f"{before.path} belongs to a VM or to an operation by now, or is gone: nothing was done to it",
             path=before.path,
             hint="`vmkeep orphans list` shows what belongs to no VM.",
         )
     if now.in_use:
-        raise VmBusy(f"a swtpm works in {before.path}", path=before.path, hint="It was not deleted.")
+        raise VmBusy(f"a swtpm works in {before.path}", path=before.path, hint="Nothing was done to it.")
     if now != before:
         raise InvalidRequest(
-            f"{before.path} has changed since it was looked at: it was not deleted",
+            f"{before.path} has changed since it was looked at: nothing was done to it",
             path=before.path,
             hint="Something writes to it. Look at it again: `vmkeep orphans list`.",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmkeep.custody.orphans import Orphan, OrphanSecret
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, NewVersion
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -23,6 +23,21 @@ class LookForOrphans(Task[OrphansFound]):
 
     Raises InvalidRequest for a libvirt whose directories of state are not those of this machine.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOrphan(Task[NewVersion]):
+    """Put the content of a file of an orphan into the repository as a version of a VM's state.
+
+    ``file`` is the name of that file in the orphan. The operation holds the VM. Raises InvalidRequest for an orphan
+    that is none any more or has changed, VmBusy for one that a swtpm has, and what a capture raises of a file that is
+    no state.
+    """
+
+    orphan: Orphan
+    file: str
+    vm_uuid: str
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
