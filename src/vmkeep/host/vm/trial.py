@@ -65,7 +65,7 @@ def try_tpm(content: bytes, file: str, passphrase: bytes | None = None) -> Trial
     try:
         return _tried(swtpm, content, passphrase)
     except OSError as error:
-        return Trial(None, f"swtpm could not be started: {error.strerror or error}")
+        return Trial(None, f"a swtpm could not be started: {error.strerror or error}")
 
 
 def _tried(swtpm: str, content: bytes, passphrase: bytes | None) -> Trial:
@@ -95,7 +95,7 @@ def _tried(swtpm: str, content: bytes, passphrase: bytes | None) -> Trial:
             ours.close()  # swtpm ends with its connection
             said, _ = started.process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired:
-            return Trial(None, f"swtpm did not end within {_SECONDS:.0f} s")
+            return Trial(None, f"the swtpm did not end within {_SECONDS:.0f} s")
         finally:
             with started.process:  # which closes its output, and waits
                 started.process.kill()
@@ -125,7 +125,7 @@ def _verdict(status: int, answer: int | None, said: str) -> Trial:
         return Trial(False, "swtpm does not load it")
     if status == _NO_PLACE:
         return Trial(None, "this user, or this container, cannot make a place of its own for swtpm")
-    return Trial(None, f"swtpm ended with status {status}: {last}")
+    return Trial(None, f"the swtpm ended with status {status}: {last}")
 
 
 def _in_memory(content: bytes) -> BinaryIO:
