@@ -202,6 +202,28 @@ def test_what_no_point_names_is_found_again_when_the_catalogue_is_lost(host: Hos
     assert vmkeep.fails("vm", "forget", "nobody", "--yes").code == "vm-not-found"
 
 
+def test_state_that_swtpm_does_not_load_is_not_kept(host: Host, vmkeep: Vmkeep) -> None:
+    secret = host.define_secret(b"of the TPM")
+    backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
+    vm = host.define("guest", disks=[Disk("vda", MiB)], tpm_backend=backend)
+    vm.start(paused=True)
+    vm.destroy()
+    vmkeep.json("state", "capture", "guest")
+    permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    good = permall.read_bytes()
+    half = len(good) // 2
+    for bad in (good[:-7], good[:half] + bytes(len(good) - half), good[:600] + b"!" + good[601:]):
+        permall.write_bytes(bad)
+        failed = vmkeep.fails("state", "capture", "guest")
+        assert failed.code == "state-torn"
+        assert "secret" in failed.error["message"]
+    (tpm,) = vmkeep.json("state", "versions", "guest", "--kind", "tpm")["versions"]
+    assert (tpm["version"], tpm["current"]) == (1, True)
+    (vmkeep.home / "vmkeep.toml").write_text('trial_start = "off"\n')
+    (captured,) = vmkeep.json("state", "capture", "guest")["captured"]
+    assert [(each["kind"], each["version"]) for each in captured["new"]] == [("tpm", 2)]
+
+
 def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", MiB)])
     _, _, old = two_versions(vm, vmkeep)

@@ -172,6 +172,10 @@ def restore_state(
     version: Annotated[
         int | None, typer.Option("--version", metavar="N", help="Another than the newest; with --kind.", min=1)
     ] = None,
+    content: Annotated[
+        str | None,
+        typer.Option("--content", metavar="SHA256", help="One by its hash, or the beginning; also a conflict."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
@@ -179,10 +183,13 @@ def restore_state(
 ) -> None:
     """Put kept state back in place of what a VM has now. The VM must be off; a safety point is taken first."""
     from vmkeep.cli.restore import write_in_place
+    from vmkeep.errors import InvalidRequest
     from vmkeep.flows.vm_states import state_to_put_back
 
+    if version is not None and content is not None:
+        raise InvalidRequest("--version and --content both name a version", hint="Give one of them.")
     with session(context, json=json, connect=connect, debug=debug) as running:
-        found = state_to_put_back(running.premises.catalog, vm, kind, version)
+        found = state_to_put_back(running.premises.catalog, vm, kind, version, content)
         write_in_place(running, found.point, (), None, yes=yes, versions=found.versions)
 
 

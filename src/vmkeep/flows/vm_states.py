@@ -144,15 +144,18 @@ class StateToPutBack:
     versions: tuple[CatalogState, ...]
 
 
-def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> StateToPutBack:
+def state_to_put_back(
+    catalog: Catalog, vm: str, kind: str | None, generation: int | None, content: str | None = None
+) -> StateToPutBack:
     """Return what is put back of a VM's state: the newest version of each kind, or the one that is named.
 
-    Raises VmNotFound, InvalidRequest, and PointNotFound for a VM of which no point holds such a state.
+    ``content`` is the beginning of a SHA-256, and names one that is a conflict too. Raises VmNotFound, InvalidRequest,
+    and PointNotFound for a VM of which no point holds such a state.
     """
     if generation is not None and kind is None:
         raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
     versions = versions_kept(catalog, vm, kind)
-    wanted = _wanted(catalog, versions, generation)
+    wanted = _wanted(catalog, versions, generation) if content is None else _with_content(versions, content, vm)
     if not wanted:
         raise InvalidRequest(
             f"there is no version {generation} of the {kind} state of VM {vm!r}"
@@ -175,6 +178,19 @@ def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: i
         )
     newest = next((point for point in points if not point.is_safety), points[0])
     return StateToPutBack(newest.id, tuple(each.version for each in wanted))
+
+
+def _with_content(versions: Sequence[VersionKept], content: str, vm: str) -> list[VersionKept]:
+    """Return the one version whose content has a SHA-256 that begins so. Raises InvalidRequest for none and several."""
+    found = [each for each in versions if content and each.version.sha256.startswith(content.lower())]
+    if len({(each.version.kind, each.version.sha256) for each in found}) == 1:
+        return found[:1]
+    raise InvalidRequest(
+        f"{'no' if not found else 'more than one'} version of the state of VM {vm!r} has a SHA-256 that begins with "
+        f"{content!r}",
+        vm=vm,
+        hint=f"`{command_line('vmkeep state versions', vm)}` lists them; --json has the whole hash.",
+    )
 
 
 def _wanted(catalog: Catalog, versions: Sequence[VersionKept], generation: int | None) -> list[VersionKept]:

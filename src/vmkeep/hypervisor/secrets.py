@@ -120,6 +120,15 @@ class Secrets:
                 raise
         return str(described.xpath("string(usage/@type)")) or "none"
 
+    def listed(self, usage: str) -> dict[str, str]:
+        """Return the secrets of a usage ("vtpm"), the name of each one's use by its UUID; never a value."""
+        found: dict[str, str] = {}
+        with libvirt_errors("list the secrets"):
+            for handle in self._connection.listAllSecrets():
+                if handle.usageType() == _USAGES[usage]:
+                    found[handle.UUIDString()] = handle.usageID()
+        return found
+
     def keep(self, secret: Secret) -> None:
         """Define a secret that libvirt does not have, or has without a value, and set its value. It is persistent.
 
