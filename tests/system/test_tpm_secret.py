@@ -146,6 +146,8 @@ def test_secret_comes_back_with_the_vm(kept: Kept) -> None:
     assert "<secret ephemeral='no' private='no'>" in xml
     assert "<usage type='vtpm'>\n    <name>tpm</name>" in xml
     assert kept.vmkeep.json("vm", "show", "guest")["vm"]["complete"] is True
+    tpm = kept.vmkeep.json("state", "show", "guest")["state"]["kinds"]["tpm"]
+    assert (tpm["encrypted"], tpm["secret"]) == (True, {"uuid": kept.secret, "point": kept.point["id"]})
 
 
 def test_secret_is_nowhere_in_plain_text(kept: Kept) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli import state_bundle, state_show
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.state_show import Kind, standing_text
 from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
@@ -22,13 +23,6 @@ app = typer.Typer(
     epilog="Example: vmkeep state list",
     rich_markup_mode=None,
 )
-
-
-class Kind(StrEnum):
-    """Kinds of state files."""
-
-    TPM = "tpm"
-    NVRAM = "nvram"
 
 
 @app.command("list", epilog="Example: vmkeep state list win11")
@@ -62,7 +56,7 @@ def list_states(
             (
                 state.vm,
                 state.found.kind,
-                _standing_text(state),
+                standing_text(state),
                 _number(state.judged.generation),
                 _number(state.newest.generation if state.newest is not None else None),
                 time_text(state.newest.created) if state.newest is not None else "",
@@ -115,6 +109,10 @@ def list_versions(
             for each in kept
         ]
         running.console.show(Table(columns=columns, rows=rows, right=("version", "size"), drop=("SHA-256", "size")))
+
+
+state_show.register(app)
+state_bundle.register(app)
 
 
 @app.command("capture", epilog="Example: vmkeep state capture --all")
@@ -210,7 +208,7 @@ def accept_state(
         if running.console.json:
             running.console.document({"accepted": [_state_document(state, None) for state in accepted]})
             return
-        told = [f"{state.vm}: its {state.found.kind} state counts ({_standing_text(state)})" for state in accepted]
+        told = [f"{state.vm}: its {state.found.kind} state counts ({standing_text(state)})" for state in accepted]
         running.console.show(*(told or [f"{vm}: nothing needs it"]))
 
 
@@ -230,10 +228,6 @@ def captured_document(captured: Captured) -> dict[str, Any]:
         "older": list(captured.older),
         "recovered": captured.recovered,
     }
-
-
-def _standing_text(state: StandingState) -> str:
-    return "older, by swtpm's backup" if state.judged.from_backup else str(state.judged.standing)
 
 
 def _number(generation: int | None) -> str:

@@ -115,10 +115,9 @@ def compare_states(kind: str, before: bytes, after: bytes) -> StateDifference:
 
 
 def _changes(before: Mapping[bytes, Variable], after: Mapping[bytes, Variable]) -> Iterator[VariableChange]:
-    for key in sorted(before.keys() | after.keys()):
+    both = {**before, **after}
+    for key, of in sorted(both.items(), key=lambda each: (each[1].vendor_name, each[1].name, each[0])):
         old, new = before.get(key), after.get(key)
-        of = new or old
-        assert of is not None
         if old is not None and new is not None and (old.sha256, old.attributes) == (new.sha256, new.attributes):
             continue
         came: tuple[Certificate, ...] = ()

@@ -36,6 +36,7 @@ _VENDORS: Final = {
     "4c19049f-4137-4dd3-9c10-8b97a83ffdfa": "EDK2 memory types",
     "59324945-ec44-4c0d-b1cd-9db139df070c": "EDK2 iSCSI",
     "4b47d616-a8d6-4552-9d44-ccad2e0f4cf9": "EDK2 iSCSI",
+    "6339d487-26ba-424b-9a5d-687e25d740bc": "EDK2 TPM",
     "605dab50-e046-4300-abb6-3dd810dd8b23": "shim",
     "77fa9abd-0359-4d32-bd60-28f4e78f784b": "Microsoft",
     "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f": "boot loader interface",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
-from vmkeep.custody.states import KnownState
+from vmkeep.custody.states import ChosenVersion, KnownState
 from vmkeep.errors import InvalidRequest, PointNotFound, VmNotFound
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import LookAtStates
@@ -111,18 +111,10 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StateToPutBack:
-    """Versions of state files that go back, with a point of the VM that they go back through."""
+def versions_asked_for(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> tuple[VersionKept, ...]:
+    """Return the newest version of each kind of a VM's state that counts, or the one that is named.
 
-    point: str
-    versions: tuple[CatalogState, ...]
-
-
-def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> StateToPutBack:
-    """Return what is put back of a VM's state: the newest version of each kind, or the one that is named.
-
-    Raises VmNotFound, InvalidRequest, and PointNotFound for a VM of which no point holds such a state.
+    Raises VmNotFound, and InvalidRequest when there is none.
     """
     if generation is not None and kind is None:
         raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
@@ -136,6 +128,23 @@ def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: i
             vm=vm,
             hint=f"`{command_line('vmkeep state versions', vm)}` lists them.",
         )
+    return tuple(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class StateToPutBack:
+    """Versions of state files that go back, with a point of the VM that they go back through."""
+
+    point: str
+    versions: tuple[CatalogState, ...]
+
+
+def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> StateToPutBack:
+    """Return what is put back of a VM's state: the newest version of each kind, or the one that is named.
+
+    Raises VmNotFound, InvalidRequest, and PointNotFound for a VM of which no point holds such a state.
+    """
+    wanted = versions_asked_for(catalog, vm, kind, generation)
     kinds = {each.version.kind for each in wanted}
     points = [
         point
@@ -197,6 +206,11 @@ def is_tracked(catalog: Catalog, vm_uuid: str) -> bool:
 def known_version(state: CatalogState) -> KnownVersion:
     """Return a version as a file is judged by it."""
     return KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
+
+
+def chosen_of(state: CatalogState) -> ChosenVersion:
+    """Return a version as it is asked for in the repository: by its id, and with the content that was accepted."""
+    return ChosenVersion(state.kind, state.id, state.sha256)
 
 
 def states_in(point: CatalogPoint) -> dict[str, str]:
