@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 
@@ -62,6 +63,8 @@ def test_state_is_shown_and_compared_in_words(host: Host, vmkeep: Vmkeep) -> Non
 
     (vm.tpm_directory / "tpm2" / "tpm2-00.permall").unlink()
     assert vmkeep.fails("state", "diff", "guest", "1", "--kind", "tpm").code == "host-file-missing"
+    os.mkfifo(vm.tpm_directory / "tpm2" / "tpm2-00.permall")
+    assert "not a regular file" in vmkeep.fails("state", "diff", "guest", "1", "--kind", "tpm").error["message"]
     vm.delete()
     gone = vmkeep.json("state", "show", "guest")["state"]
     assert (gone["on_host"], gone["kinds"]["nvram"]["variables"]) == (False, shown["nvram"]["variables"])

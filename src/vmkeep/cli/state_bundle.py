@@ -144,8 +144,9 @@ def import_state(
             }
             running.console.document({"imported": document})
             return
-        lines = [f"{found.vm}: kept as {each.kind} version {each.generation}" for each in found.new]
-        lines += [f"{found.vm}: is {each.kind} version {each.generation} already" for each in found.known]
+        name = f"{found.vm} ({found.vm_uuid})"
+        lines = [f"{name}: kept as {each.kind} version {each.generation}" for each in found.new]
+        lines += [f"{name}: is {each.kind} version {each.generation} already" for each in found.known]
         running.console.show(*lines)
 
 

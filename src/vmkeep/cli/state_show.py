@@ -196,12 +196,12 @@ def _holders(newest: VersionKept) -> str:
 
 def _encryption_text(kind: KindShown) -> str:
     secret = kind.secret
-    kept = None if secret is None else f"libvirt's secret {secret.uuid}, which point {secret.point} holds"
+    kept = None if secret is None else f"libvirt's secret {secret.uuid} is in point {secret.point}"
     if kind.encrypted is None:
         return "unknown" if kept is None else f"unknown; {kept}"
     if not kind.encrypted:
         return "no"
-    return f"yes, with {kept}" if kept else "yes, and no point holds the secret that opens it: keep its value safe"
+    return f"yes; {kept}" if kept else "yes, and no point holds the secret that opens it: keep its value safe"
 
 
 def _version_text(version: CatalogState) -> str:

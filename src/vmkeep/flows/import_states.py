@@ -21,7 +21,7 @@ from vmkeep.flows.installation import Premises
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.host.protocol import Host
-from vmkeep.host.tasks.survey import FindVm
+from vmkeep.host.tasks.survey import LookAtStates
 from vmkeep.repository import Repository
 from vmkeep.repository.statebundle import BUNDLE_BYTES_LIMIT, BundledState, StateBundle
 from vmkeep.values import dataclass
@@ -72,10 +72,12 @@ def import_states(premises: Premises, host: Host, bundle: StateBundle, vm: str |
 def _vm_of(catalog: Catalog, host: Host, bundle: StateBundle, vm: str | None) -> tuple[str, str]:
     """Return UUID and name of the VM whose versions they become."""
     try:
-        uuid = host.ask(FindVm(bundle.vm_uuid if vm is None else vm))
+        for found in host.ask(LookAtStates((bundle.vm_uuid if vm is None else vm,))):
+            return found.uuid, found.name
     except VmNotFound:
-        uuid = ""
-    if not uuid and vm is not None:
+        pass
+    uuid = bundle.vm_uuid
+    if vm is not None:
         uuids = catalog.vms_named(vm)
         if len(uuids) != 1:
             raise VmNotFound(
@@ -84,9 +86,8 @@ def _vm_of(catalog: Catalog, host: Host, bundle: StateBundle, vm: str | None) ->
                 hint="Name it by its UUID, or leave --vm out: the versions become those of the VM that they are of.",
             )
         uuid = uuids[0]
-    uuid = uuid or bundle.vm_uuid
     known = catalog.vm(uuid)
-    return uuid, known.name if known is not None else vm or bundle.vm_name
+    return uuid, known.name if known is not None else bundle.vm_name
 
 
 def _is_content(version: CatalogState, state: BundledState) -> bool:

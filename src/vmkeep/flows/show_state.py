@@ -98,8 +98,9 @@ def show_state(catalog: Catalog, repository: Callable[[], Repository], host: Hos
     on_host, uuid, standings = _standings(catalog, host, vm)
     try:
         kept = versions_kept(catalog, uuid or vm)
-    except VmNotFound:
+    except VmNotFound as error:
         if uuid is None:
+            error.message += "".join(f"; {problem}" for problem in standings.problems)
             raise
         kept = ()
     uuid = uuid or catalog.vms_named(vm)[0]

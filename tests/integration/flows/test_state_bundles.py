@@ -28,7 +28,7 @@ from vmkeep.flows.installation import Premises
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.gate import HasGate
 from vmkeep.host.tasks.locks import HoldVm, LetVmGo
-from vmkeep.host.tasks.survey import FindVm
+from vmkeep.host.tasks.survey import LookAtStates, StatesOfVm
 from vmkeep.planning.retention import KeepRule
 from vmkeep.repository import PointSecret, Repository
 from vmkeep.repository.statebundle import StateBundle, open_bundle
@@ -47,10 +47,12 @@ class Quiet:
 
     def ask(self, task: Any) -> Any:
         match task:
-            case FindVm() if task.vm in self.vms or task.vm in self.vms.values():
-                return self.vms.get(task.vm, task.vm)
-            case FindVm():
-                raise VmNotFound("there is no VM", vm=task.vm)
+            case LookAtStates():
+                (vm,) = task.vms
+                found = [(name, uuid) for name, uuid in self.vms.items() if vm in (name, uuid)]
+                if not found:
+                    raise VmNotFound("there is no VM", vm=vm)
+                return tuple(StatesOfVm(name, uuid, "off", ()) for name, uuid in found)
             case HoldVm():
                 self.held.append(task.vm_uuid)
             case LetVmGo():
@@ -196,7 +198,8 @@ def test_versions_become_those_of_another_vm_when_that_is_asked_for(home: Home, 
     home.keep(PLAIN, 1)
     home.export(tmp_path / "win11.state")
     bundle = bundle_in(tmp_path / "win11.state")
-    found = other.take(bundle, host_with(web=WEB), "web")
+    found = other.take(bundle, host_with(web=WEB), WEB)
+    assert other.catalog.vms_named("web") == (WEB,)
     assert (found.vm, found.vm_uuid) == ("web", WEB)
     assert other.catalog.states_of_vm(WIN11) == ()
     (state,) = other.catalog.states_of_vm(WEB)
