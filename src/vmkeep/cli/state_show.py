@@ -270,6 +270,8 @@ def _conflict_lines(conflict: StateConflict) -> Iterator[str]:
         yield f"  {word}: SHA-256 {side.version.sha256[:16]}, {time_text(side.version.created)}"
         for holding in side.held_by:
             made = f"on {holding.host}" if holding.host is not None else "a snapshot of this host"
+            if holding.trust not in (None, "own", "trusted"):
+                made += f" ({holding.trust})"
             yield f"    held by {holding.id}, {made}, {time_text(holding.created)}"
         yield f"    {side.command}" if side.command else "    nothing can put it back: no point holds it"
     if conflict.compare is not None:
