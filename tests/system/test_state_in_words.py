@@ -110,6 +110,23 @@ def test_exported_state_comes_back_in_another_home(host: Host, vmkeep: Vmkeep) -
     again_here = other.json("state", "import", file, "--passphrase-file", words)["imported"]
     assert (again_here["new"], len(again_here["known"])) == ([], 2)
 
+    # What the lost home knew later is kept beside what counts here, and goes back when it is named.
+    vm.change_tpm()
+    later = vm.tpm_state()
+    vmkeep.json("state", "capture", "guest")
+    vmkeep.json("state", "export", "guest", "--kind", "tpm", "--to", work / "later", "--passphrase-file", words)
+    vm.change_tpm()
+    (late,) = other.json("state", "import", work / "later", "--passphrase-file", words)["imported"]["late"]
+    assert late["sha256"] == hashlib.sha256(later).hexdigest()
+    versions = {each["sha256"]: each for each in other.json("state", "versions", "guest", "--kind", "tpm")["versions"]}
+    assert (versions[late["sha256"]]["conflict"], versions[late["sha256"]]["current"]) == (True, False)
+    (conflict,) = other.json("state", "conflicts", "guest")["conflicts"]
+    assert conflict["conflict"]["command"] == late["command"]
+    other.json(*late["command"].split()[1:], "--yes")
+    assert vm.tpm_state() == later
+    shown = other.json("state", "show", "guest")["state"]["kinds"]["tpm"]
+    assert shown["standing"] == "current"
+
     files = other.json("state", "import", file, "--output", work / "files", "--passphrase-file", words)["imported"]
     assert (work / "files" / "tpm2-00.permall").read_bytes() == kept
     assert len(files["files"]) == 2

@@ -10,7 +10,7 @@ from vmkeep.cli import state_bundle, state_show
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
-from vmkeep.cli.state_show import Kind, standing_text
+from vmkeep.cli.state_show import Kind, VersionOption, standing_text
 from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
@@ -167,9 +167,7 @@ def restore_state(
     context: typer.Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only that of the TPM, or the UEFI variables.")] = None,
-    version: Annotated[
-        int | None, typer.Option("--version", metavar="N", help="Another than the newest; with --kind.", min=1)
-    ] = None,
+    version: VersionOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,

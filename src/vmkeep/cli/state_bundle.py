@@ -12,7 +12,7 @@ from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import size_text
 from vmkeep.cli.passphrases import PassphraseOption, passphrase_from
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
-from vmkeep.cli.state_show import KindOption
+from vmkeep.cli.state_show import KindOption, VersionOption
 from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def export_state(
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="A new file.", show_default=False)],
     kind: KindOption = None,
-    version: Annotated[
-        int | None, typer.Option("--version", metavar="N", help="Another than the newest; with --kind.", min=1)
-    ] = None,
+    version: VersionOption = None,
     passphrase_file: PassphraseOption = None,
     key: KeyOption = None,
     json: JsonOption = False,
@@ -107,8 +105,9 @@ def import_state(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Keep the state of a file as versions of its VM, where none are kept yet; nothing is put into the VM."""
+    """Keep the state of a file as versions of its VM, never above those that count; nothing is put into the VM."""
     from vmkeep.flows.import_states import import_states, lay_down
+    from vmkeep.flows.state_conflicts import restoring_command
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         _refuse_both(passphrase_file, key)
@@ -139,6 +138,7 @@ def import_state(
                 "vm": found.vm,
                 "vm_uuid": found.vm_uuid,
                 "new": [_outline(each) for each in found.new],
+                "late": [{**_outline(each), "command": restoring_command(each)} for each in found.late],
                 "known": [_outline(each) for each in found.known],
                 "secrets": held,
             }
@@ -147,6 +147,9 @@ def import_state(
         name = f"{found.vm} ({found.vm_uuid})"
         lines = [f"{name}: kept as {each.kind} version {each.generation}" for each in found.new]
         lines += [f"{name}: is {each.kind} version {each.generation} already" for each in found.known]
+        for each in found.late:
+            lines.append(f"{name}: kept beside its {each.kind} versions, and does not count; to put it back:")
+            lines.append(f"  {restoring_command(each)}")
         running.console.show(*lines)
 
 

@@ -32,6 +32,16 @@ KindOption = Annotated[
     Kind | None, typer.Option("--kind", help="Only that of the TPM, or the UEFI variables.", show_default=False)
 ]
 
+VersionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--version",
+        metavar="N",
+        help="Another than the newest, by number or 8 digits of its SHA-256; with --kind.",
+        show_default=False,
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -273,7 +283,7 @@ def _conflict_lines(conflict: StateConflict) -> Iterator[str]:
             if holding.trust not in (None, "own", "trusted"):
                 made += f" ({holding.trust})"
             yield f"    held by {holding.id}, {made}, {time_text(holding.created)}"
-        yield f"    {side.command}" if side.command else "    nothing can put it back: no point holds it"
+        yield f"    {side.command}"
     if conflict.compare is not None:
         yield f"  what differs: {conflict.compare}"
 

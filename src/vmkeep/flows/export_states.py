@@ -44,7 +44,7 @@ def export_states(
     repository: Callable[[], Repository],
     vm: str,
     kind: str | None,
-    generation: int | None,
+    version: str | None,
     path: Path,
     key: Callable[[], KeyMaterial],
 ) -> StatesExported:
@@ -54,7 +54,7 @@ def export_states(
     read. Raises VmNotFound, InvalidRequest, TargetExists for a file that is there, and what reading and writing raise.
     """
     refuse_unwritable(path)
-    versions = versions_asked_for(catalog, vm, kind, generation)
+    versions = versions_asked_for(catalog, vm, kind, version)
     opened = repository()
     states = tuple(
         BundledState(*read_chosen(opened, each.version.vm_uuid, chosen_of(each.version))) for each in versions

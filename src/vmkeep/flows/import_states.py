@@ -1,20 +1,21 @@
 """Bring the state versions of a bundle into this repository and catalogue, or lay them down as files.
 
-No flow of DBOS: contents are put into the repository, then they are accepted in one transaction, and then pinned. A
-kill between the first two leaves contents that nothing knows, and the next import puts them there again.
+No flow of DBOS: contents are put into the repository, then they are accepted, and then pinned. A kill in between leaves
+contents that nothing knows, and the next import puts them there again; a pin that is missing is put by whatever settles
+the VM's pins next.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from vmkeep.catalog import Catalog, CatalogState
-from vmkeep.commandline import command_line
 from vmkeep.definition import secret_definition
-from vmkeep.errors import InvalidRequest, TargetExists, VmNotFound
+from vmkeep.errors import TargetExists, VmNotFound
 from vmkeep.filesystem import file_error, file_errors, write_new_file
 from vmkeep.flows.gate import tell_gate
 from vmkeep.flows.installation import Premises
@@ -29,11 +30,15 @@ from vmkeep.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StatesImported:
-    """What became of a bundle's versions. ``new`` were kept; ``known`` were here with their content."""
+    """What became of a bundle's versions. ``known`` were here with their content. ``new`` were kept and count.
+
+    ``late`` were kept beside versions that count, and do not: they go back by their hash.
+    """
 
     vm: str
     vm_uuid: str
     new: tuple[CatalogState, ...]
+    late: tuple[CatalogState, ...]
     known: tuple[CatalogState, ...]
 
 
@@ -46,8 +51,9 @@ def read_bundle_file(path: Path) -> bytes:
 def import_states(premises: Premises, host: Host, bundle: StateBundle, vm: str | None) -> StatesImported:
     """Keep the versions of a bundle as versions of its VM, or of another one, given by name or UUID.
 
-    A content that is known here is found again. Of a kind of which nothing is known, it becomes the first. Any other is
-    refused (InvalidRequest): a version above the newest would be what the VM must have, and a number below it is taken.
+    A content that is known here is found again. Of a kind of which no version counts, it becomes the first. Any other
+    is kept as one that never counts: above the newest it would be what the VM must have, and the numbers below are
+    taken.
     """
     catalog = premises.catalog
     uuid, name = _vm_of(catalog, host, bundle, vm)
@@ -56,17 +62,17 @@ def import_states(premises: Premises, host: Host, bundle: StateBundle, vm: str |
         known = tuple(each for state in bundle.states for each in versions if _is_content(each, state))
         unknown = [state for state in bundle.states if not any(_is_content(each, state) for each in versions)]
         unknown.sort(key=lambda state: state.version.generation)
-        taken = {each.kind: each.generation for each in reversed(versions)}
-        for state in unknown:
-            if state.version.kind in taken:
-                raise _refusal(name, state.version.kind, taken[state.version.kind])
-        new = tuple(_put(premises.repository, unknown, uuid))
-        if new:
+        newest: dict[str, int] = {each.kind: each.generation for each in reversed(versions) if not each.conflict}
+        put = tuple(_put(premises.repository, unknown, uuid, newest))
+        new = tuple(each for each in put if each.kind not in newest)
+        late = tuple(replace(each, conflict=True) for each in put if each.kind in newest)
+        if put:
             catalog.see_vm(uuid, name)
             catalog.accept_states(new)
+            catalog.keep_late(late)
             tell_gate(catalog, host, uuid)
         settle_pins(catalog, premises.repository, uuid, premises.keep_state_versions)
-    return StatesImported(name, uuid, new, tuple(dict.fromkeys(known)))
+    return StatesImported(name, uuid, new, late, tuple(dict.fromkeys(known)))
 
 
 def _vm_of(catalog: Catalog, host: Host, bundle: StateBundle, vm: str | None) -> tuple[str, str]:
@@ -94,27 +100,20 @@ def _is_content(version: CatalogState, state: BundledState) -> bool:
     return (version.kind, version.sha256) == (state.version.kind, state.version.sha256)
 
 
-def _refusal(vm: str, kind: str, newest: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"versions of the {kind} state of VM {vm!r} are kept here, the newest is {newest}, and that in the bundle is "
-        "none of them: it cannot be kept as an older one",
-        vm=vm,
-        hint="Nothing was changed. `vmkeep state import FILE --output DIR` writes it to files; put it where "
-        f"`{command_line('vmkeep state list', vm)}` shows the file, and `{command_line('vmkeep state capture', vm)}` "
-        "keeps it as the newest.",
-    )
-
-
-def _put(repository: Repository, states: Sequence[BundledState], vm_uuid: str) -> Iterator[CatalogState]:
+def _put(
+    repository: Repository, states: Sequence[BundledState], vm_uuid: str, newest: Mapping[str, int]
+) -> Iterator[CatalogState]:
+    """Put contents into the repository. Those beside versions that count keep their number, if it is not above them."""
     numbers: dict[str, int] = {}
     for state in states:
         made = state.version
         numbers[made.kind] = numbers.get(made.kind, 0) + 1
+        late = min(made.generation, newest.get(made.kind, 0))
         put = repository.put_state(
             state.content,
             vm_uuid=vm_uuid,
             kind=made.kind,
-            generation=numbers[made.kind],
+            generation=late or numbers[made.kind],
             file=made.file,
             owner=made.owner,
             group=made.group,

@@ -22,11 +22,11 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class ConflictSide:
-    """A version of one side, what holds it, and the command that puts it into the VM; None when nothing can."""
+    """A version of one side, what holds it, and the command that puts it into the VM."""
 
     version: CatalogState
     held_by: tuple[Holding, ...]
-    command: str | None
+    command: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,17 @@ def _of_vm(catalog: Catalog, uuid: str) -> Iterator[StateConflict]:
 def _side(catalog: Catalog, version: CatalogState) -> ConflictSide:
     held_by = tuple(_holding(catalog, holder) for holder in catalog.holders(version.vm_uuid).get(version.id, ()))
     point = next((each for each in held_by if each.trust is not None), None)
-    # A conflict goes back with its point only; one that counts also by its number.
     if point is not None:
         command = command_line("vmkeep restore", point.id, options=f"--in-place --only {version.kind}")
-    elif not version.conflict:
-        options = f"--kind {version.kind} --version {version.generation}"
-        command = command_line("vmkeep state restore", version.vm_uuid, options=options)
     else:
-        command = None
+        command = restoring_command(version)
     return ConflictSide(version, held_by, command)
+
+
+def restoring_command(version: CatalogState) -> str:
+    """Return the command that puts a version into its VM, whether it counts or not."""
+    options = f"--kind {version.kind} --version {version.sha256[:16]}"
+    return command_line("vmkeep state restore", version.vm_uuid, options=options)
 
 
 def _holding(catalog: Catalog, holder: str) -> Holding:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
 from vmkeep.commandline import command_line
@@ -14,6 +16,8 @@ from vmkeep.host.tasks.survey import LookAtStates
 from vmkeep.values import dataclass
 
 KINDS = ("tpm", "nvram")
+_NUMBER: Final = re.compile(r"[0-9]{1,7}")
+_BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +115,47 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     )
 
 
-def versions_asked_for(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> tuple[VersionKept, ...]:
+def versions_asked_for(catalog: Catalog, vm: str, kind: str | None, version: str | None) -> tuple[VersionKept, ...]:
     """Return the newest version of each kind of a VM's state that counts, or the one that is named.
 
     Raises VmNotFound, and InvalidRequest when there is none.
     """
-    if generation is not None and kind is None:
-        raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
     versions = versions_kept(catalog, vm, kind)
-    wanted = _wanted(catalog, versions, generation)
+    if version is not None:
+        if kind is None:
+            raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
+        return (named_version(versions, version, vm, kind),)
+    wanted = _newest(catalog, versions)
     if not wanted:
         raise InvalidRequest(
-            f"there is no version {generation} of the {kind} state of VM {vm!r}"
-            if generation is not None
-            else f"no version of the state of VM {vm!r} counts as its newest",
+            f"no version of the state of VM {vm!r} counts as its newest",
             vm=vm,
             hint=f"`{command_line('vmkeep state versions', vm)}` lists them.",
         )
     return tuple(wanted)
+
+
+def named_version(kept: Sequence[VersionKept], text: str, vm: str, kind: str) -> VersionKept:
+    """Return the version that a number or the beginning of a hash means.
+
+    Of two with one number that is the one which counts: a conflict is named by its hash. Raises InvalidRequest.
+    """
+    if _NUMBER.fullmatch(text):
+        named = [each for each in kept if each.version.generation == int(text)]
+        named = [each for each in named if not each.version.conflict] or named
+    elif _BEGINNING.fullmatch(text.lower()):
+        named = [each for each in kept if each.version.sha256.startswith(text.lower())]
+    else:
+        named = []
+    # Versions with one content are the same to whoever names it by that.
+    if len({each.version.sha256 for each in named}) == 1:
+        return named[0]
+    told = "several versions" if named else "no version"
+    raise InvalidRequest(
+        f"{text!r} means {told} of the {kind} state of VM {vm!r}",
+        vm=vm,
+        hint=f"`{command_line('vmkeep state versions', vm)}` lists them; name one by its number or its SHA-256.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +166,12 @@ class StateToPutBack:
     versions: tuple[CatalogState, ...]
 
 
-def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> StateToPutBack:
+def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, version: str | None) -> StateToPutBack:
     """Return what is put back of a VM's state: the newest version of each kind, or the one that is named.
 
     Raises VmNotFound, InvalidRequest, and PointNotFound for a VM of which no point holds such a state.
     """
-    wanted = versions_asked_for(catalog, vm, kind, generation)
+    wanted = versions_asked_for(catalog, vm, kind, version)
     kinds = {each.version.kind for each in wanted}
     points = [
         point
@@ -161,11 +188,11 @@ def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: i
     return StateToPutBack(newest.id, tuple(each.version for each in wanted))
 
 
-def _wanted(catalog: Catalog, versions: Sequence[VersionKept], generation: int | None) -> list[VersionKept]:
-    """Return the versions that are meant. Without a number that is the newest one that somebody vouches for."""
+def _newest(catalog: Catalog, versions: Sequence[VersionKept]) -> list[VersionKept]:
+    """Return the newest version of each kind that somebody vouches for."""
     accepted = [each for each in versions if not each.version.conflict]
-    if generation is not None or not accepted:
-        return [each for each in accepted if each.version.generation == generation]
+    if not accepted:
+        return []
     uuid = accepted[0].version.vm_uuid
     doubtful = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
     newest: dict[str, VersionKept] = {}

@@ -10,12 +10,13 @@ from typing import Any, cast
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point
+from tests.integration.flows.test_kept_versions import owned
 from tests.integration.repository.samples import sample_key
 from tests.unit.custody.test_differences import tpm
+from tests.unit.repository.signed import SIGNER
 from vmkeep.catalog import CatalogState, MemoryCatalog
 from vmkeep.errors import (
     HostFileMissing,
-    InvalidRequest,
     ObjectMissing,
     StoreError,
     TargetExists,
@@ -25,6 +26,9 @@ from vmkeep.flows import export_states as exporting
 from vmkeep.flows.export_states import StatesExported, export_states
 from vmkeep.flows.import_states import import_states, lay_down, read_bundle_file
 from vmkeep.flows.installation import Premises
+from vmkeep.flows.settle_pins import found_pin
+from vmkeep.flows.state_conflicts import state_conflicts
+from vmkeep.flows.vm_states import versions_asked_for
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.gate import HasGate
 from vmkeep.host.tasks.locks import HoldVm, LetVmGo
@@ -75,7 +79,9 @@ class Home:
 
     def __init__(self, directory: Path) -> None:
         self.repository = Repository.create(str(directory), sample_key())
+        self.repository.sign_with(lambda: SIGNER)
         self.catalog = MemoryCatalog()
+        owned(self.catalog, SIGNER)
 
     def keep(self, content: bytes, generation: int, kind: str = "tpm", vm: str = WIN11) -> CatalogState:
         file = "nvram.fd" if kind == "nvram" else "tpm2/tpm2-00.permall"
@@ -88,9 +94,9 @@ class Home:
         return state
 
     def export(self, path: Path, **named: Any) -> StatesExported:
-        of = {"vm": "win11", "kind": None, "generation": None, **named}
+        of = {"vm": "win11", "kind": None, "version": None, **named}
         return export_states(
-            self.catalog, lambda: self.repository, of["vm"], of["kind"], of["generation"], path, sample_key
+            self.catalog, lambda: self.repository, of["vm"], of["kind"], of["version"], path, sample_key
         )
 
     def take(self, bundle: StateBundle, host: Host, vm: str | None = None) -> Any:
@@ -124,7 +130,7 @@ def test_newest_of_each_kind_goes_into_a_private_file_with_owner_and_mode(home: 
     assert (held["tpm"].content, held["nvram"].content) == (PLAIN, VARIABLES)
     version = held["tpm"].version
     assert (version.id, version.owner, version.group, version.mode) == (newest.id, "tss", "root", 0o600)
-    one = home.export(tmp_path / "one", kind="tpm", generation=1)
+    one = home.export(tmp_path / "one", kind="tpm", version="1")
     assert [state.content for state in bundle_in(tmp_path / "one").states] == [CRYPT]
     assert "no point holds" in one.warnings[0]
 
@@ -215,8 +221,39 @@ def test_version_never_gets_above_one_that_is_kept_already(home: Home, other: Ho
     home.keep(VARIABLES, 1, "nvram")
     home.export(tmp_path / "win11.state")
     bundle = bundle_in(tmp_path / "win11.state")
-    mine = other.keep(CRYPT, 1)
-    with pytest.raises(InvalidRequest, match="the newest is 1") as raised:
-        other.take(bundle, host_with(win11=WIN11))
-    assert "--output DIR" in raised.value.hint
-    assert other.catalog.states_of_vm(WIN11) == (mine,)  # nor was the other kind taken
+    mine = [other.keep(CRYPT, number) for number in (1, 2)]
+    found = other.take(bundle, host_with(win11=WIN11))
+    assert [(each.kind, each.generation) for each in found.new] == [("nvram", 1)]
+    (late,) = found.late
+    assert (late.kind, late.generation, late.conflict) == ("tpm", 2, True)
+    assert other.catalog.newest_state(WIN11, "tpm") == mine[1]
+    assert other.repository.state(late.id)[1] == PLAIN
+    # It has a pin, without which the loss of the catalogue would lose it, and goes back by its hash.
+    assert late.id in {version for pin in other.catalog.pins_of_vm(WIN11) for version in pin.versions}
+    (asked,) = versions_asked_for(other.catalog, "win11", "tpm", late.sha256[:16])
+    assert asked.version == late
+    (counts,) = versions_asked_for(other.catalog, "win11", "tpm", "2")
+    assert counts.version == mine[1]
+    again = other.take(bundle, host_with(win11=WIN11))
+    assert (again.new, again.late, len(again.known)) == ((), (), 2)
+    (conflict,) = state_conflicts(other.catalog)
+    assert conflict.conflict.command == f"vmkeep state restore {WIN11} --kind tpm --version {late.sha256[:16]}"
+
+    rebuilt = MemoryCatalog()
+    owned(rebuilt, SIGNER)
+    rebuilt.adopt_pins([found_pin(other.repository.pins.get(each)) for each in other.repository.pins.ids()])
+    newest = rebuilt.newest_state(WIN11, "tpm")
+    assert newest is not None
+    assert newest.id == mine[1].id
+    assert [each.id for each in rebuilt.states_of_vm(WIN11) if each.conflict] == [late.id]
+
+
+def test_late_version_keeps_its_number_where_that_is_not_above_the_newest(
+    home: Home, other: Home, tmp_path: Path
+) -> None:
+    home.keep(PLAIN, 2)
+    home.export(tmp_path / "win11.state")
+    for number in range(1, 5):
+        other.keep(tpm(bytes([number]) * 300 + b"x"), number)
+    (late,) = other.take(bundle_in(tmp_path / "win11.state"), host_with()).late
+    assert late.generation == 2
