@@ -251,8 +251,8 @@ def test_orphan_that_was_kept_and_deleted_comes_back_by_its_content(host: Host, 
     vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--yes")
     assert vm.tpm_state() == newest
     wanted = hashlib.sha256(orphan).hexdigest()
-    assert vmkeep.fails("state", "restore", "guest", "--content", "x", "--yes").code == "invalid-request"
-    vmkeep.json("state", "restore", "guest", "--content", wanted[:12], "--yes")
+    assert vmkeep.fails("state", "restore", "guest", "--version", "x", "--yes").code == "invalid-request"
+    vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--version", wanted[:12], "--yes")
     assert vm.tpm_state() == orphan
     (tpm,) = [state for state in vmkeep.json("state", "list")["states"] if state["kind"] == "tpm"]
     assert tpm["standing"] == "current"

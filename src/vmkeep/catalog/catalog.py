@@ -255,6 +255,14 @@ class Catalog(Protocol):
         """
         ...
 
+    def keep_late(self, states: Sequence[CatalogState]) -> None:
+        """Add state versions that are kept and never count as the current one: all in one transaction, or none.
+
+        Each is a conflict from then on; what is known already stays as it is. Raises CatalogError for one that is known
+        with other content.
+        """
+        ...
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         """Record what state was put in place of a VM on purpose: the SHA-256 by kind, empty for nothing.
 

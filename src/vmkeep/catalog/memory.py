@@ -284,6 +284,11 @@ class MemoryCatalog(Catalog):
             for state in states:
                 tables.accept(state)
 
+    def keep_late(self, states: Sequence[CatalogState]) -> None:
+        with self._writing() as tables:
+            for state in states:
+                tables.keep_late(state)
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         with self._writing() as tables:
             for kind, sha256 in states.items():

@@ -195,6 +195,11 @@ class Tables:
         state.refuse_late(self.newest_state(state.vm_uuid, state.kind))
         self._add_state(state)
 
+    def keep_late(self, state: CatalogState) -> None:
+        """Add one that never becomes the current one, unless it is known. Raises CatalogError."""
+        if not state.is_known_as(self.states.get(state.id)):
+            self._add_state(replace(state, conflict=True))
+
     def adopt_state(self, state: CatalogState, holder: str, reason: str = "point") -> str | None:
         """Add one of whatever generation; return the id of the version that claimed it first, where there is one."""
         if state.is_known_as(self.states.get(state.id)):

@@ -302,6 +302,11 @@ class SqlCatalog(Catalog):
             for state in states:
                 state_queries.accept(connection, state)
 
+    def keep_late(self, states: Sequence[CatalogState]) -> None:
+        with self._database.writing() as connection:
+            for state in states:
+                state_queries.keep_late(connection, state)
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         with self._database.writing(vm_uuid.lower()) as connection:
             state_queries.place(connection, vm_uuid.lower(), states)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli import state_bundle, state_show
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.state_show import Kind, VersionOption, standing_text
 from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
@@ -22,13 +23,6 @@ app = typer.Typer(
     epilog="Example: vmkeep state list",
     rich_markup_mode=None,
 )
-
-
-class Kind(StrEnum):
-    """Kinds of state files."""
-
-    TPM = "tpm"
-    NVRAM = "nvram"
 
 
 @app.command("list", epilog="Example: vmkeep state list win11")
@@ -62,7 +56,7 @@ def list_states(
             (
                 state.vm,
                 state.found.kind,
-                _standing_text(state),
+                standing_text(state),
                 _number(state.judged.generation),
                 _number(state.newest.generation if state.newest is not None else None),
                 time_text(state.newest.created) if state.newest is not None else "",
@@ -117,6 +111,10 @@ def list_versions(
         running.console.show(Table(columns=columns, rows=rows, right=("version", "size"), drop=("SHA-256", "size")))
 
 
+state_show.register(app)
+state_bundle.register(app)
+
+
 @app.command("capture", epilog="Example: vmkeep state capture --all")
 def capture_state(
     context: typer.Context,
@@ -169,13 +167,7 @@ def restore_state(
     context: typer.Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only that of the TPM, or the UEFI variables.")] = None,
-    version: Annotated[
-        int | None, typer.Option("--version", metavar="N", help="Another than the newest; with --kind.", min=1)
-    ] = None,
-    content: Annotated[
-        str | None,
-        typer.Option("--content", metavar="SHA256", help="One by its hash, or the beginning; also a conflict."),
-    ] = None,
+    version: VersionOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
@@ -183,13 +175,10 @@ def restore_state(
 ) -> None:
     """Put kept state back in place of what a VM has now. The VM must be off; a safety point is taken first."""
     from vmkeep.cli.restore import write_in_place
-    from vmkeep.errors import InvalidRequest
     from vmkeep.flows.vm_states import state_to_put_back
 
-    if version is not None and content is not None:
-        raise InvalidRequest("--version and --content both name a version", hint="Give one of them.")
     with session(context, json=json, connect=connect, debug=debug) as running:
-        found = state_to_put_back(running.premises.catalog, vm, kind, version, content)
+        found = state_to_put_back(running.premises.catalog, vm, kind, version)
         write_in_place(running, found.point, (), None, yes=yes, versions=found.versions)
 
 
@@ -217,7 +206,7 @@ def accept_state(
         if running.console.json:
             running.console.document({"accepted": [_state_document(state, None) for state in accepted]})
             return
-        told = [f"{state.vm}: its {state.found.kind} state counts ({_standing_text(state)})" for state in accepted]
+        told = [f"{state.vm}: its {state.found.kind} state counts ({standing_text(state)})" for state in accepted]
         running.console.show(*(told or [f"{vm}: nothing needs it"]))
 
 
@@ -237,10 +226,6 @@ def captured_document(captured: Captured) -> dict[str, Any]:
         "older": list(captured.older),
         "recovered": captured.recovered,
     }
-
-
-def _standing_text(state: StandingState) -> str:
-    return "older, by swtpm's backup" if state.judged.from_backup else str(state.judged.standing)
 
 
 def _number(generation: int | None) -> str:

@@ -235,6 +235,24 @@ def test_adopted_vm_becomes_this_hosts_own_when_it_is_seen_and_stays_so(catalog:
     assert (vm.adopted, vm.host_uuid) == (False, "h")
 
 
+def test_version_that_is_kept_late_never_counts_whatever_its_number(catalog: Catalog) -> None:
+    catalog.see_vm(WIN11, "win11")
+    first, late = example_state("first", 3), example_state("late", 3)
+    catalog.accept_states([first])
+    catalog.keep_late([late, example_state("first", 3)])  # one that is known stays as it is
+    catalog.keep_late([late])
+    assert catalog.newest_state(WIN11, "tpm") == first
+    assert [(each.sha256, each.conflict) for each in catalog.states_of_vm(WIN11)] == [
+        (first.sha256, False),
+        (late.sha256, True),
+    ]
+    catalog.keep_late([example_state("above", 9)])
+    assert catalog.newest_state(WIN11, "tpm") == first
+    catalog.accept_states([example_state("next", 4)])
+    with pytest.raises(CatalogError):
+        catalog.keep_late([replace(late, sha256=first.sha256)])
+
+
 def test_contradicting_versions_are_reported_and_the_point_is_adopted(catalog: Catalog) -> None:
     report = catalog.adopt(
         [

@@ -143,6 +143,10 @@ class Twins(RuleBasedStateMachine):
     def accept_states(self, held: list[CatalogState]) -> None:
         self.agree(lambda catalog: catalog.accept_states(held))
 
+    @rule(held=st.lists(states, max_size=2))
+    def keep_late(self, held: list[CatalogState]) -> None:
+        self.agree(lambda catalog: catalog.keep_late(held))
+
     @rule(vm=vms, kind=st.sampled_from(["tpm", "nvram"]), content=st.none() | st.sampled_from(["", "ab"]))
     def place_states(self, vm: str, kind: str, content: str | None) -> None:
         self.agree(lambda catalog: catalog.place_states(vm, {kind: content}))

@@ -44,6 +44,28 @@ def capture_state(world: World, guest: Guest, _chance: random.Random) -> str:
     return ", ".join(f"{new['kind']} {new['version']}" for new in captured["new"])
 
 
+@operation(2, has_points)
+def carry_state_out(world: World, guest: Guest, _chance: random.Random) -> str:
+    """Look at what is kept of the state, and write its newest versions to a file: an import finds them all here."""
+    shown = world.commands.run("state", "show", guest.vm.uuid)
+    world.expect(shown)
+    kinds = shown.document["state"]["kinds"]
+    if unread := [f"{name}: {kind['unread']}" for name, kind in kinds.items() if kind["unread"]]:
+        raise Violation(f"what is kept of the state of VM {guest.name} cannot be read: {unread}")
+    newest = {name: kind["newest"]["sha256"] for name, kind in kinds.items() if kind["newest"]}
+    if not newest:
+        return "nothing is kept"
+    file, key = world.home / "carried.state", next((world.home / "keys").glob("*.key"))
+    world.expect(world.commands.run("state", "export", guest.vm.uuid, "--to", file, "--key", key))
+    found = world.commands.run("state", "import", file)
+    file.unlink()
+    world.expect(found)
+    known = {each["kind"]: each["sha256"] for each in found.document["imported"]["known"]}
+    if found.document["imported"]["new"] or known != newest:
+        raise Violation(f"{newest} was carried out, and an import finds {found.document['imported']}")
+    return ", ".join(sorted(newest))
+
+
 def keep_taken(world: World, point: dict[str, object], moment: Moment, excluded: set[str] | None = None) -> str:
     """Compare a point that a command printed with what it must be, and remember it."""
     disks = point["disks"]

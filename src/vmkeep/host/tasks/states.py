@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmkeep.custody.states import KnownState, NewVersion
+from vmkeep.custody.differences import StateDifference
+from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -51,3 +52,15 @@ class AwaitStates(Task[tuple[SeenState, ...]]):
 
     seen: tuple[SeenState, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompareState(Task[StateDifference]):
+    """Tell how a VM's state file differs from a version of it in the repository: no content, and nothing is changed.
+
+    UEFI variables of a VM that runs are those of the moment. Raises VmNotFound, HostFileMissing for a file that is not
+    there, StateUnsupported for a VM that has no such file, and what reading either raises.
+    """
+
+    vm_uuid: str
+    version: ChosenVersion
