@@ -68,6 +68,8 @@ def test_state_is_shown_and_compared_in_words(host: Host, vmkeep: Vmkeep) -> Non
     vm.delete()
     gone = vmkeep.json("state", "show", "guest")["state"]
     assert (gone["on_host"], gone["kinds"]["nvram"]["variables"]) == (False, shown["nvram"]["variables"])
+    (seen,) = gone["kinds"]["nvram"]["seen"]  # where it was, until that is too long ago
+    assert (seen["path"].endswith("guest_VARS.fd"), seen["standing"]) == (True, "current")
     (again,) = vmkeep.json("state", "diff", "guest", "1", "2")["difference"]["variables"]
     assert again == change
     assert vmkeep.fails("state", "diff", "guest", "1").code == "vm-not-found"

@@ -162,6 +162,8 @@ def _kind_facts(kind: KindShown) -> Iterator[tuple[str, str]]:
     yield kind.kind, standing
     if found is not None:
         yield "file", found.found.path
+    for seen in kind.seen:
+        yield f"on {seen.host}", f"{seen.path}: {seen.standing}, looked at {time_text(seen.seen_at)}"
     if newest is None:
         yield "newest", "none counts" if kind.versions else "none is kept"
         return
@@ -240,6 +242,17 @@ def _kind_document(kind: KindShown) -> dict[str, Any]:
         "conflicts": sum(each.version.conflict for each in kind.versions),
         "since": min((each.version.created for each in kind.versions), default=None),
         "unread": kind.unread,
+        "seen": [
+            {
+                "host": seen.host,
+                "path": seen.path,
+                "standing": str(seen.standing),
+                "sha256": seen.sha256,
+                "since": seen.since,
+                "seen_at": seen.seen_at,
+            }
+            for seen in kind.seen
+        ],
         "remedy": kind.remedy,
     }
     if kind.kind == "tpm":

@@ -5,12 +5,14 @@ Nothing is changed. What cannot be asked (a host, a repository) is told, and the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from vmkeep.catalog import Catalog
 from vmkeep.custody.certificates import Signatures, read_signatures
 from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.standing import LOOK_SECONDS, Standing, standing_after
 from vmkeep.custody.variables import SecureBoot, VariableStore, read_variables
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound
 from vmkeep.flows.vm_states import (
@@ -59,12 +61,25 @@ class KeptVariables:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenFile:
+    """A state file as it was found on a host some time ago. ``standing`` is how it stands by that now."""
+
+    host: str
+    path: str
+    standing: Standing
+    sha256: str | None
+    since: str
+    seen_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class KindShown:
     """A kind of state of a VM. ``versions`` are those known, the newest first; ``newest`` the newest that counts.
 
     ``found`` and ``remedy`` are None for a VM that is not on the host. ``encrypted`` says so of the newest TPM state
     that is kept, and ``secret`` what opens it; ``variables`` is of the newest UEFI variables. ``unread`` says why the
-    content of the newest version could not be read.
+    content of the newest version could not be read. ``seen`` is where such a file lay when hosts were looked at last,
+    without what ``found`` says of the host at hand.
     """
 
     kind: str
@@ -76,6 +91,7 @@ class KindShown:
     secret: KeptSecret | None = None
     variables: KeptVariables | None = None
     unread: str | None = None
+    seen: tuple[SeenFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +125,9 @@ def show_state(catalog: Catalog, repository: Callable[[], Repository], host: Hos
     for kind in KINDS:
         found = next((state for state in standings.states if state.found.kind == kind), None)
         versions = tuple(each for each in kept if each.version.kind == kind)
-        if found is not None or versions:
-            kinds.append(_shown(catalog, repository, kind, found, versions))
+        seen = tuple(_seen(catalog, uuid, kind, found))
+        if found is not None or versions or seen:
+            kinds.append(replace(_shown(catalog, repository, kind, found, versions), seen=seen))
     return StateShown(
         standings.states[0].vm if standings.states else known.name if known is not None else vm,
         uuid,
@@ -130,6 +147,18 @@ def _standings(catalog: Catalog, host: Host, vm: str) -> tuple[bool | None, str 
         return False, None, Standings((), ())
     except HypervisorError as error:
         return None, None, Standings((), (f"the host could not be asked: {error.message}",))
+
+
+def _seen(catalog: Catalog, vm_uuid: str, kind: str, found: StandingState | None) -> Iterator[SeenFile]:
+    """Yield where files of a kind lay when they were looked at last; the one that was found just now is left out."""
+    names = catalog.host_names()
+    now = datetime.now(UTC)
+    for file in catalog.state_files(vm_uuid):
+        age = (now - datetime.fromisoformat(file.seen_at)).total_seconds()
+        if file.kind != kind or (found is not None and file.path == found.found.path and age < LOOK_SECONDS):
+            continue
+        standing = standing_after(Standing(file.standing), age)
+        yield SeenFile(names[file.host_uuid], file.path, standing, file.sha256, file.since, file.seen_at)
 
 
 def _shown(
