@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from vmkeep.catalog import Catalog, CatalogState
 from vmkeep.errors import VmBusy, VmkeepError
+from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.gate import tell_gate
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.services import held_vm
@@ -26,7 +27,8 @@ from vmkeep.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What a capture of a VM kept. ``new`` are the versions; ``kinds`` all that was read; ``older`` are sentences.
+    """What a capture of a VM kept. ``new`` are the versions; ``kinds`` all that was read; ``older`` are sentences about
+    older files, and about what was taken over.
 
     ``recovered``: state of the VM could not be captured before, and can be now.
     """
@@ -61,6 +63,8 @@ def capture_states(premises: Premises, host: Host, vm: str, *, wait: bool = True
 def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bool) -> Captured:
     catalog = premises.catalog
     with held_vm(host, vm_uuid, vm, CAPTURE, wait=wait):
+        # Before it is seen here for the first time: what a lost catalogue knew of it stands in the repository.
+        told = _caught_up(premises, vm_uuid) if catalog.vm(vm_uuid) is None else ()
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
         found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known))
         new = tuple(
@@ -81,7 +85,11 @@ def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bo
             tell_gate(catalog, host, vm_uuid)
         settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions)
         recovered = catalog.clear_alerts(vm_uuid) if _has_alert(catalog, vm_uuid) else False
-    return Captured(found.vm_name, vm_uuid, found.kinds, new, found.older, recovered)
+    return Captured(found.vm_name, vm_uuid, found.kinds, new, (*told, *found.older), recovered)
+
+
+def _caught_up(premises: Premises, vm_uuid: str) -> tuple[str, ...]:
+    return catch_up(premises.catalog, premises.repository, lambda point: point.vm_uuid == vm_uuid).sentences()
 
 
 def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:

@@ -250,9 +250,13 @@ class _Holder:
 
 
 def is_tracked(catalog: Catalog, vm_uuid: str) -> bool:
-    """Return whether it is known which point a VM descends from: not after its catalogue was lost."""
+    """Return whether it is known which point a VM descends from: not after its catalogue was lost.
+
+    One that was seen here and has no point descends from none. Without that a VM that is only captured would have no
+    older versions, and one that somebody put back would become the newest.
+    """
     vm = catalog.vm(vm_uuid)
-    return vm is not None and vm.is_tracked
+    return vm is not None and (vm.is_tracked or not (vm.adopted or catalog.outlines_of_vm(vm_uuid)))
 
 
 def known_version(state: CatalogState) -> KnownVersion:

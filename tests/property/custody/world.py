@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tests.integration.repository.samples import record_of
-from vmkeep.catalog import Adopted, Catalog, CatalogSnapshot, CatalogState, KnownHostKey, Trust
+from vmkeep.catalog import Adopted, Catalog, CatalogSnapshot, CatalogState, KnownHostKey, OperationState, Trust
 from vmkeep.custody.standing import NOTHING, FoundState, JudgedState, judge_state
 from vmkeep.custody.states import KnownState
 from vmkeep.errors import CatalogError, VmkeepError
@@ -100,7 +100,10 @@ class Reply:
 
 @dataclass
 class Home:
-    """An installation: its catalogue, its key, and the file of the VM on its host, None for none."""
+    """An installation: its catalogue, its key, and the file of the VM on its host, None for none.
+
+    ``lost``: its catalogue was lost once, so where the VM came from may be nothing that it knows.
+    """
 
     name: str
     key: SigningKey
@@ -109,6 +112,7 @@ class Home:
     cache: Path
     file: bytes | None = None
     torn: bool = False
+    lost: bool = False
     replies: list[Reply] = field(default_factory=list)
     committed: list[PointRecord] = field(default_factory=list)
 
@@ -133,6 +137,12 @@ class Home:
             for each in stored.new
         )
         return Reply(stored, states)
+
+    def read_alone(self) -> Reply:
+        """Read the file as a capture does, which looks into the repository when it meets the VM for the first time."""
+        if self.catalog.vm(VM) is None:
+            self.catch_up()
+        return self.read()
 
     def _found(self, known: Sequence[KnownState]) -> Iterator[CapturedState]:
         if self.torn or (self.file is None and known):
@@ -173,9 +183,17 @@ class Home:
     def record(self, point: PointRecord) -> None:
         self.catalog.record_point(catalog_point(point), catalog_states(point))
 
-    def record_dead(self, point: PointRecord) -> None:
-        """Record a point whose process was killed after it was committed, as recovery does."""
-        record_found(self.catalog, point)
+    def die(self, point: PointRecord) -> None:
+        """Be killed after a point was committed: its operation stays begun, and nobody else takes the point over."""
+        self.catalog.begin_operation(point.id, "point.take", "win11", self.name, {})
+        self.committed.append(point)
+
+    def recover(self) -> None:
+        """Record the points of killed processes, as each command does before it begins."""
+        for point in self.committed:
+            record_found(self.catalog, point)
+            self.catalog.move_operation(point.id, self.name, OperationState.DONE)
+        self.committed.clear()
 
     def snapshot(self, number: int, name: str) -> None:
         self.catch_up()
