@@ -69,7 +69,8 @@ def test_state_that_is_older_lost_or_only_in_swtpms_backup_is_told_with_what_put
     shown = vmkeep.run("state", "list").stdout
     assert f"vmkeep restore {second['id']} --in-place --only state" in shown
 
-    vmkeep.json(*tpm["remedy"].split()[1:], "--yes")
+    assert vmkeep.fails("tpm", "restore", "guest", "--point", second["id"], "--version", "2").code == "invalid-request"
+    vmkeep.json("tpm", "restore", "guest", "--point", second["id"], "--yes")
     assert permall.read_bytes() == newest
     assert {state["standing"] for state in standings(vmkeep).values()} == {"current"}
     vmkeep.json("restore", first["id"], "--in-place", "--yes")  # which is no accident
@@ -147,7 +148,7 @@ def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, v
     assert len([each for each in versions_of(vmkeep, "guest") if each["kind"] == "tpm"]) == 3
     vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--version", "2", "--yes")
     assert vm.tpm_state() == between[0]
-    vmkeep.json("state", "restore", "guest", "--kind", "nvram", "--version", "2", "--yes")
+    vmkeep.json("nvram", "restore", "guest", "--version", "2", "--yes")
     assert vm.nvram() == between[1]
     # The safety point met the older TPM that was put there on purpose: it counts as the newest from then on.
     assert [each["version"] for each in versions_of(vmkeep, "guest") if each["current"]] == [3, 4]

@@ -39,6 +39,8 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "point": OnDemand("vmkeep.cli.points", "One point: show it or delete it.", "point_app"),
     "vm": OnDemand("vmkeep.cli.vm", "The VMs of the host, and whether a point would hold all of them.", "app"),
     "state": OnDemand("vmkeep.cli.state", "TPM state and UEFI variables: on the host, and kept.", "app"),
+    "tpm": OnDemand("vmkeep.cli.tpm", "The virtual TPMs of VMs.", "app"),
+    "nvram": OnDemand("vmkeep.cli.nvram", "The UEFI variables of VMs.", "app"),
     "orphans": OnDemand("vmkeep.cli.orphans", "TPM states and UEFI variables that belong to no VM.", "app"),
     "watch": OnDemand("vmkeep.cli.watch", "Keep TPM state and UEFI variables as they change."),
     "hook": OnDemand("vmkeep.cli.hook", "The gate: no start with a lost or older TPM.", "app"),

@@ -7,16 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmkeep.cli import state_bundle, state_show
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli.completion import complete_point, complete_vm
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.state_show import Kind, VersionOption, standing_text
 from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
+    from vmkeep.cli.session import Session
     from vmkeep.flows.capture_states import Captured
     from vmkeep.flows.vm_states import StandingState, VersionKept
 
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+PointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--point",
+        metavar="POINT",
+        help="That of a point of the VM, in place of the newest.",
+        show_default=False,
+        autocompletion=complete_point,
+    ),
+]
 app = typer.Typer(
     short_help="TPM state and UEFI variables: on the host, and kept.",
     help="TPM state and UEFI variables of VMs: how those on the host stand to the versions that are kept.",
@@ -168,18 +180,32 @@ def restore_state(
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only that of the TPM, or the UEFI variables.")] = None,
     version: VersionOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    point: PointOption = None,
+    yes: YesOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Put kept state back in place of what a VM has now. The VM must be off; a safety point is taken first."""
-    from vmkeep.cli.restore import write_in_place
-    from vmkeep.flows.vm_states import state_to_put_back
-
     with session(context, json=json, connect=connect, debug=debug) as running:
+        put_back(running, vm, kind, version, point, yes=yes)
+
+
+def put_back(running: Session, vm: str, kind: str | None, version: str | None, point: str | None, *, yes: bool) -> None:
+    """Put the newest version back, the one that is named, or that of a point."""
+    from vmkeep.cli.points import search_point
+    from vmkeep.cli.restore import write_in_place
+    from vmkeep.errors import InvalidRequest
+    from vmkeep.flows.vm_states import require_point_of, state_to_put_back
+
+    if point is None:
         found = state_to_put_back(running.premises.catalog, vm, kind, version)
         write_in_place(running, found.point, (), None, yes=yes, versions=found.versions)
+        return
+    if version is not None:
+        raise InvalidRequest("--version and --point both name a version", vm=vm, hint="Give one of them.")
+    require_point_of(running.premises.catalog, search_point(running, point)[0], vm)
+    write_in_place(running, point, (kind or "state",), None, yes=yes)
 
 
 @app.command("accept", epilog="Example: vmkeep state accept win11 --kind nvram")

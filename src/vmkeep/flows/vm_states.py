@@ -227,6 +227,16 @@ def _newest(catalog: Catalog, versions: Sequence[VersionKept]) -> list[VersionKe
     return list(newest.values())
 
 
+def require_point_of(catalog: Catalog, point: CatalogPoint, vm: str) -> None:
+    """Raise InvalidRequest unless a point is one of the VM that is named."""
+    if point.vm_uuid not in catalog.vms_named(vm):
+        raise InvalidRequest(
+            f"point {point.id} is of VM {point.vm_name!r}, and not of {vm!r}",
+            vm=vm,
+            hint=f"`{command_line('vmkeep points', vm)}` lists those of {vm!r}.",
+        )
+
+
 def remedy(catalog: Catalog, state: StandingState) -> str | None:
     """Return the command that puts the newest kept state back; None where nothing is to be done or no point has it."""
     if not state.in_danger:
