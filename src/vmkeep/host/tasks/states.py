@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmkeep.custody.states import KnownState, NewVersion
+from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -30,6 +30,27 @@ class CaptureStates(Task[StatesCaptured]):
     operation: str
     vm_uuid: str
     known: tuple[KnownState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateTried:
+    """Whether swtpm loads a TPM state. ``loads`` is None where it could not be tried, ``why`` a sentence about that or
+    about what is wrong.
+    """
+
+    loads: bool | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TryState(Task[StateTried]):
+    """Let swtpm load a copy of a version of a VM's TPM state, with the secret that the VM's definition here names.
+
+    Raises what reading the version raises, and IntegrityError when it has another content than the catalogue knows.
+    """
+
+    vm_uuid: str
+    version: ChosenVersion
 
 
 @dataclass(frozen=True, slots=True)
