@@ -208,6 +208,40 @@ def put_back(running: Session, vm: str, kind: str | None, version: str | None, p
     write_in_place(running, point, (kind or "state",), None, yes=yes)
 
 
+@app.command("try", epilog="Example: vmkeep state try win11 --version 3")
+def try_version(
+    context: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="Another than the newest of its TPM state.", min=1)
+    ] = None,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Let swtpm load a copy of a kept TPM 2.0 state, and say whether it does. The VM is not touched."""
+    from vmkeep.errors import StateTorn
+    from vmkeep.flows.try_state import try_state
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        with running.host() as host:
+            kept, tried = try_state(running.premises.catalog, host, vm, version)
+        told = f"version {kept.generation} of the TPM state of {vm}"
+        if running.console.json:
+            running.console.document({"version": kept.generation, "loads": tried.loads, "why": tried.why or None})
+        elif tried.loads is None:
+            running.console.show(f"{told} was not tried: {tried.why}")
+        elif tried.loads:
+            running.console.show(f"{told} loads")
+        if tried.loads is False:
+            raise StateTorn(
+                f"{told} does not load: {tried.why}",
+                vm=vm,
+                hint="Is libvirt's secret for it another one now? Else try an older version: `vmkeep state versions` "
+                "lists them.",
+            )
+
+
 @app.command("accept", epilog="Example: vmkeep state accept win11 --kind nvram")
 def accept_state(
     context: typer.Context,

@@ -11,11 +11,11 @@ from vmkeep.custody.states import NewVersion
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
 from vmkeep.host.records.restore import refuse_while_pending
+from vmkeep.host.states.tried import try_with_secret
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
-from vmkeep.host.vm.trial import try_tpm
 from vmkeep.host.vm.versions import store_states
-from vmkeep.hypervisor import Domain, Hypervisor, RunState, Secret
+from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.logs import get_logger
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
@@ -58,17 +58,10 @@ def capture_states(
 
 def _try(state: CapturedState, definition: Definition, hypervisor: Hypervisor) -> None:
     """Raise StateTorn for a TPM state that swtpm does not load; one that cannot be tried is taken as it is."""
-    uuid = None if definition.tpm is None else definition.tpm.secret_uuid
-    passphrase = None
-    if uuid is not None:
-        secret = hypervisor.secrets.read(uuid)
-        if not isinstance(secret, Secret):
-            _log.info("a TPM state is not tried", why=f"libvirt does not give its secret out: {secret}")
-            return
-        passphrase = secret.value
-    trial = try_tpm(state.content, state.file, passphrase)
+    trial = try_with_secret(state.content, state.file, definition, hypervisor)
     if trial.loads is False:
-        secret_too = " with the secret that libvirt has for it" if uuid is not None else ""
+        encrypted = definition.tpm is not None and definition.tpm.secret_uuid is not None
+        secret_too = " with the secret that libvirt has for it" if encrypted else ""
         raise StateTorn(
             f"the TPM state of VM {definition.name!r} is no good: {trial.why}{secret_too}. It was not kept, and the VM "
             "would not start with it",

@@ -34,6 +34,27 @@ class CaptureStates(Task[StatesCaptured]):
 
 
 @dataclass(frozen=True, slots=True)
+class StateTried:
+    """Whether swtpm loads a TPM state. ``loads`` is None where it could not be tried, ``why`` a sentence about that or
+    about what is wrong.
+    """
+
+    loads: bool | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TryState(Task[StateTried]):
+    """Let swtpm load a copy of a version of a VM's TPM state, with the secret that the VM's definition here names.
+
+    Raises what reading the version raises, and IntegrityError when it has another content than the catalogue knows.
+    """
+
+    vm_uuid: str
+    version: ChosenVersion
+
+
+@dataclass(frozen=True, slots=True)
 class SeenState:
     """A state file that can be captured as it is now. ``mark`` changes with each write to it; empty for no file."""
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from vmkeep.config import Settings
 from vmkeep.custody.orphans import Claims
 from vmkeep.definition import Definition, DefinitionError, parse_definition
-from vmkeep.errors import InvalidRequest, RestorePending, VmkeepError, VmNotFound
+from vmkeep.errors import HypervisorUnavailable, InvalidRequest, RestorePending, VmkeepError, VmNotFound
 from vmkeep.host.records.restore import RestoreJournal
 from vmkeep.host.records.unended import journals
 from vmkeep.host.vm.secrets import needed_secrets
@@ -72,6 +72,8 @@ class _Claims:
         try:
             for xml in _definitions(domain):
                 self._add(parse_definition(xml))
+        except HypervisorUnavailable:
+            raise
         except VmNotFound:
             return  # it was removed meanwhile: what it leaves is looked at the next time
         except (VmkeepError, DefinitionError, MomentError) as error:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from vmkeep.config import Settings
 from vmkeep.custody.orphans import Claims, Entry, Orphan, orphaned_entries, orphaned_secrets
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import HypervisorUnavailable, VmkeepError
 from vmkeep.host.tasks.orphans import OrphansFound
 from vmkeep.host.vm.claims import claims_of_vms, roots_to_judge
 from vmkeep.hypervisor import Hypervisor
@@ -86,6 +86,8 @@ def _orphaned(kind: Kind, root: Path, entries: tuple[Entry, ...], claims: Claims
 def _secrets(hypervisor: Hypervisor, problems: list[str]) -> dict[str, str]:
     try:
         return hypervisor.secrets.listed("vtpm")
+    except HypervisorUnavailable:
+        raise
     except VmkeepError as error:  # of a libvirt without the driver of secrets
         problems.append(f"libvirt's secrets could not be listed: {error}")
         return {}
