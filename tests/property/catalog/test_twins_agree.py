@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.examples import examples
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
 from vmkeep.catalog import (
     SAFETY_LABEL,
@@ -233,4 +234,4 @@ class Twins(RuleBasedStateMachine):
 
 
 TestTwinsAgree = Twins.TestCase
-TestTwinsAgree.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestTwinsAgree.settings = settings(max_examples=examples(15), stateful_step_count=20, deadline=None)
