@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.examples import examples
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, make_tables, number
 from tests.rig.database import shared_cluster
 from vmkeep.catalog import (
@@ -295,7 +296,7 @@ class TwinsOnPostgres(Twins):
 
 
 TestTwinsAgree = Twins.TestCase
-TestTwinsAgree.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestTwinsAgree.settings = settings(max_examples=examples(15), stateful_step_count=20, deadline=None)
 
 TestTwinsAgreeOnPostgres = pytest.mark.usefixtures("cluster")(TwinsOnPostgres.TestCase)
-TestTwinsAgreeOnPostgres.settings = settings(max_examples=6, stateful_step_count=20, deadline=None)
+TestTwinsAgreeOnPostgres.settings = settings(max_examples=examples(4), stateful_step_count=20, deadline=None)
