@@ -13,13 +13,14 @@ import hypothesis
 import pytest
 
 import vmkeep
+from tests.examples import examples
 from tests.rig import Host, Vm, missing_requirements
 
 if TYPE_CHECKING:
     from tests.rig.database import Cluster
 
 # A busy machine is no reason to fail: examples are limited by number, not by time.
-hypothesis.settings.register_profile("vmkeep", deadline=None)
+hypothesis.settings.register_profile("vmkeep", deadline=None, max_examples=examples())
 # Of `make fuzz`, which begins anew with another seed until its minutes are over.
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1_000, database=None)
 hypothesis.settings.load_profile("vmkeep")

@@ -26,6 +26,7 @@ DEFAULT_URI = "qemu:///system"
 DEFAULT_BLOCK_BYTES = 65536
 ADAPTIVE, ALWAYS = "adaptive", "always"
 """How hard blocks are compressed: as the machine has time for it, or as well as it goes."""
+ON, OFF = "on", "off"
 MAX_WORKERS = 64
 MAX_POINTS_AT_ONCE = 64
 DEFAULT_POINTS_AT_ONCE = 2
@@ -47,6 +48,7 @@ _TYPES: Mapping[str, type[str | int]] = {
     "stalled_after_seconds": int,
     "longest_pause_seconds": int,
     "state_versions": str,
+    "trial_start": str,
 }
 _VMS = "vm"
 _VM_TYPES: Mapping[str, tuple[type, str]] = {
@@ -80,6 +82,7 @@ class Settings:
     ``stalled_after_seconds`` is how long one call to the repository's storage, or to libvirt, may take.
     ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
     ``state_versions`` is the rule by which versions of state files are kept that no point and no snapshot needs.
+    ``trial_start``: a TPM state that is captured is loaded by swtpm before it is kept.
     ``vms`` is by the name or UUID that stands in the settings file.
     """
 
@@ -96,6 +99,7 @@ class Settings:
     stalled_after_seconds: int = DEFAULT_STALLED_AFTER_SECONDS
     longest_pause_seconds: int = DEFAULT_LONGEST_PAUSE_SECONDS
     state_versions: str = DEFAULT_STATE_VERSIONS
+    trial_start: bool = True
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
 
     def of_vm(self, name: str, uuid: str) -> VmSettings:
@@ -183,6 +187,7 @@ def load_settings(
         workers=min(8, (os.cpu_count() or 2) + 1),
         compression=str(found.get("compression", ADAPTIVE)),
         state_versions=str(found.get("state_versions", DEFAULT_STATE_VERSIONS)),
+        trial_start=found.get("trial_start", ON) == ON,
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
@@ -332,6 +337,8 @@ def _check(path: Path, key: str, value: object) -> None:
         raise _wrong(path, f"{path}: setting {key!r} must be an absolute directory", f"Correct {key} in {path}.")
     if key == "compression" and value not in (ADAPTIVE, ALWAYS):
         raise _wrong(path, f"{path}: setting {key!r} must be {ADAPTIVE!r} or {ALWAYS!r}", f"Correct {key} in {path}.")
+    if key == "trial_start" and value not in (ON, OFF):
+        raise _wrong(path, f"{path}: setting {key!r} must be {ON!r} or {OFF!r}", f"Correct {key} in {path}.")
     number = value if isinstance(value, int) else 0
     if key == "workers" and not 1 <= number <= MAX_WORKERS:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 to {MAX_WORKERS}", f"Correct {key} in {path}.")

@@ -28,18 +28,21 @@ def deferred(*names: str, given: Mapping[str, Mapping[str, object]] | None = Non
     within the block, where a placeholder would be looked into.
     """
     placeholders = {name: _Placeholder(name) for name in names if name not in sys.modules}
+    sys.modules.update(placeholders)
     for name, placeholder in placeholders.items():
         vars(placeholder).update((given or {}).get(name, {}))
         parent, _, child = name.rpartition(".")
-        if parent in placeholders:
-            setattr(placeholders[parent], child, placeholder)
-    sys.modules.update(placeholders)
+        if parent in sys.modules:  # `import a.b` binds a, and looks for b in it
+            setattr(sys.modules[parent], child, placeholder)
     try:
         yield
     finally:
         for name, placeholder in placeholders.items():
             if sys.modules.get(name) is placeholder:
                 del sys.modules[name]
+            parent, _, child = name.rpartition(".")
+            if parent not in placeholders and vars(sys.modules.get(parent, sys)).get(child) is placeholder:
+                delattr(sys.modules[parent], child)
 
 
 class _Placeholder(ModuleType):

@@ -2,7 +2,7 @@
 
 For each class ``dataclasses`` writes six functions as text and compiles them, which was a sixth of the processor time
 of a point of which nothing changed (docs/adr/0029-what-a-command-loads.md). Five of them do the same for every class,
-so here they are closures; ``__init__`` is compiled when it is first asked for, which of most classes is never in a
+so here they are closures; ``__init__`` is compiled after a dozen instances, which of most classes are never made in a
 command. Everything else, fields, slots, ``replace``, ``asdict``, ``match`` and inheritance, is made by ``dataclasses``.
 
 Type checkers see ``dataclasses.dataclass`` itself. What it makes otherwise is refused when the class is made: classes
@@ -16,9 +16,12 @@ import sys
 from collections.abc import Callable
 from operator import attrgetter
 from reprlib import recursive_repr
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 Function = Callable[..., Any]
+
+_FILLED_FIRST = 12
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -127,20 +130,67 @@ def _unpack(self: Any, state: list[Any]) -> None:
 
 
 class _Initialiser:
-    """Stands as ``__init__`` of a class until that is asked for: by its first instance, or by who wants its signature.
+    """Stands as ``__init__`` of a class until that is worth compiling: after some instances, or when it is looked at.
 
-    Then it leaves its place to the real one. Two threads that ask at once make the same one twice.
+    Compiling takes as long as thirty instances made here do. Then it leaves its place to the real one, which also gets
+    each call that is wrong, to say so. Two threads that ask at once make the same one twice.
     """
 
-    __slots__ = ("_cls",)
+    __slots__ = ("_cls", "_left", "_plan")
 
     def __init__(self, cls: type[Any]) -> None:
         self._cls = cls
+        self._left = _FILLED_FIRST
+        self._plan: _Plan | None = None
 
     def __get__(self, instance: Any, owner: type[Any]) -> Any:
-        made = _initialiser(self._cls)
-        self._cls.__init__ = made
-        return made.__get__(instance, owner)
+        if instance is None or self._left == 0:
+            made = _initialiser(self._cls)
+            self._cls.__init__ = made
+            return made.__get__(instance, owner)
+        self._left -= 1
+        return MethodType(self._fill, instance)
+
+    def _fill(self, instance: Any, /, *values: Any, **named: Any) -> None:
+        """Set the fields as ``__init__`` does."""
+        plan = self._plan = self._plan or _Plan(self._cls)
+        given = dict(zip(plan.positional, values, strict=False))
+        taken = len(given) + len(named)
+        given.update(named)
+        if len(values) > len(plan.positional) or len(given) < taken or not plan.required <= given.keys() <= plan.all:
+            _initialiser(self._cls)(instance, *values, **named)  # which says what is wrong
+            raise AssertionError(f"{self._cls.__qualname__} can be made so, and was refused")
+        for name, default, make in plan.fields:
+            if name in given:
+                object.__setattr__(instance, name, given[name])
+            elif make is not None:
+                object.__setattr__(instance, name, make())
+            elif default is not dataclasses.MISSING:
+                object.__setattr__(instance, name, default)
+        if plan.ends:
+            instance.__post_init__()
+
+
+class _Plan:
+    """The parameters of ``__init__``, and what becomes of the fields of which it is told nothing."""
+
+    __slots__ = ("all", "ends", "fields", "positional", "required")
+
+    def __init__(self, cls: type[Any]) -> None:
+        fields = dataclasses.fields(cls)
+        taken = [field for field in fields if field.init]
+        self.positional = tuple(field.name for field in taken if not field.kw_only)
+        self.all = frozenset(field.name for field in taken)
+        self.required = frozenset(
+            field.name
+            for field in taken
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        self.fields = tuple(
+            (field.name, field.default, None if field.default_factory is dataclasses.MISSING else field.default_factory)
+            for field in fields
+        )
+        self.ends = hasattr(cls, "__post_init__")
 
 
 def _initialiser(cls: type[Any]) -> Any:

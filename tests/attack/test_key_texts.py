@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from vmkeep.errors import InvalidRequest
-from vmkeep.keys import KeyFile, armor, export_key, import_key
+from vmkeep.keys import KeyFile, armor, export_key, import_key, passphrase
 
 # Where the parameters stand in the header: version, log2 of n, r, p.
 WRITTEN = bytes([1, 17, 8, 1])
@@ -46,7 +46,7 @@ def test_parameters_that_were_never_written_are_refused_before_any_work(
     def derive(*_: object, **__: object) -> None:
         pytest.fail("work was done for a text that nobody can have printed")
 
-    monkeypatch.setattr(armor, "Scrypt", derive)
+    monkeypatch.setattr(passphrase, "Scrypt", derive)
     with pytest.raises(InvalidRequest, match="written by a newer vmkeep, or by nobody"):
         import_key(text, "open sesame")
 

@@ -141,9 +141,28 @@ class Zygote:
         self._begin({"make_point": str(home)}, death=death)
         return self.finish().status
 
-    def start_command(self, *words: str | Path, traps: Sequence[Trap] = ()) -> None:
+    def start_command(
+        self,
+        *words: str | Path,
+        traps: Sequence[Trap] = (),
+        death: Death | None = None,
+        env: Mapping[str, str] = EMPTY,
+    ) -> None:
         """Begin a command line; ``printed`` waits for its end."""
-        self._begin({"command": [str(word) for word in words]}, traps=traps)
+        self._begin({"command": [str(word) for word in words]}, traps=traps, death=death, env=env)
+
+    def output(self) -> str:
+        """Return what a command that was begun has printed until now."""
+        path = Path(f"{self._result_file}.out")
+        return path.read_text() if path.exists() else ""
+
+    def runs(self) -> bool:
+        """Return whether what was begun is still there."""
+        number = self._pid_file.read_text() if self._pid_file.exists() else ""
+        if not number:
+            return True  # it begins
+        found = self._host.run(["kill", "-0", number], check=False)
+        return getattr(found, "returncode", 1) == 0
 
     def printed(self) -> Printed:
         status = int(self._answer()["status"])
@@ -394,7 +413,7 @@ class Bed:
             self.truths[point["id"]] = self.content.copy()
             self.effects = self.zygote.effects
         state = self.vm.state()
-        for death in deaths(self.effects, 8)[share::SHARES]:
+        for death in deaths(self.effects, 5, daily=True)[share::SHARES]:
             self.sound = False
             self.change()
             before, killed, stored = checkpoints(self.vm), self.content.copy(), self._stored()

@@ -76,6 +76,7 @@ def test_capture_killed_at_any_effect_is_done_by_the_next_one_and_the_newest_sta
         assert bed.states()["tpm"]["standing"] == "current"
         (newest,) = [each for each in bed.versions() if each["current"]]
         assert newest["sha256"] == hashlib.sha256(bed.vm.tpm_state()).hexdigest()
+        assert newest["kept"], "it is pinned in the repository"
     assert killed > _MOST / 2
 
 

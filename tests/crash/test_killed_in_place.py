@@ -213,7 +213,7 @@ def test_restore_killed_at_any_effect_is_finished_or_never_began(pair: Pair, sha
         assert pair.walk(Death(None)).status == 0
         pair.effects = pair.zygote.effects
         pair.assert_at(aim)
-    for death in deaths(pair.effects, 10)[share::SHARES]:
+    for death in deaths(pair.effects, 6, daily=True)[share::SHARES]:
         aim, start = pair.other, pair.at
         pair.sound = False
         outcome = pair.walk(death)

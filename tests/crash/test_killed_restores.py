@@ -130,7 +130,7 @@ def test_restore_to_files_killed_at_any_effect_is_finished_or_never_began(bed: B
     before = sorted(path.name for path in output.rglob("*"))
     bed.zygote.walk(command).acts  # noqa: B018  raises when it failed
     effects = bed.zygote.effects
-    for death in deaths(effects, 6)[share::SHARES]:
+    for death in deaths(effects, 4, daily=True)[share::SHARES]:
         remove_tree(output)
         _output_with_older_files(bed)
         bed.zygote.walk(command, death=death)
@@ -156,7 +156,7 @@ def test_restore_as_vm_killed_at_any_effect_is_finished_or_never_began(bed: Bed,
     assert bed.zygote.walk(command).status == 0
     effects = bed.zygote.effects
     bed.host.vm("copy").delete()
-    for death in deaths(effects, 6)[share::SHARES]:
+    for death in deaths(effects, 4, daily=True)[share::SHARES]:
         bed.zygote.walk(command, death=death)
         bed.zygote.run(["look"]).acts  # noqa: B018  raises when it failed
         try:

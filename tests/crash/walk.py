@@ -39,13 +39,14 @@ _GOES_ON = re.compile(r"^(libvirt|spawn)\b")
 _DELAYS_MS = (0.5, 3.0, 12.0, 40.0)
 
 
-def deaths(done: Sequence[str], most: int | None = None, *, first: int = 1) -> list[Death]:
+def deaths(done: Sequence[str], most: int | None = None, *, first: int = 1, daily: bool = False) -> list[Death]:
     """Return where to die of what an undisturbed run has done; at most so many, unless all are asked for.
 
     Each is a death before an effect, which also is the one after the effect before. Those that go on without vmkeep
-    are met while they are under way as well. A sample takes what is rare first, and of equal effects by chance.
+    are met while they are under way as well. A sample takes what is rare first, and of equal effects by chance; with
+    ``daily`` others each day, where it does not matter that a run may end without the last effects of the counted one.
     """
-    chance = random.Random(SEED)
+    chance = random.Random(f"{SEED} {DAY}" if daily else SEED)
     numbers = range(first, len(done) + 1)
     places = [Death(number) for number in numbers]
     places += [Death(number, delay) for number in numbers if _GOES_ON.search(done[number - 1]) for delay in _DELAYS_MS]

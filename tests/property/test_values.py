@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -52,9 +53,15 @@ def outcome(done: Callable[..., Any], *args: Any, **named: Any) -> Any:
         return type(error), str(error)
 
 
-@given(fields=FIELDS, more=FIELDS, kw_only=st.booleans(), calls=st.lists(ARGUMENTS, min_size=1, max_size=4))
+@given(
+    fields=FIELDS,
+    more=FIELDS,
+    kw_only=st.booleans(),
+    compiled=st.booleans(),
+    calls=st.lists(ARGUMENTS, min_size=1, max_size=4),
+)
 def test_value_is_what_dataclasses_would_make(
-    fields: Declared, more: Declared, kw_only: bool, calls: list[tuple[list[Any], dict[str, Any]]]
+    fields: Declared, more: Declared, kw_only: bool, compiled: bool, calls: list[tuple[list[Any], dict[str, Any]]]
 ) -> None:
     kinds = []
     for maker in (value, dataclasses.dataclass):
@@ -65,6 +72,8 @@ def test_value_is_what_dataclasses_would_make(
         assert isinstance(ours, str)
         assert str(theirs).startswith(ours)  # which says more since Python 3.13
         return
+    if compiled:
+        assert inspect.signature(ours) == inspect.signature(theirs)  # which its first dozen instances do without
     assert ours.__match_args__ == theirs.__match_args__
     values: list[tuple[Any, Any]] = []
     for args, named in calls:

@@ -100,8 +100,7 @@ class Vm:
             if disk.media and disk.secret is not None and not path.exists():
                 images.make_luks(path, disk.format, disk.size_bytes, disk.secret.value, disk.create_options)
             elif disk.media and not path.exists():
-                options = ["-o", ",".join(disk.create_options)] if disk.create_options else []
-                _qemu_img("create", "-q", "-f", disk.format, *options, str(path), str(disk.size_bytes))
+                images.make_empty(path, disk.format, disk.size_bytes, disk.create_options)
             placed.append((disk, path if disk.media else None))
         uefi = firmware == "uefi"
         xml = domain_xml(
@@ -436,12 +435,6 @@ class Vm:
 
 def _xml(element: etree._Element) -> str:
     return etree.tostring(element, encoding="unicode")
-
-
-def _qemu_img(*arguments: str) -> None:
-    result = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise RigError(f"qemu-img {' '.join(arguments)}: {result.stderr.strip()}")
 
 
 def _has_backup_job(domain: libvirt.virDomain) -> bool:

@@ -147,7 +147,7 @@ def test_guest_that_wrote_between_points_is_the_point_again(host: Host, vmkeep: 
     vm.destroy()
     _restore(vmkeep, first)
     truth.assert_vm(vm)
-    vm.start()
+    vm.start(paused=True)
     assert vm.read_image("vda") == truth.images["vda"]
 
 

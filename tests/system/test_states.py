@@ -69,7 +69,8 @@ def test_state_that_is_older_lost_or_only_in_swtpms_backup_is_told_with_what_put
     shown = vmkeep.run("state", "list").stdout
     assert f"vmkeep restore {second['id']} --in-place --only state" in shown
 
-    vmkeep.json(*tpm["remedy"].split()[1:], "--yes")
+    assert vmkeep.fails("tpm", "restore", "guest", "--point", second["id"], "--version", "2").code == "invalid-request"
+    vmkeep.json("tpm", "restore", "guest", "--point", second["id"], "--yes")
     assert permall.read_bytes() == newest
     assert {state["standing"] for state in standings(vmkeep).values()} == {"current"}
     vmkeep.json("restore", first["id"], "--in-place", "--yes")  # which is no accident
@@ -134,8 +135,7 @@ def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, v
     # Of a VM that runs the TPM alone: QEMU writes the variables in place.
     vm.start()
     vm.settle()
-    vm.reset()
-    vm.settle()
+    assert vm.tpm_state() != between[0]  # its firmware has never run before
     (captured,) = vmkeep.json("state", "capture", "guest")["captured"]
     assert captured["read"] == ["tpm"]
     assert [(each["kind"], each["version"]) for each in captured["new"]] == [("tpm", 3)]
@@ -147,7 +147,7 @@ def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, v
     assert len([each for each in versions_of(vmkeep, "guest") if each["kind"] == "tpm"]) == 3
     vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--version", "2", "--yes")
     assert vm.tpm_state() == between[0]
-    vmkeep.json("state", "restore", "guest", "--kind", "nvram", "--version", "2", "--yes")
+    vmkeep.json("nvram", "restore", "guest", "--version", "2", "--yes")
     assert vm.nvram() == between[1]
     # The safety point met the older TPM that was put there on purpose: it counts as the newest from then on.
     assert [each["version"] for each in versions_of(vmkeep, "guest") if each["current"]] == [3, 4]
@@ -202,6 +202,39 @@ def test_what_no_point_names_is_found_again_when_the_catalogue_is_lost(host: Hos
     assert vmkeep.fails("vm", "forget", "nobody", "--yes").code == "vm-not-found"
 
 
+def test_state_that_swtpm_does_not_load_is_not_kept(host: Host, vmkeep: Vmkeep) -> None:
+    secret = host.define_secret(b"of the TPM")
+    backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
+    vm = host.define("guest", disks=[Disk("vda", MiB)], tpm_backend=backend)
+    vm.start(paused=True)
+    vm.destroy()
+    vmkeep.json("state", "capture", "guest")
+    permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    good = permall.read_bytes()
+    half = len(good) // 2
+    for bad in (good[:-7], good[:half] + bytes(len(good) - half), good[:600] + b"!" + good[601:]):
+        permall.write_bytes(bad)
+        failed = vmkeep.fails("state", "capture", "guest")
+        assert failed.code == "state-torn"
+        assert "secret" in failed.error["message"]
+    (tpm,) = vmkeep.json("state", "versions", "guest", "--kind", "tpm")["versions"]
+    assert (tpm["version"], tpm["current"]) == (1, True)
+    (vmkeep.home / "vmkeep.toml").write_text('trial_start = "off"\n')
+    (captured,) = vmkeep.json("state", "capture", "guest")["captured"]
+    assert [(each["kind"], each["version"]) for each in captured["new"]] == [("tpm", 2)]
+    assert vmkeep.fails("state", "try", "guest").code == "state-torn"
+    assert vmkeep.json("state", "try", "guest", "--version", "1") == {"version": 1, "loads": True, "why": None}
+    assert vmkeep.fails("state", "try", "guest", "--version", "3").code == "invalid-request"
+    host.connection.secretLookupByUUIDString(secret).setValue(b"another")
+    failed = vmkeep.fails("state", "try", "guest", "--version", "1")
+    assert (failed.code, failed.document) == (
+        "state-torn",
+        {"version": 1, "loads": False, "why": "swtpm does not load it"},
+    )
+    host.connection.secretLookupByUUIDString(secret).undefine()
+    assert vmkeep.json("state", "try", "guest", "--version", "1")["loads"] is None
+
+
 def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", MiB)])
     _, _, old = two_versions(vm, vmkeep)
@@ -212,6 +245,8 @@ def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkee
         assert vmkeep.fails("state", "capture", "guest").code == "state-torn"
     permall.write_bytes(old)
     result = vmkeep.run("--json", "state", "capture", "guest")
+    assert "TPM state is version 1, and 2 is the newest" in result.stderr
+    result = vmkeep.run("--json", "snapshot", "create", "guest", "rolled-back")
     assert "TPM state is version 1, and 2 is the newest" in result.stderr
     permall.unlink()
     assert vmkeep.fails("state", "capture", "guest").code == "host-file-missing"
@@ -224,7 +259,7 @@ def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkee
     doctor = json.loads(vmkeep.run("--json", "doctor").stdout)["doctor"]
     told = {finding["code"]: finding["message"] for finding in doctor["findings"]}
     assert "2 times" in told["state-not-captured"]
-    assert f"is not at {permall}" in told["state-not-captured"]
+    assert f"is not at /var/lib/libvirt/swtpm/{vm.uuid}/" in told["state-not-captured"]
     assert vmkeep.json("state", "capture", "guest")["captured"][0]["recovered"]
     doctor = json.loads(vmkeep.run("--json", "doctor").stdout)["doctor"]
     assert "state-not-captured" not in {finding["code"] for finding in doctor["findings"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import sqlite3
 import threading
@@ -146,6 +147,8 @@ def test_secret_comes_back_with_the_vm(kept: Kept) -> None:
     assert "<secret ephemeral='no' private='no'>" in xml
     assert "<usage type='vtpm'>\n    <name>tpm</name>" in xml
     assert kept.vmkeep.json("vm", "show", "guest")["vm"]["complete"] is True
+    tpm = kept.vmkeep.json("state", "show", "guest")["state"]["kinds"]["tpm"]
+    assert (tpm["encrypted"], tpm["secret"]) == (True, {"uuid": kept.secret, "point": kept.point["id"]})
 
 
 def test_secret_is_nowhere_in_plain_text(kept: Kept) -> None:
@@ -268,6 +271,23 @@ def test_files_hold_the_secret_only_when_asked(kept: Kept) -> None:
     kept.host.run(["virsh", "secret-define", files[0]], check=True)
     kept.host.run(["virsh", "secret-set-value", kept.secret, "--file", files[1]], check=True)
     assert_opens(vm, kept.host.secrets(), kept.secret)
+
+
+def test_exported_state_holds_the_secret_that_opens_it(kept: Kept) -> None:
+    vmkeep, work = kept.vmkeep, kept.host.dir / "work"
+    (key,) = (vmkeep.home / "keys").glob("*.key")
+    exported = vmkeep.json("state", "export", "guest", "--to", work / "guest.state", "--key", key)["exported"]
+    assert (exported["secrets"], exported["warnings"]) == ([kept.secret], [])
+    assert not any(form in (work / "guest.state").read_bytes() for form in _FORMS)
+    # The key is one of this installation, so it is found.
+    result = vmkeep.run("--json", "state", "import", work / "guest.state")
+    assert kept.secret in json.loads(result.stderr)["notices"][0]
+    vmkeep.json("state", "import", work / "guest.state", "--output", work / "state", "--secrets")
+    (version,) = [each for each in exported["versions"] if each["kind"] == "tpm"]
+    assert hashlib.sha256((work / "state" / "tpm2-00.permall").read_bytes()).hexdigest() == version["sha256"]
+    assert base64.b64decode((work / "state" / f"secret-{kept.secret}.base64").read_bytes()) == _VALUE
+    kept.lose_secret()
+    kept.host.run(["virsh", "secret-define", work / "state" / f"secret-{kept.secret}.xml"], check=True)
 
 
 def test_private_secret_is_not_in_the_point_and_that_is_said(kept: Kept) -> None:

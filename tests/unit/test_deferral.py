@@ -80,6 +80,18 @@ def test_name_can_be_given_as_something_else() -> None:
 
 
 @pytest.mark.usefixtures("package")
+def test_module_of_a_package_that_is_loaded_is_found_in_it_within_the_block_and_real_afterwards() -> None:
+    heavy = importlib.import_module("heavy")
+    using = ModuleType("user")
+    with deferred("heavy.errors", given={"heavy.errors": {"release": "unknown"}}):
+        exec("import heavy.errors\nrelease = heavy.errors.release", using.__dict__)  # noqa: S102  it is this test's own
+    assert using.release == "unknown"
+    assert not hasattr(heavy, "errors")
+    assert issubclass(importlib.import_module("heavy.errors").Broken, Exception)
+    assert heavy.errors is importlib.import_module("heavy.errors")
+
+
+@pytest.mark.usefixtures("package")
 def test_annotations_with_it_load_nothing() -> None:
     user("from typing import Optional\nfrom heavy import Thing\ndef use(a: Optional[Thing], b: Thing[int] | None): ...")
     assert "heavy" not in sys.modules

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         PassedPoint,
         PointOutline,
         StateAlert,
+        StateFile,
         Trust,
     )
     from vmkeep.catalog.sql import SqlCatalog
@@ -41,7 +42,7 @@ else:
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogPin CatalogPoint CatalogSnapshot CatalogState "
-            "CatalogVm FoundPin KnownHostKey KnownRepository PassedPoint PointOutline StateAlert Trust",
+            "CatalogVm FoundPin KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -66,5 +67,6 @@ __all__ = [
     "PointOutline",
     "SqlCatalog",
     "StateAlert",
+    "StateFile",
     "Trust",
 ]

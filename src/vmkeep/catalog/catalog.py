@@ -24,6 +24,7 @@ from vmkeep.catalog.records import (
     PassedPoint,
     PointOutline,
     StateAlert,
+    StateFile,
     Trust,
 )
 from vmkeep.errors import VmkeepError
@@ -254,6 +255,14 @@ class Catalog(Protocol):
         """
         ...
 
+    def keep_late(self, states: Sequence[CatalogState]) -> None:
+        """Add state versions that are kept and never count as the current one: all in one transaction, or none.
+
+        Each is a conflict from then on; what is known already stays as it is. Raises CatalogError for one that is known
+        with other content.
+        """
+        ...
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         """Record what state was put in place of a VM on purpose: the SHA-256 by kind, empty for nothing.
 
@@ -301,6 +310,23 @@ class Catalog(Protocol):
 
     def pass_pins(self, passed: Mapping[str, str]) -> None:
         """Remember pins of the repository, each with its VM, so that they need not be read again."""
+        ...
+
+    # -- where state files lie -----------------------------------------------------------------------------------
+
+    def note_state_files(self, host_uuid: str, found: Mapping[str, Sequence[StateFile]]) -> None:
+        """Record what was found on a host that is known: for each VM, by its UUID, all its state files there.
+
+        VMs that are not known are left out.
+        """
+        ...
+
+    def state_files(self, vm_uuid: str) -> tuple[StateFile, ...]:
+        """Return where state files of a VM lie, as they were found last, by host and kind."""
+        ...
+
+    def host_names(self) -> Mapping[str, str]:
+        """Return the names of the hosts that were seen, by UUID."""
         ...
 
     # -- what keeps state from being captured --------------------------------------------------------------------

@@ -31,6 +31,7 @@ from vmkeep.catalog.records import (
     PassedPoint,
     PointOutline,
     StateAlert,
+    StateFile,
     Trust,
     made_by,
 )
@@ -283,6 +284,11 @@ class MemoryCatalog(Catalog):
             for state in states:
                 tables.accept(state)
 
+    def keep_late(self, states: Sequence[CatalogState]) -> None:
+        with self._writing() as tables:
+            for state in states:
+                tables.keep_late(state)
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         with self._writing() as tables:
             for kind, sha256 in states.items():
@@ -323,6 +329,31 @@ class MemoryCatalog(Catalog):
     def pass_pins(self, passed: Mapping[str, str]) -> None:
         with self._writing() as tables:
             tables.passed_pins = {**passed, **tables.passed_pins}
+
+    # -- where state files lie -----------------------------------------------------------------------------------
+
+    def note_state_files(self, host_uuid: str, found: Mapping[str, Sequence[StateFile]]) -> None:
+        with self._writing() as tables:
+            for vm_uuid, files in found.items():
+                if vm_uuid.lower() not in tables.vms:
+                    continue
+                if files and host_uuid not in tables.hosts:
+                    raise Contradiction(f"no host {host_uuid}")
+                before = {key: each for key, each in tables.files.items() if key[:2] == (vm_uuid.lower(), host_uuid)}
+                for key in before:
+                    del tables.files[key]
+                for each in files:
+                    key = (vm_uuid.lower(), host_uuid, each.kind)
+                    known = before.get(key)
+                    now = texts.now()
+                    since = known.since if known is not None and each.is_as(known) else now
+                    tables.files[key] = replace(each, since=since, seen_at=now)
+
+    def state_files(self, vm_uuid: str) -> tuple[StateFile, ...]:
+        return tuple(each for key, each in sorted(self._tables.files.items()) if key[0] == vm_uuid.lower())
+
+    def host_names(self) -> Mapping[str, str]:
+        return dict(sorted(self._tables.hosts.items()))
 
     # -- what keeps state from being captured --------------------------------------------------------------------
 

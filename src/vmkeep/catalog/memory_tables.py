@@ -22,6 +22,7 @@ from vmkeep.catalog.records import (
     KnownRepository,
     PassedPoint,
     StateAlert,
+    StateFile,
     Trust,
     trust_of,
 )
@@ -68,6 +69,7 @@ class Tables:
     passed: dict[str, PassedPoint] = field(default_factory=dict)
     pin_objects: dict[str, FoundPin] = field(default_factory=dict)
     passed_pins: dict[str, str] = field(default_factory=dict)
+    files: dict[tuple[str, str, str], StateFile] = field(default_factory=dict)
     alerts: dict[tuple[str, str], StateAlert] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)
 
@@ -192,6 +194,11 @@ class Tables:
             return
         state.refuse_late(self.newest_state(state.vm_uuid, state.kind))
         self._add_state(state)
+
+    def keep_late(self, state: CatalogState) -> None:
+        """Add one that never becomes the current one, unless it is known. Raises CatalogError."""
+        if not state.is_known_as(self.states.get(state.id)):
+            self._add_state(replace(state, conflict=True))
 
     def adopt_state(self, state: CatalogState, holder: str, reason: str = "point") -> str | None:
         """Add one of whatever generation; return the id of the version that claimed it first, where there is one."""

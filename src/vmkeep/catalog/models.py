@@ -170,6 +170,23 @@ passed_pins = Table(
     Column("vm_uuid", text(36), nullable=False),
 )
 
+# Where state files lie, as they were found last.
+state_files = Table(
+    "state_files",
+    metadata,
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), primary_key=True),
+    Column("host_uuid", text(36), ForeignKey("hosts.uuid"), primary_key=True),
+    Column("kind", text(16), CheckConstraint("kind in ('tpm', 'nvram')", name="kind"), primary_key=True),
+    Column("path", text(), nullable=False),
+    # Null: no file was there.
+    Column("sha256", text(64)),
+    Column("size_bytes", whole()),
+    Column("standing", text(16), nullable=False),
+    # When it was seen for the first time as it is, and for the last time.
+    Column("since", text(32), nullable=False),
+    Column("seen_at", text(32), nullable=False),
+)
+
 # What kept a state file from being captured, until one of its kind was.
 state_alerts = Table(
     "state_alerts",

@@ -273,6 +273,28 @@ class FoundPin:
 
 
 @dataclass(frozen=True, slots=True)
+class StateFile:
+    """A state file as it was found on a host, and how it stood then. ``sha256`` is None where there was no file.
+
+    ``since`` is when it was first seen like that, ``seen_at`` when last (ISO 8601 in UTC); the catalogue gives both.
+    """
+
+    vm_uuid: str
+    host_uuid: str
+    kind: Literal["tpm", "nvram"]
+    path: str
+    sha256: str | None
+    size_bytes: int | None
+    standing: str
+    since: str = ""
+    seen_at: str = ""
+
+    def is_as(self, known: StateFile | None) -> bool:
+        """Return whether it is what was found before, at whatever time."""
+        return known is not None and replace(known, since=self.since, seen_at=self.seen_at) == self
+
+
+@dataclass(frozen=True, slots=True)
 class StateAlert:
     """What keeps a VM's state files from being captured: an error's code and words, since when and how often."""
 

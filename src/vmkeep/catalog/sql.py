@@ -14,6 +14,7 @@ from sqlalchemy import insert, select, update
 from vmkeep.catalog import (
     adoption,
     alert_queries,
+    file_queries,
     host_queries,
     models,
     operation_queries,
@@ -40,6 +41,7 @@ from vmkeep.catalog.records import (
     PassedPoint,
     PointOutline,
     StateAlert,
+    StateFile,
     Trust,
 )
 from vmkeep.catalog.times import end_of_named_time
@@ -300,6 +302,11 @@ class SqlCatalog(Catalog):
             for state in states:
                 state_queries.accept(connection, state)
 
+    def keep_late(self, states: Sequence[CatalogState]) -> None:
+        with self._database.writing() as connection:
+            for state in states:
+                state_queries.keep_late(connection, state)
+
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         with self._database.writing(vm_uuid.lower()) as connection:
             state_queries.place(connection, vm_uuid.lower(), states)
@@ -341,6 +348,22 @@ class SqlCatalog(Catalog):
     def pass_pins(self, passed: Mapping[str, str]) -> None:
         with self._database.writing() as connection:
             pin_queries.pass_by(connection, dict(passed))
+
+    # -- where state files lie -----------------------------------------------------------------------------------
+
+    def note_state_files(self, host_uuid: str, found: Mapping[str, Sequence[StateFile]]) -> None:
+        with self._database.writing() as connection:
+            for vm_uuid, files in found.items():
+                if vm_queries.vm(connection, vm_uuid.lower()) is not None:
+                    file_queries.note(connection, vm_uuid.lower(), host_uuid, files)
+
+    def state_files(self, vm_uuid: str) -> tuple[StateFile, ...]:
+        with self._database.reading() as connection:
+            return file_queries.of_vm(connection, vm_uuid.lower())
+
+    def host_names(self) -> dict[str, str]:
+        with self._database.reading() as connection:
+            return vm_queries.host_names(connection)
 
     # -- what keeps state from being captured --------------------------------------------------------------------
 

@@ -31,6 +31,12 @@ def accept(connection: Connection, state: CatalogState) -> None:
     _add(connection, state)
 
 
+def keep_late(connection: Connection, state: CatalogState) -> None:
+    """Add a state version that never becomes the current one, unless it is known. Raises CatalogError."""
+    if not state.is_known_as(_by_id(connection, state.id)):
+        _add(connection, replace(state, conflict=True))
+
+
 def adopt(connection: Connection, state: CatalogState, holder: str, reason: PinReason = "point") -> str | None:
     """Add a state version found in a repository, of whatever generation, which a point or pin that is known holds.
 

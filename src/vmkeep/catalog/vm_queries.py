@@ -20,6 +20,11 @@ def see_host(connection: Connection, uuid: str, name: str) -> None:
         connection.execute(insert(hosts).values(uuid=uuid, **row))
 
 
+def host_names(connection: Connection) -> dict[str, str]:
+    """Return the names of the hosts that were seen, by UUID."""
+    return {row.uuid: row.name for row in connection.execute(select(models.hosts).order_by(models.hosts.c.uuid))}
+
+
 def see_vm(connection: Connection, uuid: str, name: str, host_uuid: str | None, *, adopted: bool) -> bool:
     """Record that a VM was seen, or (adopted) heard of; return True when it is new.
 

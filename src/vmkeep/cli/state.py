@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmkeep.cli.completion import complete_vm
+from vmkeep.cli import state_bundle, state_show
+from vmkeep.cli.completion import complete_point, complete_vm
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.state_show import Kind, VersionOption, standing_text
 from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
+    from vmkeep.cli.session import Session
     from vmkeep.flows.capture_states import Captured
     from vmkeep.flows.vm_states import StandingState, VersionKept
 
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+PointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--point",
+        metavar="POINT",
+        help="That of a point of the VM, in place of the newest.",
+        show_default=False,
+        autocompletion=complete_point,
+    ),
+]
 app = typer.Typer(
     short_help="TPM state and UEFI variables: on the host, and kept.",
     help="TPM state and UEFI variables of VMs: how those on the host stand to the versions that are kept.",
     epilog="Example: vmkeep state list",
     rich_markup_mode=None,
 )
-
-
-class Kind(StrEnum):
-    """Kinds of state files."""
-
-    TPM = "tpm"
-    NVRAM = "nvram"
 
 
 @app.command("list", epilog="Example: vmkeep state list win11")
@@ -62,7 +68,7 @@ def list_states(
             (
                 state.vm,
                 state.found.kind,
-                _standing_text(state),
+                standing_text(state),
                 _number(state.judged.generation),
                 _number(state.newest.generation if state.newest is not None else None),
                 time_text(state.newest.created) if state.newest is not None else "",
@@ -117,6 +123,10 @@ def list_versions(
         running.console.show(Table(columns=columns, rows=rows, right=("version", "size"), drop=("SHA-256", "size")))
 
 
+state_show.register(app)
+state_bundle.register(app)
+
+
 @app.command("capture", epilog="Example: vmkeep state capture --all")
 def capture_state(
     context: typer.Context,
@@ -169,21 +179,67 @@ def restore_state(
     context: typer.Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only that of the TPM, or the UEFI variables.")] = None,
-    version: Annotated[
-        int | None, typer.Option("--version", metavar="N", help="Another than the newest; with --kind.", min=1)
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    version: VersionOption = None,
+    point: PointOption = None,
+    yes: YesOption = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Put kept state back in place of what a VM has now. The VM must be off; a safety point is taken first."""
-    from vmkeep.cli.restore import write_in_place
-    from vmkeep.flows.vm_states import state_to_put_back
-
     with session(context, json=json, connect=connect, debug=debug) as running:
+        put_back(running, vm, kind, version, point, yes=yes)
+
+
+def put_back(running: Session, vm: str, kind: str | None, version: str | None, point: str | None, *, yes: bool) -> None:
+    """Put the newest version back, the one that is named, or that of a point."""
+    from vmkeep.cli.points import search_point
+    from vmkeep.cli.restore import write_in_place
+    from vmkeep.errors import InvalidRequest
+    from vmkeep.flows.vm_states import require_point_of, state_to_put_back
+
+    if point is None:
         found = state_to_put_back(running.premises.catalog, vm, kind, version)
         write_in_place(running, found.point, (), None, yes=yes, versions=found.versions)
+        return
+    if version is not None:
+        raise InvalidRequest("--version and --point both name a version", vm=vm, hint="Give one of them.")
+    require_point_of(running.premises.catalog, search_point(running, point)[0], vm)
+    write_in_place(running, point, (kind or "state",), None, yes=yes)
+
+
+@app.command("try", epilog="Example: vmkeep state try win11 --version 3")
+def try_version(
+    context: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="Another than the newest of its TPM state.", min=1)
+    ] = None,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Let swtpm load a copy of a kept TPM 2.0 state, and say whether it does. The VM is not touched."""
+    from vmkeep.errors import StateTorn
+    from vmkeep.flows.try_state import try_state
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        with running.host() as host:
+            kept, tried = try_state(running.premises.catalog, host, vm, version)
+        told = f"version {kept.generation} of the TPM state of {vm}"
+        if running.console.json:
+            running.console.document({"version": kept.generation, "loads": tried.loads, "why": tried.why or None})
+        elif tried.loads is None:
+            running.console.show(f"{told} was not tried: {tried.why}")
+        elif tried.loads:
+            running.console.show(f"{told} loads")
+        if tried.loads is False:
+            raise StateTorn(
+                f"{told} does not load: {tried.why}",
+                vm=vm,
+                hint="Is libvirt's secret for it another one now? Else try an older version: `vmkeep state versions` "
+                "lists them.",
+            )
 
 
 @app.command("accept", epilog="Example: vmkeep state accept win11 --kind nvram")
@@ -210,7 +266,7 @@ def accept_state(
         if running.console.json:
             running.console.document({"accepted": [_state_document(state, None) for state in accepted]})
             return
-        told = [f"{state.vm}: its {state.found.kind} state counts ({_standing_text(state)})" for state in accepted]
+        told = [f"{state.vm}: its {state.found.kind} state counts ({standing_text(state)})" for state in accepted]
         running.console.show(*(told or [f"{vm}: nothing needs it"]))
 
 
@@ -230,10 +286,6 @@ def captured_document(captured: Captured) -> dict[str, Any]:
         "older": list(captured.older),
         "recovered": captured.recovered,
     }
-
-
-def _standing_text(state: StandingState) -> str:
-    return "older, by swtpm's backup" if state.judged.from_backup else str(state.judged.standing)
 
 
 def _number(generation: int | None) -> str:

@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 from vmkeep.values import dataclass
 
+LOOK_SECONDS: Final = 60.0
+"""How often a watch looks at all state files of a host, at least."""
 NOTHING: Final = ""
 """Stands among contents for a file that is not there, on purpose."""
 
@@ -22,7 +24,8 @@ class Standing(StrEnum):
     SUPERSEDED = "superseded"
     """It is an older version: somebody put it there, and the guest's state would be rolled back."""
     UNKNOWN = "unknown"
-    """It is an older version, and nobody knows whether that is meant: the catalogue was lost and made anew."""
+    """It is an older version, and nobody knows whether that is meant: the catalogue was lost and made anew. Or nobody
+    has looked at it for long."""
     CONFLICT = "conflict"
     """It is a version that came late, or from a copy of the VM, and never counted as the current one."""
     MISSING = "missing"
@@ -69,6 +72,13 @@ class JudgedState:
     standing: Standing
     generation: int | None = None
     from_backup: bool = False
+
+
+def standing_after(standing: Standing, seconds: float) -> Standing:
+    """Return how a file stands by what was found so many seconds ago: nobody knows, when that is longer than it takes
+    three times to look at it.
+    """
+    return standing if seconds <= 3 * LOOK_SECONDS else Standing.UNKNOWN
 
 
 class Holder(Protocol):

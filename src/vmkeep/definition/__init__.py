@@ -20,9 +20,11 @@ from vmkeep.definition.model import (
 )
 from vmkeep.definition.reading import parse_definition
 from vmkeep.definition.remapping import DiskPlacement, Remap, remap
+from vmkeep.definition.secrets import USAGE_ELEMENTS, secret_definition
 
 __all__ = [
     "USAGE",
+    "USAGE_ELEMENTS",
     "BackingLayer",
     "DefinedBacking",
     "DefinedDisk",
@@ -40,4 +42,5 @@ __all__ = [
     "TpmDevice",
     "parse_definition",
     "remap",
+    "secret_definition",
 ]

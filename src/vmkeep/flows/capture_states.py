@@ -17,7 +17,7 @@ from vmkeep.flows.gate import tell_gate
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import settle_pins
-from vmkeep.flows.vm_states import known_states
+from vmkeep.flows.vm_states import known_states, look_at_standings
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import CAPTURE
 from vmkeep.host.tasks.states import CaptureStates
@@ -50,7 +50,9 @@ def capture_states(premises: Premises, host: Host, vm: str, *, wait: bool = True
     """
     vm_uuid = host.ask(FindVm(vm))
     try:
-        return _captured(premises, host, vm_uuid, vm, wait=wait)
+        captured = _captured(premises, host, vm_uuid, vm, wait=wait)
+        look_at_standings(premises.catalog, host, (vm_uuid,))  # by which it is known where they lie
+        return captured
     except VmBusy:
         raise
     except VmkeepError as error:

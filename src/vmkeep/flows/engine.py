@@ -17,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy.exc import DatabaseError
-
 from vmkeep.catalog import SAFETY_LABEL, OperationState
 from vmkeep.commandline import command_line
 from vmkeep.errors import (
@@ -37,7 +35,8 @@ from vmkeep.errors import (
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.declared import DECLARED, TAKE_POINT, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
-from vmkeep.flows.durable import DBOS, DBOSConfig, SetWorkflowID, launching
+from vmkeep.flows.durable import DBOS, DatabaseError, DBOSConfig, SetWorkflowID, launching
+from vmkeep.flows.finished import forget_finished_flows
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.plan import Flow, Run, workflow_of
@@ -126,6 +125,7 @@ class Engine:
         try:
             self._launch(settings.flows_path)
             self.recovered = away or self._recovery.recover()
+            forget_finished_flows(settings.flows_path)
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)

@@ -13,10 +13,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
-from sqlalchemy.exc import DatabaseError
-
 from vmkeep.errors import RestorePending
-from vmkeep.flows.durable import DBOS
+from vmkeep.flows.durable import DBOS, DatabaseError
 from vmkeep.flows.services import Services
 from vmkeep.logs import get_logger
 from vmkeep.values import dataclass

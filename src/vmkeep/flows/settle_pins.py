@@ -47,10 +47,10 @@ def settle_pins(
     named = {(pin.snapshot_id, pin.snapshot_name) for pin in pins if _is_ours(pin)}
     for snapshot in snapshots.values():
         if snapshot.states and (snapshot.id, snapshot.name) not in named:
-            _put(catalog, repository, vm.name, SNAPSHOT, snapshot.states, snapshot=snapshot)
+            put_pin(catalog, repository, vm.name, SNAPSHOT, snapshot.states, snapshot=snapshot)
     for state in catalog.states_of_vm(vm_uuid):
         if state.id in wanted and state.id not in have and not _is_over(until):
-            _put(catalog, repository, vm.name, KEPT, (state,), until=until)
+            put_pin(catalog, repository, vm.name, KEPT, (state,), until=until)
     for pin_id in _not_needed(catalog.pins_of_vm(vm_uuid), wanted, snapshots, until):
         repository.pins.delete(pin_id)
         catalog.forget_pin(pin_id)
@@ -125,7 +125,7 @@ def _kept(catalog: Catalog, vm_uuid: str, rule: KeepRule, without: str | None) -
     return kept_for_themselves(held, rule, [state.id for state in states if placed.get(state.kind) == state.sha256])
 
 
-def _put(
+def put_pin(
     catalog: Catalog,
     repository: Repository,
     vm_name: str,
@@ -135,6 +135,10 @@ def _put(
     snapshot: CatalogSnapshot | None = None,
     until: str | None = None,
 ) -> None:
+    """Put one pin for versions of a VM into the repository, and take it over into the catalogue.
+
+    A version that the catalogue does not know is accepted with it, as a conflict when its generation is another's.
+    """
     refs = tuple(_readable(repository, states))
     if not refs:
         return

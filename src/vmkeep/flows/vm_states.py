@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
 
-from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
+from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
-from vmkeep.custody.states import KnownState
-from vmkeep.errors import InvalidRequest, PointNotFound, VmNotFound
+from vmkeep.custody.states import ChosenVersion, KnownState
+from vmkeep.errors import InvalidRequest, PointNotFound, VmkeepError, VmNotFound
 from vmkeep.host.protocol import Host
-from vmkeep.host.tasks.survey import LookAtStates
+from vmkeep.host.tasks.survey import Identify, LookAtStates
 from vmkeep.values import dataclass
 
 KINDS = ("tpm", "nvram")
+_NUMBER: Final = re.compile(r"[0-9]{1,7}")
+_BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,31 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
             states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest))
             if found.problem is not None:
                 problems.append(f"{vm.name}: {found.path} could not be read: {found.problem}")
+    _note_files(catalog, host, states)
     return Standings(tuple(sorted(states, key=lambda state: (state.vm, state.found.kind))), tuple(problems))
+
+
+def _note_files(catalog: Catalog, host: Host, states: Sequence[StandingState]) -> None:
+    """Remember what was found on the host; a home that cannot be written keeps nobody from looking."""
+    found: dict[str, list[StateFile]] = {}
+    with suppress(VmkeepError):
+        identity = host.ask(Identify())
+        for state in states:
+            file = state.found
+            if file.problem is None:
+                found.setdefault(state.vm_uuid, []).append(
+                    StateFile(
+                        vm_uuid=state.vm_uuid,
+                        host_uuid=identity.uuid,
+                        kind="tpm" if file.kind == "tpm" else "nvram",
+                        path=file.path,
+                        sha256=file.sha256,
+                        size_bytes=file.size_bytes,
+                        standing=str(state.judged.standing),
+                    )
+                )
+        catalog.see_host(identity.uuid, identity.name)
+        catalog.note_state_files(identity.uuid, found)
 
 
 def the_vm_named(catalog: Catalog, vm: str) -> str:
@@ -111,6 +140,49 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     )
 
 
+def versions_asked_for(catalog: Catalog, vm: str, kind: str | None, version: str | None) -> tuple[VersionKept, ...]:
+    """Return the newest version of each kind of a VM's state that counts, or the one that is named.
+
+    Raises VmNotFound, and InvalidRequest when there is none.
+    """
+    versions = versions_kept(catalog, vm, kind)
+    if version is not None:
+        if kind is None:
+            raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
+        return (named_version(versions, version, vm, kind),)
+    wanted = _newest(catalog, versions)
+    if not wanted:
+        raise InvalidRequest(
+            f"no version of the state of VM {vm!r} counts as its newest",
+            vm=vm,
+            hint=f"`{command_line('vmkeep state versions', vm)}` lists them.",
+        )
+    return tuple(wanted)
+
+
+def named_version(kept: Sequence[VersionKept], text: str, vm: str, kind: str) -> VersionKept:
+    """Return the version that a number or the beginning of a hash means.
+
+    Of two with one number that is the one which counts: a conflict is named by its hash. Raises InvalidRequest.
+    """
+    if _NUMBER.fullmatch(text):
+        named = [each for each in kept if each.version.generation == int(text)]
+        named = [each for each in named if not each.version.conflict] or named
+    elif _BEGINNING.fullmatch(text.lower()):
+        named = [each for each in kept if each.version.sha256.startswith(text.lower())]
+    else:
+        named = []
+    # Versions with one content are the same to whoever names it by that.
+    if len({each.version.sha256 for each in named}) == 1:
+        return named[0]
+    told = "several versions" if named else "no version"
+    raise InvalidRequest(
+        f"{text!r} means {told} of the {kind} state of VM {vm!r}",
+        vm=vm,
+        hint=f"`{command_line('vmkeep state versions', vm)}` lists them; name one by its number or its SHA-256.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class StateToPutBack:
     """Versions of state files that go back, with a point of the VM that they go back through."""
@@ -119,23 +191,12 @@ class StateToPutBack:
     versions: tuple[CatalogState, ...]
 
 
-def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: int | None) -> StateToPutBack:
+def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, version: str | None) -> StateToPutBack:
     """Return what is put back of a VM's state: the newest version of each kind, or the one that is named.
 
     Raises VmNotFound, InvalidRequest, and PointNotFound for a VM of which no point holds such a state.
     """
-    if generation is not None and kind is None:
-        raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
-    versions = versions_kept(catalog, vm, kind)
-    wanted = _wanted(catalog, versions, generation)
-    if not wanted:
-        raise InvalidRequest(
-            f"there is no version {generation} of the {kind} state of VM {vm!r}"
-            if generation is not None
-            else f"no version of the state of VM {vm!r} counts as its newest",
-            vm=vm,
-            hint=f"`{command_line('vmkeep state versions', vm)}` lists them.",
-        )
+    wanted = versions_asked_for(catalog, vm, kind, version)
     kinds = {each.version.kind for each in wanted}
     points = [
         point
@@ -152,11 +213,11 @@ def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, generation: i
     return StateToPutBack(newest.id, tuple(each.version for each in wanted))
 
 
-def _wanted(catalog: Catalog, versions: Sequence[VersionKept], generation: int | None) -> list[VersionKept]:
-    """Return the versions that are meant. Without a number that is the newest one that somebody vouches for."""
+def _newest(catalog: Catalog, versions: Sequence[VersionKept]) -> list[VersionKept]:
+    """Return the newest version of each kind that somebody vouches for."""
     accepted = [each for each in versions if not each.version.conflict]
-    if generation is not None or not accepted:
-        return [each for each in accepted if each.version.generation == generation]
+    if not accepted:
+        return []
     uuid = accepted[0].version.vm_uuid
     doubtful = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
     newest: dict[str, VersionKept] = {}
@@ -164,6 +225,16 @@ def _wanted(catalog: Catalog, versions: Sequence[VersionKept], generation: int |
         if each.version.id not in doubtful:
             newest.setdefault(each.version.kind, each)
     return list(newest.values())
+
+
+def require_point_of(catalog: Catalog, point: CatalogPoint, vm: str) -> None:
+    """Raise InvalidRequest unless a point is one of the VM that is named."""
+    if point.vm_uuid not in catalog.vms_named(vm):
+        raise InvalidRequest(
+            f"point {point.id} is of VM {point.vm_name!r}, and not of {vm!r}",
+            vm=vm,
+            hint=f"`{command_line('vmkeep points', vm)}` lists those of {vm!r}.",
+        )
 
 
 def remedy(catalog: Catalog, state: StandingState) -> str | None:
@@ -201,6 +272,11 @@ def is_tracked(catalog: Catalog, vm_uuid: str) -> bool:
 def known_version(state: CatalogState) -> KnownVersion:
     """Return a version as a file is judged by it."""
     return KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
+
+
+def chosen_of(state: CatalogState) -> ChosenVersion:
+    """Return a version as it is asked for in the repository: by its id, and with the content that was accepted."""
+    return ChosenVersion(state.kind, state.id, state.sha256)
 
 
 def states_in(point: CatalogPoint) -> dict[str, str]:

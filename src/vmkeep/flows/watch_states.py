@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 
+from vmkeep.custody.standing import LOOK_SECONDS
 from vmkeep.errors import HypervisorUnavailable, VmBusy, VmkeepError
 from vmkeep.flows.capture_states import Captured, capture_states
 from vmkeep.flows.forget_vm import settle_forgotten
@@ -15,7 +16,6 @@ from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.states import AwaitStates, SeenState
 from vmkeep.values import dataclass
 
-_WAIT_SECONDS = 60.0
 # A point or a restore works on it: that is over soon.
 _BUSY_SECONDS = 5.0
 # A full repository does not become empty by being asked.
@@ -42,7 +42,7 @@ class StateWatch:
         self._told: dict[str, str] = {}
         self._settle_at = 0.0
 
-    def look(self, host: Host, seconds: float = _WAIT_SECONDS) -> Watched:
+    def look(self, host: Host, seconds: float = LOOK_SECONDS) -> Watched:
         """Wait until something can be captured, or so long, and capture it. Raises HypervisorUnavailable."""
         now = time.monotonic()
         wait = max(0.0, min([seconds, *(at - now for at in self._again.values())]))

@@ -164,6 +164,13 @@ class Domain:
         with libvirt_errors("tell whether the VM has a managed save image", self.name):
             return bool(self._handle.hasManagedSaveImage())
 
+    def saved_definition_xml(self) -> str | None:
+        """Return the definition that its managed save image goes on with; None when there is no such image."""
+        if not self.has_saved_memory():
+            return None
+        with libvirt_errors("give the definition in the managed save image", self.name):
+            return self._handle.managedSaveGetXMLDesc()
+
     # -- guest agent -------------------------------------------------------------------------------------------
 
     def require_agent(self) -> None:

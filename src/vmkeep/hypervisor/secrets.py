@@ -16,19 +16,18 @@ import libvirt
 from lxml import etree
 from lxml.builder import E
 
-from vmkeep.definition import USAGE
+from vmkeep.definition import USAGE, USAGE_ELEMENTS, secret_definition
 from vmkeep.errors import SecretMissing, SecretPrivate
 from vmkeep.hypervisor.translation import libvirt_errors
 from vmkeep.values import dataclass
 
-# libvirt's word for what a secret is for, the number of the API, and the element that names the thing.
+# libvirt's word for what a secret is for, and the number of the API.
 _USAGES: Final[Mapping[str, int]] = MappingProxyType(
     {
         "volume": libvirt.VIR_SECRET_USAGE_TYPE_VOLUME,
         "vtpm": libvirt.VIR_SECRET_USAGE_TYPE_VTPM,
     }
 )
-_ELEMENTS: Final[Mapping[str, str]] = MappingProxyType({"volume": "volume", "vtpm": "name"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Secrets:
         return Secret(
             uuid=handle.UUIDString(),
             usage=usage,
-            usage_id=described.findtext(f"usage/{_ELEMENTS[usage]}") or "",
+            usage_id=described.findtext(f"usage/{USAGE_ELEMENTS[usage]}") or "",
             description=described.findtext("description") or "",
             ephemeral=described.get("ephemeral") == "yes",
             value=value,
@@ -119,6 +118,15 @@ class Secrets:
             with libvirt_errors(f"read the secret {uuid}"):
                 raise
         return str(described.xpath("string(usage/@type)")) or "none"
+
+    def listed(self, usage: str) -> dict[str, str]:
+        """Return the secrets of a usage ("vtpm"), the name of each one's use by its UUID; never a value."""
+        found: dict[str, str] = {}
+        with libvirt_errors("list the secrets"):
+            for handle in self._connection.listAllSecrets():
+                if handle.usageType() == _USAGES[usage]:
+                    found[handle.UUIDString()] = handle.usageID()
+        return found
 
     def keep(self, secret: Secret) -> None:
         """Define a secret that libvirt does not have, or has without a value, and set its value. It is persistent.
@@ -200,8 +208,4 @@ def secret_xml(secret: Secret, *, usage_taken: bool = False) -> str:
     so that becomes part of it.
     """
     usage_id = f"{secret.usage_id} {secret.uuid}" if usage_taken else secret.usage_id
-    usage = E.usage(E(_ELEMENTS[secret.usage], usage_id), type=secret.usage)
-    element = E.secret(E.uuid(secret.uuid), usage, ephemeral="no", private="no")
-    if secret.description:
-        element.insert(1, E.description(secret.description))
-    return etree.tostring(element, encoding="unicode", pretty_print=True)
+    return secret_definition(secret.uuid, secret.usage, usage_id, secret.description)

@@ -11,23 +11,21 @@ import hashlib
 import os
 import re
 import struct
-import unicodedata
 from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from vmkeep.errors import InvalidRequest, WrongKey
 from vmkeep.keys.keyfile import KeyFile
+from vmkeep.keys.passphrase import SCRYPT, passphrase_cipher
 
 BEGIN = "-----BEGIN VMKEEP KEY-----"
 END = "-----END VMKEEP KEY-----"
 LINE_LENGTH = 64
-# Version, log2 of scrypt's n, r, p, salt, nonce. 128 MiB and about 0.3 s for each guess.
+# Version, log2 of scrypt's n, r, p, salt, nonce.
 _HEADER = struct.Struct(">BBBB16s12s")
-_LOG2_N, _R, _P = 17, 8, 1
-_WRITTEN = ((1, _LOG2_N, _R, _P),)
+_WRITTEN = ((1, *SCRYPT),)
 """Version and parameters of every text that a release of vmkeep has printed."""
 _CHECK_BYTES = 8
 _KEY_ID = re.compile("[0-9a-f]{32}")
@@ -38,7 +36,7 @@ def export_key(key: KeyFile, passphrase: str, *, random: Callable[[int], bytes] 
     """Return the key sealed with a passphrase, as text between BEGIN and END lines; the key id is in clear."""
     if not passphrase:
         raise InvalidRequest("the passphrase of an exported key cannot be empty")
-    header = _HEADER.pack(1, _LOG2_N, _R, _P, random(16), random(12))
+    header = _HEADER.pack(1, *SCRYPT, random(16), random(12))
     sealed = _cipher(header, passphrase).encrypt(header[-12:], key.secret, _associated(header, key.key_id))
     body = header + sealed
     text = base64.b64encode(body + _check(body, key.key_id)).decode()
@@ -91,13 +89,7 @@ def _parse(text: str) -> tuple[str, bytes]:
 
 
 def _cipher(header: bytes, passphrase: str) -> AESGCM:
-    _version, log2_n, r, p, salt, _nonce = _HEADER.unpack(header)
-    # The same passphrase typed on another keyboard or system may arrive composed differently.
-    try:
-        words = unicodedata.normalize("NFC", passphrase).encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest("the passphrase has characters that cannot be written as UTF-8") from None
-    return AESGCM(Scrypt(salt=salt, length=32, n=1 << log2_n, r=r, p=p).derive(words))
+    return passphrase_cipher(passphrase, _HEADER.unpack(header)[4])
 
 
 def _associated(header: bytes, key_id: str) -> bytes:

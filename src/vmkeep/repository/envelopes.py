@@ -56,7 +56,7 @@ def put_envelope(
     for secret in secrets:
         if not 1 <= len(secret.value) <= VALUE_LIMIT_BYTES:
             raise InvalidRequest(f"the secret {secret.uuid} has {len(secret.value)} bytes, which libvirt cannot hold")
-    document = {"point": point_id, "secrets": [_as_json(secret) for secret in secrets], "vm_uuid": vm_uuid}
+    document = {"point": point_id, "secrets": [secret_as_json(secret) for secret in secrets], "vm_uuid": vm_uuid}
     short = len(canonical({**document, "padding": ""}))
     plain = canonical({**document, "padding": "0" * (-short % _GRAIN_BYTES)})
     name = ENVELOPES + point_id
@@ -102,13 +102,14 @@ def _opened(sealer: Sealer, point_id: str, frame: bytes, where: str) -> Envelope
     try:
         taken = Fields(value)
         taken.take("point", fields.one_of(point_id))
-        return Envelope(taken.take("vm_uuid", fields.uuid), taken.each("secrets", _from_json))
+        return Envelope(taken.take("vm_uuid", fields.uuid), taken.each("secrets", secret_from_json))
     except WrongField as error:
         # Without its cause: an exception of a parser may quote what it could not parse.
         raise ObjectDamaged(f"{where} {error}", path=where) from None
 
 
-def _as_json(secret: PointSecret) -> dict[str, Any]:
+def secret_as_json(secret: PointSecret) -> dict[str, Any]:
+    """Return a secret, with its value, as it stands in what is sealed."""
     return {
         "description": secret.description,
         "ephemeral": secret.ephemeral,
@@ -119,7 +120,8 @@ def _as_json(secret: PointSecret) -> dict[str, Any]:
     }
 
 
-def _from_json(value: Any) -> PointSecret:
+def secret_from_json(value: Any) -> PointSecret:
+    """Return a secret out of what was sealed. Raises WrongField."""
     taken = Fields(value)
     return PointSecret(
         usage=taken.take("usage", fields.line),

@@ -2,9 +2,9 @@
 
 The VM is suspended while these run, so one read is of one instant (swtpm replaces its file by rename; QEMU
 writes NVRAM in place, but not while the virtual processors stand still; and when it stops them it writes out what it
-holds of a qcow2 image, which it does not do before). swtpm's own check accepts torn and
-flipped files (0.7.1, tried), so what can be checked here is size and substance; integrity later comes from the
-hash that is kept with the content.
+holds of a qcow2 image, which it does not do before). What can be checked here is size and substance; whether a TPM
+state loads, swtpm says (``vmkeep.host.vm.trial``), which accepts flipped bytes of a plain one. Integrity later comes
+from the hash that is kept with the content.
 """
 
 from __future__ import annotations

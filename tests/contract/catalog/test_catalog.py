@@ -18,6 +18,7 @@ from vmkeep.catalog import (
     KnownHostKey,
     Operation,
     OperationState,
+    StateFile,
     Trust,
 )
 from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
@@ -234,6 +235,24 @@ def test_adopted_vm_becomes_this_hosts_own_when_it_is_seen_and_stays_so(catalog:
     assert (vm.adopted, vm.host_uuid) == (False, "h")
 
 
+def test_version_that_is_kept_late_never_counts_whatever_its_number(catalog: Catalog) -> None:
+    catalog.see_vm(WIN11, "win11")
+    first, late = example_state("first", 3), example_state("late", 3)
+    catalog.accept_states([first])
+    catalog.keep_late([late, example_state("first", 3)])  # one that is known stays as it is
+    catalog.keep_late([late])
+    assert catalog.newest_state(WIN11, "tpm") == first
+    assert [(each.sha256, each.conflict) for each in catalog.states_of_vm(WIN11)] == [
+        (first.sha256, False),
+        (late.sha256, True),
+    ]
+    catalog.keep_late([example_state("above", 9)])
+    assert catalog.newest_state(WIN11, "tpm") == first
+    catalog.accept_states([example_state("next", 4)])
+    with pytest.raises(CatalogError):
+        catalog.keep_late([replace(late, sha256=first.sha256)])
+
+
 def test_contradicting_versions_are_reported_and_the_point_is_adopted(catalog: Catalog) -> None:
     report = catalog.adopt(
         [
@@ -397,3 +416,21 @@ def test_version_of_a_host_that_nobody_trusts_gives_way_to_one_of_our_own(catalo
     newest, late = (first, mine) if trusted else (mine, first)
     assert catalog.newest_state(WIN11, "tpm") == newest
     assert catalog.states_of_vm(WIN11) == (newest, replace(late, conflict=True))
+
+
+def test_state_file_is_known_since_it_is_as_it_is_and_goes_when_it_is_found_no_more(catalog: Catalog) -> None:
+    catalog.see_host("h", "alpha")
+    catalog.see_vm(WIN11, "win11")
+    tpm = StateFile(WIN11, "h", "tpm", "/x/tpm2-00.permall", "aa", 7, "current")
+    nvram = StateFile(WIN11, "h", "nvram", "/x/vars.fd", None, None, "missing")
+    catalog.note_state_files("h", {WIN11: [tpm, nvram], WEB: [replace(tpm, vm_uuid=WEB)]})
+    assert catalog.state_files(WEB) == ()  # no VM that is known
+    first = {file.kind: file for file in catalog.state_files(WIN11)}
+    assert {kind: replace(file, since="", seen_at="") for kind, file in first.items()} == {"tpm": tpm, "nvram": nvram}
+    catalog.note_state_files("h", {WIN11: [tpm, replace(nvram, sha256="bb", size_bytes=9, standing="changed")]})
+    second = {file.kind: file for file in catalog.state_files(WIN11)}
+    assert second["tpm"].since == first["tpm"].since < second["tpm"].seen_at
+    assert second["nvram"].since > first["nvram"].since
+    catalog.note_state_files("h", {WIN11: [tpm]})
+    assert [file.kind for file in catalog.state_files(WIN11)] == ["tpm"]
+    assert catalog.host_names() == {"h": "alpha"}

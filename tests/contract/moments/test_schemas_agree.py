@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
+from tests.examples import examples
 from vmkeep.moments import MomentError, parse_backup, parse_checkpoint, parse_snapshot
 
 SCHEMAS = Path("/usr/share/libvirt/schemas")
@@ -134,7 +135,7 @@ def test_golden_document_is_valid_for_both(root: etree._Element) -> None:
     agree(root)
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_document_is_valid_for_both_or_for_neither(data: st.DataObject) -> None:
     root = deepcopy(data.draw(st.sampled_from(originals)))

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from vmkeep.moments import (
     MomentError,
     Snapshot,
@@ -381,7 +382,7 @@ def generated(*, faulty: bool) -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(generated(faulty=True) | generated(faulty=False), st.sampled_from([0, REDEFINE]))
 def test_any_snapshot_is_taken_or_refused_as_libvirt_does(
     domain: libvirt.virDomain, images: Path, inner: str, flags: int

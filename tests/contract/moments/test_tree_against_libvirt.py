@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from tests.examples import examples
 from vmkeep.moments import (
     Checkpoint,
     DeleteMode,
@@ -311,17 +312,17 @@ def snapshot_xml(snapshot: Snapshot, domain: str) -> str:
     )
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(CheckpointMachine, 25), (SnapshotMachine, 300)])
-def test_tree_does_what_libvirt_does(machine: type[Machine], examples: int, node: Path) -> None:
+@pytest.mark.parametrize(("machine", "count"), [(CheckpointMachine, examples(10)), (SnapshotMachine, examples(120))])
+def test_tree_does_what_libvirt_does(machine: type[Machine], count: int, node: Path) -> None:
     machine.steps_taken, machine.node = 0, node
     # No shrinking: libvirt takes 10 ms for a checkpoint, and a failure would be found minutes before it is told.
     phases = [phase for phase in Phase if phase is not Phase.shrink]
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=examples, stateful_step_count=40, suppress_health_check=checks, phases=phases),
+        settings=settings(max_examples=count, stateful_step_count=40, suppress_health_check=checks, phases=phases),
     )
-    assert machine.steps_taken > 20 * examples
+    assert machine.steps_taken > 20 * count
 
 
 @settings(max_examples=60)

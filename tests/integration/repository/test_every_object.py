@@ -115,11 +115,11 @@ def _kind(name: str) -> str:
 def _flips(size: int) -> Iterator[int]:
     """Yield places of a header, of what lies before the end (an index, a tag), of the end, and between.
 
-    Of a large object a sixth of them, another one each day, and all with VMKEEP_CRASH_ALL; the last byte always.
+    Of a large object a twelfth of them, another one each day, and all with VMKEEP_CRASH_ALL; the last byte always.
     """
     every = EVERY or size <= 512
     places = {*range(0, min(size, 80), 5), *range(0, size, max(1, size // 12)), *range(max(0, size - 100), size, 7)}
-    yield from (place for number, place in enumerate(sorted(places)) if every or (number + DAY) % 6 == 0)
+    yield from (place for number, place in enumerate(sorted(places)) if every or (number + DAY) % 12 == 0)
     yield size - 1
 
 

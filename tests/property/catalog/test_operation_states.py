@@ -8,11 +8,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from vmkeep.catalog import TRANSITIONS, OperationState, SqlCatalog
 from vmkeep.errors import CatalogError
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(st.lists(st.sampled_from(OperationState), max_size=6))
 def test_state_follows_the_table(wanted: list[OperationState]) -> None:
     with tempfile.TemporaryDirectory() as directory, SqlCatalog.open(Path(directory) / "catalog.sqlite") as catalog:

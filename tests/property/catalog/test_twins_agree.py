@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.examples import examples
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, make_tables, number
 from tests.rig.database import shared_cluster
 from vmkeep.catalog import (
@@ -29,6 +30,7 @@ from vmkeep.catalog import (
     OperationState,
     PassedPoint,
     SqlCatalog,
+    StateFile,
     Trust,
 )
 from vmkeep.errors import VmkeepError
@@ -142,6 +144,10 @@ class Twins(RuleBasedStateMachine):
     def accept_states(self, held: list[CatalogState]) -> None:
         self.agree(lambda catalog: catalog.accept_states(held))
 
+    @rule(held=st.lists(states, max_size=2))
+    def keep_late(self, held: list[CatalogState]) -> None:
+        self.agree(lambda catalog: catalog.keep_late(held))
+
     @rule(vm=vms, kind=st.sampled_from(["tpm", "nvram"]), content=st.none() | st.sampled_from(["", "ab"]))
     def place_states(self, vm: str, kind: str, content: str | None) -> None:
         self.agree(lambda catalog: catalog.place_states(vm, {kind: content}))
@@ -186,6 +192,15 @@ class Twins(RuleBasedStateMachine):
     @rule(vm=vms, name=st.sampled_from("123"))
     def pass_pin(self, vm: str, name: str) -> None:
         self.agree(lambda catalog: catalog.pass_pins({number(f"{vm}pin{name}"): vm}))
+
+    @rule(vm=vms, kinds=st.sets(st.sampled_from(["tpm", "nvram"])), sha=st.sampled_from([None, "aa"]))
+    def note_files(self, vm: str, kinds: set[Literal["tpm", "nvram"]], sha: str | None) -> None:
+        found = [StateFile(vm, "h", kind, "/x", sha, 7, "current") for kind in sorted(kinds)]
+        self.agree(lambda catalog: catalog.note_state_files("h", {vm: found}))
+
+    @rule()
+    def see_host(self) -> None:
+        self.agree(lambda catalog: catalog.see_host("h", "alpha"))
 
     @rule(vm=vms, code=st.sampled_from(["state-torn", "file-missing"]), clear=st.booleans())
     def alert(self, vm: str, code: str, clear: bool) -> None:
@@ -262,7 +277,9 @@ class Twins(RuleBasedStateMachine):
         self.agree(lambda catalog: [(alert.vm_uuid, alert.code, alert.times) for alert in catalog.alerts()])
         self.agree(lambda catalog: {operation.id: _plain(operation) for operation in catalog.operations()})
         self.agree(lambda catalog: {operation.id for operation in catalog.unfinished_operations()})
+        self.agree(lambda catalog: catalog.host_names())
         for vm in NAMES:
+            self.agree(lambda catalog, vm=vm: [replace(f, since="", seen_at="") for f in catalog.state_files(vm)])  # type: ignore[misc]
             for name in (
                 *("points", "points_of_vm", "outlines_of_vm", "next_sequence", "newest_made", "states_of_vm", "vm"),
                 *("snapshots_of_vm", "vms_named", "placed_states", "holders", "pins_of_vm"),
@@ -279,7 +296,7 @@ class TwinsOnPostgres(Twins):
 
 
 TestTwinsAgree = Twins.TestCase
-TestTwinsAgree.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestTwinsAgree.settings = settings(max_examples=examples(15), stateful_step_count=20, deadline=None)
 
 TestTwinsAgreeOnPostgres = pytest.mark.usefixtures("cluster")(TwinsOnPostgres.TestCase)
-TestTwinsAgreeOnPostgres.settings = settings(max_examples=6, stateful_step_count=20, deadline=None)
+TestTwinsAgreeOnPostgres.settings = settings(max_examples=examples(4), stateful_step_count=20, deadline=None)

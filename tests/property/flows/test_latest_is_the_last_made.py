@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.examples import examples
 from vmkeep.catalog import SqlCatalog
 from vmkeep.errors import ObjectMissing, PointNotFound
 from vmkeep.flows.catch_up import catch_up
@@ -144,4 +145,4 @@ class Homes(RuleBasedStateMachine):
 
 
 TestHomes = Homes.TestCase
-TestHomes.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+TestHomes.settings = settings(max_examples=examples(10), stateful_step_count=12, deadline=None)

@@ -1,6 +1,6 @@
 """Every reader of what others wrote into a repository: what comes out is data, or an error of ours with a hint.
 
-A few hundred examples each here; `make fuzz MINUTES=20` goes on for as long as that (CONTRIBUTING.md).
+Some dozens of examples each here, others each time; `make fuzz MINUTES=20` goes on for so long (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ def test_record_with_other_fields(value: Any) -> None:
 
 @given(forged(RECORD))
 def test_record_that_parses_can_be_in_a_catalogue(catalog: Catalog, value: Any) -> None:
+    if written(value) is None:  # what is no JSON is refused before: NaN in a field that nobody knows would be kept
+        return
     record = outcome(lambda: PointRecord.from_json(value, "points/x"))
     if record is not None:
         use(record, catalog)

@@ -10,6 +10,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from vmkeep.errors import ObjectDamaged
 from vmkeep.repository.manifest import Children, Geometry, ManifestBuilder, decode_node, encode_node, walk_blocks
 from vmkeep.repository.record import BlockRef, StoredDisk
@@ -61,7 +62,7 @@ def histories(draw: st.DrawFn) -> tuple[int, int, list[list[Change]]]:
     return fan_out, blocks, generations
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(histories())
 def test_every_generation_holds_what_the_dictionary_holds(history: tuple[int, int, list[list[Change]]]) -> None:
     fan_out, blocks, generations = history

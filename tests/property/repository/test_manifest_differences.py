@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.property.repository.test_manifest_against_a_dictionary import Nodes, ref_of
 from vmkeep.errors import InvalidRequest
 from vmkeep.repository.manifest import Geometry, ManifestBuilder, sample_blocks, walk_difference, walk_runs
@@ -29,7 +30,7 @@ def _build(
 contents = st.dictionaries(st.integers(0, 299), st.integers(1, 5), max_size=60)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(150))
 @given(contents, contents, st.sampled_from([2, 3, 32]), st.integers(1, 300))
 def test_difference_is_every_block_that_differs_and_no_other(
     have: dict[int, int], want: dict[int, int], fan_out: int, blocks: int
@@ -94,7 +95,7 @@ def test_disks_of_another_shape_are_not_compared(field: str) -> None:
         list(walk_difference(one, StoredDisk(**values), Nodes().read))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(150))
 @given(contents, st.sets(st.integers(0, 299)), st.sampled_from([2, 3, 32]))
 def test_runs_hold_exactly_their_blocks_in_order(content: dict[int, int], chosen: set[int], fan_out: int) -> None:
     nodes = Nodes()

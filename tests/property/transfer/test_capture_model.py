@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from vmkeep.keys import KeyFile
 from vmkeep.repository import PointDisk, PointRecord, Repository, StoredDisk
 from vmkeep.transfer.capture import capture_disk
@@ -27,7 +28,7 @@ def histories(draw: st.DrawFn) -> tuple[int, list[list[Write]]]:
     return sectors, draw(st.lists(st.lists(write, max_size=5), min_size=1, max_size=4))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(40))
 @given(histories())
 def test_every_generation_comes_back_as_it_was(history: tuple[int, list[list[Write]]]) -> None:
     sectors, generations = history

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from vmkeep.transfer.imageheader import KNOWN_FORMATS, HeaderError, ImageHeader, read_header
 
 _READ_LIMIT = 24 << 20
@@ -107,7 +108,7 @@ def _qcow2(draw: st.DrawFn) -> _File:
     return _File(draw(st.sampled_from([len(head), 1 << 16, 1 << 40])), {0: head, 4096: tables})
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(150))
 @given(_qcow2())
 def test_any_qcow2_image_is_data_or_an_error(file: _File) -> None:
     _judged("qcow2", file)

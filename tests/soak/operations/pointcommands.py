@@ -44,6 +44,28 @@ def capture_state(world: World, guest: Guest, _chance: random.Random) -> str:
     return ", ".join(f"{new['kind']} {new['version']}" for new in captured["new"])
 
 
+@operation(2, has_points)
+def carry_state_out(world: World, guest: Guest, _chance: random.Random) -> str:
+    """Look at what is kept of the state, and write its newest versions to a file: an import finds them all here."""
+    shown = world.commands.run("state", "show", guest.vm.uuid)
+    world.expect(shown)
+    kinds = shown.document["state"]["kinds"]
+    if unread := [f"{name}: {kind['unread']}" for name, kind in kinds.items() if kind["unread"]]:
+        raise Violation(f"what is kept of the state of VM {guest.name} cannot be read: {unread}")
+    newest = {name: kind["newest"]["sha256"] for name, kind in kinds.items() if kind["newest"]}
+    if not newest:
+        return "nothing is kept"
+    file, key = world.home / "carried.state", next((world.home / "keys").glob("*.key"))
+    world.expect(world.commands.run("state", "export", guest.vm.uuid, "--to", file, "--key", key))
+    found = world.commands.run("state", "import", file)
+    file.unlink()
+    world.expect(found)
+    known = {each["kind"]: each["sha256"] for each in found.document["imported"]["known"]}
+    if found.document["imported"]["new"] or known != newest:
+        raise Violation(f"{newest} was carried out, and an import finds {found.document['imported']}")
+    return ", ".join(sorted(newest))
+
+
 def keep_taken(world: World, point: dict[str, object], moment: Moment, excluded: set[str] | None = None) -> str:
     """Compare a point that a command printed with what it must be, and remember it."""
     disks = point["disks"]
@@ -184,7 +206,8 @@ def doctor(world: World, guest: Guest, chance: random.Random) -> str:
 
 @operation(1, has_points)
 def adopt(world: World, _guest: Guest, _chance: random.Random) -> str:
-    """The catalogue is lost, and built again from the repository."""
+    """The catalogue is lost, and built again from the repository: points, versions, what is kept with snapshots."""
+    kept = {each.name: _kept_versions(world, each) for each in world.guests if _capture(world, each)}
     for path in world.home.glob("catalog.sqlite*"):
         path.unlink()
     outcome = world.commands.run("init", "--adopt")
@@ -192,9 +215,27 @@ def adopt(world: World, _guest: Guest, _chance: random.Random) -> str:
     adopted = outcome.document["init"]["adopted_points"]
     if adopted != len(world.points.known):
         raise Violation(f"{adopted} points were adopted, of {len(world.points.known)}")
-    for snapshot in (snapshot for other in world.guests for snapshot in other.snapshots.values()):
-        snapshot.ours = False  # what was kept with snapshots stood in the catalogue
+    for each in world.guests:
+        if each.name not in kept:  # after a kill nothing may have noted yet in the repository what is kept
+            for snapshot in each.snapshots.values():
+                snapshot.ours = False
+        elif lost := kept[each.name] - _kept_versions(world, each):
+            raise Violation(f"state versions of {each.name} are lost with the catalogue: {sorted(lost)}")
     return f"{adopted} points"
+
+
+def _capture(world: World, guest: Guest) -> bool:
+    """Return whether the state of a guest was captured, by which the repository is brought in line as well."""
+    return guest.vm.tpm_directory.exists() and world.expect(
+        world.commands.run("state", "capture", guest.name), "state-torn"
+    )
+
+
+def _kept_versions(world: World, guest: Guest) -> set[tuple[str, int, str]]:
+    outcome = world.commands.run("state", "versions", guest.name)
+    world.expect(outcome)
+    versions = outcome.document["versions"]
+    return {(each["kind"], each["version"], each["sha256"]) for each in versions if each["kept"] or each["held_by"]}
 
 
 @operation(1, has_points)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from vmkeep.definition import Definition
 from vmkeep.errors import TargetExists, VmBusy, VmkeepError
 from vmkeep.host.checkpoints.changes import checkpoint_xml
-from vmkeep.host.records.restore import JournalDisk
 from vmkeep.hypervisor import Domain
 from vmkeep.logs import get_logger
 from vmkeep.planning.bitmaps import obstacle_to_bitmaps
 from vmkeep.transfer.imagefile import add_bitmap, describe_image, remove_bitmap
 from vmkeep.transfer.imagekey import ImageKey
+
+if TYPE_CHECKING:  # a point of a VM that is off asks here, and keeps no journal
+    from vmkeep.host.records.restore import JournalDisk
 
 _log = get_logger(__name__)
 _BITMAP_FORMAT = "qcow2"

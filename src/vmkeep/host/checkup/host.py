@@ -38,6 +38,7 @@ from vmkeep.host.tasks.checkup import (
     RemoveLeft,
     RemoveLock,
 )
+from vmkeep.host.vm.orphans import count_orphans
 from vmkeep.host.vm.secrets import put_secret_back
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.hypervisor.answers import impatient
@@ -128,6 +129,7 @@ def _look_at_libvirt(
             domains = hypervisor.domains()
             if not request.vms_only:
                 findings += [*_versions(*versions), *_settings_of_no_vm(settings, domains)]
+                findings += _orphans(hypervisor, settings)
             # One by one, so that what was found before it fell silent is kept.
             for found in _vms(hypervisor, settings, request, operations, domains, parked):
                 findings.append(found)
@@ -171,6 +173,18 @@ def _settings_of_no_vm(settings: Settings, domains: tuple[Domain, ...]) -> Itera
         if name not in known:
             message = f"it has settings for a VM {name!r}, which this host has not"
             yield Finding(FindingCode.SETTING_UNUSED, message, remedy=f"Correct [vm] in {path}.", path=path)
+
+
+def _orphans(hypervisor: Hypervisor, settings: Settings) -> Iterator[Finding]:
+    try:
+        states, secrets = count_orphans(hypervisor, settings)
+    except InvalidRequest:
+        return  # not the libvirt of this machine
+    told = [f"TPM states and UEFI variables: {states}"] if states else []
+    told += [f"secrets of TPMs: {secrets}"] if secrets else []
+    if told:
+        message = f"state on this host belongs to no VM ({', '.join(told)})"
+        yield Finding(FindingCode.ORPHANED_STATE, message, remedy="vmkeep orphans list")
 
 
 def _shared_images(domains: tuple[Domain, ...]) -> frozenset[str]:

@@ -342,6 +342,8 @@ class SnapshotTask:
         assert kept is not None, "a snapshot that was made has its states"
         self._watch(Progress("storing state"))
         stored = store_states(repository, repository, kept.states, task.known, keepsake.vm_uuid)
+        for sentence in stored.older:
+            self._watch(Progress("storing state", note=f"warning: {sentence}"))
         return SnapshotStored(
             tuple(
                 {

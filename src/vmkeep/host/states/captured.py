@@ -8,17 +8,20 @@ from typing import Final
 
 from vmkeep.config import Settings
 from vmkeep.custody.states import NewVersion
-from vmkeep.definition import parse_definition
+from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
 from vmkeep.host.records.restore import refuse_while_pending
+from vmkeep.host.states.tried import try_with_secret
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.versions import store_states
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
+from vmkeep.logs import get_logger
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
 
+_log = get_logger(__name__)
 _READS: Final = 20
 _BETWEEN_SECONDS: Final = 0.05
 
@@ -32,7 +35,13 @@ def capture_states(
         raise VmNotFound(f"there is no VM {task.vm_uuid} any more", vm=task.vm_uuid)
     refuse_while_pending(settings, domain.name, domain.uuid)  # what lies there is half of two states
     known_kinds = {state.kind for state in task.known}
-    read = tuple(_read(domain, StateRoots.of(hypervisor.uri), known_kinds))
+    definition = parse_definition(domain.definition_xml())
+    read = tuple(_read(domain, definition, StateRoots.of(hypervisor.uri), known_kinds))
+    if settings.trial_start:
+        known = {(state.kind, state.sha256) for state in task.known}
+        for state in read:
+            if state.kind == "tpm" and (state.kind, state.sha256) not in known:
+                _try(state, definition, hypervisor)
     stored = store_states(repository, repository, read, task.known, task.vm_uuid)
     return StatesCaptured(
         vm_name=domain.name,
@@ -47,11 +56,29 @@ def capture_states(
     )
 
 
-def _read(domain: Domain, roots: StateRoots, known_kinds: set[str]) -> Iterator[CapturedState]:
+def _try(state: CapturedState, definition: Definition, hypervisor: Hypervisor) -> None:
+    """Raise StateTorn for a TPM state that swtpm does not load; one that cannot be tried is taken as it is."""
+    trial = try_with_secret(state.content, state.file, definition, hypervisor)
+    if trial.loads is False:
+        encrypted = definition.tpm is not None and definition.tpm.secret_uuid is not None
+        secret_too = " with the secret that libvirt has for it" if encrypted else ""
+        raise StateTorn(
+            f"the TPM state of VM {definition.name!r} is no good: {trial.why}{secret_too}. It was not kept, and the VM "
+            "would not start with it",
+            vm=definition.name,
+            path=state.source,
+            hint="The newest version stays what it is; with the VM off, `vmkeep state restore` puts it back. With "
+            'trial_start = "off" in vmkeep.toml such a state is kept all the same.',
+        )
+    if trial.loads is None:
+        _log.info("a TPM state is not tried", why=trial.why)
+
+
+def _read(domain: Domain, definition: Definition, roots: StateRoots, known_kinds: set[str]) -> Iterator[CapturedState]:
     def may_be_written(source: StateSource) -> bool:
         return source.kind == "nvram" and domain.state().run is not RunState.OFF
 
-    for source in state_sources(parse_definition(domain.definition_xml()), roots):
+    for source in state_sources(definition, roots):
         if may_be_written(source):
             continue
         try:

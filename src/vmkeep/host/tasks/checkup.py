@@ -161,6 +161,8 @@ class FindingCode(StrEnum):
     """The VM runs with other disks than it will have at its next start."""
     GATE_BROKEN = "gate-broken"
     """libvirt's hook, which lets no VM start with a lost or older state, does not do its work."""
+    ORPHANED_STATE = "orphaned-state"
+    """TPM states, UEFI variables or secrets of TPMs on the host belong to no VM."""
     TPM_MISSING = "tpm-missing"
     """The TPM state of the VM is gone; starting the VM would make a blank TPM."""
     NVRAM_MISSING = "nvram-missing"

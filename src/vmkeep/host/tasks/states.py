@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmkeep.custody.states import KnownState, NewVersion
+from vmkeep.custody.differences import StateDifference
+from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -33,6 +34,27 @@ class CaptureStates(Task[StatesCaptured]):
 
 
 @dataclass(frozen=True, slots=True)
+class StateTried:
+    """Whether swtpm loads a TPM state. ``loads`` is None where it could not be tried, ``why`` a sentence about that or
+    about what is wrong.
+    """
+
+    loads: bool | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TryState(Task[StateTried]):
+    """Let swtpm load a copy of a version of a VM's TPM state, with the secret that the VM's definition here names.
+
+    Raises what reading the version raises, and IntegrityError when it has another content than the catalogue knows.
+    """
+
+    vm_uuid: str
+    version: ChosenVersion
+
+
+@dataclass(frozen=True, slots=True)
 class SeenState:
     """A state file that can be captured as it is now. ``mark`` changes with each write to it; empty for no file."""
 
@@ -51,3 +73,15 @@ class AwaitStates(Task[tuple[SeenState, ...]]):
 
     seen: tuple[SeenState, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompareState(Task[StateDifference]):
+    """Tell how a VM's state file differs from a version of it in the repository: no content, and nothing is changed.
+
+    UEFI variables of a VM that runs are those of the moment. Raises VmNotFound, HostFileMissing for a file that is not
+    there, StateUnsupported for a VM that has no such file, and what reading either raises.
+    """
+
+    vm_uuid: str
+    version: ChosenVersion
