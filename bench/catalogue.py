@@ -1,4 +1,4 @@
-"""How many captured versions a catalogue accepts in a second: in a file of SQLite, and on PostgreSQL of the same disk."""
+"""How many captures a catalogue accepts in a second: in a file of SQLite, and on PostgreSQL with the same disk."""
 
 from __future__ import annotations
 
