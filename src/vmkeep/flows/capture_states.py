@@ -63,8 +63,8 @@ def capture_states(premises: Premises, host: Host, vm: str, *, wait: bool = True
 def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bool) -> Captured:
     catalog = premises.catalog
     with held_vm(host, vm_uuid, vm, CAPTURE, wait=wait):
-        # Before it is seen here for the first time: what a lost catalogue knew of it stands in the repository.
-        told = _caught_up(premises, vm_uuid) if catalog.vm(vm_uuid) is None else ()
+        # A home that is new, or was put back as it was earlier, would count on below what it captured before.
+        caught = catch_up(catalog, premises.repository, lambda point: point.vm_uuid == vm_uuid)
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
         found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known))
         new = tuple(
@@ -82,14 +82,11 @@ def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bo
         catalog.see_vm(vm_uuid, found.vm_name)
         if new:
             catalog.accept_states(new)
+        if new or caught.taken or vm_uuid in caught.pinned:
             tell_gate(catalog, host, vm_uuid)
         settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions)
         recovered = catalog.clear_alerts(vm_uuid) if _has_alert(catalog, vm_uuid) else False
-    return Captured(found.vm_name, vm_uuid, found.kinds, new, (*told, *found.older), recovered)
-
-
-def _caught_up(premises: Premises, vm_uuid: str) -> tuple[str, ...]:
-    return catch_up(premises.catalog, premises.repository, lambda point: point.vm_uuid == vm_uuid).sentences()
+    return Captured(found.vm_name, vm_uuid, found.kinds, new, (*caught.sentences(), *found.older), recovered)
 
 
 def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:

@@ -27,6 +27,7 @@ from tests.property.custody.world import VM, Compared, Home, content_of, hash_of
 from tests.rig.database import shared_cluster
 from tests.unit.repository.signed import ROGUE, SIGNER
 from vmkeep.catalog import SAFETY_LABEL, Catalog, CatalogState, MemoryCatalog, SqlCatalog, Trust
+from vmkeep.catalog.memory_tables import Tables
 from vmkeep.custody.standing import NOTHING, Standing
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.vm_states import is_tracked, versions_nobody_vouches_for
@@ -56,6 +57,7 @@ class Custody(RuleBasedStateMachine):
         self.dir = Path(self.places.enter_context(tempfile.TemporaryDirectory(dir=_place())))
         shutil.copytree(_place() / "repository", self.dir / "repository")
         self.written = 0
+        self.aside: Tables | None = None
         self.homes: dict[str, Home] = {}
 
     @initialize()
@@ -221,6 +223,18 @@ class Custody(RuleBasedStateMachine):
         after = home.catalog.newest_state(VM, "tpm")
         assert before is None or (after is not None and after.generation >= before.generation)
 
+    @rule(back=st.booleans())
+    def home_is_put_aside_or_back(self, back: bool) -> None:
+        """The catalogue of ``beta`` becomes what it was earlier."""
+        home = self.homes["beta"]
+        catalog = home.catalog
+        assert isinstance(catalog, MemoryCatalog)
+        if not back:
+            self.aside = catalog._tables  # a transaction makes new ones
+        elif self.aside is not None:
+            catalog._tables, home.lost = self.aside, True
+            home.committed.clear()
+
     # -- what is promised --------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -242,6 +256,13 @@ class Custody(RuleBasedStateMachine):
             assert not _held_before(home, before), "a version that was held gave way to another"
         if after.id not in {state.id for state in known} and tracked:
             assert after.sha256 not in older - {meant}, "an older version became the newest one by itself"
+
+    @invariant()
+    def what_was_kept_later_counts_as_newer(self) -> None:
+        for home in self.homes.values():
+            own = [state for state in home.catalog.states_of_vm(VM) if not state.conflict and state.id in home.made]
+            places = [home.made.index(state.id) for state in own]
+            assert places == sorted(places, reverse=True)
 
     @invariant()
     def newest_version_can_be_read_and_may_start(self) -> None:

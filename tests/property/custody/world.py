@@ -102,7 +102,8 @@ class Reply:
 class Home:
     """An installation: its catalogue, its key, and the file of the VM on its host, None for none.
 
-    ``lost``: its catalogue was lost once, so where the VM came from may be nothing that it knows.
+    ``made`` are the ids of all versions that it stored, in that order. ``lost``: its catalogue was lost once, so where
+    the VM came from may be nothing that it knows.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Home:
     file: bytes | None = None
     torn: bool = False
     lost: bool = False
+    made: list[str] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     committed: list[PointRecord] = field(default_factory=list)
 
@@ -136,12 +138,12 @@ class Home:
             CatalogState(each.id, VM, "tpm", each.generation, each.sha256, each.size_bytes, each.created)
             for each in stored.new
         )
+        self.made += [state.id for state in states]
         return Reply(stored, states)
 
     def read_alone(self) -> Reply:
-        """Read the file as a capture does, which looks into the repository when it meets the VM for the first time."""
-        if self.catalog.vm(VM) is None:
-            self.catch_up()
+        """Read the file as a capture does."""
+        self.catch_up()
         return self.read()
 
     def _found(self, known: Sequence[KnownState]) -> Iterator[CapturedState]:
