@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from bench import (
+    catalogue,
     full,
     gate,
     guest,
@@ -49,6 +50,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "moments": moments.measure,
     "gate": gate.measure,
     "watch": watch.measure,
+    "catalogue": catalogue.measure,
 }
 
 

@@ -49,11 +49,13 @@ class Cluster:
     """A server with its databases.
 
     With ``small_bytes`` it has ``small``, a place for tables that is full when it holds so much. Only root makes one.
+    With ``durable_in``, a directory on a disk, it syncs what it is to keep.
     """
 
-    def __init__(self, programs: Path, *, small_bytes: int | None = None) -> None:
+    def __init__(self, programs: Path, *, small_bytes: int | None = None, durable_in: Path | None = None) -> None:
         self.programs = programs
-        self.dir = Path(tempfile.mkdtemp(prefix="vmkeep-postgres-"))
+        self.dir = Path(tempfile.mkdtemp(prefix="vmkeep-postgres-", dir=durable_in))
+        self._durable = {} if durable_in is None else {"fsync": "on", "full_page_writes": "on"}
         self._names = (f"test{number}" for number in itertools.count())
         self._templates: dict[Callable[[str], object], str] = {}
         self.small = self.dir / "small"
@@ -73,7 +75,7 @@ class Cluster:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the server, and wait until it takes connections. It ends with the process that started it."""
-        settings = {**_SETTINGS, "unix_socket_directories": str(self.dir)}
+        settings = {**_SETTINGS, **self._durable, "unix_socket_directories": str(self.dir)}
         options = [f"--{name}={value}" for name, value in settings.items()]
         command = [*self._in_namespace, "setpriv", *self._as_user, "--pdeathsig=INT"]
         command += [str(self.programs / "postgres"), "-D", str(self.dir / "data"), *options]

@@ -1,7 +1,8 @@
 """The catalogue's port: what flows and commands ask of it, whatever keeps it.
 
-``vmkeep.catalog.sql`` keeps it in SQL; ``vmkeep.catalog.memory`` is a complete twin of that, without a file, for tests.
-Both pass ``tests/contract/catalog``. A catalogue is opened by its own class, so that who only asks loads no database.
+``vmkeep.catalog.sql`` keeps it in SQL, in a file of SQLite or on PostgreSQL; ``vmkeep.catalog.memory`` is a complete
+twin of that, without a file, for tests. Both pass ``tests/contract/catalog``. A catalogue is opened by its own class,
+so that who only asks loads no database.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from vmkeep.errors import VmkeepError
 class Catalog(Protocol):
     """What an installation knows. Safe to use from several threads.
 
-    Any method may raise CatalogError (damaged, busy, contradicted), NoSpace, PermissionRefused or StoreError.
+    Any method may raise CatalogError (damaged, busy, contradicted, not reached), NoSpace, PermissionRefused or
+    StoreError, and InvalidRequest for a text or a number that not every database can hold (``texts.require_fit``).
     """
 
     def refuse_writing(self, refusal: VmkeepError) -> None:
@@ -51,7 +53,7 @@ class Catalog(Protocol):
     def close(self) -> None: ...
 
     def faults(self) -> tuple[str, ...]:
-        """Return what SQLite finds wrong with the file itself; empty for a sound one."""
+        """Return what SQLite finds wrong with the file itself; empty for a sound one, and for a server that answers."""
         ...
 
     # -- the repository this catalogue belongs to --------------------------------------------------------------

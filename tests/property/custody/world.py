@@ -33,7 +33,7 @@ from vmkeep.statefiles.capture import CapturedState
 VM = "16b6c512-678b-44b6-a438-527ecc51f748"
 FILE = "tpm2/tpm2-00.permall"
 RULE = KeepRule(last=2)
-_TIMES = {"seen_at", "since", "first_at", "last_at"}
+_TIMES = {"seen_at", "since", "first_at", "last_at", "started", "updated", "finished"}
 
 
 def content_of(number: int) -> bytes:
