@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import libvirt
 import pytest
 
-from tests.crash.bed import KILLED, Zygote
+from tests.crash.bed import KILLED, Trap, Zygote
 from tests.crash.walk import NO_DEATH, Death, deaths, need_effects
 from tests.rig import Disk, Host, MiB, Vm
 from tests.rig.cli import Vmkeep
@@ -107,3 +109,27 @@ def test_keeping_killed_at_any_effect_is_done_by_the_next_one_and_never_makes_it
         bed.vmkeep.json("orphans", "delete", vm_uuid, "--yes")
     assert killed > _MOST / 2
     assert bed.vmkeep.json("verify", "--all")["ok"]
+
+
+def test_vm_that_is_defined_or_a_file_that_changes_between_look_and_deletion_loses_nothing(bed: _Bed) -> None:
+    for change in ("defined", "written", "operation"):
+        orphan = bed.orphan(uuid := str(uuid4()))
+        permall = orphan / "tpm2" / "tpm2-00.permall"
+        trap = Trap("before", "vmkeep.host.orphans.deletion:orphan_now", "hold")
+        bed.zygote.start_command("--json", "orphans", "delete", uuid, "--unkept", "--yes", traps=[trap])
+        bed.zygote.wait_reached()
+        match change:
+            case "defined":
+                xml = bed.vm.domain.XMLDesc().replace(bed.vm.uuid, uuid).replace("<name>guest<", "<name>other<")
+                made = bed.host.connection.defineXML(xml)
+            case "written":
+                permall.write_bytes(permall.read_bytes() + b"x")
+            case _:
+                orphan.with_name(f".{uuid}.0123456789ab.published").touch()
+        content = permall.read_bytes()
+        bed.zygote.go.touch()
+        ended = bed.zygote.printed()
+        assert json.loads(ended.err)["error"]["code"] == "invalid-request", (change, ended)
+        assert permall.read_bytes() == content, change
+        if change == "defined":
+            made.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM)

@@ -33,10 +33,18 @@ _FOUND = {
 }
 
 
+@pytest.fixture(scope="module")
+def resting_host() -> Iterator[Host]:
+    """One whose firmware halts at once: what is done to a VM on purpose is not done by its firmware."""
+    with Host("resting", idle_firmware=True) as host:
+        yield host
+
+
 @pytest.fixture
-def world(host: Host) -> Iterator[World]:
-    with new_world(Hosts({"alpha": host}), Ledger(io.StringIO()), own_store=False) as world:
+def world(resting_host: Host) -> Iterator[World]:
+    with new_world(Hosts({"alpha": resting_host}), Ledger(io.StringIO()), own_store=False) as world:
         yield world
+    resting_host.clear()
 
 
 @pytest.mark.timeout(600)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
+from uuid import uuid4
 
 from tests.rig import VmState
 from tests.rig.clock import clock_off_by
@@ -42,6 +44,23 @@ def capture_state(world: World, guest: Guest, _chance: random.Random) -> str:
         return "torn"
     (captured,) = outcome.document["captured"]
     return ", ".join(f"{new['kind']} {new['version']}" for new in captured["new"])
+
+
+@operation(1, lambda _world, guest: (guest.vm.tpm_directory / "tpm2").exists())
+def delete_orphan(world: World, guest: Guest, _chance: random.Random) -> str:
+    """Leave a TPM state of a VM that was never here, and have it deleted; no VM's own state belongs to nobody."""
+    uuid = str(uuid4())
+    orphan = guest.vm.tpm_directory.with_name(uuid)
+    shutil.copytree(guest.vm.tpm_directory, orphan)
+    found = world.commands.run("orphans", "list")
+    world.expect(found)
+    told = {each["path"].rpartition("/")[2] for each in found.document["orphans"]}
+    if uuid not in told or told & {each.vm.uuid for each in world.guests if each.vm.tpm_directory.exists()}:
+        raise Violation(f"{sorted(told)} belong to no VM, and {uuid} does")
+    world.expect(world.commands.run("orphans", "delete", uuid, "--unkept", "--yes"))
+    if orphan.exists():
+        raise Violation(f"the orphan {uuid} is there still")
+    return uuid[:8]
 
 
 @operation(2, has_points)
