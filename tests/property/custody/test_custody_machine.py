@@ -21,6 +21,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.examples import examples
 from tests.integration.catalog.examples import make_tables
 from tests.integration.repository.samples import opener, sample_key
 from tests.property.custody.world import VM, Compared, Home, content_of, hash_of
@@ -300,6 +301,8 @@ class CustodyOnPostgres(Custody):
 # What fails is made shorter, and not explained: the tracing of all lines takes minutes.
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 TestCustody = Custody.TestCase
-TestCustody.settings = settings(max_examples=30, stateful_step_count=20, deadline=None, phases=_PHASES)
+TestCustody.settings = settings(max_examples=examples(30), stateful_step_count=20, deadline=None, phases=_PHASES)
 TestCustodyOnPostgres = pytest.mark.usefixtures("cluster")(CustodyOnPostgres.TestCase)
-TestCustodyOnPostgres.settings = settings(max_examples=5, stateful_step_count=20, deadline=None, phases=_PHASES)
+TestCustodyOnPostgres.settings = settings(
+    max_examples=examples(5), stateful_step_count=20, deadline=None, phases=_PHASES
+)
