@@ -223,7 +223,7 @@ class Tables:
         holders = [holder for version, *holder in self.pins if version == version_id]
         if any(self._is_vouched_for(reason, holder) for reason, holder in holders):
             return False
-        return not holders or self._is_vouched_for(*to)
+        return self._is_vouched_for(*to)
 
     def _is_vouched_for(self, reason: str, holder: str) -> bool:
         if reason == "point":

@@ -67,7 +67,8 @@ def _gives_way(connection: Connection, version_id: str, *, to: tuple[PinReason, 
     rows = connection.execute(select(pins.c.reason, pins.c.holder).where(pins.c.version_id == version_id)).all()
     if any(_is_vouched_for(connection, row.reason, row.holder) for row in rows):
         return False
-    return not rows or _is_vouched_for(connection, *to)
+    # Nothing may hold it because a kill came before its pin: what nobody vouches for takes no place then either.
+    return _is_vouched_for(connection, *to)
 
 
 def _is_vouched_for(connection: Connection, reason: PinReason, holder: str) -> bool:

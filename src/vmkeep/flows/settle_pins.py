@@ -33,7 +33,8 @@ def settle_pins(
 ) -> None:
     """Put the pins that a VM's versions need and have not, and delete those that are not needed.
 
-    ``without`` is a point that is about to be deleted: what it holds is kept before. Raises what the repository and the
+    ``without`` is a point that is about to be deleted: what it holds is kept before. One that is known and no longer
+    stored, because another installation has deleted it, holds nothing either. Raises what the repository and the
     catalogue raise; then it is done by the next one.
     """
     vm = catalog.vm(vm_uuid)
@@ -41,7 +42,8 @@ def settle_pins(
         return
     pins = catalog.pins_of_vm(vm_uuid)
     snapshots = {snapshot.id: snapshot for snapshot in catalog.snapshots_of_vm(vm_uuid)}
-    wanted = _kept(catalog, vm_uuid, rule, without)
+    gone = {point.id for point in catalog.outlines_of_vm(vm_uuid)} - set(repository.point_ids())
+    wanted = _kept(catalog, vm_uuid, rule, gone | {without})
     until = vm.forgotten_until
     have = {version for pin in pins if _is_kept(pin) and pin.until == until for version in pin.versions}
     named = {(pin.snapshot_id, pin.snapshot_name) for pin in pins if _is_ours(pin)}
@@ -100,8 +102,8 @@ def found_pin(record: PinRecord) -> FoundPin:
     return FoundPin(pin, states, snapshot)
 
 
-def _kept(catalog: Catalog, vm_uuid: str, rule: KeepRule, without: str | None) -> dict[str, str]:
-    """Return why versions are kept for themselves, by id.
+def _kept(catalog: Catalog, vm_uuid: str, rule: KeepRule, gone: Collection[str | None]) -> dict[str, str]:
+    """Return why versions are kept for themselves, by id. ``gone`` are points that hold nothing, or soon will not.
 
     Those of hosts that nobody trusts are left out: whoever can write to the repository would push out the others. Nor
     does a point of such a host hold one: with it the version would go.
@@ -109,7 +111,7 @@ def _kept(catalog: Catalog, vm_uuid: str, rule: KeepRule, without: str | None) -
     holders = catalog.holders(vm_uuid)
     placed = catalog.placed_states(vm_uuid)
     points = catalog.points_of_vm(vm_uuid)
-    nothing = {without, *(point.id for point in points if not point.is_vouched_for)}
+    nothing = {*gone, *(point.id for point in points if not point.is_vouched_for)}
     doubtful = versions_nobody_vouches_for(points, catalog.pins_of_vm(vm_uuid))
     states = [state for state in catalog.states_of_vm(vm_uuid) if state.id not in doubtful]
     held = (

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from tests.integration.catalog.examples import example_point
-from tests.integration.repository.samples import opener, sample_key
+from tests.integration.repository.samples import opener, record_of, sample_key
 from tests.unit.repository.signed import ROGUE, SIGNER
 from vmkeep.catalog import (
     Catalog,
@@ -65,6 +65,11 @@ class Place:
         self.made.append(state)
         self.settle(vm)
         return state
+
+    def store_point(self, point_id: str, cache: Path) -> None:
+        """Let the repository hold a point of this id."""
+        with self.repository.begin(purpose="x", host="a", cache=cache, workers=1, point_id=point_id) as writer:
+            writer.commit(record_of([]))
 
     def settle(self, vm: str = VM, rule: KeepRule = RULE, without: str | None = None) -> None:
         settle_pins(self.catalog, self.repository, vm, rule, without=without)
@@ -123,9 +128,10 @@ def test_versions_that_the_rule_does_not_keep_lose_their_pin_and_stay_known(plac
     assert place.versions() == [(states[3].id,)]
 
 
-def test_what_a_point_holds_is_pinned_before_it_goes(place: Place) -> None:
+def test_what_a_point_holds_is_pinned_before_it_goes(place: Place, tmp_path: Path) -> None:
     states = [place.capture(content) for content in (b"1", b"2")]
     point = example_point("held", vm=VM, vm_name="win11")
+    place.store_point(point.id, tmp_path / "cache")
     place.catalog.record_point(replace(point, signed_by=SIGNER.fingerprint), states)
     place.settle()
     assert place.versions() == []
@@ -135,6 +141,27 @@ def test_what_a_point_holds_is_pinned_before_it_goes(place: Place) -> None:
     before = place.pinned()
     place.settle()
     assert place.pinned() == before
+
+
+def test_what_another_installation_deleted_with_its_point_is_pinned(place: Place, tmp_path: Path) -> None:
+    state = place.capture(b"1")
+    point = replace(example_point("theirs", vm=VM, vm_name="win11"), signed_by=SIGNER.fingerprint)
+    place.store_point(point.id, tmp_path / "cache")
+    place.catalog.record_point(point, [state])
+    place.settle()
+    assert place.versions() == []
+    place.repository.delete_point(point.id)
+    place.settle()
+    assert place.versions() == [(state.id,)]
+
+
+def test_version_whose_pin_a_kill_came_before_does_not_give_way_to_one_that_nobody_vouches_for(place: Place) -> None:
+    state = place.capture(b"1")
+    for pin in place.pinned():
+        place.catalog.forget_pin(pin)
+    theirs = replace(state, id="f" * 32, sha256="0" * 64)
+    place.catalog.adopt([(replace(example_point("p", vm=VM), signed_by=ROGUE.fingerprint), [theirs])])
+    assert place.catalog.newest_state(VM, "tpm") == state
 
 
 def test_snapshot_has_a_pin_of_its_own_which_follows_its_name_and_goes_with_it(place: Place) -> None:
