@@ -76,16 +76,15 @@ def _free_bytes(directory: Path) -> int:
 
 @contextmanager
 def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
-    """Start a command and stop its process with SIGSTOP as soon as the condition holds, between transactions."""
+    """Start a command and stop its process with SIGSTOP as soon as the condition holds, between transactions.
+
+    Where it stands at a bad place it goes on for a millisecond of the processor's time, not for as long as it takes to
+    ask again: a copy would be over by then.
+    """
     process = vmkeep.start(*arguments)
     deadline = time.monotonic() + 30
     try:
-        while True:
-            if condition():
-                os.kill(process.pid, signal.SIGSTOP)
-                if not (_holds_a_database(vmkeep.home) or _connects(vmkeep) or _is_in_a_reply(process.pid)):
-                    break
-                os.kill(process.pid, signal.SIGCONT)
+        while not _stands(process, vmkeep, condition):
             assert process.poll() is None, f"over before it could be stopped: {process.communicate()}"
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -95,6 +94,22 @@ def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bo
         process.communicate()
         raise
     process.send_signal(signal.SIGCONT)  # which sends none to one that was killed meanwhile
+
+
+def _stands(process: subprocess.Popen[str], vmkeep: Vmkeep, condition: Callable[[], bool]) -> bool:
+    """Stop a process at a good place if the condition holds, and return whether it stands there and it still does."""
+    if not condition():
+        return False
+    while process.poll() is None:
+        os.kill(process.pid, signal.SIGSTOP)
+        if not (_holds_a_database(vmkeep.home) or _connects(vmkeep) or _is_in_a_reply(process.pid)):
+            if condition():
+                return True
+            os.kill(process.pid, signal.SIGCONT)
+            return False
+        os.kill(process.pid, signal.SIGCONT)
+        _let_run(process.pid, 0.001)
+    return False
 
 
 def _holds_a_database(home: Path) -> bool:
