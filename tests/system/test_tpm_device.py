@@ -100,10 +100,12 @@ def test_what_runs_is_refused_and_what_no_version_has_stays_and_is_told(vm: Vm, 
     assert vmkeep.fails("tpm", "remove", "guest").code == "invalid-request"  # nobody was asked
     other = vm.tpm_directory / "tpm2" / "tpm2-00.permall.bak"
     other.write_bytes(vm.tpm_state() + b"x")
+    (vm.tpm_directory / "tpm2" / "way-out").symlink_to("/etc/passwd")
     removed = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
-    (left,) = removed["left"]
+    left, link = removed["left"]
     assert f"{other.name} on host " in left
     assert "not encrypted" in left
+    assert "way-out is a link" in link
     assert other.exists()
     assert not (vm.tpm_directory / "tpm2" / "tpm2-00.permall").exists()
     refused = vmkeep.fails("tpm", "add", "guest", "--from", "1")

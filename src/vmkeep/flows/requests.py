@@ -276,6 +276,12 @@ class TpmRemoved:
     secret_stays: str = ""
     way_back: str = ""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the next command says of a removal that it finished."""
+        stays = f"libvirt's secret {self.secret} stays: {self.secret_stays}."
+        return (*self.left, *((stays,) if self.secret_stays else ()))
+
 
 @dataclass(frozen=True, slots=True)
 class AddTpm(FlowRequest):
@@ -304,4 +310,3 @@ class TpmAdded:
     version: str
     sha256: str = ""
     secret: str = ""
-    warnings: tuple[str, ...] = ()
