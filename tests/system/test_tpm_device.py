@@ -118,12 +118,19 @@ def test_secret_goes_only_when_a_point_holds_it_and_comes_back_with_that_point(h
     vm = run_once(host, backend=encrypted(secret))
     vm.store_in_tpm(_STORED, key=_VALUE)
     before = inactive(vm)
+    snapshot = vm.domain.snapshotCreateXML("<domainsnapshot><name>before</name></domainsnapshot>")
+    named = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
+    assert "a snapshot, names it" in named["secret"]["stays"]
+    snapshot.delete()
+    vmkeep.json("tpm", "add", "guest", "--from", "1", "--secret", secret)
     kept = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
     assert (kept["secret"]["undefined"], kept["secret"]["uuid"]) == (False, secret)
     assert "no point" in kept["secret"]["stays"]
     assert host.secrets() == {secret: _VALUE}
     assert vmkeep.fails("tpm", "add", "guest", "--from", "1").code == "invalid-request"
     assert kept["way_back"] == f"vmkeep tpm add guest --from 1 --secret {secret}"
+    assert vmkeep.fails("tpm", "add", "guest", "--from", "1", "--secret", "of mine").code == "invalid-request"
+    assert vmkeep.fails("tpm", "add", "guest", "--from", "1", "--secret", str(uuid4())).code == "secret-missing"
     vmkeep.json("tpm", "add", "guest", "--from", "1", "--secret", secret)
     assert inactive(vm) == before
 

@@ -62,7 +62,8 @@ def examine(plan: Plan, request: AddTpm) -> TpmFound:
                 hint=f"`{command_line('vmkeep tpm restore', found.vm_name)}` puts kept state into it; "
                 f"`{command_line('vmkeep tpm remove', found.vm_name)}` takes it out.",
             )
-        services.on_host(operation, RequireTpmFits(found.vm_uuid, request.model, request.tpm_version))
+        secret = "" if request.secret_point else request.secret
+        services.on_host(operation, RequireTpmFits(found.vm_uuid, request.model, request.tpm_version, secret))
         lying = services.on_host(operation, TpmRemains(operation, found.vm_uuid, found.directory)).found
         if lying is not None and not _is_that(lying, request):
             raise TargetExists(

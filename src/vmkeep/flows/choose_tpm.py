@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.commandline import command_line
 from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.orphans import is_vm_uuid
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import InvalidRequest, VmNotFound
 from vmkeep.flows.hosts import refuse_distrusted
@@ -37,6 +38,9 @@ def choose_tpm(
     secret no point holds. Raises VmNotFound, InvalidRequest, PointNotFound, and what reading the version raises.
     """
     vm_uuid = host.ask(FindVm(vm))
+    secret = None if secret is None else secret.lower()
+    if secret is not None and not is_vm_uuid(secret):
+        raise InvalidRequest(f"{secret!r} is no UUID of a secret", vm=vm, hint="`virsh secret-list` shows them.")
     if state is None:
         if secret is not None:
             raise InvalidRequest("--secret opens a state that is kept: it goes with --from", vm=vm)

@@ -208,8 +208,12 @@ class TakeTpmSecretBack(Task[None]):
 
 @dataclass(frozen=True, slots=True)
 class RequireTpmFits(Task[None]):
-    """Raise StateUnsupported for a TPM that libvirt here cannot give the VM: its model, its version, or no swtpm."""
+    """Raise StateUnsupported for a TPM that libvirt here cannot give the VM: its model, its version, or no swtpm.
+
+    ``secret`` is the UUID of a secret that libvirt must have for it, empty for none. Raises SecretMissing.
+    """
 
     vm_uuid: str
     model: str
     version: str
+    secret: str = ""

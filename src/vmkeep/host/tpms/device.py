@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, TpmDevice, parse_definition
 from vmkeep.definition.tpmdevice import put_tpm_in, take_tpm_out
-from vmkeep.errors import InvalidRequest, StateUnsupported, VmNotFound
+from vmkeep.errors import InvalidRequest, SecretMissing, StateUnsupported, VmNotFound
 from vmkeep.fitting.capabilities import read_domain_capabilities
 from vmkeep.host.operation import Operation
 from vmkeep.host.records.desk import HeldVm
@@ -111,6 +111,8 @@ def require_tpm_fits(operation: Operation, task: RequireTpmFits) -> None:
     """Refuse a TPM that the VM cannot have here; see the task."""
     hypervisor = operation.connected()
     domain = domain_of(hypervisor, task.vm_uuid)
+    if task.secret and hypervisor.secrets.usage(task.secret) != "vtpm":
+        raise SecretMissing(f"libvirt has no secret {task.secret} for TPMs", vm=domain.name)
     about = read_definition(_inactive(domain), domain)
     try:
         able = read_domain_capabilities(
