@@ -192,3 +192,20 @@ def test_tpm_of_no_kind_that_is_emulated_and_names_of_nothing_are_refused(host: 
     assert vmkeep.fails("tpm", "add", "bare", "--secret", str(uuid4())).code == "invalid-request"
     assert vmkeep.fails("tpm", "remove", "nobody", "--yes").code == "vm-not-found"
     assert vmkeep.json("tpm", "remove", "bare", "--yes")["removed"]["had_tpm"] is False
+
+
+@pytest.mark.parametrize(("step", "code"), [("take_out", "vm-running"), ("delete_state", "invalid-request")])
+def test_vm_that_somebody_starts_with_its_tpm_meanwhile_keeps_all_of_it(
+    vm: Vm, zygote: Zygote, step: str, code: str
+) -> None:
+    before, content = inactive(vm), vm.tpm_state()
+    zygote.start(["tpm_remove", "guest"], traps=[Trap("before", f"vmkeep.flows.remove_tpm:{step}", "hold")])
+    zygote.wait_reached()
+    vm.host.connection.defineXML(before)
+    vm.start(paused=True)
+    zygote.go.touch()
+    outcome = zygote.finish()
+    assert outcome.error["code"] == code
+    assert outcome.result["notes"] == []
+    assert (inactive(vm), vm.tpm_state()) == (before, content)
+    assert "<tpm" in vm.domain.XMLDesc(0)
