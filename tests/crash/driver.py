@@ -178,8 +178,8 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                     asked = TakePoint(words[0], full="full" in words[1:], quiesce="quiesce" in words[1:])
                     taken = engine.take_point(asked, lambda _: None)
                     answers.append({"point": taken.point, "warnings": taken.warnings})
-                elif kind.startswith("restore"):
-                    answers.append(_restore(kind, words, engine, premises))
+                elif kind.startswith(("restore", "tpm_")):
+                    answers.append(_bring_back(kind, words, engine, premises, host))
                 elif kind == "revert":
                     answers.append(_revert(words, engine))
                 elif kind == "delete":
@@ -212,6 +212,12 @@ def _kept(vm: str, premises: Any) -> dict[str, dict[str, str]]:
     }
 
 
+def _bring_back(kind: str, words: list[Any], engine: Any, premises: Any, host: Any) -> Any:
+    if kind.startswith("tpm_"):
+        return _change_tpm(kind, words, engine, premises, host)
+    return _restore(kind, words, engine, premises)
+
+
 def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
     from vmkeep.flows.requests import ImageFormat, RestoreFiles, RestoreInPlace, RestoreVm, TpmChoice
 
@@ -235,6 +241,26 @@ def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
         request, _ = engine.take_safety_point(request, unwatched)
     restored = engine.restore_in_place(request, unwatched)
     return {"safety": restored.safety, "warnings": restored.warnings}
+
+
+def _change_tpm(kind: str, words: list[Any], engine: Any, premises: Any, host: Any) -> Any:
+    """Take a VM's TPM out, or put one in with the state of the version or point that is named."""
+    from vmkeep.flows.choose_tpm import choose_tpm
+    from vmkeep.flows.requests import RemoveTpm
+
+    if kind == "tpm_remove":
+        return engine.remove_tpm(RemoveTpm(words[0]), lambda _: None).uuid
+    request = choose_tpm(
+        premises.catalog,
+        lambda: premises.repository,
+        host,
+        words[0],
+        model=None,
+        state=words[1] if len(words) > 1 else None,
+        secret=None,
+        search=premises.catalog.find_point,
+    )
+    return engine.add_tpm(request, lambda _: None).uuid
 
 
 def _revert(words: list[Any], engine: Any) -> Any:
@@ -307,7 +333,12 @@ def _action(trap: dict[str, Any]) -> Callable[[], None]:
         while not Path(trap["go"]).exists():
             time.sleep(0.005)
 
-    actions: dict[str, Callable[[], None]] = {"kill": kill, "hold": hold, "count": lambda: None}
+    def fail() -> None:
+        from vmkeep.errors import NoSpace
+
+        raise NoSpace("there is no room, because a test says so")
+
+    actions: dict[str, Callable[[], None]] = {"kill": kill, "hold": hold, "count": lambda: None, "fail": fail}
     return actions[trap["action"]]
 
 

@@ -66,9 +66,9 @@ def show(
         if running.console.json:
             running.console.document({"state": _shown_document(shown)})
             return
-        parts: list[str | Facts] = [Facts([("VM", f"{shown.vm} ({shown.vm_uuid}), {_where(shown)}")])]
+        parts: list[str | Facts] = [Facts([("VM", f"{shown.vm} ({shown.vm_uuid}), {where(shown)}")])]
         for kind in shown.kinds:
-            parts += ["", Facts(list(_kind_facts(kind)))]
+            parts += ["", Facts(list(kind_facts(kind)))]
         if not shown.kinds:
             parts.append("no state files, and no versions of any")
         commands = [
@@ -146,7 +146,7 @@ def standing_text(state: StandingState) -> str:
     return "older, by swtpm's backup" if state.judged.from_backup else str(state.judged.standing)
 
 
-def _where(shown: StateShown) -> str:
+def where(shown: StateShown) -> str:
     if shown.on_host is None:
         return "the host could not be asked"
     if not shown.on_host:
@@ -154,7 +154,7 @@ def _where(shown: StateShown) -> str:
     return "running" if shown.running else "off"
 
 
-def _kind_facts(kind: KindShown) -> Iterator[tuple[str, str]]:
+def kind_facts(kind: KindShown) -> Iterator[tuple[str, str]]:
     found, newest = kind.found, kind.newest
     standing = "not on the host" if found is None else standing_text(found)
     if found is not None and found.judged.generation is not None:
@@ -226,12 +226,12 @@ def _shown_document(shown: StateShown) -> dict[str, Any]:
         "vm_uuid": shown.vm_uuid,
         "on_host": shown.on_host,
         "running": shown.running,
-        "kinds": {kind.kind: _kind_document(kind) for kind in shown.kinds},
+        "kinds": {kind.kind: kind_document(kind) for kind in shown.kinds},
         "problems": list(shown.problems),
     }
 
 
-def _kind_document(kind: KindShown) -> dict[str, Any]:
+def kind_document(kind: KindShown) -> dict[str, Any]:
     found, newest, secret, variables = kind.found, kind.newest, kind.secret, kind.variables
     document: dict[str, Any] = {
         "path": None if found is None else found.found.path,

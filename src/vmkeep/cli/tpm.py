@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.state import PointOption, YesOption, put_back
-from vmkeep.cli.state_show import Kind, VersionOption
+from vmkeep.cli.state_show import Kind, VersionOption, kind_document, kind_facts, where
+from vmkeep.cli.tables import Facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmkeep.flows.requests import TpmAdded, TpmRemoved
+    from vmkeep.flows.show_tpm import TpmShown
+
+VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
+
+
+class Model(StrEnum):
+    """What a TPM looks like to its guest."""
+
+    CRB = "crb"
+    TIS = "tis"
+
 
 app = typer.Typer(
     short_help="The virtual TPMs of VMs.",
     help="The virtual TPMs of VMs. What is kept of them is shown by `vmkeep state`.",
-    epilog="Example: vmkeep tpm restore win11",
+    epilog="Example: vmkeep tpm show win11",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
@@ -25,10 +43,122 @@ def group() -> None:
     """The virtual TPMs of VMs."""
 
 
+@app.command("show", epilog="Example: vmkeep tpm show win11")
+def show(
+    context: typer.Context,
+    vm: VmArgument,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show a VM's TPM: the device, what encrypts its state and whether that is kept, its file and its versions."""
+    from vmkeep.flows.show_tpm import show_tpm
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        with running.host() as host:
+            shown = show_tpm(running.premises.catalog, lambda: running.premises.repository, host, vm)
+        if running.console.json:
+            running.console.document({"tpm": _shown_document(shown)})
+            return
+        state = shown.state
+        parts: list[str | Facts] = [
+            Facts([("VM", f"{state.vm} ({state.vm_uuid}), {where(state)}"), *_device_facts(shown)])
+        ]
+        if shown.kind is not None:
+            parts += ["", Facts(list(kind_facts(shown.kind)))]
+        running.console.show(*parts, *state.problems)
+
+
+@app.command("remove", epilog="Example: vmkeep tpm remove win11")
+def remove(
+    context: typer.Context,
+    vm: VmArgument,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Take the TPM out of a VM that is off, with its state and its secret; what it holds is kept as a version first."""
+    from vmkeep.flows.requests import RemoveTpm
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        running.console.confirm(
+            f"Take the TPM out of VM {vm!r}, and delete its state on the host? What its guest sealed to it does not "
+            "open without. A version of it is kept.",
+            yes=yes,
+        )
+        with running.engine(first_use=True) as engine, running.console.progress() as watch:
+            removed = engine.remove_tpm(RemoveTpm(vm), watch)
+        for sentence in removed.left:
+            running.console.notice(f"warning: {sentence}")
+        if running.console.json:
+            running.console.document({"removed": _removed_document(removed)})
+        else:
+            running.console.show(*_removed_text(removed))
+
+
+@app.command("add", epilog="Example: vmkeep tpm add win11 --from 3")
+def add(
+    context: typer.Context,
+    vm: VmArgument,
+    model: Annotated[
+        Model | None, typer.Option("--model", help="What the guest sees. [default: crb]", show_default=False)
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="VERSION|POINT",
+            help="The state that it gets: of a version, by number or 8 digits of its SHA-256, or of a point.",
+            show_default=False,
+        ),
+    ] = None,
+    secret: Annotated[
+        str | None,
+        typer.Option(
+            "--secret",
+            metavar="UUID",
+            help="libvirt's secret that opens that state, where no point holds it.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Give a VM that is off a TPM: a blank one, or with the state that is kept of one that it had."""
+    from vmkeep.cli.points import search_point
+    from vmkeep.flows.choose_tpm import choose_tpm
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        with running.engine(first_use=True) as engine:
+            with running.host() as host:
+                request = choose_tpm(
+                    running.premises.catalog,
+                    lambda: running.premises.repository,
+                    host,
+                    vm,
+                    model=model,
+                    state=state,
+                    secret=secret,
+                    search=lambda text: search_point(running, text)[0],
+                )
+            with running.console.progress() as watch:
+                added = engine.add_tpm(request, watch)
+        if running.console.json:
+            running.console.document({"added": _added_document(added)})
+        else:
+            device = f"TPM {added.version} ({added.model})"
+            told = (
+                f"a {device} with the state that was kept" if added.sha256 else f"a {device}, blank at its next start"
+            )
+            running.console.show(f"VM {added.name} has {told}")
+
+
 @app.command("restore", epilog="Example: vmkeep tpm restore win11 --version 3")
 def restore(
     context: typer.Context,
-    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)],
+    vm: VmArgument,
     version: VersionOption = None,
     point: PointOption = None,
     yes: YesOption = False,
@@ -39,3 +169,90 @@ def restore(
     """Put kept TPM state back in place of what a VM has now, as `vmkeep state restore --kind tpm`."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         put_back(running, vm, Kind.TPM, version, point, yes=yes)
+
+
+def _shown_document(shown: TpmShown) -> dict[str, Any]:
+    device = shown.device
+    return {
+        "vm": shown.state.vm,
+        "vm_uuid": shown.state.vm_uuid,
+        "on_host": shown.state.on_host,
+        "running": shown.state.running,
+        "device": None
+        if device is None or not device.element
+        else {
+            "model": device.model,
+            "version": device.version or None,
+            "backend": device.backend,
+            "secret": device.secret or None,
+            "secret_on_host": device.secret_held,
+            "secret_kept_in": shown.secret_point,
+            "directory": device.directory or None,
+        },
+        "state": None if shown.kind is None else kind_document(shown.kind),
+        "problems": list(shown.state.problems),
+    }
+
+
+def _device_facts(shown: TpmShown) -> Iterator[tuple[str, str]]:
+    device = shown.device
+    if device is None:
+        return
+    if not device.element:
+        yield "TPM", "none"
+        return
+    yield "TPM", f"{device.version} ({device.model}, {device.backend})".strip()
+    if device.secret:
+        held = f"its value is in point {shown.secret_point}" if shown.secret_point else "no point holds its value"
+        lacking = "" if device.secret_held else ", libvirt does not have it"
+        yield "secret", f"{device.secret}, {held}{lacking}"
+    if device.directory:
+        yield "directory", device.directory
+
+
+def _removed_document(removed: TpmRemoved) -> dict[str, Any]:
+    return {
+        "vm": removed.name,
+        "vm_uuid": removed.uuid,
+        "had_tpm": removed.had_tpm,
+        "kept": None if removed.kept is None else {"version": removed.kept, "sha256": removed.sha256},
+        "deleted": list(removed.deleted),
+        "left": list(removed.left),
+        "secret": None
+        if not removed.secret
+        else {
+            "uuid": removed.secret,
+            "undefined": bool(removed.secret_point),
+            "point": removed.secret_point or None,
+            "stays": removed.secret_stays or None,
+        },
+        "way_back": removed.way_back or None,
+    }
+
+
+def _removed_text(removed: TpmRemoved) -> Iterator[str]:
+    if not removed.had_tpm:
+        yield f"VM {removed.name} has no TPM" + (
+            ": what was left of an earlier one was deleted" * bool(removed.deleted)
+        )
+    else:
+        kept = "it had no state yet" if removed.kept is None else f"its state is kept as version {removed.kept}"
+        yield f"VM {removed.name} has no TPM any more; {kept}"
+    yield from (f"deleted: {path}" for path in removed.deleted)
+    if removed.secret_point:
+        yield f"libvirt's secret {removed.secret} was undefined; point {removed.secret_point} holds it"
+    elif removed.secret:
+        yield f"libvirt's secret {removed.secret} stays: {removed.secret_stays}"
+    if removed.way_back:
+        yield f"to go back: {removed.way_back}"
+
+
+def _added_document(added: TpmAdded) -> dict[str, Any]:
+    return {
+        "vm": added.name,
+        "vm_uuid": added.uuid,
+        "model": added.model,
+        "version": added.version,
+        "sha256": added.sha256 or None,
+        "secret": added.secret or None,
+    }

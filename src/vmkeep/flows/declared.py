@@ -20,6 +20,8 @@ DECLARED: Final[Mapping[str, str]] = {
     "restore.in_place": "restore_in_place",
     "snapshot.revert": "revert_snapshot",
     "snapshot.take": "take_snapshot",
+    "tpm.add": "add_tpm",
+    "tpm.remove": "remove_tpm",
 }
 """The module of each flow, in which it has the same name as its module."""
 

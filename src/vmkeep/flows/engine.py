@@ -43,9 +43,11 @@ from vmkeep.flows.plan import Flow, Run, workflow_of
 from vmkeep.flows.recovery import Recovery
 from vmkeep.flows.requests import (
     THIS_HOST,
+    AddTpm,
     FilesRestored,
     InPlaceRestored,
     PointTaken,
+    RemoveTpm,
     RestoreFiles,
     RestoreInPlace,
     RestoreVm,
@@ -54,6 +56,8 @@ from vmkeep.flows.requests import (
     SnapshotTaken,
     TakePoint,
     TakeSnapshot,
+    TpmAdded,
+    TpmRemoved,
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
@@ -289,6 +293,20 @@ class Engine:
         from vmkeep.flows.revert_snapshot import revert_snapshot
 
         return self._run(revert_snapshot, request, request.vm, watch)
+
+    def remove_tpm(self, request: RemoveTpm, watch: Watch) -> TpmRemoved:
+        """Take a VM's TPM out; on failure it is as it was."""
+        from vmkeep.flows.remove_tpm import remove_tpm
+
+        for sentence in self._premises.prepare_to_sign():
+            watch(Progress("planning", note=f"warning: {sentence}"))
+        return self._run(remove_tpm, request, request.vm, watch)
+
+    def add_tpm(self, request: AddTpm, watch: Watch) -> TpmAdded:
+        """Give a VM a TPM; on failure it has none."""
+        from vmkeep.flows.add_tpm import add_tpm
+
+        return self._run(add_tpm, request, request.vm, watch)
 
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""

@@ -76,7 +76,7 @@ def find_orphans(catalog: Catalog, host: Host) -> KnownOrphans:
         return KnownOrphans((), found.secrets, found.problems)
     names = {vm.uuid: vm.name for vm in catalog.vms()}
     hashes = frozenset(file.sha256 for orphan in found.orphans for file in orphan.files if file.sha256 is not None)
-    versions = tuple(content for uuid in names for content in _contents_of(catalog, uuid, hashes))
+    versions = tuple(content for uuid in names for content in contents_of(catalog, uuid, hashes))
     known = tuple(_known(orphan, names, versions) for orphan in found.orphans)
     return KnownOrphans(known, found.secrets, found.problems)
 
@@ -178,7 +178,7 @@ def _owners(orphan: Orphan, names: dict[str, str]) -> list[str]:
     return [uuid for uuid, name in names.items() if name == named]
 
 
-def _contents_of(catalog: Catalog, vm_uuid: str, hashes: frozenset[str]) -> Iterable[KeptContent]:
+def contents_of(catalog: Catalog, vm_uuid: str, hashes: frozenset[str]) -> Iterable[KeptContent]:
     """Yield the versions of a VM that have such contents, and that something holds which somebody vouches for."""
     versions = catalog.states_of_vm(vm_uuid)
     newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}

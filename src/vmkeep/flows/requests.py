@@ -246,3 +246,67 @@ class SnapshotTaken:
 
     snapshot: dict[str, Any]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTpm(FlowRequest):
+    """Take the TPM out of a VM that is off, with its state and the secret that opens it. ``vm`` is a name or a UUID."""
+
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class TpmRemoved:
+    """What was removed. ``had_tpm`` False: there was no device, and at most leavings of an earlier one.
+
+    ``kept`` is the number of the version that holds its state, None where it had none, ``sha256`` that version's.
+    ``deleted`` are paths, ``left`` sentences about what lies there still. ``secret`` is the UUID of the secret that
+    encrypts the state, ``secret_point`` the point that holds it where it was undefined, ``secret_stays`` why not.
+    """
+
+    name: str
+    uuid: str
+    had_tpm: bool
+    kept: int | None = None
+    sha256: str = ""
+    deleted: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    secret: str = ""
+    secret_point: str = ""
+    secret_stays: str = ""
+    way_back: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the next command says of a removal that it finished."""
+        stays = f"libvirt's secret {self.secret} stays: {self.secret_stays}."
+        return (*self.left, *((stays,) if self.secret_stays else ()))
+
+
+@dataclass(frozen=True, slots=True)
+class AddTpm(FlowRequest):
+    """Give a VM that is off a TPM. ``model`` is libvirt's word for it, ``tpm_version`` "2.0" or "1.2".
+
+    ``version`` is the state that it gets; without one libvirt makes a blank TPM at the next start. ``secret`` is the
+    UUID of what encrypts that state, ``secret_point`` the point whose envelope holds its value.
+    """
+
+    vm: str
+    vm_uuid: str
+    model: str
+    tpm_version: str = "2.0"
+    version: ChosenVersion | None = None
+    secret: str = ""
+    secret_point: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TpmAdded:
+    """The TPM that was put in. ``sha256`` is the state's that was installed; empty for a blank one."""
+
+    name: str
+    uuid: str
+    model: str
+    version: str
+    sha256: str = ""
+    secret: str = ""

@@ -22,12 +22,14 @@ from vmkeep.planning.model import KnownDisk, KnownPoint
 SERIALIZATION: Final = "vmkeep-json-1"
 _PICKLED_NOTHING: Final = "Ti4="  # as base64, which is how DBOS has it
 _MODULES: Final = (
+    "vmkeep.custody.orphans",
     "vmkeep.custody.states",
     "vmkeep.flows.requests",
     "vmkeep.host.tasks.points",
     "vmkeep.host.tasks.restores",
     "vmkeep.host.tasks.reverts",
     "vmkeep.host.tasks.snapshots",
+    "vmkeep.host.tasks.tpms",
     "vmkeep.host.tasks.unfinished",
 )
 """Those whose classes may be in a flow, all of them."""

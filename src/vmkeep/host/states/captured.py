@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vmkeep.config import Settings
@@ -36,7 +36,8 @@ def capture_states(
     refuse_while_pending(settings, domain.name, domain.uuid)  # what lies there is half of two states
     known_kinds = {state.kind for state in task.known}
     definition = parse_definition(domain.definition_xml())
-    read = tuple(_read(domain, definition, StateRoots.of(hypervisor.uri), known_kinds))
+    sources = [each for each in state_sources(definition, StateRoots.of(hypervisor.uri)) if each.kind in task.kinds]
+    read = tuple(_read(domain, sources, known_kinds))
     if settings.trial_start:
         known = {(state.kind, state.sha256) for state in task.known}
         for state in read:
@@ -74,11 +75,11 @@ def _try(state: CapturedState, definition: Definition, hypervisor: Hypervisor) -
         _log.info("a TPM state is not tried", why=trial.why)
 
 
-def _read(domain: Domain, definition: Definition, roots: StateRoots, known_kinds: set[str]) -> Iterator[CapturedState]:
+def _read(domain: Domain, sources: Sequence[StateSource], known_kinds: set[str]) -> Iterator[CapturedState]:
     def may_be_written(source: StateSource) -> bool:
         return source.kind == "nvram" and domain.state().run is not RunState.OFF
 
-    for source in state_sources(definition, roots):
+    for source in sources:
         if may_be_written(source):
             continue
         try:

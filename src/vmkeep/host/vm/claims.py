@@ -46,6 +46,15 @@ def claims_of_vms(hypervisor: Hypervisor, settings: Settings) -> Claims:
     return claims.claims()
 
 
+def claims_but_of_checkpoints(hypervisor: Hypervisor, settings: Settings, vm_uuid: str) -> Claims:
+    """Return the same without what only checkpoints of one VM name: nothing goes back to a definition in one."""
+    claims = _Claims(StateRoots.of(hypervisor.uri))
+    for domain in hypervisor.domains():
+        claims.add_vm(domain, (MomentKind.SNAPSHOT,) if domain.uuid == vm_uuid else tuple(MomentKind))
+    claims.add_restores(settings)
+    return claims.claims()
+
+
 class _Claims:
     """Claims, as they are gathered."""
 
@@ -67,10 +76,10 @@ class _Claims:
             tuple(self._doubts),
         )
 
-    def add_vm(self, domain: Domain) -> None:
+    def add_vm(self, domain: Domain, kinds: tuple[MomentKind, ...] = tuple(MomentKind)) -> None:
         self._vms.add(domain.uuid)
         try:
-            for xml in _definitions(domain):
+            for xml in _definitions(domain, kinds):
                 self._add(parse_definition(xml))
         except HypervisorUnavailable:
             raise
@@ -106,14 +115,14 @@ class _Claims:
         self._secrets |= {name for disk in definition.disks if disk.encryption for name in disk.encryption.secrets}
 
 
-def _definitions(domain: Domain) -> Iterator[str]:
+def _definitions(domain: Domain, kinds: tuple[MomentKind, ...]) -> Iterator[str]:
     yield domain.definition_xml()
     if domain.is_persistent():
         yield domain.definition_xml(inactive=True)
         saved = domain.saved_definition_xml()
         if saved is not None:
             yield saved
-    for kind in MomentKind:
+    for kind in kinds:
         for xml in DomainMoments(domain, kind).definitions().values():
             moment = parse_moment(kind, redefinable(xml))
             if moment.domain is not None:

@@ -162,6 +162,18 @@ def put_secret_back(hypervisor: Hypervisor, repository: Repository, point_id: st
     return f"libvirt has the secret {uuid} again, from point {point_id}"
 
 
+def holder_of_secret(hypervisor: Hypervisor, repository: Repository, points: Sequence[str], uuid: str) -> str | None:
+    """Return the first of these points whose envelope holds the value that libvirt has for a secret; None for none."""
+    here = hypervisor.secrets.read(uuid)
+    if not isinstance(here, Secret):
+        return None
+    for point in points:
+        held = repository.secrets(repository.point(point))
+        if any(secret.uuid == uuid and secret.value == here.value for secret in held):
+            return point
+    return None
+
+
 def secret_file(repository: Repository, record: PointRecord, uuid: str, form: str) -> bytes:
     """Return what `virsh secret-define` ("xml") or `virsh secret-set-value --file` ("base64") takes."""
     secret = next(secret for secret in repository.secrets(record) if secret.uuid == uuid)

@@ -1,0 +1,110 @@
+"""Which TPM a VM is to get: what a person names, as the request of a flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmkeep.catalog import Catalog, CatalogPoint
+from vmkeep.commandline import command_line
+from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.orphans import is_vm_uuid
+from vmkeep.custody.states import ChosenVersion
+from vmkeep.errors import InvalidRequest, VmNotFound
+from vmkeep.flows.hosts import refuse_distrusted
+from vmkeep.flows.requests import AddTpm
+from vmkeep.flows.vm_states import chosen_of, named_version, require_point_of, states_in, versions_kept
+from vmkeep.host.protocol import Host
+from vmkeep.host.tasks.survey import FindVm
+from vmkeep.repository import Repository
+from vmkeep.repository.chosen import read_chosen
+
+_OLDER = "tpm1.2/tpm-00.permall"
+
+
+def choose_tpm(
+    catalog: Catalog,
+    repository: Callable[[], Repository],
+    host: Host,
+    vm: str,
+    *,
+    model: str | None,
+    state: str | None,
+    secret: str | None,
+    search: Callable[[str], CatalogPoint],
+) -> AddTpm:
+    """Return the request for a TPM of the model "crb" or "tis", with the state of a version or point, or a blank one.
+
+    ``search`` finds a point by what names it. ``secret`` is the UUID of a secret that libvirt has, for a state whose
+    secret no point holds. Raises VmNotFound, InvalidRequest, PointNotFound, and what reading the version raises.
+    """
+    vm_uuid = host.ask(FindVm(vm))
+    secret = None if secret is None else secret.lower()
+    if secret is not None and not is_vm_uuid(secret):
+        raise InvalidRequest(f"{secret!r} is no UUID of a secret", vm=vm, hint="`virsh secret-list` shows them.")
+    if state is None:
+        if secret is not None:
+            raise InvalidRequest("--secret opens a state that is kept: it goes with --from", vm=vm)
+        return AddTpm(vm, vm_uuid, f"tpm-{model or 'crb'}")
+    version, point = _named(catalog, vm, vm_uuid, state, search)
+    found, content = read_chosen(repository(), vm_uuid, version)
+    older = found.file == _OLDER
+    uuid = holder = ""
+    if is_encrypted(content):
+        uuid, holder = _secret(catalog, vm, vm_uuid, version, point, secret)
+    elif secret is not None:
+        raise InvalidRequest("that state is not encrypted, so no secret opens it", vm=vm, hint="Leave --secret out.")
+    return AddTpm(
+        vm,
+        vm_uuid,
+        f"tpm-{model or ('tis' if older else 'crb')}",
+        "1.2" if older else "2.0",
+        version,
+        uuid,
+        holder,
+    )
+
+
+def _named(
+    catalog: Catalog, vm: str, vm_uuid: str, text: str, search: Callable[[str], CatalogPoint]
+) -> tuple[ChosenVersion, CatalogPoint | None]:
+    """Return the version that a text names, by its number or hash, or the one of a point."""
+    try:
+        kept = versions_kept(catalog, vm_uuid, "tpm")
+    except VmNotFound:
+        kept = ()
+    try:
+        return chosen_of(named_version(kept, text, vm, "tpm").version), None
+    except InvalidRequest:
+        if text.isdigit() and len(text) < 8:
+            raise
+    point = search(text)
+    require_point_of(catalog, point, vm_uuid)
+    refuse_distrusted(catalog, point.id)
+    held = states_in(point).get("tpm")
+    if held is None:
+        raise InvalidRequest(
+            f"point {point.id} holds no TPM state",
+            vm=vm,
+            hint=f"`{command_line('vmkeep state versions', vm)}` lists what is kept of it.",
+        )
+    version = next(str(each["version_id"]) for each in point.document["states"] if each["kind"] == "tpm")
+    return ChosenVersion("tpm", version, held), point
+
+
+def _secret(
+    catalog: Catalog, vm: str, vm_uuid: str, version: ChosenVersion, point: CatalogPoint | None, secret: str | None
+) -> tuple[str, str]:
+    """Return the UUID of what opens a state, and the point that holds it: the one named, else one with that state."""
+    holding = [each for each in catalog.points_of_vm(vm_uuid) if each.is_vouched_for]
+    holding.sort(key=lambda each: version.sha256 not in states_in(each).values())
+    for each in (point,) if point is not None else holding:
+        for held in each.document.get("secrets", ()):
+            if held.get("usage") == "vtpm" and secret in (None, held["uuid"]):
+                return str(held["uuid"]), each.id
+    if secret is not None:
+        return secret, ""
+    raise InvalidRequest(
+        "that TPM state is encrypted, and no point holds the secret of libvirt that opens it",
+        vm=vm,
+        hint="If libvirt has it (`virsh secret-list`), name it: --secret UUID.",
+    )

@@ -1,0 +1,204 @@
+"""Take a VM's TPM out: the device, its state on the host, and the secret that opens it. What it held is kept first."""
+
+from __future__ import annotations
+
+from vmkeep.catalog import CatalogState
+from vmkeep.commandline import command_line
+from vmkeep.custody.orphans import KeptContent, Orphan
+from vmkeep.custody.standing import NOTHING
+from vmkeep.custody.states import ChosenVersion
+from vmkeep.errors import IntegrityError
+from vmkeep.flows.catch_up import catch_up_on_vm
+from vmkeep.flows.gate import place_states, renew_gate, take_states_back
+from vmkeep.flows.orphans import contents_of
+from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.requests import RemoveTpm, TpmRemoved
+from vmkeep.flows.settle_pins import settle_pins_of_vm
+from vmkeep.flows.vm_states import known_states
+from vmkeep.host.tasks.states import CaptureStates
+from vmkeep.host.tasks.survey import FindVm
+from vmkeep.host.tasks.tpms import (
+    DeleteTpmState,
+    DropTpmSecret,
+    GiveTpmSecret,
+    HoldForTpm,
+    InstallTpmState,
+    JudgeTpmSecret,
+    LetTpmGo,
+    PutTpmIn,
+    SecretJudged,
+    TakeTpmOut,
+    TpmFound,
+    TpmRemains,
+    TpmRemainsFound,
+    TpmStateDeleted,
+)
+
+
+@flow("tpm.remove", after_crash=AfterCrash.FINISH)
+def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
+    """Remove a VM's TPM; its state is a version before anything of it goes. See docs/internals/flows.md."""
+    found = plan.step(examine, plan, request, undo=lambda found: let_go(plan, found))
+    # Each undo stands at the step before the one that it undoes: that one may fail when its work is done.
+    plan.step(keep_state, plan, found, undo=lambda _: put_back(plan, found))
+    plan.step(take_out, plan, found)
+    remains = plan.step(look_at_remains, plan, found, undo=lambda remains: install_again(plan, found, remains))
+    deleted = plan.step(delete_state, plan, found, remains)
+    judged = plan.step(judge_secret, plan, found, undo=lambda judged: give_back(plan, found, judged))
+    dropped = plan.step(drop_secret, plan, found, judged)
+    plan.step(note_removed, plan, found, undo=lambda before: take_states_back(plan, found.vm_uuid, before))
+    plan.step(let_go, plan, found, heeds_stop=False)
+    kept = _version_in(plan, found, remains)
+    return TpmRemoved(
+        name=found.vm_name,
+        uuid=found.vm_uuid,
+        had_tpm=bool(found.element),
+        kept=None if kept is None else kept.generation,
+        sha256="" if kept is None else kept.sha256,
+        deleted=deleted.removed,
+        left=deleted.left,
+        secret=found.secret,
+        secret_point=dropped.point,
+        secret_stays=dropped.why,
+        way_back="" if kept is None else _way_back(plan, found, kept),
+    )
+
+
+def examine(plan: Plan, request: RemoveTpm) -> TpmFound:
+    """Hold the VM, and note its device: later steps may find it gone, by an attempt of theirs that was killed."""
+    services = plan.services
+    vm_uuid = services.host.ask(FindVm(request.vm))
+    return services.on_host(plan.operation, HoldForTpm(plan.operation, vm_uuid))
+
+
+def let_go(plan: Plan, found: TpmFound) -> None:
+    """Let go of the VM."""
+    plan.services.on_host(plan.operation, LetTpmGo(plan.operation, found.directory))
+
+
+def keep_state(plan: Plan, found: TpmFound) -> None:
+    """Keep what lies there as a version, unless it is one. Without a state file there is nothing to keep."""
+    services, vm_uuid = plan.services, found.vm_uuid
+    catch_up_on_vm(services, vm_uuid)
+    catalog = services.catalog
+    catalog.see_vm(vm_uuid, found.vm_name)
+    if not found.state:
+        return
+    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
+    captured = services.on_host(plan.operation, CaptureStates(plan.operation, vm_uuid, known, ("tpm",)))
+    new = tuple(
+        CatalogState(each.id, vm_uuid, "tpm", each.generation, each.sha256, each.size_bytes, each.created)
+        for each in captured.new
+    )
+    if new:
+        catalog.accept_states(new)
+        renew_gate(services, vm_uuid)
+    settle_pins_of_vm(services, vm_uuid)
+
+
+def take_out(plan: Plan, found: TpmFound) -> None:
+    """Define the VM without the device."""
+    if found.element:
+        plan.services.on_host(plan.operation, TakeTpmOut(plan.operation, found.vm_uuid, found.element))
+
+
+def put_back(plan: Plan, found: TpmFound) -> None:
+    """Undo ``take_out``; a device that is there is left."""
+    if found.element:
+        task = PutTpmIn(plan.operation, found.vm_uuid, found.element, found.place)
+        plan.services.on_host(plan.operation, task)
+
+
+def look_at_remains(plan: Plan, found: TpmFound) -> TpmRemainsFound:
+    """Tell what lies there; what is deleted, and what an undo puts back, goes by this."""
+    return plan.services.on_host(plan.operation, TpmRemains(plan.operation, found.vm_uuid, found.directory))
+
+
+def delete_state(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> TpmStateDeleted:
+    """Delete what is kept of what lies there. What could not be deleted is told, and stops nothing."""
+    if remains.found is None:
+        return TpmStateDeleted((), ())
+    kept = _kept(plan, found, remains.found)
+    if found.state and not any(each.sha256 == _main_hash(found, remains.found) for each in kept):
+        raise IntegrityError(
+            f"the TPM state of VM {found.vm_name!r} is no version that something holds: it was not deleted",
+            vm=found.vm_name,
+            path=found.directory,
+            hint=f"`{command_line('vmkeep state capture', found.vm_name)}` says what keeps it from being kept.",
+        )
+    chosen = tuple(ChosenVersion(each.kind, each.version_id, each.sha256) for each in kept)
+    task = DeleteTpmState(plan.operation, found.vm_uuid, remains.found, chosen)
+    return plan.services.on_host(plan.operation, task)
+
+
+def install_again(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> None:
+    """Undo ``delete_state``, also of one that failed in the middle: what lies there already is left."""
+    version = _version_in(plan, found, remains)
+    if version is not None:
+        chosen = ChosenVersion(version.kind, version.version_id, version.sha256)
+        task = InstallTpmState(plan.operation, found.vm_uuid, found.directory, found.file, chosen)
+        plan.services.on_host(plan.operation, task)
+
+
+def judge_secret(plan: Plan, found: TpmFound) -> SecretJudged:
+    """Tell whether the secret can go: nothing needs it, and a vouched point holds it. No key is destroyed before."""
+    if not found.secret:
+        return SecretJudged()
+    task = JudgeTpmSecret(plan.operation, found.vm_uuid, found.secret, _holders(plan, found))
+    return plan.services.on_host(plan.operation, task)
+
+
+def drop_secret(plan: Plan, found: TpmFound, judged: SecretJudged) -> SecretJudged:
+    """Undefine the secret, if it can go."""
+    if not judged.point:
+        return judged
+    task = DropTpmSecret(plan.operation, found.vm_uuid, found.secret, judged.point)
+    return plan.services.on_host(plan.operation, task)
+
+
+def give_back(plan: Plan, found: TpmFound, judged: SecretJudged) -> None:
+    """Undo ``drop_secret``."""
+    if judged.point:
+        plan.services.on_host(plan.operation, GiveTpmSecret(plan.operation, judged.point, found.secret))
+
+
+def note_removed(plan: Plan, found: TpmFound) -> dict[str, str | None]:
+    """Let no TPM count as what was meant, so that nothing tells a missing one; return what counted before."""
+    return place_states(plan, found.vm_uuid, {"tpm": NOTHING})
+
+
+def _holders(plan: Plan, found: TpmFound) -> tuple[str, ...]:
+    return tuple(
+        point.id
+        for point in plan.services.catalog.points_of_vm(found.vm_uuid)
+        if point.is_vouched_for
+        and any(secret.get("uuid") == found.secret for secret in point.document.get("secrets", ()))
+    )
+
+
+def _kept(plan: Plan, found: TpmFound, orphan: Orphan) -> tuple[KeptContent, ...]:
+    hashes = frozenset(file.sha256 for file in orphan.files if file.sha256 is not None)
+    return tuple(each for each in contents_of(plan.services.catalog, found.vm_uuid, hashes) if each.kind == "tpm")
+
+
+def _main_hash(found: TpmFound, orphan: Orphan) -> str | None:
+    return next((file.sha256 for file in orphan.files if file.name == found.file), None)
+
+
+def _version_in(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> KeptContent | None:
+    """Return the version that the TPM's state was: of several with one content the one that counts."""
+    if remains.found is None:
+        return None
+    main = _main_hash(found, remains.found)
+    same = [each for each in _kept(plan, found, remains.found) if each.sha256 == main]
+    return min(same, key=lambda each: (each.conflict, -each.generation), default=None)
+
+
+def _way_back(plan: Plan, found: TpmFound, kept: KeptContent) -> str:
+    named = kept.sha256[:16] if kept.conflict else str(kept.generation)
+    options = f"--from {named}"
+    if found.model_name != "crb":
+        options += f" --model {found.model_name}"
+    if found.secret and not _holders(plan, found):
+        options += f" --secret {found.secret}"
+    return command_line("vmkeep tpm add", found.vm_name, options=options)

@@ -1,0 +1,219 @@
+"""What a host is asked of the TPMs of its VMs: taken out of a definition, put in, and their state with them."""
+
+from __future__ import annotations
+
+from vmkeep.custody.orphans import Orphan
+from vmkeep.custody.states import ChosenVersion
+from vmkeep.host.tasks.task import Task
+from vmkeep.values import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TpmFound:
+    """A VM's TPM, by its definition for the next start. ``element`` is empty for a VM that has none.
+
+    ``place`` is its number among the devices, ``version`` "2.0" or "1.2", ``secret`` the UUID of the secret that
+    encrypts its state, empty for a plain one, and ``secret_held`` whether libvirt has that one. ``directory`` is where
+    its state lies, or would lie, ``file`` the path of the permanent state below that, ``state`` whether that is there.
+    """
+
+    vm_uuid: str
+    vm_name: str
+    element: str = ""
+    place: int = 0
+    model: str = ""
+    version: str = ""
+    backend: str = ""
+    secret: str = ""
+    secret_held: bool = False
+    directory: str = ""
+    file: str = ""
+    state: bool = False
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called in short: crb, tis, spapr."""
+        return self.model.removeprefix("tpm-")
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtTpm(Task[TpmFound]):
+    """Tell of a VM's TPM; nothing is changed. Raises VmNotFound, InvalidRequest for a definition that is unreadable."""
+
+    vm_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldForTpm(Task[TpmFound]):
+    """Take the VM's lock for the operation, and tell of its TPM.
+
+    Raises VmBusy, VmRunning for a VM that is not off, RestorePending, and StateUnsupported for a TPM that libvirt does
+    not emulate or whose state is one file.
+    """
+
+    operation: str
+    vm_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetTpmGo(Task[None]):
+    """End what was begun: what was kept for an undo beside ``directory`` goes, and the VM's lock."""
+
+    operation: str
+    directory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTpmOut(Task[None]):
+    """Define the VM without its TPM, which is ``element``; one that has none is done already.
+
+    Raises VmRunning when the VM is not off before and after, and InvalidRequest when it has another TPM by now.
+    """
+
+    operation: str
+    vm_uuid: str
+    element: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutTpmIn(Task[None]):
+    """Define the VM with this TPM; one that has it is done already. Raises as TakeTpmOut. ``place`` -1 means last."""
+
+    operation: str
+    vm_uuid: str
+    element: str
+    place: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TpmRemainsFound:
+    """``found`` is None where there is nothing."""
+
+    found: Orphan | None
+
+
+@dataclass(frozen=True, slots=True)
+class TpmRemains(Task[TpmRemainsFound]):
+    """Tell what lies in a directory of swtpm's, with hashes of the contents."""
+
+    operation: str
+    vm_uuid: str
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class TpmStateDeleted:
+    """``removed`` are the paths that are gone, ``left`` sentences about those that are not."""
+
+    removed: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTpmState(Task[TpmStateDeleted]):
+    """Delete what was seen of a TPM's state, of a VM that has no TPM: only what is a version of ``kept``.
+
+    Each version is read before. What changed, came since or is no version stays and is told. Raises InvalidRequest
+    when the VM has a TPM, as it runs or will start, or another definition names the directory; VmBusy when a swtpm has
+    it, and what reading a version raises.
+    """
+
+    operation: str
+    vm_uuid: str
+    seen: Orphan
+    kept: tuple[ChosenVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstallTpmState(Task[None]):
+    """Put a version in place as a TPM's state. One that lies there already is done; anything else is never replaced.
+
+    Raises TargetExists when something else lies there, IntegrityError for an object that is not that version.
+    """
+
+    operation: str
+    vm_uuid: str
+    directory: str
+    file: str
+    version: ChosenVersion
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawTpmState(Task[None]):
+    """Remove what the operation's InstallTpmState put in place, and nothing else."""
+
+    operation: str
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class SecretJudged:
+    """``point`` is one whose envelope holds the value of a secret that can go; else ``why`` it stays, a sentence."""
+
+    point: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTpmSecret(Task[SecretJudged]):
+    """Tell whether a TPM's secret can go: no definition names it, and one of ``points`` holds its value.
+
+    ``points`` are vouched for. What checkpoints of this VM say is not looked at: nothing goes back to that.
+    """
+
+    operation: str
+    vm_uuid: str
+    secret: str
+    points: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropTpmSecret(Task[SecretJudged]):
+    """Undefine a secret that was judged, looked at again right before. One that is gone counts as undefined."""
+
+    operation: str
+    vm_uuid: str
+    secret: str
+    point: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTpmSecret(Task[bool]):
+    """Tell whether libvirt lacks a secret that a point holds. Raises TargetExists when it has another value."""
+
+    operation: str
+    point: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveTpmSecret(Task[None]):
+    """Give libvirt the secret of a point if it lacks it: none is ever replaced. Raises SecretUnfit, and TargetExists
+    when it has another value.
+    """
+
+    operation: str
+    point: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTpmSecretBack(Task[None]):
+    """Undo GiveTpmSecret, except for a secret that a VM needs by now, or that has another value."""
+
+    operation: str
+    point: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequireTpmFits(Task[None]):
+    """Raise StateUnsupported for a TPM that libvirt here cannot give the VM: its model, its version, or no swtpm.
+
+    ``secret`` is the UUID of a secret that libvirt must have for it, empty for none. Raises SecretMissing.
+    """
+
+    vm_uuid: str
+    model: str
+    version: str
+    secret: str = ""

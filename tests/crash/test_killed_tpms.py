@@ -1,0 +1,117 @@
+"""TPMs are removed and added, and killed at effects: each is there with its state or not at all, and none is lost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.crash.bed import KILLED, Zygote
+from tests.crash.walk import NO_DEATH, Death, deaths, need_effects
+from tests.rig import Disk, Host, MiB, Vm
+from tests.rig.cli import Vmkeep
+
+pytestmark = [pytest.mark.system, pytest.mark.crash]
+
+_MOST = 5
+_VALUE = b"opens the state of the TPM"
+_STORED = b"seals the guest's disks"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bed:
+    host: Host
+    vm: Vm
+    vmkeep: Vmkeep
+    zygote: Zygote
+    secret: str
+    point: str
+    content: bytes
+    definition: str
+
+    def run(self, *words: str, death: Death = NO_DEATH) -> int:
+        return self.zygote.command("--json", "tpm", *words, death=death, env=self.vmkeep.environment).status
+
+    def remove(self, death: Death = NO_DEATH) -> int:
+        return self.run("remove", "guest", "--yes", death=death)
+
+    def add(self, death: Death = NO_DEATH) -> int:
+        return self.run("add", "guest", "--from", self.point, death=death)
+
+    def has_tpm(self) -> bool:
+        """Return whether the VM has its TPM; fail unless all of it is there, or nothing."""
+        definition = self.vm.domain.XMLDesc(2)
+        if "<tpm" in definition:
+            assert definition == self.definition
+            assert self.vm.tpm_state() == self.content
+            assert self.host.secrets() == {self.secret: _VALUE}
+            beside = [path.name for path in self.vm.tpm_directory.parent.iterdir()]
+            assert beside == [self.vm.uuid]
+            return True
+        assert list(self.vm.tpm_directory.parent.iterdir()) == []
+        assert self.host.secrets() == {}
+        return False
+
+    def settled(self) -> bool:
+        """Let the next command put right what a dead one left; return whether the VM has its TPM then."""
+        self.vmkeep.json("doctor", "--fix", "guest")
+        assert self.vmkeep.json("log")["operations"][0]["state"] in ("done", "failed")
+        wanted = hashlib.sha256(self.content).hexdigest()
+        versions = self.vmkeep.json("state", "versions", "guest", "--kind", "tpm")["versions"]
+        assert [each["sha256"] for each in versions] == [wanted]
+        return self.has_tpm()
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[_Bed]:
+    need_effects()
+    with Host("crash") as host:
+        secret = host.define_secret(_VALUE)
+        backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
+        vm = host.define("guest", disks=[Disk("vda", MiB)], firmware="bios", tpm_backend=backend)
+        vm.start(paused=True)
+        vm.destroy()
+        vm.store_in_tpm(_STORED, key=_VALUE)
+        (vm.tpm_directory / "tpm2" / ".lock").touch()
+        vmkeep = Vmkeep(host)
+        point = vmkeep.backup("guest")
+        zygote = Zygote(host, vmkeep.home)
+        yield _Bed(host, vm, vmkeep, zygote, secret, point["id"], vm.tpm_state(), vm.domain.XMLDesc(2))
+        zygote.close()
+
+
+def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed) -> None:
+    assert bed.remove() == 0
+    effects = bed.zygote.effects
+    assert bed.add() == 0
+    killed = 0
+    for death in deaths(effects, _MOST):
+        status = bed.remove(death)
+        killed += status == KILLED
+        assert status in (KILLED, 0), death
+        if not bed.settled():
+            assert bed.add() == 0, death
+        assert bed.has_tpm(), death
+    assert killed > _MOST / 2
+
+
+def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed) -> None:
+    assert bed.remove() == 0
+    assert bed.add() == 0
+    effects = bed.zygote.effects
+    killed = 0
+    for death in deaths(effects, _MOST):
+        assert bed.remove() == 0
+        status = bed.add(death)
+        killed += status == KILLED
+        assert status in (KILLED, 0), death
+        if not bed.settled():
+            assert bed.add() == 0, death
+        assert bed.has_tpm(), death
+    assert killed > _MOST / 2
+    bed.vm.start(paused=True)
+    bed.vm.destroy()
+    assert bed.vm.load_from_tpm(len(_STORED), key=_VALUE) == _STORED
+    assert bed.vmkeep.json("verify", "--all")["ok"]
