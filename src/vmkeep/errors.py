@@ -651,7 +651,7 @@ class WrongKey(VmkeepError):
 
 
 class SecretMissing(VmkeepError):
-    """libvirt does not have the secret that a disk image is encrypted with, or no value for it."""
+    """libvirt does not have the secret that a disk image, or a TPM's state, is encrypted with, or no value for it."""
 
     code = "secret-missing"
     exit_status = 42
