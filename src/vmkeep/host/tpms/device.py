@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, TpmDevice, parse_definition
 from vmkeep.definition.tpmdevice import put_tpm_in, take_tpm_out
 from vmkeep.errors import InvalidRequest, SecretMissing, StateUnsupported, VmNotFound
@@ -211,7 +212,8 @@ def _another_tpm(domain: Domain) -> InvalidRequest:
     return InvalidRequest(
         f"VM {domain.name!r} has another TPM by now than at the beginning: somebody changed its definition",
         vm=domain.name,
-        hint=f"Nothing more was done to it. Look at it (`vmkeep tpm show {domain.name}`), and run the command again.",
+        hint=f"Nothing more was done to it. Look at it (`{command_line('vmkeep tpm show', domain.name)}`), and run the "
+        "command again.",
     )
 
 
