@@ -148,7 +148,9 @@ def delete(
     """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.stand_apart()
-        point_id, vm, question = _to_delete(running, point)
+        point_id, vm, question, lost = _to_delete(running, point)
+        if lost:
+            running.console.notice(f"warning: {lost}")
         running.console.confirm(question, yes=yes)
         with running.engine() as engine:
             engine.delete_point(point_id)
@@ -160,18 +162,21 @@ def delete(
             )
 
 
-def _to_delete(running: Session, text: str) -> tuple[str, str | None, str]:
-    """Return the id and the VM's name of a point that may be a damaged one, and the question before it is deleted."""
+def _to_delete(running: Session, text: str) -> tuple[str, str | None, str, str]:
+    """Return the id and the VM's name of a point that may be a damaged one, the question before it is deleted, and what
+    is lost with it.
+    """
+    from vmkeep.flows.delete_point import told_of_last_secrets
     from vmkeep.flows.point_search import FoundPoint, search_stored
 
     found = search_stored(running.premises, text, _watch_of(running))
     if not isinstance(found, FoundPoint):
-        return found.point, None, f"Delete the damaged point {found.point} for ever? ({found.message})"
+        return found.point, None, f"Delete the damaged point {found.point} for ever? ({found.message})", ""
     for sentence in found.told:
         running.console.notice(f"warning: {sentence}")
     point, _ = _beside(running, text, found.point)
     question = f"Delete point {point.id} of VM {point.vm_name!r}, taken {time_text(point.created)}, for ever?"
-    return point.id, point.vm_name, question
+    return point.id, point.vm_name, question, told_of_last_secrets(running.premises.catalog, point)
 
 
 def _counted(points: Sequence[str]) -> str:
