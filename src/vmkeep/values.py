@@ -144,7 +144,8 @@ class _Initialiser:
         self._plan: _Plan | None = None
 
     def __get__(self, instance: Any, owner: type[Any]) -> Any:
-        if instance is None or self._left == 0:
+        # Python 3.13 asks with the class in place of an instance when it looks for the signature.
+        if self._left == 0 or not isinstance(instance, self._cls):
             made = _initialiser(self._cls)
             self._cls.__init__ = made
             return made.__get__(instance, owner)

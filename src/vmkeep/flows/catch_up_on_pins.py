@@ -13,7 +13,6 @@ from vmkeep.catalog import Catalog, FoundPin
 from vmkeep.errors import IntegrityError, ObjectMissing
 from vmkeep.flows.hosts import meet_signers
 from vmkeep.flows.installation import MetHost
-from vmkeep.flows.settle_pins import found_pin
 from vmkeep.repository import PinRecord
 from vmkeep.values import dataclass
 
@@ -67,6 +66,8 @@ def catch_up_on_pins(catalog: Catalog, repository: HoldsPins, counts: Callable[[
             told.append(f"a pin of the repository could not be taken over: {error.message}")
             continue
         if counts(record.vm_uuid):
+            from vmkeep.flows.settle_pins import found_pin
+
             records.append(record)
             found.append(found_pin(record))
         else:

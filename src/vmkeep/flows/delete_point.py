@@ -8,7 +8,6 @@ from typing import Final
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.services import Services
-from vmkeep.flows.settle_pins import settle_pins
 
 DELETE_POINT: Final = "point.delete"
 """The kind of the operation."""
@@ -48,6 +47,8 @@ def remove_deleted(services: Services, point_id: str) -> None:
 
 def _keep_what_it_holds(services: Services, point: CatalogPoint) -> None:
     """Pin the versions of state files that are to be kept although this point, which holds them, goes."""
+    from vmkeep.flows.settle_pins import settle_pins
+
     rule = services.keep_state_versions()
     services.with_repository(
         lambda repository: settle_pins(services.catalog, repository, point.vm_uuid, rule, without=point.id)

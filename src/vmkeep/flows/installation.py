@@ -31,13 +31,13 @@ from vmkeep.flows.identity import recognise
 from vmkeep.flows.standin import StandIn
 from vmkeep.locks import FileLock
 from vmkeep.planning.model import KnownDisk, KnownPoint
-from vmkeep.planning.retention import KeepRule
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
     from vmkeep.flows.own_key import OwnKey
     from vmkeep.keys import KeyFile, KeyMaterial
     from vmkeep.keys.signing import SigningKey
+    from vmkeep.planning.retention import KeepRule
     from vmkeep.repository import PointRecord, Repository
     from vmkeep.repository.seal import Compress
 
@@ -206,6 +206,8 @@ class Premises:
     @property
     def keep_state_versions(self) -> KeepRule:
         """The rule by which versions of state files are kept that nothing holds; raises InvalidRequest for no rule."""
+        from vmkeep.planning.retention import KeepRule
+
         return KeepRule.parse(self.settings.state_versions)
 
     def prepare_to_sign(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vmkeep.catalog import Catalog, OperationState
 from vmkeep.errors import InvalidRequest, VmkeepError
@@ -16,9 +16,11 @@ from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import HoldVm, LetVmGo
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.task import Task
-from vmkeep.planning.retention import KeepRule
 from vmkeep.repository import Repository
 from vmkeep.values import dataclass
+
+if TYPE_CHECKING:
+    from vmkeep.planning.retention import KeepRule
 
 R = TypeVar("R")
 T = TypeVar("T")

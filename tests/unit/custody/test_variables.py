@@ -49,7 +49,10 @@ def test_template_with_microsofts_keys_says_secure_boot_and_its_certificates() -
     assert held["dbx"].others >= 1
 
 
-@pytest.mark.parametrize("template", ["OVMF_VARS_4M.fd", "OVMF_VARS.fd"])
+# Debian 13 has no firmware of 2 MiB any more.
+@pytest.mark.parametrize(
+    "template", [name for name in ("OVMF_VARS_4M.fd", "OVMF_VARS.fd") if (TEMPLATES / name).exists()]
+)
 def test_template_without_keys_is_not_set_up(template: str) -> None:
     store = read_variables((TEMPLATES / template).read_bytes())
     assert (store.problem, store.secure_boot) == (None, SecureBoot.NOT_SET_UP)

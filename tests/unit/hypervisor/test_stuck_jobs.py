@@ -28,6 +28,7 @@ class Handle:
         if self.looks >= 0:
             words = "internal error: backup job data missing"
             error: Any = libvirt.libvirtError(words)
+            error.args = (words,)  # it takes the last error of this thread's, if a test before this one had one
             error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 10, words, 2, "", "", "")
             raise error
         return [libvirt.VIR_DOMAIN_JOB_NONE + 2]
