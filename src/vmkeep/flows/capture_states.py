@@ -17,7 +17,7 @@ from vmkeep.flows.gate import tell_gate
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import settle_pins
-from vmkeep.flows.vm_states import known_states, look_at_standings
+from vmkeep.flows.vm_states import known_states, look_at_standings, new_state
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import CAPTURE
 from vmkeep.host.tasks.states import CaptureStates
@@ -67,18 +67,7 @@ def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bo
         caught = catch_up(catalog, premises.repository, lambda point: point.vm_uuid == vm_uuid)
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
         found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known))
-        new = tuple(
-            CatalogState(
-                each.id,
-                vm_uuid,
-                "tpm" if each.kind == "tpm" else "nvram",
-                each.generation,
-                each.sha256,
-                each.size_bytes,
-                each.created,
-            )
-            for each in found.new
-        )
+        new = tuple(new_state(vm_uuid, each) for each in found.new)
         catalog.see_vm(vm_uuid, found.vm_name)
         if new:
             catalog.accept_states(new)

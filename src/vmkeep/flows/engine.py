@@ -176,8 +176,7 @@ class Engine:
         """
         from vmkeep.flows.take_point import take_point
 
-        for sentence in self._premises.prepare_to_sign():
-            watch(Progress("planning", note=f"warning: {sentence}"))
+        self._prepare_to_sign(watch)
         try:
             return self._run(take_point, request, request.vm, watch)
         except VmStarted as error:
@@ -298,8 +297,7 @@ class Engine:
         """Take a VM's TPM out; on failure it is as it was."""
         from vmkeep.flows.remove_tpm import remove_tpm
 
-        for sentence in self._premises.prepare_to_sign():
-            watch(Progress("planning", note=f"warning: {sentence}"))
+        self._prepare_to_sign(watch)
         return self._run(remove_tpm, request, request.vm, watch)
 
     def add_tpm(self, request: AddTpm, watch: Watch) -> TpmAdded:
@@ -370,6 +368,11 @@ class Engine:
             stalled_after_seconds=self._premises.settings.stalled_after_seconds,
             keep_state_versions=lambda: self._premises.keep_state_versions,
         )
+
+    def _prepare_to_sign(self, watch: Watch) -> None:
+        """Have the key ready for what an operation signs, and say what a person must hear of it."""
+        for sentence in self._premises.prepare_to_sign():
+            watch(Progress("planning", note=f"warning: {sentence}"))
 
     def _stop(self) -> None:
         if self._cancelled is not None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vmkeep.keys import KeyFile, KeyMaterial
     from vmkeep.keys.signing import SigningKey
     from vmkeep.planning.retention import KeepRule
-    from vmkeep.repository import PointRecord, Repository
+    from vmkeep.repository import PinRecord, PointRecord, Repository
     from vmkeep.repository.seal import Compress
 
 _WAIT_SECONDS = 0.05
@@ -486,8 +486,8 @@ def known_from_catalogue(point: CatalogPoint) -> KnownPoint:
     return KnownPoint(point.id, disks, point.created, point.parent, point.sequence)
 
 
-def catalog_states(record: PointRecord) -> tuple[CatalogState, ...]:
-    """Return the catalogue's rows for the state versions that a point holds."""
+def catalog_states(record: PointRecord | PinRecord) -> tuple[CatalogState, ...]:
+    """Return the catalogue's rows for the state versions that a point or a pin holds."""
     return tuple(
         CatalogState(
             id=state.version_id,

@@ -15,6 +15,7 @@ from vmkeep.flows.installation import Premises
 from vmkeep.flows.orphans import KnownOrphan
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import KEPT, put_pin
+from vmkeep.flows.vm_states import new_state
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.orphans import KeepOrphan
 from vmkeep.host.tasks.survey import FindVm
@@ -53,9 +54,7 @@ def keep_orphan(premises: Premises, host: Host, known: KnownOrphan, vm: str | No
                 _refuse_first_of_defined(host, owner, orphan.path)
             generation = 1 if newest is None else newest.generation
             made = host.ask(KeepOrphan(orphan, file.name, owner, generation))
-            state = CatalogState(
-                made.id, owner, orphan.kind, made.generation, made.sha256, made.size_bytes, made.created
-            )
+            state = new_state(owner, made)
             record = catalog.vm(owner)
             if record is None:
                 catalog.see_vm(owner, known.vm or owner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from vmkeep.catalog import CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent, Orphan
 from vmkeep.custody.standing import NOTHING
@@ -14,7 +13,7 @@ from vmkeep.flows.orphans import contents_of
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RemoveTpm, TpmRemoved
 from vmkeep.flows.settle_pins import settle_pins_of_vm
-from vmkeep.flows.vm_states import known_states
+from vmkeep.flows.vm_states import known_states, new_state
 from vmkeep.host.tasks.states import CaptureStates
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.host.tasks.tpms import (
@@ -86,10 +85,7 @@ def keep_state(plan: Plan, found: TpmFound) -> None:
         return
     known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
     captured = services.on_host(plan.operation, CaptureStates(plan.operation, vm_uuid, known, ("tpm",)))
-    new = tuple(
-        CatalogState(each.id, vm_uuid, "tpm", each.generation, each.sha256, each.size_bytes, each.created)
-        for each in captured.new
-    )
+    new = tuple(new_state(vm_uuid, each) for each in captured.new)
     if new:
         catalog.accept_states(new)
         renew_gate(services, vm_uuid)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Literal, cast
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogSnapshot, CatalogState, FoundPin, Trust
 from vmkeep.custody.retention import HeldVersion, kept_for_themselves
 from vmkeep.errors import IntegrityError, VmkeepError
+from vmkeep.flows.installation import catalog_states
 from vmkeep.flows.services import Services
 from vmkeep.flows.vm_states import versions_nobody_vouches_for
 from vmkeep.host.tasks.survey import Progress
@@ -81,18 +81,7 @@ def found_pin(record: PinRecord) -> FoundPin:
         until=record.until,
         signed_by=None if record.signature is None else record.signature.fingerprint,
     )
-    states = tuple(
-        CatalogState(
-            id=state.version_id,
-            vm_uuid=record.vm_uuid,
-            kind=cast('Literal["tpm", "nvram"]', state.kind),
-            generation=state.generation,
-            sha256=state.sha256,
-            size_bytes=state.size_bytes,
-            created=record.created,
-        )
-        for state in record.states
-    )
+    states = catalog_states(record)
     its = record.snapshot
     if its is None:
         return FoundPin(pin, states)

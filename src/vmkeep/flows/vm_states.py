@@ -10,7 +10,7 @@ from typing import Final
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
-from vmkeep.custody.states import ChosenVersion, KnownState
+from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
 from vmkeep.errors import InvalidRequest, PointNotFound, VmkeepError, VmNotFound
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import Identify, LookAtStates
@@ -267,6 +267,19 @@ def is_tracked(catalog: Catalog, vm_uuid: str) -> bool:
     """
     vm = catalog.vm(vm_uuid)
     return vm is not None and (vm.is_tracked or not (vm.adopted or catalog.outlines_of_vm(vm_uuid)))
+
+
+def new_state(vm_uuid: str, version: NewVersion) -> CatalogState:
+    """Return the catalogue's row for a version of a VM that a host put into the repository."""
+    return CatalogState(
+        version.id,
+        vm_uuid,
+        "tpm" if version.kind == "tpm" else "nvram",
+        version.generation,
+        version.sha256,
+        version.size_bytes,
+        version.created,
+    )
 
 
 def known_version(state: CatalogState) -> KnownVersion:

@@ -282,16 +282,6 @@ class Repository:
         """What keeps state versions besides points."""
         return Pins(self._store, self._sealer, self.id, self._signer)
 
-    @contextlib.contextmanager
-    def at_work(self, *, purpose: str, host: str) -> Iterator[None]:
-        """Say that something is written that is no point, so that a prune waits for it."""
-        intent = intents.Intent(self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose)
-        try:
-            intent.begin()
-            yield
-        finally:
-            intent.end()
-
     def begin(
         self,
         *,
