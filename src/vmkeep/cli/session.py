@@ -47,6 +47,7 @@ _WHILE_WORKING = 50_000
 _LOOKING = {
     *("doctor", "host list", "log", "point show", "points", "verify", "vm list", "vm show"),
     *("state conflicts", "state diff", "state list", "state show", "state versions", "tpm show"),
+    *("tombstones list", "tpm removal list", "tpm removal show"),
     *(
         f"{kind} {command}"
         for kind in ("checkpoint", "snapshot")

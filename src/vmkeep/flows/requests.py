@@ -262,6 +262,7 @@ class TpmRemoved:
     ``kept`` is the number of the version that holds its state, None where it had none, ``sha256`` that version's.
     ``deleted`` are paths, ``left`` sentences about what lies there still. ``secret`` is the UUID of the secret that
     encrypts the state, ``secret_point`` the point that holds it where it was undefined, ``secret_stays`` why not.
+    ``tombstones`` are the ids of those that say what must still be deleted, ``removal`` is the id of the proof.
     """
 
     name: str
@@ -275,6 +276,8 @@ class TpmRemoved:
     secret_point: str = ""
     secret_stays: str = ""
     way_back: str = ""
+    tombstones: tuple[str, ...] = ()
+    removal: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:

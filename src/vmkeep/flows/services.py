@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from vmkeep.catalog import Catalog, OperationState
+from vmkeep.config import DEFAULT_REMOVED_TPM_DAYS
 from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.flows.patience import carry_out, patiently
 from vmkeep.host.protocol import Host
@@ -43,6 +44,7 @@ class Services:
     watch: Callable[[Progress], None]
     stalled_after_seconds: float
     keep_state_versions: Callable[[], KeepRule]
+    removed_tpm_days: int = DEFAULT_REMOVED_TPM_DAYS
 
     @property
     def host(self) -> Host:
@@ -73,6 +75,10 @@ class Services:
         return carry_out(
             self.host, operation, task, stop=self.stop, watch=watch, limit_seconds=self.stalled_after_seconds
         )
+
+    def warn(self, sentence: str) -> None:
+        """Tell a person, now, what keeps nothing from going on."""
+        self.watch(Progress("ending", note=f"warning: {sentence}"))
 
     def with_repository(self, call: Callable[[Repository], T]) -> T:
         """Call something of the repository from a flow itself. Raises GivenUp when its storage does not answer."""

@@ -15,6 +15,7 @@ from vmkeep.catalog import Catalog, CatalogPin, CatalogSnapshot, CatalogState, F
 from vmkeep.custody.retention import HeldVersion, kept_for_themselves
 from vmkeep.errors import IntegrityError, VmkeepError
 from vmkeep.flows.installation import catalog_states
+from vmkeep.flows.removals import tpm_kept_until
 from vmkeep.flows.services import Services
 from vmkeep.flows.vm_states import versions_nobody_vouches_for
 from vmkeep.host.tasks.survey import Progress
@@ -44,16 +45,18 @@ def settle_pins(
     snapshots = {snapshot.id: snapshot for snapshot in catalog.snapshots_of_vm(vm_uuid)}
     gone = {point.id for point in catalog.outlines_of_vm(vm_uuid)} - set(repository.point_ids())
     wanted = _kept(catalog, vm_uuid, rule, gone | {without})
-    until = vm.forgotten_until
-    have = {version for pin in pins if _is_kept(pin) and pin.until == until for version in pin.versions}
+    removed_until = tpm_kept_until(catalog, vm_uuid)
+    states = catalog.states_of_vm(vm_uuid)
+    terms = {state.id: vm.forgotten_until or (removed_until if state.kind == "tpm" else None) for state in states}
+    have = {each for pin in pins if _is_kept(pin) for each in pin.versions if pin.until == terms.get(each)}
     named = {(pin.snapshot_id, pin.snapshot_name) for pin in pins if _is_ours(pin)}
     for snapshot in snapshots.values():
         if snapshot.states and (snapshot.id, snapshot.name) not in named:
             put_pin(catalog, repository, vm.name, SNAPSHOT, snapshot.states, snapshot=snapshot)
-    for state in catalog.states_of_vm(vm_uuid):
-        if state.id in wanted and state.id not in have and not _is_over(until):
-            put_pin(catalog, repository, vm.name, KEPT, (state,), until=until)
-    for pin_id in _not_needed(catalog.pins_of_vm(vm_uuid), wanted, snapshots, until):
+    for state in states:
+        if state.id in wanted and state.id not in have and not _is_over(terms[state.id]):
+            put_pin(catalog, repository, vm.name, KEPT, (state,), until=terms[state.id])
+    for pin_id in _not_needed(catalog.pins_of_vm(vm_uuid), wanted, snapshots, terms):
         repository.pins.delete(pin_id)
         catalog.forget_pin(pin_id)
 
@@ -172,9 +175,12 @@ def _is_over(until: str | None) -> bool:
 
 
 def _not_needed(
-    pins: Iterable[CatalogPin], wanted: Collection[str], snapshots: Mapping[str, CatalogSnapshot], until: str | None
+    pins: Iterable[CatalogPin],
+    wanted: Collection[str],
+    snapshots: Mapping[str, CatalogSnapshot],
+    terms: Mapping[str, str | None],
 ) -> Iterator[str]:
-    """Yield the pins that go. Those that keep for their own sake have the term of the VM, ``until``.
+    """Yield the pins that go. Those that keep for their own sake have the ``terms`` of their versions.
 
     Of those of snapshots only this installation's own: another host that is trusted may have the VM's snapshot, which
     libvirt here does not.
@@ -186,9 +192,9 @@ def _not_needed(
             if _is_ours(pin) and (snapshot is None or snapshot.name != pin.snapshot_name):
                 yield pin.id
         elif _is_kept(pin):
-            needed = set(pin.versions) & set(wanted)
+            needed = {each for each in pin.versions if each in wanted and pin.until == terms.get(each)}
             # Two commands may have put one each.
-            if _is_over(pin.until) or pin.until != until or needed <= kept:
+            if _is_over(pin.until) or needed <= kept:
                 yield pin.id
             else:
                 kept |= needed

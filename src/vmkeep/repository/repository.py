@@ -27,6 +27,7 @@ from vmkeep.keys import KeyMaterial
 from vmkeep.mounts import mount_of
 from vmkeep.repository import envelopes, fetch, intents, signatures, states
 from vmkeep.repository.compression import zstd
+from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
@@ -281,6 +282,11 @@ class Repository:
     def pins(self) -> Pins:
         """What keeps state versions besides points."""
         return Pins(self._store, self._sealer, self.id, self._signer)
+
+    @property
+    def deletions(self) -> Deletions:
+        """Proofs of what was deleted on hosts."""
+        return Deletions(self._store, self._sealer, self.id, self._signer)
 
     def begin(
         self,

@@ -28,11 +28,13 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
+from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize, windows
 from vmkeep.repository.intents import condemned_packs, damaged_notes, stored_packs
 from vmkeep.repository.keyring import generation_of_name, highest_generation, keyring_name, open_keyring
 from vmkeep.repository.layout import (
+    DELETIONS,
     ENVELOPES,
     FORMAT_OBJECT,
     HOSTS,
@@ -218,6 +220,7 @@ class Verification:
         # A damaged one harms no point: each signature carries its own key.
         self._check_lone(HOSTS, partial(get_host_key, self._store, self._sealer, self._repository))
         self._check_lone(PINS, self._check_pin)
+        self._check_lone(DELETIONS, self._check_deletion)
         for point_id in points:
             try:
                 self._check_point(point_id)
@@ -295,6 +298,12 @@ class Verification:
             problem = self._state_problem(state.version_id)
             if problem is None and self._versions[state.version_id].ref() != state:
                 self._tell(STATES + state.version_id, ObjectDamaged("it is another version than is pinned"))
+
+    def _check_deletion(self, deletion_id: str) -> None:
+        """Prove a proof of deletion, and that the one which it adds to is there: nobody may delete one."""
+        deletion = Deletions(self._store, self._sealer, self._repository, None).get(deletion_id)
+        if deletion.of is not None and not self._store.exists(DELETIONS + deletion.of):
+            self._tell(DELETIONS + deletion.of, ObjectDamaged(f"it is gone, and {DELETIONS}{deletion_id} adds to it"))
 
     def _state_problem(self, version_id: str) -> VmkeepError | None:
         if version_id not in self._states:

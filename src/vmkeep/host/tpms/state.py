@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from vmkeep.custody.differences import is_encrypted
@@ -19,6 +21,7 @@ from vmkeep.host.tasks.tpms import (
     DeleteTpmState,
     InstallTpmState,
     LetTpmGo,
+    NotDeleted,
     TpmRemains,
     TpmRemainsFound,
     TpmStateDeleted,
@@ -33,11 +36,12 @@ from vmkeep.repository.chosen import read_chosen
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import swtpm_owner
 from vmkeep.statefiles.remains import delete, inventory
+from vmkeep.values import dataclass
 
 
 def tpm_remains(task: TpmRemains) -> TpmRemainsFound:
     """Tell what lies in a directory of swtpm's; see the task."""
-    return TpmRemainsFound(_inventory(task.directory))
+    return TpmRemainsFound(require_readable(task.directory))
 
 
 def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDeleted:
@@ -45,30 +49,86 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
     hypervisor, seen = operation.connected(), task.seen
     domain = domain_of(hypervisor, task.vm_uuid)
     hold(operation, domain)
-    hashes = {_content(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
+    hashes = {content_of(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
     _refuse_while_needed(operation, domain, seen.path)
-    now = _inventory(seen.path)
-    left: list[str] = []
-    if now is not None:
-        marks = {file.name: file.mark for file in seen.files}
-        going = tuple(file for file in now.files if _may_go(file, marks, hashes))
-        left = [_told(now, file) for file in now.files if file not in going]
-        left += [f"{seen.path}: {strange}" for strange in now.strange]
-        try:
-            left += delete(replace(now, files=going)).left if not left else _without_folders(now, going)
-        except OSError as error:
-            raise file_error(error, Path(seen.path), "deleted") from error
-    after = _inventory(seen.path)
-    there = set() if after is None else {after.place_of(file) for file in after.files} | {after.path}
+    marks = {file.name: file.mark for file in seen.files}
+    ended = delete_files(seen.path, lambda file: _may_go(file, marks, hashes), expected=seen)
     places = [*(seen.place_of(file) for file in seen.files), seen.path]
-    return TpmStateDeleted(tuple(place for place in places if place not in there), tuple(left))
+    removed = tuple(place for place in places if place not in ended.there)
+    return TpmStateDeleted(removed, (*ended.left, *(each.why for each in ended.failed)), ended.failed, now())
+
+
+@dataclass(frozen=True, slots=True)
+class FilesEnded:
+    """What a deletion left: ``there`` are the paths that are there still, ``left`` sentences about what may not go,
+    ``failed`` what may and did not.
+    """
+
+    there: frozenset[str]
+    left: tuple[str, ...]
+    failed: tuple[NotDeleted, ...]
+
+
+def delete_files(directory: str, may_go: Callable[[OrphanFile], bool], *, expected: Orphan) -> FilesEnded:
+    """Delete what may go in a directory of swtpm's, and the directory itself when nothing else is in it.
+
+    What the system refuses is told and not raised: whoever asks has kept what he deletes, and goes on without. Where
+    not even that can be looked at, all of ``expected`` that may go counts as left. Raises VmBusy while a swtpm has it.
+    """
+    try:
+        found = look(directory)
+        if found is None:
+            return FilesEnded(frozenset(), (), ())
+        going = tuple(file for file in found.files if may_go(file))
+        left = [_told(found, file) for file in found.files if file not in going]
+        left += [f"{directory}: {strange}" for strange in found.strange]
+        said = delete(replace(found, files=going)).left if not left else tuple(_without_folders(found, going))
+        after = look(directory)
+    except OSError as error:
+        going = tuple(file for file in expected.files if may_go(file))
+        why = error.strerror or str(error)
+        there = frozenset({directory, *map(expected.place_of, expected.files)})
+        return FilesEnded(there, (), tuple(_not_deleted(expected, file, why) for file in going))
+    if after is None:
+        return FilesEnded(frozenset(), tuple(left), ())
+    names = {file.name for file in after.files}
+    failed = [_not_deleted(found, file, _reason(found.place_of(file), said)) for file in going if file.name in names]
+    if not failed and not left:
+        failed = [NotDeleted(directory, why=_on_host(directory, _reason(directory, said)))]
+    there = frozenset({directory, *(after.place_of(file) for file in after.files)})
+    return FilesEnded(there, tuple(left), tuple(failed))
+
+
+def _reason(place: str, said: Iterable[str]) -> str:
+    told = (each.removeprefix(place).lstrip(": ") for each in said if each.startswith((f"{place}: ", f"{place} ")))
+    return next(told, "it is there again")
+
+
+def _not_deleted(orphan: Orphan, file: OrphanFile, why: str) -> NotDeleted:
+    place = orphan.place_of(file)
+    encrypted = None
+    if file.has_content:
+        with suppress(OSError):
+            content = read_state_file(Path(place), "tpm")
+            encrypted = None if content is None else is_encrypted(content)
+    sha256 = (file.sha256 or "") if file.has_content else ""
+    return NotDeleted(place, sha256, file.size_bytes, _on_host(place, why), encrypted)
+
+
+def _on_host(place: str, why: str) -> str:
+    return f"{place} on host {socket.gethostname()} could not be deleted: {why}"
+
+
+def now() -> str:
+    """Return the present instant, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def install_tpm_state(operation: Operation, task: InstallTpmState) -> None:
     """Put a version in place; see the task."""
     domain = domain_of(operation.connected(), task.vm_uuid)
     hold(operation, domain)
-    version, content = _content(operation, task.vm_uuid, task.version)
+    version, content = content_of(operation, task.vm_uuid, task.version)
     directory = Path(task.directory)
     main = directory / task.file
     try:
@@ -112,17 +172,24 @@ def let_tpm_go(operation: Operation, task: LetTpmGo) -> None:
         operation.holder = None
 
 
-def _inventory(directory: str) -> Orphan | None:
+def look(directory: str) -> Orphan | None:
+    """Return what lies in a directory of swtpm's; None where nothing does. Raises OSError."""
     path = Path(directory)
     try:
         return inventory(path.parent, path.name, "tpm")
     except FileNotFoundError:
         return None
+
+
+def require_readable(directory: str) -> Orphan | None:
+    """Return what lies in a directory of swtpm's; None where nothing does. Raises an error that names it."""
+    try:
+        return look(directory)
     except OSError as error:
-        raise file_error(error, path) from error
+        raise file_error(error, Path(directory)) from error
 
 
-def _content(operation: Operation, vm_uuid: str, version: ChosenVersion) -> tuple[StateVersion, bytes]:
+def content_of(operation: Operation, vm_uuid: str, version: ChosenVersion) -> tuple[StateVersion, bytes]:
     """Return a version, read from the repository. Raises IntegrityError when it is not what the catalogue knows."""
     found, content = read_chosen(operation.repository(), vm_uuid, version)
     if hashlib.sha256(content).hexdigest() != version.sha256:
