@@ -401,6 +401,7 @@ class MemoryCatalog(Catalog):
 
     def deletions(self, vm_uuid: str | None = None) -> tuple[CatalogDeletion, ...]:
         found = sorted(self._tables.deletions.values(), key=lambda each: (each.created, each.id))
+        vm_uuid = None if vm_uuid is None else vm_uuid.lower()
         return tuple(self._judged_deletion(each) for each in found if vm_uuid in (None, each.vm_uuid))
 
     def unstored_deletions(self) -> tuple[CatalogDeletion, ...]:
@@ -412,6 +413,7 @@ class MemoryCatalog(Catalog):
 
     def tombstones(self, vm_uuid: str | None = None) -> tuple[Tombstone, ...]:
         found = sorted(self._tables.tombstones.values(), key=lambda each: (each.since, each.id))
+        vm_uuid = None if vm_uuid is None else vm_uuid.lower()
         return tuple(each for each in found if vm_uuid in (None, each.vm_uuid))
 
     def open_tombstones(self) -> tuple[Tombstone, ...]:

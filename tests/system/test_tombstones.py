@@ -1,0 +1,114 @@
+"""What a removal could not delete on its host: recorded, tried again by its content alone, and proved afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.rig import Disk, Host, MiB, Vm
+from tests.rig.cli import Vmkeep
+
+pytestmark = pytest.mark.system
+
+_VALUE = b"opens the state of the TPM"
+
+
+@pytest.fixture
+def vm(host: Host) -> Iterator[Vm]:
+    secret = host.define_secret(_VALUE)
+    backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
+    made = host.define("guest", disks=[Disk("vda", MiB)], firmware="bios", tpm_backend=backend)
+    made.start(paused=True)
+    made.destroy()
+    yield made
+    host.clear()
+
+
+@contextmanager
+def unwritable(vm: Vm) -> Iterator[None]:
+    """Mount the VM's directory of swtpm read-only, in its host."""
+    place = f"/var/lib/libvirt/swtpm/{vm.uuid}"
+    vm.host.run(["mount", "--bind", place, place], check=True)
+    vm.host.run(["mount", "-o", "remount,bind,ro", place], check=True)
+    try:
+        yield
+    finally:
+        vm.host.run(["umount", place], check=True)
+
+
+def test_state_that_could_not_be_deleted_is_deleted_later_and_only_if_it_is_that(
+    host: Host, vm: Vm, vmkeep: Vmkeep, tmp_path: Path
+) -> None:
+    point = vmkeep.backup("guest")
+    content = vm.tpm_state()
+    file = f"/var/lib/libvirt/swtpm/{vm.uuid}/tpm2/tpm2-00.permall"
+    with unwritable(vm):
+        removed = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
+        (left,) = [each for each in removed["left"] if file in each]
+        assert "Read-only file system" in left
+        assert (removed["secret"]["undefined"], host.secrets()) == (True, {})
+        assert "<tpm" not in vm.domain.XMLDesc(2)
+        assert vm.tpm_state() == content
+        refused = vmkeep.fails("tombstones", "retry", "--all")
+        assert (refused.code, refused.error["path"].startswith("/var/lib/libvirt/swtpm/")) == ("incomplete", True)
+    (tombstone,) = vmkeep.json("tombstones", "list")["tombstones"]
+    assert removed["tombstones"] == [tombstone["id"]]
+    assert (tombstone["state"], tombstone["tries"], tombstone["protection"]) == ("retried", 1, "away")
+    named = {each["path"]: each["sha256"] for each in tombstone["files"]}
+    assert named[file] == hashlib.sha256(content).hexdigest()
+    findings = json.loads(vmkeep.run("--json", "doctor", "guest").stdout)["doctor"]["findings"]
+    told = {each["code"]: each["message"] for each in findings}["tombstone-open"]
+    assert file in told
+    assert "encrypted, and libvirt's secret is gone" in told
+
+    # Whoever has swtpm's rights puts something else there: it is named, and stays.
+    path = host.path(file)
+    other = tmp_path / "other"
+    other.write_bytes(content)
+    path.unlink()
+    path.symlink_to(other)
+    assert "is a link" in vmkeep.fails("tombstones", "retry", tombstone["id"][:8]).error["message"]
+    assert other.read_bytes() == content
+    path.unlink()
+    path.write_bytes(content + b"x")
+    assert "is another file" in vmkeep.fails("tombstones", "retry", "--all").error["message"]
+    assert path.read_bytes() == content + b"x"
+    path.write_bytes(content)
+    (tried,) = vmkeep.json("tombstones", "retry", "--all")["tried"]
+    assert file in tried["removed"]
+    assert (tried["tombstone"]["state"], tried["tombstone"]["ending"]) == ("settled", "deleted")
+    assert not vm.tpm_directory.exists()
+    assert vmkeep.json("tombstones", "list")["tombstones"] == []
+    assert vmkeep.fails("tombstones", "retry", tombstone["id"]).code == "invalid-request"
+
+    report = host.dir / "work" / "removal.txt"
+    (shown,) = vmkeep.json("tpm", "removal", "show", "guest", "--text", report)["removals"]
+    assert (shown["id"], shown["trusted"], shown["trust"], shown["open"]) == (removed["removal"], True, "own", [])
+    outcomes = {each["path"]: each["outcome"] for each in shown["files"]}
+    assert outcomes[file] == "failed"
+    assert shown["secret"]["held_by"] == [{"kind": "point", "id": point["id"], "until": None}]
+    (version,) = shown["versions"]
+    assert (version["held_by"], version["until"]) == ([point["id"]], None)
+    (fact,) = shown["facts"]
+    assert (fact["event"], fact["of"], fact["trusted"]) == ("settled", shown["id"], True)
+    assert {each["path"]: each["outcome"] for each in fact["files"]}[file] == "deleted"
+    assert "the signature is right" in report.read_text(encoding="utf-8")
+    assert vmkeep.json("verify", "--all")["ok"] is True
+    assert vmkeep.json("tpm", "removal", "list")["removals"][0]["outcome"] == "deleted"
+
+    # A TPM that came back at the same place ends the deletion of what lies there.
+    vmkeep.json("tpm", "add", "guest", "--from", "1")
+    with unwritable(vm):
+        again = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
+        assert len(again["tombstones"]) == 1
+    vmkeep.json("tpm", "add", "guest", "--from", point["id"])
+    assert vmkeep.json("tombstones", "list")["tombstones"] == []
+    settled = vmkeep.json("tombstones", "list", "--all")["tombstones"][-1]
+    assert (settled["id"], settled["ending"]) == (again["tombstones"][0], "superseded")
+    assert vm.tpm_state() == content
+    assert [each["outcome"] for each in vmkeep.json("tpm", "removal", "list")["removals"]] == ["has a TPM again"] * 2
