@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from tests.rig import Disk, Host, MiB, Vm
@@ -112,3 +113,18 @@ def test_state_that_could_not_be_deleted_is_deleted_later_and_only_if_it_is_that
     assert (settled["id"], settled["ending"]) == (again["tombstones"][0], "superseded")
     assert vm.tpm_state() == content
     assert [each["outcome"] for each in vmkeep.json("tpm", "removal", "list")["removals"]] == ["has a TPM again"] * 2
+
+    # What belongs to no VM any more is as well recorded, and tried although the VM is gone.
+    vm.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    with unwritable(vm):
+        vmkeep.fails("orphans", "delete", vm.uuid, "--yes")
+    (orphaned,) = vmkeep.json("tombstones", "list")["tombstones"]
+    assert [each["path"] for each in orphaned["files"]] == [file]
+    waived = vmkeep.json("tombstones", "waive", orphaned["id"], "--yes", "--reason", "shredded")["waived"]
+    assert (waived["state"], waived["why"]) == ("waived", "shredded")
+    assert "root" in waived["who"]
+    with unwritable(vm):
+        vmkeep.fails("orphans", "delete", vm.uuid, "--yes")
+    (tried,) = vmkeep.json("tombstones", "retry", "--all")["tried"]
+    assert file in tried["removed"]
+    assert not vm.tpm_directory.exists()
