@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import libvirt
@@ -31,15 +32,18 @@ def vm(host: Host) -> Iterator[Vm]:
 
 
 @contextmanager
-def unwritable(vm: Vm) -> Iterator[None]:
-    """Mount the VM's directory of swtpm read-only, in its host."""
-    place = f"/var/lib/libvirt/swtpm/{vm.uuid}"
-    vm.host.run(["mount", "--bind", place, place], check=True)
-    vm.host.run(["mount", "-o", "remount,bind,ro", place], check=True)
+def read_only(host: Host, place: str) -> Iterator[None]:
+    """Mount a directory read-only over itself, in its host."""
+    host.run(["mount", "--bind", place, place], check=True)
+    host.run(["mount", "-o", "remount,bind,ro", place], check=True)
     try:
         yield
     finally:
-        vm.host.run(["umount", place], check=True)
+        host.run(["umount", place], check=True)
+
+
+def unwritable(vm: Vm) -> AbstractContextManager[None]:
+    return read_only(vm.host, f"/var/lib/libvirt/swtpm/{vm.uuid}")
 
 
 def test_state_that_could_not_be_deleted_is_deleted_later_and_only_if_it_is_that(
@@ -128,3 +132,31 @@ def test_state_that_could_not_be_deleted_is_deleted_later_and_only_if_it_is_that
     (tried,) = vmkeep.json("tombstones", "retry", "--all")["tried"]
     assert file in tried["removed"]
     assert not vm.tpm_directory.exists()
+
+
+def test_secret_that_libvirt_did_not_undefine_goes_with_a_later_command_that_does_other_work(
+    host: Host, vm: Vm, vmkeep: Vmkeep
+) -> None:
+    point = vmkeep.backup("guest")
+    (secret,) = host.secrets()
+    with read_only(host, "/etc/libvirt/secrets"):
+        removed = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
+        assert (removed["secret"]["undefined"], len(removed["tombstones"])) == (False, 1)
+        assert "did not undefine it" in removed["secret"]["stays"]
+    assert not vm.tpm_directory.exists()
+    listed = vmkeep.run("tombstones", "list").stdout
+    assert secret in listed
+    assert "in plain on the same host" in listed
+    assert vmkeep.json("tpm", "removal", "list", "guest")["removals"][0]["outcome"] == "not all deleted"
+    vmkeep.backup("guest")  # it is not due yet
+    assert host.secrets() == {secret: _VALUE}
+    with closing(sqlite3.connect(vmkeep.home / "catalog.sqlite")) as catalog, catalog:
+        catalog.execute("UPDATE tombstones SET since = '2026-01-01T00:00:00.000000+00:00'")
+    vmkeep.backup("guest")
+    assert host.secrets() == {}
+    (shown,) = vmkeep.json("tpm", "removal", "show", removed["removal"][:8])["removals"]
+    assert (shown["secret"]["outcome"], shown["open"]) == ("failed", [])
+    assert [(each["event"], each["secret"]["outcome"]) for each in shown["facts"]] == [("settled", "undefined")]
+    assert vmkeep.json("tombstones", "list")["tombstones"] == []
+    vmkeep.json("tpm", "add", "guest", "--from", point["id"])
+    assert host.secrets() == {secret: _VALUE}

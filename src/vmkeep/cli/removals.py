@@ -80,7 +80,7 @@ def show(
         found = show_removals(running.premises.catalog, lambda: running.premises.repository, named)
         parts: list[str | Facts] = []
         for each in found:
-            parts += [*([""] if parts else []), *_parts(each)]
+            parts += [*([""] if parts else []), *proof_parts(each)]
         if text is not None and text != STANDARD:
             lines = (line for part in parts for line in ([part] if isinstance(part, str) else part.lines(None)))
             write_text(text, "".join(f"{line}\n" for line in lines), force=False)
@@ -140,7 +140,8 @@ def _proof_document(proved: Proved) -> dict[str, Any]:
     }
 
 
-def _parts(shown: RemovalShown) -> Iterator[str | Facts]:
+def proof_parts(shown: RemovalShown) -> Iterator[str | Facts]:
+    """Yield a removal and what was learned of it since, for people and to be printed."""
     from vmkeep.flows.show_removals import still_open
 
     record = shown.removal.record
