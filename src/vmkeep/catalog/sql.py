@@ -24,7 +24,6 @@ from vmkeep.catalog import (
     snapshot_queries,
     state_queries,
     texts,
-    tombstone_queries,
     vm_queries,
 )
 from vmkeep.catalog.catalog import Catalog
@@ -388,12 +387,12 @@ class SqlCatalog(Catalog):
     def record_deletion(self, deletion: CatalogDeletion, tombstones: Sequence[Tombstone] = ()) -> None:
         with self._database.writing(deletion.vm_uuid) as connection:
             deletion_queries.add(connection, deletion)
-            tombstone_queries.add(connection, tombstones)
+            deletion_queries.add_tombstones(connection, tombstones)
 
     def withdraw_deletion(self, deletion_id: str, origin: str) -> None:
         with self._database.writing() as connection:
             deletion_queries.withdraw(connection, deletion_id)
-            tombstone_queries.withdraw(connection, origin)
+            deletion_queries.withdraw_tombstones(connection, origin)
 
     def note_deletion_stored(self, deletion_id: str, signed_by: str | None) -> None:
         with self._database.writing() as connection:
@@ -409,19 +408,19 @@ class SqlCatalog(Catalog):
 
     def add_tombstones(self, tombstones: Sequence[Tombstone]) -> None:
         with self._database.writing(*{each.vm_uuid for each in tombstones}) as connection:
-            tombstone_queries.add(connection, tombstones)
+            deletion_queries.add_tombstones(connection, tombstones)
 
     def tombstones(self, vm_uuid: str | None = None) -> tuple[Tombstone, ...]:
         with self._database.reading() as connection:
-            return tombstone_queries.every(connection, None if vm_uuid is None else vm_uuid.lower())
+            return deletion_queries.all_tombstones(connection, None if vm_uuid is None else vm_uuid.lower())
 
     def open_tombstones(self) -> tuple[Tombstone, ...]:
         with self._database.reading() as connection:
-            return tombstone_queries.unsettled(connection)
+            return deletion_queries.open_tombstones(connection)
 
     def move_tombstone(self, known: Tombstone, to: Tombstone, fact: CatalogDeletion | None = None) -> None:
         with self._database.writing(known.vm_uuid) as connection:
-            tombstone_queries.move(connection, known, to)
+            deletion_queries.move_tombstone(connection, known, to)
             if fact is not None:
                 deletion_queries.add(connection, fact)
 

@@ -6,13 +6,14 @@ so those of all VMs are. What must still be deleted is no part of it: that is kn
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmkeep.catalog import Catalog
 from vmkeep.errors import IntegrityError, ObjectMissing
 from vmkeep.flows.hosts import meet_signers
-from vmkeep.flows.removals import as_row
-from vmkeep.repository import DeletionRecord
+
+if TYPE_CHECKING:
+    from vmkeep.repository import DeletionRecord
 
 
 class HeldDeletions(Protocol):
@@ -35,10 +36,11 @@ def catch_up_on_deletions(catalog: Catalog, repository: HoldsDeletions) -> tuple
 
     Nobody is trusted by this: of what an unknown host signed nothing is decided.
     """
-    known = {each.id: each for each in catalog.deletions()}
+    stored = repository.deletions.ids()
+    known = {each.id for each in catalog.deletions()} if stored else frozenset()
     told: list[str] = []
     found: list[DeletionRecord] = []
-    for deletion_id in repository.deletions.ids():
+    for deletion_id in stored:
         if deletion_id in known:
             continue
         try:
@@ -47,8 +49,11 @@ def catch_up_on_deletions(catalog: Catalog, repository: HoldsDeletions) -> tuple
             continue  # deleted meanwhile
         except IntegrityError as error:
             told.append(f"a proof of deletion in the repository could not be taken over: {error.message}")
-    if found:
-        meet_signers(catalog, ((record.signature, record.host) for record in found))
+    if not found:
+        return tuple(told)
+    from vmkeep.flows.removals import as_row
+
+    meet_signers(catalog, ((record.signature, record.host) for record in found))
     for record in found:
         catalog.record_deletion(as_row(record, stored=True))
     return tuple(told)

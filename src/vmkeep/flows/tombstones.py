@@ -92,8 +92,11 @@ def retry_tombstones(
     """
     tried = []
     for tombstone in chosen:
-        with held_vm(host, tombstone.vm_uuid, tombstone.vm_name, _DOING):
-            tried.append(_try(catalog, tombstone, host.ask))
+        try:
+            with held_vm(host, tombstone.vm_uuid, tombstone.vm_name, _DOING):
+                tried.append(_try(catalog, tombstone, host.ask))
+        except VmBusy as error:
+            tried.append(TombstoneTried(_move(catalog, tombstone, tombstone.failed(now(), as_line(error.message)))))
         ended(tried[-1])
     return tuple(tried)
 

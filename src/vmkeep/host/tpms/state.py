@@ -75,24 +75,32 @@ def delete_files(directory: str, may_go: Callable[[OrphanFile], bool], *, expect
     What the system refuses is told and not raised: whoever asks has kept what he deletes, and goes on without. Where
     not even that can be looked at, all of ``expected`` that may go counts as left. Raises VmBusy while a swtpm has it.
     """
+    seen = expected
+    said: tuple[str, ...] = ()
+    left: list[str] = []
     try:
         found = look(directory)
         if found is None:
             return FilesEnded(frozenset(), (), ())
-        going = tuple(file for file in found.files if may_go(file))
-        left = [_told(found, file) for file in found.files if file not in going]
-        left += [f"{directory}: {strange}" for strange in found.strange]
-        said = delete(replace(found, files=going)).left if not left else tuple(_without_folders(found, going))
-        after = look(directory)
+        seen = found
+        staying = [file for file in found.files if not may_go(file)]
+        left = [_told(found, file) for file in staying] + [f"{directory}: {strange}" for strange in found.strange]
+        going = replace(found, files=tuple(file for file in found.files if file not in staying))
+        said = tuple(_without_folders(going)) if left else delete(going).left
     except OSError as error:
-        going = tuple(file for file in expected.files if may_go(file))
-        why = error.strerror or str(error)
-        there = frozenset({directory, *map(expected.place_of, expected.files)})
-        return FilesEnded(there, (), tuple(_not_deleted(expected, file, why) for file in going))
+        said = tuple(f"{place}: {error.strerror or error}" for place in (*map(seen.place_of, seen.files), directory))
+    try:
+        after = look(directory)
+    except OSError:
+        after = seen  # as far as anybody knows
     if after is None:
         return FilesEnded(frozenset(), tuple(left), ())
     names = {file.name for file in after.files}
-    failed = [_not_deleted(found, file, _reason(found.place_of(file), said)) for file in going if file.name in names]
+    failed = [
+        _not_deleted(seen, file, _reason(seen.place_of(file), said))
+        for file in seen.files
+        if file.name in names and may_go(file)
+    ]
     if not failed and not left:
         failed = [NotDeleted(directory, why=_on_host(directory, _reason(directory, said)))]
     there = frozenset({directory, *(after.place_of(file) for file in after.files)})
@@ -245,10 +253,10 @@ def _encryption(path: Path) -> str:
     return "encrypted" if is_encrypted(content) else "not encrypted"
 
 
-def _without_folders(now: Orphan, going: tuple[OrphanFile, ...]) -> Iterator[str]:
+def _without_folders(going: Orphan) -> Iterator[str]:
     """Delete files and leave the directories, in which something stays; yield what was not deleted."""
-    ended = delete(replace(now, files=going))
-    folders = {f"{now.path}/{name}" if name else now.path for name, _ in now.folders}
+    ended = delete(going)
+    folders = {f"{going.path}/{name}" if name else going.path for name, _ in going.folders}
     yield from (told for told in ended.left if told.partition(": ")[0] not in folders)
 
 
