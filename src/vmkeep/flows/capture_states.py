@@ -12,11 +12,11 @@ from contextlib import suppress
 
 from vmkeep.catalog import Catalog, CatalogState
 from vmkeep.errors import VmBusy, VmkeepError
-from vmkeep.flows.catch_up import catch_up
-from vmkeep.flows.gate import tell_gate
+from vmkeep.flows.catch_up import catch_up, catch_up_on_vm
+from vmkeep.flows.gate import renew_gate, tell_gate
 from vmkeep.flows.installation import Premises
-from vmkeep.flows.services import held_vm
-from vmkeep.flows.settle_pins import settle_pins
+from vmkeep.flows.services import Services, held_vm
+from vmkeep.flows.settle_pins import settle_pins, settle_pins_of_vm
 from vmkeep.flows.vm_states import known_states, look_at_standings, new_state
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import CAPTURE
@@ -76,6 +76,26 @@ def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bo
         settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions)
         recovered = catalog.clear_alerts(vm_uuid) if _has_alert(catalog, vm_uuid) else False
     return Captured(found.vm_name, vm_uuid, found.kinds, new, (*caught.sentences(), *found.older), recovered)
+
+
+def keep_states_of_held(services: Services, operation: str, vm_uuid: str, vm: str, kinds: tuple[str, ...]) -> None:
+    """Keep what is new of a VM's state files as versions, for a flow that holds the VM and is about to change them.
+
+    Without kinds only what the repository holds of the VM and the catalogue does not know is taken over. Raises as
+    ``capture_states``.
+    """
+    catch_up_on_vm(services, vm_uuid)
+    catalog = services.catalog
+    catalog.see_vm(vm_uuid, vm)
+    if not kinds:
+        return
+    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
+    captured = services.on_host(operation, CaptureStates(operation, vm_uuid, known, kinds))
+    new = tuple(new_state(vm_uuid, each) for each in captured.new)
+    if new:
+        catalog.accept_states(new)
+        renew_gate(services, vm_uuid)
+    settle_pins_of_vm(services, vm_uuid)
 
 
 def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:
