@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import stat
 from collections.abc import Iterator
@@ -106,7 +105,7 @@ def test_firmware_keeps_certificates_that_were_added_and_one_command_goes_back(v
 def test_variables_made_anew_are_those_that_libvirt_makes(vm: Vm, vmkeep: Vmkeep) -> None:
     first = vm.nvram()
     vm.start(paused=True)
-    template = etree.fromstring(vm.domain.XMLDesc(0)).find("os/nvram").get("template")
+    (template,) = etree.fromstring(vm.domain.XMLDesc(0)).xpath("os/nvram/@template")
     vm.destroy()
     vm.change_nvram()
     changed = vm.nvram()
@@ -172,14 +171,15 @@ def test_failure_of_any_later_step_leaves_variables_and_what_counts_as_they_were
         outcome = zygote.run(["nvram_enroll", "guest"], traps=[trap])
         assert outcome.error["code"] == "no-space", (step, when)
         assert (vm.nvram(), beside(vm)) == (before, [vm.nvram_path.name]), (step, when)
-        assert {each["standing"] for each in vmkeep.json("state", "list", "guest")["states"]} == {"current"}, (step, when)
+        standings = {each["standing"] for each in vmkeep.json("state", "list", "guest")["states"]}
+        assert standings == {"current"}, (step, when)
     zygote.run(["nvram_enroll", "guest"]).acts  # noqa: B018  raises when it failed
     assert vm.nvram() != before
 
 
 def test_vm_that_somebody_starts_meanwhile_keeps_its_variables(vm: Vm, zygote: Zygote) -> None:
     before = vm.nvram()
-    inode = os.stat(vm.nvram_path).st_ino
+    inode = vm.nvram_path.stat().st_ino
     place = "vmkeep.host.nvram.place:make_folder"
     zygote.start(["nvram_enroll", "guest"], traps=[Trap("before", place, "hold")])
     zygote.wait_reached()
@@ -187,4 +187,4 @@ def test_vm_that_somebody_starts_meanwhile_keeps_its_variables(vm: Vm, zygote: Z
     zygote.go.touch()
     outcome = zygote.finish()
     assert outcome.error["code"] == "vm-running"
-    assert (vm.nvram(), os.stat(vm.nvram_path).st_ino) == (before, inode)
+    assert (vm.nvram(), vm.nvram_path.stat().st_ino) == (before, inode)
