@@ -13,7 +13,7 @@ from tests.rig.cli import Vmkeep
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_MOST = 4
+_MOST = 3
 
 
 def test_enrolment_killed_at_any_effect_is_finished_by_the_next_command() -> None:
