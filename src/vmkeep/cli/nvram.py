@@ -12,11 +12,13 @@ import typer
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import size_text
 from vmkeep.cli.nvram_words import (
+    SEALED,
     nvram_document,
     nvram_facts,
     nvram_row,
     replaced_document,
     replaced_text,
+    replaced_warnings,
     row_document,
 )
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
@@ -30,9 +32,8 @@ if TYPE_CHECKING:
 
 _OF_2023 = "2023"
 _MEASURED = (
-    "What its guest sealed to PCR 7 (BitLocker with Secure Boot, systemd-cryptenroll) does not open after that: have "
-    "the recovery key at hand, or suspend BitLocker in the guest before. The variables do not tell whether a guest "
-    "sealed anything, and one that is off cannot be asked. What lies there is kept as a version first."
+    f"{SEALED}: have the recovery key at hand, or suspend BitLocker in the guest before. The variables do not tell "
+    "whether a guest sealed anything, and one that is off cannot be asked. What lies there is kept as a version first."
 )
 
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
@@ -277,7 +278,7 @@ def restore(
 def _replace(running: Session, request: ReplaceNvram) -> None:
     with running.engine(first_use=True) as engine, running.console.progress() as watch:
         replaced = engine.replace_nvram(request, watch)
-    for sentence in replaced.warnings:
+    for sentence in replaced_warnings(replaced):
         running.console.notice(f"warning: {sentence}")
     if running.console.json:
         running.console.document({"replaced": replaced_document(replaced)})

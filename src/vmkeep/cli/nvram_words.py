@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vmkeep.flows.requests import NvramReplaced
     from vmkeep.flows.show_nvram import NvramShown
 
+SEALED = (
+    "What its guest sealed to PCR 7 (BitLocker with Secure Boot, systemd-cryptenroll) does not open at its next start"
+)
+"""What is said of a change of UEFI variables, before and after it."""
 _SECURE_BOOT = {"on": "on", "off": "off, with a platform key", "not-set-up": "off: no platform key (setup mode)"}
 
 
@@ -143,7 +147,15 @@ def replaced_document(replaced: NvramReplaced) -> dict[str, Any]:
         "left": list(replaced.left),
         "aside": replaced.aside or None,
         "way_back": replaced.way_back or None,
+        "warnings": list(replaced_warnings(replaced)),
     }
+
+
+def replaced_warnings(replaced: NvramReplaced) -> Iterator[str]:
+    """Yield what somebody must know of a change that was made."""
+    yield from replaced.warnings
+    if replaced.changed:
+        yield f"{SEALED}, unless the variables are those that it was sealed with."
 
 
 def replaced_text(replaced: NvramReplaced) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Final
 
 from vmkeep.commandline import command_line
 from vmkeep.errors import HostFileMissing, StateTorn, StateUnsupported, VmkeepError
-from vmkeep.filesystem import file_error, file_errors, sync_directory
+from vmkeep.filesystem import file_error, file_errors
 from vmkeep.host.nvram.contents import refuse_changed
 from vmkeep.host.nvram.told import nvram_of
 from vmkeep.host.operation import Operation
@@ -32,7 +32,7 @@ from vmkeep.host.vm.openimages import open_images
 from vmkeep.host.vm.states import read_state
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.repository.chosen import read_chosen
-from vmkeep.statefiles.installation import make_folder, publish, remove, stage_file, withdraw
+from vmkeep.statefiles.installation import keep_aside, make_folder, publish, remove, stage_file, withdraw
 from vmkeep.xmltext import parse_xml
 
 _DOING: Final = "change of its UEFI variables"
@@ -92,12 +92,8 @@ def let_nvram_go(operation: Operation, task: LetNvramGo) -> str:
         final = Path(task.path)
         _, aside, marker = _names(final, operation)
         lasting = final.with_name(f"{final.name}.replaced-{operation.id[:12]}")
-        if task.keep:
-            with file_errors(aside):
-                if aside.exists():
-                    aside.rename(lasting)
-                    sync_directory(final.parent)
-                kept = str(lasting) if lasting.exists() else ""
+        if task.keep and keep_aside(aside, lasting):
+            kept = str(lasting)
         remove(aside)
         remove(marker)
     let_go(operation)
