@@ -69,7 +69,7 @@ def replace_nvram(plan: Plan, request: ReplaceNvram) -> NvramReplaced:
         tpm_kept=_newest_of(plan, held, "tpm") if request.how in _WITH_TPM else None,
         now=_generation_of(plan, held, made.version),
         sha256=made.version.sha256,
-        template=held.template if request.how is NewNvram.RESET else "",
+        template=held.template if request.how == NewNvram.RESET else "",
         added=made.added,
         present=made.present,
         left=made.left,
