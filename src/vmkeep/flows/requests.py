@@ -133,8 +133,7 @@ class RestoreInPlace(FlowRequest):
     """Write a point over its own VM. ``only`` holds "disks", "state", "tpm", "nvram" and targets; empty means all.
 
     ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
-    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``versions`` of state go
-    back in place of those that the point holds. ``safety`` is the point
+    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``safety`` is the point
     that holds the VM as it is now; None until it is taken. ``images`` is what the images without bitmaps told of
     themselves before that (`InPlaceChecked`).
     """
@@ -147,7 +146,31 @@ class RestoreInPlace(FlowRequest):
     images: Mapping[str, str] = field(default_factory=dict)
     vm_uuid: str = ""
     vm_called: str = ""
-    versions: tuple[ChosenVersion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStates(FlowRequest):
+    """Put kept versions of state files back in place of what a VM has. ``vm`` is its name, for the record.
+
+    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file): nothing else is replaced.
+    ``secret_point`` is a point whose envelope holds the secret of the VM's TPM; empty for none.
+    """
+
+    vm: str
+    vm_uuid: str
+    versions: tuple[ChosenVersion, ...]
+    found: tuple[tuple[str, str], ...]
+    secret_point: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StatesRestored:
+    """What was put back: the kinds of it."""
+
+    name: str
+    uuid: str
+    kinds: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

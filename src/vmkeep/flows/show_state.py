@@ -169,7 +169,7 @@ def _shown(
     versions: tuple[VersionKept, ...],
 ) -> KindShown:
     newest = next((each for each in versions if each.current), None)
-    told = KindShown(kind, found, None if found is None else remedy(catalog, found), versions, newest)
+    told = KindShown(kind, found, None if found is None else remedy(found), versions, newest)
     if newest is None:
         return told
     secret = kept_secret(catalog, newest) if kind == "tpm" else None

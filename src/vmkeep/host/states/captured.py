@@ -11,9 +11,9 @@ from vmkeep.custody.states import NewVersion
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
 from vmkeep.host.records.restore import refuse_while_pending
-from vmkeep.host.states.tried import try_with_secret
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
+from vmkeep.host.vm.trial import try_with_secret
 from vmkeep.host.vm.versions import store_states
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.logs import get_logger
@@ -38,7 +38,7 @@ def capture_states(
     definition = parse_definition(domain.definition_xml())
     sources = [each for each in state_sources(definition, StateRoots.of(hypervisor.uri)) if each.kind in task.kinds]
     read = tuple(_read(domain, sources, known_kinds))
-    if settings.trial_start:
+    if settings.trial_start and not task.as_it_is:
         known = {(state.kind, state.sha256) for state in task.known}
         for state in read:
             if state.kind == "tpm" and (state.kind, state.sha256) not in known:

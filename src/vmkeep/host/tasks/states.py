@@ -23,15 +23,17 @@ class CaptureStates(Task[StatesCaptured]):
     """Read a VM's state files as they lie there, and put what is new into the repository. Answers StatesCaptured.
 
     The operation holds the VM. UEFI variables of a VM that runs are left out: QEMU writes them in place. ``known`` are
-    versions of the VM's state files, the newest of each kind first; ``kinds`` limits what is read. Raises StateTorn for
-    a file that does not keep still, HostFileMissing for one that is gone although versions of it are known,
-    RestorePending, and else as a point does.
+    versions of the VM's state files, the newest of each kind first; ``kinds`` limits what is read. ``as_it_is``: also a
+    TPM state that swtpm does not load is kept. Raises StateTorn for such a one, and for a file that does not keep
+    still, HostFileMissing for one that is gone although versions of it are known, RestorePending, and else as a point
+    does.
     """
 
     operation: str
     vm_uuid: str
     known: tuple[KnownState, ...]
     kinds: tuple[str, ...] = ("tpm", "nvram")
+    as_it_is: bool = False
 
 
 @dataclass(frozen=True, slots=True)
