@@ -339,7 +339,7 @@ def test_missing_and_older_state_files_are_told_with_what_puts_them_back(host: H
     vm.change_nvram()
     vm.change_tpm()
     vm.start(paused=True)
-    point = vmkeep.backup("guest")
+    vmkeep.backup("guest")
     vm.destroy()
     assert found(look(vmkeep)) == {}
     permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"

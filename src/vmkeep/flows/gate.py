@@ -32,7 +32,6 @@ from vmkeep.host.tasks.gate import (
     RenewGate,
     SetGatePolicy,
 )
-from vmkeep.host.tasks.restores import MayTakeBack
 from vmkeep.host.tasks.survey import FindVm, Progress
 
 _PASS_SECONDS = 600.0
@@ -134,20 +133,6 @@ def place_states(plan: Plan, vm_uuid: str, states: Mapping[str, str]) -> dict[st
     before = plan.services.catalog.placed_states(vm_uuid)
     _place(plan, vm_uuid, states)
     return {kind: before.get(kind) for kind in states}
-
-
-def unplace_states(plan: Plan, vm_uuid: str, before: Mapping[str, str | None]) -> None:
-    """Undo ``place_states`` of a flow that keeps its VM from starting: not once that may start with what was put there.
-
-    A flow fails there when its last step does: the state stays, and must not count as what somebody put back.
-    """
-    if may_take_back(plan):
-        take_states_back(plan, vm_uuid, before)
-
-
-def may_take_back(plan: Plan) -> bool:
-    """Tell whether what a flow did to its VM, which it keeps from starting, is taken back by its undos."""
-    return plan.services.on_host(plan.operation, MayTakeBack(plan.operation))
 
 
 def take_states_back(plan: Plan, vm_uuid: str, before: Mapping[str, str | None]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmkeep.flows.gate import may_take_back, place_states, unplace_states
+from vmkeep.flows.gate import place_states
+from vmkeep.flows.parked import may_take_back, unplace_states
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import InPlaceRestored, RestoreInPlace
 from vmkeep.flows.vm_states import states_in

@@ -8,8 +8,9 @@ from vmkeep.catalog import CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.errors import StateTorn, VmNotFound, VmRunning
 from vmkeep.flows.capture_states import keep_before_replacing
-from vmkeep.flows.gate import place_states, unplace_states
+from vmkeep.flows.gate import place_states
 from vmkeep.flows.installation import Premises
+from vmkeep.flows.parked import unplace_states
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RestoreStates, StatesRestored
 from vmkeep.flows.vm_states import chosen_of

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from vmkeep.catalog import Catalog, CatalogSnapshot
 from vmkeep.custody.states import KnownState
-from vmkeep.flows.gate import may_take_back, place_states, unplace_states
+from vmkeep.flows.gate import place_states
+from vmkeep.flows.parked import may_take_back, unplace_states
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RevertSnapshot, SnapshotReverted
 from vmkeep.flows.services import Services
