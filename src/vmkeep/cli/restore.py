@@ -238,6 +238,7 @@ def write_in_place(
     """
     from vmkeep.custody.states import ChosenVersion
     from vmkeep.flows.requests import RestoreInPlace
+    from vmkeep.flows.secret_holders import secret_of_versions
 
     if tpm is TpmChoice.NEW:
         raise InvalidRequest(
@@ -253,6 +254,7 @@ def write_in_place(
         versions=tuple(ChosenVersion(version.kind, version.id, version.sha256) for version in versions),
         vm_uuid=found.vm_uuid,
         vm_called=found.vm_name if yes and not by_uuid else "",
+        secret=secret_of_versions(running.premises.catalog, lambda: running.premises.repository, versions),
     )
     running.require_rights(found.vm_name)
     running.expect_job()

@@ -32,6 +32,7 @@ from vmkeep.errors import (
 from vmkeep.flows.hosts import undecided
 from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
+from vmkeep.flows.secret_holders import secret_holders
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.vm_states import known_version, states_in
 from vmkeep.host.protocol import Host
@@ -386,6 +387,7 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
         placed=catalog.placed_states(vm_uuid),
         tracked=vm is not None and vm.is_tracked,
+        secret_pins={holder.uuid: holder.pin for holder in secret_holders(catalog, vm_uuid) if holder.pin},
     )
 
 

@@ -222,7 +222,9 @@ class Engine:
         from vmkeep.host.tasks.restores import CheckInPlace
 
         refuse_distrusted(self._premises.catalog, request.point)
-        task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
+        task = CheckInPlace(
+            request.point, request.only, str(request.tpm), request.vm_uuid, request.versions, request.secret
+        )
         return self._ask(request.host, task, watch)
 
     def _ask(self, host: str, task: Task[R], watch: Watch) -> R:

@@ -68,6 +68,7 @@ def park(plan: Plan, request: RestoreInPlace) -> VmParked:
         request.images,
         request.vm_uuid,
         request.versions,
+        request.secret,
     )
     return plan.services.on_host(plan.operation, task)
 

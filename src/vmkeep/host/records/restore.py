@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vmkeep.config import Settings
+from vmkeep.custody.states import SecretSource
 from vmkeep.errors import RestorePending, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.host.records.unended import journals
@@ -111,7 +112,8 @@ class RestoreJournal:
     """One restore in place. ``items`` are the files that are renamed into place: state files and images made anew.
 
     ``whole``: all disks of the point go back. ``parked_path`` is empty for a VM without disks, which is not parked.
-    ``parked_element`` puts its first disk right. ``revert`` is set when it goes to a snapshot of libvirt.
+    ``parked_element`` puts its first disk right. ``revert`` is set when it goes to a snapshot of libvirt. ``secret``
+    opens the version of a TPM state that goes back in place of the point's.
     """
 
     operation: str
@@ -128,6 +130,7 @@ class RestoreJournal:
     whole: bool
     stage: RestoreStage = RestoreStage.PARKED
     revert: SnapshotRevert | None = None
+    secret: SecretSource | None = None
 
     @property
     def aim(self) -> str:
@@ -162,6 +165,8 @@ class RestoreJournal:
             value["disks"] = tuple(_disk(disk) for disk in value["disks"])
             if value.get("revert") is not None:
                 value["revert"] = _revert(value["revert"])
+            if value.get("secret") is not None:
+                value["secret"] = SecretSource(**value["secret"])
             return cls(**value)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not the journal of a restore: {error}") from error

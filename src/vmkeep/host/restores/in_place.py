@@ -14,8 +14,10 @@ from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
+from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.states import SecretSource
 from vmkeep.definition import Definition
-from vmkeep.errors import HostFileMissing, IntegrityError, PointChanged, VmNotFound
+from vmkeep.errors import HostFileMissing, IntegrityError, PointChanged, StateUnsupported, VmNotFound
 from vmkeep.filesystem import sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, refuse_while_pending
@@ -45,7 +47,7 @@ from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.keys import key_of
-from vmkeep.host.vm.secrets import SecretPlan, define_secrets, plan_secrets, point_needs
+from vmkeep.host.vm.secrets import Holder, NeededSecret, SecretPlan, define_secrets, plan_secrets, point_needs
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
@@ -75,7 +77,7 @@ def check_in_place(
     )
     refuse_unseen_images(domain, definition)
     selection, _ = _select(hypervisor, record, definition, request.only, request.tpm)
-    secrets = _plan_secrets(hypervisor, repository, record, definition, selection)
+    secrets = _plan_secrets(hypervisor, repository, record, definition, selection, request)
     return InPlaceChecked(
         domain.uuid,
         domain.name,
@@ -126,7 +128,7 @@ class InPlace(Unfinished):
             present = self._parking.definition_xml(domain, journal)
             definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
             selection, items = _select(self._hypervisor, record, definition, request.only, request.tpm, request)
-            secrets = _plan_secrets(self._hypervisor, self._repository, record, definition, selection)
+            secrets = _plan_secrets(self._hypervisor, self._repository, record, definition, selection, request)
             if journal is None:
                 journal = self._parking.new_journal(request, domain, present, definition, selection, items)
                 self._parking.save(journal)
@@ -254,8 +256,7 @@ class InPlace(Unfinished):
         """Give libvirt what it lacks to open the TPM state. It stays when the restore is taken back: nothing needs it
         then, and nothing is harmed by it.
         """
-        record = self._repository.point(journal.point)
-        needed = point_needs(record)
+        record, needed = _needed(self._repository, self._repository.point(journal.point), journal.secret)
         plan = plan_secrets(self._hypervisor, self._repository, record, needed, vm=journal.vm, must_open=True)
         define_secrets(self._hypervisor, self._repository, record, plan)
 
@@ -365,12 +366,51 @@ def _plan_secrets(
     record: PointRecord,
     definition: Definition,
     selection: Selection,
+    request: CheckInPlace | ParkVm,
 ) -> SecretPlan:
     """Return what happens to the secrets of a TPM state that goes back; nothing needs any when none does."""
     if not any(state.kind == "tpm" for state in selection.states):
         return SecretPlan()
-    needed = point_needs(record)
-    return plan_secrets(hypervisor, repository, record, needed, vm=definition.name, must_open=True)
+    source, needed = _needed(repository, record, request.secret)
+    _refuse_another_key(repository, record, definition, request, needed)
+    return plan_secrets(hypervisor, repository, source, needed, vm=definition.name, must_open=True)
+
+
+def _needed(
+    repository: Repository, record: PointRecord, secret: SecretSource | None
+) -> tuple[Holder, tuple[NeededSecret, ...]]:
+    """Return what opens the TPM state that goes back, and whose envelope has it: the point's, or that of a version."""
+    if secret is None:
+        return record, point_needs(record)
+    return repository.holder(secret.point, secret.pin), (NeededSecret(secret.uuid, "TPM state"),)
+
+
+def _refuse_another_key(
+    repository: Repository,
+    record: PointRecord,
+    definition: Definition,
+    request: CheckInPlace | ParkVm,
+    needed: Sequence[NeededSecret],
+) -> None:
+    """Raise StateUnsupported for a TPM state that the VM's definition does not open: it has another secret by now."""
+    named = next((version.id for version in request.versions if version.kind == "tpm"), None)
+    version = named or next((state.version_id for state in record.states if state.kind == "tpm"), None)
+    here = None if definition.tpm is None else definition.tpm.secret_uuid
+    opens = needed[0].uuid if needed else None
+    if version is None or (named is None and opens == here):
+        return
+    encrypted = is_encrypted(repository.state(version)[1])
+    if opens == here if encrypted else here is None:
+        return
+    state = f"is encrypted with libvirt's secret {opens}" if encrypted else "is not encrypted"
+    device = f"names the secret {here}" if here else "names none"
+    raise StateUnsupported(
+        f"the TPM state that is to go back {state}, and the TPM of VM {definition.name!r} {device}: it would not open",
+        vm=definition.name,
+        hint=f"`{command_line('vmkeep tpm remove', definition.name)}`, then "
+        f"`{command_line('vmkeep tpm add', definition.name, options='--from VERSION')}` gives the VM that state with "
+        "what opens it.",
+    )
 
 
 def _select(

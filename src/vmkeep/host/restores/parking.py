@@ -90,6 +90,7 @@ class Parking:
             parked_target=target,
             parked_element=element,
             whole=selection.whole,
+            secret=request.secret,
         )
 
     def place(self, domain: Domain, present: str, definition: Definition) -> tuple[str, str, str]:

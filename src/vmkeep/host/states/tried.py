@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.states import SecretSource
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.errors import IntegrityError
 from vmkeep.host.tasks.states import StateTried, TryState
@@ -33,6 +35,8 @@ def try_version(hypervisor: Hypervisor, repository: Repository, task: TryState) 
             vm=task.vm_uuid,
             hint="`vmkeep verify --all` says what else is damaged.",
         )
+    if task.secret is not None and is_encrypted(content):
+        return _with_kept_secret(repository, content, version.file, task.secret)
     domain = hypervisor.find_uuid(task.vm_uuid)
     definition = None
     if domain is not None:
@@ -43,4 +47,11 @@ def try_version(hypervisor: Hypervisor, repository: Repository, task: TryState) 
     trial = try_with_secret(content, version.file, definition, hypervisor)
     if trial.loads is False and domain is None:
         return StateTried(None, f"{trial.why}; no VM here says with which secret it may be encrypted")
+    return StateTried(trial.loads, trial.why)
+
+
+def _with_kept_secret(repository: Repository, content: bytes, file: str, source: SecretSource) -> StateTried:
+    held = repository.secrets(repository.holder(source.point, source.pin))
+    value = next((secret.value for secret in held if secret.uuid == source.uuid), None)
+    trial = try_tpm(content, file, value)
     return StateTried(trial.loads, trial.why)

@@ -350,11 +350,12 @@ class MendCheckpoint(VmMend):
 
 @dataclass(frozen=True, slots=True)
 class DefineSecret(VmMend):
-    """Define a secret that libvirt lacks, from a point that holds it."""
+    """Define a secret that libvirt lacks, from a point or a pin that holds it."""
 
     vm_uuid: str
     secret: str
     point: str
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +450,8 @@ class RememberedVm:
     """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
 
     ``bases`` are the points once more, as a plan of the next one knows them. ``placed`` is the state that was put in
-    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from.
+    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from. ``secret_pins`` are
+    the pins that hold secrets of it, by the secret's UUID.
     """
 
     uuid: str
@@ -459,6 +461,7 @@ class RememberedVm:
     snapshots: tuple[tuple[str, str], ...] = ()
     placed: Mapping[str, str] = field(default_factory=dict)
     tracked: bool = True
+    secret_pins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, SecretSource
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -207,13 +207,16 @@ class CheckInPlace(Task[InPlaceChecked]):
     """Look whether the point can be restored over its VM, and change nothing. Answers InPlaceChecked.
 
     ``only`` holds "disks", "state" and targets; empty means all. ``tpm`` is "same" (the point's) or "keep". ``vm_uuid``
-    is the VM that was named; empty from a flow that an older release began.
+    is the VM that was named; empty from a flow that an older release began. ``versions`` and ``secret`` are as in
+    ParkVm.
     """
 
     point_id: str
     only: tuple[str, ...]
     tpm: str
     vm_uuid: str = ""
+    versions: tuple[ChosenVersion, ...] = ()
+    secret: SecretSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +237,7 @@ class ParkVm(Task[VmParked]):
 
     ``safety_id`` is the point that holds the VM as it is now, and ``images`` what InPlaceChecked said before it was
     taken; ``vm_uuid`` is as in CheckInPlace. ``versions`` go back in place of those that the point holds of their
-    kinds. From here to ReleaseVm or PutBack the operation has the VM's lock.
+    kinds, and ``secret`` opens the TPM's among them. From here to ReleaseVm or PutBack the operation has the VM's lock.
     """
 
     operation: str
@@ -245,6 +248,7 @@ class ParkVm(Task[VmParked]):
     images: Mapping[str, str]
     vm_uuid: str = ""
     versions: tuple[ChosenVersion, ...] = ()
+    secret: SecretSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
