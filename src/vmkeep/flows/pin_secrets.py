@@ -110,7 +110,12 @@ class PinSecrets:
             for holder in self._holders()
             if holder.uuid in mine and holder.id != pin.id and holder.id not in self._going
         ]
-        others = [holder for holder in others if holder.point or holder.versions or holder.id < pin.id]
+        terms = {each.id: each.until for each in self._catalog.pins_of_vm(self._vm_uuid)}
+        others = [
+            holder
+            for holder in others
+            if holder.point or holder.versions or (holder.id < pin.id and terms.get(holder.id) == pin.until)
+        ]
         if mine - {holder.uuid for holder in others}:
             return False
         try:

@@ -193,9 +193,17 @@ class _Settling:
     def delete_unneeded(self) -> None:
         """Delete the pins that nothing needs, each with its envelope: first in the repository."""
         snapshots = {snapshot.id: snapshot for snapshot in self.catalog.snapshots_of_vm(self.vm_uuid)}
-        for pin_id in tuple(self._not_needed(self._pins(), snapshots)):
+        self._delete(tuple(self._not_needed(self._pins(), snapshots)))
+        # By what is left now: a secret is not in what went just before.
+        self._delete(pin.id for pin in self._pins() if _is_key(pin) and self._is_superfluous(pin))
+
+    def _delete(self, pins: Iterable[str]) -> None:
+        for pin_id in pins:
             self.repository.pins.delete(pin_id)
             self.catalog.forget_pin(pin_id)
+
+    def _is_superfluous(self, pin: CatalogPin) -> bool:
+        return _is_over(pin.until) or pin.until != self.until or self.secrets.is_superfluous(pin)
 
     def _pins(self) -> tuple[CatalogPin, ...]:
         return self.catalog.pins_of_vm(self.vm_uuid)
@@ -234,9 +242,6 @@ class _Settling:
             if pin.snapshot_id is not None:
                 snapshot = snapshots.get(pin.snapshot_id)
                 if _is_ours(pin) and (snapshot is None or snapshot.name != pin.snapshot_name):
-                    yield pin.id
-            elif pin.why == KEY and not pin.versions and _may_go(pin):
-                if _is_over(pin.until) or pin.until != self.until or self.secrets.is_superfluous(pin):
                     yield pin.id
             elif _is_kept(pin):
                 wanted = set(pin.versions) & self.needed.wanted
@@ -301,6 +306,10 @@ def _readable(repository: Repository, states: Iterable[CatalogState]) -> Iterato
 
 def _is_kept(pin: CatalogPin) -> bool:
     return pin.why == KEPT and pin.snapshot_id is None and _may_go(pin)
+
+
+def _is_key(pin: CatalogPin) -> bool:
+    return pin.why == KEY and not pin.versions and _may_go(pin)
 
 
 def _may_go(pin: CatalogPin) -> bool:
