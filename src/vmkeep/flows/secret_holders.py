@@ -7,13 +7,15 @@ they could name any secret. No value is in what is returned.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
 from vmkeep.custody.differences import is_encrypted
 from vmkeep.custody.states import KeptSecret, SecretSource
-from vmkeep.repository import PointSecret, Repository
 from vmkeep.values import dataclass
+
+if TYPE_CHECKING:
+    from vmkeep.repository import PointSecret, Repository
 
 VTPM: Final = "vtpm"
 """libvirt's word for secrets that encrypt TPM states."""
@@ -73,6 +75,27 @@ def holder_for(
 def names_version(holders: Iterable[SecretHolder], version: str) -> bool:
     """Return whether the value of the secret of a version is kept with the version itself."""
     return any(version in holder.versions for holder in holders)
+
+
+def versions_without_key(catalog: Catalog, repository: Repository, vm_uuid: str) -> tuple[CatalogState, ...]:
+    """Return the encrypted versions of a VM's TPM state that something keeps, and whose secret nothing keeps.
+
+    Those before a version in plain are not looked at, as long as nothing keeps a secret with them: a state that is
+    encrypted was so from its beginning. Where a VM only ever had one secret, that opens them all. Raises what reading
+    versions raises.
+    """
+    holders = secret_holders(catalog, vm_uuid)
+    if len({holder.uuid for holder in holders}) == 1:
+        return ()
+    kept = {version for pin in catalog.pins_of_vm(vm_uuid) if pin.is_vouched_for for version in pin.versions}
+    kept |= catalog.holders(vm_uuid).keys()
+    found = []
+    for state in catalog.states_of_vm(vm_uuid):
+        if state.kind == "tpm" and state.id in kept and not names_version(holders, state.id):
+            if not is_encrypted(repository.state(state.id)[1]):
+                break
+            found.append(state)
+    return tuple(found)
 
 
 def kept_secrets(catalog: Catalog, vm_uuid: str) -> tuple[KeptSecret, ...]:

@@ -173,6 +173,8 @@ class FindingCode(StrEnum):
     """State files of a VM could not be captured, and none of it was since."""
     TPM_SECRET_MISSING = "tpm-secret-missing"  # noqa: S105  a code, not a password
     """The TPM state is encrypted with a secret that libvirt does not have: the VM cannot start."""
+    TPM_KEY_NOT_KEPT = "tpm-key-not-kept"
+    """Encrypted TPM states are kept, and the value of the secret that opens them is in no envelope."""
     TPM_NOT_KEPT = "tpm-not-kept"
     """Something of the VM's TPM is in no point."""
     DISK_NOT_KEPT = "disk-not-kept"
@@ -253,6 +255,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.LEFT_BITMAP,
         FindingCode.DEFINITION_DIFFERS,
         FindingCode.STATE_SUPERSEDED,
+        FindingCode.TPM_KEY_NOT_KEPT,
         FindingCode.STATE_NOT_CAPTURED,
         FindingCode.SNAPSHOT_GONE,
         FindingCode.DELETION_UNFINISHED,
