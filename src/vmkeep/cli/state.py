@@ -110,7 +110,9 @@ def list_versions(
         if not kept:
             running.console.show("no versions")
             return
-        columns = ("kind", "version", "kept", "size", "SHA-256", "standing", "held by")
+        columns = ["kind", "version", "kept", "size", "SHA-256", "standing", "held by"]
+        # Of a TPM that was never encrypted there is nothing to say.
+        with_secrets = any(each.secret for each in kept)
         rows = [
             (
                 each.version.kind,
@@ -120,9 +122,11 @@ def list_versions(
                 each.version.sha256[:16],
                 "current" if each.current else "conflict" if each.version.conflict else "",
                 _holders(each),
+                *([_key_text(each)] if with_secrets else []),
             )
             for each in kept
         ]
+        columns += ["key"] if with_secrets else []
         running.console.show(Table(columns=columns, rows=rows, right=("version", "size"), drop=("SHA-256", "size")))
 
 
@@ -355,6 +359,12 @@ def _holders(kept: VersionKept) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
+def _key_text(kept: VersionKept) -> str:
+    if kept.version.kind != "tpm":
+        return "-"
+    return "kept" if kept.secret else "no"
+
+
 def _state_document(state: StandingState, command: str | None) -> dict[str, Any]:
     newest = state.newest
     return {
@@ -386,4 +396,5 @@ def _version_document(kept: VersionKept) -> dict[str, Any]:
         "conflict": version.conflict,
         "held_by": list(kept.held_by),
         "kept": kept.kept,
+        "secret": kept.secret,
     }

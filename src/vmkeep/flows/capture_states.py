@@ -16,6 +16,7 @@ from vmkeep.errors import HostFileMissing, StateTorn, VmBusy, VmkeepError
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.gate import tell_gate
 from vmkeep.flows.installation import Premises
+from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.flows.vm_states import KINDS, known_states, look_at_standings, new_state
@@ -29,7 +30,7 @@ from vmkeep.values import dataclass
 @dataclass(frozen=True, slots=True)
 class Captured:
     """What a capture of a VM kept. ``new`` are the versions; ``kinds`` all that was read; ``older`` are sentences about
-    older files, and about what was taken over.
+    older files, about what was taken over, and about a secret that could not be kept with its version.
 
     ``recovered``: state of the VM could not be captured before, and can be now.
     """
@@ -84,7 +85,7 @@ def _keep_as_it_is(premises: Premises, host: Host, vm_uuid: str, vm: str, kind: 
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
         found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known, (kind,), as_it_is=True))
         catalog.keep_late(tuple(new_state(vm_uuid, each) for each in found.new))
-        settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions)
+        settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions, sealed=found.sealed)
 
 
 def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, kinds: tuple[str, ...], *, wait: bool) -> Captured:
@@ -93,17 +94,19 @@ def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, kinds: tupl
         # A home that is new, or was put back as it was earlier, would count on below what it captured before.
         caught = catch_up(catalog, premises.repository, lambda point: point.vm_uuid == vm_uuid)
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-        found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known, kinds))
+        task = CaptureStates(uuid.uuid4().hex, vm_uuid, known, kinds, secrets=kept_secrets(catalog, vm_uuid))
+        found = host.ask(task)
         new = tuple(new_state(vm_uuid, each) for each in found.new)
         catalog.see_vm(vm_uuid, found.vm_name)
         if new:
             catalog.accept_states(new)
         if new or caught.taken or vm_uuid in caught.pinned:
             tell_gate(catalog, host, vm_uuid)
-        settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions)
+        settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions, sealed=found.sealed)
         whole = set(kinds) == set(KINDS)
         recovered = catalog.clear_alerts(vm_uuid) if whole and _has_alert(catalog, vm_uuid) else False
-    return Captured(found.vm_name, vm_uuid, found.kinds, new, (*caught.sentences(), *found.older), recovered)
+    told = (*caught.sentences(), *found.older, *found.warnings)
+    return Captured(found.vm_name, vm_uuid, found.kinds, new, told, recovered)
 
 
 def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final
 
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, SecretSource
 from vmkeep.values import dataclass
 
 THIS_HOST: Final = "this"
@@ -153,14 +153,14 @@ class RestoreStates(FlowRequest):
     """Put kept versions of state files back in place of what a VM has. ``vm`` is its name, for the record.
 
     ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file): nothing else is replaced.
-    ``secret_point`` is a point whose envelope holds the secret of the VM's TPM; empty for none.
+    ``secret`` opens the TPM's among them, where that is encrypted and something holds the value.
     """
 
     vm: str
     vm_uuid: str
     versions: tuple[ChosenVersion, ...]
     found: tuple[tuple[str, str], ...]
-    secret_point: str = ""
+    secret: SecretSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +284,8 @@ class TpmRemoved:
 
     ``kept`` is the number of the version that holds its state, None where it had none, ``sha256`` that version's.
     ``deleted`` are paths, ``left`` sentences about what lies there still. ``secret`` is the UUID of the secret that
-    encrypts the state, ``secret_point`` the point that holds it where it was undefined, ``secret_stays`` why not.
+    encrypts the state, ``secret_point`` or ``secret_pin`` what holds it where it was undefined, ``secret_stays`` why
+    not.
     """
 
     name: str
@@ -298,6 +299,7 @@ class TpmRemoved:
     secret_point: str = ""
     secret_stays: str = ""
     way_back: str = ""
+    secret_pin: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -311,7 +313,7 @@ class AddTpm(FlowRequest):
     """Give a VM that is off a TPM. ``model`` is libvirt's word for it, ``tpm_version`` "2.0" or "1.2".
 
     ``version`` is the state that it gets; without one libvirt makes a blank TPM at the next start. ``secret`` is the
-    UUID of what encrypts that state, ``secret_point`` the point whose envelope holds its value.
+    UUID of what encrypts that state, ``secret_point`` or ``secret_pin`` that whose envelope holds its value.
     """
 
     vm: str
@@ -321,6 +323,12 @@ class AddTpm(FlowRequest):
     version: ChosenVersion | None = None
     secret: str = ""
     secret_point: str = ""
+    secret_pin: str = ""
+
+    @property
+    def brings_secret(self) -> bool:
+        """Whether libvirt gets the secret out of an envelope."""
+        return bool(self.secret_point or self.secret_pin)
 
 
 @dataclass(frozen=True, slots=True)

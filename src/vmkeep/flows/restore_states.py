@@ -13,11 +13,11 @@ from vmkeep.flows.installation import Premises
 from vmkeep.flows.parked import unplace_states
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RestoreStates, StatesRestored
+from vmkeep.flows.secret_holders import secret_of_versions
 from vmkeep.flows.vm_states import chosen_of
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.restores import ParkForStates, PublishRestore, PutBack, ReleaseVm, StageRestore, StatesParked
 from vmkeep.host.tasks.survey import LookAtStates, StatesOfVm
-from vmkeep.host.tasks.tpms import LookAtTpm
 
 
 @flow("state.restore", after_crash=AfterCrash.FINISH)
@@ -45,7 +45,7 @@ def restore_states(plan: Plan, request: RestoreStates) -> StatesRestored:
 
 def park(plan: Plan, request: RestoreStates) -> StatesParked:
     """Keep the VM from starting; from here on the journal on the host knows what to do."""
-    task = ParkForStates(plan.operation, request.vm_uuid, request.versions, request.found, request.secret_point)
+    task = ParkForStates(plan.operation, request.vm_uuid, request.versions, request.found, request.secret)
     return plan.services.on_host(plan.operation, task)
 
 
@@ -103,7 +103,8 @@ def request_for(premises: Premises, host: Host, versions: Sequence[CatalogState]
     keep_before_replacing(premises, host, seen.uuid, seen.name, kinds)
     found = _found(premises, require_replaceable(host, versions), kinds)
     chosen = tuple(map(chosen_of, versions))
-    return RestoreStates(seen.name, seen.uuid, chosen, found, _secret_point(premises, host, versions))
+    secret = secret_of_versions(premises.catalog, lambda: premises.repository, versions)
+    return RestoreStates(seen.name, seen.uuid, chosen, found, secret)
 
 
 def _found(premises: Premises, seen: StatesOfVm, kinds: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -119,20 +120,6 @@ def _found(premises: Premises, seen: StatesOfVm, kinds: Sequence[str]) -> tuple[
                 hint="Look at that file, move it away if it is worth nothing, and run the command again.",
             )
     return tuple((each.kind, each.sha256 or "") for each in files)
-
-
-def _secret_point(premises: Premises, host: Host, versions: Sequence[CatalogState]) -> str:
-    """Return a point whose envelope holds the secret of the VM's TPM; empty where none is needed, or none has it."""
-    if not any(version.kind == "tpm" for version in versions):
-        return ""
-    secret = host.ask(LookAtTpm(versions[0].vm_uuid)).secret
-    points = premises.catalog.points_of_vm(versions[0].vm_uuid) if secret else ()
-    holding = (
-        point.id
-        for point in points
-        if point.is_vouched_for and any(each.get("uuid") == secret for each in point.document.get("secrets", ()))
-    )
-    return next(holding, "")
 
 
 def way_back(request: RestoreStates) -> tuple[str, ...]:

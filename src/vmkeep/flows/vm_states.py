@@ -12,6 +12,7 @@ from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, judge_state
 from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
 from vmkeep.errors import InvalidRequest, VmkeepError, VmNotFound
+from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import Identify, LookAtStates
 from vmkeep.values import dataclass
@@ -49,13 +50,15 @@ class Standings:
 @dataclass(frozen=True, slots=True)
 class VersionKept:
     """A version of a state file. ``current``: the newest accepted one of its kind. ``held_by`` are ids of points and
-    snapshots that keep it. ``kept``: it has a pin of its own in the repository.
+    snapshots that keep it. ``kept``: it has a pin of its own in the repository. ``secret`` is the UUID of the secret
+    that opens an encrypted TPM state, where its value is kept with the version.
     """
 
     version: CatalogState
     current: bool
     held_by: tuple[str, ...]
     kept: bool
+    secret: str | None = None
 
 
 def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> Standings:
@@ -134,8 +137,15 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
     holders = catalog.holders(uuid)
     pinned = {each for pin in catalog.pins_of_vm(uuid) if pin.snapshot_id is None for each in pin.versions}
+    secrets = {each.version_id: each.uuid for each in kept_secrets(catalog, uuid)}
     return tuple(
-        VersionKept(version, newest.get(version.kind) == version.id, holders.get(version.id, ()), version.id in pinned)
+        VersionKept(
+            version,
+            newest.get(version.kind) == version.id,
+            holders.get(version.id, ()),
+            version.id in pinned,
+            secrets.get(version.id) if version.kind == "tpm" else None,
+        )
         for version in sorted(versions, key=lambda version: (version.kind, -version.generation, version.conflict))
     )
 

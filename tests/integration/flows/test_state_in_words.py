@@ -23,7 +23,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.flows.compare_state import compare_kept_state
-from vmkeep.flows.show_state import KeptSecret, show_state
+from vmkeep.flows.show_state import show_state
 from vmkeep.flows.state_conflicts import state_conflicts
 from vmkeep.host.protocol import Host
 from vmkeep.repository import Repository
@@ -92,7 +92,9 @@ def test_versions_of_a_vm_that_is_gone_are_shown_with_what_they_hold(
     assert (shown.vm, shown.vm_uuid, shown.on_host) == ("win11", WIN11, False)
     kinds = {kind.kind: kind for kind in shown.kinds}
     assert kinds["tpm"].encrypted is True
-    assert kinds["tpm"].secret == KeptSecret(secret["uuid"], number("second"))
+    held = kinds["tpm"].secret
+    assert held is not None
+    assert (held.uuid, held.point) == (secret["uuid"], number("second"))
     variables = kinds["nvram"].variables
     assert variables is not None
     assert (variables.secure_boot, variables.variables) == ("on", 2)

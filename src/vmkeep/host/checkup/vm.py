@@ -342,17 +342,20 @@ class _Patient:
         encrypted = f"its TPM state is encrypted with the secret {uuid}"
         if here in (Withheld.ABSENT, Withheld.EMPTY):
             what = "which libvirt does not have" if here is Withheld.ABSENT else "which has no value in libvirt"
-            holder = next((point for point in self.known.points if uuid in point.secrets), None)
-            if holder is not None:
-                message = f"{encrypted}, {what}; point {holder.id} holds it"
-                mend = DefineSecret(self.domain.uuid, uuid, holder.id)
+            point = next((point.id for point in self.known.points if uuid in point.secrets), "")
+            pin = "" if point else self.known.secret_pins.get(uuid, "")
+            if point or pin:
+                message = f"{encrypted}, {what}; " + (f"point {point} holds it" if point else "its value is kept")
+                mend = DefineSecret(self.domain.uuid, uuid, point, pin)
                 yield self._finding(FindingCode.TPM_SECRET_MISSING, message, mend=mend)
             else:
                 remedy = "virsh secret-define FILE, then virsh secret-set-value, with the secret's UUID and value"
                 yield self._finding(FindingCode.TPM_SECRET_MISSING, f"{encrypted}, {what}", remedy=remedy)
         elif isinstance(here, Withheld):
             why = "is private" if here is Withheld.PRIVATE else "libvirt does not give out"
-            message = f"{encrypted}, which {why}: it is in no point, so keep its value elsewhere"
+            message = (
+                f"{encrypted}, which {why}: it is in no point and kept with no version, so keep its value elsewhere"
+            )
             yield self._finding(FindingCode.TPM_NOT_KEPT, message)
 
     def _state_files(self) -> Iterator[Finding]:

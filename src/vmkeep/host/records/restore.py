@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vmkeep.config import Settings
+from vmkeep.custody.states import SecretSource
 from vmkeep.errors import RestorePending, VmBusy
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.host.records.unended import journals
@@ -110,12 +111,12 @@ class SnapshotRevert:
 class StatesReturn:
     """What a journal says besides when kept versions of state files go back, and nothing of a point.
 
-    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file). ``secret_point`` is a point
-    whose envelope holds the secret of the VM's TPM; empty for none.
+    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file). ``secret`` opens the TPM's
+    among what goes back.
     """
 
     found: tuple[tuple[str, str], ...]
-    secret_point: str
+    secret: SecretSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +187,7 @@ class RestoreJournal:
             if value.get("revert") is not None:
                 value["revert"] = _revert(value["revert"])
             if value.get("states") is not None:
-                found = tuple((str(kind), str(sha256)) for kind, sha256 in value["states"]["found"])
-                value["states"] = StatesReturn(found, str(value["states"]["secret_point"]))
+                value["states"] = _states(value["states"])
             return cls(**value)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not the journal of a restore: {error}") from error
@@ -221,6 +221,11 @@ def _revert(value: dict[str, Any]) -> SnapshotRevert:
         point, known = value[descent]
         value[descent] = (str(point), bool(known))
     return SnapshotRevert(**value)
+
+
+def _states(value: dict[str, Any]) -> StatesReturn:
+    found = tuple((str(kind), str(sha256)) for kind, sha256 in value["found"])
+    return StatesReturn(found, None if value["secret"] is None else SecretSource(**value["secret"]))
 
 
 def journal_path(directory: Path, operation: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
+from vmkeep.custody.differences import is_encrypted
 from vmkeep.definition import Definition
 from vmkeep.errors import HostFileMissing, PointChanged, VmNotFound
 from vmkeep.filesystem import sync_directory
@@ -45,7 +46,7 @@ from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.keys import key_of
-from vmkeep.host.vm.secrets import SecretPlan, define_secrets, plan_secrets, point_needs
+from vmkeep.host.vm.secrets import SecretPlan, define_secrets, plan_secrets, point_needs, refuse_another_key
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
@@ -356,6 +357,11 @@ def _plan_secrets(
     if not any(state.kind == "tpm" for state in selection.states):
         return SecretPlan()
     needed = point_needs(record)
+    version = next((state.version_id for state in record.states if state.kind == "tpm"), None)
+    opens = needed[0].uuid if needed else None
+    here = None if definition.tpm is None else definition.tpm.secret_uuid
+    if version is not None and opens != here:
+        refuse_another_key(definition, opens, encrypted=is_encrypted(repository.state(version)[1]))
     return plan_secrets(hypervisor, repository, record, needed, vm=definition.name, must_open=True)
 
 

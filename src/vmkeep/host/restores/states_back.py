@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmkeep.commandline import command_line
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.states import ChosenVersion, SecretSource
 from vmkeep.definition import Definition
 from vmkeep.errors import InvalidRequest, StateTorn, StateUnsupported, VmBusy, VmNotFound
 from vmkeep.host.operation import Operation
@@ -32,9 +33,16 @@ from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.found_states import found_state
-from vmkeep.host.vm.secrets import SecretPlan, define_secrets, needed_secrets, plan_secrets
+from vmkeep.host.vm.secrets import (
+    Holder,
+    NeededSecret,
+    SecretPlan,
+    define_secrets,
+    plan_secrets,
+    refuse_another_key,
+)
 from vmkeep.host.vm.states import StateSource, chosen_state, state_sources
-from vmkeep.host.vm.trial import try_with_secret
+from vmkeep.host.vm.trial import try_with_kept_secret, try_with_secret
 from vmkeep.hypervisor import Domain
 from vmkeep.repository import StateVersion
 from vmkeep.repository.chosen import read_chosen
@@ -75,7 +83,8 @@ class StatesBack(Unfinished):
             present = self._parking.definition_xml(domain, journal)
             definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
             sources = self._sources(definition, task.versions)
-            self._plan_secrets(definition, task.secret_point, sources)
+            self._require_opens(task.versions, task.secret, definition)
+            secrets = self._plan_secrets(task.secret, definition)
             if journal is None:
                 self._refuse_changed(domain, sources, task.found)
                 journal = self._new_journal(task, domain, present, definition, sources)
@@ -84,7 +93,7 @@ class StatesBack(Unfinished):
         except BaseException:
             self._parking.unlock()
             raise
-        return StatesParked(domain.uuid, domain.name, tuple(_told_of_pairing(definition, set(sources))))
+        return StatesParked(domain.uuid, domain.name, (*_told_of_pairing(definition, set(sources)), *secrets.warnings))
 
     def _sources(self, definition: Definition, versions: tuple[ChosenVersion, ...]) -> dict[str, StateSource]:
         """Return where what goes back lies, by kind."""
@@ -124,7 +133,7 @@ class StatesBack(Unfinished):
             parked_target=target,
             parked_element=element,
             whole=False,
-            states=StatesReturn(task.found, task.secret_point),
+            states=StatesReturn(task.found, task.secret),
         )
 
     def _item(self, source: StateSource, version: ChosenVersion) -> DeliveredItem:
@@ -164,7 +173,7 @@ class StatesBack(Unfinished):
             version, content = read_chosen(self._repository, journal.vm_uuid, chosen)
             _require_fits(version, content, sources[item.role], domain.name)
             if item.role == "tpm":
-                self._require_loads(version, content, definition)
+                self._require_loads(version, content, journal.states.secret, definition)
                 stage_tpm(Path(item.staged), item.file or version.file, content, owner=swtpm_owner(version.owner))
             else:
                 make_folder(Path(item.staged).parent, 0o755)
@@ -172,17 +181,21 @@ class StatesBack(Unfinished):
         self._parking.save(replace(journal, stage=RestoreStage.WRITING))
         return ()
 
-    def _require_loads(self, version: StateVersion, content: bytes, definition: Definition) -> None:
+    def _require_loads(
+        self, version: StateVersion, content: bytes, secret: SecretSource | None, definition: Definition
+    ) -> None:
         """Raise StateTorn for a TPM state that the VM would not start with; one that cannot be tried goes back."""
         if not self._settings.trial_start:
             return
-        trial = try_with_secret(content, version.file, definition, self._hypervisor)
+        if secret is not None and is_encrypted(content):
+            trial = try_with_kept_secret(content, version.file, secret, self._repository)
+        else:
+            trial = try_with_secret(content, version.file, definition, self._hypervisor)
         if trial.loads is False:
             raise StateTorn(
                 f"the VM would not start with version {version.generation} of its TPM state: {trial.why}",
                 vm=definition.name,
-                hint="Was it encrypted with another secret of libvirt's, or in plain? Then take the TPM out "
-                f"(`{command_line('vmkeep tpm remove', definition.name)}`) and add one --from that version. With "
+                hint="Nothing was replaced. `vmkeep state versions` lists the others; with "
                 'trial_start = "off" in vmkeep.toml it is put back all the same.',
             )
 
@@ -192,21 +205,35 @@ class StatesBack(Unfinished):
         """Rename the state files into place; what they replace is kept beside."""
         journal, domain = self._parking.resume(self._stop)
         assert journal.states is not None
-        if any(item.role == "tpm" for item in journal.items) and journal.states.secret_point:
-            definition = self._parking.definition(domain, journal)
-            plan = self._plan_secrets(definition, journal.states.secret_point, ("tpm",))
+        secret = journal.states.secret
+        if secret is not None:
+            plan = self._plan_secrets(secret, self._parking.definition(domain, journal))
             # It stays when this is taken back: nothing needs it then, and nothing is harmed by it.
-            record = self._repository.point(journal.states.secret_point)
-            define_secrets(self._hypervisor, self._repository, record, plan)
+            define_secrets(self._hypervisor, self._repository, self._holder(secret), plan)
         publish_items(PublishItems(journal.items, force=True))
 
-    def _plan_secrets(
-        self, definition: Definition, secret_point: str, kinds: dict[str, StateSource] | tuple[str, ...]
-    ) -> SecretPlan:
-        if "tpm" not in kinds or not secret_point:
+    def _require_opens(
+        self, versions: tuple[ChosenVersion, ...], secret: SecretSource | None, definition: Definition
+    ) -> None:
+        for version in versions:
+            if version.kind == "tpm":
+                encrypted = is_encrypted(self._repository.state(version.id)[1])
+                refuse_another_key(definition, None if secret is None else secret.uuid, encrypted=encrypted)
+
+    def _plan_secrets(self, secret: SecretSource | None, definition: Definition) -> SecretPlan:
+        if secret is None:
             return SecretPlan()
-        record, needed = self._repository.point(secret_point), needed_secrets(definition)
-        return plan_secrets(self._hypervisor, self._repository, record, needed, vm=definition.name, must_open=True)
+        return plan_secrets(
+            self._hypervisor,
+            self._repository,
+            self._holder(secret),
+            (NeededSecret(secret.uuid, "TPM state"),),
+            vm=definition.name,
+            must_open=True,
+        )
+
+    def _holder(self, secret: SecretSource) -> Holder:
+        return self._repository.holder(secret.point, secret.pin)
 
     def release(self, vm_uuid: str) -> tuple[str, ...]:
         """Let the VM start again and remove what was replaced; only the former can fail."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
+from vmkeep.custody.differences import is_encrypted
 from vmkeep.definition import DefinitionError, parse_definition
 from vmkeep.errors import IntegrityError
 from vmkeep.host.tasks.states import StateTried, TryState
-from vmkeep.host.vm.trial import try_with_secret
+from vmkeep.host.vm.trial import try_with_kept_secret, try_with_secret
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.repository import Repository
 
@@ -21,6 +22,9 @@ def try_version(hypervisor: Hypervisor, repository: Repository, task: TryState) 
             vm=task.vm_uuid,
             hint="`vmkeep verify --all` says what else is damaged.",
         )
+    if task.secret is not None and is_encrypted(content):
+        trial = try_with_kept_secret(content, version.file, task.secret, repository)
+        return StateTried(trial.loads, trial.why)
     domain = hypervisor.find_uuid(task.vm_uuid)
     definition = None
     if domain is not None:

@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, SecretSource
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -259,16 +259,16 @@ class ParkForStates(Task[StatesParked]):
     """Keep the VM from starting, and write the journal of versions that go back. Answers StatesParked.
 
     ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file): VmBusy is raised when it is
-    something else by now. ``secret_point`` is a point that holds the secret of the VM's TPM; empty for none. Raises
-    InvalidRequest for a kind of state that the VM does not have. From here to ReleaseVm or PutBack the operation has
-    the VM's lock.
+    something else by now. ``secret`` opens the TPM's among them. Raises InvalidRequest for a kind of state that the VM
+    does not have, StateUnsupported for one that its definition does not open. From here to ReleaseVm or PutBack the
+    operation has the VM's lock.
     """
 
     operation: str
     vm_uuid: str
     versions: tuple[ChosenVersion, ...]
     found: tuple[tuple[str, str], ...]
-    secret_point: str = ""
+    secret: SecretSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ import subprocess
 from contextlib import ExitStack
 from typing import BinaryIO, Final
 
+from vmkeep.custody.states import SecretSource
 from vmkeep.definition import Definition
 from vmkeep.hypervisor import Hypervisor, Secret
 from vmkeep.logs import get_logger
+from vmkeep.repository import Repository
 from vmkeep.transfer.confinement import start_confined
 from vmkeep.values import dataclass
 
@@ -64,6 +66,12 @@ def try_with_secret(content: bytes, file: str, definition: Definition | None, hy
             return Trial(None, f"libvirt does not give out the secret {tpm.secret_uuid} ({secret})")
         passphrase = secret.value
     return try_tpm(content, file, passphrase)
+
+
+def try_with_kept_secret(content: bytes, file: str, source: SecretSource, repository: Repository) -> Trial:
+    """Let swtpm load a TPM state with the secret that an envelope holds for it. Raises what reading that raises."""
+    held = repository.secrets(repository.holder(source.point, source.pin))
+    return try_tpm(content, file, next((secret.value for secret in held if secret.uuid == source.uuid), None))
 
 
 def try_tpm(content: bytes, file: str, passphrase: bytes | None = None) -> Trial:
