@@ -65,6 +65,6 @@ def test_error_of_a_step_is_told_as_it_was_and_a_file_that_is_no_database_by_nam
     assert isinstance(second.error, NoSpace)
     assert second.started == "1970-01-01T00:00:01.000Z"
     (tmp_path / "torn.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(VmkeepError, match="torn.sqlite"):
+    with pytest.raises(VmkeepError, match=r"torn\.sqlite"):
         read_steps(tmp_path / "torn.sqlite", "op")
     assert read_steps(tmp_path / "none.sqlite", "op") is None
