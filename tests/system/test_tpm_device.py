@@ -147,6 +147,9 @@ def test_secret_goes_only_when_a_point_holds_it_and_comes_back_with_that_point(h
     gone = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
     assert (gone["secret"]["undefined"], gone["secret"]["point"]) == (True, point["id"])
     assert host.secrets() == {}
+    refused = vmkeep.fails("tpm", "restore", "guest", "--yes")
+    assert (refused.code, len(vmkeep.json("points", "guest")["points"])) == ("invalid-request", 1)
+    assert "vmkeep tpm add guest --from" in refused.error["hint"]
     vmkeep.json("tpm", "add", "guest", "--from", point["id"])
     assert host.secrets() == {secret: _VALUE}
     assert inactive(vm) == before
