@@ -64,6 +64,14 @@ class KeyFile:
     def kind(self) -> str:
         return "key-file"
 
+    @property
+    def where(self) -> str:
+        """Where the key is, for people."""
+        return str(self.path) if self.path else "nowhere yet"
+
+    def check(self) -> None:
+        """Nothing: a key that was read was proved."""
+
     @classmethod
     def generate(cls, directory: Path, *, random: Callable[[int], bytes] = secrets.token_bytes) -> KeyFile:
         """Make a new key and store it in the directory; raises as ``save`` does."""
