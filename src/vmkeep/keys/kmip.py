@@ -136,28 +136,30 @@ class _Connection(KMIPProxy):  # type: ignore[misc]  # PyKMIP has no types
         except BaseException:
             plain.close()
             raise
-        self.protocol = KMIPProtocol(self.socket)  # type: ignore[no-untyped-call]  # PyKMIP has no types
+        self.protocol = KMIPProtocol(self.socket)
 
 
 def _context(settings: ProviderSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for field, load in (
-        ("ca_file", lambda path: context.load_verify_locations(path)),
-        (
-            "certificate_file",
-            lambda path: context.load_cert_chain(path, settings.text("private_key_file"), password=""),
-        ),
-    ):
-        path = settings.text(field)
-        try:
-            load(path)
-        except ssl.SSLError as error:
-            words = f"{path}, {field} of [key.{settings.name}], holds no certificate that fits: {error.reason}"
-            raise ProviderRefused(words, path=path, hint="Nothing was sent. Both files must be PEM.") from error
-        except OSError as error:
-            raise file_error(error, Path(path), "read") from error
+    key = settings.text("private_key_file")
+    with _loading(settings, "ca_file") as path:
+        context.load_verify_locations(path)
+    with _loading(settings, "certificate_file") as path:
+        context.load_cert_chain(path, key, password="")  # one with a password would be asked for on the terminal
     return context
+
+
+@contextmanager
+def _loading(settings: ProviderSettings, field: str) -> Iterator[str]:
+    path = settings.text(field)
+    try:
+        yield path
+    except ssl.SSLError as error:
+        words = f"{path}, {field} of [key.{settings.name}], holds no certificate that fits: {error.reason}"
+        raise ProviderRefused(words, path=path, hint="Nothing was sent. All of them must be PEM.") from error
+    except OSError as error:
+        raise file_error(error, Path(path), "read") from error
 
 
 def _parameters() -> dict[str, Any]:
