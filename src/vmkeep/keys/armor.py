@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vmkeep.errors import InvalidRequest, WrongKey
 from vmkeep.keys.keyfile import KeyFile
-from vmkeep.keys.paper import PAPER_BEGIN, parse_lines
 from vmkeep.keys.passphrase import SCRYPT, passphrase_cipher
 from vmkeep.values import dataclass
 
@@ -69,6 +68,8 @@ def import_key(text: str, passphrase: str) -> KeyFile:
 
     Raises InvalidRequest when the text is incomplete or was miscopied, WrongKey when the passphrase is wrong.
     """
+    from vmkeep.keys.paper import PAPER_BEGIN, parse_lines
+
     key_id, content = parse_lines(text) if PAPER_BEGIN in text else _parse(text)
     body = _proved(key_id, content)
     header, sealed = body[: _HEADER.size], body[_HEADER.size :]

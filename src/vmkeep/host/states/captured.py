@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vmkeep.config import Settings
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import NewVersion, SealedSecret
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
