@@ -255,24 +255,9 @@ def restore(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Put kept UEFI variables back in place of what a VM has now, which is off and needs no point for it."""
-    from vmkeep.flows.requests import NewNvram, ReplaceNvram
-    from vmkeep.flows.variable_files import version_to_restore
-
+    """Put kept UEFI variables back in place of what a VM has now, as `vmkeep state restore --kind nvram`."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        _refuse_both(vm, version, point)
-        if point is not None:
-            put_back(running, vm, Kind.NVRAM, None, point, yes=yes)
-            return
-        with running.host() as host:
-            found = version_to_restore(running.premises.catalog, host, vm, version)
-        running.console.confirm(
-            f"Put version {found.generation} of the UEFI variables of VM {vm!r} in place of what lies there? "
-            f"{_MEASURED}",
-            yes=yes,
-        )
-        request = ReplaceNvram(vm, NewNvram.RESTORE, vm_uuid=found.vm_uuid, version=found.chosen)
-        _replace(running, request)
+        put_back(running, vm, Kind.NVRAM, version, point, yes=yes)
 
 
 def _replace(running: Session, request: ReplaceNvram) -> None:

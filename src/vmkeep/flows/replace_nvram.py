@@ -1,4 +1,4 @@
-"""Replace a VM's UEFI variables: made anew, by a file, with more certificates, or by a version that is kept.
+"""Replace a VM's UEFI variables: made anew, by those of a file, or with more certificates.
 
 What lies there is a version before anything of it goes, and what comes is one before it is put in place: so a flow that
 goes on in another process puts in place what the first one would have.
@@ -15,7 +15,7 @@ from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent
 from vmkeep.custody.standing import NOTHING
 from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
-from vmkeep.errors import IntegrityError, InvalidRequest
+from vmkeep.errors import IntegrityError, InvalidRequest, StateTorn
 from vmkeep.flows.capture_states import keep_states_of_held
 from vmkeep.flows.gate import place_states, renew_gate, take_states_back
 from vmkeep.flows.orphans import contents_of
@@ -39,8 +39,6 @@ from vmkeep.host.tasks.survey import FindVm
 from vmkeep.repository import Repository
 
 _FILE = "nvram.fd"
-# Of the TPM too where what a guest sealed to it may depend on what changes, and where it may have to go back as well.
-_WITH_TPM = (NewNvram.ENROL, NewNvram.RESTORE)
 
 
 @flow("nvram.replace", after_crash=AfterCrash.FINISH)
@@ -66,7 +64,7 @@ def replace_nvram(plan: Plan, request: ReplaceNvram) -> NvramReplaced:
         path=held.path,
         kept=None if kept is None else kept.generation,
         kept_sha256="" if kept is None else kept.sha256,
-        tpm_kept=_newest_of(plan, held, "tpm") if request.how in _WITH_TPM else None,
+        tpm_kept=_newest_of(plan, held, "tpm") if request.how == NewNvram.ENROL else None,
         now=_generation_of(plan, held, made.version),
         sha256=made.version.sha256,
         template=held.template if request.how == NewNvram.RESET else "",
@@ -81,7 +79,7 @@ def replace_nvram(plan: Plan, request: ReplaceNvram) -> NvramReplaced:
 def examine(plan: Plan, request: ReplaceNvram) -> NvramHeld:
     """Hold the VM, and note what lies there."""
     services = plan.services
-    vm_uuid = request.vm_uuid or services.host.ask(FindVm(request.vm))
+    vm_uuid = services.host.ask(FindVm(request.vm))
     return services.on_host(plan.operation, HoldForNvram(plan.operation, vm_uuid))
 
 
@@ -91,9 +89,19 @@ def let_go(plan: Plan, held: NvramHeld, keep_aside: bool = False) -> str:
 
 
 def keep_states(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> None:
-    """Keep what lies there as a version, unless it is one; of what is blank or cut off there can be none."""
-    kinds = (*(("nvram",) if held.whole else ()), *(("tpm",) if request.how in _WITH_TPM else ()))
-    keep_states_of_held(plan.services, plan.operation, held.vm_uuid, held.vm_name, kinds)
+    """Keep what lies there as a version, unless it is one; of what is blank or cut off there can be none.
+
+    Variables that are no good become one that does not count. Before an enrolment the TPM's state is kept too, to which
+    a guest may have sealed something by what changes.
+    """
+    services, vm = plan.services, held.vm_name
+    kinds = (*(("nvram",) if held.whole else ()), *(("tpm",) if request.how == NewNvram.ENROL else ()))
+    try:
+        keep_states_of_held(services, plan.operation, held.vm_uuid, vm, kinds)
+    except StateTorn:
+        if request.how == NewNvram.ENROL or not held.whole:
+            raise
+        keep_states_of_held(services, plan.operation, held.vm_uuid, vm, kinds, as_it_is=True)
     if held.whole and _version_before(plan, held) is None:
         raise IntegrityError(
             f"the UEFI variables of VM {held.vm_name!r} are no version that something holds: they were not replaced",
@@ -117,11 +125,8 @@ def make_content(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> NvramMad
             return services.on_host(operation, task)
         case NewNvram.IMPORT:
             made = services.with_repository(lambda repository: _put_file(repository, request, held, known))
-        case NewNvram.RESTORE:
-            assert request.version is not None, "a restore without a version"
-            made = NvramMade(request.version, None)
-    services.on_host(operation, CheckNvram(operation, held, made.version))
-    return made
+            services.on_host(operation, CheckNvram(operation, held, made.version))
+            return made
 
 
 def install(plan: Plan, held: NvramHeld, made: NvramMade) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from vmkeep.catalog import Catalog
 from vmkeep.custody.certificates import parse_certificates
 from vmkeep.custody.enrolment import named_certificate
-from vmkeep.custody.states import ChosenVersion
 from vmkeep.custody.variables import QCOW2, read_layout
 from vmkeep.custody.wanted import WantedCertificate
 from vmkeep.errors import HostFileMissing, IntegrityError, InvalidRequest, StateUnsupported, VmNotFound
@@ -36,22 +35,6 @@ class VariablesExported:
     path: str
     size_bytes: int
     version: VersionKept
-
-
-@dataclass(frozen=True, slots=True)
-class VersionToRestore:
-    """A version of a VM's UEFI variables that is to be put in place, and its number."""
-
-    vm_uuid: str
-    generation: int
-    chosen: ChosenVersion
-
-
-def version_to_restore(catalog: Catalog, host: Host, vm: str, version: str | None) -> VersionToRestore:
-    """Return the newest version that counts of a VM of the host, or the one that is named. Raises VmNotFound."""
-    vm_uuid = host.ask(FindVm(vm))
-    (kept,) = versions_asked_for(catalog, vm_uuid, "nvram", version)
-    return VersionToRestore(vm_uuid, kept.version.generation, chosen_of(kept.version))
 
 
 def version_on_host(premises: Premises, host: Host, vm: str) -> tuple[str | None, tuple[str, ...]]:
