@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.installation import Premises
-from vmkeep.providers import KEY_FILE
+from vmkeep.keys.material import KEY_FILE
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:

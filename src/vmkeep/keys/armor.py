@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vmkeep.errors import InvalidRequest, WrongKey
 from vmkeep.keys.keyfile import KeyFile
-from vmkeep.keys.paper import PAPER_BEGIN, parse_lines
 from vmkeep.keys.passphrase import SCRYPT, passphrase_cipher
 from vmkeep.values import dataclass
 
 BEGIN = "-----BEGIN VMKEEP KEY-----"
 END = "-----END VMKEEP KEY-----"
+_PAPER = "BEGIN VMKEEP PAPER KEY"
 LINE_LENGTH = 64
 # Version, log2 of scrypt's n, r, p, salt, nonce.
 _HEADER = struct.Struct(">BBBB16s12s")
@@ -69,7 +69,12 @@ def import_key(text: str, passphrase: str) -> KeyFile:
 
     Raises InvalidRequest when the text is incomplete or was miscopied, WrongKey when the passphrase is wrong.
     """
-    key_id, content = parse_lines(text) if PAPER_BEGIN in text else _parse(text)
+    if _PAPER in text:
+        from vmkeep.keys.paper import parse_lines
+
+        key_id, content = parse_lines(text)
+    else:
+        key_id, content = _parse(text)
     body = _proved(key_id, content)
     header, sealed = body[: _HEADER.size], body[_HEADER.size :]
     try:
