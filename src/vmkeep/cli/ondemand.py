@@ -36,6 +36,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "verify": OnDemand("vmkeep.cli.verify", "Prove that points are sound."),
     "doctor": OnDemand("vmkeep.cli.doctor", "Say what is wrong, and what mends it."),
     "log": OnDemand("vmkeep.cli.log", "Show what was done, and how it ended."),
+    "ops": OnDemand("vmkeep.cli.ops", "Operations under way: show, carry on, stop.", "app"),
     "point": OnDemand("vmkeep.cli.points", "One point: show it or delete it.", "point_app"),
     "vm": OnDemand("vmkeep.cli.vm", "The VMs of the host, and whether a point would hold all of them.", "app"),
     "state": OnDemand("vmkeep.cli.state", "TPM state and UEFI variables: on the host, and kept.", "app"),

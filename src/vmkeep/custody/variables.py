@@ -152,6 +152,20 @@ def read_variables(content: bytes) -> VariableStore:
     return VariableStore(tuple(variables), problem)
 
 
+def store_fault(content: bytes, before: bytes | None = None) -> str | None:
+    """Return why a content is no good as a variable store; None for a whole one, and for what no such store ever was.
+
+    ``before`` is the content of the version before: where that was a store of EDK2's, what is none is no good either.
+    A firmware that meets such a store begins with empty variables.
+    """
+    found = _find_store(content)
+    if not isinstance(found, str) or content.startswith(_QCOW2):
+        return None
+    begun = content[16:32] == _NV_DATA or content[40:44] == b"_FVH"
+    was_one = before is not None and not isinstance(_find_store(before), str)
+    return found if begun or was_one else None
+
+
 def _find_store(content: bytes) -> tuple[int, int, struct.Struct] | str:
     """Return where variables begin and end, and the layout of their headers; or why there are none."""
     if content.startswith(_QCOW2):

@@ -289,7 +289,12 @@ class CheckUp:
 
     def _interrupted(self, catalog: Catalog) -> Iterator[Finding]:
         for operation in catalog.unfinished_operations():
-            if not owner_lives(self._settings, operation.owner):
+            if operation.state is OperationState.NEEDS_OPERATOR:
+                why = (operation.error or {}).get("message") or "it could not be undone"
+                message = f"the operation {operation.kind} ({operation.id}) needs a person: {why}"
+                remedy = command_line("vmkeep ops show", operation.id)
+                yield Finding(FindingCode.OPERATION_NEEDS_OPERATOR, message, remedy=remedy, vm=operation.vm)
+            elif not owner_lives(self._settings, operation.owner):
                 about = "" if operation.vm is None else f" of VM {operation.vm!r}"
                 message = f"the operation {operation.kind}{about} ({operation.id}) was killed; it is undone or finished"
                 yield Finding(FindingCode.OPERATION_INTERRUPTED, message, vm=operation.vm, recovered=True)

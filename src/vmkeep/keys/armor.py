@@ -23,7 +23,6 @@ from vmkeep.values import dataclass
 
 BEGIN = "-----BEGIN VMKEEP KEY-----"
 END = "-----END VMKEEP KEY-----"
-_PAPER = "BEGIN VMKEEP PAPER KEY"
 LINE_LENGTH = 64
 # Version, log2 of scrypt's n, r, p, salt, nonce.
 _HEADER = struct.Struct(">BBBB16s12s")
@@ -69,12 +68,9 @@ def import_key(text: str, passphrase: str) -> KeyFile:
 
     Raises InvalidRequest when the text is incomplete or was miscopied, WrongKey when the passphrase is wrong.
     """
-    if _PAPER in text:
-        from vmkeep.keys.paper import parse_lines
+    from vmkeep.keys.paper import PAPER_BEGIN, parse_lines
 
-        key_id, content = parse_lines(text)
-    else:
-        key_id, content = _parse(text)
+    key_id, content = parse_lines(text) if PAPER_BEGIN in text else _parse(text)
     body = _proved(key_id, content)
     header, sealed = body[: _HEADER.size], body[_HEADER.size :]
     try:
