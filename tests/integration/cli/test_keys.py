@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 import stat
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.cli.command_line import vmkeep
+from tests.integration.cli.test_premises import VM, premises, take
 from tests.rig.keyservers import kmip_server, private
 
 WORDS = "correct horse battery staple"
@@ -142,6 +144,19 @@ def test_key_file_with_a_passphrase_opens_with_the_file_of_the_settings_alone(ho
     private(Path(passphrase), f"{WORDS}\n")
     done(home, "key", "passphrase", "--remove")
     assert key.read_text() == plain
+
+
+def test_status_tells_what_would_be_lost_and_which_states_nothing_opens(home: Path) -> None:
+    header = struct.pack(">BBHHI", 2, 1, 10, 1, 2048)  # as swtpm writes it before an encrypted state
+    with premises(home) as place:
+        first = take(place, generation=1)
+        take(place, generation=2, parent=first.id, content=header + bytes(2038))
+    status = done(home, "key", "status")
+    assert (status["points"], status["vms"], status["state_versions"]) == (2, 1, 2)
+    assert status["secrets_not_kept"] == [{"vm": "win11", "vm_uuid": VM, "versions": 1, "newest": 2}]
+    shown = vmkeep(home, "key", "status").out
+    assert "version 2, is in no envelope" in shown
+    assert "never exported" in shown
 
 
 @pytest.mark.filterwarnings("ignore")  # PyKMIP's own, of what it builds upon
