@@ -261,7 +261,7 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
     assert standings == {"current"}, f"the TPM state that came back is {standings}"
     if not _not_tried(game.promise.running):
         # The UEFI variables may be those of an earlier point by now, which the gate would refuse.
-        game.vmkeep.json("hook", "pass", "--", game.vm.name)
+        game.vmkeep.json("hook", "pass", "--yes", "--", game.vm.name)
         game.vm.start(paused=True)
         game.vm.destroy()
 
