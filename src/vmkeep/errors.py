@@ -748,6 +748,37 @@ class SecretPrivate(VmkeepError):
     default_hint = "Start the VM for a backup; for a restore, define the secret anew with private='no'."
 
 
+class ProviderUnreachable(VmkeepError):
+    """What holds a key outside of this host, or beside it, did not answer. Asking again later is safe."""
+
+    code = "provider-unreachable"
+    exit_status = 45
+    http_status = 503
+    default_hint = (
+        "Nothing was changed. `vmkeep key providers` tells when it answers; another recipient's key opens too."
+    )
+
+
+class ProviderRefused(VmkeepError):
+    """What holds a key answered, and did not do what was asked: it does not know this host, or does not allow it."""
+
+    code = "provider-refused"
+    exit_status = 46
+    http_status = 403
+    default_hint = (
+        "Nothing was changed. Look at what the provider's own log says, and at the settings of its table [key]."
+    )
+
+
+class KeyUnknown(VmkeepError):
+    """What holds keys has none of that name, or none of the kind that is needed."""
+
+    code = "key-unknown"
+    exit_status = 47
+    http_status = 409
+    default_hint = "Correct `key` in the provider's settings, or bring the key back from the provider's own backup."
+
+
 # -- nobody could be told --------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "orphans": OnDemand("vmkeep.cli.orphans", "TPM states and UEFI variables that belong to no VM.", "app"),
     "watch": OnDemand("vmkeep.cli.watch", "Keep TPM state and UEFI variables as they change."),
     "hook": OnDemand("vmkeep.cli.hook", "The gate: no start with a lost or older TPM.", "app"),
-    "key": OnDemand("vmkeep.cli.key", "Export the repository's key, and import it.", "app"),
+    "key": OnDemand("vmkeep.cli.key", "The keys that open the repository.", "app"),
     "checkpoint": OnDemand("vmkeep.cli.checkpoint", "libvirt's checkpoints of a VM, and their health.", "app"),
     "snapshot": OnDemand("vmkeep.cli.snapshot", "libvirt's snapshots of a VM.", "app"),
     "host": OnDemand("vmkeep.cli.host", "The hosts that sign points, and which are trusted.", "app"),

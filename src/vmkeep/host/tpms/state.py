@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.orphans import Orphan, OrphanFile, state_in
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.definition import parse_definition
