@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         CatalogState,
         CatalogVm,
         FoundPin,
+        HeldSecret,
         KnownHostKey,
         KnownRepository,
         PassedPoint,
@@ -43,7 +44,8 @@ else:
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogDeletion CatalogPin CatalogPoint CatalogSnapshot CatalogState "
-            "CatalogVm FoundPin KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile Trust",
+            "CatalogVm FoundPin HeldSecret KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile "
+            "Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -60,6 +62,7 @@ __all__ = [
     "CatalogState",
     "CatalogVm",
     "FoundPin",
+    "HeldSecret",
     "KnownHostKey",
     "KnownRepository",
     "MemoryCatalog",

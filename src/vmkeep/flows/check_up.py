@@ -33,6 +33,7 @@ from vmkeep.errors import (
 from vmkeep.flows.hosts import undecided
 from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
+from vmkeep.flows.secret_holders import secret_holders, versions_without_key
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.vm_states import known_version, states_in
 from vmkeep.host.protocol import Host
@@ -244,6 +245,7 @@ class CheckUp:
             return
         yield from self._hosts(catalog)
         yield from self._repository(catalog, request)
+        yield from self._keys(catalog)
 
     def _hosts(self, catalog: Catalog) -> Iterator[Finding]:
         """Tell what nobody has decided about the hosts that sign points, as far as the catalogue has met them."""
@@ -271,9 +273,30 @@ class CheckUp:
             message = f"the key {own[-1].fingerprint} with which this installation signed its points is gone"
             yield Finding(FindingCode.SIGNING_KEY_GONE, message, path=str(path))
 
+    def _keys(self, catalog: Catalog) -> Iterator[Finding]:
+        """Tell of encrypted TPM states that are kept without what opens them."""
+        for vm in catalog.vms():
+            if self._vms and not {vm.uuid, vm.name} & set(self._vms):
+                continue
+            with contextlib.suppress(VmkeepError):  # a repository that cannot be read is told already
+                lacking = versions_without_key(catalog, self._premises.repository, vm.uuid)
+                if lacking:
+                    many = "a version" if len(lacking) == 1 else f"{len(lacking)} versions"
+                    message = (
+                        f"{many} of its TPM state, the newest is {lacking[0].generation}, cannot be opened without a "
+                        "secret of libvirt that is kept with none of them and in no point"
+                    )
+                    remedy = command_line("vmkeep state capture", vm.name)
+                    yield Finding(FindingCode.TPM_KEY_NOT_KEPT, message, vm=vm.name, remedy=remedy)
+
     def _interrupted(self, catalog: Catalog) -> Iterator[Finding]:
         for operation in catalog.unfinished_operations():
-            if not owner_lives(self._settings, operation.owner):
+            if operation.state is OperationState.NEEDS_OPERATOR:
+                why = (operation.error or {}).get("message") or "it could not be undone"
+                message = f"the operation {operation.kind} ({operation.id}) needs a person: {why}"
+                remedy = command_line("vmkeep ops show", operation.id)
+                yield Finding(FindingCode.OPERATION_NEEDS_OPERATOR, message, remedy=remedy, vm=operation.vm)
+            elif not owner_lives(self._settings, operation.owner):
                 about = "" if operation.vm is None else f" of VM {operation.vm!r}"
                 message = f"the operation {operation.kind}{about} ({operation.id}) was killed; it is undone or finished"
                 yield Finding(FindingCode.OPERATION_INTERRUPTED, message, vm=operation.vm, recovered=True)
@@ -322,9 +345,7 @@ class CheckUp:
             code = next((code for kind, code in _REPOSITORY_ERRORS if isinstance(error, kind)), None)
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
             return
-        key = self._premises.key_path
-        message = "this is the key; without a copy of it elsewhere all points are lost with this host"
-        yield Finding(FindingCode.KEY_PLACE, message, remedy="vmkeep key export", path=key)
+        yield self._key_place()
         # A point that was deleted meanwhile left the catalogue too; one that was begun meanwhile is a living operation.
         known = set(catalog.point_ids())
         for point_id in sorted((known & known_before) - stored):
@@ -350,6 +371,18 @@ class CheckUp:
                 message = f"the repository still names the writer of the operation {point_id}, which has ended"
                 where = f"{path}/intents/{writer.id}"
                 yield Finding(FindingCode.LEFT_INTENT, message, path=where, mend=RemoveIntent(writer.id))
+
+    def _key_place(self) -> Finding:
+        from vmkeep.keys import KeyFile
+
+        key = self._premises.key
+        if isinstance(key, KeyFile):
+            exported = self._premises.keychain.exported(key.key_id)
+            when = "it was never exported here" if exported is None else f"it was exported here on {exported[:10]}"
+            message = f"this is the key; without a copy of it elsewhere all points are lost with this host; {when}"
+            return Finding(FindingCode.KEY_PLACE, message, remedy="vmkeep key export", path=str(key.path))
+        message = f"the repository is opened with {key.where}; without that key, or another recipient's, all is lost"
+        return Finding(FindingCode.KEY_PLACE, message, remedy="vmkeep key recipients list")
 
 
 _REPOSITORY_ERRORS: tuple[tuple[type[VmkeepError], FindingCode], ...] = (
@@ -388,6 +421,7 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
         placed=catalog.placed_states(vm_uuid),
         tracked=vm is not None and vm.is_tracked,
+        secret_pins={holder.uuid: holder.pin for holder in secret_holders(catalog, vm_uuid) if holder.pin},
     )
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from vmkeep.catalog import Catalog, CatalogDeletion
-from vmkeep.catalog.texts import now
 from vmkeep.custody.orphans import KeptContent, Orphan
 from vmkeep.custody.tombstones import (
     Protection,
@@ -23,6 +22,7 @@ from vmkeep.custody.tombstones import (
 )
 from vmkeep.errors import IntegrityError, TargetExists, VmkeepError
 from vmkeep.flows.plan import Plan
+from vmkeep.flows.secret_holders import secret_holders
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import Identify
 from vmkeep.host.tasks.tpms import LookAtTpmSecret, NotDeleted, SecretJudged, TpmFound, TpmStateDeleted
@@ -85,19 +85,10 @@ def until_days(days: int, since: str) -> str:
     return (datetime.fromisoformat(since) + timedelta(days=days)).isoformat(timespec="microseconds")
 
 
-def points_with_secret(catalog: Catalog, vm_uuid: str, secret: str) -> tuple[str, ...]:
-    """Return the points of a VM that hold a secret, as far as somebody vouches for them."""
-    return tuple(
-        point.id
-        for point in catalog.points_of_vm(vm_uuid)
-        if point.is_vouched_for and any(each.get("uuid") == secret for each in point.document.get("secrets", ()))
-    )
-
-
 # -- what must still be deleted ----------------------------------------------------------------------------------
 
 
-def tombstones_of(host: Host, removal: Removal) -> tuple[Tombstone, ...]:
+def tombstones_of(host: Host, removal: Removal, at: str) -> tuple[Tombstone, ...]:
     """Return what a removal leaves to be done on its host: files that the system did not let go, and the secret."""
     found, failed = removal.found, [each for each in removal.deleted.failed if _is_text(each.path)]
     made = []
@@ -105,14 +96,14 @@ def tombstones_of(host: Host, removal: Removal) -> tuple[Tombstone, ...]:
         files = tuple(_left_file(each, removal.kept) for each in failed if each.path != found.directory)
         made.append(
             replace(
-                _tombstone(host, removal, TombstoneKind.STATE, found.directory),
+                _tombstone(host, removal, TombstoneKind.STATE, found.directory, at),
                 files=files,
                 protection=protection_of(host, failed, found.secret),
                 last_error=as_line(failed[0].why),
             )
         )
     if found.secret and removal.secret.may_go_later:
-        secret = _tombstone(host, removal, TombstoneKind.SECRET, found.secret)
+        secret = _tombstone(host, removal, TombstoneKind.SECRET, found.secret, at)
         made.append(replace(secret, protection=_of_secret(host, found.secret), last_error=as_line(removal.secret.why)))
     return tuple(made)
 
@@ -136,7 +127,7 @@ def _of_secret(host: Host, secret: str) -> Protection:
     return Protection.SEALED if kept.sealed else Protection.BESIDE
 
 
-def _tombstone(host: Host, removal: Removal, kind: TombstoneKind, place: str) -> Tombstone:
+def _tombstone(host: Host, removal: Removal, kind: TombstoneKind, place: str, at: str) -> Tombstone:
     identity = host.ask(Identify())
     return Tombstone(
         id=tombstone_id(removal.operation, kind, place),
@@ -147,7 +138,7 @@ def _tombstone(host: Host, removal: Removal, kind: TombstoneKind, place: str) ->
         vm_uuid=removal.found.vm_uuid,
         vm_name=removal.found.vm_name,
         place=place,
-        since=removal.deleted.at or now(),
+        since=at,
         secret=removal.found.secret,
     )
 
@@ -166,9 +157,11 @@ def _is_text(path: str) -> bool:
 
 
 def proof_of(
-    catalog: Catalog, host: Host, removal: Removal, tombstones: Iterable[Tombstone], until: str
+    catalog: Catalog, host: Host, removal: Removal, tombstones: Iterable[Tombstone], at: str, until: str
 ) -> CatalogDeletion:
-    """Return the proof of a removal, which is stored later. ``until`` is the term that its versions have by now."""
+    """Return the proof of a removal, which is stored later. ``until`` is the term that its versions have from ``at``
+    on.
+    """
     found = removal.found
     identity = host.ask(Identify())
     record = DeletionRecord(
@@ -179,7 +172,7 @@ def proof_of(
         vm_name=found.vm_name,
         host=identity.name,
         host_uuid=identity.uuid,
-        created=removal.deleted.at or now(),
+        created=at,
         files=_files(removal),
         secret=_secret(catalog, removal),
         versions=_versions(catalog, found.vm_uuid, until),
@@ -308,6 +301,8 @@ def _files(removal: Removal) -> tuple[DeletedFile, ...]:
     for file in removal.seen.files[:MOST_FILES]:
         place = removal.seen.place_of(file)
         gone = place in deleted.removed
+        if not gone and place not in failed and not any(place in sentence for sentence in deleted.left):
+            continue  # of a directory that others use as well, and none of the TPM's
         outcome = "deleted" if gone else "failed" if place in failed else "left"
         why = "" if gone else failed.get(place, "it is no version that is kept, or changed meanwhile")
         told.append(
@@ -328,14 +323,15 @@ def _secret(catalog: Catalog, removal: Removal) -> DeletedSecret | None:
     found, judged = removal.found, removal.secret
     if not found.secret:
         return None
-    holders = points_with_secret(catalog, found.vm_uuid, found.secret)
-    outcome = "undefined" if judged.point else "failed" if judged.may_go_later else "stays"
+    terms = {pin.id: pin.until for pin in catalog.pins_of_vm(found.vm_uuid)}
+    holders = [each for each in secret_holders(catalog, found.vm_uuid) if each.uuid == found.secret]
+    outcome = "undefined" if judged.can_go else "failed" if judged.may_go_later else "stays"
     return DeletedSecret(
         found.secret,
         outcome,
-        (judged.at or removal.deleted.at or None) if judged.point else None,
+        (judged.at or removal.deleted.at or None) if judged.can_go else None,
         as_line(judged.why),
-        tuple(SecretHolder("point", each) for each in holders[:_MOST_HOLDERS]),
+        tuple(SecretHolder(each.kind, each.id, terms.get(each.id)) for each in holders[:_MOST_HOLDERS]),
     )
 
 

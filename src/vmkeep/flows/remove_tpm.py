@@ -23,23 +23,21 @@ from vmkeep.custody.orphans import KeptContent, Orphan
 from vmkeep.custody.standing import NOTHING
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import IntegrityError, VmkeepError
-from vmkeep.flows.catch_up import catch_up_on_vm
-from vmkeep.flows.gate import place_states, renew_gate, take_states_back
+from vmkeep.flows.capture_states import keep_states_of_held
+from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.orphans import contents_of
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.removals import (
     Removal,
-    points_with_secret,
     proof_of,
     store_proofs,
     tombstones_of,
     until_days,
 )
 from vmkeep.flows.requests import RemoveTpm, TpmRemoved
+from vmkeep.flows.secret_holders import SecretHolder, secret_holders
 from vmkeep.flows.settle_pins import settle_pins_of_vm
 from vmkeep.flows.tombstones import settle_deleted
-from vmkeep.flows.vm_states import known_states, new_state
-from vmkeep.host.tasks.states import CaptureStates
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.host.tasks.tpms import (
     DeleteTpmState,
@@ -64,10 +62,13 @@ def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
     """Remove a VM's TPM; its state is a version before anything of it goes. See docs/internals/flows.md."""
     found = plan.step(examine, plan, request, undo=lambda found: let_go(plan, found))
     # Each undo stands at the step before the one that it undoes: that one may fail when its work is done.
+    # What becomes of versions: this one is kept, and none of the others goes by the removal.
     plan.step(keep_state, plan, found, undo=lambda _: put_back(plan, found))
     plan.step(take_out, plan, found)
     remains = plan.step(look_at_remains, plan, found, undo=lambda remains: install_again(plan, found, remains))
+    # A host that fails does not stop the flow: what it could not delete is in the answer, and gets a tombstone below.
     deleted = plan.step(delete_state, plan, found, remains)
+    # After the files, so that an undo needs no more than envelopes; from here on those left open for nobody.
     judged = plan.step(judge_secret, plan, found, undo=lambda judged: give_back(plan, found, judged))
     dropped = plan.step(drop_secret, plan, found, judged)
     plan.step(note_removed, plan, found, undo=lambda before: take_states_back(plan, found.vm_uuid, before))
@@ -89,6 +90,7 @@ def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
         removal="" if removal.is_nothing else plan.operation,
         secret=found.secret,
         secret_point=dropped.point,
+        secret_pin=dropped.pin,
         secret_stays=dropped.why,
         way_back="" if kept is None else _way_back(plan, found, kept),
     )
@@ -108,19 +110,8 @@ def let_go(plan: Plan, found: TpmFound) -> None:
 
 def keep_state(plan: Plan, found: TpmFound) -> None:
     """Keep what lies there as a version, unless it is one. Without a state file there is nothing to keep."""
-    services, vm_uuid = plan.services, found.vm_uuid
-    catch_up_on_vm(services, vm_uuid)
-    catalog = services.catalog
-    catalog.see_vm(vm_uuid, found.vm_name)
-    if not found.state:
-        return
-    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-    captured = services.on_host(plan.operation, CaptureStates(plan.operation, vm_uuid, known, ("tpm",)))
-    new = tuple(new_state(vm_uuid, each) for each in captured.new)
-    if new:
-        catalog.accept_states(new)
-        renew_gate(services, vm_uuid)
-    settle_pins_of_vm(services, vm_uuid)
+    kinds = ("tpm",) if found.state else ()
+    keep_states_of_held(plan.services, plan.operation, found.vm_uuid, found.vm_name, kinds)
 
 
 def take_out(plan: Plan, found: TpmFound) -> None:
@@ -168,25 +159,29 @@ def install_again(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> None
 
 
 def judge_secret(plan: Plan, found: TpmFound) -> SecretJudged:
-    """Tell whether the secret can go: nothing needs it, and a vouched point holds it. No key is destroyed before."""
+    """Tell whether the secret can go: nothing needs it, and an envelope holds it. No key is destroyed before."""
     if not found.secret:
         return SecretJudged()
-    task = JudgeTpmSecret(plan.operation, found.vm_uuid, found.secret, _holders(plan, found))
+    holders = _holders(plan, found)
+    points = tuple(holder.point for holder in holders if holder.point)
+    pins = tuple(holder.pin for holder in holders if holder.pin)
+    task = JudgeTpmSecret(plan.operation, found.vm_uuid, found.secret, points, pins)
     return plan.services.on_host(plan.operation, task)
 
 
 def drop_secret(plan: Plan, found: TpmFound, judged: SecretJudged) -> SecretJudged:
     """Undefine the secret, if it can go."""
-    if not judged.point:
+    if not judged.can_go:
         return judged
-    task = DropTpmSecret(plan.operation, found.vm_uuid, found.secret, judged.point)
+    task = DropTpmSecret(plan.operation, found.vm_uuid, found.secret, judged.point, judged.pin)
     return plan.services.on_host(plan.operation, task)
 
 
 def give_back(plan: Plan, found: TpmFound, judged: SecretJudged) -> None:
     """Undo ``drop_secret``."""
-    if judged.point:
-        plan.services.on_host(plan.operation, GiveTpmSecret(plan.operation, judged.point, found.secret))
+    if judged.can_go:
+        task = GiveTpmSecret(plan.operation, judged.point, found.secret, judged.pin)
+        plan.services.on_host(plan.operation, task)
 
 
 def note_removed(plan: Plan, found: TpmFound) -> dict[str, str | None]:
@@ -200,10 +195,17 @@ def note_removal(plan: Plan, removal: Removal) -> tuple[str, ...]:
     if removal.is_nothing:
         return ()
     catalog = services.catalog
-    until = until_days(services.removed_tpm_days, removal.deleted.at or now())
-    tombstones = tombstones_of(services.host, removal)
-    catalog.record_deletion(proof_of(catalog, services.host, removal, tombstones, until), tombstones)
+    at = removal.deleted.at or now()
+    until = until_days(services.removed_tpm_days, at)
+    tombstones = tombstones_of(services.host, removal, at)
+    first = proof_of(catalog, services.host, removal, tombstones, at, until)
+    catalog.record_deletion(first, tombstones)
+    # Pins get the term by that, and are others then: the proof names those that hold the secret from now on.
     settle_pins_of_vm(services, vm_uuid)
+    proof = proof_of(catalog, services.host, removal, tombstones, at, until)
+    if proof != first:
+        catalog.withdraw_deletion(first.id, plan.operation)
+        catalog.record_deletion(proof, tombstones)
     failed = [each.path for each in removal.deleted.failed]
     with suppress(VmkeepError):  # they stay open, and the next try finds nothing
         settle_deleted(catalog, services.host, vm_uuid, removal.found.directory, failed, but=plan.operation)
@@ -215,8 +217,9 @@ def withdraw_removal(plan: Plan) -> None:
     plan.services.catalog.withdraw_deletion(plan.operation, plan.operation)
 
 
-def _holders(plan: Plan, found: TpmFound) -> tuple[str, ...]:
-    return points_with_secret(plan.services.catalog, found.vm_uuid, found.secret)
+def _holders(plan: Plan, found: TpmFound) -> tuple[SecretHolder, ...]:
+    holders = secret_holders(plan.services.catalog, found.vm_uuid)
+    return tuple(holder for holder in holders if holder.uuid == found.secret)
 
 
 def _kept(plan: Plan, found: TpmFound, orphan: Orphan | None) -> tuple[KeptContent, ...]:

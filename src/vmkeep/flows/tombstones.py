@@ -18,7 +18,8 @@ from vmkeep.commandline import command_line
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.custody.tombstones import Ending, Tombstone, TombstoneKind, chosen_tombstones
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, VmBusy, VmkeepError
-from vmkeep.flows.removals import fact_about, points_with_secret, store_deletions
+from vmkeep.flows.removals import fact_about, store_deletions
+from vmkeep.flows.secret_holders import SecretHolder, secret_holders
 from vmkeep.flows.services import Services, held_vm
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import Identify, Progress
@@ -168,7 +169,7 @@ def _try(catalog: Catalog, tombstone: Tombstone, ask: Ask) -> TombstoneTried:
         if tombstone.kind is TombstoneKind.STATE:
             outcome = _delete_state(tombstone, ask)
         else:
-            outcome = _drop_secret(tombstone, points_with_secret(catalog, tombstone.vm_uuid, tombstone.place), ask)
+            outcome = _drop_secret(tombstone, secret_holders(catalog, tombstone.vm_uuid), ask)
     except Interrupted:
         raise
     except VmkeepError as error:
@@ -206,12 +207,15 @@ def _delete_state(tombstone: Tombstone, ask: Ask) -> _Outcome:
     return _Outcome(Ending.DELETED if ended.removed else Ending.GONE, ended.removed)
 
 
-def _drop_secret(tombstone: Tombstone, points: tuple[str, ...], ask: Ask) -> _Outcome:
+def _drop_secret(tombstone: Tombstone, holders: Iterable[SecretHolder], ask: Ask) -> _Outcome:
     vm_uuid, secret = tombstone.vm_uuid, tombstone.place
-    judged = ask(JudgeTpmSecret(uuid.uuid4().hex, vm_uuid, secret, points))
-    if judged.point:
-        judged = ask(DropTpmSecret(uuid.uuid4().hex, vm_uuid, secret, judged.point))
-    if judged.point:
+    mine = [holder for holder in holders if holder.uuid == secret]
+    points = tuple(each.point for each in mine if each.point)
+    pins = tuple(each.pin for each in mine if each.pin)
+    judged = ask(JudgeTpmSecret(uuid.uuid4().hex, vm_uuid, secret, points, pins))
+    if judged.can_go:
+        judged = ask(DropTpmSecret(uuid.uuid4().hex, vm_uuid, secret, judged.point, judged.pin))
+    if judged.can_go:
         return _Outcome(Ending.DELETED, (secret,))
     ending = {"absent": Ending.GONE, "named": Ending.SUPERSEDED}.get(judged.code, Ending.NONE)
     return _Outcome(ending, why=judged.why)

@@ -105,6 +105,8 @@ class FindingCode(StrEnum):
     """A backup and its guardian both died: its job, checkpoint or pause may still be there."""
     OPERATION_INTERRUPTED = "operation-interrupted"
     """An operation's process died before it was done."""
+    OPERATION_NEEDS_OPERATOR = "operation-needs-operator"
+    """An operation failed, and undoing it stopped: the VM is neither what it was nor what was wanted."""
     SNAPSHOT_UNRECORDED = "snapshot-unrecorded"
     """A snapshot was begun, and what came of it is not recorded: its state files wait on this host."""
     RESTORE_PENDING = "restore-pending"
@@ -175,6 +177,8 @@ class FindingCode(StrEnum):
     """Something of a TPM that was removed could not be deleted on a host, and is there still."""
     TPM_SECRET_MISSING = "tpm-secret-missing"  # noqa: S105  a code, not a password
     """The TPM state is encrypted with a secret that libvirt does not have: the VM cannot start."""
+    TPM_KEY_NOT_KEPT = "tpm-key-not-kept"
+    """Encrypted TPM states are kept, and the value of the secret that opens them is in no envelope."""
     TPM_NOT_KEPT = "tpm-not-kept"
     """Something of the VM's TPM is in no point."""
     DISK_NOT_KEPT = "disk-not-kept"
@@ -225,6 +229,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.RECOVERY_FAILED,
         FindingCode.POINT_INTERRUPTED,
         FindingCode.OPERATION_INTERRUPTED,
+        FindingCode.OPERATION_NEEDS_OPERATOR,
         FindingCode.SNAPSHOT_UNRECORDED,
         FindingCode.RESTORE_PENDING,
         FindingCode.KEPT_ASIDE,
@@ -255,6 +260,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.LEFT_BITMAP,
         FindingCode.DEFINITION_DIFFERS,
         FindingCode.STATE_SUPERSEDED,
+        FindingCode.TPM_KEY_NOT_KEPT,
         FindingCode.STATE_NOT_CAPTURED,
         FindingCode.TOMBSTONE_OPEN,
         FindingCode.SNAPSHOT_GONE,
@@ -353,11 +359,12 @@ class MendCheckpoint(VmMend):
 
 @dataclass(frozen=True, slots=True)
 class DefineSecret(VmMend):
-    """Define a secret that libvirt lacks, from a point that holds it."""
+    """Define a secret that libvirt lacks, from a point or a pin that holds it."""
 
     vm_uuid: str
     secret: str
     point: str
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +459,8 @@ class RememberedVm:
     """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
 
     ``bases`` are the points once more, as a plan of the next one knows them. ``placed`` is the state that was put in
-    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from.
+    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from. ``secret_pins`` are
+    the pins that hold secrets of it, by the secret's UUID.
     """
 
     uuid: str
@@ -462,6 +470,7 @@ class RememberedVm:
     snapshots: tuple[tuple[str, str], ...] = ()
     placed: Mapping[str, str] = field(default_factory=dict)
     tracked: bool = True
+    secret_pins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

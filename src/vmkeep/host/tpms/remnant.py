@@ -10,7 +10,7 @@ from vmkeep.errors import InvalidRequest
 from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.tpms import DeleteLeftTpmState, LeftTpmStateDeleted
 from vmkeep.host.tpms.device import place_of_tpm
-from vmkeep.host.tpms.state import content_of, delete_files, now, require_readable
+from vmkeep.host.tpms.state import content_of, delete_files, is_named, now, require_readable
 from vmkeep.host.vm.claims import claims_of_vms
 from vmkeep.hypervisor import Hypervisor
 
@@ -34,7 +34,8 @@ def delete_left_tpm_state(operation: Operation, task: DeleteLeftTpmState) -> Lef
 
     # libvirt is asked last: nothing but the deletion itself comes after its answer.
     _refuse_named(operation, task.directory)
-    ended = delete_files(task.directory, may_go, expected=found)
+    named = is_named(hypervisor.uri, task.vm_uuid, task.directory)
+    ended = delete_files(task.directory, may_go, expected=found, named=named)
     before = {task.directory, *map(found.place_of, found.files)}
     return LeftTpmStateDeleted(
         removed=tuple(sorted(before - ended.there)),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Final
 
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.orphans import Orphan, OrphanFile, state_in
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.definition import parse_definition
@@ -27,16 +30,21 @@ from vmkeep.host.tasks.tpms import (
     TpmStateDeleted,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms.device import domain_of, hold
+from vmkeep.host.tpms.device import DOING
 from vmkeep.host.vm.claims import claims_of_vms
 from vmkeep.host.vm.found_states import read_state_file
+from vmkeep.host.vm.held import domain_of, hold, let_go
 from vmkeep.hypervisor import Domain
 from vmkeep.repository import StateVersion
 from vmkeep.repository.chosen import read_chosen
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
-from vmkeep.statefiles.location import swtpm_owner
+from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.statefiles.remains import delete, inventory
 from vmkeep.values import dataclass
+
+# What swtpm makes in its directory (swtpm_nvstore_dir.c): its states, each while it is written and as it was before,
+# and a lock.
+_SWTPMS: Final = re.compile(r"\.lock|(?:TMP2?-00\.|tpm2?-00\.)(?:permall|volatilestate|savestate)(?:\.bak)?")
 
 
 def tpm_remains(task: TpmRemains) -> TpmRemainsFound:
@@ -48,11 +56,12 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
     """Delete what is a version that is kept; see the task."""
     hypervisor, seen = operation.connected(), task.seen
     domain = domain_of(hypervisor, task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     hashes = {content_of(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
     _refuse_while_needed(operation, domain, seen.path)
+    named = is_named(hypervisor.uri, domain.uuid, seen.path)
     marks = {file.name: file.mark for file in seen.files}
-    ended = delete_files(seen.path, lambda file: _may_go(file, marks, hashes), expected=seen)
+    ended = delete_files(seen.path, lambda file: _may_go(file, marks, hashes), expected=seen, named=named)
     places = [*(seen.place_of(file) for file in seen.files), seen.path]
     removed = tuple(place for place in places if place not in ended.there)
     return TpmStateDeleted(removed, (*ended.left, *(each.why for each in ended.failed)), ended.failed, now())
@@ -69,12 +78,26 @@ class FilesEnded:
     failed: tuple[NotDeleted, ...]
 
 
-def delete_files(directory: str, may_go: Callable[[OrphanFile], bool], *, expected: Orphan) -> FilesEnded:
+def is_named(uri: str, vm_uuid: str, directory: str) -> bool:
+    """Return whether a directory of a TPM's state is one that its definition names.
+
+    Such a one may hold anything else as well, and is not libvirt's to remove.
+    """
+    return StateRoots.of(uri).tpm_directory(vm_uuid) != Path(directory)
+
+
+def delete_files(directory: str, may_go: Callable[[OrphanFile], bool], *, expected: Orphan, named: bool) -> FilesEnded:
     """Delete what may go in a directory of swtpm's, and the directory itself when nothing else is in it.
+
+    Of one that is ``named`` by a definition only what swtpm makes there is looked at, and the directory stays.
 
     What the system refuses is told and not raised: whoever asks has kept what he deletes, and goes on without. Where
     not even that can be looked at, all of ``expected`` that may go counts as left. Raises VmBusy while a swtpm has it.
     """
+
+    def is_ours(file: OrphanFile) -> bool:
+        return not (named and _is_foreign(file))
+
     seen = expected
     said: tuple[str, ...] = ()
     left: list[str] = []
@@ -83,10 +106,11 @@ def delete_files(directory: str, may_go: Callable[[OrphanFile], bool], *, expect
         if found is None:
             return FilesEnded(frozenset(), (), ())
         seen = found
-        staying = [file for file in found.files if not may_go(file)]
-        left = [_told(found, file) for file in staying] + [f"{directory}: {strange}" for strange in found.strange]
-        going = replace(found, files=tuple(file for file in found.files if file not in staying))
-        said = tuple(_without_folders(going)) if left else delete(going).left
+        going = tuple(file for file in found.files if is_ours(file) and may_go(file))
+        left = [_told(found, file) for file in found.files if is_ours(file) and file not in going]
+        left += [f"{directory}: {strange}" for strange in found.strange if not named]
+        chosen = replace(found, files=going)
+        said = tuple(_without_folders(chosen, folders=not named)) if left else delete(chosen, folders=not named).left
     except OSError as error:
         said = tuple(f"{place}: {error.strerror or error}" for place in (*map(seen.place_of, seen.files), directory))
     try:
@@ -99,9 +123,9 @@ def delete_files(directory: str, may_go: Callable[[OrphanFile], bool], *, expect
     failed = [
         _not_deleted(seen, file, _reason(seen.place_of(file), said))
         for file in seen.files
-        if file.name in names and may_go(file)
+        if file.name in names and is_ours(file) and may_go(file)
     ]
-    if not failed and not left:
+    if not failed and not left and not named:
         failed = [NotDeleted(directory, why=_on_host(directory, _reason(directory, said)))]
     there = frozenset({directory, *(after.place_of(file) for file in after.files)})
     return FilesEnded(there, tuple(left), tuple(failed))
@@ -135,7 +159,7 @@ def now() -> str:
 def install_tpm_state(operation: Operation, task: InstallTpmState) -> None:
     """Put a version in place; see the task."""
     domain = domain_of(operation.connected(), task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     version, content = content_of(operation, task.vm_uuid, task.version)
     directory = Path(task.directory)
     main = directory / task.file
@@ -175,9 +199,7 @@ def let_tpm_go(operation: Operation, task: LetTpmGo) -> None:
     """End what was begun; see the task."""
     if task.directory:
         remove(_staged(Path(task.directory), operation).with_suffix(".published"))
-    if operation.holder is not None:
-        operation.holder.release()
-        operation.holder = None
+    let_go(operation)
 
 
 def look(directory: str) -> Orphan | None:
@@ -220,9 +242,13 @@ def _refuse_while_needed(operation: Operation, domain: Domain, directory: str) -
                 path=directory,
                 hint="Shut the VM down, and run the command again.",
             )
-    place = PurePosixPath(directory)
-    for named in map(PurePosixPath, claims_of_vms(hypervisor, operation.settings).paths):
-        if place == named or place in named.parents:
+    claims = claims_of_vms(hypervisor, operation.settings)
+    roots = StateRoots.of(hypervisor.uri)
+    # Where libvirt keeps the TPM of a VM no definition says.
+    others = {str(roots.tpm_directory(uuid)) for uuid in claims.vms - {domain.uuid}}
+    places = {PurePosixPath(directory), PurePosixPath(os.path.realpath(directory))}
+    for named in map(PurePosixPath, claims.paths | others | set(map(os.path.realpath, others))):
+        if any(place == named or place in named.parents or named in place.parents for place in places):
             raise InvalidRequest(
                 f"a definition of this host names {named} for a TPM: what lies there stays",
                 vm=domain.name,
@@ -233,6 +259,11 @@ def _refuse_while_needed(operation: Operation, domain: Domain, directory: str) -
 
 def _may_go(file: OrphanFile, marks: dict[str, str], hashes: set[str]) -> bool:
     return marks.get(file.name) == file.mark and (not file.has_content or file.sha256 in hashes)
+
+
+def _is_foreign(file: OrphanFile) -> bool:
+    """Return whether a file, in a directory that a definition names, is none that swtpm makes there."""
+    return _SWTPMS.fullmatch(file.name) is None
 
 
 def _told(orphan: Orphan, file: OrphanFile) -> str:
@@ -253,11 +284,11 @@ def _encryption(path: Path) -> str:
     return "encrypted" if is_encrypted(content) else "not encrypted"
 
 
-def _without_folders(going: Orphan) -> Iterator[str]:
-    """Delete files and leave the directories, in which something stays; yield what was not deleted."""
-    ended = delete(going)
-    folders = {f"{going.path}/{name}" if name else going.path for name, _ in going.folders}
-    yield from (told for told in ended.left if told.partition(": ")[0] not in folders)
+def _without_folders(going: Orphan, *, folders: bool) -> Iterator[str]:
+    """Delete files; yield what was not deleted, but for the directories in which something stays."""
+    ended = delete(going, folders=folders)
+    names = {f"{going.path}/{name}" if name else going.path for name, _ in going.folders}
+    yield from (told for told in ended.left if told.partition(": ")[0] not in names)
 
 
 def _in_the_way(path: Path, domain: Domain) -> TargetExists:

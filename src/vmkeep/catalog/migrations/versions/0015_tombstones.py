@@ -8,7 +8,7 @@ from alembic import op
 from vmkeep.catalog.columns import text, whole
 
 revision = "0015"
-down_revision = "0009"
+down_revision = "0011"
 
 
 def upgrade() -> None:
