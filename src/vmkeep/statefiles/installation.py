@@ -98,8 +98,13 @@ def publish(staged: Path, final: Path, *, aside: Path, marker: Path, force: bool
 
 
 def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
-    """Undo ``stage_file``, ``stage_tpm`` and ``publish``; what was replaced comes back."""
+    """Undo ``stage_file``, ``stage_tpm`` and ``publish``; what was replaced comes back.
+
+    Where nothing was begun nothing is tried: a folder that cannot be written is the reason for many an undo.
+    """
     with suppress(HostFileMissing), _folder_of(final) as folder:
+        if not any(_is_there(folder, each.name) for each in (staged, aside, marker)):
+            return
         # With the staged name still there nothing was published: what is at the final name is somebody else's.
         published = _is_marked(folder, marker.name) and not _is_there(folder, staged.name)
         _remove(folder, staged.name)
