@@ -15,7 +15,6 @@ from vmkeep.errors import InvalidRequest
 from vmkeep.values import dataclass
 
 TRANSIT, PKCS11, KMIP = "transit", "pkcs11", "kmip"
-KEY_FILE: Final = "key-file"
 DEFAULT_TIMEOUT_SECONDS: Final = 10
 MOST_TIMEOUT_SECONDS: Final = 120
 _FILE, _TEXT = "file", "text"

@@ -159,8 +159,8 @@ def status(
             ("lost without", _lost(found)),
         ]
         told = [
-            f"the secret {each.secret}, which opens the TPM of {each.vm}, is in no envelope of its newest point: "
-            "keep its value yourself"
+            f"what opens {each.versions} of the TPM states of {each.vm}, the newest is version {each.newest}, is in no "
+            "envelope: keep the value of libvirt's secret yourself"
             for each in found.secrets_not_kept
         ]
         running.console.show(Facts(facts), *told, *found.unread, *found.warnings)

@@ -424,7 +424,11 @@ class Premises:
     def _open(self, location: str) -> Repository:
         from vmkeep.repository import Repository
 
-        return self._equipped(Repository.open(location, self._find_key, compress=self._compress()))
+        try:
+            return self._equipped(Repository.open(location, self._find_key, compress=self._compress()))
+        finally:
+            # A provider is not asked again for as long as this runs, which may be weeks.
+            self.keychain.close()
 
     def _equipped(self, repository: Repository) -> Repository:
         repository.sign_with(self._signer)

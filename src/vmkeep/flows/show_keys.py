@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.installation import Premises
-from vmkeep.providers import KEY_FILE
+from vmkeep.flows.secret_holders import versions_without_key
+from vmkeep.keys.material import KEY_FILE
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
@@ -52,12 +53,12 @@ class KeyShown:
 
 @dataclass(frozen=True, slots=True)
 class SecretNotKept:
-    """A secret of libvirt's that opens the TPM state of a VM's newest point, and is not in that point's envelope."""
+    """Encrypted versions of a VM's TPM state whose secret no envelope holds: how many, and the newest one's number."""
 
     vm: str
     vm_uuid: str
-    secret: str
-    point: str
+    versions: int
+    newest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +131,17 @@ def _shown(premises: Premises, recipients: Sequence[Recipient], *, ask: bool) ->
 
 def key_status(premises: Premises) -> KeyStatus:
     """Return what is known of the repository's keys. Raises what opening the repository raises."""
-    from vmkeep.definition import DefinitionError, parse_definition
-
     repository, catalog = premises.repository, premises.catalog
     points = catalog.points()
-    newest = {point.vm_uuid: point for point in points if point.is_vouched_for}  # in their order
     not_kept, unread = [], []
-    for point in newest.values():
+    for vm in catalog.vms():
         try:
-            record = repository.point(point.id)
-            tpm = parse_definition(record.definition).tpm
-        except (VmkeepError, DefinitionError) as error:
-            unread.append(f"point {point.id} of VM {point.vm_name}: {error}")
+            lacking = versions_without_key(catalog, repository, vm.uuid)
+        except VmkeepError as error:
+            unread.append(f"the TPM state of VM {vm.name} could not be looked at: {error.message}")
             continue
-        secret = None if tpm is None else tpm.secret_uuid
-        if secret is not None and secret not in {each.uuid for each in record.secrets}:
-            not_kept.append(SecretNotKept(point.vm_name, point.vm_uuid, secret, point.id))
+        if lacking:
+            not_kept.append(SecretNotKept(vm.name, vm.uuid, len(lacking), lacking[0].generation))
     vms = {point.vm_uuid for point in points}
     versions = {state.id for vm in {*vms, *(each.uuid for each in catalog.vms())} for state in catalog.states_of_vm(vm)}
     return KeyStatus(

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vmkeep.errors import InvalidRequest, KeyMissing, TargetExists, WrongKey
 from vmkeep.filesystem import file_error, replace_file, write_new_file
+from vmkeep.keys.material import KEY_FILE
 from vmkeep.keys.passphrase import Passphrase
 from vmkeep.values import dataclass
 
@@ -65,7 +66,7 @@ class KeyFile:
 
     @property
     def kind(self) -> str:
-        return "key-file"
+        return KEY_FILE
 
     @property
     def where(self) -> str:

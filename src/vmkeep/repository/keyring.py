@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from vmkeep.errors import InvalidRequest, KeyMissing, ObjectDamaged, ObjectMissing, WrongKey
 from vmkeep.keys import KeyMaterial
-from vmkeep.providers import KEY_FILE
+from vmkeep.keys.material import KEY_FILE
 from vmkeep.repository.layout import FORMAT_OBJECT, KEYRING, NAME_BYTES, canonical, parse_canonical
 from vmkeep.repository.seal import Domain, Random
 from vmkeep.repository.store import ObjectStore

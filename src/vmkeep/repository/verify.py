@@ -28,7 +28,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
-from vmkeep.providers import KEY_FILE
+from vmkeep.keys.material import KEY_FILE
 from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize, windows
 from vmkeep.repository.intents import condemned_packs, damaged_notes, stored_packs

@@ -117,6 +117,15 @@ def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
         _sync(folder)
 
 
+def keep_aside(aside: Path, lasting: Path) -> bool:
+    """Give what was renamed aside a lasting name in the same folder; return whether it is there under that one."""
+    with _folder_of(lasting) as folder:
+        if _is_there(folder, aside.name):
+            os.rename(aside.name, lasting.name, src_dir_fd=folder, dst_dir_fd=folder)
+            _sync(folder)
+        return _is_there(folder, lasting.name)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a directory; one that is gone is fine."""
     with suppress(HostFileMissing), _folder_of(path) as folder:

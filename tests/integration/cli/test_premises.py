@@ -22,7 +22,7 @@ def premises(home: Path) -> Premises:
     return Premises(load_settings(home=home, environ={}))
 
 
-def take(place: Premises, *, generation: int, parent: str | None = None) -> PointRecord:
+def take(place: Premises, *, generation: int, parent: str | None = None, content: bytes | None = None) -> PointRecord:
     """Write a point of one small disk with its TPM state, and record it."""
     repository = place.repository
     with repository.begin(purpose="test", host="host1", cache=place.settings.cache_dir, workers=1) as writer:
@@ -30,7 +30,7 @@ def take(place: Premises, *, generation: int, parent: str | None = None) -> Poin
         disk.record(0, disk.seal(bytes([generation]) * 65536))
         stored = disk.finish()
         state = writer.put_state(
-            b"tpm %d" % generation,
+            b"tpm %d" % generation if content is None else content,
             vm_uuid=VM,
             kind="tpm",
             generation=generation,
