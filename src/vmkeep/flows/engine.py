@@ -68,7 +68,7 @@ from vmkeep.flows.requests import (
 )
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services, end_operation
-from vmkeep.flows.unsettled import DESTRUCTIVE, refuse_beside_unsettled
+from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm, Progress
@@ -437,7 +437,7 @@ class Engine:
         self._stop()
         operation = uuid.uuid4().hex
         catalog = self._premises.catalog
-        if declared.name in DESTRUCTIVE:
+        if declared.name not in HARMLESS:
             refuse_beside_unsettled(catalog, vm, getattr(request, "vm_uuid", ""))
         self._watch = watch
         catalog.begin_operation(operation, declared.name, vm, self._executor, dataclasses.asdict(request))
