@@ -48,8 +48,10 @@ from vmkeep.flows.requests import (
     AddTpm,
     FilesRestored,
     InPlaceRestored,
+    NvramReplaced,
     PointTaken,
     RemoveTpm,
+    ReplaceNvram,
     RestoreFiles,
     RestoreInPlace,
     RestoreStates,
@@ -324,6 +326,13 @@ class Engine:
         from vmkeep.flows.add_tpm import add_tpm
 
         return self._run(add_tpm, request, request.vm, watch)
+
+    def replace_nvram(self, request: ReplaceNvram, watch: Watch) -> NvramReplaced:
+        """Replace a VM's UEFI variables; on failure they are as they were."""
+        from vmkeep.flows.replace_nvram import replace_nvram
+
+        self._prepare_to_sign(watch)
+        return self._run(replace_nvram, request, request.vm, watch)
 
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""

@@ -212,7 +212,8 @@ class TpmTwin:
 class StepRecorder:
     """What DBOS is to a flow, in memory: a step that ended is not run again, and a death is recorded nowhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, operation: str) -> None:
+        self.workflow_id = operation
         self._recorded: list[tuple[str, Any, Exception | None]] = []
         self._next = 0
 

@@ -27,9 +27,10 @@ from vmkeep.host.tasks.tpms import (
     TpmStateDeleted,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms.device import domain_of, hold
+from vmkeep.host.tpms.device import DOING
 from vmkeep.host.vm.claims import claims_of_vms
 from vmkeep.host.vm.found_states import read_state_file
+from vmkeep.host.vm.held import domain_of, hold, let_go
 from vmkeep.hypervisor import Domain
 from vmkeep.repository import StateVersion
 from vmkeep.repository.chosen import read_chosen
@@ -51,7 +52,7 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
     """Delete what is a version that is kept; see the task."""
     hypervisor, seen = operation.connected(), task.seen
     domain = domain_of(hypervisor, task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     hashes = {_content(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
     _refuse_while_needed(operation, domain, seen.path)
     # A directory that the definition names may hold anything else as well, and is not libvirt's to remove.
@@ -77,7 +78,7 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
 def install_tpm_state(operation: Operation, task: InstallTpmState) -> None:
     """Put a version in place; see the task."""
     domain = domain_of(operation.connected(), task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     version, content = _content(operation, task.vm_uuid, task.version)
     directory = Path(task.directory)
     main = directory / task.file
@@ -117,9 +118,7 @@ def let_tpm_go(operation: Operation, task: LetTpmGo) -> None:
     """End what was begun; see the task."""
     if task.directory:
         remove(_staged(Path(task.directory), operation).with_suffix(".published"))
-    if operation.holder is not None:
-        operation.holder.release()
-        operation.holder = None
+    let_go(operation)
 
 
 def _inventory(directory: str) -> Orphan | None:
