@@ -236,7 +236,7 @@ def test_rewrap_killed_anywhere_leaves_the_former_key_in_force_or_the_new_one(st
             stocked.done(*command)
         stocked.assert_whole(*_points(stocked))
 
-    stocked.walk(*command, most=6, check=check)
+    stocked.walk(*command, most=4, check=check)
 
 
 def _assert_imports(bench: Bench, text: Path) -> None:
