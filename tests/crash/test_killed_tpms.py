@@ -67,7 +67,7 @@ class _Bed:
 @pytest.fixture(scope="module")
 def bed() -> Iterator[_Bed]:
     need_effects()
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         secret = host.define_secret(_VALUE)
         backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
         vm = host.define("guest", disks=[Disk("vda", MiB)], firmware="bios", tpm_backend=backend)
@@ -87,7 +87,7 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
     effects = bed.zygote.effects
     assert bed.add() == 0
     killed = 0
-    for death in deaths(effects, _MOST):
+    for death in deaths(effects, _MOST, daily=True):
         status = bed.remove(death)
         killed += status == KILLED
         assert status in (KILLED, 0), death
@@ -102,7 +102,7 @@ def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed
     assert bed.add() == 0
     effects = bed.zygote.effects
     killed = 0
-    for death in deaths(effects, _MOST):
+    for death in deaths(effects, _MOST, daily=True):
         assert bed.remove() == 0
         status = bed.add(death)
         killed += status == KILLED
