@@ -113,46 +113,61 @@ def test_what_runs_is_refused_and_what_no_version_has_stays_and_is_told(vm: Vm, 
     assert "<tpm" not in inactive(vm)
 
 
-def test_secret_goes_only_when_a_point_holds_it_and_comes_back_with_that_point(host: Host, vmkeep: Vmkeep) -> None:
+def test_secret_is_kept_with_the_version_goes_then_and_comes_back_with_it(host: Host, vmkeep: Vmkeep) -> None:
     secret = host.define_secret(_VALUE)
     vm = run_once(host, backend=encrypted(secret))
     vm.store_in_tpm(_STORED, key=_VALUE)
     before = inactive(vm)
+    vmkeep.json("state", "capture", "guest")
+    shown = vmkeep.json("tpm", "show", "guest")["tpm"]
+    assert shown["state"]["secret"] == {"uuid": secret, "point": None, "pin": shown["device"]["secret_kept_in"]}
     snapshot = vm.domain.snapshotCreateXML("<domainsnapshot><name>before</name></domainsnapshot>")
     named = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
     assert "a snapshot, names it" in named["secret"]["stays"]
-    snapshot.delete()
-    vmkeep.json("tpm", "add", "guest", "--from", "1", "--secret", secret)
-    kept = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
-    assert (kept["secret"]["undefined"], kept["secret"]["uuid"]) == (False, secret)
-    assert "no point" in kept["secret"]["stays"]
     assert host.secrets() == {secret: _VALUE}
-    assert vmkeep.fails("tpm", "add", "guest", "--from", "1").code == "invalid-request"
-    assert kept["way_back"] == f"vmkeep tpm add guest --from 1 --secret {secret}"
+    snapshot.delete()
     assert vmkeep.fails("tpm", "add", "guest", "--from", "1", "--secret", "of mine").code == "invalid-request"
     assert vmkeep.fails("tpm", "add", "guest", "--from", "1", "--secret", str(uuid4())).code == "secret-missing"
-    vmkeep.json("tpm", "add", "guest", "--from", "1", "--secret", secret)
+    vmkeep.json("tpm", "add", "guest", "--from", "1")
     assert inactive(vm) == before
+
+    other = host.define("other", disks=[Disk("vda", MiB)], firmware="bios", tpm_backend=encrypted(secret))
+    assert "another VM" in vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]["secret"]["stays"]
+    other.delete()
+    vmkeep.json("tpm", "add", "guest", "--from", "1")
+    kept = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
+    assert (kept["secret"]["undefined"], kept["secret"]["point"]) == (True, None)
+    assert kept["way_back"] == "vmkeep tpm add guest --from 1"
+    assert host.secrets() == {}
+    vmkeep.json("tpm", "add", "guest", "--from", "1")
+    assert (inactive(vm), host.secrets()) == (before, {secret: _VALUE})
 
     point = vmkeep.backup("guest")
-    other = host.define("other", disks=[Disk("vda", MiB)], firmware="bios", tpm_backend=encrypted(secret))
-    named = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
-    assert "another VM" in named["secret"]["stays"]
-    assert host.secrets() == {secret: _VALUE}
-    other.delete()
-    vmkeep.json("tpm", "add", "guest", "--from", point["id"])
-    shown = vmkeep.json("tpm", "show", "guest")["tpm"]["device"]
-    assert (shown["secret"], shown["secret_on_host"], shown["secret_kept_in"]) == (secret, True, point["id"])
-
     gone = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
     assert (gone["secret"]["undefined"], gone["secret"]["point"]) == (True, point["id"])
-    assert host.secrets() == {}
-    vmkeep.json("tpm", "add", "guest", "--from", point["id"])
-    assert host.secrets() == {secret: _VALUE}
-    assert inactive(vm) == before
+    vmkeep.json("point", "delete", point["id"], "--yes")
+    vmkeep.json("tpm", "add", "guest", "--from", "1")
+    assert (inactive(vm), host.secrets()) == (before, {secret: _VALUE})
     vm.start(paused=True)
     vm.destroy()
     assert vm.load_from_tpm(len(_STORED), key=_VALUE) == _STORED
+    assert vmkeep.json("state", "try", "guest", "--version", "1")["loads"] is True
+
+
+def test_secret_that_libvirt_keeps_to_itself_stays_and_the_version_is_kept_without(host: Host, vmkeep: Vmkeep) -> None:
+    secret = host.define_secret(_VALUE, private=True)
+    vm = run_once(host, backend=encrypted(secret))
+    (captured,) = vmkeep.json("state", "capture", "guest")["captured"]
+    assert [each["version"] for each in captured["new"]] == [1]
+    assert "is private" in captured["older"][0]
+    assert vmkeep.json("tpm", "show", "guest")["tpm"]["state"]["secret"] is None
+    removed = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
+    assert removed["secret"]["undefined"] is False
+    assert removed["way_back"] == f"vmkeep tpm add guest --from 1 --secret {secret}"
+    assert vmkeep.fails("tpm", "add", "guest", "--from", "1").code == "invalid-request"
+    vmkeep.json("tpm", "add", "guest", "--from", "1", "--secret", secret)
+    vm.start(paused=True)
+    vm.destroy()
 
 
 def test_failure_of_any_later_step_leaves_definition_state_and_secret_as_they_were(host: Host, zygote: Zygote) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         CatalogState,
         CatalogVm,
         FoundPin,
+        HeldSecret,
         KnownHostKey,
         KnownRepository,
         PassedPoint,
@@ -42,7 +43,8 @@ else:
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogPin CatalogPoint CatalogSnapshot CatalogState "
-            "CatalogVm FoundPin KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile Trust",
+            "CatalogVm FoundPin HeldSecret KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile "
+            "Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -58,6 +60,7 @@ __all__ = [
     "CatalogState",
     "CatalogVm",
     "FoundPin",
+    "HeldSecret",
     "KnownHostKey",
     "KnownRepository",
     "MemoryCatalog",

@@ -160,6 +160,8 @@ pin_objects = Table(
     Column("snapshot_name", text()),
     Column("snapshot_time", whole()),
     Column("snapshot_point", text(32)),
+    # JSON: usage and UUID of the secrets in its envelope.
+    Column("secrets", text(), nullable=False, server_default="[]"),
 )
 
 # Pins of the repository that were read here and are of VMs which this installation has nothing to do with.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Join, Row, delete, insert, select
 
 from vmkeep.catalog import models, snapshot_queries, state_queries, vm_queries
-from vmkeep.catalog.records import CatalogPin, CatalogSnapshot, FoundPin, trust_of
+from vmkeep.catalog.records import CatalogPin, CatalogSnapshot, FoundPin, HeldSecret, trust_of
 from vmkeep.errors import CatalogError
 
 _objects = models.pin_objects
@@ -131,6 +132,7 @@ def _row(pin: CatalogPin, snapshot: CatalogSnapshot | None) -> dict[str, Any]:
         "snapshot_name": None if snapshot is None else snapshot.name,
         "snapshot_time": None if snapshot is None else snapshot.creation_time,
         "snapshot_point": None if snapshot is None else snapshot.current_point,
+        "secrets": json.dumps([[secret.usage, secret.uuid] for secret in pin.secrets]),
     }
 
 
@@ -147,6 +149,7 @@ def _pin(row: Row[Any], versions: tuple[str, ...]) -> CatalogPin:
         signed_by=row.signed_by,
         snapshot_id=row.snapshot_id,
         snapshot_name=row.snapshot_name,
+        secrets=tuple(HeldSecret(usage, uuid) for usage, uuid in json.loads(row.secrets)),
         trust=trust_of(row.signed_by, row.found),
     )
 

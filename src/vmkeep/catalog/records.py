@@ -236,12 +236,20 @@ class CatalogSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldSecret:
+    """A secret of libvirt's whose value is in the envelope of a point or a pin: what it is for, and its UUID."""
+
+    usage: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogPin:
     """A pin of the repository: what keeps versions that no point names.
 
     ``why`` is a word for people. It counts until a time (ISO 8601 in UTC) or, with None, until it is deleted.
     ``signed_by`` and ``trust`` are as those of a point. ``snapshot_id`` and ``snapshot_name`` are of the snapshot that
-    it belongs to, as the pin has them; without a name when that was forgotten here.
+    it belongs to, as the pin has them; without a name when that was forgotten here. ``secrets`` are in its envelope.
     """
 
     id: str
@@ -255,6 +263,7 @@ class CatalogPin:
     signed_by: str | None = None
     snapshot_id: str | None = None
     snapshot_name: str | None = None
+    secrets: tuple[HeldSecret, ...] = ()
     trust: Trust = field(default=Trust.UNSIGNED, compare=False)
 
     @property

@@ -176,7 +176,12 @@ def _to_delete(running: Session, text: str) -> tuple[str, str | None, str, str]:
         running.console.notice(f"warning: {sentence}")
     point, _ = _beside(running, text, found.point)
     question = f"Delete point {point.id} of VM {point.vm_name!r}, taken {time_text(point.created)}, for ever?"
-    return point.id, point.vm_name, question, told_of_last_secrets(running.premises.catalog, point)
+    return (
+        point.id,
+        point.vm_name,
+        question,
+        told_of_last_secrets(running.premises.catalog, point, running.premises.keep_state_versions),
+    )
 
 
 def _counted(points: Sequence[str]) -> str:

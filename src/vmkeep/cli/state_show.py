@@ -16,6 +16,7 @@ from vmkeep.cli.tables import Facts
 
 if TYPE_CHECKING:
     from vmkeep.catalog import CatalogState
+    from vmkeep.flows.secret_holders import SecretHolder
     from vmkeep.flows.show_state import KindShown, StateShown
     from vmkeep.flows.state_conflicts import ConflictSide, StateConflict
     from vmkeep.flows.vm_states import StandingState, VersionKept
@@ -208,12 +209,12 @@ def _holders(newest: VersionKept) -> str:
 
 def _encryption_text(kind: KindShown) -> str:
     secret = kind.secret
-    kept = None if secret is None else f"libvirt's secret {secret.uuid} is in point {secret.point}"
+    kept = None if secret is None else f"libvirt's secret {secret.uuid} is {holder_text(secret)}"
     if kind.encrypted is None:
         return "unknown" if kept is None else f"unknown; {kept}"
     if not kind.encrypted:
         return "no"
-    return f"yes; {kept}" if kept else "yes, and no point holds the secret that opens it: keep its value safe"
+    return f"yes; {kept}" if kept else "yes, and the secret that opens it is not kept: keep its value safe"
 
 
 def _version_text(version: CatalogState) -> str:
@@ -257,7 +258,7 @@ def kind_document(kind: KindShown) -> dict[str, Any]:
     }
     if kind.kind == "tpm":
         document["encrypted"] = kind.encrypted
-        document["secret"] = None if secret is None else {"uuid": secret.uuid, "point": secret.point}
+        document["secret"] = holder_document(secret)
     elif variables is None:
         document["variables"] = None
     else:
@@ -321,3 +322,17 @@ def _side_document(side: ConflictSide) -> dict[str, Any]:
         ],
         "command": side.command,
     }
+
+
+def holder_text(holder: SecretHolder) -> str:
+    """Say where the value of a secret is."""
+    if holder.point:
+        return f"in point {holder.point}"
+    return "kept with the version" if holder.versions else "kept by itself"
+
+
+def holder_document(holder: SecretHolder | None) -> dict[str, Any] | None:
+    """Return where the value of a secret is, as JSON."""
+    if holder is None:
+        return None
+    return {"uuid": holder.uuid, "point": holder.point or None, "pin": holder.pin or None}

@@ -10,7 +10,14 @@ import typer
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.state import PointOption, YesOption, put_back
-from vmkeep.cli.state_show import Kind, VersionOption, kind_document, kind_facts, where
+from vmkeep.cli.state_show import (
+    Kind,
+    VersionOption,
+    holder_text,
+    kind_document,
+    kind_facts,
+    where,
+)
 from vmkeep.cli.tables import Facts
 from vmkeep.errors import InvalidRequest
 
@@ -120,7 +127,7 @@ def add(
         typer.Option(
             "--secret",
             metavar="UUID",
-            help="libvirt's secret that opens that state, where no point holds it.",
+            help="libvirt's secret that opens that state, where it is not kept.",
             show_default=False,
         ),
     ] = None,
@@ -231,7 +238,7 @@ def _shown_document(shown: TpmShown) -> dict[str, Any]:
             "backend": device.backend,
             "secret": device.secret or None,
             "secret_on_host": device.secret_held,
-            "secret_kept_in": shown.secret_point,
+            "secret_kept_in": None if shown.secret is None else shown.secret.id,
             "directory": device.directory or None,
         },
         "state": None if shown.kind is None else kind_document(shown.kind),
@@ -248,7 +255,7 @@ def _device_facts(shown: TpmShown) -> Iterator[tuple[str, str]]:
         return
     yield "TPM", f"{device.version} ({device.model}, {device.backend})".strip()
     if device.secret:
-        held = f"its value is in point {shown.secret_point}" if shown.secret_point else "no point holds its value"
+        held = "its value is kept nowhere" if shown.secret is None else f"its value is {holder_text(shown.secret)}"
         lacking = "" if device.secret_held else ", libvirt does not have it"
         yield "secret", f"{device.secret}, {held}{lacking}"
     if device.directory:
@@ -267,8 +274,9 @@ def _removed_document(removed: TpmRemoved) -> dict[str, Any]:
         if not removed.secret
         else {
             "uuid": removed.secret,
-            "undefined": bool(removed.secret_point),
+            "undefined": bool(removed.secret_point or removed.secret_pin),
             "point": removed.secret_point or None,
+            "pin": removed.secret_pin or None,
             "stays": removed.secret_stays or None,
         },
         "way_back": removed.way_back or None,
@@ -286,6 +294,8 @@ def _removed_text(removed: TpmRemoved) -> Iterator[str]:
     yield from (f"deleted: {path}" for path in removed.deleted)
     if removed.secret_point:
         yield f"libvirt's secret {removed.secret} was undefined; point {removed.secret_point} holds it"
+    elif removed.secret_pin:
+        yield f"libvirt's secret {removed.secret} was undefined; it is kept with the version"
     elif removed.secret:
         yield f"libvirt's secret {removed.secret} stays: {removed.secret_stays}"
     if removed.way_back:

@@ -27,6 +27,36 @@ class ChosenVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptSecret:
+    """What is held by an envelope that is vouched for: the secret of this UUID, for a state version."""
+
+    version_id: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """The secret that opens a TPM state, by its UUID, and the point or the pin whose envelope holds its value."""
+
+    uuid: str
+    point: str = ""
+    pin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """A secret that a host sealed into the envelope of a pin which is still to be put, and the version that it opens.
+
+    ``version_id`` is empty for a TPM that has no state yet. The value is nowhere but in the envelope.
+    """
+
+    pin_id: str
+    version_id: str
+    usage: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewVersion:
     """A state version that was put into the repository, and that nothing knows yet. ``created`` is ISO 8601 in UTC."""
 

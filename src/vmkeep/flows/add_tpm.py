@@ -62,7 +62,7 @@ def examine(plan: Plan, request: AddTpm) -> TpmFound:
                 hint=f"`{command_line('vmkeep tpm restore', found.vm_name)}` puts kept state into it; "
                 f"`{command_line('vmkeep tpm remove', found.vm_name)}` takes it out.",
             )
-        secret = "" if request.secret_point else request.secret
+        secret = "" if request.brings_secret else request.secret
         services.on_host(operation, RequireTpmFits(found.vm_uuid, request.model, request.tpm_version, secret))
         lying = services.on_host(operation, TpmRemains(operation, found.vm_uuid, found.directory)).found
         if lying is not None and not _is_that(lying, request):
@@ -93,9 +93,10 @@ def let_go(plan: Plan, found: TpmFound) -> None:
 
 def plan_secret(plan: Plan, request: AddTpm) -> bool:
     """Tell whether libvirt lacks the secret, which is then undefined again by an undo."""
-    if not request.secret_point:
+    if not request.brings_secret:
         return False
-    return plan.services.on_host(plan.operation, PlanTpmSecret(plan.operation, request.secret_point, request.secret))
+    task = PlanTpmSecret(plan.operation, request.secret_point, request.secret, request.secret_pin)
+    return plan.services.on_host(plan.operation, task)
 
 
 def begin() -> None:
@@ -112,8 +113,8 @@ def install_state(plan: Plan, request: AddTpm, found: TpmFound) -> None:
 
 def give_secret(plan: Plan, request: AddTpm) -> None:
     """Give libvirt the secret that opens the state, if it lacks it."""
-    if request.secret_point:
-        task = GiveTpmSecret(plan.operation, request.secret_point, request.secret)
+    if request.brings_secret:
+        task = GiveTpmSecret(plan.operation, request.secret_point, request.secret, request.secret_pin)
         plan.services.on_host(plan.operation, task)
 
 
@@ -121,7 +122,7 @@ def withdraw(plan: Plan, request: AddTpm, found: TpmFound, *, lacking: bool) -> 
     """Undo ``put_in``, ``give_secret`` and ``install_state``, as far as they were done."""
     plan.services.on_host(plan.operation, TakeTpmOut(plan.operation, found.vm_uuid, _element(request)))
     if lacking:
-        task = TakeTpmSecretBack(plan.operation, request.secret_point, request.secret)
+        task = TakeTpmSecretBack(plan.operation, request.secret_point, request.secret, request.secret_pin)
         plan.services.on_host(plan.operation, task)
     if request.version is not None:
         plan.services.on_host(plan.operation, WithdrawTpmState(plan.operation, found.directory))

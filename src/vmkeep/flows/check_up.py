@@ -32,6 +32,7 @@ from vmkeep.errors import (
 from vmkeep.flows.hosts import undecided
 from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
+from vmkeep.flows.secret_holders import secret_holders, versions_without_key
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.vm_states import known_version, states_in
 from vmkeep.host.protocol import Host
@@ -242,6 +243,7 @@ class CheckUp:
             return
         yield from self._hosts(catalog)
         yield from self._repository(catalog, request)
+        yield from self._keys(catalog)
 
     def _hosts(self, catalog: Catalog) -> Iterator[Finding]:
         """Tell what nobody has decided about the hosts that sign points, as far as the catalogue has met them."""
@@ -268,6 +270,22 @@ class CheckUp:
         if own and not os.path.lexists(path):
             message = f"the key {own[-1].fingerprint} with which this installation signed its points is gone"
             yield Finding(FindingCode.SIGNING_KEY_GONE, message, path=str(path))
+
+    def _keys(self, catalog: Catalog) -> Iterator[Finding]:
+        """Tell of encrypted TPM states that are kept without what opens them."""
+        for vm in catalog.vms():
+            if self._vms and not {vm.uuid, vm.name} & set(self._vms):
+                continue
+            with contextlib.suppress(VmkeepError):  # a repository that cannot be read is told already
+                lacking = versions_without_key(catalog, self._premises.repository, vm.uuid)
+                if lacking:
+                    many = "a version" if len(lacking) == 1 else f"{len(lacking)} versions"
+                    message = (
+                        f"{many} of its TPM state, the newest is {lacking[0].generation}, cannot be opened without a "
+                        "secret of libvirt that is kept with none of them and in no point"
+                    )
+                    remedy = command_line("vmkeep state capture", vm.name)
+                    yield Finding(FindingCode.TPM_KEY_NOT_KEPT, message, vm=vm.name, remedy=remedy)
 
     def _interrupted(self, catalog: Catalog) -> Iterator[Finding]:
         for operation in catalog.unfinished_operations():
@@ -386,6 +404,7 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
         placed=catalog.placed_states(vm_uuid),
         tracked=vm is not None and vm.is_tracked,
+        secret_pins={holder.uuid: holder.pin for holder in secret_holders(catalog, vm_uuid) if holder.pin},
     )
 
 

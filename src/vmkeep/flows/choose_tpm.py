@@ -12,6 +12,7 @@ from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import InvalidRequest, VmNotFound
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.requests import AddTpm
+from vmkeep.flows.secret_holders import SecretHolder, holder_for, secret_holders
 from vmkeep.flows.vm_states import chosen_of, named_version, require_point_of, states_in, versions_kept
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm
@@ -35,7 +36,7 @@ def choose_tpm(
     """Return the request for a TPM of the model "crb" or "tis", with the state of a version or point, or a blank one.
 
     ``search`` finds a point by what names it. ``secret`` is the UUID of a secret that libvirt has, for a state whose
-    secret no point holds. Raises VmNotFound, InvalidRequest, PointNotFound, and what reading the version raises.
+    secret is kept nowhere. Raises VmNotFound, InvalidRequest, PointNotFound, and what reading the version raises.
     """
     vm_uuid = host.ask(FindVm(vm))
     secret = None if secret is None else secret.lower()
@@ -48,7 +49,7 @@ def choose_tpm(
     version, point = _named(catalog, vm, vm_uuid, state, search)
     found, content = read_chosen(repository(), vm_uuid, version)
     older = found.file == _OLDER
-    uuid = holder = ""
+    uuid, holder = "", None
     if is_encrypted(content):
         uuid, holder = _secret(catalog, vm, vm_uuid, version, point, secret)
     elif secret is not None:
@@ -60,7 +61,8 @@ def choose_tpm(
         "1.2" if older else "2.0",
         version,
         uuid,
-        holder,
+        "" if holder is None else holder.point,
+        "" if holder is None else holder.pin,
     )
 
 
@@ -93,18 +95,18 @@ def _named(
 
 def _secret(
     catalog: Catalog, vm: str, vm_uuid: str, version: ChosenVersion, point: CatalogPoint | None, secret: str | None
-) -> tuple[str, str]:
-    """Return the UUID of what opens a state, and the point that holds it: the one named, else one with that state."""
-    holding = [each for each in catalog.points_of_vm(vm_uuid) if each.is_vouched_for]
-    holding.sort(key=lambda each: version.sha256 not in states_in(each).values())
-    for each in (point,) if point is not None else holding:
-        for held in each.document.get("secrets", ()):
-            if held.get("usage") == "vtpm" and secret in (None, held["uuid"]):
-                return str(held["uuid"]), each.id
+) -> tuple[str, SecretHolder | None]:
+    """Return the UUID of what opens a state, and what holds it: the point named, else what is kept with the version."""
+    holders = secret_holders(catalog, vm_uuid)
+    if point is not None:
+        holders = tuple(each for each in holders if each.point == point.id) or holders
+    holder = holder_for(holders, version.id, secret)
+    if holder is not None:
+        return holder.uuid, holder
     if secret is not None:
-        return secret, ""
+        return secret, None
     raise InvalidRequest(
-        "that TPM state is encrypted, and no point holds the secret of libvirt that opens it",
+        "that TPM state is encrypted, and the secret of libvirt that opens it is kept with no version and no point",
         vm=vm,
         hint="If libvirt has it (`virsh secret-list`), name it: --secret UUID.",
     )

@@ -13,6 +13,7 @@ from vmkeep.errors import Interrupted, VmkeepError
 from vmkeep.flows.clone_requests import CloneVm, VmCloned
 from vmkeep.flows.gate import place_states, renew_gate
 from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import settle_pins_of_vm
 from vmkeep.flows.vm_states import known_states, new_state
@@ -134,11 +135,12 @@ def keep_versions(plan: Plan, vm_uuid: str, vm: str) -> tuple[str, ...]:
     try:
         with held_vm(services.host, vm_uuid, vm, CAPTURE):
             known = known_states(services.catalog, vm_uuid, services.catalog.points_of_vm(vm_uuid))
-            captured = services.on_host(plan.operation, CaptureStates(plan.operation, vm_uuid, known))
+            task = CaptureStates(plan.operation, vm_uuid, known, secrets=kept_secrets(services.catalog, vm_uuid))
+            captured = services.on_host(plan.operation, task)
             if captured.new:
                 services.catalog.accept_states(tuple(new_state(vm_uuid, each) for each in captured.new))
                 renew_gate(services, vm_uuid)
-            settle_pins_of_vm(services, vm_uuid)
+            settle_pins_of_vm(services, vm_uuid, captured.sealed)
     except VmkeepError as error:
         return (f"The state files of {vm} are not kept yet: {error}",)
-    return ()
+    return captured.warnings

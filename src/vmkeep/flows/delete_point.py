@@ -7,30 +7,36 @@ from typing import Final
 
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import PointNotFound
+from vmkeep.flows.secret_holders import VTPM, secret_holders
 from vmkeep.flows.services import Services
+from vmkeep.planning.retention import KeepRule
 
 DELETE_POINT: Final = "point.delete"
 """The kind of the operation."""
 
 
-def told_of_last_secrets(catalog: Catalog, point: CatalogPoint) -> str:
-    """Return what is lost with a point besides itself: secrets that no other point of its VM holds; empty for nothing.
+def told_of_last_secrets(catalog: Catalog, point: CatalogPoint, rule: KeepRule) -> str:
+    """Return what is lost with a point besides itself: secrets that nothing else of its VM holds; empty for nothing.
 
-    After `vmkeep tpm remove`, or when its host is lost, a point is all that has the key of an encrypted TPM state.
+    A version of its TPM state that outlives it takes the secret along (``settle_pins``).
     """
-    others = (each for each in catalog.points_of_vm(point.vm_uuid) if each.id != point.id and each.is_vouched_for)
-    elsewhere = {secret for each in others for secret in _secrets_of(each)}
-    last = sorted(_secrets_of(point) - elsewhere)
-    if not last:
+    from vmkeep.flows.settle_pins import needed_versions
+
+    staying = {holder.uuid for holder in secret_holders(catalog, point.vm_uuid) if holder.id != point.id}
+    held = [str(state["version_id"]) for state in point.document.get("states", ()) if state["kind"] == "tpm"]
+    needed = needed_versions(catalog, point.vm_uuid, rule, {point.id})
+    outlives = not held or not (needed.wanted | needed.held).isdisjoint(held)
+    last = sorted(_secrets_of(point) - staying)
+    if not last or (point.is_vouched_for and outlives):
         return ""
     return (
-        f"No other point of VM {point.vm_name!r} holds the secret {' and '.join(last)}: where libvirt does not have it "
+        f"Nothing else of VM {point.vm_name!r} holds the secret {' and '.join(last)}: where libvirt does not have it "
         "either, TPM states that it encrypts never open again."
     )
 
 
 def _secrets_of(point: CatalogPoint) -> set[str]:
-    return {str(secret["uuid"]) for secret in point.document.get("secrets", ())}
+    return {str(secret["uuid"]) for secret in point.document.get("secrets", ()) if secret.get("usage") == VTPM}
 
 
 def remove_deleted(services: Services, point_id: str) -> None:

@@ -50,10 +50,12 @@ from vmkeep.flows.requests import (
     RemoveTpm,
     RestoreFiles,
     RestoreInPlace,
+    RestoreStates,
     RestoreVm,
     RevertSnapshot,
     SnapshotReverted,
     SnapshotTaken,
+    StatesRestored,
     TakePoint,
     TakeSnapshot,
     TpmAdded,
@@ -245,6 +247,15 @@ class Engine:
         from vmkeep.flows.restore_in_place import restore_in_place
 
         return self._run(restore_in_place, request, request.vm, watch)
+
+    def restore_states(self, request: RestoreStates, watch: Watch) -> StatesRestored:
+        """Put kept versions back in place of a VM's state files, which were just kept; on failure it has those.
+
+        Raises RestorePending when it does not: it is kept from starting then.
+        """
+        from vmkeep.flows.restore_states import restore_states
+
+        return self._run(restore_states, request, request.vm, watch)
 
     def check_revert(self, request: RevertSnapshot, watch: Watch) -> tuple[RevertSnapshot, RevertChecked]:
         """Raise what refuses a revert, and change nothing; return the request made complete, and what it would do."""

@@ -12,6 +12,7 @@ from vmkeep.catalog import Catalog
 from vmkeep.custody.differences import is_encrypted
 from vmkeep.errors import HostFileMissing, IntegrityError, StoreError, TargetExists
 from vmkeep.filesystem import file_error, file_errors, write_new_file
+from vmkeep.flows.secret_holders import values_in
 from vmkeep.flows.show_state import kept_secret
 from vmkeep.flows.vm_states import VersionKept, chosen_of, versions_asked_for
 from vmkeep.keys import KeyMaterial
@@ -21,8 +22,8 @@ from vmkeep.repository.statebundle import BUNDLE_BYTES_LIMIT, BundledState, Stat
 from vmkeep.values import dataclass
 
 _UNOPENED: Final = (
-    "The TPM state is encrypted with a secret of libvirt that no point holds, so it is not in the bundle. Keep its "
-    "value safe."
+    "The TPM state is encrypted with a secret of libvirt that is kept with no version and no point, so it is not in "
+    "the bundle. Keep its value safe."
 )
 
 
@@ -50,7 +51,7 @@ def export_states(
 ) -> StatesExported:
     """Write the newest version of each kind of state of a VM, or the one that is named, sealed to a key.
 
-    What opens an encrypted TPM state goes along, if a point holds it. ``key`` is asked for when all that is written was
+    What opens an encrypted TPM state goes along, if it is kept. ``key`` is asked for when all that is written was
     read. Raises VmNotFound, InvalidRequest, TargetExists for a file that is there, and what reading and writing raise.
     """
     refuse_unwritable(path)
@@ -88,8 +89,7 @@ def _secrets(catalog: Catalog, repository: Repository, version: VersionKept) -> 
     kept = kept_secret(catalog, version)
     if kept is None:
         return ()
-    record = repository.point(kept.point)
-    return tuple(secret for secret in repository.secrets(record) if secret.uuid == kept.uuid)
+    return tuple(secret for secret in values_in(repository, kept) if secret.uuid == kept.uuid)
 
 
 def _write(path: Path, bundle: StateBundle, key: KeyMaterial) -> int:

@@ -59,7 +59,7 @@ def keep_orphan(premises: Premises, host: Host, known: KnownOrphan, vm: str | No
             if record is None:
                 catalog.see_vm(owner, known.vm or owner)
             name = known.vm or owner if record is None else record.name
-            put_pin(catalog, premises.repository, name, KEPT, (state,))
+            put_pin(catalog, premises.repository, owner, name, KEPT, (state,))
             accepted = next((each for each in catalog.states_of_vm(owner) if each.id == state.id), state)
             new.append((orphan.place_of(file), accepted))
         if new:

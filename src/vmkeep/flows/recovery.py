@@ -181,9 +181,9 @@ class Recovery:
                 told.append(f"an interrupted restore ({operation}) could not be put right: {error}")
                 continue
             if settled is not None:
-                if settled.known:
+                if settled.known and settled.moved:
                     self._catalog.return_to(settled.vm_uuid, settled.point)
-                else:
+                elif settled.moved:
                     self._catalog.lose_track(settled.vm_uuid)
                 told.append(settled.told)
         return tuple(told)

@@ -12,6 +12,7 @@ from vmkeep.flows.gate import place_states, renew_gate, take_states_back
 from vmkeep.flows.orphans import contents_of
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RemoveTpm, TpmRemoved
+from vmkeep.flows.secret_holders import SecretHolder, kept_secrets, secret_holders
 from vmkeep.flows.settle_pins import settle_pins_of_vm
 from vmkeep.flows.vm_states import known_states, new_state
 from vmkeep.host.tasks.states import CaptureStates
@@ -58,6 +59,7 @@ def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
         left=deleted.left,
         secret=found.secret,
         secret_point=dropped.point,
+        secret_pin=dropped.pin,
         secret_stays=dropped.why,
         way_back="" if kept is None else _way_back(plan, found, kept),
     )
@@ -84,12 +86,14 @@ def keep_state(plan: Plan, found: TpmFound) -> None:
     if not found.state:
         return
     known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-    captured = services.on_host(plan.operation, CaptureStates(plan.operation, vm_uuid, known, ("tpm",)))
+    captured = services.on_host(
+        plan.operation, CaptureStates(plan.operation, vm_uuid, known, ("tpm",), secrets=kept_secrets(catalog, vm_uuid))
+    )
     new = tuple(new_state(vm_uuid, each) for each in captured.new)
     if new:
         catalog.accept_states(new)
         renew_gate(services, vm_uuid)
-    settle_pins_of_vm(services, vm_uuid)
+    settle_pins_of_vm(services, vm_uuid, captured.sealed)
 
 
 def take_out(plan: Plan, found: TpmFound) -> None:
@@ -137,25 +141,29 @@ def install_again(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> None
 
 
 def judge_secret(plan: Plan, found: TpmFound) -> SecretJudged:
-    """Tell whether the secret can go: nothing needs it, and a vouched point holds it. No key is destroyed before."""
+    """Tell whether the secret can go: nothing needs it, and an envelope holds it. No key is destroyed before."""
     if not found.secret:
         return SecretJudged()
-    task = JudgeTpmSecret(plan.operation, found.vm_uuid, found.secret, _holders(plan, found))
+    holders = _holders(plan, found)
+    points = tuple(holder.point for holder in holders if holder.point)
+    pins = tuple(holder.pin for holder in holders if holder.pin)
+    task = JudgeTpmSecret(plan.operation, found.vm_uuid, found.secret, points, pins)
     return plan.services.on_host(plan.operation, task)
 
 
 def drop_secret(plan: Plan, found: TpmFound, judged: SecretJudged) -> SecretJudged:
     """Undefine the secret, if it can go."""
-    if not judged.point:
+    if not judged.can_go:
         return judged
-    task = DropTpmSecret(plan.operation, found.vm_uuid, found.secret, judged.point)
+    task = DropTpmSecret(plan.operation, found.vm_uuid, found.secret, judged.point, judged.pin)
     return plan.services.on_host(plan.operation, task)
 
 
 def give_back(plan: Plan, found: TpmFound, judged: SecretJudged) -> None:
     """Undo ``drop_secret``."""
-    if judged.point:
-        plan.services.on_host(plan.operation, GiveTpmSecret(plan.operation, judged.point, found.secret))
+    if judged.can_go:
+        task = GiveTpmSecret(plan.operation, judged.point, found.secret, judged.pin)
+        plan.services.on_host(plan.operation, task)
 
 
 def note_removed(plan: Plan, found: TpmFound) -> dict[str, str | None]:
@@ -163,13 +171,9 @@ def note_removed(plan: Plan, found: TpmFound) -> dict[str, str | None]:
     return place_states(plan, found.vm_uuid, {"tpm": NOTHING})
 
 
-def _holders(plan: Plan, found: TpmFound) -> tuple[str, ...]:
-    return tuple(
-        point.id
-        for point in plan.services.catalog.points_of_vm(found.vm_uuid)
-        if point.is_vouched_for
-        and any(secret.get("uuid") == found.secret for secret in point.document.get("secrets", ()))
-    )
+def _holders(plan: Plan, found: TpmFound) -> tuple[SecretHolder, ...]:
+    holders = secret_holders(plan.services.catalog, found.vm_uuid)
+    return tuple(holder for holder in holders if holder.uuid == found.secret)
 
 
 def _kept(plan: Plan, found: TpmFound, orphan: Orphan) -> tuple[KeptContent, ...]:

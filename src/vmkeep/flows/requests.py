@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final
 
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, SecretSource
 from vmkeep.values import dataclass
 
 THIS_HOST: Final = "this"
@@ -133,8 +133,7 @@ class RestoreInPlace(FlowRequest):
     """Write a point over its own VM. ``only`` holds "disks", "state", "tpm", "nvram" and targets; empty means all.
 
     ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
-    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``versions`` of state go
-    back in place of those that the point holds. ``safety`` is the point
+    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``safety`` is the point
     that holds the VM as it is now; None until it is taken. ``images`` is what the images without bitmaps told of
     themselves before that (`InPlaceChecked`).
     """
@@ -147,7 +146,31 @@ class RestoreInPlace(FlowRequest):
     images: Mapping[str, str] = field(default_factory=dict)
     vm_uuid: str = ""
     vm_called: str = ""
-    versions: tuple[ChosenVersion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStates(FlowRequest):
+    """Put kept versions of state files back in place of what a VM has. ``vm`` is its name, for the record.
+
+    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file): nothing else is replaced.
+    ``secret`` opens the TPM's among them, where that is encrypted and something holds the value.
+    """
+
+    vm: str
+    vm_uuid: str
+    versions: tuple[ChosenVersion, ...]
+    found: tuple[tuple[str, str], ...]
+    secret: SecretSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatesRestored:
+    """What was put back: the kinds of it."""
+
+    name: str
+    uuid: str
+    kinds: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +284,8 @@ class TpmRemoved:
 
     ``kept`` is the number of the version that holds its state, None where it had none, ``sha256`` that version's.
     ``deleted`` are paths, ``left`` sentences about what lies there still. ``secret`` is the UUID of the secret that
-    encrypts the state, ``secret_point`` the point that holds it where it was undefined, ``secret_stays`` why not.
+    encrypts the state, ``secret_point`` or ``secret_pin`` what holds it where it was undefined, ``secret_stays`` why
+    not.
     """
 
     name: str
@@ -275,6 +299,7 @@ class TpmRemoved:
     secret_point: str = ""
     secret_stays: str = ""
     way_back: str = ""
+    secret_pin: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -288,7 +313,7 @@ class AddTpm(FlowRequest):
     """Give a VM that is off a TPM. ``model`` is libvirt's word for it, ``tpm_version`` "2.0" or "1.2".
 
     ``version`` is the state that it gets; without one libvirt makes a blank TPM at the next start. ``secret`` is the
-    UUID of what encrypts that state, ``secret_point`` the point whose envelope holds its value.
+    UUID of what encrypts that state, ``secret_point`` or ``secret_pin`` that whose envelope holds its value.
     """
 
     vm: str
@@ -298,6 +323,12 @@ class AddTpm(FlowRequest):
     version: ChosenVersion | None = None
     secret: str = ""
     secret_point: str = ""
+    secret_pin: str = ""
+
+    @property
+    def brings_secret(self) -> bool:
+        """Whether libvirt gets the secret out of an envelope."""
+        return bool(self.secret_point or self.secret_pin)
 
 
 @dataclass(frozen=True, slots=True)

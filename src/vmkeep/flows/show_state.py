@@ -15,6 +15,7 @@ from vmkeep.custody.differences import is_encrypted
 from vmkeep.custody.standing import LOOK_SECONDS, Standing, standing_after
 from vmkeep.custody.variables import SecureBoot, VariableStore, read_variables
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound
+from vmkeep.flows.secret_holders import SecretHolder, holder_for, secret_holders
 from vmkeep.flows.vm_states import (
     KINDS,
     Standings,
@@ -32,14 +33,6 @@ from vmkeep.repository.chosen import read_chosen
 from vmkeep.values import dataclass
 
 _DATABASES = ("PK", "KEK", "db", "dbx")
-
-
-@dataclass(frozen=True, slots=True)
-class KeptSecret:
-    """The libvirt secret that opens a TPM state, and the point whose envelope holds its value."""
-
-    uuid: str
-    point: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +81,7 @@ class KindShown:
     versions: tuple[VersionKept, ...]
     newest: VersionKept | None
     encrypted: bool | None = None
-    secret: KeptSecret | None = None
+    secret: SecretHolder | None = None
     variables: KeptVariables | None = None
     unread: str | None = None
     seen: tuple[SeenFile, ...] = ()
@@ -169,7 +162,7 @@ def _shown(
     versions: tuple[VersionKept, ...],
 ) -> KindShown:
     newest = next((each for each in versions if each.current), None)
-    told = KindShown(kind, found, None if found is None else remedy(catalog, found), versions, newest)
+    told = KindShown(kind, found, None if found is None else remedy(found), versions, newest)
     if newest is None:
         return told
     secret = kept_secret(catalog, newest) if kind == "tpm" else None
@@ -191,15 +184,7 @@ def kept_variables(store: VariableStore) -> KeptVariables:
     return KeptVariables(store.secure_boot, len(store.variables), databases, store.problem)
 
 
-def kept_secret(catalog: Catalog, version: VersionKept) -> KeptSecret | None:
-    """Return the libvirt secret that a point keeps for a TPM state: one that holds it, else the VM's newest with one.
-
-    Only of points that are vouched for: others could name any.
-    """
-    points = [point for point in catalog.points_of_vm(version.version.vm_uuid) if point.is_vouched_for]
-    points.sort(key=lambda point: point.id not in version.held_by)
-    for point in points:
-        for secret in point.document.get("secrets", ()):
-            if secret.get("usage") == "vtpm":
-                return KeptSecret(str(secret["uuid"]), point.id)
-    return None
+def kept_secret(catalog: Catalog, version: VersionKept) -> SecretHolder | None:
+    """Return what keeps the libvirt secret for a TPM state: what holds the version, else the VM's newest with one."""
+    holders = secret_holders(catalog, version.version.vm_uuid)
+    return holder_for(holders, version.version.id, first=version.held_by)

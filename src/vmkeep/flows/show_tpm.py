@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vmkeep.catalog import Catalog
 from vmkeep.errors import HypervisorError, VmNotFound
+from vmkeep.flows.secret_holders import SecretHolder, holder_for, secret_holders
 from vmkeep.flows.show_state import KindShown, StateShown, show_state
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.tpms import LookAtTpm, TpmFound
@@ -17,13 +18,13 @@ from vmkeep.values import dataclass
 class TpmShown:
     """``device`` is None for a VM that is not on the host, ``kind`` where nothing is known of its state.
 
-    ``secret_point`` is a point that holds the value of the device's secret and is vouched for; None for none.
+    ``secret`` is what holds the value of the device's secret and is vouched for; None for nothing.
     """
 
     state: StateShown
     device: TpmFound | None
     kind: KindShown | None
-    secret_point: str | None
+    secret: SecretHolder | None
 
 
 def show_tpm(catalog: Catalog, repository: Callable[[], Repository], host: Host, vm: str) -> TpmShown:
@@ -35,11 +36,5 @@ def show_tpm(catalog: Catalog, repository: Callable[[], Repository], host: Host,
         device = None
     kind = next((each for each in state.kinds if each.kind == "tpm"), None)
     secret = "" if device is None else device.secret
-    points = (
-        point.id
-        for point in catalog.points_of_vm(state.vm_uuid)
-        if secret
-        and point.is_vouched_for
-        and any(held.get("uuid") == secret for held in point.document.get("secrets", ()))
-    )
-    return TpmShown(state, device, kind, next(points, None))
+    holder = holder_for(secret_holders(catalog, state.vm_uuid), None, secret) if secret else None
+    return TpmShown(state, device, kind, holder)

@@ -11,6 +11,7 @@ from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.plan import AfterCrash, Plan, Settled, flow
 from vmkeep.flows.requests import SnapshotTaken, TakeSnapshot
+from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.flows.services import Services
 from vmkeep.flows.settle_pins import settle_pins_of_vm
 from vmkeep.flows.take_point import descent
@@ -90,7 +91,7 @@ def store_snapshot(services: Services, made: SnapshotMade) -> SnapshotStored:
     catch_up_on_vm(services, made.vm_uuid)
     catalog = services.catalog
     known = known_states(catalog, made.vm_uuid, catalog.points_of_vm(made.vm_uuid))
-    return services.on_host(made.operation, StoreSnapshot(made.operation, known))
+    return services.on_host(made.operation, StoreSnapshot(made.operation, known, kept_secrets(catalog, made.vm_uuid)))
 
 
 def record_snapshot(services: Services, made: SnapshotMade, stored: SnapshotStored) -> None:
@@ -108,7 +109,7 @@ def record_snapshot(services: Services, made: SnapshotMade, stored: SnapshotStor
             states=tuple(CatalogState(**state) for state in stored.states),
         )
     )
-    settle_pins_of_vm(services, made.vm_uuid)
+    settle_pins_of_vm(services, made.vm_uuid, stored.sealed)
     renew_gate(services, made.vm_uuid)
 
 

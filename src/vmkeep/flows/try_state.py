@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from vmkeep.catalog import Catalog, CatalogState
 from vmkeep.commandline import command_line
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import SecretSource
 from vmkeep.errors import InvalidRequest
-from vmkeep.flows.vm_states import versions_kept
+from vmkeep.flows.secret_holders import secret_holders
+from vmkeep.flows.vm_states import chosen_of, versions_kept
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.states import StateTried, TryState
 
@@ -30,5 +31,7 @@ def try_state(catalog: Catalog, host: Host, vm: str, generation: int | None) -> 
             hint=f"`{command_line('vmkeep state versions', vm)}` lists them.",
         )
     version = wanted[0]
-    tried = host.ask(TryState(version.vm_uuid, ChosenVersion(version.kind, version.id, version.sha256)))
+    holder = next((each for each in secret_holders(catalog, version.vm_uuid) if version.id in each.versions), None)
+    secret = None if holder is None else SecretSource(holder.uuid, holder.point, holder.pin)
+    tried = host.ask(TryState(version.vm_uuid, chosen_of(version), secret))
     return version, tried

@@ -1,7 +1,7 @@
-"""Envelopes: the secrets of a point, without which what it holds does not open. One sealed object for each point.
+"""Envelopes: the secrets of a point or a pin, without which what it holds does not open. One sealed object for each.
 
-An envelope has its point's name and belongs to no other, so it goes with the point, and writers that share no lock
-cannot take it from each other. The point says which secrets it holds; their values are nowhere else.
+An envelope has the name of its point or pin and belongs to no other, so it goes with that, and writers that share no
+lock cannot take it from each other. The point, or the pin, says which secrets it holds; their values are nowhere else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
 from vmkeep.repository import fields
@@ -17,9 +17,12 @@ from vmkeep.repository.fields import Fields, WrongField
 from vmkeep.repository.layout import ENVELOPES, FrameKind, canonical, parse_canonical
 from vmkeep.repository.record import PointRecord, SecretRef
 from vmkeep.repository.seal import Sealer, frame_bytes_limit
-from vmkeep.repository.signatures import require_signed_envelope
+from vmkeep.repository.signatures import Signature, require_signed_envelope, signature_of
 from vmkeep.repository.store import ObjectStore
 from vmkeep.values import dataclass
+
+Holder: TypeAlias = Literal["point", "pin"]
+"""What an envelope belongs to."""
 
 # What libvirt takes (REMOTE_SECRET_VALUE_MAX).
 VALUE_LIMIT_BYTES = 64 * 1024
@@ -30,7 +33,7 @@ _GRAIN_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class PointSecret:
-    """A secret of a VM as a point keeps it.
+    """A secret of a VM as a point or a pin keeps it.
 
     ``usage`` is libvirt's word for what it is for ("vtpm", "volume"), ``usage_id`` the name or path that goes with it.
     ``ephemeral``: the host it came from kept it in memory only.
@@ -48,61 +51,87 @@ class PointSecret:
 
 
 def put_envelope(
-    store: ObjectStore, sealer: Sealer, point_id: str, vm_uuid: str, secrets: Sequence[PointSecret]
+    store: ObjectStore,
+    sealer: Sealer,
+    holder_id: str,
+    vm_uuid: str,
+    secrets: Sequence[PointSecret],
+    *,
+    holder: Holder = "point",
 ) -> tuple[SecretRef, ...]:
-    """Seal the secrets of a point durably and return what the point says of them; nothing is stored for none."""
+    """Seal the secrets of a point or a pin durably and return what that says of them; nothing is stored for none."""
     if not secrets:
         return ()
     for secret in secrets:
         if not 1 <= len(secret.value) <= VALUE_LIMIT_BYTES:
             raise InvalidRequest(f"the secret {secret.uuid} has {len(secret.value)} bytes, which libvirt cannot hold")
-    document = {"point": point_id, "secrets": [secret_as_json(secret) for secret in secrets], "vm_uuid": vm_uuid}
+    document = {holder: holder_id, "secrets": [secret_as_json(secret) for secret in secrets], "vm_uuid": vm_uuid}
     short = len(canonical({**document, "padding": ""}))
     plain = canonical({**document, "padding": "0" * (-short % _GRAIN_BYTES)})
-    name = ENVELOPES + point_id
-    store.put(name, sealer.seal_alone(FrameKind.ENVELOPE, point_id, plain, compressed=False))
+    name = ENVELOPES + holder_id
+    store.put(name, sealer.seal_alone(FrameKind.ENVELOPE, holder_id, plain, compressed=False))
     return tuple(secret.ref() for secret in secrets)
 
 
 def get_envelope(store: ObjectStore, sealer: Sealer, record: PointRecord) -> tuple[PointSecret, ...]:
     """Return the secrets of a point in the order that it names them; raises ObjectMissing or ObjectDamaged."""
-    if not record.secrets:
+    bound = Bound("point", record.id, record.vm_uuid, record.secrets, signature_of(record))
+    return bound_secrets(store, sealer, bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What an envelope must be of: its point or pin, the VM and the secrets that this names, and its signature."""
+
+    holder: Holder
+    id: str
+    vm_uuid: str
+    secrets: tuple[SecretRef, ...]
+    signature: Signature | None
+
+
+def bound_secrets(store: ObjectStore, sealer: Sealer, bound: Bound) -> tuple[PointSecret, ...]:
+    """Return the secrets of a point or a pin in the order that it names them; raises ObjectMissing or ObjectDamaged."""
+    if not bound.secrets:
         return ()
-    where = ENVELOPES + record.id
-    frame = stored_envelope(store, record.id)
-    require_signed_envelope(record, frame, where)
-    found = _opened(sealer, record.id, frame, where)
-    if found.vm_uuid != record.vm_uuid or tuple(secret.ref() for secret in found.secrets) != record.secrets:
-        raise ObjectDamaged(f"{where} holds other secrets than the point was made with", path=where)
+    where = ENVELOPES + bound.id
+    frame = stored_envelope(store, bound.id)
+    require_signed_envelope(bound.signature, frame, where, f"{bound.holder} {bound.id}")
+    found = _opened(sealer, bound.id, frame, where)
+    named = tuple(secret.ref() for secret in found.secrets)
+    if (found.holder, found.vm_uuid, named) != (bound.holder, bound.vm_uuid, bound.secrets):
+        raise ObjectDamaged(f"{where} holds other secrets than the {bound.holder} was made with", path=where)
     return found.secrets
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """An envelope as it stands, without its point."""
+    """An envelope as it stands, without its point or pin."""
 
+    holder: Holder
     vm_uuid: str
     secrets: tuple[PointSecret, ...]
 
 
-def open_envelope(store: ObjectStore, sealer: Sealer, point_id: str) -> Envelope:
+def open_envelope(store: ObjectStore, sealer: Sealer, holder_id: str) -> Envelope:
     """Return what is in the envelope of that name; raises ObjectMissing or ObjectDamaged."""
-    where = ENVELOPES + point_id
-    return _opened(sealer, point_id, stored_envelope(store, point_id), where)
+    where = ENVELOPES + holder_id
+    return _opened(sealer, holder_id, stored_envelope(store, holder_id), where)
 
 
-def stored_envelope(store: ObjectStore, point_id: str) -> bytes:
+def stored_envelope(store: ObjectStore, holder_id: str) -> bytes:
     """Return the object of an envelope as it is stored; raises ObjectMissing or ObjectDamaged."""
-    return store.get(ENVELOPES + point_id, most_bytes=frame_bytes_limit(FrameKind.ENVELOPE))
+    return store.get(ENVELOPES + holder_id, most_bytes=frame_bytes_limit(FrameKind.ENVELOPE))
 
 
-def _opened(sealer: Sealer, point_id: str, frame: bytes, where: str) -> Envelope:
-    plain = sealer.open_alone(FrameKind.ENVELOPE, point_id, frame, where)
+def _opened(sealer: Sealer, holder_id: str, frame: bytes, where: str) -> Envelope:
+    plain = sealer.open_alone(FrameKind.ENVELOPE, holder_id, frame, where)
     value = parse_canonical(plain, where)
     try:
         taken = Fields(value)
-        taken.take("point", fields.one_of(point_id))
-        return Envelope(taken.take("vm_uuid", fields.uuid), taken.each("secrets", secret_from_json))
+        holder: Holder = "pin" if "pin" in value else "point"
+        taken.take(holder, fields.one_of(holder_id))
+        return Envelope(holder, taken.take("vm_uuid", fields.uuid), taken.each("secrets", secret_from_json))
     except WrongField as error:
         # Without its cause: an exception of a parser may quote what it could not parse.
         raise ObjectDamaged(f"{where} {error}", path=where) from None

@@ -2,28 +2,40 @@
 
 A version that was captured by itself, and those that belong to a snapshot of libvirt's, are named by no point. Without
 their pin they would be lost to whoever has the repository and not the catalogue, and a prune would take them for waste.
-A pin is one sealed object, written once, and deleted when nothing needs it any more. Section 9b of
-docs/internals/repository-format.md specifies it.
+A pin is one sealed object, written once, and deleted when nothing needs it any more. Since 1.5 it may have an envelope,
+with what opens its versions, which goes with it. Section 9b of docs/internals/repository-format.md specifies both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, replace
 from typing import Any
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged, ObjectMissing
 from vmkeep.repository import fields
+from vmkeep.repository.envelopes import Bound, PointSecret, bound_secrets, put_envelope, stored_envelope
 from vmkeep.repository.fields import Fields, WrongField
-from vmkeep.repository.layout import NAME_BYTES, PINS, STATES, FrameKind, canonical, is_name, parse_canonical
-from vmkeep.repository.record import StateRef, StateVersion, state_ref
+from vmkeep.repository.layout import (
+    ENVELOPES,
+    NAME_BYTES,
+    PINS,
+    POINTS,
+    STATES,
+    FrameKind,
+    canonical,
+    is_name,
+    parse_canonical,
+)
+from vmkeep.repository.record import SecretRef, StateRef, StateVersion, secret_ref, state_ref
 from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.signatures import FIELD, Signature, Signer, prove_pin, put_host_key, sign_pin
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
 from vmkeep.values import dataclass
 
-# Of versions that one pin names: a snapshot has one of each kind.
+# Of versions that one pin names: a snapshot has one of each kind. Of secrets as many.
 _MOST_STATES = 100
 
 
@@ -45,7 +57,9 @@ class PinRecord:
     """A pin: it keeps ``states`` of a VM, until a time (ISO 8601 in UTC) or, with None, until it is deleted.
 
     ``why`` is a word for people ("capture", "snapshot", ...). ``created`` is when the versions were met: of a version
-    that was captured, its own time. ``extra`` holds fields that a later minor version added.
+    that was captured, its own time. ``secrets`` are those in its envelope, which open the versions; a pin with secrets
+    and without states keeps the secret of a TPM that was never started. ``extra`` holds fields that a later minor
+    version added.
     """
 
     id: str
@@ -57,6 +71,7 @@ class PinRecord:
     states: tuple[StateRef, ...]
     until: str | None = None
     snapshot: PinnedSnapshot | None = None
+    secrets: tuple[SecretRef, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     signature: Signature | None = field(default=None, compare=False)
 
@@ -65,7 +80,10 @@ class PinRecord:
         plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         snapshot = self.snapshot and {name: getattr(self.snapshot, name) for name in self.snapshot.__slots__}
         states = [{name: getattr(state, name) for name in state.__slots__} for state in self.states]
-        return {**self.extra, **plain, "snapshot": snapshot, "states": states}
+        value = {**self.extra, **plain, "snapshot": snapshot, "states": states}
+        if self.secrets:
+            value["secrets"] = [{"usage": secret.usage, "uuid": secret.uuid} for secret in self.secrets]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str, signature: Signature | None = None) -> PinRecord:
@@ -88,17 +106,21 @@ class PinRecord:
             states=taken.each("states", state_ref),
             until=taken.take("until", fields.optional(fields.instant)),
             snapshot=taken.take("snapshot", fields.optional(_snapshot)),
+            secrets=taken.each("secrets", secret_ref) if "secrets" in value else (),
             extra=fields.later({name: each for name, each in value.items() if name not in _KNOWN_FIELDS}),
             signature=signature,
         )
-        if not 1 <= len(record.states) <= _MOST_STATES:
+        if not (record.states or record.secrets) or len(record.states) > _MOST_STATES:
             raise WrongField(f"has not 1 to {_MOST_STATES} states")
+        if len(record.secrets) > _MOST_STATES or ("secrets" in value and not record.secrets):
+            raise WrongField(f"has not 1 to {_MOST_STATES} secrets")
+        fields.all_different((secret.uuid for secret in record.secrets), "a secret")
         fields.all_different((state.version_id for state in record.states), "a state version")
         return record
 
 
 _PLAIN_FIELDS = ("id", "vm_uuid", "vm_name", "host", "created", "why", "until")
-_KNOWN_FIELDS = frozenset({*_PLAIN_FIELDS, "states", "snapshot", FIELD})
+_KNOWN_FIELDS = frozenset({*_PLAIN_FIELDS, "states", "snapshot", "secrets", FIELD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +147,24 @@ class Pins:
             raise ObjectDamaged(f"{where} holds another pin", path=where)
         return record
 
+    def secrets(self, record: PinRecord) -> tuple[PointSecret, ...]:
+        """Return the secrets that a pin holds; raises ObjectMissing or ObjectDamaged."""
+        return bound_secrets(self.store, self.sealer, _bound(record))
+
+    def seal(self, vm_uuid: str, secrets: Sequence[PointSecret]) -> tuple[str, tuple[SecretRef, ...]]:
+        """Seal secrets of a VM durably into the envelope of a pin that is still to be put.
+
+        Returns the pin's id, which is drawn, and what the pin says of its secrets: of these is the record for ``put``.
+        """
+        pin_id = self.sealer.random(NAME_BYTES).hex()
+        return pin_id, put_envelope(self.store, self.sealer, pin_id, vm_uuid, secrets, holder="pin")
+
     def put(self, record: PinRecord) -> PinRecord:
         """Store a pin durably, and return it with its id, which is drawn when the record has none.
 
-        Raises TargetExists when one of its id is there, ObjectMissing or ObjectDamaged when a version that it names is
-        not there as it says, and InvalidRequest for what a reader would take for damage.
+        Its secrets were sealed before (``seal``), which gave the id, and are read back. Raises TargetExists when one of
+        its id is there, ObjectMissing or ObjectDamaged when a version or an envelope that it names is not there as it
+        says, and InvalidRequest for what a reader would take for damage.
         """
         record = record if record.id else replace(record, id=self.sealer.random(NAME_BYTES).hex())
         value = record.as_json()
@@ -138,22 +173,35 @@ class Pins:
         except ObjectDamaged as error:
             raise InvalidRequest(f"{error.message}, so nothing could read it again", vm=record.vm_name) from error
         versions = [self._version(state) for state in record.states]
+        envelope = stored_envelope(self.store, record.id) if record.secrets else None
+        bound_secrets(self.store, self.sealer, replace(_bound(record), signature=None))
         if self.signer is not None:
             signer = self.signer()
             put_host_key(self.store, self.sealer, self.repository, signer, record.created)
-            value[FIELD] = sign_pin(value, self.repository, signer, states=versions)
+            value[FIELD] = sign_pin(value, self.repository, signer, states=versions, envelope=envelope)
         where = PINS + record.id
         self.store.put(where, self.sealer.seal_alone(FrameKind.PIN, record.id, canonical(value)))
         self._require_held(record)
-        return replace(record, signature=prove_pin(value, self.repository, record.id, where))
+        kept = replace(record, signature=prove_pin(value, self.repository, record.id, where))
+        self.secrets(kept)
+        return kept
 
     def delete(self, pin_id: str) -> bool:
-        """Delete a pin; False when there is none. The versions stay until a prune finds that nothing needs them."""
+        """Delete a pin with its secrets; False when there is none, also then without leaving an envelope.
+
+        The versions stay until a prune finds that nothing needs them.
+        """
+        there = True
         try:
             self.store.delete(PINS + pin_id)
         except ObjectMissing:
-            return False
-        return True
+            there = False
+        # Only when the pin is gone: what it keeps does not open without them. A point of its name is a stranger's, and
+        # would lose an envelope of its own.
+        if is_name(pin_id) and not self.store.exists(POINTS + pin_id):
+            with suppress(ObjectMissing):
+                self.store.delete(ENVELOPES + pin_id)
+        return there
 
     def _version(self, state: StateRef) -> StateVersion:
         version, _ = get_state(self.store, self.sealer, state.version_id)
@@ -173,6 +221,10 @@ class Pins:
                     path=STATES + state.version_id,
                     hint="Run the command again.",
                 )
+
+
+def _bound(record: PinRecord) -> Bound:
+    return Bound("pin", record.id, record.vm_uuid, record.secrets, record.signature)
 
 
 def _snapshot(value: Any) -> PinnedSnapshot:

@@ -140,7 +140,7 @@ class StateRef:
 
 @dataclass(frozen=True, slots=True)
 class SecretRef:
-    """A secret that is in the envelope of a point: what libvirt uses it for, and its UUID. Never its value."""
+    """A secret that is in the envelope of a point or a pin: what libvirt uses it for, and its UUID. Never its value."""
 
     usage: str
     uuid: str
@@ -264,7 +264,7 @@ class PointRecord:
             states=taken.each("states", state_ref),
             definition=taken.take("definition", fields.xml),
             warnings=taken.each("warnings", fields.lines),
-            secrets=taken.each("secrets", _secret_ref) if "secrets" in value else (),
+            secrets=taken.each("secrets", secret_ref) if "secrets" in value else (),
             sequence=taken.take("sequence", fields.numbered(least=1)) if "sequence" in value else None,
             extra=fields.later({name: content for name, content in value.items() if name not in _KNOWN_FIELDS}),
             digest=digest,
@@ -339,7 +339,8 @@ def state_ref(value: Any) -> StateRef:
     )
 
 
-def _secret_ref(value: Any) -> SecretRef:
+def secret_ref(value: Any) -> SecretRef:
+    """Parse what a point or a pin says of a secret; raises WrongField."""
     taken = Fields(value)
     return SecretRef(taken.take("usage", fields.line), taken.take("uuid", fields.uuid))
 

@@ -34,6 +34,7 @@ from vmkeep.repository.layout import (
     FORMAT_OBJECT,
     HOSTS,
     NAME_BYTES,
+    PINS,
     POINTS,
     FrameKind,
     PackEntry,
@@ -44,7 +45,7 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.manifest import Runs, comparable, sample_blocks, walk_blocks, walk_difference
 from vmkeep.repository.packs import read_index
-from vmkeep.repository.pins import Pins
+from vmkeep.repository.pins import PinRecord, Pins
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
 from vmkeep.repository.seal import Compress, Random, Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore, create_store, open_store
@@ -228,13 +229,21 @@ class Repository:
         except ObjectMissing as error:
             missing = error
         # Only when the point is gone: it cannot be restored without them.
-        with contextlib.suppress(ObjectMissing):
-            self._store.delete(ENVELOPES + point_id)
+        # A pin of its name has the envelope of that name, and a point that somebody gave it takes none with it.
+        if not self._store.exists(PINS + point_id):
+            with contextlib.suppress(ObjectMissing):
+                self._store.delete(ENVELOPES + point_id)
         if missing is not None:
             raise PointNotFound(f"point {point_id} is not in the repository", path=self.location) from missing
 
-    def secrets(self, record: PointRecord) -> tuple[envelopes.PointSecret, ...]:
-        """Return the secrets that a point holds; raises ObjectMissing or ObjectDamaged."""
+    def holder(self, point_id: str, pin_id: str) -> PointRecord | PinRecord:
+        """Return the point, or without one the pin. Raises PointNotFound, ObjectMissing or ObjectDamaged."""
+        return self.point(point_id) if point_id else self.pins.get(pin_id)
+
+    def secrets(self, record: PointRecord | PinRecord) -> tuple[envelopes.PointSecret, ...]:
+        """Return the secrets that a point or a pin holds; raises ObjectMissing or ObjectDamaged."""
+        if isinstance(record, PinRecord):
+            return self.pins.secrets(record)
         return envelopes.get_envelope(self._store, self._sealer, record)
 
     def state(self, version_id: str) -> tuple[StateVersion, bytes]:

@@ -2,8 +2,8 @@
 
 The signature stands in the point's record and covers all else of it, so all that the record reaches by keyed hashes
 (disks). What it reaches by names only is bound by hashes beside the signature: state versions with owner and mode, and
-the point's envelope. docs/internals/repository-format.md, section 8b, specifies it. A key holder can always seal a
-record anew; without the private key it cannot sign it.
+the envelope. docs/internals/repository-format.md, section 8b, specifies it. A key holder can always seal a record anew;
+without the private key it cannot sign it.
 
 Whether the key that signed belongs to somebody who is trusted is not decided here, but by the catalogue.
 """
@@ -94,15 +94,19 @@ def sign_point(
 
     ``states`` are the versions that the record names, ``envelope`` is the point's envelope as stored.
     """
-    sealed = None if envelope is None else hashlib.sha256(envelope).hexdigest()
-    return _POINT.sign(record, repository, signer, states, sealed)
+    return _POINT.sign(record, repository, signer, states, _hash_of(envelope))
 
 
 def sign_pin(
-    record: Mapping[str, Any], repository: str, signer: Signer, *, states: Sequence[StateVersion]
+    record: Mapping[str, Any],
+    repository: str,
+    signer: Signer,
+    *,
+    states: Sequence[StateVersion],
+    envelope: bytes | None = None,
 ) -> dict[str, Any]:
-    """Return the signature of a pin, as ``sign_point`` that of a point. A pin has no envelope."""
-    return _PIN.sign(record, repository, signer, states, None)
+    """Return the signature of a pin, as ``sign_point`` that of a point."""
+    return _PIN.sign(record, repository, signer, states, _hash_of(envelope))
 
 
 def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where: str) -> Signature | None:
@@ -201,11 +205,16 @@ def require_signed_state(record: PointRecord, version: StateVersion) -> None:
         raise ObjectDamaged(f"{where} is not as it was when point {record.id} was signed", path=where)
 
 
-def require_signed_envelope(record: PointRecord, envelope: bytes, where: str) -> None:
-    """Raise ObjectDamaged unless the object of an envelope is the one that the point was signed with."""
-    signature = signature_of(record)
-    if signature is not None and signature.envelope != hashlib.sha256(envelope).hexdigest():
-        raise ObjectDamaged(f"{where} is not as it was when point {record.id} was signed", path=where)
+def require_signed_envelope(signature: Signature | None, envelope: bytes, where: str, holder: str) -> None:
+    """Raise ObjectDamaged unless the object of an envelope is the one that its point or pin, ``holder``, was signed
+    with.
+    """
+    if signature is not None and signature.envelope != _hash_of(envelope):
+        raise ObjectDamaged(f"{where} is not as it was when {holder} was signed", path=where)
+
+
+def _hash_of(envelope: bytes | None) -> str | None:
+    return None if envelope is None else hashlib.sha256(envelope).hexdigest()
 
 
 def header_hash(version: StateVersion) -> str:

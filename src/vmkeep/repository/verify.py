@@ -290,11 +290,16 @@ class Verification:
 
     def _check_pin(self, pin_id: str) -> None:
         """Prove a pin, and that what it keeps is there and is what it says."""
-        pin = Pins(self._store, self._sealer, self._repository, None).get(pin_id)
+        pins = Pins(self._store, self._sealer, self._repository, None)
+        pin = pins.get(pin_id)
         for state in pin.states:
             problem = self._state_problem(state.version_id)
             if problem is None and self._versions[state.version_id].ref() != state:
                 self._tell(STATES + state.version_id, ObjectDamaged("it is another version than is pinned"))
+        try:
+            self._readings.twice(ENVELOPES + pin_id, lambda: pins.secrets(pin))
+        except VmkeepError as error:
+            self._tell(ENVELOPES + pin_id, error)
 
     def _state_problem(self, version_id: str) -> VmkeepError | None:
         if version_id not in self._states:

@@ -132,7 +132,7 @@ def test_newest_of_each_kind_goes_into_a_private_file_with_owner_and_mode(home: 
     assert (version.id, version.owner, version.group, version.mode) == (newest.id, "tss", "root", 0o600)
     one = home.export(tmp_path / "one", kind="tpm", version="1")
     assert [state.content for state in bundle_in(tmp_path / "one").states] == [CRYPT]
-    assert "no point holds" in one.warnings[0]
+    assert "kept with no version" in one.warnings[0]
 
 
 def test_secret_that_opens_the_state_goes_along(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

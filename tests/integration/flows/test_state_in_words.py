@@ -23,7 +23,7 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.flows.compare_state import compare_kept_state
-from vmkeep.flows.show_state import KeptSecret, show_state
+from vmkeep.flows.show_state import show_state
 from vmkeep.flows.state_conflicts import state_conflicts
 from vmkeep.host.protocol import Host
 from vmkeep.repository import Repository
@@ -92,7 +92,9 @@ def test_versions_of_a_vm_that_is_gone_are_shown_with_what_they_hold(
     assert (shown.vm, shown.vm_uuid, shown.on_host) == ("win11", WIN11, False)
     kinds = {kind.kind: kind for kind in shown.kinds}
     assert kinds["tpm"].encrypted is True
-    assert kinds["tpm"].secret == KeptSecret(secret["uuid"], number("second"))
+    held = kinds["tpm"].secret
+    assert held is not None
+    assert (held.uuid, held.point) == (secret["uuid"], number("second"))
     variables = kinds["nvram"].variables
     assert variables is not None
     assert (variables.secure_boot, variables.variables) == ("on", 2)
@@ -156,10 +158,10 @@ def test_conflict_is_told_with_both_sides_and_what_restores_each(catalog: Memory
     assert (found.vm, found.kind) == ("win11", "nvram")
     assert found.counts is not None
     assert found.counts.version == ours
-    assert found.counts.command == f"vmkeep restore {number('ours')} --in-place --only nvram"
+    assert found.counts.command == f"vmkeep state restore {WIN11} --kind nvram --version {ours.sha256[:16]}"
     assert found.conflict.version.sha256 == theirs.sha256
     assert [(each.id, each.host) for each in found.conflict.held_by] == [(number("theirs"), "beta")]
-    assert found.conflict.command == f"vmkeep restore {number('theirs')} --in-place --only nvram"
+    assert found.conflict.command == f"vmkeep state restore {WIN11} --kind nvram --version {theirs.sha256[:16]}"
     assert found.compare == f"vmkeep state diff {WIN11} {ours.sha256[:16]} {'2' * 16} --kind nvram"
     assert state_conflicts(catalog, "win11") == (found,)
     with pytest.raises(VmNotFound):

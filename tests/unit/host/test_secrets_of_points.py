@@ -71,6 +71,9 @@ class Stored:
 
     secret: PointSecret
 
+    def holder(self, _point: str, _pin: str) -> PointRecord:
+        return RECORD
+
     def secrets(self, _record: PointRecord) -> tuple[PointSecret, ...]:
         return (self.secret,)
 
@@ -125,4 +128,4 @@ def test_a_secret_that_another_vm_needs_gets_no_value(usages: dict[str, str]) ->
 
 
 def put_back(libvirt: Libvirt, secret: PointSecret = TPM_SECRET) -> None:
-    put_secret_back(cast("Hypervisor", libvirt), cast("Repository", Stored(secret)), RECORD.id, UUID)
+    put_secret_back(cast("Hypervisor", libvirt), cast("Repository", Stored(secret)), RECORD.id, "", UUID)

@@ -119,10 +119,10 @@ def test_state_version_with_another_owner_is_not_the_one_that_was_signed() -> No
 
 
 def test_envelope_with_other_bytes_is_not_the_one_that_was_signed() -> None:
-    record = PointRecord.from_json(signed_point(POINT), "here")
-    require_signed_envelope(record, b"sealed", "here")
-    with pytest.raises(ObjectDamaged, match="was signed"):
-        require_signed_envelope(record, b"sealeD", "here")
+    signature = signature_of(PointRecord.from_json(signed_point(POINT), "here"))
+    require_signed_envelope(signature, b"sealed", "here", "point 1")
+    with pytest.raises(ObjectDamaged, match="when point 1 was signed"):
+        require_signed_envelope(signature, b"sealeD", "here", "point 1")
 
 
 def test_what_a_later_version_adds_beside_the_signature_is_covered_too() -> None:

@@ -101,7 +101,7 @@ def mend(connect: Callable[[], Hypervisor], repository: Callable[[], Repository]
             hypervisor = connect()
             return mend_vm(hypervisor.domain(order.vm_uuid), hypervisor, order)
         case DefineSecret():
-            return put_secret_back(connect(), repository(), order.point, order.secret)
+            return put_secret_back(connect(), repository(), order.point, order.pin, order.secret)
         case _:
             raise AssertionError(f"a host cannot mend {order}")
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
-from vmkeep.custody.standing import Standing, holder_to_restore, judge_state
+from vmkeep.custody.standing import Standing, judge_state
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.filesystem import size_text
@@ -342,17 +342,20 @@ class _Patient:
         encrypted = f"its TPM state is encrypted with the secret {uuid}"
         if here in (Withheld.ABSENT, Withheld.EMPTY):
             what = "which libvirt does not have" if here is Withheld.ABSENT else "which has no value in libvirt"
-            holder = next((point for point in self.known.points if uuid in point.secrets), None)
-            if holder is not None:
-                message = f"{encrypted}, {what}; point {holder.id} holds it"
-                mend = DefineSecret(self.domain.uuid, uuid, holder.id)
+            point = next((point.id for point in self.known.points if uuid in point.secrets), "")
+            pin = "" if point else self.known.secret_pins.get(uuid, "")
+            if point or pin:
+                message = f"{encrypted}, {what}; " + (f"point {point} holds it" if point else "its value is kept")
+                mend = DefineSecret(self.domain.uuid, uuid, point, pin)
                 yield self._finding(FindingCode.TPM_SECRET_MISSING, message, mend=mend)
             else:
                 remedy = "virsh secret-define FILE, then virsh secret-set-value, with the secret's UUID and value"
                 yield self._finding(FindingCode.TPM_SECRET_MISSING, f"{encrypted}, {what}", remedy=remedy)
         elif isinstance(here, Withheld):
             why = "is private" if here is Withheld.PRIVATE else "libvirt does not give out"
-            message = f"{encrypted}, which {why}: it is in no point, so keep its value elsewhere"
+            message = (
+                f"{encrypted}, which {why}: it is in no point and kept with no version, so keep its value elsewhere"
+            )
             yield self._finding(FindingCode.TPM_NOT_KEPT, message)
 
     def _state_files(self) -> Iterator[Finding]:
@@ -398,10 +401,9 @@ class _Patient:
         )
         return self._finding(FindingCode.TPM_MISSING, message, remedy=self._restore_state("tpm"), path=str(path))
 
-    def _restore_state(self, kind: str) -> str | None:
-        """Return the command that puts the state back: of the point that the VM descends from, else of the newest."""
-        holder = holder_to_restore(self.known.points, kind)
-        return None if holder is None else command_line("vmkeep restore", holder, options="--in-place --only state")
+    def _restore_state(self, kind: str) -> str:
+        """Return the command that puts back the version that counts."""
+        return command_line("vmkeep state restore", self.domain.name, options=f"--kind {kind}")
 
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
+from vmkeep.custody.differences import is_encrypted
 from vmkeep.definition import Definition
-from vmkeep.errors import HostFileMissing, IntegrityError, PointChanged, VmNotFound
+from vmkeep.errors import HostFileMissing, PointChanged, VmNotFound
 from vmkeep.filesystem import sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, refuse_while_pending
@@ -45,12 +46,12 @@ from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.keys import key_of
-from vmkeep.host.vm.secrets import SecretPlan, define_secrets, plan_secrets, point_needs
+from vmkeep.host.vm.secrets import SecretPlan, define_secrets, plan_secrets, point_needs, refuse_another_key
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.paths import give_away
-from vmkeep.repository import PointRecord, Repository, StateRef, StateVersion
+from vmkeep.repository import PointRecord, Repository
 from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
@@ -181,27 +182,13 @@ class InPlace(Unfinished):
             except HostFileMissing as error:
                 raise changed_since_safety_point(domain, str(source.path)) from error
 
-    def _state(self, item: DeliveredItem, ref: StateRef, record: PointRecord) -> tuple[StateVersion, bytes]:
-        """Return the state that goes back: the point's, or the version that was chosen."""
-        if not item.version:
-            version, content = self._repository.state_of(record, ref.version_id)
-            check_state(ref, content, record)
-            return version, content
-        version, content = self._repository.state(item.version)
-        if (version.vm_uuid, version.kind) != (record.vm_uuid, item.role) or version.file != ref.file:
-            raise IntegrityError(
-                f"state version {version.id} in the repository is not one of the {item.role} state that the VM has",
-                vm=record.vm_name,
-            )
-        check_state(replace(version.ref(), sha256=item.sha256), content, record)
-        return version, content
-
     def _deliver(self, item: DeliveredItem, record: PointRecord) -> None:
         """Write one state file or new image beside its place."""
         staged = Path(item.staged)
         if item.role != "disk":
             ref = next(state for state in record.states if state.kind == item.role)
-            version, content = self._state(item, ref, record)
+            version, content = self._repository.state_of(record, ref.version_id)
+            check_state(ref, content, record)
             if item.role == "tpm":
                 stage_tpm(staged, item.file or ref.file, content, owner=swtpm_owner(version.owner))
             else:
@@ -370,6 +357,11 @@ def _plan_secrets(
     if not any(state.kind == "tpm" for state in selection.states):
         return SecretPlan()
     needed = point_needs(record)
+    version = next((state.version_id for state in record.states if state.kind == "tpm"), None)
+    opens = needed[0].uuid if needed else None
+    here = None if definition.tpm is None else definition.tpm.secret_uuid
+    if version is not None and opens != here:
+        refuse_another_key(definition, opens, encrypted=is_encrypted(repository.state(version)[1]))
     return plan_secrets(hypervisor, repository, record, needed, vm=definition.name, must_open=True)
 
 
@@ -394,14 +386,7 @@ def _select(
         for disk in selection.disks
         if disk.made
     ]
-    versions = {version.kind: version for version in (request.versions if request is not None else ())}
     items += [
-        replace(
-            item_at(state.kind, state.kind, state.place, operation),
-            file=state.file,
-            version=versions[state.kind].id if state.kind in versions else "",
-            sha256=versions[state.kind].sha256 if state.kind in versions else "",
-        )
-        for state in selection.states
+        replace(item_at(state.kind, state.kind, state.place, operation), file=state.file) for state in selection.states
     ]
     return selection, tuple(items)

@@ -191,7 +191,7 @@ class Parking:
                 "disks may be of two points and were left alone",
                 vm=journal.vm,
                 path=str(path),
-                hint=f"Remove {path}, then restore in place once more: point {journal.safety} is the VM before.",
+                hint=f"Remove {path}, {journal.before}.",
             )
 
     def unpark(self, domain: Domain, journal: RestoreJournal, *, written: Collection[str] = ()) -> None:

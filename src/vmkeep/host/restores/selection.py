@@ -24,6 +24,13 @@ DISKS: Final = "disks"
 STATE: Final = "state"
 STATE_KINDS: Final = ("nvram", "tpm")
 KEEP_TPM: Final = "keep"
+TPM_ALONE: Final = (
+    "The TPM goes back and the disks stay: its counters are those of then, and what was sealed to it since then is "
+    "lost. A disk sealed to it may ask for its recovery key."
+)
+VARIABLES_ALONE: Final = (
+    "The UEFI variables go back and the TPM stays: keys that it binds to measurements of them may not open."
+)
 _MADE_FORMATS: Final = ("qcow2", "raw", LUKS)
 _NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
 
@@ -331,14 +338,9 @@ def _told_of_pairing(
             "measurements that a TPM binds to may not fit the disks."
         )
     if "tpm" in back and not disks:
-        told.append(
-            "The TPM goes back and the disks stay: its counters are those of the point, and what was sealed to it "
-            "since then is lost. A disk sealed to it may ask for its recovery key."
-        )
+        told.append(TPM_ALONE)
     if "nvram" in back and "tpm" in held - back:
-        told.append(
-            "The UEFI variables go back and the TPM stays: keys that it binds to measurements of them may not open."
-        )
+        told.append(VARIABLES_ALONE)
     left = sorted({disk.target for disk in record.disks} - {disk.target for disk in disks} if asked else set())
     if disks and left:
         told.append(

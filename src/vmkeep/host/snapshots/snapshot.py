@@ -7,13 +7,16 @@ Everything that can be refused is refused before the guardian starts. From then 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.config import Settings
+from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.states import SealedSecret
+from vmkeep.definition import parse_definition
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError
 from vmkeep.filesystem import file_errors
 from vmkeep.host.guard.guardian import Guardian
@@ -39,10 +42,11 @@ from vmkeep.host.tasks.snapshots import MakeSnapshot, SnapshotMade, SnapshotSett
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.vm.astray import refuse_astray, refuse_lost
 from vmkeep.host.vm.fitness import refuse_beside_a_job, refuse_jobs, require_agent
+from vmkeep.host.vm.secrets import seal_for_version
 from vmkeep.host.vm.standstill import AGENT_WORK_SECONDS, as_text, require_standing, resume_guest, sync_images
 from vmkeep.host.vm.states import StateSource, read_state, state_sources, state_warnings
 from vmkeep.host.vm.thawing import thaw
-from vmkeep.host.vm.versions import store_states
+from vmkeep.host.vm.versions import StoredStates, store_states
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.locks import FileLock
 from vmkeep.repository import Repository
@@ -342,7 +346,8 @@ class SnapshotTask:
         assert kept is not None, "a snapshot that was made has its states"
         self._watch(Progress("storing state"))
         stored = store_states(repository, repository, kept.states, task.known, keepsake.vm_uuid)
-        for sentence in stored.older:
+        sealed, warning = self._sealed(task, repository, keepsake.vm_uuid, kept.states, stored)
+        for sentence in (*stored.older, *([warning] if warning else [])):
             self._watch(Progress("storing state", note=f"warning: {sentence}"))
         return SnapshotStored(
             tuple(
@@ -356,8 +361,25 @@ class SnapshotTask:
                     "created": kept.created,
                 }
                 for ref in stored.refs
-            )
+            ),
+            () if sealed is None else (sealed,),
         )
+
+    def _sealed(
+        self,
+        task: StoreSnapshot,
+        repository: Repository,
+        vm_uuid: str,
+        states: Sequence[CapturedState],
+        stored: StoredStates,
+    ) -> tuple[SealedSecret | None, str]:
+        """Seal what opens the TPM state of the snapshot, by the definition that the VM has now."""
+        domain = self._hypervisor.find_uuid(vm_uuid)
+        if domain is None or not any(each.kind == "tpm" and is_encrypted(each.content) for each in states):
+            return None, ""
+        version_id = next(ref.version_id for ref in stored.refs if ref.kind == "tpm")
+        definition = parse_definition(domain.definition_xml())
+        return seal_for_version(self._hypervisor, repository, definition, vm_uuid, version_id, task.secrets)
 
     def close(self) -> None:
         """The catalogue has it: nothing needs to be kept here any more."""

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vmkeep.config import Settings
-from vmkeep.custody.states import NewVersion
+from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.states import NewVersion, SealedSecret
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
 from vmkeep.host.records.restore import refuse_while_pending
-from vmkeep.host.states.tried import try_with_secret
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
+from vmkeep.host.vm.secrets import seal_for_version
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
-from vmkeep.host.vm.versions import store_states
+from vmkeep.host.vm.trial import try_with_secret
+from vmkeep.host.vm.versions import StoredStates, store_states
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.logs import get_logger
 from vmkeep.repository import Repository
@@ -38,12 +40,13 @@ def capture_states(
     definition = parse_definition(domain.definition_xml())
     sources = [each for each in state_sources(definition, StateRoots.of(hypervisor.uri)) if each.kind in task.kinds]
     read = tuple(_read(domain, sources, known_kinds))
-    if settings.trial_start:
+    if settings.trial_start and not task.as_it_is:
         known = {(state.kind, state.sha256) for state in task.known}
         for state in read:
             if state.kind == "tpm" and (state.kind, state.sha256) not in known:
                 _try(state, definition, hypervisor)
     stored = store_states(repository, repository, read, task.known, task.vm_uuid)
+    sealed, warning = _sealed(hypervisor, repository, settings, definition, read, stored, task)
     return StatesCaptured(
         vm_name=domain.name,
         kinds=tuple(state.kind for state in read),
@@ -54,7 +57,37 @@ def capture_states(
             for version in stored.new
         ),
         older=stored.older,
+        sealed=() if sealed is None else (sealed,),
+        warnings=(warning,) if warning else (),
     )
+
+
+def _sealed(
+    hypervisor: Hypervisor,
+    repository: Repository,
+    settings: Settings,
+    definition: Definition,
+    read: Sequence[CapturedState],
+    stored: StoredStates,
+    task: CaptureStates,
+) -> tuple[SealedSecret | None, str]:
+    """Seal what opens the TPM state that was read, and return that; else None, and why not where it is encrypted."""
+    state = next((each for each in read if each.kind == "tpm"), None)
+    if state is None or not is_encrypted(state.content):
+        return None, ""
+    version_id = next(ref.version_id for ref in stored.refs if ref.kind == "tpm")
+    new = any(version.id == version_id for version in stored.new)
+    sealed, warning = seal_for_version(hypervisor, repository, definition, task.vm_uuid, version_id, task.secrets)
+    # That of a new version was tried already.
+    if sealed is None or new or not settings.trial_start:
+        return sealed, warning
+    if try_with_secret(state.content, state.file, definition, hypervisor).loads is False:
+        repository.pins.delete(sealed.pin_id)
+        return None, (
+            f"The TPM state does not open with the value that libvirt has for the secret {sealed.uuid}: that is not "
+            "kept with the version."
+        )
+    return sealed, ""
 
 
 def _try(state: CapturedState, definition: Definition, hypervisor: Hypervisor) -> None:

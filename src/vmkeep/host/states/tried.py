@@ -1,27 +1,16 @@
-"""TPM states tried with the secret that libvirt has for them, which goes nowhere but to the swtpm that tries."""
+"""Kept versions of a TPM's state, tried."""
 
 from __future__ import annotations
 
 import hashlib
 
-from vmkeep.definition import Definition, DefinitionError, parse_definition
+from vmkeep.custody.differences import is_encrypted
+from vmkeep.definition import DefinitionError, parse_definition
 from vmkeep.errors import IntegrityError
 from vmkeep.host.tasks.states import StateTried, TryState
-from vmkeep.host.vm.trial import Trial, try_tpm
-from vmkeep.hypervisor import Hypervisor, Secret
+from vmkeep.host.vm.trial import try_with_kept_secret, try_with_secret
+from vmkeep.hypervisor import Hypervisor
 from vmkeep.repository import Repository
-
-
-def try_with_secret(content: bytes, file: str, definition: Definition | None, hypervisor: Hypervisor) -> Trial:
-    """Let swtpm load a TPM state of a VM. ``definition`` None: of one that is not defined here, in plain."""
-    passphrase = None
-    tpm = None if definition is None else definition.tpm
-    if tpm is not None and tpm.secret_uuid is not None:
-        secret = hypervisor.secrets.read(tpm.secret_uuid)
-        if not isinstance(secret, Secret):
-            return Trial(None, f"libvirt does not give out the secret {tpm.secret_uuid} ({secret})")
-        passphrase = secret.value
-    return try_tpm(content, file, passphrase)
 
 
 def try_version(hypervisor: Hypervisor, repository: Repository, task: TryState) -> StateTried:
@@ -33,6 +22,9 @@ def try_version(hypervisor: Hypervisor, repository: Repository, task: TryState) 
             vm=task.vm_uuid,
             hint="`vmkeep verify --all` says what else is damaged.",
         )
+    if task.secret is not None and is_encrypted(content):
+        trial = try_with_kept_secret(content, version.file, task.secret, repository)
+        return StateTried(trial.loads, trial.why)
     domain = hypervisor.find_uuid(task.vm_uuid)
     definition = None
     if domain is not None:

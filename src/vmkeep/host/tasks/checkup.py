@@ -173,6 +173,8 @@ class FindingCode(StrEnum):
     """State files of a VM could not be captured, and none of it was since."""
     TPM_SECRET_MISSING = "tpm-secret-missing"  # noqa: S105  a code, not a password
     """The TPM state is encrypted with a secret that libvirt does not have: the VM cannot start."""
+    TPM_KEY_NOT_KEPT = "tpm-key-not-kept"
+    """Encrypted TPM states are kept, and the value of the secret that opens them is in no envelope."""
     TPM_NOT_KEPT = "tpm-not-kept"
     """Something of the VM's TPM is in no point."""
     DISK_NOT_KEPT = "disk-not-kept"
@@ -253,6 +255,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.LEFT_BITMAP,
         FindingCode.DEFINITION_DIFFERS,
         FindingCode.STATE_SUPERSEDED,
+        FindingCode.TPM_KEY_NOT_KEPT,
         FindingCode.STATE_NOT_CAPTURED,
         FindingCode.SNAPSHOT_GONE,
         FindingCode.DELETION_UNFINISHED,
@@ -350,11 +353,12 @@ class MendCheckpoint(VmMend):
 
 @dataclass(frozen=True, slots=True)
 class DefineSecret(VmMend):
-    """Define a secret that libvirt lacks, from a point that holds it."""
+    """Define a secret that libvirt lacks, from a point or a pin that holds it."""
 
     vm_uuid: str
     secret: str
     point: str
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +453,8 @@ class RememberedVm:
     """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
 
     ``bases`` are the points once more, as a plan of the next one knows them. ``placed`` is the state that was put in
-    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from.
+    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from. ``secret_pins`` are
+    the pins that hold secrets of it, by the secret's UUID.
     """
 
     uuid: str
@@ -459,6 +464,7 @@ class RememberedVm:
     snapshots: tuple[tuple[str, str], ...] = ()
     placed: Mapping[str, str] = field(default_factory=dict)
     tracked: bool = True
+    secret_pins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, SecretSource
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -233,8 +233,7 @@ class ParkVm(Task[VmParked]):
     """Keep the VM from starting and write the journal of its restore. Answers VmParked.
 
     ``safety_id`` is the point that holds the VM as it is now, and ``images`` what InPlaceChecked said before it was
-    taken; ``vm_uuid`` is as in CheckInPlace. ``versions`` go back in place of those that the point holds of their
-    kinds. From here to ReleaseVm or PutBack the operation has the VM's lock.
+    taken; ``vm_uuid`` is as in CheckInPlace. From here to ReleaseVm or PutBack the operation has the VM's lock.
     """
 
     operation: str
@@ -244,7 +243,32 @@ class ParkVm(Task[VmParked]):
     tpm: str
     images: Mapping[str, str]
     vm_uuid: str = ""
-    versions: tuple[ChosenVersion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StatesParked:
+    """A VM whose state files are replaced. ``warnings`` say what that risks."""
+
+    vm_uuid: str
+    vm_name: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParkForStates(Task[StatesParked]):
+    """Keep the VM from starting, and write the journal of versions that go back. Answers StatesParked.
+
+    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file): VmBusy is raised when it is
+    something else by now. ``secret`` opens the TPM's among them. Raises InvalidRequest for a kind of state that the VM
+    does not have, StateUnsupported for one that its definition does not open. From here to ReleaseVm or PutBack the
+    operation has the VM's lock.
+    """
+
+    operation: str
+    vm_uuid: str
+    versions: tuple[ChosenVersion, ...]
+    found: tuple[tuple[str, str], ...]
+    secret: SecretSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +317,16 @@ class ReleaseVm(Task[tuple[str, ...]]):
 
     operation: str
     vm_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class MayTakeBack(Task[bool]):
+    """Tell whether what the operation did to its VM can be taken back: not once the VM may start with it.
+
+    Of a restore in place, a return of state files, and a revert to a snapshot.
+    """
+
+    operation: str
 
 
 @dataclass(frozen=True, slots=True)

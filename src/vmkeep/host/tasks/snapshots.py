@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vmkeep.custody.states import KnownState
+from vmkeep.custody.states import KeptSecret, KnownState, SealedSecret
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.snapshot_health import SnapshotHealth
 from vmkeep.values import dataclass
@@ -59,9 +59,13 @@ class MakeSnapshot(Task[SnapshotMade]):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStored:
-    """``states`` are the versions that the snapshot holds, with the fields of the catalogue's rows."""
+    """``states`` are the versions that the snapshot holds, with the fields of the catalogue's rows.
+
+    ``sealed`` is what was sealed for those that are encrypted.
+    """
 
     states: tuple[Mapping[str, Any], ...]
+    sealed: tuple[SealedSecret, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +73,12 @@ class StoreSnapshot(Task[SnapshotStored]):
     """Put the state files of a snapshot that was made into the repository. Answers SnapshotStored.
 
     ``known`` are versions of the VM's state files, the newest of each kind first: what equals one is not stored again.
+    ``secrets`` are those that envelopes hold for versions: others are sealed, as by CaptureStates.
     """
 
     operation: str
     known: tuple[KnownState, ...]
+    secrets: tuple[KeptSecret, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

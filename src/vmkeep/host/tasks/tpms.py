@@ -150,23 +150,30 @@ class WithdrawTpmState(Task[None]):
 
 @dataclass(frozen=True, slots=True)
 class SecretJudged:
-    """``point`` is one whose envelope holds the value of a secret that can go; else ``why`` it stays, a sentence."""
+    """``point``, or ``pin``, is one whose envelope holds the value of a secret that can go; else ``why`` it stays."""
 
     point: str = ""
     why: str = ""
+    pin: str = ""
+
+    @property
+    def can_go(self) -> bool:
+        """Whether the secret can go."""
+        return bool(self.point or self.pin)
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeTpmSecret(Task[SecretJudged]):
-    """Tell whether a TPM's secret can go: no definition names it, and one of ``points`` holds its value.
+    """Tell whether a TPM's secret can go: no definition names it, and one of ``points`` or ``pins`` holds its value.
 
-    ``points`` are vouched for. What checkpoints of this VM say is not looked at: nothing goes back to that.
+    Both are vouched for. What checkpoints of this VM say is not looked at: nothing goes back to that.
     """
 
     operation: str
     vm_uuid: str
     secret: str
     points: tuple[str, ...]
+    pins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,26 +184,29 @@ class DropTpmSecret(Task[SecretJudged]):
     vm_uuid: str
     secret: str
     point: str
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanTpmSecret(Task[bool]):
-    """Tell whether libvirt lacks a secret that a point holds. Raises TargetExists when it has another value."""
+    """Tell whether libvirt lacks a secret that a point or a pin holds. Raises TargetExists for another value there."""
 
     operation: str
     point: str
     secret: str
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class GiveTpmSecret(Task[None]):
-    """Give libvirt the secret of a point if it lacks it: none is ever replaced. Raises SecretUnfit, and TargetExists
-    when it has another value.
+    """Give libvirt the secret of a point or a pin if it lacks it: none is ever replaced. Raises SecretUnfit, and
+    TargetExists when it has another value.
     """
 
     operation: str
     point: str
     secret: str
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +216,7 @@ class TakeTpmSecretBack(Task[None]):
     operation: str
     point: str
     secret: str
+    pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

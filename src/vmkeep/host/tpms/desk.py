@@ -70,7 +70,7 @@ def _of_state(task: Task[Any], operation: Operation) -> Any:
 def _of_secret(task: Task[Any], operation: Operation) -> Any:
     match task:
         case JudgeTpmSecret():
-            return secret.judge_tpm_secret(operation, task.vm_uuid, task.secret, task.points)
+            return secret.judge_tpm_secret(operation, task.vm_uuid, task.secret, task.points, task.pins)
         case DropTpmSecret():
             return secret.drop_tpm_secret(operation, task)
         case PlanTpmSecret():

@@ -1,4 +1,4 @@
-"""The secret that opens a TPM's state: undefined when nothing needs it and a point has it, and defined again."""
+"""The secret that opens a TPM's state: undefined when nothing needs it and an envelope has it, and defined again."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.tpms import DropTpmSecret, GiveTpmSecret, PlanTpmSecret, SecretJudged, TakeTpmSecretBack
 from vmkeep.host.vm.claims import claims_but_of_checkpoints
 from vmkeep.host.vm.secrets import (
+    Holder,
     NeededSecret,
+    SecretPlan,
     define_secrets,
     forget_secrets,
     holder_of_secret,
     plan_secrets,
 )
 from vmkeep.hypervisor import Withheld
+from vmkeep.repository import PinRecord
 
 
-def judge_tpm_secret(operation: Operation, vm_uuid: str, uuid: str, points: tuple[str, ...]) -> SecretJudged:
+def judge_tpm_secret(
+    operation: Operation, vm_uuid: str, uuid: str, points: tuple[str, ...], pins: tuple[str, ...]
+) -> SecretJudged:
     """Tell whether a secret can go; see the task."""
     hypervisor = operation.connected()
     if hypervisor.secrets.read(uuid) is Withheld.ABSENT:
@@ -25,42 +30,44 @@ def judge_tpm_secret(operation: Operation, vm_uuid: str, uuid: str, points: tupl
         return SecretJudged(why=f"{claims.doubts[0]}; so it is not known who else needs it")
     if uuid in claims.secrets:
         return SecretJudged(why="another VM, or a snapshot, names it")
-    holder = holder_of_secret(hypervisor, operation.repository(), points, uuid)
+    holder = holder_of_secret(hypervisor, operation.repository(), points, pins, uuid)
     if holder is None:
-        return SecretJudged(why="no point that is vouched for holds the value that libvirt has")
-    return SecretJudged(point=holder)
+        return SecretJudged(why="no version and no point that is vouched for holds the value that libvirt has")
+    return SecretJudged(pin=holder.id) if isinstance(holder, PinRecord) else SecretJudged(point=holder.id)
 
 
 def drop_tpm_secret(operation: Operation, task: DropTpmSecret) -> SecretJudged:
     """Undefine a secret; see the task."""
     secrets = operation.connected().secrets
     if secrets.read(task.secret) is Withheld.ABSENT:
-        return SecretJudged(point=task.point)  # by an attempt that was killed
-    judged = judge_tpm_secret(operation, task.vm_uuid, task.secret, (task.point,))
-    if judged.point:
+        return SecretJudged(point=task.point, pin=task.pin)  # by an attempt that was killed
+    points, pins = (tuple(filter(None, (each,))) for each in (task.point, task.pin))
+    judged = judge_tpm_secret(operation, task.vm_uuid, task.secret, points, pins)
+    if judged.can_go:
         secrets.forget(task.secret)
     return judged
 
 
 def plan_tpm_secret(operation: Operation, task: PlanTpmSecret) -> bool:
     """Tell whether libvirt lacks a secret; see the task."""
-    hypervisor, repository = operation.connected(), operation.repository()
-    record = repository.point(task.point)
-    needed = (NeededSecret(task.secret, "TPM state"),)
-    plan = plan_secrets(hypervisor, repository, record, needed, vm=record.vm_name, must_open=True)
+    _, plan = _planned(operation, task)
     return task.secret in plan.absent
 
 
 def give_tpm_secret(operation: Operation, task: GiveTpmSecret) -> None:
     """Give libvirt a secret; see the task."""
-    hypervisor, repository = operation.connected(), operation.repository()
-    record = repository.point(task.point)
-    needed = (NeededSecret(task.secret, "TPM state"),)
-    plan = plan_secrets(hypervisor, repository, record, needed, vm=record.vm_name, must_open=True)
-    define_secrets(hypervisor, repository, record, plan)
+    record, plan = _planned(operation, task)
+    define_secrets(operation.connected(), operation.repository(), record, plan)
 
 
 def take_tpm_secret_back(operation: Operation, task: TakeTpmSecretBack) -> None:
     """Undefine a secret again; see the task."""
     hypervisor, repository = operation.connected(), operation.repository()
-    forget_secrets(hypervisor, repository, repository.point(task.point), (task.secret,))
+    forget_secrets(hypervisor, repository, repository.holder(task.point, task.pin), (task.secret,))
+
+
+def _planned(operation: Operation, task: PlanTpmSecret | GiveTpmSecret) -> tuple[Holder, SecretPlan]:
+    hypervisor, repository = operation.connected(), operation.repository()
+    record = repository.holder(task.point, task.pin)
+    needed = (NeededSecret(task.secret, "TPM state"),)
+    return record, plan_secrets(hypervisor, repository, record, needed, vm=record.vm_name, must_open=True)

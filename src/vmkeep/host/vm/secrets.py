@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
+from vmkeep.commandline import command_line
+from vmkeep.custody.states import KeptSecret, SealedSecret
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
-from vmkeep.errors import SecretUnfit, TargetExists
+from vmkeep.errors import HypervisorError, SecretUnfit, StateUnsupported, TargetExists
 from vmkeep.hypervisor import Hypervisor, Secret, Withheld, secret_xml
-from vmkeep.repository import PointRecord, PointSecret, Repository
+from vmkeep.repository import PinRecord, PointRecord, PointSecret, Repository
 from vmkeep.values import dataclass
 
 _WHY: Final[Mapping[Withheld, str]] = MappingProxyType(
@@ -26,6 +28,10 @@ _WHY: Final[Mapping[Withheld, str]] = MappingProxyType(
         Withheld.FOREIGN: "is of a usage that vmkeep does not know",
     }
 )
+
+
+Holder: TypeAlias = PointRecord | PinRecord
+"""Whose envelope has the secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,38 @@ def _withheld(need: NeededSecret, why: Withheld) -> str:
     )
 
 
+# -- a state version -------------------------------------------------------------------------------------------
+
+
+def seal_for_version(
+    hypervisor: Hypervisor,
+    repository: Repository,
+    definition: Definition,
+    vm_uuid: str,
+    version_id: str,
+    kept: Sequence[KeptSecret],
+) -> tuple[SealedSecret | None, str]:
+    """Seal what opens an encrypted version of a TPM's state for the pin that is to be put for it.
+
+    ``kept`` are the secrets that envelopes hold for versions already. What libvirt does not give out keeps nobody from
+    keeping the version: then there is None, and a sentence about it.
+    """
+    need = next(iter(needed_secrets(definition)), None)
+    if need is None or any(each.uuid == need.uuid and each.version_id == version_id for each in kept):
+        return None, ""
+    try:
+        found = hypervisor.secrets.read(need.uuid)
+    except HypervisorError as error:
+        return None, f"The secret {need.uuid} of the {need.opens} is not kept with the version: {error.message}."
+    if not isinstance(found, Secret):
+        return None, (
+            f"The {need.opens} is encrypted with libvirt's secret {need.uuid}, which {_WHY[found]}: its value is not "
+            "kept with the version. Keep it safe: without it the version does not open."
+        )
+    pin_id, _ = repository.pins.seal(vm_uuid, (_for_point(found),))
+    return SealedSecret(pin_id, version_id, found.usage, found.uuid), ""
+
+
 # -- a restore -------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +137,7 @@ class SecretPlan:
 def plan_secrets(
     hypervisor: Hypervisor,
     repository: Repository,
-    record: PointRecord,
+    record: Holder,
     needed: Sequence[NeededSecret],
     *,
     vm: str,
@@ -135,14 +173,34 @@ def plan_secrets(
     return SecretPlan(tuple(missing), tuple(absent), tuple(warnings))
 
 
-def define_secrets(hypervisor: Hypervisor, repository: Repository, record: PointRecord, plan: SecretPlan) -> None:
+def refuse_another_key(definition: Definition, opens: str | None, *, encrypted: bool) -> None:
+    """Raise StateUnsupported for a TPM state that the VM's definition does not open: it has another secret by now.
+
+    ``opens`` is the UUID of the secret that the state is encrypted with; None where that is not known.
+    """
+    here = None if definition.tpm is None else definition.tpm.secret_uuid
+    if (here is not None and opens in (None, here)) if encrypted else here is None:
+        return
+    with_secret = f" with libvirt's secret {opens}" if opens else ""
+    state = f"is encrypted{with_secret}" if encrypted else "is not encrypted"
+    device = f"names the secret {here}" if here else "names none"
+    raise StateUnsupported(
+        f"the TPM state that is to go back {state}, and the TPM of VM {definition.name!r} {device}: it would not open",
+        vm=definition.name,
+        hint=f"`{command_line('vmkeep tpm remove', definition.name)}`, then "
+        f"`{command_line('vmkeep tpm add', definition.name, options='--from VERSION')}` gives the VM that state with "
+        "what opens it.",
+    )
+
+
+def define_secrets(hypervisor: Hypervisor, repository: Repository, record: Holder, plan: SecretPlan) -> None:
     """Give libvirt the secrets that it lacks by the plan, which was made just now: none is ever replaced."""
     for secret in repository.secrets(record) if plan.missing else ():
         if secret.uuid in plan.missing:
             hypervisor.secrets.keep(_for_libvirt(secret))
 
 
-def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: PointRecord, uuids: Collection[str]) -> None:
+def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: Holder, uuids: Collection[str]) -> None:
     """Remove secrets that a restore has defined, except one that another VM needs by now, or with another value."""
     for secret in repository.secrets(record) if uuids else ():
         if secret.uuid not in uuids or secret.uuid in secrets_in_use(hypervisor):
@@ -152,26 +210,32 @@ def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: Point
             hypervisor.secrets.forget(secret.uuid)
 
 
-def put_secret_back(hypervisor: Hypervisor, repository: Repository, point_id: str, uuid: str) -> str:
-    """Give libvirt a secret of a point if it lacks it, and return a sentence about it. Raises SecretUnfit."""
-    record = repository.point(point_id)
+def put_secret_back(hypervisor: Hypervisor, repository: Repository, point_id: str, pin_id: str, uuid: str) -> str:
+    """Give libvirt a secret of a point or a pin if it lacks it, and return a sentence about it. Raises SecretUnfit."""
+    record = repository.holder(point_id, pin_id)
     for secret in repository.secrets(record):
         if secret.uuid == uuid and hypervisor.secrets.read(uuid) in (Withheld.ABSENT, Withheld.EMPTY):
             _refuse_unfit(hypervisor, secret, "vtpm", record)
             hypervisor.secrets.keep(_for_libvirt(secret))
-    return f"libvirt has the secret {uuid} again, from point {point_id}"
+    return f"libvirt has the secret {uuid} again, from {_told(record)}"
 
 
-def holder_of_secret(hypervisor: Hypervisor, repository: Repository, points: Sequence[str], uuid: str) -> str | None:
-    """Return the first of these points whose envelope holds the value that libvirt has for a secret; None for none."""
+def holder_of_secret(
+    hypervisor: Hypervisor, repository: Repository, points: Sequence[str], pins: Sequence[str], uuid: str
+) -> Holder | None:
+    """Return the first of these whose envelope holds the value that libvirt has for a secret; None for none."""
     here = hypervisor.secrets.read(uuid)
     if not isinstance(here, Secret):
         return None
-    for point in points:
-        held = repository.secrets(repository.point(point))
-        if any(secret.uuid == uuid and secret.value == here.value for secret in held):
-            return point
+    for point, pin in (*((point, "") for point in points), *(("", pin) for pin in pins)):
+        record = repository.holder(point, pin)
+        if any(secret.uuid == uuid and secret.value == here.value for secret in repository.secrets(record)):
+            return record
     return None
+
+
+def _told(record: Holder) -> str:
+    return f"{'pin' if isinstance(record, PinRecord) else 'point'} {record.id}"
 
 
 def secret_file(repository: Repository, record: PointRecord, uuid: str, form: str) -> bytes:
@@ -182,7 +246,7 @@ def secret_file(repository: Repository, record: PointRecord, uuid: str, form: st
     return base64.b64encode(secret.value) + b"\n"
 
 
-def _refuse_unfit(hypervisor: Hypervisor, secret: PointSecret, usage: str, record: PointRecord) -> None:
+def _refuse_unfit(hypervisor: Hypervisor, secret: PointSecret, usage: str, record: Holder) -> None:
     """Raise SecretUnfit for a secret with which a point could open, or lock, what is not its VM's.
 
     Who else has the repository's key chooses UUID, usage and value, and a definition that names them. A secret that the
@@ -191,14 +255,14 @@ def _refuse_unfit(hypervisor: Hypervisor, secret: PointSecret, usage: str, recor
     vm = record.vm_name
     if secret.usage != usage:
         raise SecretUnfit(
-            f"the secret {secret.uuid} of point {record.id} is for the use {secret.usage!r}, and the VM needs it for "
+            f"the secret {secret.uuid} of {_told(record)} is for the use {secret.usage!r}, and the VM needs it for "
             f"{usage!r}: it is not defined",
             vm=vm,
         )
     here = hypervisor.secrets.usage(secret.uuid)
     if here not in (None, usage):
         raise SecretUnfit(
-            f"libvirt has the secret {secret.uuid}, which point {record.id} holds a value for, for the use {here!r}, "
+            f"libvirt has the secret {secret.uuid}, which {_told(record)} holds a value for, for the use {here!r}, "
             f"and the VM needs it for {usage!r}: it gets no value",
             vm=vm,
         )
@@ -206,7 +270,7 @@ def _refuse_unfit(hypervisor: Hypervisor, secret: PointSecret, usage: str, recor
     others = sorted(name for uuid, name in users.get(secret.uuid, {}).items() if uuid != record.vm_uuid)
     if others and record.vm_uuid not in users[secret.uuid]:
         raise SecretUnfit(
-            f"the secret {secret.uuid} of point {record.id} is needed by VM {others[0]!r} of this host, and libvirt "
+            f"the secret {secret.uuid} of {_told(record)} is needed by VM {others[0]!r} of this host, and libvirt "
             "lacks its value: a point of another VM does not give it",
             vm=vm,
             hint="Set its value first (`virsh secret-set-value`), or leave the TPM out: --tpm new with --as, "
