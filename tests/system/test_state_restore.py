@@ -86,6 +86,17 @@ def test_torn_state_is_kept_as_what_does_not_count_and_the_good_one_comes_back(v
     assert [each.name for each in vm.tpm_directory.parent.iterdir()] == [vm.uuid]
 
 
+def test_variables_that_are_no_store_any_more_are_not_kept_as_the_newest(vm: Vm, vmkeep: Vmkeep) -> None:
+    good = vm.nvram()
+    vm.nvram_path.write_bytes(b"\0" * 100 + good[100:])
+    refused = vmkeep.fails("state", "capture", "guest")
+    assert (refused.code, refused.error["path"]) == ("state-torn", "/var/lib/libvirt/qemu/nvram/guest_VARS.fd")
+    assert "no firmware volume" in refused.error["message"]
+    vmkeep.json("nvram", "restore", "guest", "--yes")
+    assert vm.nvram() == good
+    assert [each["conflict"] for each in versions(vmkeep).values() if each["kind"] == "nvram"] == [True, False, False]
+
+
 def test_what_counts_goes_back_and_not_what_is_newest(vm: Vm, vmkeep: Vmkeep) -> None:
     vmkeep.json("tpm", "restore", "guest", "--version", "1", "--yes")
     meant = vm.tpm_state()

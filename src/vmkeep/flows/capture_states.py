@@ -13,12 +13,12 @@ from contextlib import suppress
 
 from vmkeep.catalog import Catalog, CatalogState
 from vmkeep.errors import HostFileMissing, StateTorn, VmBusy, VmkeepError
-from vmkeep.flows.catch_up import catch_up
-from vmkeep.flows.gate import tell_gate
+from vmkeep.flows.catch_up import catch_up, catch_up_on_vm
+from vmkeep.flows.gate import renew_gate, tell_gate
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.secret_holders import kept_secrets
-from vmkeep.flows.services import held_vm
-from vmkeep.flows.settle_pins import settle_pins
+from vmkeep.flows.services import Services, held_vm
+from vmkeep.flows.settle_pins import settle_pins, settle_pins_of_vm
 from vmkeep.flows.vm_states import KINDS, known_states, look_at_standings, new_state
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import CAPTURE
@@ -107,6 +107,31 @@ def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, kinds: tupl
         recovered = catalog.clear_alerts(vm_uuid) if whole and _has_alert(catalog, vm_uuid) else False
     told = (*caught.sentences(), *found.older, *found.warnings)
     return Captured(found.vm_name, vm_uuid, found.kinds, new, told, recovered)
+
+
+def keep_states_of_held(
+    services: Services, operation: str, vm_uuid: str, vm: str, kinds: tuple[str, ...], *, as_it_is: bool = False
+) -> None:
+    """Keep what is new of a VM's state files as versions, for a flow that holds the VM and is about to change them.
+
+    Without kinds only what the repository holds of the VM and the catalogue does not know is taken over. ``as_it_is``:
+    whatever lies there, as versions that do not count. Raises as ``capture_states``.
+    """
+    catch_up_on_vm(services, vm_uuid)
+    catalog = services.catalog
+    catalog.see_vm(vm_uuid, vm)
+    if not kinds:
+        return
+    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
+    task = CaptureStates(operation, vm_uuid, known, kinds, secrets=kept_secrets(catalog, vm_uuid), as_it_is=as_it_is)
+    captured = services.on_host(operation, task)
+    new = tuple(new_state(vm_uuid, each) for each in captured.new)
+    if new and as_it_is:
+        catalog.keep_late(new)
+    elif new:
+        catalog.accept_states(new)
+        renew_gate(services, vm_uuid)
+    settle_pins_of_vm(services, vm_uuid, captured.sealed)
 
 
 def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.commandline import command_line
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.orphans import is_vm_uuid
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import InvalidRequest, VmNotFound

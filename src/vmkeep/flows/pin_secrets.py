@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogState
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import SealedSecret
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.secret_holders import VTPM, SecretHolder, secret_holders, values_in

@@ -20,7 +20,7 @@ from vmkeep.host.tasks.restores import (
 )
 
 
-@flow("restore.in_place", after_crash=AfterCrash.FINISH)
+@flow("restore.in_place", after_crash=AfterCrash.FINISH, undos_alone=True)
 def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
     """Make a VM what it was at a point. The safety point is there already. See docs/internals/in-place.md.
 

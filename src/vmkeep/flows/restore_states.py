@@ -20,7 +20,7 @@ from vmkeep.host.tasks.restores import ParkForStates, PublishRestore, PutBack, R
 from vmkeep.host.tasks.survey import LookAtStates, StatesOfVm
 
 
-@flow("state.restore", after_crash=AfterCrash.FINISH)
+@flow("state.restore", after_crash=AfterCrash.FINISH, undos_alone=True)
 def restore_states(plan: Plan, request: RestoreStates) -> StatesRestored:
     """Replace state files of a VM that is off. See docs/internals/flows.md.
 

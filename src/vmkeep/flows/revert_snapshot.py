@@ -25,7 +25,7 @@ from vmkeep.host.tasks.reverts import (
 )
 
 
-@flow("snapshot.revert", after_crash=AfterCrash.FINISH)
+@flow("snapshot.revert", after_crash=AfterCrash.FINISH, undos_alone=True)
 def revert_snapshot(plan: Plan, request: RevertSnapshot) -> SnapshotReverted:
     """Make a VM what it was at a snapshot of libvirt. See docs/internals/revert.md.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import KeptSecret, SecretSource
 from vmkeep.values import dataclass
 

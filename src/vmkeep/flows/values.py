@@ -24,9 +24,11 @@ _PICKLED_NOTHING: Final = "Ti4="  # as base64, which is how DBOS has it
 _MODULES: Final = (
     "vmkeep.custody.orphans",
     "vmkeep.custody.states",
+    "vmkeep.custody.wanted",
     "vmkeep.flows.clone_requests",
     "vmkeep.flows.requests",
     "vmkeep.host.tasks.clones",
+    "vmkeep.host.tasks.nvram",
     "vmkeep.host.tasks.points",
     "vmkeep.host.tasks.restores",
     "vmkeep.host.tasks.reverts",

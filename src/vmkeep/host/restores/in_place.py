@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.definition import Definition
 from vmkeep.errors import HostFileMissing, PointChanged, VmNotFound
 from vmkeep.filesystem import sync_directory

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, HostFileMissing, InvalidRequest, StateUnsupported
 from vmkeep.host.vm.keys import secret_of
@@ -254,6 +255,8 @@ def _choose_states(
     kinds = [kind for kind in asked_states(only) if not (kind == "tpm" and tpm == KEEP_TPM)]
     if not kinds:
         return []
+    if tuple(only) == ("tpm",) and definition.tpm is None:
+        raise _without_tpm(definition)
     held = {state.kind: state for state in record.states}
     present = {source.kind: source for source in sources}
     chosen = []
@@ -273,6 +276,17 @@ def _choose_states(
             chosen.append(chosen_state(source))
     _check_firmware(record, definition, chosen, warnings)
     return chosen
+
+
+def _without_tpm(definition: Definition) -> InvalidRequest:
+    added = command_line("vmkeep tpm add", definition.name, options="--from VERSION")
+    listed = command_line("vmkeep state versions", definition.name, options="--kind tpm")
+    return InvalidRequest(
+        f"VM {definition.name!r} has no TPM that state could go back into",
+        vm=definition.name,
+        hint=f"`{added}` gives it one with a state that is kept, of a version or a point; `{listed}` lists the "
+        "versions.",
+    )
 
 
 def _check_firmware(

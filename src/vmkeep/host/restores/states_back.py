@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmkeep.commandline import command_line
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import ChosenVersion, SecretSource
 from vmkeep.definition import Definition
 from vmkeep.errors import InvalidRequest, StateTorn, StateUnsupported, VmBusy, VmNotFound

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.config import Settings
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import SealedSecret
 from vmkeep.definition import parse_definition
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError

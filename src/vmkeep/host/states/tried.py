@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from vmkeep.custody.differences import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.definition import DefinitionError, parse_definition
 from vmkeep.errors import IntegrityError
 from vmkeep.host.tasks.states import StateTried, TryState
