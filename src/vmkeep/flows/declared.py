@@ -24,6 +24,9 @@ DECLARED: Final[Mapping[str, str]] = {
     "state.restore": "restore_states",
     "tpm.add": "add_tpm",
     "tpm.remove": "remove_tpm",
+    "tpm.clone": "clone_tpm",
+    "vm.clone": "clone_vm",
+    "vm.rename": "rename_vm",
 }
 """The module of each flow, in which it has the same name as its module."""
 

@@ -80,6 +80,7 @@ from vmkeep.sqlite import raised_within, sqlite_error
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Operation
+    from vmkeep.flows.clone_requests import CloneTpm, CloneVm, RenameVm, TpmCloned, VmCloned, VmRenamed
     from vmkeep.host.tasks.restores import InPlaceChecked
     from vmkeep.host.tasks.reverts import RevertChecked
 
@@ -326,6 +327,26 @@ class Engine:
         from vmkeep.flows.add_tpm import add_tpm
 
         return self._run(add_tpm, request, request.vm, watch)
+
+    def clone_tpm(self, request: CloneTpm, watch: Watch) -> TpmCloned:
+        """Give a VM a TPM like another one's; on failure it has none."""
+        from vmkeep.flows.clone_tpm import clone_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(clone_tpm, request, request.vm, watch)
+
+    def clone_vm(self, request: CloneVm, watch: Watch) -> VmCloned:
+        """Make a second VM of one that is off; on failure nothing of it stays."""
+        from vmkeep.flows.clone_vm import clone_vm
+
+        self._prepare_to_sign(watch)
+        return self._run(clone_vm, request, request.name, watch)
+
+    def rename_vm(self, request: RenameVm, watch: Watch) -> VmRenamed:
+        """Give a VM that is off another name; on failure it has the one that it had."""
+        from vmkeep.flows.rename_vm import rename_vm
+
+        return self._run(rename_vm, request, request.vm, watch)
 
     def replace_nvram(self, request: ReplaceNvram, watch: Watch) -> NvramReplaced:
         """Replace a VM's UEFI variables; on failure they are as they were."""

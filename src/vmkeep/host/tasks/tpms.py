@@ -128,7 +128,8 @@ class DeleteTpmState(Task[TpmStateDeleted]):
 class InstallTpmState(Task[None]):
     """Put a version in place as a TPM's state. One that lies there already is done; anything else is never replaced.
 
-    Raises TargetExists when something else lies there, IntegrityError for an object that is not that version.
+    ``of_vm`` is the UUID of the VM that it is a version of, empty for this one. Raises TargetExists when something else
+    lies there, IntegrityError for an object that is not that version.
     """
 
     operation: str
@@ -136,6 +137,7 @@ class InstallTpmState(Task[None]):
     directory: str
     file: str
     version: ChosenVersion
+    of_vm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +230,22 @@ class RequireTpmFits(Task[None]):
     model: str
     version: str
     secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveOwnTpmSecret(Task[None]):
+    """Define a secret of this UUID for the TPM of a VM, with the value of the secret ``value_of``, or one by chance.
+
+    One that has a value is done already. Raises SecretMissing and SecretPrivate for a value that libvirt does not tell.
+    """
+
+    secret: str
+    vm: str
+    value_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetOwnTpmSecret(Task[None]):
+    """Undo GiveOwnTpmSecret, except for a secret that a VM names by now."""
+
+    secret: str

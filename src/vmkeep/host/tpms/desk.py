@@ -9,6 +9,8 @@ from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.tpms import (
     DeleteTpmState,
     DropTpmSecret,
+    ForgetOwnTpmSecret,
+    GiveOwnTpmSecret,
     GiveTpmSecret,
     HoldForTpm,
     InstallTpmState,
@@ -23,7 +25,7 @@ from vmkeep.host.tasks.tpms import (
     TpmRemains,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms import device, secret, state
+from vmkeep.host.tpms import device, ownsecret, secret, state
 
 
 def carry_out(task: Task[Any], operation: Operation) -> Any:
@@ -41,6 +43,10 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return device.put_tpm_into_vm(operation, task)
         case TpmRemains() | DeleteTpmState() | InstallTpmState() | WithdrawTpmState() | LetTpmGo():
             return _of_state(task, operation)
+        case GiveOwnTpmSecret():
+            return ownsecret.give_own_secret(operation.connected(), task.secret, task.vm, value_of=task.value_of)
+        case ForgetOwnTpmSecret():
+            return ownsecret.forget_own_secret(operation.connected(), task.secret)
         case JudgeTpmSecret() | DropTpmSecret() | PlanTpmSecret() | GiveTpmSecret() | TakeTpmSecretBack():
             return _of_secret(task, operation)
     raise AssertionError(f"not a task of TPMs: {task}")

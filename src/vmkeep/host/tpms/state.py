@@ -79,7 +79,7 @@ def install_tpm_state(operation: Operation, task: InstallTpmState) -> None:
     """Put a version in place; see the task."""
     domain = domain_of(operation.connected(), task.vm_uuid)
     hold(operation, domain, DOING)
-    version, content = _content(operation, task.vm_uuid, task.version)
+    version, content = _content(operation, task.of_vm or task.vm_uuid, task.version)
     directory = Path(task.directory)
     main = directory / task.file
     try:
