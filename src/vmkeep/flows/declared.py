@@ -21,7 +21,9 @@ DECLARED: Final[Mapping[str, str]] = {
     "snapshot.revert": "revert_snapshot",
     "snapshot.take": "take_snapshot",
     "tpm.add": "add_tpm",
+    "tpm.rekey": "rekey_tpm",
     "tpm.remove": "remove_tpm",
+    "tpm.reset": "reset_tpm",
 }
 """The module of each flow, in which it has the same name as its module."""
 

@@ -15,15 +15,17 @@ from vmkeep.host.tasks.tpms import (
     JudgeTpmSecret,
     LetTpmGo,
     LookAtTpm,
+    MakeTpmKey,
     PlanTpmSecret,
     PutTpmIn,
+    RekeyTpmState,
     RequireTpmFits,
     TakeTpmOut,
     TakeTpmSecretBack,
     TpmRemains,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms import device, secret, state
+from vmkeep.host.tpms import device, key, secret, state
 
 
 def carry_out(task: Task[Any], operation: Operation) -> Any:
@@ -41,6 +43,10 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return device.put_tpm_into_vm(operation, task)
         case TpmRemains() | DeleteTpmState() | InstallTpmState() | WithdrawTpmState() | LetTpmGo():
             return _of_state(task, operation)
+        case MakeTpmKey():
+            return key.make_tpm_key(operation, task)
+        case RekeyTpmState():
+            return key.rekey_tpm_state(operation, task)
         case JudgeTpmSecret() | DropTpmSecret() | PlanTpmSecret() | GiveTpmSecret() | TakeTpmSecretBack():
             return _of_secret(task, operation)
     raise AssertionError(f"not a task of TPMs: {task}")
