@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.errors import PointNotFound
 from vmkeep.flows.secret_holders import VTPM, secret_holders
 from vmkeep.flows.services import Services
-from vmkeep.planning.retention import KeepRule
+
+if TYPE_CHECKING:
+    from vmkeep.planning.retention import KeepRule
 
 DELETE_POINT: Final = "point.delete"
 """The kind of the operation."""

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from vmkeep.catalog import Catalog
 from vmkeep.custody.certificates import Signatures, read_signatures
-from vmkeep.custody.differences import is_encrypted
 from vmkeep.custody.standing import LOOK_SECONDS, Standing, standing_after
+from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.custody.variables import SecureBoot, VariableStore, read_variables
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound
 from vmkeep.flows.secret_holders import SecretHolder, holder_for, secret_holders

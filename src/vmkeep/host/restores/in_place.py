@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.custody.differences import is_encrypted
 from vmkeep.custody.states import SecretSource
+from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.definition import Definition
 from vmkeep.errors import HostFileMissing, IntegrityError, PointChanged, StateUnsupported, VmNotFound
 from vmkeep.filesystem import sync_directory

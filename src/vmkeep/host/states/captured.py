@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vmkeep.config import Settings
-from vmkeep.custody.differences import is_encrypted
 from vmkeep.custody.states import NewVersion, SealedSecret
+from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
 from vmkeep.host.records.restore import refuse_while_pending

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from vmkeep.custody.differences import is_encrypted
 from vmkeep.custody.states import SecretSource
+from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.definition import Definition, DefinitionError, parse_definition
 from vmkeep.errors import IntegrityError
 from vmkeep.host.tasks.states import StateTried, TryState

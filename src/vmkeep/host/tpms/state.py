@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from vmkeep.custody.differences import is_encrypted
 from vmkeep.custody.orphans import Orphan, OrphanFile, state_in
 from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.definition import parse_definition
 from vmkeep.errors import IntegrityError, InvalidRequest, TargetExists
 from vmkeep.filesystem import file_error
