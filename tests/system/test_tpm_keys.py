@@ -121,7 +121,10 @@ def test_tpm_is_made_with_a_key_that_is_kept_before_it_was_ever_started(host: Ho
     assert key_in(host, vm) == made
     start_once(vm)
     vm.store_in_tpm(_STORED, key=made[1])
-    vmkeep.json("state", "capture", "guest")
+    vmkeep.json("snapshot", "create", "guest", "before", "--internal")
+    (kept,) = vmkeep.json("state", "versions", "guest", "--kind", "tpm")["versions"][:1]
+    assert (kept["secret"], len(kept["held_by"]), kept["kept"]) == (made[0], 1, False)
+    vmkeep.json("snapshot", "delete", "guest", "before", "--yes")
     removed = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
     assert (removed["secret"]["undefined"], host.secrets()) == (True, {})
 
