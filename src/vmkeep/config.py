@@ -14,12 +14,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import InvalidRequest
 from vmkeep.filesystem import file_error
 from vmkeep.ownership import refuse_exposed
 from vmkeep.values import dataclass
+
+if TYPE_CHECKING:
+    from vmkeep.providers import ProviderSettings
 
 SETTINGS_FILE = "vmkeep.toml"
 DEFAULT_URI = "qemu:///system"
@@ -49,8 +52,10 @@ _TYPES: Mapping[str, type[str | int]] = {
     "longest_pause_seconds": int,
     "state_versions": str,
     "trial_start": str,
+    "key_passphrase_file": str,
 }
 _VMS = "vm"
+_KEYS = "key"
 _VM_TYPES: Mapping[str, tuple[type, str]] = {
     "exclude": (list, "a list of disks by target"),
     "skip": (bool, "true or false"),
@@ -58,6 +63,7 @@ _VM_TYPES: Mapping[str, tuple[type, str]] = {
 }
 _VM_EXAMPLE = """Write it like this: [vm."NAME"], and below it exclude = ["vdb"] or skip = true, and reason = "why"."""
 _DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
+_OPENER = "key_passphrase_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class Settings:
     ``state_versions`` is the rule by which versions of state files are kept that no point and no snapshot needs.
     ``trial_start``: a TPM state that is captured is loaded by swtpm before it is kept.
     ``vms`` is by the name or UUID that stands in the settings file.
+    ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
     """
 
     home: Path
@@ -101,6 +108,8 @@ class Settings:
     state_versions: str = DEFAULT_STATE_VERSIONS
     trial_start: bool = True
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
+    key_passphrase_file: Path | None = None
+    providers: tuple[ProviderSettings, ...] = ()
 
     def of_vm(self, name: str, uuid: str) -> VmSettings:
         """Return what the settings file says of a VM: by its name, else by its UUID."""
@@ -189,6 +198,8 @@ def load_settings(
         state_versions=str(found.get("state_versions", DEFAULT_STATE_VERSIONS)),
         trial_start=found.get("trial_start", ON) == ON,
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
+        key_passphrase_file=Path(str(found[_OPENER])) if _OPENER in found else None,
+        providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
     numbers = {key: int(found[key]) for key, kind in _TYPES.items() if kind is int and key in found}
@@ -290,9 +301,15 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise file_error(error, path, "read") from error
     for key, value in parsed.items():
-        if key != _VMS:
+        if key not in (_VMS, _KEYS):
             _check(path, key, value)
     return parsed
+
+
+def _providers(path: Path, tables: object) -> tuple[ProviderSettings, ...]:
+    from vmkeep.providers import read_providers  # few installations have any
+
+    return read_providers(str(path), tables)
 
 
 def _vms(path: Path, tables: object) -> dict[str, VmSettings]:
@@ -327,14 +344,15 @@ def _vm(path: Path, name: str, table: Mapping[str, object]) -> VmSettings:
 def _check(path: Path, key: str, value: object) -> None:
     wanted = _TYPES.get(key)
     if wanted is None:
-        known = ", ".join(sorted([*_TYPES, _VMS]))
+        known = ", ".join(sorted([*_TYPES, _VMS, _KEYS]))
         raise _wrong(path, f"{path}: unknown setting {key!r}", f"The settings are: {known}.")
     if not isinstance(value, wanted) or isinstance(value, bool):
         kind = "text in quotes" if wanted is str else "a whole number"
         raise _wrong(path, f"{path}: setting {key!r} must be {kind}", f"Correct {key} in {path}.")
-    directory = key in _DIRECTORIES or (key == "repository" and "://" not in str(value))
-    if directory and not str(value).startswith("/"):
-        raise _wrong(path, f"{path}: setting {key!r} must be an absolute directory", f"Correct {key} in {path}.")
+    place = key in (*_DIRECTORIES, _OPENER) or (key == "repository" and "://" not in str(value))
+    if place and not str(value).startswith("/"):
+        what = "the absolute path of a file" if key == _OPENER else "an absolute directory"
+        raise _wrong(path, f"{path}: setting {key!r} must be {what}", f"Correct {key} in {path}.")
     if key == "compression" and value not in (ADAPTIVE, ALWAYS):
         raise _wrong(path, f"{path}: setting {key!r} must be {ADAPTIVE!r} or {ALWAYS!r}", f"Correct {key} in {path}.")
     if key == "trial_start" and value not in (ON, OFF):

@@ -5,7 +5,7 @@ come) and a hint: what to do next. Adapters translate foreign errors once, with 
 Exit statuses, by what the caller may do: 2 the request is wrong, 3 to 9 a thing is missing or there already,
 10 to 19 the state of the VM or host forbids it, 20 to 29 stored data cannot be trusted, 30 to 39 a service
 failed, 40 to 49 keys, 50 all was done and its result could not be printed, 130 and 143 the operation was ended by a
-signal, 1 a fault of vmkeep itself.
+signal or by another process that asked for it, 1 a fault of vmkeep itself.
 """
 
 from __future__ import annotations
@@ -78,6 +78,18 @@ class GivenUp(BaseException):
     """
 
     def __init__(self, error: VmkeepError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class UndoStopped(BaseException):
+    """An undo failed, and those that come after it were not begun: they would build upon what it did not do.
+
+    ``error`` is what the user is told. It is no Exception, so that the flow database keeps the flow as one that has not
+    ended, and neither the failure of this undo: when the flow is taken up again, the undo is tried again.
+    """
+
+    def __init__(self, error: NeedsOperator) -> None:
         super().__init__(error.message)
         self.error = error
 
@@ -195,6 +207,15 @@ class MomentExists(TargetExists):
     default_hint = "Nothing was changed. Choose another name."
 
 
+class OperationNotFound(VmkeepError):
+    """No operation of that id, or several that begin so."""
+
+    code = "operation-not-found"
+    exit_status = 8
+    http_status = 404
+    default_hint = "`vmkeep ops list --all` shows the operations."
+
+
 class MomentNotFound(VmkeepError):
     """The VM has no checkpoint or snapshot of that name, no current one, or this one has no parent."""
 
@@ -244,6 +265,15 @@ class VmBusy(VmkeepError):
     exit_status = 11
     http_status = 409
     default_hint = "Wait for the other operation to end and run the command again."
+
+
+class OperationRuns(VmkeepError):
+    """The operation is under way in another process, and must have ended for this."""
+
+    code = "operation-runs"
+    exit_status = 11
+    http_status = 409
+    default_hint = "Wait for it to end; `vmkeep ops list` shows how far it is, and `vmkeep ops cancel` stops it."
 
 
 class DiskUnsupported(VmkeepError):
@@ -384,6 +414,45 @@ class RestorePending(VmkeepError):
     exit_status = 17
     http_status = 409
     default_hint = "Run `vmkeep doctor --fix`, which finishes the restore or rolls it back."
+
+
+class NeedsOperator(VmkeepError):
+    """An operation failed and undoing it stopped: what it did is there in part until a person puts it right.
+
+    ``left`` are the steps whose undo was not done, in the order in which they would be undone.
+    """
+
+    code = "needs-operator"
+    exit_status = 17
+    http_status = 409
+    default_hint = "`vmkeep ops list` names the operation, and `vmkeep ops show` what is left to do."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        vm: str | None = None,
+        disk: str | None = None,
+        path: str | None = None,
+        hint: str | None = None,
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, vm=vm, disk=disk, path=path, hint=hint)
+        self.left = tuple(left)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "left": list(self.left)}
+
+    @classmethod
+    def _made_of(cls, value: Mapping[str, Any]) -> VmkeepError:
+        return cls(
+            value.get("message") or "unknown error",
+            vm=value.get("vm"),
+            disk=value.get("disk"),
+            path=value.get("path"),
+            hint=value.get("hint"),
+            left=value.get("left") or (),
+        )
 
 
 class VmOff(VmkeepError):
@@ -679,6 +748,37 @@ class SecretPrivate(VmkeepError):
     default_hint = "Start the VM for a backup; for a restore, define the secret anew with private='no'."
 
 
+class ProviderUnreachable(VmkeepError):
+    """What holds a key outside of this host, or beside it, did not answer. Asking again later is safe."""
+
+    code = "provider-unreachable"
+    exit_status = 45
+    http_status = 503
+    default_hint = (
+        "Nothing was changed. `vmkeep key providers` tells when it answers; another recipient's key opens too."
+    )
+
+
+class ProviderRefused(VmkeepError):
+    """What holds a key answered, and did not do what was asked: it does not know this host, or does not allow it."""
+
+    code = "provider-refused"
+    exit_status = 46
+    http_status = 403
+    default_hint = (
+        "Nothing was changed. Look at what the provider's own log says, and at the settings of its table [key]."
+    )
+
+
+class KeyUnknown(VmkeepError):
+    """What holds keys has none of that name, or none of the kind that is needed."""
+
+    code = "key-unknown"
+    exit_status = 47
+    http_status = 409
+    default_hint = "Correct `key` in the provider's settings, or bring the key back from the provider's own backup."
+
+
 # -- nobody could be told --------------------------------------------------------------------------------------
 
 
@@ -697,6 +797,15 @@ class Interrupted(VmkeepError):
     """Ctrl-C, or SIGINT."""
 
     code = "interrupted"
+    exit_status = 130
+    http_status = 499
+    default_hint = "The operation was ended and cleaned up; run the command again when it suits."
+
+
+class Cancelled(VmkeepError):
+    """Another process asked the operation to stop (`vmkeep ops cancel`)."""
+
+    code = "cancelled"
     exit_status = 130
     http_status = 499
     default_hint = "The operation was ended and cleaned up; run the command again when it suits."

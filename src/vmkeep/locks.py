@@ -63,6 +63,12 @@ class FileLock:
             return ""
 
     @staticmethod
+    def holding_process(path: Path) -> int | None:
+        """Return the process that took the lock, as its note names it; None when unknown."""
+        taker = _PROCESS.search(FileLock.holder(path))
+        return None if taker is None else int(taker[1])
+
+    @staticmethod
     def is_held(path: Path) -> bool:
         """Return whether a living process holds the lock. Nothing is changed, and a taker is not disturbed.
 

@@ -30,6 +30,7 @@ _SECRET_FILES: Final = ("host.key",)
 _FILES: Final = ("vmkeep.toml", "catalog.sqlite", "flows.sqlite", *_SECRET_FILES)
 """By how they begin: journals of databases, and keys that were put aside, count as well."""
 _KEYS: Final = "keys"
+_OF_HOME: Final = "vmkeep's home is reached"
 _FOLDERS: Final = (_KEYS, "cache", "deletions", "guards", "locks", "logs", "owners", "restores", "run", "snapshots")
 
 
@@ -60,6 +61,23 @@ def refuse_exposed(home: Path, *, keys_too: bool = True) -> None:
     for exposure in more:
         error.add_note(f"{exposure.message}: {exposure.remedy}")
     raise error
+
+
+def refuse_exposed_file(path: Path, what: str, *, secret: bool) -> None:
+    """Raise HomeExposed when others own or may write a file that the settings name, or a folder on the way to it.
+
+    ``secret``: or when they may read it. A file that is not there is for who opens it.
+    """
+    user = os.geteuid()
+    found = list(_on_the_way(path, user))
+    with suppress(OSError):
+        about = path.stat()
+        if not found and secret and about.st_mode & _OTHERS:
+            message = f"others than its owner may read it (mode {stat.S_IMODE(about.st_mode):04o})"
+            found = [Exposure(str(path), message, command_line("chmod go-rwx --", str(path)))]
+    if found:
+        message = f"{path}, {what}, is exposed: {found[0].message.replace(_OF_HOME, 'it is reached')}"
+        raise HomeExposed(message, path=found[0].path, hint=f"Nothing was used of it. {found[0].remedy}")
 
 
 def exposures(home: Path) -> tuple[Exposure, ...]:
@@ -93,7 +111,7 @@ def _on_the_way(path: Path, user: int) -> Iterator[Exposure]:
             continue
         links += 1
         if about.st_uid not in (0, user):
-            message = f"vmkeep's home is reached through {there}, a link that {_user(about.st_uid)} made"
+            message = f"{_OF_HOME} through {there}, a link that {_user(about.st_uid)} made"
             yield Exposure(there, message, command_line("chown -h", _name(user), there))
             return
         if links > _MOST_LINKS:

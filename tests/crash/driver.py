@@ -178,7 +178,7 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                     asked = TakePoint(words[0], full="full" in words[1:], quiesce="quiesce" in words[1:])
                     taken = engine.take_point(asked, lambda _: None)
                     answers.append({"point": taken.point, "warnings": taken.warnings})
-                elif kind.startswith(("restore", "tpm_")):
+                elif kind.startswith(("restore", "state_", "tpm_", "nvram_")):
                     answers.append(_bring_back(kind, words, engine, premises, host))
                 elif kind == "revert":
                     answers.append(_revert(words, engine))
@@ -215,6 +215,12 @@ def _kept(vm: str, premises: Any) -> dict[str, dict[str, str]]:
 def _bring_back(kind: str, words: list[Any], engine: Any, premises: Any, host: Any) -> Any:
     if kind.startswith("tpm_"):
         return _change_tpm(kind, words, engine, premises, host)
+    if kind == "nvram_enroll":
+        from vmkeep.flows.requests import NewNvram, ReplaceNvram
+
+        return engine.replace_nvram(ReplaceNvram(words[0], NewNvram.ENROL, of_2023=True), lambda _: None).uuid
+    if kind == "state_restore":
+        return _restore_state(words, engine, premises, host)
     return _restore(kind, words, engine, premises)
 
 
@@ -241,6 +247,16 @@ def _restore(kind: str, words: list[Any], engine: Any, premises: Any) -> Any:
         request, _ = engine.take_safety_point(request, unwatched)
     restored = engine.restore_in_place(request, unwatched)
     return {"safety": restored.safety, "warnings": restored.warnings}
+
+
+def _restore_state(words: list[Any], engine: Any, premises: Any, host: Any) -> Any:
+    """Put versions of a VM's state back: (name, kind or None, version or None)."""
+    from vmkeep.flows.restore_states import request_for
+    from vmkeep.flows.vm_states import versions_asked_for
+
+    kept = versions_asked_for(premises.catalog, *words)
+    request = request_for(premises, host, [each.version for each in kept])
+    return engine.restore_states(request, lambda _: None).kinds
 
 
 def _change_tpm(kind: str, words: list[Any], engine: Any, premises: Any, host: Any) -> Any:

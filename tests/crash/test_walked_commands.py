@@ -28,7 +28,8 @@ from vmkeep.keys import KeyFile
 pytestmark = pytest.mark.crash
 
 _NAMES = re.compile(r"[0-9a-f]{8,}")
-_SHORT_LIVED = re.compile(r"\.sqlite-(wal|shm)$|/flows\.sqlite$")
+# That a key was exported is noted when all is done, for people alone.
+_SHORT_LIVED = re.compile(r"\.sqlite-(wal|shm)$|/flows\.sqlite$|/keys/[^/]*\.exported(\..*)?$")
 # What every installation without libvirt is told of.
 _ALWAYS = {"libvirt-unreachable", "key-place", "space-low", "versions"}
 _ENDED, _DEAD = "e" * 32, "d" * 32
@@ -217,6 +218,23 @@ def test_key_export_killed_anywhere_is_done_by_the_next_one(stocked: Bench) -> N
             stocked.done(*command)
         _assert_imports(stocked, output)
         assert [path.name for path in output.parent.iterdir()] == ["key.txt"]
+
+    stocked.walk(*command, most=6, check=check)
+
+
+def test_rewrap_killed_anywhere_leaves_the_former_key_in_force_or_the_new_one(stocked: Bench) -> None:
+    former = _key(stocked.sample).key_id
+    command = ("key", "rewrap", "--new-data-key")
+
+    def check(_: Death, __: Printed) -> None:
+        keys = stocked.done("key", "providers")["providers"]
+        (recipient,) = (each["key"] for each in keys if each["recipient"])
+        if recipient == former:
+            for each in keys:
+                if each["key"] != former:  # it was made, and nothing came of it
+                    Path(each["where"]).unlink()
+            stocked.done(*command)
+        stocked.assert_whole(*_points(stocked))
 
     stocked.walk(*command, most=6, check=check)
 

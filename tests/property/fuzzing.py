@@ -15,9 +15,11 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _READERS = (
+    _HERE / "keys" / "test_foreign_keys.py",
     _HERE / "repository" / "test_foreign_bytes.py",
     _HERE / "repository" / "test_foreign_bundles.py",
     _HERE / "custody" / "test_foreign_variables.py",
+    _HERE / "custody" / "test_rewritten_variables.py",
     _HERE / "definition" / "test_foreign_definitions.py",
     _HERE / "host" / "test_hostile_qemu.py",
     _HERE / "moments" / "test_foreign_moments.py",

@@ -330,7 +330,7 @@ def test_removed_scratch_that_qemu_was_not_told_to_close_is_closed(host: Host, v
 # -- state and disks ---------------------------------------------------------------------------------------------
 
 
-def test_missing_and_older_state_files_are_told_with_the_point_that_has_them(host: Host, vmkeep: Vmkeep) -> None:
+def test_missing_and_older_state_files_are_told_with_what_puts_them_back(host: Host, vmkeep: Vmkeep) -> None:
     vm = host.define("guest", disks=[Disk("vda", 2 * MiB)])
     vm.start(paused=True)
     vmkeep.backup("guest")
@@ -339,7 +339,7 @@ def test_missing_and_older_state_files_are_told_with_the_point_that_has_them(hos
     vm.change_nvram()
     vm.change_tpm()
     vm.start(paused=True)
-    point = vmkeep.backup("guest")
+    vmkeep.backup("guest")
     vm.destroy()
     assert found(look(vmkeep)) == {}
     permall = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
@@ -356,10 +356,11 @@ def test_missing_and_older_state_files_are_told_with_the_point_that_has_them(hos
     vm.nvram_path.unlink()
     told = found(look(vmkeep, "--fix"))
     assert set(told) == {"tpm-missing", "nvram-missing"}
-    assert told["tpm-missing"]["remedy"] == f"vmkeep restore {point['id']} --in-place --only state"
+    assert told["tpm-missing"]["remedy"] == "vmkeep state restore guest --kind tpm"
     assert not permall.exists()
     assert not vm.nvram_path.exists()
-    vmkeep.json(*told["tpm-missing"]["remedy"].split()[1:], "--yes")
+    for finding in told.values():
+        vmkeep.json(*finding["remedy"].split()[1:], "--yes")
     assert found(look(vmkeep)) == {}
     assert (permall.read_bytes(), vm.nvram_path.read_bytes()) == newest
 

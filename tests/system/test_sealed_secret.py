@@ -8,6 +8,7 @@ tests, which share its points; each test begins from one of them.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import libvirt
 import pytest
 
+from tests.crash.walk import EVERY
 from tests.guest import LinuxGuest
 from tests.guest.sealing import Told, seal, tell
 from tests.rig import Disk, Host, MiB, VmState
@@ -135,6 +137,18 @@ def test_secret_opens_after_its_tpm_was_lost_the_start_refused_and_the_newest_pu
             assert tell(guest.boot()) == Told.of("third")
         finally:
             kept.vmkeep.json("hook", "remove")
+
+
+@pytest.mark.skipif(not EVERY, reason="a start of Linux more: with VMKEEP_CRASH_ALL=1")
+def test_secret_bound_to_pcr_7_is_shut_by_certificates_that_are_added_and_opens_after_the_way_back(kept: Kept) -> None:
+    with kept.original() as guest:
+        enrolled = kept.vmkeep.json("nvram", "enroll", "linux", "--yes")["replaced"]
+        told = tell(guest.boot())
+        assert (told.plain, told.nv, told.variable) == ("plain third", "nv third", "variable third")
+        assert "a policy check failed" in told.measured
+        guest.shutdown()
+        kept.vmkeep.json(*shlex.split(enrolled["way_back"])[1:], "--yes")
+        assert tell(guest.boot()) == Told.of("third")
 
 
 def _boot_side_by_side(*guests: LinuxGuest) -> None:

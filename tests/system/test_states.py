@@ -54,7 +54,7 @@ def test_state_that_is_older_lost_or_only_in_swtpms_backup_is_told_with_what_put
     permall.write_bytes(old)
     tpm = standings(vmkeep, "guest")["guest", "tpm"]
     assert (tpm["standing"], tpm["version"], tpm["newest"]["version"]) == ("superseded", 1, 2)
-    assert tpm["remedy"] == f"vmkeep restore {second['id']} --in-place --only state"
+    assert tpm["remedy"] == "vmkeep state restore guest --kind tpm"
 
     # As swtpm 0.11 leaves it, which keeps the state before the last write, and takes it when the file is gone.
     permall.rename(permall.with_name("tpm2-00.permall.bak"))
@@ -67,7 +67,7 @@ def test_state_that_is_older_lost_or_only_in_swtpms_backup_is_told_with_what_put
     tpm = standings(vmkeep)["guest", "tpm"]
     assert (tpm["standing"], tpm["version"]) == ("missing", None)
     shown = vmkeep.run("state", "list").stdout
-    assert f"vmkeep restore {second['id']} --in-place --only state" in shown
+    assert "vmkeep state restore guest --kind tpm" in shown
 
     assert vmkeep.fails("tpm", "restore", "guest", "--point", second["id"], "--version", "2").code == "invalid-request"
     vmkeep.json("tpm", "restore", "guest", "--point", second["id"], "--yes")
@@ -149,8 +149,9 @@ def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, v
     assert vm.tpm_state() == between[0]
     vmkeep.json("nvram", "restore", "guest", "--version", "2", "--yes")
     assert vm.nvram() == between[1]
-    # The safety point met the older TPM that was put there on purpose: it counts as the newest from then on.
-    assert [each["version"] for each in versions_of(vmkeep, "guest") if each["current"]] == [3, 4]
+    # The next capture meets what was put there on purpose: it counts as the newest from then on.
+    vmkeep.json("state", "capture", "guest")
+    assert [each["version"] for each in versions_of(vmkeep, "guest") if each["current"]] == [4, 4]
     vmkeep.json("state", "restore", "guest", "--kind", "tpm", "--version", "3", "--yes")
     assert vm.tpm_state() == newest
 

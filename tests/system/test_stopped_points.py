@@ -103,7 +103,7 @@ def test_state_that_is_gone_is_told_and_the_point_is_made(host: Host, vmkeep: Vm
     assert point["state"]["tpm"]["present"] is False
     (warning,) = point["warnings"]
     assert "TPM state file of guest is gone" in warning
-    assert "--only state" in warning
+    assert "`vmkeep state restore guest`" in warning
 
 
 def test_bitmaps_of_others_stay_and_ours_that_nobody_needs_go(host: Host, vmkeep: Vmkeep) -> None:

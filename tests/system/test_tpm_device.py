@@ -145,6 +145,10 @@ def test_secret_is_kept_with_the_version_goes_then_and_comes_back_with_it(host: 
     point = vmkeep.backup("guest")
     gone = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
     assert (gone["secret"]["undefined"], gone["secret"]["point"]) == (True, point["id"])
+    assert host.secrets() == {}
+    refused = vmkeep.fails("tpm", "restore", "guest", "--yes")
+    assert (refused.code, len(vmkeep.json("points", "guest")["points"])) == ("invalid-request", 1)
+    assert "vmkeep tpm add guest --from" in refused.error["hint"]
     vmkeep.json("point", "delete", point["id"], "--yes")
     vmkeep.json("tpm", "add", "guest", "--from", "1")
     assert (inactive(vm), host.secrets()) == (before, {secret: _VALUE})

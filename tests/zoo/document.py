@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tests.zoo.row import KEPT, NOT_TRIED, Outcome, Promise, Row
@@ -15,8 +16,8 @@ _HEAD = """\
 
 What vmkeep does with VMs of many kinds. Each row is a test: `make zoo` makes such a VM and plays it whole, on Debian 12
 (libvirt 9.0, QEMU 7.2) and on Debian 13 (libvirt 11.3, QEMU 10). It takes points while the VM runs and while it is off,
-restores them as files, as a VM and in place, makes a snapshot, goes back to it, and compares every byte of disks, UEFI
-variables and TPM with what was written. There are {count} of them.
+restores them as files, as a VM and in place, makes a snapshot, goes back to it, takes a TPM out and puts it back, and
+compares every byte of disks, UEFI variables and TPM with what was written. There are {count} of them.
 
 - **yes**: it works, and what comes back is what was there.
 - **no (`code`)**: refused before anything is changed, with this error ([errors](../operations.md#errors)). The message
@@ -51,18 +52,29 @@ def text() -> str:
 def table(rows: tuple[Row, ...]) -> Iterator[str]:
     """Yield the lines of a table."""
     meanwhile = any(row.condition for row in rows)
+    tpm = _has_tpms(rows)
     titles = ["configuration", "backup, running", "off", "restore", "snapshot", "and back", "remark"]
     if meanwhile:
         titles.insert(1, "backup meanwhile")
+    if tpm:
+        titles.insert(-1, "TPM out and in")
     yield _line(titles)
     yield "|---" * len(titles) + "|"
     for row in rows:
-        yield _line(_cells(row, meanwhile=meanwhile))
+        yield _line(_cells(row, meanwhile=meanwhile, tpm=tpm))
 
 
-def _cells(row: Row, *, meanwhile: bool) -> list[str]:
+def _has_tpms(rows: tuple[Row, ...]) -> bool:
+    """Tell whether TPMs are the matter of a table: several of its rows have one."""
+    return sum(row.tpm is not None for row in rows) > 1
+
+
+def _cells(row: Row, *, meanwhile: bool, tpm: bool) -> list[str]:
     first, newer = row.promise, row.promise_of_libvirt_11
+    if row.tpm is None:
+        first, newer = replace(first, tpm=NOT_TRIED), None if newer is None else replace(newer, tpm=NOT_TRIED)
     names = [*(["meanwhile"] if meanwhile else []), "running", "off", "restore", "snapshot", "revert"]
+    names += ["tpm"] if tpm else []
     cells = [row.what]
     for name in names:
         told = _told(first, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -240,6 +241,36 @@ def _reverted_to_the_snapshot(game: _Play) -> None:
     _starts_and_holds(game, now)
 
 
+def _tpm_taken_out_and_put_back(game: _Play) -> None:
+    """By the command that the removal itself names as the way back."""
+    if game.stage.row.tpm is None or _not_tried(game.promise.tpm):
+        return
+    before, held = _without_lost_settings(game.vm), tpm_files(game.vm)
+    document = game.expect(game.promise.tpm, "tpm", "remove", "--yes", "--", game.vm.name)
+    if document is None:
+        return
+    assert "<tpm" not in game.vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), "the device is still there"
+    assert not tpm_files(game.vm), f"its state is still there: {document['removed']['left']}"
+    way_back = document["removed"]["way_back"]
+    assert way_back is not None, "no way back is told"
+    game.expect(KEPT, *shlex.split(way_back)[1:])
+    assert _without_lost_settings(game.vm) == before, "the definition is another one than before"
+    assert tpm_files(game.vm) == held, "the TPM state is another one than before"
+    listed = game.vmkeep.json("state", "list", "--", game.vm.name)["states"]
+    standings = {each["standing"] for each in listed if each["kind"] == "tpm"}
+    assert standings == {"current"}, f"the TPM state that came back is {standings}"
+    if not _not_tried(game.promise.running):
+        # The UEFI variables may be those of an earlier point by now, which the gate would refuse.
+        game.vmkeep.json("hook", "pass", "--yes", "--", game.vm.name)
+        game.vm.start(paused=True)
+        game.vm.destroy()
+
+
+def _without_lost_settings(vm: Vm) -> str:
+    """Return the definition without what `tpm add` does not know of a device; the row's remark says so."""
+    return vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).replace(" persistent_state='yes'", "")
+
+
 def _nothing_is_left(game: _Play) -> None:
     assert game.vm.state() is VmState.OFF
     if game.points:
@@ -273,5 +304,6 @@ _PHASES: tuple[Callable[[_Play], None], ...] = (
     _restored_as_a_vm,
     _restored_in_place,
     _reverted_to_the_snapshot,
+    _tpm_taken_out_and_put_back,
     _nothing_is_left,
 )

@@ -53,6 +53,7 @@ class Promise:
     in_place: Outcome = KEPT
     snapshot: Outcome = KEPT
     revert: Outcome = KEPT
+    tpm: Outcome = KEPT  # taken out and put back; of a VM with one
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ operations = Table(
     Column(
         "state",
         text(16),
-        CheckConstraint("state in ('queued', 'running', 'undoing', 'done', 'failed')", name="state"),
+        CheckConstraint("state in ('queued', 'running', 'undoing', 'needs-operator', 'done', 'failed')", name="state"),
         nullable=False,
     ),
     Column("started", text(32), nullable=False),

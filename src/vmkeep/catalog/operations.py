@@ -11,19 +11,26 @@ from vmkeep.values import dataclass
 
 
 class OperationState(StrEnum):
-    """Where an operation stands. FAILED means failed and undone: nothing of it is left on the host."""
+    """Where an operation stands. FAILED means failed and undone: nothing of it is left on the host.
+
+    NEEDS_OPERATOR means that undoing it stopped, and that nobody tries again before a person says so.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     UNDOING = "undoing"
+    NEEDS_OPERATOR = "needs-operator"
     DONE = "done"
     FAILED = "failed"
 
 
 TRANSITIONS: Mapping[OperationState, frozenset[OperationState]] = {
     OperationState.QUEUED: frozenset({OperationState.RUNNING, OperationState.FAILED}),
-    OperationState.RUNNING: frozenset({OperationState.DONE, OperationState.UNDOING, OperationState.FAILED}),
+    OperationState.RUNNING: frozenset(
+        {OperationState.DONE, OperationState.UNDOING, OperationState.NEEDS_OPERATOR, OperationState.FAILED}
+    ),
     OperationState.UNDOING: frozenset({OperationState.FAILED}),
+    OperationState.NEEDS_OPERATOR: frozenset({OperationState.RUNNING, OperationState.FAILED}),
     OperationState.DONE: frozenset(),
     OperationState.FAILED: frozenset(),
 }

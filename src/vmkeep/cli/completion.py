@@ -58,6 +58,12 @@ def complete_host_key(ctx: typer.Context, incomplete: str) -> Offer:
     return _beginning(incomplete, _host_keys(), without=_given(ctx, "keys", "trust"))
 
 
+def complete_operation(ctx: typer.Context, incomplete: str) -> Offer:
+    """Return the ids of operations that have not ended, with kind, VM and state."""
+    del ctx
+    return _beginning(incomplete, _operations())
+
+
 def complete_checkpoint(ctx: typer.Context, incomplete: str) -> Offer:
     """Return the names of checkpoints of the VM that stands on the line."""
     return _moments(ctx, incomplete, "checkpoint")
@@ -170,6 +176,21 @@ def _host_keys() -> dict[str, str]:
     except (VmkeepError, OSError):
         return {}
     return {key.fingerprint: f"{key.host}, {key.trust}" for key in others}
+
+
+def _operations() -> dict[str, str]:
+    from vmkeep.catalog import SqlCatalog
+    from vmkeep.config import load_settings
+
+    try:
+        path = load_settings().catalog_path
+        if not path.exists():
+            return {}
+        with SqlCatalog.open(path) as catalog:
+            known = catalog.unfinished_operations()
+    except (VmkeepError, OSError):
+        return {}
+    return {each.id: f"{each.kind}, {each.vm or 'no VM'}, {each.state}" for each in known}
 
 
 def _asked(ctx: typer.Context, ask: Callable[[Settings], Mapping[str, str]]) -> Mapping[str, str]:

@@ -103,7 +103,7 @@ def _recovered(running: Session, host: Host) -> Sequence[str]:
 
     running.console.works = True
     with Engine(running.premises, {THIS_HOST: host}) as engine:
-        return engine.recovered
+        return (*engine.recovered, *engine.resume_all())
 
 
 def _document(result: CheckedUp) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
-from vmkeep.errors import PointNotFound, VmNotFound
+from vmkeep.errors import PointNotFound
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Catalog, Operation
@@ -46,10 +45,10 @@ def log(
             (
                 time_text(entry["started"]),
                 entry["kind"],
-                _name(running.premises.catalog, entry),
+                vm_name(running.premises.catalog, entry["vm"], entry["request"]),
                 entry["state"],
                 "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
-                ", ".join(_plain(name, value) for name, value in _choices(entry)),
+                ", ".join(_choices(entry)),
                 (entry["error"] or {}).get("message") or "",
             )
             for entry in shown
@@ -67,44 +66,25 @@ def log(
 
 
 def _chosen(running: Session, vm: str | None, limit: int) -> list[dict[str, Any]]:
+    from vmkeep.flows.show_operations import operations_of
+
     catalog = running.premises.catalog
-    operations = catalog.operations()
-    if vm is not None:
-        named, points = _meant(catalog, vm)
-        operations = tuple(
-            operation for operation in operations if operation.vm in named or operation.request.get("point") in points
-        )
-        if not operations and len(named) == 1:
-            raise VmNotFound(f"Nothing was ever done with a VM {vm!r}", vm=vm, hint="`vmkeep log` shows everything.")
+    operations = operations_of(catalog, vm)
     makers = catalog.makers()
     return [_entry(operation, running, makers) for operation in reversed(operations[:limit])]
 
 
-def _meant(catalog: Catalog, vm: str) -> tuple[set[str], set[str]]:
-    """Return the names and UUIDs that mean the VM, and its points: a restore to files names only its point."""
-    uuids = catalog.vms_named(vm)
-    names: Iterator[str] = (known.name for uuid in uuids if (known := catalog.vm(uuid)) is not None)
-    points = {summary["id"] for summary in catalog.summaries(vm)} if uuids else set()
-    return {vm, *uuids, *names}, points
-
-
 def _entry(operation: Operation, running: Session, makers: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-    from vmkeep.flows.check_up import owner_lives
+    from vmkeep.flows.show_operations import seconds_of, standing_of
 
-    state = str(operation.state)
-    if operation.finished is None and not owner_lives(running.settings, operation.owner):
-        state = "interrupted"
-    seconds = None
-    if operation.finished is not None:
-        seconds = _moment(operation.finished).timestamp() - _moment(operation.started).timestamp()
     return {
         "id": operation.id,
         "kind": operation.kind,
         "vm": operation.vm,
-        "state": state,
+        "state": standing_of(running.settings, operation),
         "started": operation.started,
         "finished": operation.finished,
-        "seconds": None if seconds is None else round(seconds, 3),
+        "seconds": seconds_of(operation),
         "request": dict(operation.request),
         "error": None if operation.error is None else dict(operation.error),
         # Of the point that was made, or that was restored.
@@ -112,28 +92,28 @@ def _entry(operation: Operation, running: Session, makers: Mapping[str, Mapping[
     }
 
 
-def _name(catalog: Catalog, entry: dict[str, Any]) -> str:
+def vm_name(catalog: Catalog, vm: str | None, request: Mapping[str, Any]) -> str:
     """Return the VM's name: `backup --all` asks by UUID, and a restore to files names a point only."""
-    if entry["vm"] is None:
-        point = entry["request"].get("point")
+    if vm is None:
+        point = request.get("point")
         try:
             return "" if point is None else catalog.find_point(point).vm_name
         except PointNotFound:
             return ""
-    named = catalog.vm(entry["vm"])
-    return entry["vm"] if named is None else named.name
+    named = catalog.vm(vm)
+    return vm if named is None else named.name
 
 
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def _choices(entry: dict[str, Any]) -> list[tuple[str, object]]:
-    """Leave out what was not chosen, and the VM, which has a column of its own."""
-    request = entry["request"].items()
-    chosen = [(name, value) for name, value in request if name != "vm" and value not in (None, False, "", [], {})]
+def _choices(entry: Mapping[str, Any]) -> list[str]:
     trust = None if entry["made_by"] is None else entry["made_by"]["trust"]
-    return chosen if trust in (None, "own") else [*chosen, ("maker", trust)]
+    maker = [] if trust in (None, "own") else [f"maker={trust}"]
+    return [*choices(entry["request"]), *maker]
+
+
+def choices(request: Mapping[str, Any]) -> list[str]:
+    """Return what was chosen, as words. The VM is left out, which has a place of its own."""
+    chosen = ((name, value) for name, value in request.items() if value not in (None, False, "", [], {}))
+    return [_plain(name, value) for name, value in chosen if name != "vm"]
 
 
 def _plain(name: str, value: object) -> str:

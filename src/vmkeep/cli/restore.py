@@ -17,9 +17,6 @@ from vmkeep.errors import DefinitionReaches, InvalidRequest
 from vmkeep.flows.requests import ImageFormat, RestoreVm, TpmChoice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vmkeep.catalog import CatalogPoint, CatalogState
     from vmkeep.flows.requests import FilesRestored, InPlaceRestored, RestoreInPlace, VmRestored
 
 _DISKS, _STATE = "disks", "state"
@@ -230,15 +227,9 @@ def write_in_place(
     tpm: TpmChoice | None,
     *,
     yes: bool,
-    versions: Sequence[CatalogState] = (),
 ) -> None:
-    """Write parts of a point over its own VM, after a safety point, and after a question unless ``yes``.
-
-    ``versions`` of state are written in place of the point's, and nothing else is.
-    """
-    from vmkeep.custody.states import ChosenVersion
+    """Write parts of a point over its own VM, after a safety point, and after a question unless ``yes``."""
     from vmkeep.flows.requests import RestoreInPlace
-    from vmkeep.flows.secret_holders import secret_of_versions
 
     if tpm is TpmChoice.NEW:
         raise InvalidRequest(
@@ -249,12 +240,10 @@ def write_in_place(
     request = RestoreInPlace(
         found.id,
         found.vm_name,
-        tuple(version.kind for version in versions) or only,
+        only,
         tpm or TpmChoice.SAME,
-        versions=tuple(ChosenVersion(version.kind, version.id, version.sha256) for version in versions),
         vm_uuid=found.vm_uuid,
         vm_called=found.vm_name if yes and not by_uuid else "",
-        secret=secret_of_versions(running.premises.catalog, lambda: running.premises.repository, versions),
     )
     running.require_rights(found.vm_name)
     running.expect_job()
@@ -265,8 +254,8 @@ def write_in_place(
                 name = engine.check_in_place(request, watch).vm_name
             then = "" if name == found.vm_name else f", which the point calls {found.vm_name!r},"
             running.console.confirm(
-                f"Write {_origin(request, found, versions)}, over VM {name!r}{then} as it is now? "
-                "A safety point of it is taken first.",
+                f"Write {_parts(request)} of point {found.id}, taken {time_text(found.created)}, over VM {name!r}"
+                f"{then} as it is now? A safety point of it is taken first.",
                 yes=False,
             )
         with running.console.progress() as watch:
@@ -283,8 +272,6 @@ def write_in_place(
     else:
         parts = ", ".join((*restored.disks, *restored.states))
         told = f"VM {restored.name} is at point {restored.point} again: {parts}; {_changed(restored)}"
-        if versions:
-            told = f"VM {restored.name} has {_versions_text(versions)} again"
         running.console.show(told, f"to go back: {_way_back(safety)}")
     for warning in restored.warnings:
         running.console.notice(f"warning: {warning}")
@@ -298,20 +285,6 @@ def _changed(restored: InPlaceRestored) -> str:
     if restored.bytes_zeroed:
         done.append(f"{size_text(restored.bytes_zeroed)} made zero")
     return ", ".join(done)
-
-
-def _origin(request: RestoreInPlace, point: CatalogPoint, versions: Sequence[CatalogState]) -> str:
-    if versions:
-        return _versions_text(versions)
-    return f"{_parts(request)} of point {point.id}, taken {time_text(point.created)}"
-
-
-def _versions_text(versions: Sequence[CatalogState]) -> str:
-    names = {"tpm": "TPM state", "nvram": "UEFI variables"}
-    return " and ".join(
-        f"version {version.generation} of its {names[version.kind]} ({time_text(version.created)})"
-        for version in versions
-    )
 
 
 def _parts(request: RestoreInPlace) -> str:

@@ -45,7 +45,8 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file tha
 _WHILE_WORKING = 50_000
 # The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
 _LOOKING = {
-    *("doctor", "host list", "log", "point show", "points", "verify", "vm list", "vm show"),
+    *("key providers", "key recipients list", "key status"),
+    *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "verify", "vm list", "vm show"),
     *("state conflicts", "state diff", "state list", "state show", "state versions", "tpm show"),
     *(
         f"{kind} {command}"

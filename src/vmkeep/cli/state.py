@@ -14,6 +14,9 @@ from vmkeep.cli.state_show import Kind, VersionOption, standing_text
 from vmkeep.cli.tables import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmkeep.catalog import CatalogState
     from vmkeep.cli.session import Session
     from vmkeep.flows.capture_states import Captured
     from vmkeep.flows.vm_states import StandingState, VersionKept
@@ -55,7 +58,7 @@ def list_states(
         catalog = running.premises.catalog
         with running.host() as host:
             found = look_at_standings(catalog, host, tuple(vms or ()))
-        remedies = [remedy(catalog, state) for state in found.states]
+        remedies = [remedy(state) for state in found.states]
         if running.console.json:
             states = [_state_document(state, command) for state, command in zip(found.states, remedies, strict=True)]
             running.console.document({"states": states, "problems": list(found.problems)})
@@ -190,26 +193,79 @@ def restore_state(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Put kept state back in place of what a VM has now. The VM must be off; a safety point is taken first."""
+    """Put kept state back in place of what a VM has now, which is kept first. The VM must be off."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         put_back(running, vm, kind, version, point, yes=yes)
 
 
 def put_back(running: Session, vm: str, kind: str | None, version: str | None, point: str | None, *, yes: bool) -> None:
     """Put the newest version back, the one that is named, or that of a point."""
-    from vmkeep.cli.points import search_point
-    from vmkeep.cli.restore import write_in_place
-    from vmkeep.errors import InvalidRequest
-    from vmkeep.flows.vm_states import require_point_of, state_to_put_back
+    from vmkeep.flows.restore_states import request_for, require_replaceable, way_back
 
+    versions = _versions_to_put_back(running, vm, kind, version, point)
+    running.premises.ensure()
+    with running.engine() as engine:
+        with running.host() as host:
+            # What cannot be done is said before anybody is asked whether it shall be.
+            seen = require_replaceable(host, versions)
+            running.console.confirm(
+                f"Put {_versions_text(versions)} back, in place of what VM {seen.name!r} has now? That is kept as a "
+                "version first.",
+                yes=yes,
+            )
+            request = request_for(running.premises, host, versions)
+        back = way_back(request)
+        for command in back:
+            # Told at once: whatever happens from here on, this is the way back.
+            running.console.notice(f"what VM {seen.name} has now is kept; `{command}` goes back to it")
+        with running.console.progress() as watch:
+            restored = engine.restore_states(request, watch)
+    if running.console.json:
+        running.console.document(
+            {
+                "restored": {
+                    "vm": restored.name,
+                    "vm_uuid": restored.uuid,
+                    "versions": [
+                        {"kind": each.kind, "version": each.generation, "sha256": each.sha256} for each in versions
+                    ],
+                    "way_back": list(back),
+                    "warnings": list(restored.warnings),
+                }
+            }
+        )
+    else:
+        told = f"VM {restored.name} has {_versions_text(versions)} again"
+        running.console.show(told, *(f"to go back: {command}" for command in back))
+    for warning in restored.warnings:
+        running.console.notice(f"warning: {warning}")
+
+
+def _versions_to_put_back(
+    running: Session, vm: str, kind: str | None, version: str | None, point: str | None
+) -> tuple[CatalogState, ...]:
+    from vmkeep.cli.points import search_point
+    from vmkeep.errors import InvalidRequest
+    from vmkeep.flows.hosts import refuse_distrusted
+    from vmkeep.flows.vm_states import require_point_of, versions_asked_for, versions_of_point
+
+    catalog = running.premises.catalog
     if point is None:
-        found = state_to_put_back(running.premises.catalog, vm, kind, version)
-        write_in_place(running, found.point, (), None, yes=yes, versions=found.versions)
-        return
+        return tuple(each.version for each in versions_asked_for(catalog, vm, kind, version))
     if version is not None:
         raise InvalidRequest("--version and --point both name a version", vm=vm, hint="Give one of them.")
-    require_point_of(running.premises.catalog, search_point(running, point)[0], vm)
-    write_in_place(running, point, (kind or "state",), None, yes=yes)
+    found = search_point(running, point)[0]
+    require_point_of(catalog, found, vm)
+    refuse_distrusted(catalog, found.id)
+    return versions_of_point(catalog, found, kind)
+
+
+def _versions_text(versions: Sequence[CatalogState]) -> str:
+    names = {"tpm": "TPM state", "nvram": "UEFI variables"}
+    return " and ".join(
+        f"version {version.generation} of its {names[version.kind]} ({time_text(version.created)})"
+        for version in versions
+    )
 
 
 @app.command("try", epilog="Example: vmkeep state try win11 --version 3")

@@ -156,7 +156,6 @@ def import_state(
 def _opened(running: Session, file: Path, passphrase_file: Path | None, key: Path | None) -> StateBundle:
     """Return what is in the file, opened with what it is sealed to; a key of this installation is found by itself."""
     from vmkeep.flows.import_states import read_bundle_file
-    from vmkeep.keys import KeyFile
     from vmkeep.repository.statebundle import bundle_key, open_bundle
 
     data = read_bundle_file(file)
@@ -168,7 +167,7 @@ def _opened(running: Session, file: Path, passphrase_file: Path | None, key: Pat
             f"{file} is sealed to the key {wanted}, not to a passphrase", path=str(file), hint="Give --key FILE."
         )
     if wanted is not None and key is None:
-        return open_bundle(data, KeyFile.find(running.settings.keys_dir, wanted), str(file))
+        return open_bundle(data, running.premises.keychain.file(wanted), str(file))
     return open_bundle(data, _key(passphrase_file, key, new=False), str(file))
 
 

@@ -11,10 +11,12 @@ import hashlib
 import struct
 import uuid
 import warnings
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from vmkeep.custody.variables import shown
@@ -72,6 +74,33 @@ def read_signatures(content: bytes) -> Signatures:
         others += count - taken
         place = end
     return Signatures(tuple(certificates), others, problem)
+
+
+def add_certificates(content: bytes, certificates: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return the content of KEK or db with more certificates, each an owner's GUID and DER, in a list of its own.
+
+    Entries of one list have one size, so firmware and vendors put each certificate into its own.
+    """
+    for owner, der in certificates:
+        entry_bytes = _OWNER_BYTES + len(der)
+        content += _LIST.pack(_X509, _LIST.size + entry_bytes, 0, entry_bytes) + uuid.UUID(owner).bytes_le + der
+    return content
+
+
+def parse_certificates(content: bytes) -> tuple[tuple[str, bytes], ...] | str:
+    """Return subject and DER of each certificate in a file, PEM or DER, or a sentence about why it has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as below
+            if b"-----BEGIN" in content:
+                parsed = x509.load_pem_x509_certificates(content)
+            else:
+                parsed = [x509.load_der_x509_certificate(content)]
+            made = tuple(each.public_bytes(Encoding.DER) for each in parsed)
+    except (ValueError, TypeError, OverflowError):
+        return "it holds no X.509 certificate, neither in PEM nor in DER"
+    told = tuple((_certificate(each).subject, each) for each in made)
+    return told if all(subject for subject, _ in told) else "it holds a certificate that cannot be read"
 
 
 def _entries(content: bytes, place: int) -> tuple[bytes, int, int, int] | str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from vmkeep.custody.certificates import Certificate, read_signatures
-from vmkeep.custody.tpmfile import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.variables import Variable, read_variables
 from vmkeep.values import dataclass
 

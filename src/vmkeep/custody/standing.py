@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 
 from vmkeep.values import dataclass
 
@@ -79,32 +79,6 @@ def standing_after(standing: Standing, seconds: float) -> Standing:
     three times to look at it.
     """
     return standing if seconds <= 3 * LOOK_SECONDS else Standing.UNKNOWN
-
-
-class Holder(Protocol):
-    """A point, as far as it is asked what state it holds. ``states`` are the contents' hashes by kind.
-
-    ``current``: the VM descends from it. ``safety``: it holds the state that somebody wanted to leave.
-    """
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def states(self) -> Mapping[str, str]: ...
-    @property
-    def current(self) -> bool: ...
-    @property
-    def safety(self) -> bool: ...
-
-
-def holder_to_restore(points: Iterable[Holder], kind: str) -> str | None:
-    """Return the point from which a lost state of a kind is put back: that which the VM descends from, else the newest.
-
-    ``points`` come newest first. None: no point holds such a state.
-    """
-    holding = [point for point in points if kind in point.states]
-    holding.sort(key=lambda point: (not point.current, point.safety))
-    return holding[0].id if holding else None
 
 
 def judge_state(

@@ -23,11 +23,11 @@ from vmkeep.values import dataclass
 
 GLOBAL: Final = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 IMAGE_SECURITY: Final = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
-_SECURE_BOOT_ENABLE: Final = "f0a30bc7-af08-4556-99c4-001009c93a44"
+SECURE_BOOT_ENABLE: Final = "f0a30bc7-af08-4556-99c4-001009c93a44"
 _VENDORS: Final = {
     GLOBAL: "EFI global",
     IMAGE_SECURITY: "EFI image security",
-    _SECURE_BOOT_ENABLE: "EDK2 Secure Boot",
+    SECURE_BOOT_ENABLE: "EDK2 Secure Boot",
     "c076ec0c-7028-4399-a072-71ee5c448b9f": "EDK2 custom mode",
     "9073e4e0-60ec-4b6e-9903-4c223c260f3c": "EDK2 vendor keys",
     "d9bee56e-75dc-49d9-b4d7-b534210f637a": "EDK2 certificate database",
@@ -41,7 +41,8 @@ _VENDORS: Final = {
     "77fa9abd-0359-4d32-bd60-28f4e78f784b": "Microsoft",
     "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f": "boot loader interface",
 }
-_KEY_DATABASES: Final = {"PK": GLOBAL, "KEK": GLOBAL, "db": IMAGE_SECURITY, "dbx": IMAGE_SECURITY}
+KEY_DATABASES: Final = {"PK": GLOBAL, "KEK": GLOBAL, "db": IMAGE_SECURITY, "dbx": IMAGE_SECURITY}
+"""The variables that hold certificates and hashes, and their vendors."""
 
 _VOLUME: Final = struct.Struct("<16x16sQ4sIHHHBB")  # zeroes or code, GUID, length, "_FVH", ..., header length, checksum
 _NV_DATA: Final = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
@@ -52,8 +53,8 @@ _FORMATTED, _HEALTHY = 0x5A, 0xFE
 # Start id, state, attributes, (monotonic count, time, key index,) bytes of the name, bytes of the data, vendor's GUID.
 _AUTHENTICATED_HEADER: Final = struct.Struct("<HBxI28xII16s")
 _PLAIN_HEADER: Final = struct.Struct("<HBxIII16s")
-_START_ID: Final = 0x55AA
-_ADDED: Final = 0x3F
+START_ID: Final = 0x55AA
+ADDED: Final = 0x3F
 _ADDED_AND_BEING_REPLACED: Final = 0x3E
 _NOT_WRITTEN: Final = 0xFFFFFFFF
 _ATTRIBUTES: Final = (
@@ -65,7 +66,8 @@ _ATTRIBUTES: Final = (
     (0x20, "authenticated by time"),
     (0x40, "appended"),
 )
-_QCOW2: Final = b"QFI\xfb"
+QCOW2: Final = b"QFI\xfb"
+"""What a store in a qcow2 image begins with, which is not looked into."""
 _NAME_CHARACTERS: Final = 128
 
 
@@ -107,15 +109,22 @@ class Variable:
     @property
     def holds_signatures(self) -> bool:
         """Whether it is PK, KEK, db or dbx: a list of certificates and hashes (EFI_SIGNATURE_LIST)."""
-        return _KEY_DATABASES.get(self.name) == self.vendor
+        return KEY_DATABASES.get(self.name) == self.vendor
 
 
 @dataclass(frozen=True, slots=True)
 class VariableStore:
-    """What could be read of a variable store. ``problem`` says why it is not all; None for a whole one."""
+    """What could be read of a variable store. ``problem`` says why it is not all; None for a whole one.
+
+    Of ``room_bytes`` for variables those that count take ``used_bytes``, and ``blank_bytes`` are not written yet. What
+    is between was replaced or deleted, which the firmware clears when it needs room.
+    """
 
     variables: tuple[Variable, ...] = ()
     problem: str | None = None
+    room_bytes: int = 0
+    used_bytes: int = 0
+    blank_bytes: int = 0
 
     @property
     def secure_boot(self) -> SecureBoot | None:
@@ -128,33 +137,109 @@ class VariableStore:
         held = {(each.name, each.vendor): each.content for each in self.variables}
         if ("PK", GLOBAL) not in held:
             return SecureBoot.NOT_SET_UP
-        return SecureBoot.OFF if held.get(("SecureBootEnable", _SECURE_BOOT_ENABLE)) == b"\0" else SecureBoot.ON
+        return SecureBoot.OFF if held.get(("SecureBootEnable", SECURE_BOOT_ENABLE)) == b"\0" else SecureBoot.ON
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A variable as it lies in a store, with its header, from ``start`` to ``end``; ``state`` is the header's."""
+
+    start: int
+    end: int
+    state: int
+    variable: Variable
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLayout:
+    """Where variables lie in a store: from ``first`` to ``end``, and nothing was written yet from ``blank`` on.
+
+    ``records`` are those that may count; of those of one variable ``counting`` tells which does. ``volume_bytes`` is
+    the length of the firmware volume. ``problem`` is as in VariableStore.
+    """
+
+    first: int = 0
+    blank: int = 0
+    end: int = 0
+    volume_bytes: int = 0
+    authenticated: bool = False
+    records: tuple[Record, ...] = ()
+    problem: str | None = None
+
+    @property
+    def counting(self) -> tuple[Record, ...]:
+        """The records that count, in their order."""
+        found: dict[bytes, Record] = {}
+        for record in self.records:
+            before = found.get(record.variable.key)
+            # The firmware takes the first that is there, and one that is being replaced only where there is no other.
+            if before is None or (record.state == ADDED and before.state != ADDED):
+                found[record.variable.key] = record
+        return tuple(sorted(found.values(), key=lambda record: record.start))
+
+    @property
+    def header_bytes(self) -> int:
+        """The size of the header of a variable."""
+        return (_AUTHENTICATED_HEADER if self.authenticated else _PLAIN_HEADER).size
+
+    def has_shape_of(self, other: StoreLayout) -> bool:
+        """Return whether a firmware that takes the one finds its way in the other."""
+        one, two = (
+            (each.first, each.end, each.volume_bytes, each.authenticated, each.problem is None)
+            for each in (self, other)
+        )
+        return one == two
 
 
 def read_variables(content: bytes) -> VariableStore:
     """Return the variables of a store in a raw image, by name; those that were deleted or replaced are left out."""
+    layout = read_layout(content)
+    variables = (record.variable for record in layout.counting)
+    return VariableStore(
+        tuple(sorted(variables, key=lambda each: (each.vendor_name, each.name))),
+        layout.problem,
+        room_bytes=max(0, layout.end - layout.first),
+        used_bytes=sum(aligned(record.end) - record.start for record in layout.counting),
+        blank_bytes=max(0, layout.end - layout.blank),
+    )
+
+
+def read_layout(content: bytes) -> StoreLayout:
+    """Return where the variables of a store in a raw image lie."""
     found = _find_store(content)
     if isinstance(found, str):
-        return VariableStore(problem=found)
-    place, end, header = found
-    counting: dict[bytes, tuple[int, Variable]] = {}
-    problem = None
-    for step in _walk(content, place, end, header):
+        return StoreLayout(problem=found)
+    first, end, header = found
+    records: list[Record] = []
+    blank, problem = first, None
+    for step in _walk(content, first, end, header):
         if isinstance(step, str):
             problem = step
-            continue
-        state, variable = step
-        before = counting.get(variable.key)
-        # The firmware takes the first that is there, and one that is being replaced only where there is no other.
-        if before is None or (state == _ADDED and before[0] != _ADDED):
-            counting[variable.key] = step
-    variables = sorted((each for _, each in counting.values()), key=lambda each: (each.vendor_name, each.name))
-    return VariableStore(tuple(variables), problem)
+        elif isinstance(step, Record):
+            records.append(step)
+        else:
+            blank = step
+    (volume_bytes,) = struct.unpack_from("<Q", content, 32)
+    return StoreLayout(first, blank, end, volume_bytes, header is _AUTHENTICATED_HEADER, tuple(records), problem)
+
+
+def store_fault(content: bytes, before: bytes | None = None) -> str | None:
+    """Return why a content is no good as a variable store; None for a whole one, and for what no such store ever was.
+
+    ``before`` is the content of the version before: where that was a store of EDK2's, what is none is no good either.
+    A firmware that meets such a store begins with empty variables.
+    """
+    found = _find_store(content)
+    if not isinstance(found, str) or content.startswith(QCOW2):
+        return None
+    begun = content[16:32] == _NV_DATA or content[40:44] == b"_FVH"
+    was_one = before is not None and not isinstance(_find_store(before), str)
+    return found if begun or was_one else None
 
 
 def _find_store(content: bytes) -> tuple[int, int, struct.Struct] | str:
     """Return where variables begin and end, and the layout of their headers; or why there are none."""
-    if content.startswith(_QCOW2):
+    if content.startswith(QCOW2):
         return "it is a qcow2 image, which is not looked into"
     if len(content) < _VOLUME.size:
         return "it is too short for a firmware volume"
@@ -175,28 +260,31 @@ def _find_store(content: bytes) -> tuple[int, int, struct.Struct] | str:
     if not _STORE.size <= size <= length - header_length:
         return "its variable store is larger than its firmware volume"
     header = _AUTHENTICATED_HEADER if kind == _AUTHENTICATED else _PLAIN_HEADER
-    return _aligned(header_length + _STORE.size), header_length + size, header
+    return aligned(header_length + _STORE.size), header_length + size, header
 
 
-def _walk(content: bytes, place: int, end: int, header: struct.Struct) -> Iterator[tuple[int, Variable] | str]:
-    """Yield state and variable of each that counts, and at most one sentence, about what follows the last."""
+def _walk(content: bytes, place: int, end: int, header: struct.Struct) -> Iterator[Record | str | int]:
+    """Yield each that may count, at most one sentence about what follows the last, and where that begins."""
     while place + header.size <= end:
         start, state, attributes, name_bytes, data_bytes, vendor = header.unpack_from(content, place)
-        if start != _START_ID:
+        if start != START_ID:
             break
-        name_at = place + header.size
+        begin, name_at = place, place + header.size
         # A header whose writing was interrupted: the firmware takes it for one of nothing.
         written = _NOT_WRITTEN not in (attributes, name_bytes, data_bytes)
         data_at = name_at + (name_bytes if written else 0)
         behind = data_at + (data_bytes if written else 0)
         if behind > end:
             yield f"the variable at byte {place} reaches beyond the store"
+            yield end
             return
-        if state in (_ADDED, _ADDED_AND_BEING_REPLACED) and written:
-            yield state, _variable(content[name_at:data_at], content[data_at:behind], vendor, attributes)
-        place = _aligned(behind)
+        if state in (ADDED, _ADDED_AND_BEING_REPLACED) and written:
+            variable = _variable(content[name_at:data_at], content[data_at:behind], vendor, attributes)
+            yield Record(begin, behind, state, variable)
+        place = aligned(behind)
     if content[place:end].strip(b"\xff"):
         yield f"what follows the last variable, at byte {place}, is not blank"
+    yield min(place, end)
 
 
 def _variable(name: bytes, data: bytes, vendor: bytes, attributes: int) -> Variable:
@@ -218,5 +306,6 @@ def shown(text: str, most: int) -> str:
     return plain if len(plain) <= most else f"{plain[:most]}…"
 
 
-def _aligned(place: int) -> int:
+def aligned(place: int) -> int:
+    """Return where the next variable begins at the earliest."""
     return (place + 3) & ~3

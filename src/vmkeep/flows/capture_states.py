@@ -8,17 +8,18 @@ pin that is missing is put by whatever settles the VM's pins next.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 
 from vmkeep.catalog import Catalog, CatalogState
-from vmkeep.errors import VmBusy, VmkeepError
-from vmkeep.flows.catch_up import catch_up
-from vmkeep.flows.gate import tell_gate
+from vmkeep.errors import HostFileMissing, StateTorn, VmBusy, VmkeepError
+from vmkeep.flows.catch_up import catch_up, catch_up_on_vm
+from vmkeep.flows.gate import renew_gate, tell_gate
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.secret_holders import kept_secrets
-from vmkeep.flows.services import held_vm
-from vmkeep.flows.settle_pins import settle_pins
-from vmkeep.flows.vm_states import known_states, look_at_standings, new_state
+from vmkeep.flows.services import Services, held_vm
+from vmkeep.flows.settle_pins import settle_pins, settle_pins_of_vm
+from vmkeep.flows.vm_states import KINDS, known_states, look_at_standings, new_state
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import CAPTURE
 from vmkeep.host.tasks.states import CaptureStates
@@ -42,16 +43,18 @@ class Captured:
     recovered: bool = False
 
 
-def capture_states(premises: Premises, host: Host, vm: str, *, wait: bool = True) -> Captured:
+def capture_states(
+    premises: Premises, host: Host, vm: str, *, wait: bool = True, kinds: Sequence[str] = KINDS
+) -> Captured:
     """Keep what is new of a VM's state files, as versions that count as the newest; ``vm`` is a name or a UUID.
 
-    Raises VmNotFound; VmBusy when something else works on the VM, at once without ``wait``; what a point raises of
-    state files that are no such, and HostFileMissing for one that is gone. Why it failed is noted for `vmkeep doctor`
-    until a capture succeeds.
+    ``kinds`` limits what is read. Raises VmNotFound; VmBusy when something else works on the VM, at once without
+    ``wait``; what a point raises of state files that are no such, and HostFileMissing for one that is gone. Why it
+    failed is noted for `vmkeep doctor` until a capture succeeds.
     """
     vm_uuid = host.ask(FindVm(vm))
     try:
-        captured = _captured(premises, host, vm_uuid, vm, wait=wait)
+        captured = _captured(premises, host, vm_uuid, vm, tuple(kinds), wait=wait)
         look_at_standings(premises.catalog, host, (vm_uuid,))  # by which it is known where they lie
         return captured
     except VmBusy:
@@ -61,13 +64,37 @@ def capture_states(premises: Premises, host: Host, vm: str, *, wait: bool = True
         raise
 
 
-def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bool) -> Captured:
+def keep_before_replacing(premises: Premises, host: Host, vm_uuid: str, vm: str, kinds: Sequence[str]) -> None:
+    """Keep what lies there of these kinds of state of a VM, whatever it is, so that it can be replaced.
+
+    What is no good becomes a version that does not count, and what is gone keeps nobody from anything. Raises as
+    ``capture_states``.
+    """
+    for kind in kinds:
+        try:
+            _captured(premises, host, vm_uuid, vm, (kind,), wait=True)
+        except HostFileMissing:
+            continue
+        except StateTorn:
+            _keep_as_it_is(premises, host, vm_uuid, vm, kind)
+
+
+def _keep_as_it_is(premises: Premises, host: Host, vm_uuid: str, vm: str, kind: str) -> None:
+    catalog = premises.catalog
+    with held_vm(host, vm_uuid, vm, CAPTURE):
+        known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
+        found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known, (kind,), as_it_is=True))
+        catalog.keep_late(tuple(new_state(vm_uuid, each) for each in found.new))
+        settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions, sealed=found.sealed)
+
+
+def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, kinds: tuple[str, ...], *, wait: bool) -> Captured:
     catalog = premises.catalog
     with held_vm(host, vm_uuid, vm, CAPTURE, wait=wait):
         # A home that is new, or was put back as it was earlier, would count on below what it captured before.
         caught = catch_up(catalog, premises.repository, lambda point: point.vm_uuid == vm_uuid)
         known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-        task = CaptureStates(uuid.uuid4().hex, vm_uuid, known, secrets=kept_secrets(catalog, vm_uuid))
+        task = CaptureStates(uuid.uuid4().hex, vm_uuid, known, kinds, secrets=kept_secrets(catalog, vm_uuid))
         found = host.ask(task)
         new = tuple(new_state(vm_uuid, each) for each in found.new)
         catalog.see_vm(vm_uuid, found.vm_name)
@@ -76,9 +103,35 @@ def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, *, wait: bo
         if new or caught.taken or vm_uuid in caught.pinned:
             tell_gate(catalog, host, vm_uuid)
         settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions, sealed=found.sealed)
-        recovered = catalog.clear_alerts(vm_uuid) if _has_alert(catalog, vm_uuid) else False
+        whole = set(kinds) == set(KINDS)
+        recovered = catalog.clear_alerts(vm_uuid) if whole and _has_alert(catalog, vm_uuid) else False
     told = (*caught.sentences(), *found.older, *found.warnings)
     return Captured(found.vm_name, vm_uuid, found.kinds, new, told, recovered)
+
+
+def keep_states_of_held(
+    services: Services, operation: str, vm_uuid: str, vm: str, kinds: tuple[str, ...], *, as_it_is: bool = False
+) -> None:
+    """Keep what is new of a VM's state files as versions, for a flow that holds the VM and is about to change them.
+
+    Without kinds only what the repository holds of the VM and the catalogue does not know is taken over. ``as_it_is``:
+    whatever lies there, as versions that do not count. Raises as ``capture_states``.
+    """
+    catch_up_on_vm(services, vm_uuid)
+    catalog = services.catalog
+    catalog.see_vm(vm_uuid, vm)
+    if not kinds:
+        return
+    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
+    task = CaptureStates(operation, vm_uuid, known, kinds, secrets=kept_secrets(catalog, vm_uuid), as_it_is=as_it_is)
+    captured = services.on_host(operation, task)
+    new = tuple(new_state(vm_uuid, each) for each in captured.new)
+    if new and as_it_is:
+        catalog.keep_late(new)
+    elif new:
+        catalog.accept_states(new)
+        renew_gate(services, vm_uuid)
+    settle_pins_of_vm(services, vm_uuid, captured.sealed)
 
 
 def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:

@@ -289,7 +289,12 @@ class CheckUp:
 
     def _interrupted(self, catalog: Catalog) -> Iterator[Finding]:
         for operation in catalog.unfinished_operations():
-            if not owner_lives(self._settings, operation.owner):
+            if operation.state is OperationState.NEEDS_OPERATOR:
+                why = (operation.error or {}).get("message") or "it could not be undone"
+                message = f"the operation {operation.kind} ({operation.id}) needs a person: {why}"
+                remedy = command_line("vmkeep ops show", operation.id)
+                yield Finding(FindingCode.OPERATION_NEEDS_OPERATOR, message, remedy=remedy, vm=operation.vm)
+            elif not owner_lives(self._settings, operation.owner):
                 about = "" if operation.vm is None else f" of VM {operation.vm!r}"
                 message = f"the operation {operation.kind}{about} ({operation.id}) was killed; it is undone or finished"
                 yield Finding(FindingCode.OPERATION_INTERRUPTED, message, vm=operation.vm, recovered=True)
@@ -338,9 +343,7 @@ class CheckUp:
             code = next((code for kind, code in _REPOSITORY_ERRORS if isinstance(error, kind)), None)
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
             return
-        key = self._premises.key_path
-        message = "this is the key; without a copy of it elsewhere all points are lost with this host"
-        yield Finding(FindingCode.KEY_PLACE, message, remedy="vmkeep key export", path=key)
+        yield self._key_place()
         # A point that was deleted meanwhile left the catalogue too; one that was begun meanwhile is a living operation.
         known = set(catalog.point_ids())
         for point_id in sorted((known & known_before) - stored):
@@ -366,6 +369,18 @@ class CheckUp:
                 message = f"the repository still names the writer of the operation {point_id}, which has ended"
                 where = f"{path}/intents/{writer.id}"
                 yield Finding(FindingCode.LEFT_INTENT, message, path=where, mend=RemoveIntent(writer.id))
+
+    def _key_place(self) -> Finding:
+        from vmkeep.keys import KeyFile
+
+        key = self._premises.key
+        if isinstance(key, KeyFile):
+            exported = self._premises.keychain.exported(key.key_id)
+            when = "it was never exported here" if exported is None else f"it was exported here on {exported[:10]}"
+            message = f"this is the key; without a copy of it elsewhere all points are lost with this host; {when}"
+            return Finding(FindingCode.KEY_PLACE, message, remedy="vmkeep key export", path=str(key.path))
+        message = f"the repository is opened with {key.where}; without that key, or another recipient's, all is lost"
+        return Finding(FindingCode.KEY_PLACE, message, remedy="vmkeep key recipients list")
 
 
 _REPOSITORY_ERRORS: tuple[tuple[type[VmkeepError], FindingCode], ...] = (

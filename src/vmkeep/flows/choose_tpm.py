@@ -8,9 +8,9 @@ from uuid import uuid4
 
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.commandline import command_line
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.orphans import is_vm_uuid
 from vmkeep.custody.states import ChosenVersion
-from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.errors import InvalidRequest, VmNotFound
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises

@@ -20,6 +20,8 @@ DECLARED: Final[Mapping[str, str]] = {
     "restore.in_place": "restore_in_place",
     "snapshot.revert": "revert_snapshot",
     "snapshot.take": "take_snapshot",
+    "nvram.replace": "replace_nvram",
+    "state.restore": "restore_states",
     "tpm.add": "add_tpm",
     "tpm.rekey": "rekey_tpm",
     "tpm.remove": "remove_tpm",

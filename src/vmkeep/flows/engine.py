@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from vmkeep.errors import (
     SecretMissing,
     SecretPrivate,
     StateUnsupported,
+    UndoStopped,
     VmkeepError,
     VmStarted,
 )
@@ -46,16 +48,20 @@ from vmkeep.flows.requests import (
     AddTpm,
     FilesRestored,
     InPlaceRestored,
+    NvramReplaced,
     PointTaken,
     RekeyTpm,
     RemoveTpm,
+    ReplaceNvram,
     ResetTpm,
     RestoreFiles,
     RestoreInPlace,
+    RestoreStates,
     RestoreVm,
     RevertSnapshot,
     SnapshotReverted,
     SnapshotTaken,
+    StatesRestored,
     TakePoint,
     TakeSnapshot,
     TpmAdded,
@@ -65,6 +71,7 @@ from vmkeep.flows.requests import (
 )
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services, end_operation
+from vmkeep.flows.unsettled import DESTRUCTIVE, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm, Progress
@@ -75,6 +82,7 @@ from vmkeep.logs import get_logger
 from vmkeep.sqlite import raised_within, sqlite_error
 
 if TYPE_CHECKING:
+    from vmkeep.catalog import Operation
     from vmkeep.host.tasks.restores import InPlaceChecked
     from vmkeep.host.tasks.reverts import RevertChecked
 
@@ -119,6 +127,7 @@ class Engine:
         self._unwatched = watch or _unwatched
         self._watch: Watch = self._unwatched
         self._executor = uuid.uuid4().hex
+        self._away: tuple[str, ...] = ()
         self._runs: dict[str, Run] = {}
         self._alive: FileLock | None = None
         self.recovered: tuple[str, ...] = ()
@@ -126,12 +135,13 @@ class Engine:
 
     def __enter__(self) -> Self:
         require_descriptors(_DESCRIPTORS, "vmkeep")
-        away = self._leave_broken_home()
+        self._away = self._leave_broken_home()
         settings = self._premises.settings
-        self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock")
+        note = f"(process {os.getpid()})"
+        self._alive = FileLock.try_acquire(settings.owners_dir / f"{self._executor}.lock", note)
         try:
             self._launch(settings.flows_path)
-            self.recovered = away or self._recovery.recover()
+            self.recovered = self._away or self._recovery.recover()
             forget_finished_flows(settings.flows_path)
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
@@ -213,6 +223,7 @@ class Engine:
         Disks whose image is gone are left out of it. Nothing of the VM was changed when this raises. Returns the
         request made complete as well.
         """
+        refuse_beside_unsettled(self._premises.catalog, request.vm, request.vm_uuid)
         checked = self.check_in_place(request, watch)
         _refuse_other_name(request, checked)
         labels = {SAFETY_LABEL: request.point}
@@ -225,9 +236,7 @@ class Engine:
         from vmkeep.host.tasks.restores import CheckInPlace
 
         refuse_distrusted(self._premises.catalog, request.point)
-        task = CheckInPlace(
-            request.point, request.only, str(request.tpm), request.vm_uuid, request.versions, request.secret
-        )
+        task = CheckInPlace(request.point, request.only, str(request.tpm), request.vm_uuid)
         return self._ask(request.host, task, watch)
 
     def _ask(self, host: str, task: Task[R], watch: Watch) -> R:
@@ -250,12 +259,22 @@ class Engine:
 
         return self._run(restore_in_place, request, request.vm, watch)
 
+    def restore_states(self, request: RestoreStates, watch: Watch) -> StatesRestored:
+        """Put kept versions back in place of a VM's state files, which were just kept; on failure it has those.
+
+        Raises RestorePending when it does not: it is kept from starting then.
+        """
+        from vmkeep.flows.restore_states import restore_states
+
+        return self._run(restore_states, request, request.vm, watch)
+
     def check_revert(self, request: RevertSnapshot, watch: Watch) -> tuple[RevertSnapshot, RevertChecked]:
         """Raise what refuses a revert, and change nothing; return the request made complete, and what it would do."""
         from vmkeep.flows.revert_snapshot import choice_of, known_snapshot
         from vmkeep.host.tasks.reverts import CheckRevert
 
         vm_uuid = self._services().on(request.host).host.ask(FindVm(request.vm))
+        refuse_beside_unsettled(self._premises.catalog, request.vm, vm_uuid)
         known = known_snapshot(self._premises.catalog, vm_uuid, request.snapshot)
         checked = self._ask(request.host, CheckRevert(vm_uuid, choice_of(request), known, request.stop), watch)
         complete = dataclasses.replace(
@@ -325,6 +344,13 @@ class Engine:
         self._prepare_to_sign(watch)
         return self._run(rekey_tpm, request, request.vm, watch)
 
+    def replace_nvram(self, request: ReplaceNvram, watch: Watch) -> NvramReplaced:
+        """Replace a VM's UEFI variables; on failure they are as they were."""
+        from vmkeep.flows.replace_nvram import replace_nvram
+
+        self._prepare_to_sign(watch)
+        return self._run(replace_nvram, request, request.vm, watch)
+
     def delete_point(self, point_id: str) -> None:
         """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""
         for services in self._services().on_each():
@@ -333,7 +359,9 @@ class Engine:
         operation = uuid.uuid4().hex
         vm = None
         with suppress(PointNotFound):
-            vm = catalog.find_point(point_id).vm_name
+            point = catalog.find_point(point_id)
+            vm = point.vm_name
+            refuse_beside_unsettled(catalog, vm, point.vm_uuid)  # its undo may need what the point holds
         catalog.begin_operation(operation, DELETE_POINT, vm, self._executor, {"point": point_id})
         try:
             remove_deleted(self._services(), point_id)
@@ -341,6 +369,26 @@ class Engine:
             self._end(operation, OperationState.FAILED, error)
             raise
         self._end(operation, OperationState.DONE, None)
+
+    def resume(self, operation: Operation, watch: Watch) -> str:
+        """Take an operation up whose undo stopped, and return what came of it as a sentence.
+
+        Raises NeedsOperator when it stopped again, and OperationRuns when another process is at it.
+        """
+        self._stop()
+        self._watch = watch
+        try:
+            return self._recovery.resume(operation)
+        finally:
+            self._watch = self._unwatched
+
+    def resume_all(self) -> tuple[str, ...]:
+        """Take up all operations whose undo stopped; return a sentence for each."""
+        return tuple(self._recovery.resume_each())
+
+    def dismiss(self, operation: Operation) -> None:
+        """End the record of an operation whose undo stopped: a person did the rest. Raises OperationRuns."""
+        self._recovery.dismiss(operation)
 
     def cancel(self, reason: Interrupted) -> None:
         """End the running operation with ``reason``, cleaned up as after any failure. For signal handlers."""
@@ -370,7 +418,9 @@ class Engine:
         }
         DBOS(config=config)
         self._workflows = {
-            name: DBOS.workflow(name=name)(workflow_of(name, declared_flow, self._services, self._runs))
+            name: DBOS.workflow(name=name)(
+                workflow_of(name, declared_flow, self._services, self._runs, is_recorded=not self._away)
+            )
             for name in DECLARED
         }
         with launching():
@@ -404,6 +454,8 @@ class Engine:
         self._stop()
         operation = uuid.uuid4().hex
         catalog = self._premises.catalog
+        if declared.name in DESTRUCTIVE:
+            refuse_beside_unsettled(catalog, vm, getattr(request, "vm_uuid", ""))
         self._watch = watch
         catalog.begin_operation(operation, declared.name, vm, self._executor, dataclasses.asdict(request))
         try:
@@ -412,6 +464,10 @@ class Engine:
         except VmkeepError as error:
             self._end(operation, OperationState.FAILED, error)
             raise
+        except UndoStopped as stopped:
+            stopped.error.vm = stopped.error.vm or vm
+            self._end(operation, OperationState.NEEDS_OPERATOR, stopped.error)
+            raise stopped.error from stopped
         except GivenUp as given:
             given.error.vm = given.error.vm or vm
             if declared.name == TAKE_POINT and operation in catalog.point_ids():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vmkeep.catalog import Catalog
-from vmkeep.custody.tpmfile import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.errors import HostFileMissing, IntegrityError, StoreError, TargetExists
 from vmkeep.filesystem import file_error, file_errors, write_new_file
 from vmkeep.flows.secret_holders import values_in

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from vmkeep.catalog import Catalog, CatalogState
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import SealedSecret
-from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.definition import secret_definition
 from vmkeep.errors import TargetExists, VmNotFound
 from vmkeep.filesystem import file_error, file_errors, write_new_file

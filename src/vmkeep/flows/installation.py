@@ -34,6 +34,7 @@ from vmkeep.planning.model import KnownDisk, KnownPoint
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
+    from vmkeep.flows.keychain import HeldKey, Keychain
     from vmkeep.flows.own_key import OwnKey
     from vmkeep.keys import KeyFile, KeyMaterial
     from vmkeep.keys.signing import SigningKey
@@ -103,7 +104,7 @@ class Premises:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._keys_dir = settings.keys_dir
-        self._key: KeyFile | None = None
+        self._key: HeldKey | None = None
         self._stand_in: StandIn | None = None
         self._own_key: OwnKey | None = None
 
@@ -119,6 +120,9 @@ class Premises:
         if opened is not None:
             opened.close()
         self.__dict__.pop("repository", None)
+        keychain = self.__dict__.pop("keychain", None)
+        if keychain is not None:
+            keychain.close()
         if self._stand_in is not None:
             self._stand_in.close()
             self._stand_in = None
@@ -197,11 +201,19 @@ class Premises:
             )
         return repository
 
+    @cached_property
+    def keychain(self) -> Keychain:
+        """The keys that are at hand here."""
+        from vmkeep.flows.keychain import Keychain
+
+        return Keychain(self.settings)
+
     @property
-    def key_path(self) -> str | None:
-        """Where the key is that opens the repository; raises as opening it does."""
+    def key(self) -> HeldKey:
+        """The key that opens the repository; raises as opening it does."""
         self.repository  # noqa: B018  opening it is what chooses the key that opens it
-        return None if self._key is None or self._key.path is None else str(self._key.path)
+        assert self._key is not None
+        return self._key
 
     @property
     def keep_state_versions(self) -> KeepRule:
@@ -257,17 +269,31 @@ class Premises:
                 return self._use_existing(found)
             return self._create(location)
 
-    def key_export(self, passphrase: str) -> str:
-        """Return the repository's key as printable text, sealed with a passphrase."""
-        from vmkeep.keys import export_key
+    def key_to_export(self, key_id: str | None = None) -> KeyFile:
+        """Return the key that `key export` prints: the one that opens the repository, or another one that does.
 
-        self.repository  # noqa: B018  opening it is what chooses the key that opens it
-        assert self._key is not None
-        return export_key(self._key, passphrase)
+        Raises InvalidRequest for a key that its provider does not give out, or that does not open the repository.
+        """
+        from vmkeep.keys import KeyFile
+
+        found = self.key if key_id is None else self.keychain.named(key_id)
+        recipients = {each.key_id for each in self.repository.keyring.recipients}
+        if found.key_id not in recipients:
+            raise InvalidRequest(
+                f"key {found.key_id} does not open the repository",
+                hint="`vmkeep key recipients list` names those that do.",
+            )
+        if not isinstance(found, KeyFile):
+            raise InvalidRequest(
+                f"the repository is opened with {found.where}, which gives no key out",
+                hint="For a copy on paper, add a key that is a file: `vmkeep key recipients add --new-key`; "
+                "then export that one with --key.",
+            )
+        return found
 
     def key_import(self, text: str, passphrase: str) -> ImportedKey:
         """Store an exported key on this host. Raises WrongKey, InvalidRequest, PermissionRefused, NoSpace."""
-        from vmkeep.keys import KeyFile, import_key
+        from vmkeep.keys import import_key
 
         key = import_key(text, passphrase)
         prepare_home(self.settings)
@@ -275,7 +301,7 @@ class Premises:
             stored = key.save(self._keys_dir)
         except TargetExists:
             # Loading proves that what is there is sound and is this key.
-            present = KeyFile.find(self._keys_dir, key.key_id)
+            present = self.keychain.file(key.key_id)
             return ImportedKey(present.key_id, str(present.path), new=False)
         return ImportedKey(stored.key_id, str(stored.path), new=True)
 
@@ -300,7 +326,7 @@ class Premises:
             refused = isinstance(error, RepositoryForeign | TargetExists | InvalidRequest)
             if found is None and key.path is not None and (refused or not Repository.is_begun(location)):
                 key.path.unlink(missing_ok=True)
-                self._mark(key).unlink(missing_ok=True)
+                self._mark(key.key_id).unlink(missing_ok=True)
             raise
         self._key = key
         return self._take(repository, created=True)
@@ -311,25 +337,23 @@ class Premises:
         key = KeyFile.draw()
         try:
             self._keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            make_private_file(self._mark(key))
+            make_private_file(self._mark(key.key_id))
         except OSError as error:
-            raise file_error(error, self._mark(key)) from error
+            raise file_error(error, self._mark(key.key_id)) from error
         return key.save(self._keys_dir)
 
     def _unused_key(self) -> KeyFile | None:
         """Return the key of an initialisation that was killed before it was done: this one goes on with it."""
-        from vmkeep.keys import KeyFile
-
         for mark in sorted(self._keys_dir.glob("*" + _UNUSED)):
             try:
-                return KeyFile.find(self._keys_dir, mark.name.removesuffix(_UNUSED))
+                return self.keychain.file(mark.name.removesuffix(_UNUSED))
             except KeyMissing:
                 mark.unlink(missing_ok=True)
         return None
 
-    def _mark(self, key: KeyFile) -> Path:
+    def _mark(self, key_id: str) -> Path:
         """Return the mark of a key whose repository is being made. An imported key has none, and is never taken."""
-        return self._keys_dir / f"{key.key_id}{_UNUSED}"
+        return self._keys_dir / f"{key_id}{_UNUSED}"
 
     def _use_existing(self, repository: Repository) -> InitReport:
         known = self.catalog.repository()
@@ -387,12 +411,12 @@ class Premises:
         self.catalog.use_repository(repository.id, repository.location)
         self.__dict__["repository"] = repository
         assert self._key is not None
-        self._mark(self._key).unlink(missing_ok=True)
+        self._mark(self._key.key_id).unlink(missing_ok=True)
         return InitReport(
             repository=repository.id,
             location=repository.location,
             key=self._key.key_id,
-            key_path=str(self._key.path),
+            key_path=self._key.where,
             created=created,
             moved_from=_former_place(known, repository),
         )
@@ -400,7 +424,11 @@ class Premises:
     def _open(self, location: str) -> Repository:
         from vmkeep.repository import Repository
 
-        return self._equipped(Repository.open(location, self._find_key, compress=self._compress()))
+        try:
+            return self._equipped(Repository.open(location, self._find_key, compress=self._compress()))
+        finally:
+            # A provider is not asked again for as long as this runs, which may be weeks.
+            self.keychain.close()
 
     def _equipped(self, repository: Repository) -> Repository:
         repository.sign_with(self._signer)
@@ -416,16 +444,8 @@ class Premises:
         return zstd_well if self.settings.compression == ALWAYS else zstd
 
     def _find_key(self, recipients: Sequence[str]) -> KeyMaterial:
-        from vmkeep.keys import KeyFile
-
-        for key_id in recipients:
-            with contextlib.suppress(KeyMissing):
-                self._key = KeyFile.find(self._keys_dir, key_id)
-                return self._key
-        raise KeyMissing(
-            f"None of the keys that open the repository is on this host: {', '.join(recipients)}",
-            path=str(self._keys_dir),
-        )
+        self._key = self.keychain.find(recipients)
+        return self._key
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -141,12 +141,13 @@ def carry_out(
     stop: Callable[[], None],
     watch: Callable[[Progress], None],
     limit_seconds: float,
+    stoppable: bool = True,
 ) -> R:
     """Run a task on a host to its end and return its answer, or raise its error.
 
     Starting the same operation's task twice is harmless, so this can be a step's body. ``stop`` raises when the
     operation is cancelled. That reaches the task at its next look; its own clean-up is waited for, but not for storage
-    or a libvirt that does not answer (GivenUp).
+    or a libvirt that does not answer (GivenUp). One that is not ``stoppable`` is not reached: it is an undo.
     """
     host.start(operation, task)
     told: Progress | None = None
@@ -178,6 +179,7 @@ def carry_out(
                 cancelled = True
                 patience.cancel(reason)
                 libvirt.cancel(reason)
-                host.cancel(operation, reason)
+                if stoppable:
+                    host.cancel(operation, reason)
         patience.look(state.unanswered)
         libvirt.look(state.silence)

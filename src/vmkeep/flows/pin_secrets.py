@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogState
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import SealedSecret
-from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.secret_holders import VTPM, SecretHolder, secret_holders, values_in
 from vmkeep.logs import get_logger

@@ -2,7 +2,9 @@
 
 DBOS records each step's result; what it lacks, and what is here, is compensation: each step may bring an undo,
 which gets that step's result. A step cleans up after itself when it fails; the undos are for the steps before
-it. What happens to a flow whose process died is the rule that stands at its head: a point is undone, because
+it. Undos build upon each other as steps do, so one that fails ends them, until a person has it tried again
+(docs/adr/0042-an-undo-that-fails-waits-for-a-person.md).
+What happens to a flow whose process died is the rule that stands at its head: a point is undone, because
 nothing can continue an instant that has passed; a restore is finished.
 """
 
@@ -13,9 +15,10 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
-from vmkeep.errors import RestorePending
+from vmkeep.commandline import command_line
+from vmkeep.errors import NeedsOperator, RestorePending, UndoStopped, VmkeepError
 from vmkeep.flows.durable import DBOS, DatabaseError
-from vmkeep.flows.services import Services
+from vmkeep.flows.services import Services, stoppable
 from vmkeep.logs import get_logger
 from vmkeep.values import dataclass
 
@@ -42,22 +45,34 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Flow(Generic[Q, R]):
-    """A workflow: its stable name, its rule after a crash, its steps, and what settles one that is undone."""
+    """A workflow: its stable name, its rule after a crash, its steps, and what settles one that is undone.
+
+    ``undos_stop``: an undo that fails ends the undos, and the flow waits for a person.
+    """
 
     name: str
     after_crash: AfterCrash
     run: Callable[[Plan, Q], R]
     settle: Callable[[Services, str], Settled] | None = None
+    undos_stop: bool = False
 
 
 def flow(
-    name: str, *, after_crash: AfterCrash, settle: Callable[[Services, str], Settled] | None = None
+    name: str,
+    *,
+    after_crash: AfterCrash,
+    settle: Callable[[Services, str], Settled] | None = None,
+    undos_alone: bool = False,
 ) -> Callable[[Callable[[Plan, Q], R]], Flow[Q, R]]:
-    """Declare a function of a plan and a request as a flow; ``settle`` is for one that is undone after a crash."""
+    """Declare a function of a plan and a request as a flow; ``settle`` is for one that is undone after a crash.
+
+    ``undos_alone``: none of its undos needs that another was done, or a journal on the host has what is left to do, so
+    all are tried. So it is for each flow that is undone after a crash: its guest must be let go, whatever fails.
+    """
     assert (settle is not None) is (after_crash is AfterCrash.UNDO)
 
     def declare(function: Callable[[Plan, Q], R]) -> Flow[Q, R]:
-        return Flow(name, after_crash, function, settle)
+        return Flow(name, after_crash, function, settle, after_crash is AfterCrash.FINISH and not undos_alone)
 
     return declare
 
@@ -65,9 +80,10 @@ def flow(
 class Plan:
     """One run of a flow. Steps are numbered by DBOS in the order of the calls, so that order must not vary."""
 
-    def __init__(self, services: Services, operation: str) -> None:
+    def __init__(self, services: Services, operation: str, *, undos_stop: bool = False) -> None:
         self.services = services
         self.operation = operation
+        self._undos_stop = undos_stop
         self._undos: list[tuple[str, Callable[[], object]]] = []
 
     def step(
@@ -80,14 +96,16 @@ class Plan:
         """Run one durable step and return its result; on a resumed flow a step that ended is not run again.
 
         A step that does not heed a stop is run although the operation was cancelled: what it ends cannot be undone.
+        A stop is the failure of the step that was to come, and recorded as that: else a flow whose process dies while
+        it is undone would go on from there, upon what is undone.
         """
-        if heeds_stop:
-            self.services.stop()
         name = getattr(function, "__name__", type(function).__name__)
         _log.debug("step", operation=self.operation, step=name)
         ended: list[R] = []
 
         def run() -> R:
+            if heeds_stop:
+                self.services.stop()
             ended.append(function(*args))
             return ended[0]
 
@@ -102,15 +120,18 @@ class Plan:
         return result
 
     def undo_all(self, cause: BaseException) -> RestorePending | None:
-        """Undo what was done, last first. An undo that fails is told with the cause and does not stop the others.
+        """Undo what was done, last first. Raises UndoStopped where an undo that fails ends the undos; else it is told
+        with the cause, and the others are tried.
 
         A flow database that fails keeps no undo from being done, only from being recorded. Returns the error
         of one that left a VM unfit to start: that is what the user must hear first.
         """
+        self.services = dataclasses.replace(self.services, undoing=True)
         pending = None
         while self._undos:
             name, undo = self._undos.pop()
-            attempt = _Undo(undo)
+            left = (name, *(each for each, _ in reversed(self._undos)))
+            attempt = _Undo(undo, self._stopper(left, cause) if self._undos_stop else None)
             try:
                 try:
                     DBOS.run_step({"name": f"undo_{name}"}, attempt)
@@ -125,12 +146,40 @@ class Plan:
                     cause.add_note(f"undoing {name} failed as well: {error}")
         return pending
 
+    def _stopper(self, left: tuple[str, ...], cause: BaseException) -> Callable[[Exception], UndoStopped]:
+        def stopped(error: Exception) -> UndoStopped:
+            _log.error("undo stopped", operation=self.operation, step=left[0], error=str(error))
+            return UndoStopped(_needs_operator(self.operation, left, cause, error))
+
+        return stopped
+
+
+def _needs_operator(operation: str, left: tuple[str, ...], cause: BaseException, error: Exception) -> NeedsOperator:
+    """Return what is told of an undo that failed, with all that the two errors name."""
+    errors = [each for each in (error, cause) if isinstance(each, VmkeepError)]
+    # What a class of errors says in general is to run the command again, which is not what helps here.
+    hints = [error.hint] if isinstance(error, VmkeepError) and error.hint not in ("", error.default_hint) else []
+    shown = command_line("vmkeep ops show", operation)
+    resumed = command_line("vmkeep ops resume", operation)
+    told = NeedsOperator(
+        f"{cause}; undoing it stopped at the step {left[0]}: {error}",
+        vm=next((each.vm for each in errors if each.vm), None),
+        disk=next((each.disk for each in errors if each.disk), None),
+        path=next((each.path for each in errors if each.path), None),
+        hint=" ".join((*hints, f"When that is put right, `{resumed}` goes on undoing; `{shown}` has each step.")),
+        left=left,
+    )
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told
+
 
 class _Undo:
-    """One undo, run as a step that returns nothing."""
+    """One undo, run as a step that returns nothing. ``stopped`` makes what its failure raises of it."""
 
-    def __init__(self, undo: Callable[[], object]) -> None:
+    def __init__(self, undo: Callable[[], object], stopped: Callable[[Exception], UndoStopped] | None = None) -> None:
         self._undo = undo
+        self._stopped = stopped
         self._begun = False
         self._error: Exception | None = None
 
@@ -139,6 +188,8 @@ class _Undo:
         try:
             self._undo()
         except Exception as error:
+            if self._stopped is not None:
+                raise self._stopped(error) from error
             self._error = error
             raise
 
@@ -156,15 +207,21 @@ class Run:
 
     ended: bool = False
     result: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 def workflow_of(
-    name: str, declared: Callable[[str], Flow[Any, Any]], services: Callable[[], Services], runs: dict[str, Run]
+    name: str,
+    declared: Callable[[str], Flow[Any, Any]],
+    services: Callable[[], Services],
+    runs: dict[str, Run],
+    *,
+    is_recorded: bool = True,
 ) -> Callable[[Any], Any]:
     """Return the function that DBOS registers for a flow. Its runs are noted in ``runs``, by operation.
 
-    ``declared`` gives the flow of that name, and is asked when it runs.
+    ``declared`` gives the flow of that name, and is asked when it runs. Of one that is not ``is_recorded`` nobody could
+    have an undo tried again, so all are tried.
     """
 
     def run(request: Any) -> Any:
@@ -172,8 +229,11 @@ def workflow_of(
         assert operation is not None
         here = runs[operation] = Run()
         try:
-            here.result = _run_or_undo(declared(name), Plan(services().on(request.host), operation), request)
-        except Exception as error:
+            found = declared(name)
+            working = stoppable(services().on(request.host), operation)
+            plan = Plan(working, operation, undos_stop=found.undos_stop and is_recorded)
+            here.result = _run_or_undo(found, plan, request)
+        except (Exception, UndoStopped) as error:
             here.error, here.ended = error, True
             raise
         here.ended = True

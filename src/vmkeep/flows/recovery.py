@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from vmkeep.catalog import Catalog, Operation, OperationState
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.errors import CatalogError, GivenUp, Interrupted, RestorePending, StoreError, VmkeepError, VmNotFound
+from vmkeep.errors import (
+    CatalogError,
+    GivenUp,
+    Interrupted,
+    NeedsOperator,
+    OperationRuns,
+    RestorePending,
+    StoreError,
+    UndoStopped,
+    VmkeepError,
+    VmNotFound,
+)
 from vmkeep.flows.declared import DECLARED, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, WorkflowStatus
@@ -57,13 +69,16 @@ class Recovery:
         """Settle the flows and operations of every dead owner; return a sentence for each flow."""
         told: list[str] = []
         flows: dict[str, list[WorkflowStatus]] = {}
+        waiting = {each.id for each in self._waiting()}
         for status in DBOS.list_workflows(status=["PENDING", "ENQUEUED"]):
-            flows.setdefault(status.executor_id or "", []).append(status)
+            if status.workflow_id not in waiting:
+                flows.setdefault(status.executor_id or "", []).append(status)
         # A flow that a recovery resumed before it died itself may be taken up by this process's DBOS at launch.
         told.extend(self._finish(mine, resume=False) for mine in flows.pop(self.executor, ()))
         owners_dir = self.settings.owners_dir
         owners = {path.stem for path in owners_dir.glob("*.lock")} | flows.keys()
-        owners |= {operation.owner for operation in self._catalog.unfinished_operations()}
+        unfinished = self._catalog.unfinished_operations()
+        owners |= {each.owner for each in unfinished if each.state is not OperationState.NEEDS_OPERATOR}
         for owner in sorted(owners - {self.executor}):
             # Holding the dead owner's lock keeps two commands from recovering the same flow.
             lock = FileLock.try_acquire(owners_dir / f"{owner}.lock")
@@ -73,6 +88,60 @@ class Recovery:
                 told.extend(self._recover_one(status) for status in flows.get(owner, ()))
                 told.extend(self._settle_operations(owner))
         return tuple(told)
+
+    def _waiting(self) -> tuple[Operation, ...]:
+        """Return the operations that wait for a person."""
+        unfinished = self._catalog.unfinished_operations()
+        return tuple(each for each in unfinished if each.state is OperationState.NEEDS_OPERATOR)
+
+    def resume_each(self) -> Iterator[str]:
+        """Take up what waits for a person, and yield a sentence for each."""
+        for operation in self._waiting():
+            try:
+                yield self.resume(operation)
+            except Interrupted:
+                raise
+            except VmkeepError as error:
+                yield f"an operation ({operation.kind} {operation.id}) still needs a person: {error} ({error.hint})"
+
+    def resume(self, operation: Operation) -> str:
+        """Go on undoing an operation; see Engine.resume. After a kill in the middle the next command does."""
+        with self._of_nobody(operation):
+            status = DBOS.get_workflow_status(operation.id)
+            if status is None or status.status not in ("PENDING", "ENQUEUED") or status.name not in DECLARED:
+                dismissed = command_line("vmkeep ops cancel", operation.id)
+                raise NeedsOperator(
+                    f"the database of flows knows nothing any more of the operation {operation.id} ({operation.kind})",
+                    vm=operation.vm,
+                    path=str(self.settings.flows_path),
+                    hint=f"Put right by hand what its error names; then `{dismissed}` ends its record.",
+                )
+            self._catalog.move_operation(operation.id, self.executor, OperationState.RUNNING)
+            told = self._finish(status, resume=True)
+        ended = self._catalog.operation(operation.id)
+        if ended.state is OperationState.NEEDS_OPERATOR:
+            raise VmkeepError.from_dict(ended.error or {})
+        return told
+
+    def dismiss(self, operation: Operation) -> None:
+        """End the record of an operation; see Engine.dismiss."""
+        with self._of_nobody(operation):
+            DBOS.cancel_workflow(operation.id)
+            self._end(operation.id, OperationState.FAILED, None)
+
+    @contextmanager
+    def _of_nobody(self, operation: Operation) -> Iterator[None]:
+        """Make an operation ours that waits for a person. Raises OperationRuns when another process did so first."""
+        lock = FileLock.try_acquire(self.settings.owners_dir / f"{operation.owner}.lock")
+        if lock is not None:
+            with lock:
+                present = self._catalog.operation(operation.id)
+                if present.state is OperationState.NEEDS_OPERATOR and self._catalog.take_over_operation(
+                    operation.id, operation.owner, self.executor
+                ):
+                    yield
+                    return
+        raise OperationRuns(f"another process took the operation {operation.id} up", vm=operation.vm)
 
     def _recover_one(self, status: WorkflowStatus) -> str:
         operation = status.workflow_id
@@ -129,6 +198,11 @@ class Recovery:
             )
         except Interrupted:
             raise
+        except UndoStopped as stopped:
+            self._end(operation, OperationState.NEEDS_OPERATOR, stopped.error)
+            return (
+                f"an interrupted operation ({name} {operation}) needs a person: {stopped.error} ({stopped.error.hint})"
+            )
         except RestorePending as error:
             self._end(operation, OperationState.FAILED, error)
             return f"an interrupted operation ({name} {operation}) could neither be finished nor undone: {error}"
@@ -148,6 +222,8 @@ class Recovery:
         since: float | None = None
         while (state := handle.get_status().status) in ("PENDING", "ENQUEUED"):
             run = self.runs.get(operation)
+            if run is not None and isinstance(run.error, UndoStopped):
+                raise run.error
             over = state == "PENDING" if run is None else run.ended
             since = (since or time.monotonic()) if over else None
             waited = 0.0 if since is None else time.monotonic() - since
@@ -181,9 +257,9 @@ class Recovery:
                 told.append(f"an interrupted restore ({operation}) could not be put right: {error}")
                 continue
             if settled is not None:
-                if settled.known:
+                if settled.known and settled.moved:
                     self._catalog.return_to(settled.vm_uuid, settled.point)
-                else:
+                elif settled.moved:
                     self._catalog.lose_track(settled.vm_uuid)
                 told.append(settled.told)
         return tuple(told)
@@ -211,6 +287,8 @@ class Recovery:
         for operation in catalog.unfinished_operations():
             status = DBOS.get_workflow_status(operation.id)
             if operation.owner != owner or (status is not None and status.status in ("PENDING", "ENQUEUED")):
+                continue
+            if operation.state is OperationState.NEEDS_OPERATOR:
                 continue
             if not catalog.take_over_operation(operation.id, owner, self.executor):
                 continue

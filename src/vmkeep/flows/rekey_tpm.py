@@ -34,6 +34,7 @@ from vmkeep.flows.tpm_renewal import (
 )
 from vmkeep.flows.vm_states import new_state
 from vmkeep.host.tasks.tpms import (
+    DeleteTpmState,
     InstallTpmState,
     LetTpmGo,
     RekeyTpmState,
@@ -155,6 +156,12 @@ def take_back(
 ) -> None:
     """Undo ``put_in``, ``note_rekeyed`` and ``install_state``: the version stays, and the one before it counts."""
     withdraw(plan, found, key)
+    # In a directory that a definition names nothing tells what was put there but its content.
+    lying = look_at_remains(plan, found).found
+    version = rekeyed.version
+    if lying is not None and any(file.sha256 == version.sha256 for file in lying.files):
+        chosen = ChosenVersion(version.kind, version.id, version.sha256)
+        plan.services.on_host(plan.operation, DeleteTpmState(plan.operation, found.vm_uuid, lying, (chosen,)))
     known = any(each.id == rekeyed.version.id for each in plan.services.catalog.states_of_vm(found.vm_uuid))
     old = version_in(plan, found, remains)
     if known and old is not None:

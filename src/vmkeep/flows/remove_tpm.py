@@ -7,15 +7,12 @@ from vmkeep.custody.orphans import KeptContent, Orphan
 from vmkeep.custody.standing import NOTHING
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import IntegrityError
-from vmkeep.flows.catch_up import catch_up_on_vm
-from vmkeep.flows.gate import place_states, renew_gate, take_states_back
+from vmkeep.flows.capture_states import keep_states_of_held
+from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.orphans import contents_of
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RemoveTpm, TpmRemoved
-from vmkeep.flows.secret_holders import SecretHolder, kept_secrets, secret_holders
-from vmkeep.flows.settle_pins import settle_pins_of_vm
-from vmkeep.flows.vm_states import known_states, new_state
-from vmkeep.host.tasks.states import CaptureStates
+from vmkeep.flows.secret_holders import SecretHolder, secret_holders
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.host.tasks.tpms import (
     DeleteTpmState,
@@ -79,21 +76,8 @@ def let_go(plan: Plan, found: TpmFound) -> None:
 
 def keep_state(plan: Plan, found: TpmFound) -> None:
     """Keep what lies there as a version, unless it is one. Without a state file there is nothing to keep."""
-    services, vm_uuid = plan.services, found.vm_uuid
-    catch_up_on_vm(services, vm_uuid)
-    catalog = services.catalog
-    catalog.see_vm(vm_uuid, found.vm_name)
-    if not found.state:
-        return
-    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-    captured = services.on_host(
-        plan.operation, CaptureStates(plan.operation, vm_uuid, known, ("tpm",), kept_secrets(catalog, vm_uuid))
-    )
-    new = tuple(new_state(vm_uuid, each) for each in captured.new)
-    if new:
-        catalog.accept_states(new)
-        renew_gate(services, vm_uuid)
-    settle_pins_of_vm(services, vm_uuid, captured.sealed)
+    kinds = ("tpm",) if found.state else ()
+    keep_states_of_held(plan.services, plan.operation, found.vm_uuid, found.vm_name, kinds)
 
 
 def take_out(plan: Plan, found: TpmFound) -> None:

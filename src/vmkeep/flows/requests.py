@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from vmkeep.custody.states import ChosenVersion, SecretSource
+from vmkeep.custody.wanted import WantedCertificate
 from vmkeep.values import dataclass
 
 THIS_HOST: Final = "this"
@@ -133,8 +134,7 @@ class RestoreInPlace(FlowRequest):
     """Write a point over its own VM. ``only`` holds "disks", "state", "tpm", "nvram" and targets; empty means all.
 
     ``vm`` is the VM's name, for the record, ``vm_uuid`` which VM it is of: no other one is written. ``vm_called`` is
-    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``versions`` of state go
-    back in place of those that the point holds, ``secret`` opens the TPM's among them. ``safety`` is the point
+    what the VM must be called on this host, because nobody is asked; empty where somebody is. ``safety`` is the point
     that holds the VM as it is now; None until it is taken. ``images`` is what the images without bitmaps told of
     themselves before that (`InPlaceChecked`).
     """
@@ -147,8 +147,31 @@ class RestoreInPlace(FlowRequest):
     images: Mapping[str, str] = field(default_factory=dict)
     vm_uuid: str = ""
     vm_called: str = ""
-    versions: tuple[ChosenVersion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStates(FlowRequest):
+    """Put kept versions of state files back in place of what a VM has. ``vm`` is its name, for the record.
+
+    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file): nothing else is replaced.
+    ``secret`` opens the TPM's among them, where that is encrypted and something holds the value.
+    """
+
+    vm: str
+    vm_uuid: str
+    versions: tuple[ChosenVersion, ...]
+    found: tuple[tuple[str, str], ...]
     secret: SecretSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatesRestored:
+    """What was put back: the kinds of it."""
+
+    name: str
+    uuid: str
+    kinds: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,3 +385,61 @@ class TpmAdded:
     version: str
     sha256: str = ""
     secret: str = ""
+
+
+class NewNvram(StrEnum):
+    """What a VM's UEFI variables are to be: as libvirt makes them, what a file holds, or with more certificates."""
+
+    RESET = "reset"
+    IMPORT = "import"
+    ENROL = "enroll"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceNvram(FlowRequest):
+    """Replace the UEFI variables of a VM that is off. ``vm`` is a name or a UUID.
+
+    ``file`` is an absolute path on the machine of the command, and ``sha256`` what it must hold. ``of_2023``: with
+    Microsoft's certificates of 2023; ``certificates`` are those that a person named.
+    """
+
+    vm: str
+    how: NewNvram
+    file: str = ""
+    sha256: str = ""
+    of_2023: bool = False
+    certificates: tuple[WantedCertificate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NvramReplaced:
+    """What became of a VM's UEFI variables. ``changed`` False: they were what they were to be already.
+
+    ``kept`` is the number of the version that holds what was there before, None where nothing was or it could not be
+    kept: then ``aside`` is the path at which it stays. ``tpm_kept`` is the number of the TPM state's version at that
+    time, where it was kept too. ``now`` and ``sha256`` are of the version that lies there now. ``template`` is the file
+    that they were made of. ``added``, ``present`` and ``left`` are about certificates.
+    """
+
+    name: str
+    uuid: str
+    how: str
+    changed: bool
+    path: str
+    kept: int | None = None
+    kept_sha256: str = ""
+    tpm_kept: int | None = None
+    now: int | None = None
+    sha256: str = ""
+    template: str = ""
+    added: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    aside: str = ""
+    way_back: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the next command says of a change that it finished."""
+        aside = f"What lay there could be kept as no version: it stays at {self.aside}."
+        return (*self.left, *((aside,) if self.aside else ()))

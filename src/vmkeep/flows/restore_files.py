@@ -18,7 +18,7 @@ from vmkeep.host.tasks.restores import (
 )
 
 
-@flow("restore.files", after_crash=AfterCrash.FINISH)
+@flow("restore.files", after_crash=AfterCrash.FINISH, undos_alone=True)
 def restore_files(plan: Plan, request: RestoreFiles) -> FilesRestored:
     """Write everything beside its place, then rename; all of it appears, or none."""
     prepared = plan.step(prepare, plan, request, undo=lambda prepared: remove_directory(plan, prepared))

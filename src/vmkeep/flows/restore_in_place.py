@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmkeep.flows.gate import place_states, take_states_back
+from vmkeep.flows.gate import place_states
+from vmkeep.flows.parked import may_take_back, unplace_states
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import InPlaceRestored, RestoreInPlace
 from vmkeep.flows.vm_states import states_in
@@ -19,7 +20,7 @@ from vmkeep.host.tasks.restores import (
 )
 
 
-@flow("restore.in_place", after_crash=AfterCrash.FINISH)
+@flow("restore.in_place", after_crash=AfterCrash.FINISH, undos_alone=True)
 def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
     """Make a VM what it was at a point. The safety point is there already. See docs/internals/in-place.md.
 
@@ -34,7 +35,11 @@ def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
     plan.step(note_point, plan, request, parked, undo=lambda _: note_safety(plan, request, parked))
     placed = _states_placed(plan, request, parked)
     plan.step(
-        place_states, plan, parked.vm_uuid, placed, undo=lambda before: take_states_back(plan, parked.vm_uuid, before)
+        place_states,
+        plan,
+        parked.vm_uuid,
+        placed,
+        undo=lambda before: unplace_states(plan, parked.vm_uuid, before),
     )
     left = plan.step(release, plan, parked)
     return InPlaceRestored(
@@ -52,7 +57,6 @@ def restore_in_place(plan: Plan, request: RestoreInPlace) -> InPlaceRestored:
 
 def _states_placed(plan: Plan, request: RestoreInPlace, parked: VmParked) -> dict[str, str]:
     held = states_in(plan.services.catalog.find_point(request.point))
-    held |= {version.kind: version.sha256 for version in request.versions}
     return {kind: held[kind] for kind in parked.states}
 
 
@@ -67,8 +71,6 @@ def park(plan: Plan, request: RestoreInPlace) -> VmParked:
         str(request.tpm),
         request.images,
         request.vm_uuid,
-        request.versions,
-        request.secret,
     )
     return plan.services.on_host(plan.operation, task)
 
@@ -107,7 +109,8 @@ def note_point(plan: Plan, request: RestoreInPlace, parked: VmParked) -> None:
 def note_safety(plan: Plan, request: RestoreInPlace, parked: VmParked) -> None:
     """Undo ``note_point``."""
     assert request.safety is not None
-    plan.services.catalog.return_to(parked.vm_uuid, request.safety)
+    if may_take_back(plan):
+        plan.services.catalog.return_to(parked.vm_uuid, request.safety)
 
 
 def release(plan: Plan, parked: VmParked) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from vmkeep.catalog import Catalog, CatalogSnapshot
 from vmkeep.custody.states import KnownState
-from vmkeep.flows.gate import place_states, take_states_back
+from vmkeep.flows.gate import place_states
+from vmkeep.flows.parked import may_take_back, unplace_states
 from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import RevertSnapshot, SnapshotReverted
 from vmkeep.flows.services import Services
@@ -24,7 +25,7 @@ from vmkeep.host.tasks.reverts import (
 )
 
 
-@flow("snapshot.revert", after_crash=AfterCrash.FINISH)
+@flow("snapshot.revert", after_crash=AfterCrash.FINISH, undos_alone=True)
 def revert_snapshot(plan: Plan, request: RevertSnapshot) -> SnapshotReverted:
     """Make a VM what it was at a snapshot of libvirt. See docs/internals/revert.md.
 
@@ -35,7 +36,11 @@ def revert_snapshot(plan: Plan, request: RevertSnapshot) -> SnapshotReverted:
     # Before the memory is started: the gate is asked.
     placed = _states_placed(plan, request, parked)
     plan.step(
-        place_states, plan, parked.vm_uuid, placed, undo=lambda before: take_states_back(plan, parked.vm_uuid, before)
+        place_states,
+        plan,
+        parked.vm_uuid,
+        placed,
+        undo=lambda before: unplace_states(plan, parked.vm_uuid, before),
     )
     plan.step(apply, plan)
     plan.step(note_descent, plan, request, parked, undo=lambda before: take_descent_back(plan, parked, before))
@@ -132,7 +137,8 @@ def note_descent(plan: Plan, request: RevertSnapshot, parked: RevertParked) -> D
 
 def take_descent_back(plan: Plan, parked: RevertParked, before: Descent) -> None:
     """Undo ``note_descent``."""
-    _note(plan.services, parked.vm_uuid, before)
+    if may_take_back(plan):
+        _note(plan.services, parked.vm_uuid, before)
 
 
 def release(plan: Plan, parked: RevertParked) -> RevertReleased:

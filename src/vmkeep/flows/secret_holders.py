@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import KeptSecret, SecretSource
-from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from vmkeep.catalog import Catalog, OperationState
-from vmkeep.errors import InvalidRequest, VmkeepError
+from vmkeep.errors import Cancelled, InvalidRequest, VmkeepError
 from vmkeep.flows.patience import carry_out, patiently
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import HoldVm, LetVmGo
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 T = TypeVar("T")
 _PROGRESS_SECONDS = 1.0
+_CANCEL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """The collaborators of flows. ``stop`` raises when the operation was cancelled; ``watch`` is told of progress.
+    ``undoing``: a step of the host is not told of that, because it puts right what was stopped.
 
     ``hosts`` are all that this installation keeps VMs of, by id; steps work on that of the id ``at``. A step that works
     on another one names it: ``services.on(host_id).on_host(...)``.
@@ -43,6 +45,7 @@ class Services:
     watch: Callable[[Progress], None]
     stalled_after_seconds: float
     keep_state_versions: Callable[[], KeepRule]
+    undoing: bool = False
 
     @property
     def host(self) -> Host:
@@ -71,12 +74,46 @@ class Services:
                 self.catalog.report_progress(operation, progress.stage, progress.done_bytes, progress.total_bytes)
 
         return carry_out(
-            self.host, operation, task, stop=self.stop, watch=watch, limit_seconds=self.stalled_after_seconds
+            self.host,
+            operation,
+            task,
+            stop=self.stop,
+            watch=watch,
+            limit_seconds=self.stalled_after_seconds,
+            stoppable=not self.undoing,
         )
 
     def with_repository(self, call: Callable[[Repository], T]) -> T:
         """Call something of the repository from a flow itself. Raises GivenUp when its storage does not answer."""
         return patiently(lambda: call(self.repository()), self.stalled_after_seconds, watch=self.watch, stop=self.stop)
+
+
+class _Cancellation:
+    """Raises what ends an operation: what the process itself was told, or that another one asked it to stop.
+
+    That stands in the catalogue, which is asked once a second; a catalogue that fails stops nothing.
+    """
+
+    def __init__(self, services: Services, operation: str) -> None:
+        self._services = services
+        self._operation = operation
+        self._looked = time.monotonic()
+        self._asked: Cancelled | None = None
+
+    def __call__(self) -> None:
+        self._services.stop()
+        if self._asked is None and time.monotonic() - self._looked >= _CANCEL_SECONDS:
+            self._looked = time.monotonic()
+            with suppress(VmkeepError):
+                if self._services.catalog.cancel_requested(self._operation):
+                    self._asked = Cancelled("The operation was stopped by `vmkeep ops cancel`")
+        if self._asked is not None:
+            raise self._asked
+
+
+def stoppable(services: Services, operation: str) -> Services:
+    """Return the same for a flow, which other processes may ask to stop."""
+    return dataclasses.replace(services, stop=_Cancellation(services, operation))
 
 
 @contextmanager

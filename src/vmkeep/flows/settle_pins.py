@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from vmkeep.catalog import (
     Catalog,
@@ -30,9 +31,11 @@ from vmkeep.flows.services import Services
 from vmkeep.flows.vm_states import versions_nobody_vouches_for
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.logs import get_logger
-from vmkeep.planning.retention import KeepRule
 from vmkeep.repository import PinnedSnapshot, PinRecord, Repository, SecretRef, StateRef
 from vmkeep.values import dataclass
+
+if TYPE_CHECKING:
+    from vmkeep.planning.retention import KeepRule
 
 KEPT = "kept"
 """Why a version has a pin that nothing else holds."""

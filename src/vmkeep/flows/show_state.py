@@ -10,9 +10,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from vmkeep.catalog import Catalog
-from vmkeep.custody.certificates import Signatures, read_signatures
+from vmkeep.custody.encryption import is_encrypted
+from vmkeep.custody.nvram import KeyDatabase, key_databases
 from vmkeep.custody.standing import LOOK_SECONDS, Standing, standing_after
-from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.custody.variables import SecureBoot, VariableStore, read_variables
 from vmkeep.errors import HypervisorError, VmkeepError, VmNotFound
 from vmkeep.flows.secret_holders import SecretHolder, holder_for, secret_holders
@@ -31,16 +31,6 @@ from vmkeep.host.tasks.survey import FindVm
 from vmkeep.repository import Repository
 from vmkeep.repository.chosen import read_chosen
 from vmkeep.values import dataclass
-
-_DATABASES = ("PK", "KEK", "db", "dbx")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyDatabase:
-    """PK, KEK, db or dbx, and what lies in it."""
-
-    name: str
-    signatures: Signatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +152,7 @@ def _shown(
     versions: tuple[VersionKept, ...],
 ) -> KindShown:
     newest = next((each for each in versions if each.current), None)
-    told = KindShown(kind, found, None if found is None else remedy(catalog, found), versions, newest)
+    told = KindShown(kind, found, None if found is None else remedy(found), versions, newest)
     if newest is None:
         return told
     secret = kept_secret(catalog, newest) if kind == "tpm" else None
@@ -177,11 +167,7 @@ def _shown(
 
 def kept_variables(store: VariableStore) -> KeptVariables:
     """Return what a store holds, in words."""
-    by_name = {each.name: each for each in store.variables if each.holds_signatures}
-    databases = tuple(
-        KeyDatabase(name, read_signatures(by_name[name].content)) for name in _DATABASES if name in by_name
-    )
-    return KeptVariables(store.secure_boot, len(store.variables), databases, store.problem)
+    return KeptVariables(store.secure_boot, len(store.variables), key_databases(store), store.problem)
 
 
 def kept_secret(catalog: Catalog, version: VersionKept) -> SecretHolder | None:

@@ -76,12 +76,7 @@ def _of_vm(catalog: Catalog, uuid: str) -> Iterator[StateConflict]:
 
 def _side(catalog: Catalog, version: CatalogState) -> ConflictSide:
     held_by = tuple(_holding(catalog, holder) for holder in catalog.holders(version.vm_uuid).get(version.id, ()))
-    point = next((each for each in held_by if each.trust is not None), None)
-    if point is not None:
-        command = command_line("vmkeep restore", point.id, options=f"--in-place --only {version.kind}")
-    else:
-        command = restoring_command(version)
-    return ConflictSide(version, held_by, command)
+    return ConflictSide(version, held_by, restoring_command(version))
 
 
 def restoring_command(version: CatalogState) -> str:

@@ -24,7 +24,9 @@ _PICKLED_NOTHING: Final = "Ti4="  # as base64, which is how DBOS has it
 _MODULES: Final = (
     "vmkeep.custody.orphans",
     "vmkeep.custody.states",
+    "vmkeep.custody.wanted",
     "vmkeep.flows.requests",
+    "vmkeep.host.tasks.nvram",
     "vmkeep.host.tasks.points",
     "vmkeep.host.tasks.restores",
     "vmkeep.host.tasks.reverts",

@@ -9,9 +9,9 @@ from typing import Final
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
 from vmkeep.commandline import command_line
-from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
+from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, judge_state
 from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
-from vmkeep.errors import InvalidRequest, PointNotFound, VmkeepError, VmNotFound
+from vmkeep.errors import InvalidRequest, VmkeepError, VmNotFound
 from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import Identify, LookAtStates
@@ -151,7 +151,7 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
 
 
 def versions_asked_for(catalog: Catalog, vm: str, kind: str | None, version: str | None) -> tuple[VersionKept, ...]:
-    """Return the newest version of each kind of a VM's state that counts, or the one that is named.
+    """Return the version of each kind of a VM's state that counts, or the one that is named.
 
     Raises VmNotFound, and InvalidRequest when there is none.
     """
@@ -160,7 +160,7 @@ def versions_asked_for(catalog: Catalog, vm: str, kind: str | None, version: str
         if kind is None:
             raise InvalidRequest("versions are numbered for each kind", vm=vm, hint="Add --kind tpm or --kind nvram.")
         return (named_version(versions, version, vm, kind),)
-    wanted = _newest(catalog, versions)
+    wanted = _counting(catalog, versions)
     if not wanted:
         raise InvalidRequest(
             f"no version of the state of VM {vm!r} counts as its newest",
@@ -193,48 +193,41 @@ def named_version(kept: Sequence[VersionKept], text: str, vm: str, kind: str) ->
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StateToPutBack:
-    """Versions of state files that go back, with a point of the VM that they go back through."""
-
-    point: str
-    versions: tuple[CatalogState, ...]
-
-
-def state_to_put_back(catalog: Catalog, vm: str, kind: str | None, version: str | None) -> StateToPutBack:
-    """Return what is put back of a VM's state: the newest version of each kind, or the one that is named.
-
-    Raises VmNotFound, InvalidRequest, and PointNotFound for a VM of which no point holds such a state.
+def _counting(catalog: Catalog, versions: Sequence[VersionKept]) -> list[VersionKept]:
+    """Return the version of each kind that counts: what was put in place on purpose since, else the newest that
+    somebody vouches for.
     """
-    wanted = versions_asked_for(catalog, vm, kind, version)
-    kinds = {each.version.kind for each in wanted}
-    points = [
-        point
-        for point in catalog.points_of_vm(wanted[0].version.vm_uuid)
-        if kinds <= states_in(point).keys() and point.is_vouched_for
-    ]
-    if not points:
-        raise PointNotFound(
-            f"no point of VM {vm!r} has {' and '.join(sorted(kinds))} state, which one must to put any back",
-            vm=vm,
-            hint=f"`{command_line('vmkeep backup', vm)}` takes one, with the state that lies there now.",
-        )
-    newest = next((point for point in points if not point.is_safety), points[0])
-    return StateToPutBack(newest.id, tuple(each.version for each in wanted))
-
-
-def _newest(catalog: Catalog, versions: Sequence[VersionKept]) -> list[VersionKept]:
-    """Return the newest version of each kind that somebody vouches for."""
     accepted = [each for each in versions if not each.version.conflict]
     if not accepted:
         return []
     uuid = accepted[0].version.vm_uuid
+    placed = catalog.placed_states(uuid)
     doubtful = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
-    newest: dict[str, VersionKept] = {}
+    counting: dict[str, VersionKept] = {}
     for each in accepted:
-        if each.version.id not in doubtful:
-            newest.setdefault(each.version.kind, each)
-    return list(newest.values())
+        kind = each.version.kind
+        if each.version.id not in doubtful and (kind not in counting or _is_placed(each, placed, counting[kind])):
+            counting[kind] = each
+    return list(counting.values())
+
+
+def _is_placed(each: VersionKept, placed: Mapping[str, str], other: VersionKept) -> bool:
+    wanted = placed.get(each.version.kind)
+    return each.version.sha256 == wanted != other.version.sha256
+
+
+def versions_of_point(catalog: Catalog, point: CatalogPoint, kind: str | None) -> tuple[CatalogState, ...]:
+    """Return the versions that a point holds of its VM's state. Raises InvalidRequest where it holds none."""
+    held = {str(state["version_id"]) for state in point.document.get("states", ())}
+    versions = catalog.states_of_vm(point.vm_uuid)
+    found = tuple(each for each in versions if each.id in held and kind in (None, each.kind))
+    if not found:
+        raise InvalidRequest(
+            f"point {point.id} holds no {'state' if kind is None else f'{kind} state'} of its VM",
+            vm=point.vm_name,
+            hint=f"`{command_line('vmkeep state versions', point.vm_uuid)}` lists what is kept of it.",
+        )
+    return found
 
 
 def require_point_of(catalog: Catalog, point: CatalogPoint, vm: str) -> None:
@@ -247,26 +240,11 @@ def require_point_of(catalog: Catalog, point: CatalogPoint, vm: str) -> None:
         )
 
 
-def remedy(catalog: Catalog, state: StandingState) -> str | None:
-    """Return the command that puts the newest kept state back; None where nothing is to be done or no point has it."""
+def remedy(state: StandingState) -> str | None:
+    """Return the command that puts back the version that counts; None where nothing is to be done."""
     if not state.in_danger:
         return None
-    vm = catalog.vm(state.vm_uuid)
-    current = None if vm is None else vm.current_point
-    points = [
-        _Holder(point.id, states_in(point), point.id == current, point.is_safety)
-        for point in catalog.points_of_vm(state.vm_uuid)
-    ]
-    holder = holder_to_restore(points, state.found.kind)
-    return None if holder is None else command_line("vmkeep restore", holder, options="--in-place --only state")
-
-
-@dataclass(frozen=True, slots=True)
-class _Holder:
-    id: str
-    states: Mapping[str, str]
-    current: bool
-    safety: bool
+    return command_line("vmkeep state restore", state.vm, options=f"--kind {state.found.kind}")
 
 
 def is_tracked(catalog: Catalog, vm_uuid: str) -> bool:

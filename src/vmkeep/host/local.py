@@ -169,6 +169,8 @@ def _desk(noun: str) -> Callable[[Task[Any], Operation], Any]:  # noqa: C901  on
             from vmkeep.host.orphans.desk import carry_out
         case "tpms":
             from vmkeep.host.tpms.desk import carry_out
+        case "nvram":
+            from vmkeep.host.nvram.desk import carry_out
         case "gate":
             from vmkeep.host.gate.desk import carry_out
         case "locks":

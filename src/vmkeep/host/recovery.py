@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmkeep.host.operation import Operation
 from vmkeep.host.records.unended import journals, keepsakes, refuse_while_needed
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore, Unfinished
+
+if TYPE_CHECKING:
+    from vmkeep.host.records.restore import RestoreJournal
 
 
 def carry_out(task: Task[Any], operation: Operation) -> Any:
@@ -26,21 +29,25 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
         case RequireUnneeded():
             return refuse_while_needed(settings, task.point)
         case SettleRestore():
-            if _goes_to_snapshot(operation):
+            journal = _journal(operation)
+            if journal is not None and journal.revert is not None:
                 from vmkeep.host.reverts.revert import Revert
 
                 return Revert.of(operation).settle()
+            if journal is not None and journal.states is not None:
+                from vmkeep.host.restores.states_back import StatesBack
+
+                return StatesBack.of(operation).settle()
             from vmkeep.host.restores.in_place import InPlace
 
             return InPlace.of(operation).settle()
     raise AssertionError(f"not a task of recovery: {task}")
 
 
-def _goes_to_snapshot(operation: Operation) -> bool:
+def _journal(operation: Operation) -> RestoreJournal | None:
     from vmkeep.host.records.restore import RestoreJournal, journal_path
 
     try:
-        path = journal_path(operation.settings.restores_dir, operation.id)
-        return RestoreJournal.load(path).revert is not None
+        return RestoreJournal.load(journal_path(operation.settings.restores_dir, operation.id))
     except (OSError, ValueError):
-        return False  # over just now, or not to be read: the restore says so
+        return None  # over just now, or not to be read: the restore says so

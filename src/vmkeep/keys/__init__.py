@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vmkeep.keys.armor import export_key, import_key
+from vmkeep.keys.armor import SealedKey, export_key, import_key, seal_key
 from vmkeep.keys.keyfile import KeyFile
 from vmkeep.keys.material import KeyMaterial
 from vmkeep.keys.passphrase import Passphrase
 
-__all__ = ["KeyFile", "KeyMaterial", "Passphrase", "export_key", "import_key"]
+__all__ = ["KeyFile", "KeyMaterial", "Passphrase", "SealedKey", "export_key", "import_key", "seal_key"]

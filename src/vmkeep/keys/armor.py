@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from vmkeep.errors import InvalidRequest, WrongKey
 from vmkeep.keys.keyfile import KeyFile
 from vmkeep.keys.passphrase import SCRYPT, passphrase_cipher
+from vmkeep.values import dataclass
 
 BEGIN = "-----BEGIN VMKEEP KEY-----"
 END = "-----END VMKEEP KEY-----"
@@ -32,24 +33,45 @@ _KEY_ID = re.compile("[0-9a-f]{32}")
 _SEALED_BYTES = 32 + 16
 
 
-def export_key(key: KeyFile, passphrase: str, *, random: Callable[[int], bytes] = os.urandom) -> str:
-    """Return the key sealed with a passphrase, as text between BEGIN and END lines; the key id is in clear."""
+@dataclass(frozen=True, slots=True)
+class SealedKey:
+    """A key sealed with a passphrase, in whichever form it is written; the key id is in clear."""
+
+    key_id: str
+    content: bytes
+
+    @property
+    def armored(self) -> str:
+        """The text between BEGIN and END lines, to be copied or scanned."""
+        text = base64.b64encode(self.content).decode()
+        lines = [text[start : start + LINE_LENGTH] for start in range(0, len(text), LINE_LENGTH)]
+        return "\n".join([BEGIN, f"Key: {self.key_id}", "", *lines, END, ""])
+
+
+def seal_key(key: KeyFile, passphrase: str, *, random: Callable[[int], bytes] = os.urandom) -> SealedKey:
+    """Return the key sealed with a passphrase. Raises InvalidRequest for an empty one."""
     if not passphrase:
         raise InvalidRequest("the passphrase of an exported key cannot be empty")
     header = _HEADER.pack(1, *SCRYPT, random(16), random(12))
     sealed = _cipher(header, passphrase).encrypt(header[-12:], key.secret, _associated(header, key.key_id))
     body = header + sealed
-    text = base64.b64encode(body + _check(body, key.key_id)).decode()
-    lines = [text[start : start + LINE_LENGTH] for start in range(0, len(text), LINE_LENGTH)]
-    return "\n".join([BEGIN, f"Key: {key.key_id}", "", *lines, END, ""])
+    return SealedKey(key.key_id, body + _check(body, key.key_id))
+
+
+def export_key(key: KeyFile, passphrase: str, *, random: Callable[[int], bytes] = os.urandom) -> str:
+    """Return the key sealed with a passphrase, as text between BEGIN and END lines; the key id is in clear."""
+    return seal_key(key, passphrase, random=random).armored
 
 
 def import_key(text: str, passphrase: str) -> KeyFile:
-    """Return the key of an exported text; it is not stored yet (``KeyFile.save`` does that).
+    """Return the key of an exported text, or of the lines of a page; it is not stored yet (``KeyFile.save`` does that).
 
     Raises InvalidRequest when the text is incomplete or was miscopied, WrongKey when the passphrase is wrong.
     """
-    key_id, body = _parse(text)
+    from vmkeep.keys.paper import PAPER_BEGIN, parse_lines
+
+    key_id, content = parse_lines(text) if PAPER_BEGIN in text else _parse(text)
+    body = _proved(key_id, content)
     header, sealed = body[: _HEADER.size], body[_HEADER.size :]
     try:
         secret = _cipher(header, passphrase).decrypt(header[-12:], sealed, _associated(header, key_id))
@@ -75,6 +97,10 @@ def _parse(text: str) -> tuple[str, bytes]:
         content = base64.b64decode("".join(inside[1:]), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest("the text of the exported key was damaged or miscopied") from error
+    return key_id, content
+
+
+def _proved(key_id: str, content: bytes) -> bytes:
     body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
     if len(body) != _HEADER.size + _SEALED_BYTES or check != _check(body, key_id):
         raise InvalidRequest("the text of the exported key was damaged or miscopied: its checksum is wrong")
@@ -85,7 +111,7 @@ def _parse(text: str) -> tuple[str, bytes]:
             "the exported key was written by a newer vmkeep, or by nobody: it asks for work that was never asked for",
             hint="Use the vmkeep that printed it. No passphrase was tried.",
         )
-    return key_id, body
+    return body
 
 
 def _cipher(header: bytes, passphrase: str) -> AESGCM:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+KEY_FILE: Final = "key-file"
+"""The kind of a key that is a file."""
 
 
 class KeyMaterial(Protocol):

@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +27,17 @@ from vmkeep.keys import KeyMaterial
 from vmkeep.mounts import mount_of
 from vmkeep.repository import envelopes, fetch, intents, signatures, states
 from vmkeep.repository.compression import zstd
-from vmkeep.repository.keyring import Keyring, highest_generation, keyring_name, new_keyring, open_keyring
+from vmkeep.repository.keyring import (
+    Keyring,
+    Recipient,
+    highest_generation,
+    keyring_name,
+    keyring_recipients,
+    new_keyring,
+    open_keyring,
+    read_keyring,
+    recipients_since,
+)
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
     ENVELOPES,
@@ -47,7 +57,7 @@ from vmkeep.repository.manifest import Runs, comparable, sample_blocks, walk_blo
 from vmkeep.repository.packs import read_index
 from vmkeep.repository.pins import PinRecord, Pins
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
-from vmkeep.repository.seal import Compress, Random, Sealer, frame_bytes_limit
+from vmkeep.repository.seal import Compress, Domain, Random, Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore, create_store, open_store
 from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
@@ -55,6 +65,8 @@ from vmkeep.repository.writer import PointWriter
 # No put takes longer, and no writer is silent for so long.
 _LEFT = timedelta(hours=1)
 _SILENT = timedelta(days=1)
+# How often a change of the keyring is made again because another process was first.
+_ATTEMPTS = 20
 
 
 Recognise: TypeAlias = Callable[[PointRecord], None]
@@ -87,7 +99,7 @@ class Repository:
         self._key = key
         self._random = random
         self._compress = compress
-        self._sealer = Sealer(keyring.domains, keyring.default, random=random, compress=compress)
+        self._sealer = self._new_sealer()
         self._signer: Callable[[], signatures.Signer] | None = None
 
     def sign_with(self, signer: Callable[[], signatures.Signer]) -> None:
@@ -167,12 +179,116 @@ class Repository:
         keyring = open_keyring(store, highest_generation(store), format_bytes, remembered)
         return cls(store, format_bytes, keyring, found[0], compress=compress)
 
-    def add_data_key(self) -> None:
-        """Seal what is written from now on with a new data key; what is stored stays readable, with its own."""
-        keyring = self.keyring.with_new_data_key(self._format, self._key, random=self._random)
-        self._store.put(keyring_name(keyring.generation), keyring.to_bytes())
-        self.keyring = keyring
-        self._sealer = Sealer(keyring.domains, keyring.default, random=self._random, compress=self._compress)
+    def add_data_key(self, *others: KeyMaterial) -> None:
+        """Seal what is written from now on with a new data key; what is stored stays readable, with its own.
+
+        ``others`` are the keys of the recipients besides the one that opened this. Raises as ``rewrite_keyring``.
+        """
+        self.rewrite_keyring(proof=self._key, new_data_key_for=(self._key, *others))
+
+    def rewrite_keyring(
+        self,
+        *,
+        proof: KeyMaterial,
+        add: KeyMaterial | None = None,
+        remove: str | None = None,
+        new_data_key_for: Sequence[KeyMaterial] = (),
+    ) -> None:
+        """Write the next generation of the keyring, which is in force from then on; earlier ones stay as they are.
+
+        ``add`` opens it too, and the key with the id ``remove`` does not. ``new_data_key_for`` are the keys of all its
+        recipients: then what is written from now on is sealed with a new data key. Before it is written it is opened
+        with ``proof``, which asks the provider of that key. When another process was first with that generation, the
+        change is made again, of what that one wrote. A death leaves the former generation in force, or the new one.
+
+        Raises InvalidRequest for a recipient that is there already, is none, or is the last one; KeyMissing when the
+        key of one is not among ``new_data_key_for``; what the keys raise; StoreError, TargetExists, NoSpace and
+        PermissionRefused.
+        """
+        for _ in range(_ATTEMPTS):
+            self.follow_keyring()
+            changed = self.keyring
+            if add is not None:
+                changed = changed.with_recipient(self._format, add)
+            if remove is not None:
+                changed = changed.without_recipient(remove)
+            if new_data_key_for:
+                changed = changed.with_new_data_key(self._format, *new_data_key_for, random=self._random)
+            changed = changed.as_next_of(self.keyring)
+            opened = read_keyring(changed.to_bytes(), changed.generation, self._format, lambda _recipients: proof)
+            if self._put_keyring(changed):
+                if self._key.key_id not in {each.key_id for each in changed.recipients}:
+                    self._key = proof
+                self.keyring = opened
+                self._sealer = self._new_sealer()
+                return
+        raise StoreError(
+            f"others went on changing the keyring of {self.location}", path=self.location, hint="Run it again."
+        )
+
+    def _put_keyring(self, changed: Keyring) -> bool:
+        """Write a generation and read it again; return False when another process was first with it."""
+        name, content = keyring_name(changed.generation), changed.to_bytes()
+        try:
+            self._store.put(name, content)
+        except TargetExists:
+            if self._is_rewritten():
+                return False
+            raise
+        if self._store.get(name) != content:
+            with suppress(VmkeepError):
+                self._store.delete(name)  # the former generation is in force again
+            raise StoreError(f"the storage did not keep {name} as it was written", path=name)
+        return True
+
+    def follow_keyring(self) -> None:
+        """Use the keyring that is in force now: another process may have written one.
+
+        Raises as opening it does: WrongKey, for instance, when the key that opened this is no recipient's any more.
+        """
+        if self._is_rewritten():
+            self.keyring = self._keyring_in_force()
+            self._sealer = self._new_sealer()
+
+    def require_opened_by(self, key: KeyMaterial) -> None:
+        """Raise what opening the keyring that is in force with a key raises: nothing when that key opens it."""
+        open_keyring(self._store, highest_generation(self._store), self._format, lambda _recipients: key)
+
+    def recipients_since(self) -> dict[Recipient, datetime]:
+        """Return who opened the repository ever, and since when as the storage dates it."""
+        return recipients_since(self._store)
+
+    @staticmethod
+    def told_recipients(location: str) -> tuple[Recipient, ...]:
+        """Return who opens a repository as it says itself, without any key: nothing of it is proved.
+
+        Raises as opening it does, but for keys.
+        """
+        store = open_store(location)
+        return keyring_recipients(store, highest_generation(store))
+
+    def _new_sealer(self) -> Sealer:
+        return Sealer(
+            self.keyring.domains,
+            self.keyring.default,
+            random=self._random,
+            compress=self._compress,
+            later=self._later_domains,
+        )
+
+    def _later_domains(self) -> Mapping[bytes, Domain]:
+        """Return the domains with the keys of the keyring that is in force, where it can be opened."""
+        with suppress(VmkeepError):
+            if self._is_rewritten():
+                return self._keyring_in_force().domains
+        return self.keyring.domains
+
+    def _is_rewritten(self) -> bool:
+        return self._store.exists(keyring_name(self.keyring.generation + 1))
+
+    def _keyring_in_force(self) -> Keyring:
+        generation = highest_generation(self._store)
+        return open_keyring(self._store, generation, self._format, lambda _recipients: self._key)
 
     def point_ids(self) -> list[str]:
         """Return the ids of all points, sorted, without opening them."""
@@ -272,6 +388,7 @@ class Repository:
         created: str | None = None,
     ) -> StateVersion:
         """Store a state version outside a point; raises StateTorn for content that cannot be right."""
+        self.follow_keyring()
         return states.put_state(
             self._store,
             self._sealer,
@@ -311,6 +428,7 @@ class Repository:
             raise InvalidRequest(f"{point_id!r} cannot be the id of a point: 32 hexadecimal digits are")
         # First of all: without its key nothing is begun.
         signer = None if self._signer is None else self._signer()
+        self.follow_keyring()
         intent = intents.Intent(
             self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose, lapse_seconds=lapse_seconds
         )
@@ -394,7 +512,7 @@ class Repository:
 
         Raises StoreError when many of them cannot be read.
         """
-        return self._verification(sample, progress).everything(self._format, self._key)
+        return self._verification(sample, progress).everything(self._format, self._key, self.keyring)
 
     def condemn(self, packs: Sequence[bytes], *, reason: str = intents.DAMAGED) -> None:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""

@@ -106,6 +106,10 @@ class Domain:
         }
 
 
+def _data_keys(domains: Mapping[bytes, Domain]) -> dict[bytes, tuple[bytes, bytes]]:
+    return {key: (value.id, data) for value in domains.values() for key, data in value.data_keys.items()}
+
+
 def frame_bytes_limit(kind: FrameKind) -> int:
     """Return what the frame of that kind can have at most, in bytes."""
     return sealed_bytes_limit(PLAIN_LIMITS.get(kind, SMALL_BYTES_LIMIT))
@@ -138,16 +142,26 @@ class SealingKey:
 
 
 class Sealer:
-    """Seals for one domain and opens for all domains whose keys are given; safe to use from many threads."""
+    """Seals for one domain and opens for all domains whose keys are given; safe to use from many threads.
+
+    ``later`` returns the domains with data keys that another process has added since.
+    """
 
     def __init__(
-        self, domains: Mapping[bytes, Domain], domain: Domain, *, random: Random = os.urandom, compress: Compress = zstd
+        self,
+        domains: Mapping[bytes, Domain],
+        domain: Domain,
+        *,
+        random: Random = os.urandom,
+        compress: Compress = zstd,
+        later: Callable[[], Mapping[bytes, Domain]] | None = None,
     ) -> None:
         self.domain = domain
         self.random = random
         self._compress = compress
         self._id_keys = {key: value.id_keys() for key, value in domains.items()}
-        self._data_keys = {key: (value.id, data) for value in domains.values() for key, data in value.data_keys.items()}
+        self._data_keys = _data_keys(domains)
+        self._later = later
         self._cache: OrderedDict[tuple[bytes, bytes], SealingKey] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -219,6 +233,8 @@ class Sealer:
 
     def _data_key(self, key_id: bytes, where: str) -> tuple[bytes, bytes]:
         try:
+            if key_id not in self._data_keys and self._later is not None:
+                self._data_keys = _data_keys(self._later())
             return self._data_keys[key_id]
         except KeyError as error:
             raise ObjectDamaged(

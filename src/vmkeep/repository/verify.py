@@ -28,10 +28,18 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
+from vmkeep.keys.material import KEY_FILE
 from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize, windows
 from vmkeep.repository.intents import condemned_packs, damaged_notes, stored_packs
-from vmkeep.repository.keyring import generation_of_name, highest_generation, keyring_name, open_keyring
+from vmkeep.repository.keyring import (
+    Keyring,
+    generation_of_name,
+    highest_generation,
+    keyring_name,
+    keyring_recipients,
+    open_keyring,
+)
 from vmkeep.repository.layout import (
     ENVELOPES,
     FORMAT_OBJECT,
@@ -48,6 +56,7 @@ from vmkeep.repository.layout import (
     is_name,
     pack_name,
     pack_of_name,
+    parse_canonical,
     parse_trailer,
     sealed_bytes_limit,
 )
@@ -195,7 +204,7 @@ class Verification:
         findings, unread, unsteady = self._findings(), self._unread(), self._unsteady()
         return PointReport(point_id, findings, self._blocks, self._read_bytes, unread, unsteady)
 
-    def everything(self, format_bytes: bytes, key: KeyMaterial) -> RepositoryReport:
+    def everything(self, format_bytes: bytes, key: KeyMaterial, keyring: Keyring) -> RepositoryReport:
         """Prove every object: format, keyring, packs with their unreferenced frames, state versions, points, notes."""
         points = []
         for item in self._store.list(POINTS):
@@ -204,7 +213,7 @@ class Verification:
             else:
                 self._find(item.name, "this is not an object of a repository")
         points.sort()
-        self._check_keyring(format_bytes, key, points)
+        self._check_keyring(format_bytes, key, keyring, points)
         sizes = self._pack_sizes()
         self._total_bytes = int(sum(sizes.values()) * self._sample)
         self._check_packs(sizes)
@@ -580,7 +589,7 @@ class Verification:
 
     # -- format and keyring ----------------------------------------------------------------------------------------
 
-    def _check_keyring(self, format_bytes: bytes, key: KeyMaterial, points: Sequence[str]) -> None:
+    def _check_keyring(self, format_bytes: bytes, key: KeyMaterial, keyring: Keyring, points: Sequence[str]) -> None:
         try:
             self._readings.twice(FORMAT_OBJECT, lambda: self._compare_format(format_bytes))
         except VmkeepError as error:
@@ -595,12 +604,21 @@ class Verification:
             if isinstance(generation, str):
                 self._find(generation, "this is not an object of a repository")
                 continue
-            opened = partial(open_keyring, self._store, generation, format_bytes, lambda _recipients: key)
+            opened = partial(self._check_generation, generation, format_bytes, key, keyring)
             try:
                 self._readings.twice(keyring_name(generation), opened)
             except VmkeepError as error:
                 harmed = points if generation == in_force else ()
                 self._tell(keyring_name(generation), error, *harmed)
+
+    def _check_generation(self, generation: int, format_bytes: bytes, key: KeyMaterial, keyring: Keyring) -> None:
+        """Open a generation, or prove its seal: of a key that it is not for, or that is asked for elsewhere."""
+        name = keyring_name(generation)
+        recipients = keyring_recipients(self._store, generation)
+        if key.kind == KEY_FILE and key.key_id in {each.key_id for each in recipients}:
+            open_keyring(self._store, generation, format_bytes, lambda _recipients: key)
+        elif not keyring.proves(parse_canonical(self._store.get(name), name)):
+            raise ObjectDamaged(f"{name} was changed: its seal is wrong", path=name)
 
     def _compare_format(self, format_bytes: bytes) -> None:
         if self._store.get(FORMAT_OBJECT) != format_bytes:

@@ -98,8 +98,13 @@ def publish(staged: Path, final: Path, *, aside: Path, marker: Path, force: bool
 
 
 def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
-    """Undo ``stage_file``, ``stage_tpm`` and ``publish``; what was replaced comes back."""
+    """Undo ``stage_file``, ``stage_tpm`` and ``publish``; what was replaced comes back.
+
+    Where nothing was begun nothing is tried: a folder that cannot be written is the reason for many an undo.
+    """
     with suppress(HostFileMissing), _folder_of(final) as folder:
+        if not any(_is_there(folder, each.name) for each in (staged, aside, marker)):
+            return
         # With the staged name still there nothing was published: what is at the final name is somebody else's.
         published = _is_marked(folder, marker.name) and not _is_there(folder, staged.name)
         _remove(folder, staged.name)
@@ -110,6 +115,15 @@ def withdraw(staged: Path, final: Path, *, aside: Path, marker: Path) -> None:
         with suppress(FileNotFoundError):
             os.unlink(marker.name, dir_fd=folder)
         _sync(folder)
+
+
+def keep_aside(aside: Path, lasting: Path) -> bool:
+    """Give what was renamed aside a lasting name in the same folder; return whether it is there under that one."""
+    with _folder_of(lasting) as folder:
+        if _is_there(folder, aside.name):
+            os.rename(aside.name, lasting.name, src_dir_fd=folder, dst_dir_fd=folder)
+            _sync(folder)
+        return _is_there(folder, lasting.name)
 
 
 def remove(path: Path) -> None:

@@ -152,8 +152,9 @@ class Removed:
     left: tuple[str, ...]
 
 
-def delete(orphan: Orphan) -> Removed:
+def delete(orphan: Orphan, *, folders: bool = True) -> Removed:
     """Delete what was found, name by name, as long as each is what it was; what is not, or came since, stays.
+    ``folders`` False leaves the directories.
 
     A kill in between leaves less of it, which is found again. Raises OSError when it cannot be begun, VmBusy when a
     swtpm works there.
@@ -186,6 +187,8 @@ def delete(orphan: Orphan) -> Removed:
             place = path / name if name else path
             try:
                 os.fsync(descriptors[name])
+                if not folders:
+                    continue
                 os.rmdir(inner, dir_fd=above)
             except OSError as error:
                 left.append(f"{place}: {error.strerror}")

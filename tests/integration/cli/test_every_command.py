@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from vmkeep.cli.main import app
-from vmkeep.errors import Interrupted, error_classes
+from vmkeep.errors import Cancelled, Interrupted, error_classes
 
 COMMON = {"--json", "--connect", "-c", "--debug", "--quiet", "-q"}
 
@@ -83,7 +83,7 @@ def test_exit_statuses_stand_in_the_ranges_that_are_documented() -> None:
         status = kind.exit_status
         assert status in (1, 2, *range(3, 51), 130, 143), kind
         assert kind.default_hint, kind
-        assert issubclass(kind, Interrupted) == (status in (130, 143)), kind
+        assert issubclass(kind, Interrupted | Cancelled) == (status in (130, 143)), kind
 
 
 def test_each_class_of_the_tree_has_a_code_of_its_own() -> None:

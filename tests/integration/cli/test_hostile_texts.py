@@ -79,6 +79,7 @@ LOOKS = (
     ("point", "show", number("p0")),
     ("point", "show", FORGED),
     ("log",),
+    ("ops", "list", "--all"),
     ("restore", FORGED, "--output", f"/no/{FORGED}"),
     ("backup", FORGED),
     ("key", "import", f"/no/{FORGED}"),

@@ -22,7 +22,7 @@ def premises(home: Path) -> Premises:
     return Premises(load_settings(home=home, environ={}))
 
 
-def take(place: Premises, *, generation: int, parent: str | None = None) -> PointRecord:
+def take(place: Premises, *, generation: int, parent: str | None = None, content: bytes | None = None) -> PointRecord:
     """Write a point of one small disk with its TPM state, and record it."""
     repository = place.repository
     with repository.begin(purpose="test", host="host1", cache=place.settings.cache_dir, workers=1) as writer:
@@ -30,7 +30,7 @@ def take(place: Premises, *, generation: int, parent: str | None = None) -> Poin
         disk.record(0, disk.seal(bytes([generation]) * 65536))
         stored = disk.finish()
         state = writer.put_state(
-            b"tpm %d" % generation,
+            b"tpm %d" % generation if content is None else content,
             vm_uuid=VM,
             kind="tpm",
             generation=generation,
@@ -254,10 +254,9 @@ def test_debug_log_has_no_secret(first: Path, tmp_path: Path, passphrase: str) -
     answer = vmkeep(first, "--debug", "key", "export", "--passphrase-file", passphrase, "-o", str(tmp_path / "out"))
     assert "debug log:" in answer.err
     (log,) = (first / "logs").iterdir()
-    (key,) = (first / "keys").iterdir()
+    (key,) = (first / "keys").glob("*.key")
     with premises(first) as place:
-        secret = place.key_export("x") and place._key and place._key.secret.hex()
-    assert secret
+        secret = place.key_to_export().secret.hex()
     assert secret in key.read_text()
     assert secret not in log.read_text()
     assert "correct horse" not in log.read_text()
@@ -303,10 +302,10 @@ def test_imported_key_is_not_taken_for_a_new_repository(tmp_path: Path) -> None:
         (second, ("init",)),
     ):
         assert vmkeep(home, *words).status == 0
-    (imported,) = (path.name for path in (first / "keys").iterdir())
+    (imported,) = (path.name for path in (first / "keys").glob("*.key"))
     assert len(list((second / "keys").iterdir())) == 2
     with premises(second) as place:
-        assert place.key_path != str(second / "keys" / imported)
+        assert str(place.key_to_export().path) != str(second / "keys" / imported)
 
 
 @pytest.mark.parametrize("lost", ["format", "format, of one with points"])

@@ -158,10 +158,10 @@ def test_conflict_is_told_with_both_sides_and_what_restores_each(catalog: Memory
     assert (found.vm, found.kind) == ("win11", "nvram")
     assert found.counts is not None
     assert found.counts.version == ours
-    assert found.counts.command == f"vmkeep restore {number('ours')} --in-place --only nvram"
+    assert found.counts.command == f"vmkeep state restore {WIN11} --kind nvram --version {ours.sha256[:16]}"
     assert found.conflict.version.sha256 == theirs.sha256
     assert [(each.id, each.host) for each in found.conflict.held_by] == [(number("theirs"), "beta")]
-    assert found.conflict.command == f"vmkeep restore {number('theirs')} --in-place --only nvram"
+    assert found.conflict.command == f"vmkeep state restore {WIN11} --kind nvram --version {theirs.sha256[:16]}"
     assert found.compare == f"vmkeep state diff {WIN11} {ours.sha256[:16]} {'2' * 16} --kind nvram"
     assert state_conflicts(catalog, "win11") == (found,)
     with pytest.raises(VmNotFound):

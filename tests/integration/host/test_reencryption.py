@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.host.test_trial import made
 from tests.rig.tpm import SoftwareTpm
-from vmkeep.custody.tpmfile import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.errors import IntegrityError, StateUnsupported
 from vmkeep.host.vm import reencryption
 from vmkeep.host.vm.reencryption import reencrypt_tpm

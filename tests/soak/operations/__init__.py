@@ -9,6 +9,7 @@ from tests.soak.operations import (  # noqa: F401  importing them is what regist
     pressure,
     restores,
     snapshots,
+    tpms,
 )
 from tests.soak.operations.registry import OPERATIONS, Operation
 

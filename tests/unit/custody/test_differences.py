@@ -8,7 +8,7 @@ import struct
 from tests.unit.custody.stores import IMAGE_SECURITY, SHA256, X509, Made, make_signatures, make_store
 from tests.unit.custody.test_variables import certificate
 from vmkeep.custody.differences import DifferingRange, compare_states
-from vmkeep.custody.tpmfile import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 
 
 def tpm(body: bytes, *, flags: int = 0) -> bytes:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, holder_to_restore, judge_state
+from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, judge_state
 
 A, B, C, D = "a" * 64, "b" * 64, "c" * 64, "d" * 64
 VERSIONS = (
@@ -71,19 +70,3 @@ def test_only_the_newest_accepted_content_is_current(contents: list[str], confli
     assert (judged.standing is Standing.CHANGED) == (sha256 not in contents)
     if judged.generation is not None:
         assert sha256 in {version.sha256 for version in versions if version.generation == judged.generation}
-
-
-@dataclass(frozen=True)
-class Point:
-    id: str
-    states: Mapping[str, str] = field(default_factory=lambda: {"tpm": A})
-    current: bool = False
-    safety: bool = False
-
-
-def test_lost_state_is_put_back_from_where_the_vm_is_else_from_the_newest() -> None:
-    left, newest, older = Point("left", safety=True), Point("newest"), Point("older", current=True)
-    assert holder_to_restore([left, newest, older], "tpm") == "older"
-    assert holder_to_restore([left, newest], "tpm") == "newest"
-    assert holder_to_restore([left], "tpm") == "left"
-    assert holder_to_restore([newest], "nvram") is None

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from tests.unit.custody import stores
 from tests.unit.custody.stores import IMAGE_SECURITY, SECURE_BOOT_ENABLE, X509, Made, make_signatures, make_store
 from vmkeep.custody.certificates import read_signatures
-from vmkeep.custody.variables import SecureBoot, read_variables
+from vmkeep.custody.variables import SecureBoot, read_variables, store_fault
 
 TEMPLATES = Path("/usr/share/OVMF")
 
@@ -162,3 +162,18 @@ def test_more_certificates_than_any_firmware_has_are_counted_only() -> None:
     found = read_signatures(make_signatures(X509, [b"x"] * 100_000))
     assert (len(found.certificates), found.others) == (200, 99_800)
     assert "more than 200" in (found.problem or "")
+
+
+def test_store_that_is_cut_or_overwritten_is_a_fault_and_another_firmwares_content_is_none() -> None:
+    whole = make_store([Made("BootOrder", b"\1\0")])
+    assert store_fault(whole) is None
+    assert store_fault(whole, b"something else before") is None
+    assert "cut off" in str(store_fault(whole[:-1]))
+    harmed = bytearray(whole)
+    harmed[50] ^= 1
+    assert "checksum" in str(store_fault(bytes(harmed)))
+    foreign = b"U-Boot's environment" + bytes(8192)
+    assert store_fault(foreign) is None
+    assert store_fault(foreign, foreign) is None
+    assert "no firmware volume" in str(store_fault(foreign, whole))
+    assert store_fault(b"QFI\xfb" + bytes(4096), whole) is None

@@ -153,7 +153,7 @@ def test_command_lines_in_documents_use_commands_and_options_that_exist(document
         words = shlex.split(line.partition(" | ")[0].partition(" && ")[0], comments=True)
         options = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
         plain = [word for word in words if not word.startswith("-")]
-        name = next((" ".join(plain[:depth]) for depth in (3, 2) if " ".join(plain[:depth]) in known), None)
+        name = next((" ".join(plain[:depth]) for depth in (4, 3, 2) if " ".join(plain[:depth]) in known), None)
         if name is None:
             assert options <= common, line
             assert len(plain) == 1 or plain[1] in {known_name.split()[1] for known_name in known}, line

@@ -203,6 +203,9 @@ def test_state_of_another_kind_than_the_vm_has_is_refused_or_left() -> None:
     assert [state.kind for state in _select(record, vm, sources=(_NVRAM, older), tpm="keep").states] == ["nvram"]
     without = _select(record, vm, sources=(_NVRAM,))
     assert any("does not have any more" in warning for warning in without.warnings)
+    with pytest.raises(InvalidRequest, match="has no TPM") as refused:
+        _select(record, replace(vm, tpm=None), sources=(_NVRAM,), only=("tpm",))
+    assert "`vmkeep tpm add vm --from VERSION`" in refused.value.hint
     bare = replace(record, states=record.states[:1])
     assert any("holds no TPM" in warning for warning in _select(bare, vm).warnings)
     with pytest.raises(InvalidRequest, match="nothing of what"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.zoo.row import NOT_TRIED, Edit, Image, Promise, Row
+from tests.zoo.row import NOT_TRIED, Edit, Image, Promise, Refused, Row
 
 TPM_2 = "<backend type='emulator' version='2.0'/>"
 TPM_12 = "<backend type='emulator' version='1.2'/>"
@@ -30,6 +30,7 @@ _OWN_PATHS = (
         ),
     ),
 )
+_NOT_EMULATED = Refused("state-unsupported", "none that libvirt emulates")
 _NETWORK = "<interface type='user'><mac address='52:54:00:00:00:{number:02x}'/><model type='{model}'/></interface>"
 
 ROWS = (
@@ -67,18 +68,27 @@ ROWS = (
         "`persistent_state='yes'`",
         tpm=TPM_2,
         edits=(Edit("devices/tpm/backend", (("persistent_state", "yes"),)),),
+        remark="`tpm add` puts the TPM back without it",
     ),
     Row(
         "tpm-external",
         "a TPM of another program",
         tpm="external",
+        promise=Promise(tpm=_NOT_EMULATED),
         remark="kept without the TPM state, and every point says so",
     ),
     Row(
         "tpm-passthrough",
         "a TPM of the host",
         tpm="<backend type='passthrough'><device path='/dev/tpm0'/></backend>",
-        promise=Promise(running=NOT_TRIED, snapshot=NOT_TRIED, revert=NOT_TRIED, as_vm=NOT_TRIED, in_place=NOT_TRIED),
+        promise=Promise(
+            running=NOT_TRIED,
+            snapshot=NOT_TRIED,
+            revert=NOT_TRIED,
+            as_vm=NOT_TRIED,
+            in_place=NOT_TRIED,
+            tpm=_NOT_EMULATED,
+        ),
         remark="kept without the TPM state, and every point says so; tried while the VM is off",
     ),
     Row(

@@ -11,7 +11,7 @@ from typing import Final
 
 from vmkeep.commandline import command_line, shell_word
 from vmkeep.config import Settings, VmSettings
-from vmkeep.custody.standing import Standing, holder_to_restore, judge_state
+from vmkeep.custody.standing import Standing, judge_state
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.errors import DiskUnsupported, HeaderRefused, PermissionRefused, StateUnsupported, VmkeepError, VmNotFound
 from vmkeep.filesystem import size_text
@@ -401,10 +401,9 @@ class _Patient:
         )
         return self._finding(FindingCode.TPM_MISSING, message, remedy=self._restore_state("tpm"), path=str(path))
 
-    def _restore_state(self, kind: str) -> str | None:
-        """Return the command that puts the state back: of the point that the VM descends from, else of the newest."""
-        holder = holder_to_restore(self.known.points, kind)
-        return None if holder is None else command_line("vmkeep restore", holder, options="--in-place --only state")
+    def _restore_state(self, kind: str) -> str:
+        """Return the command that puts back the version that counts."""
+        return command_line("vmkeep state restore", self.domain.name, options=f"--kind {kind}")
 
     # -- job, checkpoints, bitmaps -----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.errors import HostFileMissing, NoSpace, PermissionRefused, TransferError, VmBusy, VmkeepError, VmStarted
 from vmkeep.host.checkpoints.bases import Bases
@@ -273,8 +274,8 @@ def _read_states(subject: Subject) -> tuple[tuple[CapturedState, ...], tuple[str
             if source.kind in subject.known_states:
                 warnings.append(
                     f"The {what} of {name} is gone ({source.path}), though earlier points have it. This point is "
-                    "without; starting the VM would make a blank one. `vmkeep restore POINT --in-place --only state` "
-                    "puts that of an earlier point back."
+                    f"without; starting the VM would make a blank one. `{command_line('vmkeep state restore', name)}` "
+                    "puts the one that was kept last back."
                 )
             else:
                 warnings.append(f"{name} has no {what} yet: it was never started. A restored VM begins with a new one.")

@@ -108,12 +108,24 @@ class SnapshotRevert:
 
 
 @dataclass(frozen=True, slots=True)
+class StatesReturn:
+    """What a journal says besides when kept versions of state files go back, and nothing of a point.
+
+    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file). ``secret`` opens the TPM's
+    among what goes back.
+    """
+
+    found: tuple[tuple[str, str], ...]
+    secret: SecretSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreJournal:
     """One restore in place. ``items`` are the files that are renamed into place: state files and images made anew.
 
     ``whole``: all disks of the point go back. ``parked_path`` is empty for a VM without disks, which is not parked.
-    ``parked_element`` puts its first disk right. ``revert`` is set when it goes to a snapshot of libvirt. ``secret``
-    opens the version of a TPM state that goes back in place of the point's.
+    ``parked_element`` puts its first disk right. ``revert`` is set when it goes to a snapshot of libvirt, ``states``
+    when only versions of state files go back: then there are no points.
     """
 
     operation: str
@@ -130,12 +142,21 @@ class RestoreJournal:
     whole: bool
     stage: RestoreStage = RestoreStage.PARKED
     revert: SnapshotRevert | None = None
-    secret: SecretSource | None = None
+    states: StatesReturn | None = None
 
     @property
     def aim(self) -> str:
         """What it goes to, in words."""
+        if self.states is not None:
+            return "kept versions of its state"
         return f"point {self.point}" if self.revert is None else f"snapshot {self.revert.snapshot}"
+
+    @property
+    def before(self) -> str:
+        """What to do about a VM whose definition was put back by hand, so that it is as it was before."""
+        if self.states is not None:
+            return "then put its state back once more: `vmkeep state versions` lists what was kept of it"
+        return f"then restore in place once more: point {self.safety} is the VM before"
 
     def save(self, directory: Path) -> None:
         """Write the journal durably; the file is named after the operation and nobody else may read it."""
@@ -165,8 +186,8 @@ class RestoreJournal:
             value["disks"] = tuple(_disk(disk) for disk in value["disks"])
             if value.get("revert") is not None:
                 value["revert"] = _revert(value["revert"])
-            if value.get("secret") is not None:
-                value["secret"] = SecretSource(**value["secret"])
+            if value.get("states") is not None:
+                value["states"] = _states(value["states"])
             return cls(**value)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not the journal of a restore: {error}") from error
@@ -200,6 +221,11 @@ def _revert(value: dict[str, Any]) -> SnapshotRevert:
         point, known = value[descent]
         value[descent] = (str(point), bool(known))
     return SnapshotRevert(**value)
+
+
+def _states(value: dict[str, Any]) -> StatesReturn:
+    found = tuple((str(kind), str(sha256)) for kind, sha256 in value["found"])
+    return StatesReturn(found, None if value["secret"] is None else SecretSource(**value["secret"]))
 
 
 def journal_path(directory: Path, operation: str) -> Path:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
-from vmkeep.custody.states import SecretSource
-from vmkeep.custody.tpmfile import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.definition import Definition
-from vmkeep.errors import HostFileMissing, IntegrityError, PointChanged, StateUnsupported, VmNotFound
+from vmkeep.errors import HostFileMissing, PointChanged, VmNotFound
 from vmkeep.filesystem import sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, refuse_while_pending
@@ -47,12 +46,12 @@ from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.keys import key_of
-from vmkeep.host.vm.secrets import Holder, NeededSecret, SecretPlan, define_secrets, plan_secrets, point_needs
+from vmkeep.host.vm.secrets import SecretPlan, define_secrets, plan_secrets, point_needs, refuse_another_key
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.unseen import refuse_unseen_images
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.paths import give_away
-from vmkeep.repository import PointRecord, Repository, StateRef, StateVersion
+from vmkeep.repository import PointRecord, Repository
 from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
 from vmkeep.transfer.delivery import deliver_disk
@@ -77,7 +76,7 @@ def check_in_place(
     )
     refuse_unseen_images(domain, definition)
     selection, _ = _select(hypervisor, record, definition, request.only, request.tpm)
-    secrets = _plan_secrets(hypervisor, repository, record, definition, selection, request)
+    secrets = _plan_secrets(hypervisor, repository, record, definition, selection)
     return InPlaceChecked(
         domain.uuid,
         domain.name,
@@ -128,7 +127,7 @@ class InPlace(Unfinished):
             present = self._parking.definition_xml(domain, journal)
             definition = with_volumes_found(read_definition(present, domain), self._hypervisor)
             selection, items = _select(self._hypervisor, record, definition, request.only, request.tpm, request)
-            secrets = _plan_secrets(self._hypervisor, self._repository, record, definition, selection, request)
+            secrets = _plan_secrets(self._hypervisor, self._repository, record, definition, selection)
             if journal is None:
                 journal = self._parking.new_journal(request, domain, present, definition, selection, items)
                 self._parking.save(journal)
@@ -183,27 +182,13 @@ class InPlace(Unfinished):
             except HostFileMissing as error:
                 raise changed_since_safety_point(domain, str(source.path)) from error
 
-    def _state(self, item: DeliveredItem, ref: StateRef, record: PointRecord) -> tuple[StateVersion, bytes]:
-        """Return the state that goes back: the point's, or the version that was chosen."""
-        if not item.version:
-            version, content = self._repository.state_of(record, ref.version_id)
-            check_state(ref, content, record)
-            return version, content
-        version, content = self._repository.state(item.version)
-        if (version.vm_uuid, version.kind) != (record.vm_uuid, item.role) or version.file != ref.file:
-            raise IntegrityError(
-                f"state version {version.id} in the repository is not one of the {item.role} state that the VM has",
-                vm=record.vm_name,
-            )
-        check_state(replace(version.ref(), sha256=item.sha256), content, record)
-        return version, content
-
     def _deliver(self, item: DeliveredItem, record: PointRecord) -> None:
         """Write one state file or new image beside its place."""
         staged = Path(item.staged)
         if item.role != "disk":
             ref = next(state for state in record.states if state.kind == item.role)
-            version, content = self._state(item, ref, record)
+            version, content = self._repository.state_of(record, ref.version_id)
+            check_state(ref, content, record)
             if item.role == "tpm":
                 stage_tpm(staged, item.file or ref.file, content, owner=swtpm_owner(version.owner))
             else:
@@ -256,7 +241,8 @@ class InPlace(Unfinished):
         """Give libvirt what it lacks to open the TPM state. It stays when the restore is taken back: nothing needs it
         then, and nothing is harmed by it.
         """
-        record, needed = _needed(self._repository, self._repository.point(journal.point), journal.secret)
+        record = self._repository.point(journal.point)
+        needed = point_needs(record)
         plan = plan_secrets(self._hypervisor, self._repository, record, needed, vm=journal.vm, must_open=True)
         define_secrets(self._hypervisor, self._repository, record, plan)
 
@@ -366,51 +352,17 @@ def _plan_secrets(
     record: PointRecord,
     definition: Definition,
     selection: Selection,
-    request: CheckInPlace | ParkVm,
 ) -> SecretPlan:
     """Return what happens to the secrets of a TPM state that goes back; nothing needs any when none does."""
     if not any(state.kind == "tpm" for state in selection.states):
         return SecretPlan()
-    source, needed = _needed(repository, record, request.secret)
-    _refuse_another_key(repository, record, definition, request, needed)
-    return plan_secrets(hypervisor, repository, source, needed, vm=definition.name, must_open=True)
-
-
-def _needed(
-    repository: Repository, record: PointRecord, secret: SecretSource | None
-) -> tuple[Holder, tuple[NeededSecret, ...]]:
-    """Return what opens the TPM state that goes back, and whose envelope has it: the point's, or that of a version."""
-    if secret is None:
-        return record, point_needs(record)
-    return repository.holder(secret.point, secret.pin), (NeededSecret(secret.uuid, "TPM state"),)
-
-
-def _refuse_another_key(
-    repository: Repository,
-    record: PointRecord,
-    definition: Definition,
-    request: CheckInPlace | ParkVm,
-    needed: Sequence[NeededSecret],
-) -> None:
-    """Raise StateUnsupported for a TPM state that the VM's definition does not open: it has another secret by now."""
-    named = next((version.id for version in request.versions if version.kind == "tpm"), None)
-    version = named or next((state.version_id for state in record.states if state.kind == "tpm"), None)
-    here = None if definition.tpm is None else definition.tpm.secret_uuid
+    needed = point_needs(record)
+    version = next((state.version_id for state in record.states if state.kind == "tpm"), None)
     opens = needed[0].uuid if needed else None
-    if version is None or (named is None and opens == here):
-        return
-    encrypted = is_encrypted(repository.state(version)[1])
-    if opens == here if encrypted else here is None:
-        return
-    state = f"is encrypted with libvirt's secret {opens}" if encrypted else "is not encrypted"
-    device = f"names the secret {here}" if here else "names none"
-    raise StateUnsupported(
-        f"the TPM state that is to go back {state}, and the TPM of VM {definition.name!r} {device}: it would not open",
-        vm=definition.name,
-        hint=f"`{command_line('vmkeep tpm remove', definition.name)}`, then "
-        f"`{command_line('vmkeep tpm add', definition.name, options='--from VERSION')}` gives the VM that state with "
-        "what opens it.",
-    )
+    here = None if definition.tpm is None else definition.tpm.secret_uuid
+    if version is not None and opens != here:
+        refuse_another_key(definition, opens, encrypted=is_encrypted(repository.state(version)[1]))
+    return plan_secrets(hypervisor, repository, record, needed, vm=definition.name, must_open=True)
 
 
 def _select(
@@ -434,14 +386,7 @@ def _select(
         for disk in selection.disks
         if disk.made
     ]
-    versions = {version.kind: version for version in (request.versions if request is not None else ())}
     items += [
-        replace(
-            item_at(state.kind, state.kind, state.place, operation),
-            file=state.file,
-            version=versions[state.kind].id if state.kind in versions else "",
-            sha256=versions[state.kind].sha256 if state.kind in versions else "",
-        )
-        for state in selection.states
+        replace(item_at(state.kind, state.kind, state.place, operation), file=state.file) for state in selection.states
     ]
     return selection, tuple(items)

@@ -90,7 +90,6 @@ class Parking:
             parked_target=target,
             parked_element=element,
             whole=selection.whole,
-            secret=request.secret,
         )
 
     def place(self, domain: Domain, present: str, definition: Definition) -> tuple[str, str, str]:
@@ -192,7 +191,7 @@ class Parking:
                 "disks may be of two points and were left alone",
                 vm=journal.vm,
                 path=str(path),
-                hint=f"Remove {path}, then restore in place once more: point {journal.safety} is the VM before.",
+                hint=f"Remove {path}, {journal.before}.",
             )
 
     def unpark(self, domain: Domain, journal: RestoreJournal, *, written: Collection[str] = ()) -> None:

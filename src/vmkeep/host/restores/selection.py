@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, SourceKind, parse_definition
 from vmkeep.errors import DiskUnsupported, HostFileMissing, InvalidRequest, StateUnsupported
 from vmkeep.host.vm.keys import secret_of
@@ -24,6 +25,13 @@ DISKS: Final = "disks"
 STATE: Final = "state"
 STATE_KINDS: Final = ("nvram", "tpm")
 KEEP_TPM: Final = "keep"
+TPM_ALONE: Final = (
+    "The TPM goes back and the disks stay: its counters are those of then, and what was sealed to it since then is "
+    "lost. A disk sealed to it may ask for its recovery key."
+)
+VARIABLES_ALONE: Final = (
+    "The UEFI variables go back and the TPM stays: keys that it binds to measurements of them may not open."
+)
 _MADE_FORMATS: Final = ("qcow2", "raw", LUKS)
 _NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
 
@@ -247,6 +255,8 @@ def _choose_states(
     kinds = [kind for kind in asked_states(only) if not (kind == "tpm" and tpm == KEEP_TPM)]
     if not kinds:
         return []
+    if tuple(only) == ("tpm",) and definition.tpm is None:
+        raise _without_tpm(definition)
     held = {state.kind: state for state in record.states}
     present = {source.kind: source for source in sources}
     chosen = []
@@ -266,6 +276,17 @@ def _choose_states(
             chosen.append(chosen_state(source))
     _check_firmware(record, definition, chosen, warnings)
     return chosen
+
+
+def _without_tpm(definition: Definition) -> InvalidRequest:
+    added = command_line("vmkeep tpm add", definition.name, options="--from VERSION")
+    listed = command_line("vmkeep state versions", definition.name, options="--kind tpm")
+    return InvalidRequest(
+        f"VM {definition.name!r} has no TPM that state could go back into",
+        vm=definition.name,
+        hint=f"`{added}` gives it one with a state that is kept, of a version or a point; `{listed}` lists the "
+        "versions.",
+    )
 
 
 def _check_firmware(
@@ -331,14 +352,9 @@ def _told_of_pairing(
             "measurements that a TPM binds to may not fit the disks."
         )
     if "tpm" in back and not disks:
-        told.append(
-            "The TPM goes back and the disks stay: its counters are those of the point, and what was sealed to it "
-            "since then is lost. A disk sealed to it may ask for its recovery key."
-        )
+        told.append(TPM_ALONE)
     if "nvram" in back and "tpm" in held - back:
-        told.append(
-            "The UEFI variables go back and the TPM stays: keys that it binds to measurements of them may not open."
-        )
+        told.append(VARIABLES_ALONE)
     left = sorted({disk.target for disk in record.disks} - {disk.target for disk in disks} if asked else set())
     if disks and left:
         told.append(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from vmkeep.definition.reading import read_domain
 from vmkeep.errors import HostFileMissing, HostUnfit, HypervisorError, HypervisorUnavailable, InvalidRequest
 from vmkeep.fitting import (
     DomainCapabilities,
-    FirmwareBuild,
     Fit,
     HostAbilities,
     HostOwn,
@@ -29,20 +27,18 @@ from vmkeep.fitting import (
     candidates,
     firmware_files,
     fit,
-    has_secure_name,
     known_machine,
     read_domain_capabilities,
-    read_firmware,
     read_guests,
     template_of,
     usable_machine,
 )
 from vmkeep.fitting.vocabulary import Unknown
+from vmkeep.host.vm.firmware import firmware_builds, firmware_descriptions
 from vmkeep.hypervisor import Hypervisor
 from vmkeep.xmltext import XmlRefused
 
 SCHEMAS: Final = Path("/usr/share/libvirt/schemas")
-_FIRMWARE_DESCRIPTIONS: Final = (Path("/usr/share/qemu/firmware"), Path("/etc/qemu/firmware"))
 
 
 def fit_definition(
@@ -158,7 +154,7 @@ def abilities_for(hypervisor: Hypervisor, root: etree._Element, wish: Wish) -> H
         unsupported=domain.unsupported,
         cpu_modes=domain.cpu_modes,
         cpu_models=domain.cpu_models,
-        firmware=_firmware([*domain.loaders, *filter(None, [(root.findtext("os/loader") or "").strip()])]),
+        firmware=firmware_builds([*domain.loaders, *filter(None, [(root.findtext("os/loader") or "").strip()])]),
         files=frozenset(path for path in _named_files(root) if Path(path).exists()),
         vocabulary=_vocabulary(),
     )
@@ -175,7 +171,7 @@ def programs_for(hypervisor: Hypervisor, root: etree._Element, wish: Wish) -> Ho
     wanted = wish.machine or (None if system is None else system.get("machine"))
     machine = usable_machine(guests.machines.get((kind, arch), ()), wanted)
     domain = _domain_capabilities(hypervisor, kind, arch, machine)
-    described = {path for text in _descriptions() for path in firmware_files(text)}
+    described = {path for text in firmware_descriptions() for path in firmware_files(text)}
     loaders = {*domain.loaders, *described}
     return HostOwn(
         emulators=guests.emulators | frozenset(filter(None, [domain.emulator])),
@@ -215,50 +211,6 @@ def _named_files(root: etree._Element) -> list[str]:
     texts = [root.findtext(path) or "" for path in ("devices/emulator", "os/loader")]
     nvram = root.find("os/nvram")
     return [text.strip() for text in (*texts, "" if nvram is None else nvram.get("template", "")) if text.strip()]
-
-
-def _firmware(loaders: Iterable[str]) -> tuple[FirmwareBuild, ...]:
-    """Return the builds that QEMU's descriptions name, in libvirt's order, and the others that libvirt lists."""
-    documents = _descriptions()
-    templates = {code: template_of(code) for code in loaders}
-    sizes = _sizes([*(path for text in documents for path in firmware_files(text)), *templates, *templates.values()])
-    described = [build for text in documents for build in read_firmware(text, sizes)]
-    known = {build.code for build in described}
-    others = [
-        FirmwareBuild(
-            code=code,
-            template=template,
-            variables_bytes=sizes[template],
-            secure_boot=(secure := has_secure_name(code)),
-            enrolled_keys=".ms." in code,
-            needs_smm=secure,
-            described=False,
-        )
-        for code, template in templates.items()
-        if code not in known and code in sizes and template != code and template in sizes
-    ]
-    return (*described, *others)
-
-
-def _descriptions() -> list[str]:
-    """Return the descriptions of firmware; one in /etc stands for that of its name, and an empty one for none."""
-    found: dict[str, Path] = {}
-    for directory in _FIRMWARE_DESCRIPTIONS:
-        with contextlib.suppress(OSError):
-            found |= {path.name: path for path in directory.glob("*.json")}
-    documents = []
-    for _, path in sorted(found.items()):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            documents.append(path.read_text(encoding="utf-8"))
-    return documents
-
-
-def _sizes(paths: Iterable[str]) -> dict[str, int]:
-    sizes = {}
-    for path in paths:
-        with contextlib.suppress(OSError):
-            sizes[path] = Path(path).stat().st_size
-    return sizes
 
 
 @cache

@@ -115,3 +115,9 @@ class Unfinished(ABC):
             path=str(journal_path(self._settings.restores_dir, journal.operation)),
             hint=error.hint if isinstance(error, RestorePending) else None,
         )
+
+
+def may_take_back(operation: Operation) -> bool:
+    """Tell whether one can still be taken back; see the task."""
+    journal = Parking(operation.settings, operation.connected(), operation.id).load()
+    return journal is not None and journal.stage is not RestoreStage.RELEASED

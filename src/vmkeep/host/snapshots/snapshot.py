@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.config import Settings
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import SealedSecret
-from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.definition import parse_definition
 from vmkeep.errors import HostFileMissing, SnapshotIncomplete, VmBusy, VmkeepError
 from vmkeep.filesystem import file_errors

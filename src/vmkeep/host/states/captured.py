@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from vmkeep.config import Settings
-from vmkeep.custody.states import NewVersion, SealedSecret
-from vmkeep.custody.tpmfile import is_encrypted
+from vmkeep.custody.encryption import is_encrypted
+from vmkeep.custody.states import KnownState, NewVersion, SealedSecret
+from vmkeep.custody.variables import store_fault
 from vmkeep.definition import Definition, parse_definition
-from vmkeep.errors import HostFileMissing, StateTorn, VmNotFound
+from vmkeep.errors import HostFileMissing, IntegrityError, StateTorn, VmNotFound
 from vmkeep.host.records.restore import refuse_while_pending
-from vmkeep.host.states.tried import try_with_secret
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
 from vmkeep.host.vm.secrets import seal_for_version
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
+from vmkeep.host.vm.trial import try_with_secret
 from vmkeep.host.vm.versions import StoredStates, store_states
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.logs import get_logger
@@ -40,10 +42,14 @@ def capture_states(
     definition = parse_definition(domain.definition_xml())
     sources = [each for each in state_sources(definition, StateRoots.of(hypervisor.uri)) if each.kind in task.kinds]
     read = tuple(_read(domain, sources, known_kinds))
-    if settings.trial_start:
+    if not task.as_it_is:
         known = {(state.kind, state.sha256) for state in task.known}
         for state in read:
-            if state.kind == "tpm" and (state.kind, state.sha256) not in known:
+            if (state.kind, state.sha256) in known:
+                continue
+            if state.kind == "nvram":
+                _require_store(state, definition, repository, task.known)
+            elif settings.trial_start:
                 _try(state, definition, hypervisor)
     stored = store_states(repository, repository, read, task.known, task.vm_uuid)
     sealed, warning = _sealed(hypervisor, repository, settings, definition, read, stored, task)
@@ -106,6 +112,26 @@ def _try(state: CapturedState, definition: Definition, hypervisor: Hypervisor) -
         )
     if trial.loads is None:
         _log.info("a TPM state is not tried", why=trial.why)
+
+
+def _require_store(
+    state: CapturedState, definition: Definition, repository: Repository, known: Sequence[KnownState]
+) -> None:
+    """Raise StateTorn for UEFI variables that are no whole store, where that is what the firmware has."""
+    before = None
+    newest = next((each for each in known if each.kind == "nvram"), None)
+    if newest is not None:
+        with suppress(IntegrityError):  # verify says so
+            before = repository.state(newest.version_id)[1]
+    fault = store_fault(state.content, before)
+    if fault is not None:
+        raise StateTorn(
+            f"the UEFI variables of VM {definition.name!r} are no good: {fault}. They were not kept, and the VM's "
+            "firmware would begin with empty ones",
+            vm=definition.name,
+            path=state.source,
+            hint="The newest version stays what it is; with the VM off, `vmkeep nvram restore` puts it back.",
+        )
 
 
 def _read(domain: Domain, sources: Sequence[StateSource], known_kinds: set[str]) -> Iterator[CapturedState]:

@@ -105,6 +105,8 @@ class FindingCode(StrEnum):
     """A backup and its guardian both died: its job, checkpoint or pause may still be there."""
     OPERATION_INTERRUPTED = "operation-interrupted"
     """An operation's process died before it was done."""
+    OPERATION_NEEDS_OPERATOR = "operation-needs-operator"
+    """An operation failed, and undoing it stopped: the VM is neither what it was nor what was wanted."""
     SNAPSHOT_UNRECORDED = "snapshot-unrecorded"
     """A snapshot was begun, and what came of it is not recorded: its state files wait on this host."""
     RESTORE_PENDING = "restore-pending"
@@ -225,6 +227,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.RECOVERY_FAILED,
         FindingCode.POINT_INTERRUPTED,
         FindingCode.OPERATION_INTERRUPTED,
+        FindingCode.OPERATION_NEEDS_OPERATOR,
         FindingCode.SNAPSHOT_UNRECORDED,
         FindingCode.RESTORE_PENDING,
         FindingCode.KEPT_ASIDE,

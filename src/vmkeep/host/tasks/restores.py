@@ -207,16 +207,13 @@ class CheckInPlace(Task[InPlaceChecked]):
     """Look whether the point can be restored over its VM, and change nothing. Answers InPlaceChecked.
 
     ``only`` holds "disks", "state" and targets; empty means all. ``tpm`` is "same" (the point's) or "keep". ``vm_uuid``
-    is the VM that was named; empty from a flow that an older release began. ``versions`` and ``secret`` are as in
-    ParkVm.
+    is the VM that was named; empty from a flow that an older release began.
     """
 
     point_id: str
     only: tuple[str, ...]
     tpm: str
     vm_uuid: str = ""
-    versions: tuple[ChosenVersion, ...] = ()
-    secret: SecretSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +233,7 @@ class ParkVm(Task[VmParked]):
     """Keep the VM from starting and write the journal of its restore. Answers VmParked.
 
     ``safety_id`` is the point that holds the VM as it is now, and ``images`` what InPlaceChecked said before it was
-    taken; ``vm_uuid`` is as in CheckInPlace. ``versions`` go back in place of those that the point holds of their
-    kinds, and ``secret`` opens the TPM's among them. From here to ReleaseVm or PutBack the operation has the VM's lock.
+    taken; ``vm_uuid`` is as in CheckInPlace. From here to ReleaseVm or PutBack the operation has the VM's lock.
     """
 
     operation: str
@@ -247,7 +243,31 @@ class ParkVm(Task[VmParked]):
     tpm: str
     images: Mapping[str, str]
     vm_uuid: str = ""
-    versions: tuple[ChosenVersion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StatesParked:
+    """A VM whose state files are replaced. ``warnings`` say what that risks."""
+
+    vm_uuid: str
+    vm_name: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParkForStates(Task[StatesParked]):
+    """Keep the VM from starting, and write the journal of versions that go back. Answers StatesParked.
+
+    ``found`` is what lay there when it was kept, as (kind, SHA-256, empty for no file): VmBusy is raised when it is
+    something else by now. ``secret`` opens the TPM's among them. Raises InvalidRequest for a kind of state that the VM
+    does not have, StateUnsupported for one that its definition does not open. From here to ReleaseVm or PutBack the
+    operation has the VM's lock.
+    """
+
+    operation: str
+    vm_uuid: str
+    versions: tuple[ChosenVersion, ...]
+    found: tuple[tuple[str, str], ...]
     secret: SecretSource | None = None
 
 
@@ -297,6 +317,16 @@ class ReleaseVm(Task[tuple[str, ...]]):
 
     operation: str
     vm_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class MayTakeBack(Task[bool]):
+    """Tell whether what the operation did to its VM can be taken back: not once the VM may start with it.
+
+    Of a restore in place, a return of state files, and a revert to a snapshot.
+    """
+
+    operation: str
 
 
 @dataclass(frozen=True, slots=True)

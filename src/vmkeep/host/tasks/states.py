@@ -29,15 +29,17 @@ class CaptureStates(Task[StatesCaptured]):
 
     The operation holds the VM. UEFI variables of a VM that runs are left out: QEMU writes them in place. ``known`` are
     versions of the VM's state files, the newest of each kind first; ``kinds`` limits what is read. The secret that
-    opens an encrypted TPM state is sealed for the version's pin, unless it is among ``secrets`` already. Raises
-    StateTorn for a file that does not keep still, HostFileMissing for one that is gone although versions of it are
-    known, RestorePending, and else as a point does.
+    opens an encrypted TPM state is sealed for the version's pin, unless it is among ``secrets`` already.
+    ``as_it_is``: also a TPM state that swtpm does not load is kept. Raises StateTorn for such a one, and for a file
+    that does not keep still, HostFileMissing for one that is gone although versions of it are known, RestorePending,
+    and else as a point does.
     """
 
     operation: str
     vm_uuid: str
     known: tuple[KnownState, ...]
     kinds: tuple[str, ...] = ("tpm", "nvram")
+    as_it_is: bool = False
     secrets: tuple[KeptSecret, ...] = ()
 
 

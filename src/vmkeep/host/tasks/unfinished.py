@@ -35,13 +35,14 @@ class RequireUnneeded(Task[None]):
 class RestoreSettled:
     """``told`` says what was done, and ``point`` which point the VM's disks descend from now: None for none at all.
 
-    ``known`` False: nobody knows which.
+    ``known`` False: nobody knows which. ``moved`` False: its disks are as before, whatever they descend from.
     """
 
     told: str
     vm_uuid: str
     point: str | None
     known: bool = True
+    moved: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,37 +8,21 @@ from pathlib import Path
 from vmkeep.commandline import command_line
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, TpmDevice, parse_definition
 from vmkeep.definition.tpmdevice import put_tpm_in, take_tpm_out
-from vmkeep.errors import InvalidRequest, SecretMissing, StateUnsupported, VmNotFound
+from vmkeep.errors import InvalidRequest, SecretMissing, StateUnsupported
 from vmkeep.fitting.capabilities import read_domain_capabilities
 from vmkeep.host.operation import Operation
-from vmkeep.host.records.desk import HeldVm
-from vmkeep.host.records.lock import lock_vm
-from vmkeep.host.records.unended import refuse_while_pending
 from vmkeep.host.tasks.tpms import HoldForTpm, LookAtTpm, PutTpmIn, RequireTpmFits, TakeTpmOut, TpmFound
 from vmkeep.host.vm.definition import read_definition
 from vmkeep.host.vm.fitness import require_off
+from vmkeep.host.vm.held import domain_of, hold, hold_off, let_go
 from vmkeep.host.vm.states import state_sources
 from vmkeep.hypervisor import Domain, Hypervisor
 from vmkeep.statefiles.location import StateRoots, tpm_file
 from vmkeep.xmltext import XmlRefused
 
+DOING = "change of its TPM"
+"""What others are told who meet the lock."""
 _MODELS = {"tpm-crb": "crb", "tpm-tis": "tis"}
-
-
-def domain_of(hypervisor: Hypervisor, vm_uuid: str) -> Domain:
-    """Return the VM. Raises VmNotFound for one that is gone."""
-    domain = hypervisor.find_uuid(vm_uuid)
-    if domain is None:
-        raise VmNotFound(f"there is no VM {vm_uuid} any more", vm=vm_uuid)
-    return domain
-
-
-def hold(operation: Operation, domain: Domain) -> None:
-    """Take the VM's lock unless the operation has it: a flow that goes on in another process takes it again."""
-    if operation.holder is None:
-        doing = f"change of its TPM {operation.id}"
-        lock = lock_vm(operation.settings.locks_dir, domain.uuid, domain.name, doing, operation.stop)
-        operation.holder = HeldVm(lock)
 
 
 def look_at_tpm(operation: Operation, task: LookAtTpm) -> TpmFound:
@@ -52,17 +36,13 @@ def hold_for_tpm(operation: Operation, task: HoldForTpm) -> TpmFound:
     """Hold the VM and tell of its TPM; see the task. When this raises, the VM is not held."""
     hypervisor = operation.connected()
     domain = domain_of(hypervisor, task.vm_uuid)
-    hold(operation, domain)
+    hold_off(operation, domain, DOING)
     try:
-        refuse_while_pending(operation.settings, domain.name, domain.uuid)
-        require_off(domain)
         found = _found(hypervisor, domain)
         _refuse_other_kinds(found, domain)
         return found
     except BaseException:
-        assert operation.holder is not None
-        operation.holder.release()
-        operation.holder = None
+        let_go(operation)
         raise
 
 
@@ -70,7 +50,7 @@ def take_tpm_out_of_vm(operation: Operation, task: TakeTpmOut) -> None:
     """Define the VM without its TPM; see the task."""
     hypervisor = operation.connected()
     domain = domain_of(hypervisor, task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     taken = take_tpm_out(_inactive(domain))
     if taken is None:
         return
@@ -84,7 +64,7 @@ def put_tpm_into_vm(operation: Operation, task: PutTpmIn) -> None:
     """Define the VM with this TPM; see the task."""
     hypervisor = operation.connected()
     domain = domain_of(hypervisor, task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     present = _inactive(domain)
     taken = take_tpm_out(present)
     if taken is not None:

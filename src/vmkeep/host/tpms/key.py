@@ -9,8 +9,9 @@ from vmkeep.custody.states import NewVersion, SealedSecret
 from vmkeep.errors import IntegrityError, StateUnsupported
 from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.tpms import MakeTpmKey, RekeyTpmState, TpmStateRekeyed
-from vmkeep.host.tpms.device import domain_of, hold
+from vmkeep.host.tpms.device import DOING
 from vmkeep.host.tpms.state import version_content
+from vmkeep.host.vm.held import domain_of, hold
 from vmkeep.host.vm.reencryption import reencrypt_tpm
 from vmkeep.host.vm.trial import try_tpm
 from vmkeep.repository import PointSecret
@@ -38,7 +39,7 @@ def rekey_tpm_state(operation: Operation, task: RekeyTpmState) -> TpmStateRekeye
     """Give a version another key; see the task."""
     hypervisor, repository = operation.connected(), operation.repository()
     domain = domain_of(hypervisor, task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     version, content = version_content(operation, task.vm_uuid, task.version)
     if not version.file.endswith("tpm2-00.permall"):
         raise StateUnsupported(

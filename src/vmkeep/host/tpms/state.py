@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Final
 
+from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.orphans import Orphan, OrphanFile, state_in
 from vmkeep.custody.states import ChosenVersion
-from vmkeep.custody.tpmfile import is_encrypted
 from vmkeep.definition import parse_definition
 from vmkeep.errors import IntegrityError, InvalidRequest, TargetExists
 from vmkeep.filesystem import file_error
@@ -24,15 +27,20 @@ from vmkeep.host.tasks.tpms import (
     TpmStateDeleted,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms.device import domain_of, hold
+from vmkeep.host.tpms.device import DOING
 from vmkeep.host.vm.claims import claims_of_vms
 from vmkeep.host.vm.found_states import read_state_file
+from vmkeep.host.vm.held import domain_of, hold, let_go
 from vmkeep.hypervisor import Domain
 from vmkeep.repository import StateVersion
 from vmkeep.repository.chosen import read_chosen
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
-from vmkeep.statefiles.location import swtpm_owner
-from vmkeep.statefiles.remains import delete, inventory
+from vmkeep.statefiles.location import StateRoots, swtpm_owner
+from vmkeep.statefiles.remains import Removed, delete, inventory
+
+# What swtpm makes in its directory (swtpm_nvstore_dir.c): its states, each while it is written and as it was before,
+# and a lock.
+_SWTPMS: Final = re.compile(r"\.lock|(?:TMP2?-00\.|tpm2?-00\.)(?:permall|volatilestate|savestate)(?:\.bak)?")
 
 
 def tpm_remains(task: TpmRemains) -> TpmRemainsFound:
@@ -44,18 +52,21 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
     """Delete what is a version that is kept; see the task."""
     hypervisor, seen = operation.connected(), task.seen
     domain = domain_of(hypervisor, task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     hashes = {version_content(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
     _refuse_while_needed(operation, domain, seen.path)
+    # A directory that the definition names may hold anything else as well, and is not libvirt's to remove.
+    named = StateRoots.of(hypervisor.uri).tpm_directory(domain.uuid) != Path(seen.path)
     now = _inventory(seen.path)
     left: list[str] = []
     if now is not None:
         marks = {file.name: file.mark for file in seen.files}
-        going = tuple(file for file in now.files if _may_go(file, marks, hashes))
-        left = [_told(now, file) for file in now.files if file not in going]
-        left += [f"{seen.path}: {strange}" for strange in now.strange]
+        going = tuple(file for file in now.files if _may_go(file, marks, hashes, named=named))
+        left = [_told(now, file) for file in now.files if file not in going and not (named and _is_foreign(file))]
+        left += [f"{seen.path}: {strange}" for strange in now.strange if not named]
         try:
-            left += delete(replace(now, files=going)).left if not left else _without_folders(now, going)
+            whole = delete(replace(now, files=going), folders=not named)
+            left += whole.left if not left else _but_of_folders(now, whole)
         except OSError as error:
             raise file_error(error, Path(seen.path), "deleted") from error
     after = _inventory(seen.path)
@@ -67,7 +78,7 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
 def install_tpm_state(operation: Operation, task: InstallTpmState) -> None:
     """Put a version in place; see the task."""
     domain = domain_of(operation.connected(), task.vm_uuid)
-    hold(operation, domain)
+    hold(operation, domain, DOING)
     version, content = version_content(operation, task.vm_uuid, task.version)
     directory = Path(task.directory)
     main = directory / task.file
@@ -107,9 +118,7 @@ def let_tpm_go(operation: Operation, task: LetTpmGo) -> None:
     """End what was begun; see the task."""
     if task.directory:
         remove(_staged(Path(task.directory), operation).with_suffix(".published"))
-    if operation.holder is not None:
-        operation.holder.release()
-        operation.holder = None
+    let_go(operation)
 
 
 def _inventory(directory: str) -> Orphan | None:
@@ -145,9 +154,13 @@ def _refuse_while_needed(operation: Operation, domain: Domain, directory: str) -
                 path=directory,
                 hint="Shut the VM down, and run the command again.",
             )
-    place = PurePosixPath(directory)
-    for named in map(PurePosixPath, claims_of_vms(hypervisor, operation.settings).paths):
-        if place == named or place in named.parents:
+    claims = claims_of_vms(hypervisor, operation.settings)
+    roots = StateRoots.of(hypervisor.uri)
+    # Where libvirt keeps the TPM of a VM no definition says.
+    others = {str(roots.tpm_directory(uuid)) for uuid in claims.vms - {domain.uuid}}
+    places = {PurePosixPath(directory), PurePosixPath(os.path.realpath(directory))}
+    for named in map(PurePosixPath, claims.paths | others | set(map(os.path.realpath, others))):
+        if any(place == named or place in named.parents or named in place.parents for place in places):
             raise InvalidRequest(
                 f"a definition of this host names {named} for a TPM: what lies there stays",
                 vm=domain.name,
@@ -156,8 +169,15 @@ def _refuse_while_needed(operation: Operation, domain: Domain, directory: str) -
             )
 
 
-def _may_go(file: OrphanFile, marks: dict[str, str], hashes: set[str]) -> bool:
+def _may_go(file: OrphanFile, marks: dict[str, str], hashes: set[str], *, named: bool) -> bool:
+    if named and _is_foreign(file):
+        return False
     return marks.get(file.name) == file.mark and (not file.has_content or file.sha256 in hashes)
+
+
+def _is_foreign(file: OrphanFile) -> bool:
+    """Return whether a file, in a directory that a definition names, is none that swtpm makes there."""
+    return _SWTPMS.fullmatch(file.name) is None
 
 
 def _told(orphan: Orphan, file: OrphanFile) -> str:
@@ -178,9 +198,8 @@ def _encryption(path: Path) -> str:
     return "encrypted" if is_encrypted(content) else "not encrypted"
 
 
-def _without_folders(now: Orphan, going: tuple[OrphanFile, ...]) -> Iterator[str]:
-    """Delete files and leave the directories, in which something stays; yield what was not deleted."""
-    ended = delete(replace(now, files=going))
+def _but_of_folders(now: Orphan, ended: Removed) -> Iterator[str]:
+    """Yield what was not deleted, but for the directories in which something stays."""
     folders = {f"{now.path}/{name}" if name else now.path for name, _ in now.folders}
     yield from (told for told in ended.left if told.partition(": ")[0] not in folders)
 

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+from vmkeep.commandline import command_line
 from vmkeep.custody.states import KeptSecret, SealedSecret
 from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
-from vmkeep.errors import HypervisorError, SecretUnfit, TargetExists
+from vmkeep.errors import HypervisorError, SecretUnfit, StateUnsupported, TargetExists
 from vmkeep.hypervisor import Hypervisor, Secret, Withheld, secret_xml
 from vmkeep.repository import PinRecord, PointRecord, PointSecret, Repository
 from vmkeep.values import dataclass
@@ -170,6 +171,26 @@ def plan_secrets(
                 f"the one that opens the {need.opens} of the point could not be seen. It stays as it is."
             )
     return SecretPlan(tuple(missing), tuple(absent), tuple(warnings))
+
+
+def refuse_another_key(definition: Definition, opens: str | None, *, encrypted: bool) -> None:
+    """Raise StateUnsupported for a TPM state that the VM's definition does not open: it has another secret by now.
+
+    ``opens`` is the UUID of the secret that the state is encrypted with; None where that is not known.
+    """
+    here = None if definition.tpm is None else definition.tpm.secret_uuid
+    if (here is not None and opens in (None, here)) if encrypted else here is None:
+        return
+    with_secret = f" with libvirt's secret {opens}" if opens else ""
+    state = f"is encrypted{with_secret}" if encrypted else "is not encrypted"
+    device = f"names the secret {here}" if here else "names none"
+    raise StateUnsupported(
+        f"the TPM state that is to go back {state}, and the TPM of VM {definition.name!r} {device}: it would not open",
+        vm=definition.name,
+        hint=f"`{command_line('vmkeep tpm remove', definition.name)}`, then "
+        f"`{command_line('vmkeep tpm add', definition.name, options='--from VERSION')}` gives the VM that state with "
+        "what opens it.",
+    )
 
 
 def define_secrets(hypervisor: Hypervisor, repository: Repository, record: Holder, plan: SecretPlan) -> None:

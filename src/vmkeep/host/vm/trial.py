@@ -16,7 +16,11 @@ import subprocess
 from contextlib import ExitStack
 from typing import BinaryIO, Final
 
+from vmkeep.custody.states import SecretSource
+from vmkeep.definition import Definition
+from vmkeep.hypervisor import Hypervisor, Secret
 from vmkeep.logs import get_logger
+from vmkeep.repository import Repository
 from vmkeep.transfer.confinement import start_confined
 from vmkeep.values import dataclass
 
@@ -47,6 +51,27 @@ class Trial:
 
     loads: bool | None
     why: str = ""
+
+
+def try_with_secret(content: bytes, file: str, definition: Definition | None, hypervisor: Hypervisor) -> Trial:
+    """Let swtpm load a TPM state of a VM, with the secret that libvirt has for it, which goes nowhere else.
+
+    ``definition`` None: of one that is not defined here, in plain.
+    """
+    passphrase = None
+    tpm = None if definition is None else definition.tpm
+    if tpm is not None and tpm.secret_uuid is not None:
+        secret = hypervisor.secrets.read(tpm.secret_uuid)
+        if not isinstance(secret, Secret):
+            return Trial(None, f"libvirt does not give out the secret {tpm.secret_uuid} ({secret})")
+        passphrase = secret.value
+    return try_tpm(content, file, passphrase)
+
+
+def try_with_kept_secret(content: bytes, file: str, source: SecretSource, repository: Repository) -> Trial:
+    """Let swtpm load a TPM state with the secret that an envelope holds for it. Raises what reading that raises."""
+    held = repository.secrets(repository.holder(source.point, source.pin))
+    return try_tpm(content, file, next((secret.value for secret in held if secret.uuid == source.uuid), None))
 
 
 def try_tpm(content: bytes, file: str, passphrase: bytes | None = None) -> Trial:

@@ -1,4 +1,4 @@
-"""What the file of a TPM's state says of itself, without its key."""
+"""Whether a TPM state is encrypted, as swtpm writes it. No I/O."""
 
 from __future__ import annotations
 

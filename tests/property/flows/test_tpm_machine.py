@@ -1,0 +1,268 @@
+"""TPMs are taken out and put in while steps fail, undos fail and processes die: nothing that is kept is lost.
+
+The flows, the catalogue in memory and the repository are vmkeep's own; the host and what DBOS records are the twins of
+``tpm_twin``. A removal or addition that ended is done or as it was before; one whose undo failed waits, and ends
+undone. At no moment has the VM a device whose state vmkeep took away, because libvirt would make a blank TPM then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.examples import examples
+from tests.integration.catalog.examples import example_point
+from tests.integration.repository.samples import opener, sample_key
+from tests.property.custody.world import content_of
+from tests.property.flows.tpm_twin import NAME, SECRET, VM, Death, StepRecorder, TpmTwin, Truth, full
+from tests.unit.repository.signed import SIGNER
+from vmkeep.catalog import CatalogState, KnownHostKey, MemoryCatalog, Trust
+from vmkeep.custody.standing import NOTHING
+from vmkeep.custody.states import ChosenVersion
+from vmkeep.errors import UndoStopped, VmkeepError
+from vmkeep.flows import plan
+from vmkeep.flows.add_tpm import add_tpm
+from vmkeep.flows.plan import Flow, Run, workflow_of
+from vmkeep.flows.remove_tpm import remove_tpm
+from vmkeep.flows.requests import AddTpm, RemoveTpm
+from vmkeep.flows.services import Services
+from vmkeep.host.tasks.task import Task
+from vmkeep.host.tasks.tpms import LetTpmGo
+from vmkeep.planning.retention import KeepRule
+from vmkeep.repository import Repository
+
+_RULE = KeepRule(last=50)
+_GONE = "the process is dead"
+faults = st.lists(
+    st.tuples(st.integers(0, 14), st.sampled_from(["before", "after"]), st.sampled_from(["fails", "fails", "dies"])),
+    max_size=3,
+    unique_by=lambda fault: fault[:2],
+)
+
+
+@dataclass
+class _Started:
+    """A flow that has not ended: its record, and what was there before it."""
+
+    flow: Flow[Any, Any]
+    request: Any
+    steps: StepRecorder
+    before: Truth
+    placed: dict[str, str]
+    versions: int
+    waits: bool = False
+
+
+class Tpms(RuleBasedStateMachine):
+    """One VM; its guest writes, points are made and deleted, and one flow at a time is begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = ExitStack()
+        directory = Path(self.places.enter_context(tempfile.TemporaryDirectory(dir=_memory())))
+        Repository.create(str(directory / "repository"), sample_key())
+        self.repository = Repository.open(str(directory / "repository"), opener(sample_key()))
+        self.repository.sign_with(lambda: SIGNER)
+        self.catalog = MemoryCatalog()
+        key = SIGNER
+        self.catalog.see_host_key(
+            KnownHostKey(
+                key.fingerprint, key.public_key.hex(), key.installation, key.host, Trust.OWN, machine=key.machine
+            )
+        )
+        self.number = 0
+        self.started: _Started | None = None
+        self.known: dict[str, str] = {}
+        self.ended = ""
+
+    @initialize(encrypted=st.booleans())
+    def begin(self, encrypted: bool) -> None:
+        self.encrypted = encrypted
+        self.truth = Truth(content=content_of(0), secret=encrypted)
+        self.twin = TpmTwin(lambda: self.repository, self.truth, encrypted=encrypted)
+        self.twin.look = self._look
+        self.taken = False
+
+    def teardown(self) -> None:
+        self.places.close()
+
+    # -- what happens besides --------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.started is None and self.truth.element)
+    @rule()
+    def guest_runs_and_writes(self) -> None:
+        """A blank TPM gets its state with that."""
+        self.number += 1
+        self.truth.content = content_of(self.number)
+
+    @precondition(lambda self: self.encrypted and self.truth.secret and not self.taken)
+    @rule()
+    def point_with_the_secret(self) -> None:
+        self.taken = True
+        point = example_point("point", vm=VM, vm_name=NAME)
+        secrets = [{"uuid": SECRET, "usage": "vtpm"}]
+        self.catalog.record_point(
+            replace(point, document={**point.document, "secrets": secrets}, signed_by=SIGNER.fingerprint)
+        )
+
+    # -- the flows ---------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.started is None)
+    @rule(faults=faults)
+    def removed(self, faults: list[tuple[int, str, str]]) -> None:
+        self._begin(remove_tpm, RemoveTpm(NAME), faults)
+
+    @precondition(lambda self: self.started is None and not self.truth.element and not self.truth.content)
+    @rule(faults=faults, pick=st.integers(0, 5), blank=st.sampled_from([True, False, False]))
+    def added(self, faults: list[tuple[int, str, str]], pick: int, blank: bool) -> None:
+        versions = self.catalog.states_of_vm(VM)
+        chosen = None
+        if versions and not blank:
+            version = versions[pick % len(versions)]
+            chosen = ChosenVersion("tpm", version.id, version.sha256)
+        opened = self.encrypted and chosen is not None and (self.taken or self.truth.secret)
+        request = AddTpm(
+            NAME,
+            VM,
+            "tpm-crb",
+            version=chosen,
+            secret=SECRET if opened else "",
+            secret_point=example_point("point").id if opened and self.taken else "",
+        )
+        self._begin(add_tpm, request, faults)
+
+    @precondition(lambda self: self.started is not None)
+    @rule(faults=faults)
+    def taken_up(self, faults: list[tuple[int, str, str]]) -> None:
+        """By the next command, or by a person where an undo failed."""
+        assert self.started is not None
+        self._carry(self.started, faults)
+
+    def _begin(self, flow: Flow[Any, Any], request: Any, faults: list[tuple[int, str, str]]) -> None:
+        self.number += 1
+        placed = {kind: each for kind, each in self.catalog.placed_states(VM).items() if each is not None}
+        self.started = _Started(
+            flow,
+            request,
+            StepRecorder(f"{self.number:032x}"),
+            copy(self.truth),
+            placed,
+            len(self.catalog.states_of_vm(VM)),
+        )
+        self._carry(self.started, faults)
+
+    def _carry(self, started: _Started, faults: list[tuple[int, str, str]]) -> None:
+        started.steps.begin()
+        self.twin.fault = _faults(faults)
+        run = workflow_of(started.flow.name, lambda _name: started.flow, self._services, dict[str, Run]())
+        try:
+            with patch.object(plan, "DBOS", started.steps):
+                run(started.request)
+        except UndoStopped as stopped:
+            started.waits = bool(stopped.error.left)
+        except Death:
+            pass
+        except VmkeepError:
+            self.started = None
+            self._is_as_before(started)
+        else:
+            assert not started.waits, "what waited for a person was carried on in place of being undone"
+            self.started = None
+            self._is_done(started)
+        finally:
+            self.twin.fault = lambda _task, _when: None
+
+    def _services(self) -> Services:
+        return Services(
+            hosts={"this": self.twin},
+            at="this",
+            catalog=self.catalog,
+            repository=lambda: self.repository,
+            stop=lambda: None,
+            watch=lambda _progress: None,
+            stalled_after_seconds=60,
+            keep_state_versions=lambda: _RULE,
+        )
+
+    # -- what is promised --------------------------------------------------------------------------------------------
+
+    def _is_as_before(self, started: _Started) -> None:
+        before = started.before
+        assert (self.truth.element, self.truth.content) == (before.element, before.content)
+        assert self.truth.secret == before.secret, "the secret is not as it was"
+        placed = {kind: each for kind, each in self.catalog.placed_states(VM).items() if each is not None}
+        if len(self.catalog.states_of_vm(VM)) == started.versions:  # one that was kept counts in its place
+            assert placed == started.placed, "what counts as meant is not as it was"
+
+    def _is_done(self, started: _Started) -> None:
+        if started.flow is remove_tpm:
+            assert (self.truth.element, self.truth.content) == ("", None)
+            assert self.catalog.placed_states(VM).get("tpm") == NOTHING
+            return
+        version = started.request.version
+        assert self.truth.element
+        if version is None:
+            assert self.truth.content is None
+        else:
+            assert self.truth.content is not None
+            assert hashlib.sha256(self.truth.content).hexdigest() == version.sha256
+        if started.request.secret:
+            assert self.truth.secret
+
+    def _look(self) -> None:
+        """After each effect: no device without the state that vmkeep took or has to give, and no key destroyed."""
+        started = self.started
+        assert started is not None
+        needs = started.before.content if started.flow is remove_tpm else started.request.version
+        if needs is not None and self.truth.element:
+            assert self.truth.content is not None, "a VM that can start would get a blank TPM"
+        if self.encrypted and not self.truth.secret:
+            assert self.taken, "the secret is nowhere"
+
+    @invariant()
+    def every_version_can_be_read(self) -> None:
+        for version in self.catalog.states_of_vm(VM):
+            self._read(version)
+            self.known[version.id] = version.sha256
+        assert self.known.keys() == {version.id for version in self.catalog.states_of_vm(VM)}
+
+    def _read(self, version: CatalogState) -> None:
+        assert hashlib.sha256(self.repository.state(version.id)[1]).hexdigest() == version.sha256
+        assert self.catalog.pins(version.id), "nothing holds the version"
+
+
+def _faults(faults: list[tuple[int, str, str]]) -> Callable[[Task[Any], str], None]:
+    """Let the n-th task of a run fail, or the process die at it."""
+    wanted = {(number, when): what for number, when, what in faults}
+    seen = {"before": 0, "after": 0}
+
+    def fault(task: Task[Any], when: str) -> None:
+        number = seen[when]
+        seen[when] += 1
+        what = wanted.get((number, when))
+        if what == "dies":
+            raise Death(_GONE)
+        if what == "fails" and not (when == "after" and isinstance(task, LetTpmGo)):
+            raise full(task)
+
+    return fault
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  mkdtemp makes the name
+
+
+_PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+TestTpms = Tpms.TestCase
+TestTpms.settings = settings(max_examples=examples(25), stateful_step_count=12, deadline=None, phases=_PHASES)
