@@ -17,11 +17,11 @@ from typing import Any
 import libvirt
 import pytest
 
-from tests.crash.walk import EVERY
 from tests.guest import LinuxGuest
 from tests.guest.sealing import Told, seal, tell
 from tests.rig import Disk, Host, MiB, VmState
 from tests.rig.cli import Vmkeep
+from tests.turns import EVERY
 
 pytestmark = pytest.mark.system
 

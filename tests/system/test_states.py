@@ -227,14 +227,9 @@ def test_state_that_swtpm_does_not_load_is_not_kept(host: Host, vmkeep: Vmkeep) 
     assert vmkeep.fails("state", "try", "guest").code == "state-torn"
     assert vmkeep.json("state", "try", "guest", "--version", "1") == {"version": 1, "loads": True, "why": None}
     assert vmkeep.fails("state", "try", "guest", "--version", "3").code == "invalid-request"
+    # With the value that is kept with it, whatever libvirt has by now.
     host.connection.secretLookupByUUIDString(secret).setValue(b"another")
-    failed = vmkeep.fails("state", "try", "guest", "--version", "1")
-    assert (failed.code, failed.document) == (
-        "state-torn",
-        {"version": 1, "loads": False, "why": "swtpm does not load it"},
-    )
-    host.connection.secretLookupByUUIDString(secret).undefine()
-    assert vmkeep.json("state", "try", "guest", "--version", "1")["loads"] is None
+    assert vmkeep.json("state", "try", "guest", "--version", "1")["loads"] is True
 
 
 def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkeep: Vmkeep) -> None:

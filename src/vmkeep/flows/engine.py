@@ -50,8 +50,10 @@ from vmkeep.flows.requests import (
     InPlaceRestored,
     NvramReplaced,
     PointTaken,
+    RekeyTpm,
     RemoveTpm,
     ReplaceNvram,
+    ResetTpm,
     RestoreFiles,
     RestoreInPlace,
     RestoreStates,
@@ -64,6 +66,7 @@ from vmkeep.flows.requests import (
     TakeSnapshot,
     TpmAdded,
     TpmRemoved,
+    TpmRenewed,
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
@@ -327,6 +330,20 @@ class Engine:
         from vmkeep.flows.add_tpm import add_tpm
 
         return self._run(add_tpm, request, request.vm, watch)
+
+    def reset_tpm(self, request: ResetTpm, watch: Watch) -> TpmRenewed:
+        """Give a VM a new, blank TPM with a new key; on failure it has its own."""
+        from vmkeep.flows.reset_tpm import reset_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(reset_tpm, request, request.vm, watch)
+
+    def rekey_tpm(self, request: RekeyTpm, watch: Watch) -> TpmRenewed:
+        """Give the state of a VM's TPM a new key; on failure it has the old one."""
+        from vmkeep.flows.rekey_tpm import rekey_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(rekey_tpm, request, request.vm, watch)
 
     def clone_tpm(self, request: CloneTpm, watch: Watch) -> TpmCloned:
         """Give a VM a TPM like another one's; on failure it has none."""
