@@ -95,6 +95,12 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
             assert bed.add() == 0, death
         assert bed.has_tpm(), death
     assert killed > _MOST / 2
+    # Each removal that was done has one proof, whoever was killed before it was stored.
+    log = bed.vmkeep.json("log")["operations"]
+    done = {each["id"] for each in log if each["kind"] == "tpm.remove" and each["state"] == "done"}
+    removals = bed.vmkeep.json("tpm", "removal", "list")["removals"]
+    assert {each["id"] for each in removals} == done
+    assert all(each["stored"] and each["outcome"] == "has a TPM again" for each in removals)
 
 
 def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli import removals
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.state import PointOption, YesOption, put_back
@@ -45,6 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
+
+
+app.add_typer(removals.app, name="removal")
 
 
 @app.callback()
@@ -341,6 +345,8 @@ def _removed_document(removed: TpmRemoved) -> dict[str, Any]:
             "stays": removed.secret_stays or None,
         },
         "way_back": removed.way_back or None,
+        "tombstones": list(removed.tombstones),
+        "removal": removed.removal or None,
     }
 
 
@@ -359,6 +365,8 @@ def _removed_text(removed: TpmRemoved) -> Iterator[str]:
         yield f"libvirt's secret {removed.secret} was undefined; it is kept with the version"
     elif removed.secret:
         yield f"libvirt's secret {removed.secret} stays: {removed.secret_stays}"
+    if removed.tombstones:
+        yield "what could not be deleted is tried again by later commands, and by `vmkeep tombstones retry --all`"
     if removed.way_back:
         yield f"to go back: {removed.way_back}"
 

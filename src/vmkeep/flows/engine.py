@@ -144,6 +144,8 @@ class Engine:
             self._launch(settings.flows_path)
             self.recovered = self._away or self._recovery.recover()
             forget_finished_flows(settings.flows_path)
+            if not self._away:
+                self._go_on_deleting()
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
@@ -154,6 +156,14 @@ class Engine:
                 raise self._fault(error) from error
             raise
         return self
+
+    def _go_on_deleting(self) -> None:
+        """Try what could not be deleted on hosts again, when that is due, and store proofs that could not be stored."""
+        catalog = self._premises.catalog
+        if catalog.open_tombstones() or catalog.unstored_deletions():
+            from vmkeep.flows.tombstones import retry_quietly
+
+            retry_quietly(self._services())
 
     def _leave_broken_home(self) -> tuple[str, ...]:
         """Return what is to be told of a home that is done without; nothing for one that can be written."""
@@ -457,6 +467,7 @@ class Engine:
             watch=self._tell,
             stalled_after_seconds=self._premises.settings.stalled_after_seconds,
             keep_state_versions=lambda: self._premises.keep_state_versions,
+            removed_tpm_days=self._premises.settings.removed_tpm_days,
         )
 
     def _prepare_to_sign(self, watch: Watch) -> None:

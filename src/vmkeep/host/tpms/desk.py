@@ -7,6 +7,7 @@ from typing import Any
 from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.tpms import (
+    DeleteLeftTpmState,
     DeleteTpmState,
     DropTpmSecret,
     ForgetOwnTpmSecret,
@@ -17,6 +18,7 @@ from vmkeep.host.tasks.tpms import (
     JudgeTpmSecret,
     LetTpmGo,
     LookAtTpm,
+    LookAtTpmSecret,
     MakeTpmKey,
     PlanTpmSecret,
     PutTpmIn,
@@ -27,7 +29,7 @@ from vmkeep.host.tasks.tpms import (
     TpmRemains,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms import device, key, ownsecret, secret, state
+from vmkeep.host.tpms import device, key, ownsecret, remnant, secret, state
 
 
 def carry_out(task: Task[Any], operation: Operation) -> Any:
@@ -43,6 +45,10 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return device.take_tpm_out_of_vm(operation, task)
         case PutTpmIn():
             return device.put_tpm_into_vm(operation, task)
+        case DeleteLeftTpmState():
+            return remnant.delete_left_tpm_state(operation, task)
+        case LookAtTpmSecret():
+            return secret.look_at_tpm_secret(operation, task)
         case TpmRemains() | DeleteTpmState() | InstallTpmState() | WithdrawTpmState() | LetTpmGo():
             return _of_state(task, operation)
         case JudgeTpmSecret() | DropTpmSecret() | PlanTpmSecret() | GiveTpmSecret() | TakeTpmSecretBack():
