@@ -29,7 +29,7 @@ from vmkeep.host.tasks.tpms import (
     WithdrawTpmState,
 )
 
-_FILES = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}
+FILES = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}
 
 
 @flow("tpm.add", after_crash=AfterCrash.FINISH)
@@ -87,7 +87,7 @@ def examine(plan: Plan, request: AddTpm) -> TpmFound:
 
 def _is_that(lying: Orphan, request: AddTpm) -> bool:
     """Return whether the state that lies there is the one that the TPM is to have."""
-    file = _FILES[request.tpm_version]
+    file = FILES[request.tpm_version]
     wanted = None if request.version is None else request.version.sha256
     return wanted is not None and any(each.name == file and each.sha256 == wanted for each in lying.files)
 
@@ -112,7 +112,7 @@ def begin() -> None:
 def install_state(plan: Plan, request: AddTpm, found: TpmFound) -> None:
     """Put the version in place, whole or not at all."""
     if request.version is not None:
-        file = _FILES[request.tpm_version]
+        file = FILES[request.tpm_version]
         task = InstallTpmState(plan.operation, found.vm_uuid, found.directory, file, request.version)
         plan.services.on_host(plan.operation, task)
 

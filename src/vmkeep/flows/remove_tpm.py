@@ -77,7 +77,7 @@ def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
     plan.step(let_go, plan, found, heeds_stop=False)
     # Last: what it proves has happened, whether the repository can be reached by now or not.
     plan.step(store_proofs, plan, heeds_stop=False)
-    kept = _version_in(plan, found, remains)
+    kept = version_in(plan, found, remains)
     return TpmRemoved(
         name=found.vm_name,
         uuid=found.vm_uuid,
@@ -151,7 +151,7 @@ def delete_state(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> TpmSt
 
 def install_again(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> None:
     """Undo ``delete_state``, also of one that failed in the middle: what lies there already is left."""
-    version = _version_in(plan, found, remains)
+    version = version_in(plan, found, remains)
     if version is not None:
         chosen = ChosenVersion(version.kind, version.version_id, version.sha256)
         task = InstallTpmState(plan.operation, found.vm_uuid, found.directory, found.file, chosen)
@@ -233,7 +233,7 @@ def _main_hash(found: TpmFound, orphan: Orphan) -> str | None:
     return next((file.sha256 for file in orphan.files if file.name == found.file), None)
 
 
-def _version_in(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> KeptContent | None:
+def version_in(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> KeptContent | None:
     """Return the version that the TPM's state was: of several with one content the one that counts."""
     if remains.found is None:
         return None
@@ -250,3 +250,8 @@ def _way_back(plan: Plan, found: TpmFound, kept: KeptContent) -> str:
     if found.secret and not _holders(plan, found):
         options += f" --secret {found.secret}"
     return command_line("vmkeep tpm add", found.vm_name, options=options)
+
+
+def ways_back(plan: Plan, found: TpmFound, kept: KeptContent) -> tuple[str, ...]:
+    """Return the commands that give the VM this TPM in place of the one that it has by now."""
+    return command_line("vmkeep tpm remove", found.vm_name), _way_back(plan, found, kept)

@@ -24,7 +24,7 @@ from vmkeep.catalog import (
 )
 from vmkeep.custody.retention import HeldVersion, kept_for_themselves
 from vmkeep.custody.states import SealedSecret
-from vmkeep.errors import IntegrityError, VmkeepError
+from vmkeep.errors import IntegrityError, TargetExists, VmkeepError
 from vmkeep.flows.installation import catalog_states
 from vmkeep.flows.pin_secrets import PinSecrets
 from vmkeep.flows.removals import tpm_kept_until
@@ -309,7 +309,11 @@ def put_pin(
         snapshot=pinned,
         secrets=() if sealed is None else (SecretRef(sealed.usage, sealed.uuid),),
     )
-    catalog.adopt_pins([found_pin(repository.pins.put(record))])
+    try:
+        record = repository.pins.put(record)
+    except TargetExists:
+        record = repository.pins.get(record.id)  # an attempt that was killed put it
+    catalog.adopt_pins([found_pin(record)])
 
 
 def _readable(repository: Repository, states: Iterable[CatalogState]) -> Iterator[StateRef]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmkeep.custody.orphans import Orphan
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, NewVersion, SealedSecret, SecretSource
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -185,7 +185,8 @@ class DeleteLeftTpmState(Task[LeftTpmStateDeleted]):
 class InstallTpmState(Task[None]):
     """Put a version in place as a TPM's state. One that lies there already is done; anything else is never replaced.
 
-    Raises TargetExists when something else lies there, IntegrityError for an object that is not that version.
+    ``of_vm`` is the UUID of the VM that it is a version of, empty for this one. Raises TargetExists when something else
+    lies there, IntegrityError for an object that is not that version.
     """
 
     operation: str
@@ -193,6 +194,7 @@ class InstallTpmState(Task[None]):
     directory: str
     file: str
     version: ChosenVersion
+    of_vm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,3 +317,56 @@ class RequireTpmFits(Task[None]):
     model: str
     version: str
     secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveOwnTpmSecret(Task[None]):
+    """Define a secret of this UUID for the TPM of a VM, with the value of the secret ``value_of``, or one by chance.
+
+    One that has a value is done already. Raises SecretMissing and SecretPrivate for a value that libvirt does not tell.
+    """
+
+    secret: str
+    vm: str
+    value_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetOwnTpmSecret(Task[None]):
+    """Undo GiveOwnTpmSecret, except for a secret that a VM names by now."""
+
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakeTpmKey(Task[SealedSecret]):
+    """Make a new value for a secret of this UUID, and seal it for a pin that is to be put. libvirt is not told yet."""
+
+    operation: str
+    vm_uuid: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class TpmStateRekeyed:
+    """The version that was put into the repository, and its secret, sealed for its pin; None for one in plain."""
+
+    version: NewVersion
+    sealed: SealedSecret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RekeyTpmState(Task[TpmStateRekeyed]):
+    """Put a version of a TPM 2.0 state into the repository once more, with another key, as this generation.
+
+    ``old`` is the UUID of the secret of libvirt's that opens it, empty for one in plain; ``new`` is what it gets, None
+    for plain. Nothing on the host is changed. Raises SecretMissing and SecretPrivate of the old one, StateUnsupported
+    for a TPM 1.2 and without a swtpm, IntegrityError when it does not open, or what came out is not the same TPM.
+    """
+
+    operation: str
+    vm_uuid: str
+    version: ChosenVersion
+    generation: int
+    old: str = ""
+    new: SecretSource | None = None

@@ -10,6 +10,8 @@ from vmkeep.host.tasks.tpms import (
     DeleteLeftTpmState,
     DeleteTpmState,
     DropTpmSecret,
+    ForgetOwnTpmSecret,
+    GiveOwnTpmSecret,
     GiveTpmSecret,
     HoldForTpm,
     InstallTpmState,
@@ -17,15 +19,17 @@ from vmkeep.host.tasks.tpms import (
     LetTpmGo,
     LookAtTpm,
     LookAtTpmSecret,
+    MakeTpmKey,
     PlanTpmSecret,
     PutTpmIn,
+    RekeyTpmState,
     RequireTpmFits,
     TakeTpmOut,
     TakeTpmSecretBack,
     TpmRemains,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms import device, remnant, secret, state
+from vmkeep.host.tpms import device, key, ownsecret, remnant, secret, state
 
 
 def carry_out(task: Task[Any], operation: Operation) -> Any:
@@ -49,6 +53,19 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return _of_state(task, operation)
         case JudgeTpmSecret() | DropTpmSecret() | PlanTpmSecret() | GiveTpmSecret() | TakeTpmSecretBack():
             return _of_secret(task, operation)
+    return _of_new_key(task, operation)
+
+
+def _of_new_key(task: Task[Any], operation: Operation) -> Any:
+    match task:
+        case GiveOwnTpmSecret():
+            return ownsecret.give_own_secret(operation.connected(), task.secret, task.vm, value_of=task.value_of)
+        case ForgetOwnTpmSecret():
+            return ownsecret.forget_own_secret(operation.connected(), task.secret)
+        case MakeTpmKey():
+            return key.make_tpm_key(operation, task)
+        case RekeyTpmState():
+            return key.rekey_tpm_state(operation, task)
     raise AssertionError(f"not a task of TPMs: {task}")
 
 

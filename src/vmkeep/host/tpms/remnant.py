@@ -10,7 +10,7 @@ from vmkeep.errors import InvalidRequest
 from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.tpms import DeleteLeftTpmState, LeftTpmStateDeleted
 from vmkeep.host.tpms.device import place_of_tpm
-from vmkeep.host.tpms.state import content_of, delete_files, is_named, now, require_readable
+from vmkeep.host.tpms.state import delete_files, is_named, now, require_readable, version_content
 from vmkeep.host.vm.claims import claims_of_vms
 from vmkeep.hypervisor import Hypervisor
 
@@ -21,7 +21,7 @@ def delete_left_tpm_state(operation: Operation, task: DeleteLeftTpmState) -> Lef
     if task.directory in _places_of(hypervisor, task.vm_uuid):
         return LeftTpmStateDeleted(superseded=True, at=now())
     for version in task.kept:
-        content_of(operation, task.vm_uuid, version)
+        version_content(operation, task.vm_uuid, version)
     found = require_readable(task.directory)
     if found is None:
         return LeftTpmStateDeleted(at=now())

@@ -57,7 +57,7 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
     hypervisor, seen = operation.connected(), task.seen
     domain = domain_of(hypervisor, task.vm_uuid)
     hold(operation, domain, DOING)
-    hashes = {content_of(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
+    hashes = {version_content(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
     _refuse_while_needed(operation, domain, seen.path)
     named = is_named(hypervisor.uri, domain.uuid, seen.path)
     marks = {file.name: file.mark for file in seen.files}
@@ -160,7 +160,7 @@ def install_tpm_state(operation: Operation, task: InstallTpmState) -> None:
     """Put a version in place; see the task."""
     domain = domain_of(operation.connected(), task.vm_uuid)
     hold(operation, domain, DOING)
-    version, content = content_of(operation, task.vm_uuid, task.version)
+    version, content = version_content(operation, task.of_vm or task.vm_uuid, task.version)
     directory = Path(task.directory)
     main = directory / task.file
     try:
@@ -219,7 +219,7 @@ def require_readable(directory: str) -> Orphan | None:
         raise file_error(error, Path(directory)) from error
 
 
-def content_of(operation: Operation, vm_uuid: str, version: ChosenVersion) -> tuple[StateVersion, bytes]:
+def version_content(operation: Operation, vm_uuid: str, version: ChosenVersion) -> tuple[StateVersion, bytes]:
     """Return a version, read from the repository. Raises IntegrityError when it is not what the catalogue knows."""
     found, content = read_chosen(operation.repository(), vm_uuid, version)
     if hashlib.sha256(content).hexdigest() != version.sha256:
