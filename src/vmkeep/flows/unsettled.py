@@ -9,7 +9,18 @@ from vmkeep.catalog import Catalog, Operation, OperationState
 from vmkeep.commandline import command_line
 from vmkeep.errors import NeedsOperator
 
-DESTRUCTIVE: Final = frozenset({"restore.vm", "restore.in_place", "snapshot.revert", "tpm.add", "tpm.remove"})
+DESTRUCTIVE: Final = frozenset(
+    {
+        "restore.vm",
+        "restore.in_place",
+        "snapshot.revert",
+        "tpm.add",
+        "tpm.clone",
+        "tpm.remove",
+        "vm.clone",
+        "vm.rename",
+    }
+)
 """Flows that change or replace what a VM has. A point, a snapshot and files beside the VM change nothing of it."""
 
 
