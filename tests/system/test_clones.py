@@ -13,9 +13,9 @@ import libvirt
 import pytest
 
 from tests.crash.bed import KILLED, Trap, Zygote
-from tests.crash.walk import EVERY, sampled
 from tests.rig import Disk, Host, MiB, NvIndexMissingError, Vm, images
 from tests.rig.cli import Vmkeep
+from tests.turns import EVERY, sampled
 
 pytestmark = pytest.mark.system
 

@@ -50,8 +50,10 @@ from vmkeep.flows.requests import (
     InPlaceRestored,
     NvramReplaced,
     PointTaken,
+    RekeyTpm,
     RemoveTpm,
     ReplaceNvram,
+    ResetTpm,
     RestoreFiles,
     RestoreInPlace,
     RestoreStates,
@@ -64,11 +66,12 @@ from vmkeep.flows.requests import (
     TakeSnapshot,
     TpmAdded,
     TpmRemoved,
+    TpmRenewed,
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services, end_operation
-from vmkeep.flows.unsettled import DESTRUCTIVE, refuse_beside_unsettled
+from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm, Progress
@@ -141,6 +144,8 @@ class Engine:
             self._launch(settings.flows_path)
             self.recovered = self._away or self._recovery.recover()
             forget_finished_flows(settings.flows_path)
+            if not self._away:
+                self._go_on_deleting()
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
@@ -151,6 +156,14 @@ class Engine:
                 raise self._fault(error) from error
             raise
         return self
+
+    def _go_on_deleting(self) -> None:
+        """Try what could not be deleted on hosts again, when that is due, and store proofs that could not be stored."""
+        catalog = self._premises.catalog
+        if catalog.open_tombstones() or catalog.unstored_deletions():
+            from vmkeep.flows.tombstones import retry_quietly
+
+            retry_quietly(self._services())
 
     def _leave_broken_home(self) -> tuple[str, ...]:
         """Return what is to be told of a home that is done without; nothing for one that can be written."""
@@ -328,6 +341,20 @@ class Engine:
 
         return self._run(add_tpm, request, request.vm, watch)
 
+    def reset_tpm(self, request: ResetTpm, watch: Watch) -> TpmRenewed:
+        """Give a VM a new, blank TPM with a new key; on failure it has its own."""
+        from vmkeep.flows.reset_tpm import reset_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(reset_tpm, request, request.vm, watch)
+
+    def rekey_tpm(self, request: RekeyTpm, watch: Watch) -> TpmRenewed:
+        """Give the state of a VM's TPM a new key; on failure it has the old one."""
+        from vmkeep.flows.rekey_tpm import rekey_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(rekey_tpm, request, request.vm, watch)
+
     def clone_tpm(self, request: CloneTpm, watch: Watch) -> TpmCloned:
         """Give a VM a TPM like another one's; on failure it has none."""
         from vmkeep.flows.clone_tpm import clone_tpm
@@ -441,6 +468,7 @@ class Engine:
             watch=self._tell,
             stalled_after_seconds=self._premises.settings.stalled_after_seconds,
             keep_state_versions=lambda: self._premises.keep_state_versions,
+            removed_tpm_days=self._premises.settings.removed_tpm_days,
         )
 
     def _prepare_to_sign(self, watch: Watch) -> None:
@@ -459,7 +487,7 @@ class Engine:
         self._stop()
         operation = uuid.uuid4().hex
         catalog = self._premises.catalog
-        if declared.name in DESTRUCTIVE:
+        if declared.name not in HARMLESS:
             refuse_beside_unsettled(catalog, vm, getattr(request, "vm_uuid", ""))
         self._watch = watch
         catalog.begin_operation(operation, declared.name, vm, self._executor, dataclasses.asdict(request))
