@@ -367,6 +367,7 @@ class Engine:
         """Make a second VM of one that is off; on failure nothing of it stays."""
         from vmkeep.flows.clone_vm import clone_vm
 
+        refuse_beside_unsettled(self._premises.catalog, request.source)
         self._prepare_to_sign(watch)
         return self._run(clone_vm, request, request.name, watch)
 
