@@ -151,6 +151,8 @@ def test_link_in_place_of_the_nvram_folder_leads_nowhere(victim: Victim) -> None
         )
         assert as_vm.code == "permission-denied"
         assert victim.vmkeep.fails("backup", "victim").code == "state-unsupported"
+        for word in ("reset", "enroll"):
+            assert victim.vmkeep.fails("nvram", word, "victim", "--yes").code == "state-unsupported"
         victim.assert_secret_untouched()
     finally:
         folder.unlink()
@@ -173,6 +175,10 @@ def test_pipe_in_place_of_the_nvram_costs_nobody_time(victim: Victim, *, running
         assert failure.code == "state-unsupported"
         assert victim.vm.state() is (VmState.RUNNING if running else VmState.OFF)
         victim.vmkeep.run("--json", "doctor", "victim")
+        (row,) = victim.vmkeep.json("nvram", "list")["vms"]
+        assert (row["secure_boot"], bool(row["problem"])) == (None, True)
+        if not running:
+            assert victim.vmkeep.fails("nvram", "enroll", "victim", "--yes").code == "state-unsupported"
         assert time.monotonic() - begun < 2 * _PROMPT_SECONDS
     finally:
         nvram.unlink()

@@ -67,7 +67,7 @@ class _Bed:
 @pytest.fixture(scope="module")
 def bed() -> Iterator[_Bed]:
     need_effects()
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         secret = host.define_secret(_VALUE)
         backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
         vm = host.define("guest", disks=[Disk("vda", MiB)], firmware="bios", tpm_backend=backend)
@@ -87,7 +87,7 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
     effects = bed.zygote.effects
     assert bed.add() == 0
     killed = 0
-    for death in deaths(effects, _MOST):
+    for death in deaths(effects, _MOST, daily=True):
         status = bed.remove(death)
         killed += status == KILLED
         assert status in (KILLED, 0), death
@@ -95,6 +95,12 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
             assert bed.add() == 0, death
         assert bed.has_tpm(), death
     assert killed > _MOST / 2
+    # Each removal that was done has one proof, whoever was killed before it was stored.
+    log = bed.vmkeep.json("log")["operations"]
+    done = {each["id"] for each in log if each["kind"] == "tpm.remove" and each["state"] == "done"}
+    removals = bed.vmkeep.json("tpm", "removal", "list")["removals"]
+    assert {each["id"] for each in removals} == done
+    assert all(each["stored"] and each["outcome"] == "has a TPM again" for each in removals)
 
 
 def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed) -> None:
@@ -102,7 +108,7 @@ def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed
     assert bed.add() == 0
     effects = bed.zygote.effects
     killed = 0
-    for death in deaths(effects, _MOST):
+    for death in deaths(effects, _MOST, daily=True):
         assert bed.remove() == 0
         status = bed.add(death)
         killed += status == KILLED

@@ -116,7 +116,8 @@ def test_state_that_cannot_be_read_is_told_and_the_others_are_listed(host: Host,
     assert str(permall.relative_to(vm.tpm_directory)) in document["problems"][0]
 
 
-def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, vmkeep: Vmkeep) -> None:
+def test_state_that_changed_is_kept_without_a_point_and_comes_back(booting_host: Host) -> None:
+    host, vmkeep = booting_host, Vmkeep(booting_host)
     vm = host.define("guest", disks=[Disk("vda", MiB)])
     vm.start(paused=True)
     vm.destroy()
@@ -267,7 +268,8 @@ def versions_of(vmkeep: Vmkeep, vm: str) -> list[dict[str, Any]]:
     return versions
 
 
-def test_watch_keeps_what_changes_and_catches_up_with_what_it_missed(host: Host, vmkeep: Vmkeep) -> None:
+def test_watch_keeps_what_changes_and_catches_up_with_what_it_missed(booting_host: Host) -> None:
+    host, vmkeep = booting_host, Vmkeep(booting_host)
     vm = host.define("guest", disks=[Disk("vda", MiB)])
     vm.start(paused=True)
     vm.destroy()

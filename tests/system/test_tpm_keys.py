@@ -8,10 +8,10 @@ import re
 import pytest
 
 from tests.crash.bed import Trap, Zygote
-from tests.crash.walk import sampled
 from tests.rig import Host, NvIndexMissingError, Vm
 from tests.rig.cli import Vmkeep
 from tests.system.test_tpm_device import _STORED, _VALUE, encrypted, inactive, run_once
+from tests.turns import sampled
 
 pytestmark = pytest.mark.system
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli import removals
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.state import PointOption, YesOption, put_back
@@ -19,10 +20,12 @@ from vmkeep.cli.state_show import (
     where,
 )
 from vmkeep.cli.tables import Facts
+from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmkeep.flows.clone_requests import TpmCloned
     from vmkeep.flows.requests import TpmAdded, TpmRemoved, TpmRenewed
     from vmkeep.flows.show_tpm import TpmShown
 
@@ -43,6 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
+
+
+app.add_typer(removals.app, name="removal")
 
 
 @app.callback()
@@ -223,6 +229,49 @@ def rekey(
             running.console.show(told, *_renewed_text(renewed))
 
 
+@app.command("clone", epilog="Example: vmkeep tpm clone win11 win11-test --new")
+def clone(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The VM whose TPM it is: name or UUID.", autocompletion=complete_vm)
+    ],
+    vm: VmArgument,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="With its state as it is now: two VMs have one TPM identity then.")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="A blank one of its kind.")] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Give a VM that is off and has no TPM one like another VM's. Give --copy or --new."""
+    from vmkeep.flows.choose_clone import choose_clone
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        if copy is new:
+            raise InvalidRequest("Give exactly one of --copy and --new")
+        if copy:
+            running.console.confirm(
+                f"Give VM {vm!r} a copy of the TPM of VM {source!r}? What is sealed to one opens in both, and "
+                "nobody can tell the two apart by their TPM.",
+                yes=yes,
+            )
+        with running.engine(first_use=True) as engine:
+            with running.host() as host:
+                request = choose_clone(running.premises, host, source, vm, copy=copy)
+            with running.console.progress() as watch:
+                cloned = engine.clone_tpm(request, watch)
+        if running.console.json:
+            running.console.document({"cloned": _cloned_document(cloned)})
+        else:
+            state = "with a copy of its state" if cloned.sha256 else "blank at its next start"
+            device = f"TPM {cloned.version} ({cloned.model})"
+            running.console.show(f"VM {cloned.name} has a {device} like that of {cloned.source}, {state}")
+        for sentence in cloned.warnings:
+            running.console.notice(f"warning: {sentence}")
+
+
 @app.command("restore", epilog="Example: vmkeep tpm restore win11 --version 3")
 def restore(
     context: typer.Context,
@@ -296,6 +345,8 @@ def _removed_document(removed: TpmRemoved) -> dict[str, Any]:
             "stays": removed.secret_stays or None,
         },
         "way_back": removed.way_back or None,
+        "tombstones": list(removed.tombstones),
+        "removal": removed.removal or None,
     }
 
 
@@ -314,8 +365,24 @@ def _removed_text(removed: TpmRemoved) -> Iterator[str]:
         yield f"libvirt's secret {removed.secret} was undefined; it is kept with the version"
     elif removed.secret:
         yield f"libvirt's secret {removed.secret} stays: {removed.secret_stays}"
+    if removed.tombstones:
+        yield "what could not be deleted is tried again by later commands, and by `vmkeep tombstones retry --all`"
     if removed.way_back:
         yield f"to go back: {removed.way_back}"
+
+
+def _cloned_document(cloned: TpmCloned) -> dict[str, Any]:
+    return {
+        "vm": cloned.name,
+        "vm_uuid": cloned.uuid,
+        "source": cloned.source,
+        "source_uuid": cloned.source_uuid,
+        "model": cloned.model,
+        "version": cloned.version,
+        "sha256": cloned.sha256 or None,
+        "secret": cloned.secret or None,
+        "warnings": list(cloned.warnings),
+    }
 
 
 def _renewed_document(renewed: TpmRenewed) -> dict[str, Any]:

@@ -287,6 +287,7 @@ class TpmRemoved:
     ``deleted`` are paths, ``left`` sentences about what lies there still. ``secret`` is the UUID of the secret that
     encrypts the state, ``secret_point`` or ``secret_pin`` what holds it where it was undefined, ``secret_stays`` why
     not.
+    ``tombstones`` are the ids of those that say what must still be deleted, ``removal`` is the id of the proof.
     """
 
     name: str
@@ -301,6 +302,8 @@ class TpmRemoved:
     secret_stays: str = ""
     way_back: str = ""
     secret_pin: str = ""
+    tombstones: tuple[str, ...] = ()
+    removal: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
