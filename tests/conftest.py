@@ -15,9 +15,13 @@ import pytest
 import vmkeep
 from tests.examples import examples
 from tests.rig import Host, Vm, missing_requirements
+from tests.turns import DAY, EVERY, skip_all_but_sampled
 
 if TYPE_CHECKING:
     from tests.rig.database import Cluster
+
+# Each worker imports all tests, whose assertions pytest rewrites for 8 s of a processor unless it keeps what it made.
+sys.dont_write_bytecode = False
 
 # A busy machine is no reason to fail: examples are limited by number, not by time.
 hypothesis.settings.register_profile("vmkeep", deadline=None, max_examples=examples())
@@ -31,13 +35,18 @@ _ORDER = ("soak", "zoo", "crash", "environment", "attack", "system", "contract",
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the directories; within one of them everything stays where it is."""
+    """Sort the directories; within one of them everything stays where it is. And give each test its turn."""
 
     def place(item: pytest.Item) -> int:
         directory = item.path.relative_to(config.rootpath / "tests").parts[0]
         return _ORDER.index(directory) if directory in _ORDER else 0
 
     items.sort(key=place)
+    skip_all_but_sampled(items)
+
+
+def pytest_report_header() -> str:
+    return "in turn: all" if EVERY else f"in turn: VMKEEP_CRASH_DAY={DAY} (VMKEEP_CRASH_ALL=1 for all)"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -76,14 +85,25 @@ def _no_libvirt_is_left_to_ask() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def session_host() -> Iterator[Host]:
-    """The host of the whole session, for fixtures of a wider scope than one test; ``host`` is what tests want."""
+    """The host of the whole session, for fixtures of a wider scope than one test; ``host`` is what tests want.
+
+    Its UEFI halts at once. A file whose promise needs one that works, or a guest with a system that it starts, has
+    ``booting_session_host`` in its place.
+    """
+    with Host("alpha", idle_firmware=True) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def booting_session_host() -> Iterator[Host]:
+    """A host whose UEFI boots, writes its variables and measures into the TPM, for 6 s of a processor each time."""
     with Host("alpha") as host:
         yield host
 
 
 @pytest.fixture(scope="session")
 def second_session_host() -> Iterator[Host]:
-    with Host("beta") as host:
+    with Host("beta", idle_firmware=True) as host:
         yield host
 
 
@@ -92,6 +112,13 @@ def host(session_host: Host) -> Iterator[Host]:
     """A libvirt host; its VMs, disks and VMKEEP_HOME are gone after the test."""
     yield session_host
     session_host.clear()
+
+
+@pytest.fixture
+def booting_host(booting_session_host: Host) -> Iterator[Host]:
+    """Another one, for the tests that need its firmware; emptied like ``host``."""
+    yield booting_session_host
+    booting_session_host.clear()
 
 
 @pytest.fixture
@@ -113,7 +140,7 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 def vm(host: Host) -> Vm:
-    """A running UEFI VM with a vTPM and one qcow2 disk, ``vda`` of 64 MiB; its firmware is still booting."""
+    """A running UEFI VM with a vTPM and one qcow2 disk, ``vda`` of 64 MiB."""
     vm = host.define("guest")
     vm.start()
     return vm

@@ -37,6 +37,8 @@ DEFAULT_STALLED_AFTER_SECONDS = 900
 DEFAULT_LONGEST_PAUSE_SECONDS = 30
 DEFAULT_STATE_VERSIONS = "last=50, hourly=48, daily=90"
 """A guest that writes to its TPM all the time makes a version every few seconds; what it was yesterday stays."""
+DEFAULT_REMOVED_TPM_DAYS = 90
+MAX_DAYS = 36_500
 
 _TYPES: Mapping[str, type[str | int]] = {
     "uri": str,
@@ -51,8 +53,14 @@ _TYPES: Mapping[str, type[str | int]] = {
     "stalled_after_seconds": int,
     "longest_pause_seconds": int,
     "state_versions": str,
+    "removed_tpm_days": int,
     "trial_start": str,
     "key_passphrase_file": str,
+}
+_MOST: Mapping[str, int] = {
+    "workers": MAX_WORKERS,
+    "points_at_once": MAX_POINTS_AT_ONCE,
+    "removed_tpm_days": MAX_DAYS,
 }
 _VMS = "vm"
 _KEYS = "key"
@@ -88,6 +96,7 @@ class Settings:
     ``stalled_after_seconds`` is how long one call to the repository's storage, or to libvirt, may take.
     ``longest_pause_seconds`` is how long a guest may stand still for the instant of a point or snapshot.
     ``state_versions`` is the rule by which versions of state files are kept that no point and no snapshot needs.
+    ``removed_tpm_days`` is how long versions of a TPM that was removed are kept that no point and no snapshot needs.
     ``trial_start``: a TPM state that is captured is loaded by swtpm before it is kept.
     ``vms`` is by the name or UUID that stands in the settings file.
     ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
@@ -106,6 +115,7 @@ class Settings:
     stalled_after_seconds: int = DEFAULT_STALLED_AFTER_SECONDS
     longest_pause_seconds: int = DEFAULT_LONGEST_PAUSE_SECONDS
     state_versions: str = DEFAULT_STATE_VERSIONS
+    removed_tpm_days: int = DEFAULT_REMOVED_TPM_DAYS
     trial_start: bool = True
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
     key_passphrase_file: Path | None = None
@@ -358,10 +368,9 @@ def _check(path: Path, key: str, value: object) -> None:
     if key == "trial_start" and value not in (ON, OFF):
         raise _wrong(path, f"{path}: setting {key!r} must be {ON!r} or {OFF!r}", f"Correct {key} in {path}.")
     number = value if isinstance(value, int) else 0
-    if key == "workers" and not 1 <= number <= MAX_WORKERS:
-        raise _wrong(path, f"{path}: setting {key!r} must be 1 to {MAX_WORKERS}", f"Correct {key} in {path}.")
-    if key == "points_at_once" and not 1 <= number <= MAX_POINTS_AT_ONCE:
-        raise _wrong(path, f"{path}: setting {key!r} must be 1 to {MAX_POINTS_AT_ONCE}", f"Correct {key} in {path}.")
+    most = _MOST.get(key)
+    if most is not None and not 1 <= number <= most:
+        raise _wrong(path, f"{path}: setting {key!r} must be 1 to {most}", f"Correct {key} in {path}.")
     if key in ("stalled_after_seconds", "longest_pause_seconds") and number < 1:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 or more", f"Correct {key} in {path}.")
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):

@@ -27,11 +27,11 @@ from tests.attack.agents import (
     refused,
     returned,
 )
-from tests.crash.walk import EVERY, sampled
 from tests.guest import LinuxGuest
 from tests.rig import Disk, Host, MiB, VmState
 from tests.rig.cli import Failure, Vmkeep, finished
 from tests.system.truth import assert_left_alone, checkpoints
+from tests.turns import EVERY, sampled
 
 pytestmark = pytest.mark.system
 
@@ -53,9 +53,9 @@ _at_length = pytest.mark.skipif("VMKEEP_ATTACK_ALL" not in os.environ, reason="t
 
 @pytest.fixture(autouse=True)
 def _sampled(request: pytest.FixtureRequest) -> None:
-    """Two of them a day, others each day; all with VMKEEP_CRASH_ALL."""
+    """One of them a day, others each day; all with VMKEEP_CRASH_ALL."""
     name = request.node.originalname
-    if name in _IN_TURN and not EVERY and name not in sampled(_IN_TURN, 2):
+    if name in _IN_TURN and not EVERY and name not in sampled(_IN_TURN, 1):
         pytest.skip("one of a sample (VMKEEP_CRASH_ALL=1 for all)")
 
 

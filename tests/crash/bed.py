@@ -413,7 +413,7 @@ class Bed:
             self.truths[point["id"]] = self.content.copy()
             self.effects = self.zygote.effects
         state = self.vm.state()
-        for death in deaths(self.effects, 5, daily=True)[share::SHARES]:
+        for death in deaths(self.effects, 4, daily=True)[share::SHARES]:
             self.sound = False
             self.change()
             before, killed, stored = checkpoints(self.vm), self.content.copy(), self._stored()

@@ -262,10 +262,14 @@ def _restore_state(words: list[Any], engine: Any, premises: Any, host: Any) -> A
 def _change_tpm(kind: str, words: list[Any], engine: Any, premises: Any, host: Any) -> Any:
     """Take a VM's TPM out, or put one in with the state of the version or point that is named."""
     from vmkeep.flows.choose_tpm import choose_tpm
-    from vmkeep.flows.requests import RemoveTpm
+    from vmkeep.flows.requests import RekeyTpm, RemoveTpm, ResetTpm
 
     if kind == "tpm_remove":
         return engine.remove_tpm(RemoveTpm(words[0]), lambda _: None).uuid
+    if kind == "tpm_reset":
+        return engine.reset_tpm(ResetTpm(words[0]), lambda _: None).uuid
+    if kind == "tpm_rekey":
+        return engine.rekey_tpm(RekeyTpm(words[0]), lambda _: None).uuid
     request = choose_tpm(
         premises.catalog,
         lambda: premises.repository,

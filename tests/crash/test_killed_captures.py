@@ -17,7 +17,7 @@ from tests.rig.cli import Vmkeep
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_MOST = 14
+_MOST = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class _Bed:
 def bed() -> Iterator[_Bed]:
     """A VM that is off, of which a point was taken, on a host with a gate."""
     need_effects()
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         vm = host.define("guest", disks=[Disk("vda", MiB)])
         vm.start(paused=True)
         vm.destroy()
@@ -57,7 +57,7 @@ def test_capture_killed_at_any_effect_is_done_by_the_next_one_and_the_newest_sta
     undisturbed = bed.zygote.command("--json", "state", "capture", "guest", death=NO_DEATH, env=bed.vmkeep.environment)
     assert undisturbed.status == 0, undisturbed
     killed = 0
-    for death in deaths(bed.zygote.effects, _MOST):
+    for death in deaths(bed.zygote.effects, _MOST, daily=True):
         before = bed.versions()
         bed.vm.change_tpm()
         now = hashlib.sha256(bed.vm.tpm_state()).hexdigest()
@@ -86,7 +86,7 @@ def test_gate_killed_at_any_effect_of_its_making_keeps_no_sound_vm_and_is_made_b
     undisturbed = bed.zygote.command("--json", "hook", "install", death=NO_DEATH, env=bed.vmkeep.environment)
     assert undisturbed.status == 0, undisturbed
     killed = 0
-    for death in deaths(bed.zygote.effects, _MOST):
+    for death in deaths(bed.zygote.effects, _MOST, daily=True):
         bed.vmkeep.json("hook", "remove")
         ended = bed.zygote.command("--json", "hook", "install", death=death, env=bed.vmkeep.environment)
         killed += ended.status == KILLED

@@ -23,13 +23,13 @@ from lxml import etree
 
 from tests.crash.bed import wait_until
 from tests.crash.test_killed_libvirtd import _libvirtd
-from tests.crash.walk import sampled
 from tests.rig import Disk, Host, MiB, Vm, VmState, assert_images_equal
 from tests.rig.cli import Vmkeep
 from tests.rig.domain_xml import disks_of
 from tests.rig.images import read_offline_image
 from tests.rig.qemufiles import images_open, images_written
 from tests.system.kept_snapshots import names
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
@@ -170,7 +170,7 @@ def _keep_started(host: Host) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("who", "moment"), sampled(_CASES, 2), ids=lambda value: str(value))
+@pytest.mark.parametrize(("who", "moment"), sampled(_CASES, 1), ids=lambda value: str(value))
 def test_killed_deletion_loses_nothing_and_is_told_and_mended(guest: _Guest, who: str, moment: str) -> None:
     _kill_in_deletion(guest, who, moment)
     if who == "vmkeep":  # libvirt goes on

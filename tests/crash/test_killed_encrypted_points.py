@@ -38,6 +38,7 @@ def bed(crash_host: Host) -> Iterator[Bed]:
     crash_host.clear()
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("trap", [*_RUNNING, *_OFF], ids=lambda trap: f"{trap.when}-{trap.place.rpartition(':')[2]}")
 def test_killed_point_of_an_encrypted_disk_leaves_no_secret_and_no_scratch(bed: Bed, trap: Trap) -> None:
     if trap in _OFF:

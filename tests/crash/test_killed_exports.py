@@ -16,7 +16,7 @@ from tests.rig.cli import Vmkeep
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_MOST = 8
+_MOST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Bed:
 @pytest.fixture(scope="module")
 def bed() -> Iterator[_Bed]:
     need_effects()
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         vm = host.define("guest", disks=[Disk("vda", MiB)])
         vm.start(paused=True)
         vm.destroy()
@@ -58,7 +58,7 @@ def test_export_killed_at_any_effect_leaves_a_whole_file_or_none(bed: _Bed) -> N
     assert undisturbed.status == 0, undisturbed
     (work / "state").unlink()
     killed = 0
-    for death in deaths(bed.zygote.effects, _MOST):
+    for death in deaths(bed.zygote.effects, _MOST, daily=True):
         ended = bed.zygote.command(*words, str(work / "state"), death=death, env=bed.vmkeep.environment)
         killed += ended.status == KILLED
         assert ended.status in (KILLED, 0), (death, ended)
@@ -87,7 +87,7 @@ def test_import_killed_at_any_effect_keeps_all_or_nothing_and_the_next_one_does_
     undisturbed = bed.zygote.command(*command(a_vm("first")), death=NO_DEATH, env=bed.vmkeep.environment)
     assert undisturbed.status == 0, undisturbed
     killed = 0
-    for number, death in enumerate(deaths(bed.zygote.effects, _MOST)):
+    for number, death in enumerate(deaths(bed.zygote.effects, _MOST, daily=True)):
         vm = a_vm(f"other{number}")
         ended = bed.zygote.command(*command(vm), death=death, env=bed.vmkeep.environment)
         killed += ended.status == KILLED

@@ -18,10 +18,11 @@ import libvirt
 import pytest
 
 from tests.crash.bed import KILLED, Outcome, Trap, Zygote
-from tests.crash.walk import SHARES, Death, deaths, need_effects, sampled
+from tests.crash.walk import SHARES, Death, deaths, need_effects
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes
 from tests.system.offline import bitmaps, qemu_img, write_offline, zero_offline
 from tests.system.truth import Truth, checkpoints
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
@@ -213,7 +214,7 @@ def test_restore_killed_at_any_effect_is_finished_or_never_began(pair: Pair, sha
         assert pair.walk(Death(None)).status == 0
         pair.effects = pair.zygote.effects
         pair.assert_at(aim)
-    for death in deaths(pair.effects, 6, daily=True)[share::SHARES]:
+    for death in deaths(pair.effects, 4, daily=True)[share::SHARES]:
         aim, start = pair.other, pair.at
         pair.sound = False
         outcome = pair.walk(death)

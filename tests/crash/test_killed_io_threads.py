@@ -55,6 +55,7 @@ def _name(trap: Trap) -> str:
     return f"{trap.when}-{trap.place.rpartition(':')[2]}+{trap.delay_ms:g}ms"
 
 
+@pytest.mark.in_turn(5)
 @pytest.mark.parametrize("trap", _TRAPS, ids=_name)
 def test_guest_lives_when_vmkeep_is_killed_among_its_connections(threaded_bed: Bed, trap: Trap) -> None:
     bed = threaded_bed

@@ -18,12 +18,12 @@ import libvirt
 import pytest
 
 from tests.crash.bed import KILLED, Trap, Zygote, wait_until
-from tests.crash.walk import sampled
 from tests.rig import Disk, Host, KiB, MiB, Vm, assert_images_equal
 from tests.rig.domain_xml import disks_of
 from tests.rig.images import random_bytes
 from tests.rig.qemufiles import execute, images_open, images_written, put_on_overlays
 from tests.system.snapshots import snapshots
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 

@@ -20,7 +20,7 @@ from tests.rig.cli import Vmkeep
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_MOST = 8
+_MOST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _Bed:
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Bed]:
     need_effects()
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         vm = host.define("guest", disks=[Disk("vda", MiB)])
         vm.start(paused=True)
         vm.destroy()
@@ -70,7 +70,7 @@ def test_deletion_killed_at_any_effect_leaves_what_the_next_one_deletes(bed: _Be
     beside = bed.orphan(str(uuid4()))
     assert bed.run("delete", first, "--unkept", "--yes") == 0
     killed = 0
-    for death in deaths(bed.zygote.effects, _MOST):
+    for death in deaths(bed.zygote.effects, _MOST, daily=True):
         orphan = bed.orphan(str(uuid4()))
         status = bed.run("delete", orphan.name, "--unkept", "--yes", death=death)
         killed += status == KILLED
@@ -94,7 +94,7 @@ def test_keeping_killed_at_any_effect_is_done_by_the_next_one_and_never_makes_it
     for number in range(_MOST + 1):
         orphan = bed.orphan(vm_uuid, str(number).encode())
         wanted = hashlib.sha256((orphan / "tpm2" / "tpm2-00.permall").read_bytes()).hexdigest()
-        death = deaths(effects, _MOST)[number - 1] if number else NO_DEATH
+        death = deaths(effects, _MOST, daily=True)[number - 1] if number else NO_DEATH
         status = bed.run("keep", vm_uuid, death=death)
         effects = effects or bed.zygote.effects
         killed += status == KILLED

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import pytest
 
 from tests.crash.bed import KILLED, Bed, Trap
-from tests.crash.walk import SHARES, need_effects, sampled
+from tests.crash.walk import SHARES, need_effects
 from tests.rig import VmState
 from tests.system.truth import checkpoints
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
@@ -155,7 +156,7 @@ _OF_A_PAUSED_VM = [
 ]
 
 
-@pytest.mark.parametrize("place", sampled(_OF_A_PAUSED_VM, 2), ids=str)
+@pytest.mark.parametrize("place", sampled(_OF_A_PAUSED_VM, 1), ids=str)
 def test_vm_that_was_paused_stays_paused_when_its_point_is_killed(bed: Bed, place: Place) -> None:
     bed.vm.suspend()
     try:

@@ -43,6 +43,7 @@ def quiet(crash_host: Host) -> Iterator[QuietGuest]:
     guest.vm.delete()
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(
     "trap",
     [

@@ -93,7 +93,7 @@ def test_record_removed_alone_and_killed_anywhere(records: Records) -> None:
     records.assert_right("S2", "S3")
     assert any("snapshot" in effect for effect in effects), effects
     killed = 0
-    for death in deaths(effects, 4, daily=True):
+    for death in deaths(effects, 2, daily=True):
         records.put_back()
         killed += records.zygote.command(*command, death=death).status == KILLED
         try:
@@ -117,7 +117,7 @@ def test_repair_of_records_killed_anywhere(records: Records) -> None:
     effects = records.zygote.effects
     records.assert_right("S2", "S3")
     killed = 0
-    for death in deaths(effects, 4, daily=True):
+    for death in deaths(effects, 2, daily=True):
         records.put_back(wrong="S1")
         killed += records.zygote.command(*command, death=death).status == KILLED
         try:

@@ -14,9 +14,10 @@ from tests.crash.bed import (
     assert_no_leavings,
     remove_tree,
 )
-from tests.crash.walk import SHARES, deaths, need_effects, sampled
+from tests.crash.walk import SHARES, deaths, need_effects
 from tests.rig import assert_images_equal, read_offline_image
 from tests.system.truth import checkpoints
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
@@ -57,7 +58,7 @@ _END = [
 _RECORDED = [("before", "vmkeep.catalog.sql:SqlCatalog.move_operation")]
 
 
-@pytest.mark.parametrize("place", [*sampled(_DELIVERY, 3), *sampled(_END, 1)], ids=_name)
+@pytest.mark.parametrize("place", [*sampled(_DELIVERY, 2), *sampled(_END, 1)], ids=_name)
 def test_killed_restore_to_files_is_finished_by_the_next_start(bed: Bed, place: tuple[str, str]) -> None:
     point, truth = next(iter(bed.truths.items()))
     output = _output_with_older_files(bed)
@@ -130,7 +131,7 @@ def test_restore_to_files_killed_at_any_effect_is_finished_or_never_began(bed: B
     before = sorted(path.name for path in output.rglob("*"))
     bed.zygote.walk(command).acts  # noqa: B018  raises when it failed
     effects = bed.zygote.effects
-    for death in deaths(effects, 4, daily=True)[share::SHARES]:
+    for death in deaths(effects, 2, daily=True)[share::SHARES]:
         remove_tree(output)
         _output_with_older_files(bed)
         bed.zygote.walk(command, death=death)
@@ -156,7 +157,7 @@ def test_restore_as_vm_killed_at_any_effect_is_finished_or_never_began(bed: Bed,
     assert bed.zygote.walk(command).status == 0
     effects = bed.zygote.effects
     bed.host.vm("copy").delete()
-    for death in deaths(effects, 4, daily=True)[share::SHARES]:
+    for death in deaths(effects, 2, daily=True)[share::SHARES]:
         bed.zygote.walk(command, death=death)
         bed.zygote.run(["look"]).acts  # noqa: B018  raises when it failed
         try:

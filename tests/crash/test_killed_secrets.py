@@ -38,7 +38,7 @@ class Encrypted:
 
 @pytest.fixture(scope="module")
 def encrypted() -> Iterator[Encrypted]:
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         secret = host.define_secret(_VALUE)
         backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
         vm = host.define("guest", disks=[Disk("vda", 2 * MiB)], firmware="bios", tpm_backend=backend)

@@ -13,12 +13,13 @@ import libvirt
 import pytest
 
 from tests.crash.bed import KILLED, Outcome, Trap, Zygote
-from tests.crash.walk import SHARES, Death, deaths, need_effects, sampled
+from tests.crash.walk import SHARES, Death, deaths, need_effects
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, random_bytes
 from tests.rig.cli import Vmkeep
 from tests.system.kept_snapshots import Taken, current, take
 from tests.system.offline import bitmaps, qemu_img, write_offline
 from tests.system.truth import Truth, checkpoints
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 

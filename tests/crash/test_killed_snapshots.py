@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.crash.bed import KILLED, Bed, Content, Trap
-from tests.crash.walk import sampled
 from tests.rig import VmState, assert_images_equal, read_offline_image
 from tests.system.snapshots import snapshots
 from tests.system.truth import checkpoints
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import pytest
 
 from tests.crash.bed import KILLED, Bed, Content, Trap
-from tests.crash.walk import SHARES, need_effects, sampled
+from tests.crash.walk import SHARES, need_effects
 from tests.rig import VmState
 from tests.system.truth import checkpoints
+from tests.turns import sampled
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 

@@ -15,7 +15,7 @@ from tests.rig.cli import Vmkeep
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 
-_MOST = 5
+_MOST, _FEW = 5, 2
 _VALUE = b"opens the state of the TPM"
 _STORED = b"seals the guest's disks"
 
@@ -67,7 +67,7 @@ class _Bed:
 @pytest.fixture(scope="module")
 def bed() -> Iterator[_Bed]:
     need_effects()
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         secret = host.define_secret(_VALUE)
         backend = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
         vm = host.define("guest", disks=[Disk("vda", MiB)], firmware="bios", tpm_backend=backend)
@@ -87,7 +87,7 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
     effects = bed.zygote.effects
     assert bed.add() == 0
     killed = 0
-    for death in deaths(effects, _MOST):
+    for death in deaths(effects, _MOST, daily=True):
         status = bed.remove(death)
         killed += status == KILLED
         assert status in (KILLED, 0), death
@@ -95,6 +95,12 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
             assert bed.add() == 0, death
         assert bed.has_tpm(), death
     assert killed > _MOST / 2
+    # Each removal that was done has one proof, whoever was killed before it was stored.
+    log = bed.vmkeep.json("log")["operations"]
+    done = {each["id"] for each in log if each["kind"] == "tpm.remove" and each["state"] == "done"}
+    removals = bed.vmkeep.json("tpm", "removal", "list")["removals"]
+    assert {each["id"] for each in removals} == done
+    assert all(each["stored"] and each["outcome"] == "has a TPM again" for each in removals)
 
 
 def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed) -> None:
@@ -102,7 +108,7 @@ def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed
     assert bed.add() == 0
     effects = bed.zygote.effects
     killed = 0
-    for death in deaths(effects, _MOST):
+    for death in deaths(effects, _MOST, daily=True):
         assert bed.remove() == 0
         status = bed.add(death)
         killed += status == KILLED
@@ -115,3 +121,44 @@ def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed
     bed.vm.destroy()
     assert bed.vm.load_from_tpm(len(_STORED), key=_VALUE) == _STORED
     assert bed.vmkeep.json("verify", "--all")["ok"]
+
+
+@pytest.mark.parametrize("verb", ["reset", "rekey"])
+def test_new_key_killed_at_any_effect_is_whole_or_not_there_after_the_next_command(bed: _Bed, verb: str) -> None:
+    assert bed.run(verb, "guest", "--yes") == 0
+    effects = bed.zygote.effects
+    _is_renewed(bed, verb)
+    _have_old_one_back(bed)
+    killed = 0
+    for death in deaths(effects, _FEW):
+        status = bed.run(verb, "guest", "--yes", death=death)
+        killed += status == KILLED
+        assert status in (KILLED, 0), death
+        bed.vmkeep.json("doctor", "--fix", "guest")
+        assert bed.vmkeep.json("log")["operations"][0]["state"] in ("done", "failed")
+        assert bed.vmkeep.json("state", "list", "guest")["states"][0]["standing"] == "current", death
+        if bed.vm.domain.XMLDesc(2) == bed.definition:
+            assert bed.has_tpm(), death
+        else:
+            _is_renewed(bed, verb)
+            _have_old_one_back(bed)
+    assert killed
+    assert bed.vmkeep.json("verify", "--all")["ok"]
+
+
+def _is_renewed(bed: _Bed, verb: str) -> None:
+    """Fail unless the VM has the new key alone, with the same TPM after a rekey and none yet after a reset."""
+    ((secret, value),) = bed.host.secrets().items()
+    assert bed.vm.domain.XMLDesc(2) == bed.definition.replace(bed.secret, secret)
+    assert secret != bed.secret
+    if verb == "reset":
+        assert list(bed.vm.tpm_directory.parent.iterdir()) == []
+    else:
+        assert [path.name for path in bed.vm.tpm_directory.parent.iterdir()] == [bed.vm.uuid]
+        assert bed.vm.load_from_tpm(len(_STORED), key=value) == _STORED
+
+
+def _have_old_one_back(bed: _Bed) -> None:
+    assert bed.remove() == 0
+    assert bed.add() == 0
+    assert bed.has_tpm()

@@ -62,7 +62,7 @@ class _Bed:
 def bed() -> Iterator[_Bed]:
     """A VM that is off, of which a point was taken, on a host with a gate."""
     need_effects()
-    with Host("crash") as host:
+    with Host("crash", idle_firmware=True) as host:
         vm = host.define("guest", disks=[Disk("vda", MiB)])
         vm.start(paused=True)
         vm.destroy()
@@ -79,7 +79,7 @@ def test_watch_killed_at_any_effect_loses_no_version_and_the_next_one_catches_up
     assert bed.watch() == 0
     effects = bed.zygote.effects
     killed = 0
-    for death in deaths(effects, _MOST):
+    for death in deaths(effects, _MOST, daily=True):
         before = bed.hashes()
         bed.vm.change_tpm()
         now = _sha256(bed.vm.tpm_state())

@@ -172,6 +172,7 @@ def _points(bench: Bench) -> list[str]:
     return [point.id for point in bench.sample.points]
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_init_killed_anywhere_is_done_by_the_next_one(bare: Bench) -> None:
     def check(_: Death, __: Printed) -> None:
         made = bare.done("init")["init"]
@@ -183,6 +184,7 @@ def test_init_killed_anywhere_is_done_by_the_next_one(bare: Bench) -> None:
     bare.walk("init", most=14, check=check)
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_init_elsewhere_killed_anywhere_is_done_by_the_next_one(bare: Bench) -> None:
     def check(_: Death, __: Printed) -> None:
         made = bare.done("init", "--repository", bare.place / "repository")["init"]
@@ -193,6 +195,7 @@ def test_init_elsewhere_killed_anywhere_is_done_by_the_next_one(bare: Bench) -> 
     bare.walk("init", "--repository", bare.place / "repository", most=4, check=check)
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_adoption_killed_anywhere_is_done_by_the_next_one(bare: Bench) -> None:
     shutil.copytree(bare.sample.location, bare.place / "repository")
     _key(bare.sample).save(bare.home / "keys")
@@ -205,6 +208,7 @@ def test_adoption_killed_anywhere_is_done_by_the_next_one(bare: Bench) -> None:
     bare.walk(*command, most=10, check=check)
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_key_export_killed_anywhere_is_done_by_the_next_one(stocked: Bench) -> None:
     output = stocked.place / "safe" / "key.txt"
     output.parent.mkdir()
@@ -236,7 +240,7 @@ def test_rewrap_killed_anywhere_leaves_the_former_key_in_force_or_the_new_one(st
             stocked.done(*command)
         stocked.assert_whole(*_points(stocked))
 
-    stocked.walk(*command, most=6, check=check)
+    stocked.walk(*command, most=4, check=check)
 
 
 def _assert_imports(bench: Bench, text: Path) -> None:
@@ -247,6 +251,7 @@ def _assert_imports(bench: Bench, text: Path) -> None:
     assert KeyFile.load(Path(imported["path"])).secret == _key(bench.sample).secret
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_key_import_killed_anywhere_is_done_by_the_next_one(stocked: Bench) -> None:
     text = stocked.dir / "exported"
     text.unlink(missing_ok=True)
@@ -263,6 +268,7 @@ def test_key_import_killed_anywhere_is_done_by_the_next_one(stocked: Bench) -> N
     stocked.walk(*command, most=6, check=check)
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_point_deletion_killed_anywhere_is_finished_by_the_next_start(stocked: Bench) -> None:
     gone, kept = _points(stocked)
 
@@ -277,6 +283,7 @@ def test_point_deletion_killed_anywhere_is_finished_by_the_next_start(stocked: B
     stocked.walk("point", "delete", gone, "--yes", most=10, check=check)
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_verify_killed_anywhere_tells_the_same_the_next_time(stocked: Bench) -> None:
     pack = max((stocked.home / "repository" / "packs").glob("*/*"), key=lambda path: path.stat().st_size)
     content = bytearray(pack.read_bytes())
@@ -294,6 +301,7 @@ def test_verify_killed_anywhere_tells_the_same_the_next_time(stocked: Bench) -> 
     stocked.walk("verify", "--all", most=5, check=check, status=20)
 
 
+@pytest.mark.in_turn(4, among="commands")
 def test_doctor_fix_killed_anywhere_is_done_by_the_next_one(stocked: Bench) -> None:
     _make_a_mess(stocked)
     mess = stocked.found()

@@ -7,14 +7,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TypeVar
 
 import pytest
 
 from tests.crash import effects
-
-T = TypeVar("T")
+from tests.turns import DAY, EVERY, SEED
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +23,8 @@ class Death:
 
 
 NO_DEATH = Death(None)
-EVERY = os.environ.get("VMKEEP_CRASH_ALL") == "1"
-"""Kill at every effect, in place of a sample. Takes an hour."""
 SHARES = 40 if EVERY else 2
 """Into how many tests a walk is cut, so that one failure does not hide the others and none takes minutes."""
-SEED = int(os.environ.get("VMKEEP_CRASH_SEED", "1"))
-# Told to the processes that share the tests, which must all draw the same, also around midnight.
-DAY = int(os.environ.setdefault("VMKEEP_CRASH_DAY", str(datetime.now(UTC).toordinal())))
 _DATABASE = re.compile(r"\.sqlite(-wal|-journal)?$|^sync |^chmod |^chown ")
 # Requests to libvirt and programs that were started work on after vmkeep is gone.
 _GOES_ON = re.compile(r"^(libvirt|spawn)\b")
@@ -62,20 +54,6 @@ def deaths(done: Sequence[str], most: int | None = None, *, first: int = 1, dail
         rarest_first = sorted((kind for kind in kinds.values() if kind), key=len)
         taken += [kind.pop() for kind in rarest_first]
     return sorted(taken[:most], key=_order)
-
-
-def sampled(places: Sequence[T], most: int) -> list[T]:
-    """Return as many of the places that a test was written for, others each day; all with VMKEEP_CRASH_ALL.
-
-    Every one of them is tried within some days. The name of a test tells the place, so what failed is run again with
-    ``VMKEEP_CRASH_ALL=1`` and that name.
-    """
-    if EVERY or len(places) <= most:
-        return list(places)
-    # As a hand of cards that goes round: who was not drawn today is drawn before anybody is drawn again.
-    order = random.Random(SEED).sample(range(len(places)), len(places))
-    drawn = {order[(DAY * most + number) % len(places)] for number in range(most)}
-    return [place for number, place in enumerate(places) if number in drawn]
 
 
 def _order(death: Death) -> tuple[int, float]:

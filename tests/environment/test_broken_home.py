@@ -47,6 +47,7 @@ def _out_of_inodes(installation: Installation) -> None:
     installation.host.run(["sh", "-c", command], check=True)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(
     ("broken", "code", "why"),
     [

@@ -56,6 +56,7 @@ def test_repository_that_is_not_mounted_is_told_with_its_mount(stage: Stage) -> 
     assert stage.walk.run(("verify", "--all"), {}).status == 0
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(("words", "at"), [("backup", 1), ("backup", 9), ("verify", 4), ("restore", 9)])
 def test_repository_that_is_unmounted_in_the_middle_is_told_with_its_mount(stage: Stage, words: str, at: int) -> None:
     bed = stage.bed
@@ -117,6 +118,7 @@ def test_lock_folder_that_cannot_be_written_is_told(stage: Stage) -> None:
     stage.bed.next_backup_and_prove_all(killed=stage.bed.content.copy())
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("state", [VmState.RUNNING, VmState.OFF], ids=["running", "off"])
 def test_images_that_only_libvirt_sees_are_named(stage: Stage, state: VmState) -> None:
     """vmkeep is in a mount namespace of its own, as a unit with PrivateMounts or a container is."""

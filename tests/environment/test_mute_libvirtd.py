@@ -66,6 +66,7 @@ def answered(process: subprocess.Popen[str]) -> Answer:
     return Answer(process.returncode, out, err)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("command", _COMMANDS, ids=lambda words: "-".join(words[:2]))
 def test_daemon_that_hangs_is_told_and_given_up(
     libvirtd: MuteLibvirtd, impatient_home: Path, command: tuple[str, ...]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.crash.bed import Trap, Zygote
-from tests.crash.walk import EVERY, sampled
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal
 from tests.system.truth import Truth, checkpoints
+from tests.turns import EVERY, sampled
 
 pytestmark = pytest.mark.system
 _TARGETS = ("vda", "vdb")
@@ -27,7 +27,7 @@ _CHEAP = ("open_point-running", "copy_point-off", "write", "bind", "apply", "mak
 @pytest.fixture(autouse=True)
 def _sampled(request: pytest.FixtureRequest) -> None:
     """Each place costs a reboot of the host: some are tried each time, all with VMKEEP_CRASH_ALL."""
-    if not EVERY and request.node.callspec.id not in sampled(_CHEAP, 3):
+    if not EVERY and request.node.callspec.id not in sampled(_CHEAP, 2):
         pytest.skip("one of a sample (VMKEEP_CRASH_ALL=1 for all)")
 
 

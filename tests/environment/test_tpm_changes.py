@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 
 from tests.crash.bed import Trap, Zygote
-from tests.crash.walk import sampled
 from tests.environment.test_captures_on_a_full_home import fill
 from tests.rig import Disk, Host, MiB, Vm
 from tests.rig.cli import Vmkeep
+from tests.turns import sampled
 
 pytestmark = pytest.mark.system
 

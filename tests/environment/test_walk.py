@@ -37,6 +37,7 @@ def _places(stage: Stage) -> dict[str, tuple[str | Path, ...]]:
     }
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(("place", "most"), _cases(home=2, repository=1, images=1, run=0))
 def test_backup_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     bed = stage.bed
@@ -58,6 +59,7 @@ def test_backup_whose_storage_fails(stage: Stage, place: str, most: int) -> None
     stage.walk.over(_places(stage)[place], most, words, check)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(("place", "most"), _cases(home=1, repository=1, output=2))
 def test_restore_to_files_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     places = {**_places(stage), "output": (stage.host.dir / "work" / "out-",)}
@@ -91,6 +93,7 @@ def _judge_files(stage: Stage, faulty: Faulty) -> None:
         shutil.rmtree(output)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(("place", "most"), _cases(home=0, images=1))
 def test_restore_as_a_vm_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     host, vm = stage.host, stage.bed.vm
@@ -128,6 +131,7 @@ def _remove_copy(host: Host) -> None:
             path.unlink()  # the mark of a rename
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(("place", "most"), _cases(home=0, repository=2))
 def test_verify_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     def check(_: Faulty) -> None:
@@ -143,6 +147,7 @@ def test_commands_that_read_whose_home_fails(stage: Stage) -> None:
         stage.walk.over(_places(stage)["home"], 1, lambda words=words: words, lambda _: None)  # type: ignore[misc]
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(("place", "most"), _cases(home=1, images=0))
 def test_snapshot_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     bed = stage.bed
@@ -168,6 +173,7 @@ def test_snapshot_whose_storage_fails(stage: Stage, place: str, most: int) -> No
     bed.next_backup_and_prove_all(killed=bed.content.copy())
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(("place", "most"), _cases(home=1, repository=0, images=1, run=0))
 def test_restore_in_place_whose_storage_fails(stage: Stage, place: str, most: int) -> None:
     bed, vm = stage.bed, stage.bed.vm

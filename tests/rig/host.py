@@ -27,7 +27,7 @@ import libvirt
 from lxml import etree
 from lxml.builder import E
 
-from tests.rig import namespaces
+from tests.rig import certificates, namespaces
 from tests.rig.domain_xml import DirectBoot, Secret
 from tests.rig.errors import RigError
 from tests.rig.forking import CommandForks
@@ -198,6 +198,7 @@ class Host:
             self._process.stdout.close()
             self._process = None
         if self._lock_descriptor >= 0:
+            certificates.keep(self.dir)
             shutil.rmtree(self.dir, ignore_errors=True)
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
@@ -495,6 +496,7 @@ class Host:
         shutil.chown(authority, _SWTPM_USER)
         config = Path(SWTPM_CA_CONFIG).read_text()
         (self.dir / "swtpm-localca.conf").write_text(config.replace("/var/lib/swtpm-localca", str(authority)))
+        certificates.prepare(self.dir)
 
 
 def _kill(pid: int) -> None:

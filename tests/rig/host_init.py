@@ -36,6 +36,7 @@ PRIVATE_DIRECTORIES = {
     "/run": "run",
 }
 SWTPM_CA_CONFIG = "/etc/swtpm-localca.conf"
+SWTPM_SETUP_CONFIG = "/etc/swtpm_setup.conf"
 # In the host's directory, where it has one: it takes the place of the firmware that libvirt chooses.
 IDLE_FIRMWARE = "idle.fd"
 
@@ -49,7 +50,8 @@ def mount(source: str, target: str, filesystem: str = "none", flags: int = 0) ->
 def prepare_mounts(directory: Path) -> None:
     for target, private in PRIVATE_DIRECTORIES.items():
         mount(str(directory / private), target, flags=_MS_BIND)
-    mount(str(directory / "swtpm-localca.conf"), SWTPM_CA_CONFIG, flags=_MS_BIND)
+    for config in (SWTPM_CA_CONFIG, SWTPM_SETUP_CONFIG):
+        mount(str(directory / Path(config).name), config, flags=_MS_BIND)
     if (directory / IDLE_FIRMWARE).exists():
         for code in Path("/usr/share/OVMF").glob("OVMF_CODE_4M*.fd"):
             if not code.is_symlink():

@@ -59,6 +59,7 @@ def test_short_soak_violates_nothing(host: Host, second_session_host: Host, tmp_
     assert ledger.total == _STEPS
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("name", sorted(SABOTAGES))
 def test_harm_done_on_purpose_is_found(world: World, name: str) -> None:
     chance = random.Random(3)

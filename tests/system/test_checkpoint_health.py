@@ -114,6 +114,7 @@ def test_sound_base_and_foreign_checkpoint_are_told_and_nothing_is_changed(host:
     assert "foreign: sound" in table
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("state", [VmState.PAUSED, VmState.OFF])
 def test_lost_checkpoints_are_listed_again_with_parent_and_time_of_their_points(
     host: Host, vmkeep: Forked, state: VmState
@@ -248,6 +249,7 @@ def test_disabled_bitmap_and_gap_below_an_overlay_are_told_apart_and_repaired(ho
     vmkeep.assert_all_kept()
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("state", [VmState.PAUSED, VmState.OFF])
 def test_orphans_go_from_all_images_of_the_vm_and_stay_where_another_vm_uses_the_image(
     host: Host, vmkeep: Forked, state: VmState

@@ -21,6 +21,7 @@ def remembering(host: Host) -> Remembering:
     return Remembering(host)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("running", [True, False], ids=["blockresize", "while-off"])
 def test_disk_that_grew_after_a_snapshot_is_read_whole_by_itself(
     host: Host, remembering: Remembering, running: bool

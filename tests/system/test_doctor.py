@@ -180,6 +180,7 @@ def test_left_files_of_ended_operations_go_and_those_of_others_stay(host: Host, 
 # -- checkpoints and bitmaps -------------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("state", [VmState.PAUSED, VmState.OFF])
 def test_checkpoint_of_no_point_goes_with_its_bitmaps_and_the_base_stays(
     host: Host, vmkeep: Vmkeep, state: VmState
@@ -206,6 +207,7 @@ def test_checkpoint_of_no_point_goes_with_its_bitmaps_and_the_base_stays(
     assert_next_point_is_incremental(vm, vmkeep)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("state", [VmState.PAUSED, VmState.OFF])
 def test_bitmap_that_no_checkpoint_names_goes_and_foreign_ones_stay(host: Host, vmkeep: Vmkeep, state: VmState) -> None:
     vm = small_vm(host)

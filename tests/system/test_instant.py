@@ -20,6 +20,12 @@ _PATIENCE = 30.0  # seconds for the firmware to write the TPM's state
 _NVRAM_BYTES = 512  # what the rig changes of the UEFI variables, at the end
 
 
+@pytest.fixture(scope="module")
+def session_host(booting_session_host: Host) -> Host:
+    """It writes variables while points are taken."""
+    return booting_session_host
+
+
 def test_disks_and_uefi_variables_written_during_the_backup_are_those_of_the_instant(
     host: Host, vmkeep: Vmkeep
 ) -> None:

@@ -19,6 +19,12 @@ from tests.system.offline import qemu_img, write_offline
 pytestmark = pytest.mark.system
 
 
+@pytest.fixture(scope="module")
+def session_host(booting_session_host: Host) -> Host:
+    """Its variables are in snapshots."""
+    return booting_session_host
+
+
 @pytest.fixture
 def vm(host: Host) -> Vm:
     """A VM that is off; its disk holds something and its variables are raw, as everywhere."""

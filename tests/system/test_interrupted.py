@@ -41,6 +41,7 @@ def test_backup_ended_by_a_signal_leaves_nothing(host: Host, vmkeep: Vmkeep) -> 
     Truth.of(vm, tpm=False).assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("kind", ["files", "vm"])
 def test_restore_ended_by_a_signal_leaves_nothing(host: Host, vmkeep: Vmkeep, kind: str) -> None:
     vm = _vm(host)
@@ -65,6 +66,7 @@ def test_restore_ended_by_a_signal_leaves_nothing(host: Host, vmkeep: Vmkeep, ki
         truth.assert_vm(host.vm("guest"))
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("end", ["stopped", "killed", "shut down"])
 def test_vm_that_ends_while_it_is_copied_is_a_clear_failure(host: Host, vmkeep: Vmkeep, end: str) -> None:
     vm = host.define("guest", disks=[Disk("vda", 32 * MiB)], firmware="bios", tpm=False)

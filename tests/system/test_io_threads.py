@@ -48,6 +48,7 @@ def _first(vm: Vm) -> str:
     return vm.disks()[0].target
 
 
+@pytest.mark.in_turn(1)
 def test_points_their_ends_and_snapshots_of_a_vm_whose_disks_are_in_an_io_thread(vm: Vm, vmkeep: Vmkeep) -> None:
     history, first = History(vm, vmkeep, uefi=False, tpm=False), _first(vm)
     history.keep()
@@ -84,6 +85,7 @@ _ENDS = {
 }
 
 
+@pytest.mark.in_turn(1)
 def test_images_that_changed_places_are_read_again_over_the_same_connections(vm: Vm, vmkeep: Vmkeep) -> None:
     """And a repository that takes no more ends the point with all of them in use."""
     history = History(vm, vmkeep, uefi=False, tpm=False)
@@ -134,6 +136,7 @@ def _letters(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else "a" + chr(ord("a") + number - 26)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("hold", [slowed_in_its_copy, held_in_its_copy], ids=["slow", "stopped"])
 def test_guest_that_fills_the_scratch_of_disks_in_an_io_thread_runs_on(
     host: Host, vmkeep: Vmkeep, hold: Callable[[Vm, Vmkeep], AbstractContextManager[subprocess.Popen[str]]]

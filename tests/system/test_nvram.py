@@ -13,9 +13,9 @@ import pytest
 from lxml import etree
 
 from tests.crash.bed import Trap, Zygote
-from tests.crash.walk import sampled
 from tests.rig import Disk, Host, MiB, Vm
 from tests.rig.cli import Vmkeep
+from tests.turns import sampled
 from vmkeep.custody.variables import VariableStore, read_variables
 
 pytestmark = pytest.mark.system

@@ -111,6 +111,7 @@ def test_disks_of_every_kind_that_has_bitmaps_are_kept(host: Host, vmkeep: Vmkee
     assert "golden" not in host.vm("guest").xml()
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("name", ["-two words-", "Größe-名前-🙂 quo\"te'd & <tag>", "semi;colon: $(id)`x`%s"])
 def test_vm_names_may_hold_anything(host: Host, vmkeep: Vmkeep, name: str) -> None:
     vm = _vm(host, Disk("vda", 4 * MiB), name=name)
@@ -153,7 +154,8 @@ def test_json_has_the_documented_shape(host: Host, vmkeep: Vmkeep) -> None:
     assert vmkeep.json("points", "guest")["points"] == [point, second]
 
 
-def test_running_vm_runs_afterwards_and_its_pause_is_told(host: Host, vmkeep: Vmkeep) -> None:
+def test_running_vm_runs_afterwards_and_its_pause_is_told(booting_host: Host) -> None:
+    host, vmkeep = booting_host, Vmkeep(booting_host)
     vm = host.define("guest", disks=[Disk("vda", 4 * MiB)])
     vm.start()
     vm.settle()

@@ -126,6 +126,7 @@ def test_full_repository_fails_the_point_and_the_guest_writes_on(stage: _Stage) 
     stage.assert_kept()
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize(
     ("end", "status", "code", "free_seconds"),
     [("waited", 38, "stalled", 6), (signal.SIGINT, 130, "interrupted", 3), (signal.SIGKILL, -9, "", 3)],

@@ -135,8 +135,9 @@ def _assert_recorded(vm: Vm, foreign: str, size_bytes: int, content: bytes) -> N
             assert dirty[block], f"block {block} was written and the other tool's bitmap does not know"
 
 
-def test_guest_that_wrote_between_points_is_the_point_again(host: Host, vmkeep: Vmkeep) -> None:
-    vm = host.define("guest", disks=[Disk("vda", 8 * MiB)])
+def test_guest_that_wrote_between_points_is_the_point_again(booting_host: Host) -> None:
+    vmkeep = Vmkeep(booting_host)
+    vm = booting_host.define("guest", disks=[Disk("vda", 8 * MiB)])
     vm.start()
     vm.settle()
     vm.write_random("vda", start=1 * MiB, length=1 * MiB, seed=1)

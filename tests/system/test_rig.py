@@ -33,6 +33,12 @@ from tests.system.truth import guardians
 pytestmark = pytest.mark.system
 
 
+@pytest.fixture(scope="module")
+def session_host(booting_session_host: Host) -> Host:
+    """What it does is among what is looked at here."""
+    return booting_session_host
+
+
 def test_what_was_written_is_what_is_read(vm: Vm) -> None:
     vm.write("vda", start=1 * MiB, length=64 * KiB, pattern=0xAA)
     vm.write_random("vda", start=5 * MiB + 512, length=3 * MiB, seed=7)
@@ -181,6 +187,7 @@ def test_secret_stored_in_the_tpm_survives_the_guest_and_is_in_no_other_tpm(host
         second.load_from_tpm(23, index=3)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("name", ["two words", "quo\"te'd & <tag>", "Größe-名前-🙂", "semi;colon: $(id)`x`%s"])
 def test_vm_names_may_hold_anything(host: Host, name: str) -> None:
     vm = host.define(name)  # a comma or backslash is beyond swtpm_setup 0.7, so no VM with a vTPM has one

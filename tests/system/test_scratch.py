@@ -55,6 +55,7 @@ def test_scratch_without_room_for_its_own_tables_is_told_as_full(
     assert_left_alone(vm, state=VmState.PAUSED)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("policy", [None, "stop", "enospace"])
 def test_guest_that_fills_the_scratch_runs_on_and_sees_no_error(
     host: Host, vmkeep: Vmkeep, small_scratch: Path, policy: str | None

@@ -17,13 +17,19 @@ from typing import Any
 import libvirt
 import pytest
 
-from tests.crash.walk import EVERY
 from tests.guest import LinuxGuest
 from tests.guest.sealing import Told, seal, tell
 from tests.rig import Disk, Host, MiB, VmState
 from tests.rig.cli import Vmkeep
+from tests.turns import EVERY
 
 pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def session_host(booting_session_host: Host) -> Host:
+    """A guest measures what started it."""
+    return booting_session_host
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ def test_secret_opens_after_stop_and_start(kept: Kept) -> None:
     assert kept.after_restart == Told.of("first")
 
 
+@pytest.mark.in_turn(2, among="ways back")
 def test_secret_opens_in_an_older_point_here_and_in_a_newer_one_on_another_host(kept: Kept, second_host: Host) -> None:
     there = Vmkeep(second_host)
     work = kept.host.dir / "work"
@@ -95,6 +102,7 @@ def test_secret_opens_in_an_older_point_here_and_in_a_newer_one_on_another_host(
         assert tell(beta) == Told.of("second")
 
 
+@pytest.mark.in_turn(2, among="ways back")
 def test_secret_opens_in_a_point_that_was_taken_while_the_vm_was_off(kept: Kept) -> None:
     assert kept.third["parent"] == kept.second["id"]
     with kept.original() as guest:
@@ -118,6 +126,7 @@ def test_secret_stays_shut_with_a_new_tpm_and_opens_with_the_same_one(kept: Kept
         copy.vm.delete()
 
 
+@pytest.mark.in_turn(2, among="ways back")
 def test_secret_opens_after_going_back_in_place(kept: Kept) -> None:
     with kept.original() as guest:
         kept.vmkeep.json("restore", str(kept.first["id"]), "--in-place", "--yes")
@@ -125,6 +134,7 @@ def test_secret_opens_after_going_back_in_place(kept: Kept) -> None:
         assert tell(guest.boot()) == Told.of("first")
 
 
+@pytest.mark.in_turn(2, among="ways back")
 def test_secret_opens_after_its_tpm_was_lost_the_start_refused_and_the_newest_put_back(kept: Kept) -> None:
     """What libvirt does by itself is a blank TPM, to which nothing opens (the test with ``--tpm new``)."""
     with kept.original() as guest:

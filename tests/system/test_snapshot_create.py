@@ -17,6 +17,12 @@ pytestmark = pytest.mark.system
 _NVRAM_BYTES = 512  # what the rig changes of the UEFI variables, at the end
 
 
+@pytest.fixture(scope="module")
+def session_host(booting_session_host: Host) -> Host:
+    """It is at work while snapshots are made."""
+    return booting_session_host
+
+
 @pytest.fixture
 def vmkeep(host: Host) -> Remembering:
     return Remembering(host)

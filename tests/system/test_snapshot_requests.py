@@ -32,13 +32,13 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared(session_host: Host) -> Iterator[Shared]:
-    session_host.clear()
+def shared(booting_session_host: Host) -> Iterator[Shared]:
+    booting_session_host.clear()
     # Memory that takes some time to save, also without content.
-    vm = session_host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)], memory_mib=1500)
+    vm = booting_session_host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)], memory_mib=1500)
     vm.start(paused=True)
-    yield Shared(vm, Vmkeep(session_host), session_host)
-    session_host.clear()
+    yield Shared(vm, Vmkeep(booting_session_host), booting_session_host)
+    booting_session_host.clear()
 
 
 def test_document_of_a_snapshot_is_taken_and_printed_as_libvirt_would_be_asked(shared: Shared) -> None:

@@ -124,7 +124,8 @@ def test_vm_goes_back_to_its_snapshots_twice_and_the_points_after_it_are_right(h
     assert "├─" in tree
 
 
-def test_memory_comes_back_with_disks_uefi_variables_and_tpm_of_its_instant(host: Host, vmkeep: Vmkeep) -> None:
+def test_memory_comes_back_with_disks_uefi_variables_and_tpm_of_its_instant(booting_host: Host) -> None:
+    host, vmkeep = booting_host, Vmkeep(booting_host)
     vm = _define(host)
     _change(vm, 1)
     first = vmkeep.backup("guest")
@@ -187,7 +188,8 @@ def test_disk_that_was_plugged_since_is_not_in_the_vm_whose_memory_went_back(hos
     assert any("vdc is not in the snapshot, so it is left as it is" in told for told in reverted["warnings"])
 
 
-def test_internal_snapshot_goes_back_with_its_tpm_although_there_are_checkpoints(host: Host, vmkeep: Vmkeep) -> None:
+def test_internal_snapshot_goes_back_with_its_tpm_although_there_are_checkpoints(booting_host: Host) -> None:
+    host, vmkeep = booting_host, Vmkeep(booting_host)
     vm = host.define("guest", disks=[Disk("vda", 8 * MiB), Disk("vdb", 4 * MiB)], firmware="bios")
     vm.start(paused=True)
     vm.destroy()

@@ -116,7 +116,8 @@ def test_state_that_cannot_be_read_is_told_and_the_others_are_listed(host: Host,
     assert str(permall.relative_to(vm.tpm_directory)) in document["problems"][0]
 
 
-def test_state_that_changed_is_kept_without_a_point_and_comes_back(host: Host, vmkeep: Vmkeep) -> None:
+def test_state_that_changed_is_kept_without_a_point_and_comes_back(booting_host: Host) -> None:
+    host, vmkeep = booting_host, Vmkeep(booting_host)
     vm = host.define("guest", disks=[Disk("vda", MiB)])
     vm.start(paused=True)
     vm.destroy()
@@ -226,14 +227,9 @@ def test_state_that_swtpm_does_not_load_is_not_kept(host: Host, vmkeep: Vmkeep) 
     assert vmkeep.fails("state", "try", "guest").code == "state-torn"
     assert vmkeep.json("state", "try", "guest", "--version", "1") == {"version": 1, "loads": True, "why": None}
     assert vmkeep.fails("state", "try", "guest", "--version", "3").code == "invalid-request"
+    # With the value that is kept with it, whatever libvirt has by now.
     host.connection.secretLookupByUUIDString(secret).setValue(b"another")
-    failed = vmkeep.fails("state", "try", "guest", "--version", "1")
-    assert (failed.code, failed.document) == (
-        "state-torn",
-        {"version": 1, "loads": False, "why": "swtpm does not load it"},
-    )
-    host.connection.secretLookupByUUIDString(secret).undefine()
-    assert vmkeep.json("state", "try", "guest", "--version", "1")["loads"] is None
+    assert vmkeep.json("state", "try", "guest", "--version", "1")["loads"] is True
 
 
 def test_capture_makes_no_blank_torn_or_older_state_the_newest(host: Host, vmkeep: Vmkeep) -> None:
@@ -272,7 +268,8 @@ def versions_of(vmkeep: Vmkeep, vm: str) -> list[dict[str, Any]]:
     return versions
 
 
-def test_watch_keeps_what_changes_and_catches_up_with_what_it_missed(host: Host, vmkeep: Vmkeep) -> None:
+def test_watch_keeps_what_changes_and_catches_up_with_what_it_missed(booting_host: Host) -> None:
+    host, vmkeep = booting_host, Vmkeep(booting_host)
     vm = host.define("guest", disks=[Disk("vda", MiB)])
     vm.start(paused=True)
     vm.destroy()

@@ -181,6 +181,7 @@ def _replaced(vm: Vm) -> None:
     qemu_img("create", "-q", "-f", "qcow2", path, size)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(
     ("change", "reasons", "whole"),
     [

@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from tests.crash.bed import Trap, Zygote
-from tests.crash.walk import sampled
 from tests.rig import Disk, Host, MiB, NvIndexMissingError, Vm
 from tests.rig.cli import Vmkeep
+from tests.turns import sampled
 
 pytestmark = pytest.mark.system
 

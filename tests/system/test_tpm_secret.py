@@ -148,7 +148,7 @@ def test_secret_comes_back_with_the_vm(kept: Kept) -> None:
     assert "<usage type='vtpm'>\n    <name>tpm</name>" in xml
     assert kept.vmkeep.json("vm", "show", "guest")["vm"]["complete"] is True
     tpm = kept.vmkeep.json("state", "show", "guest")["state"]["kinds"]["tpm"]
-    assert (tpm["encrypted"], tpm["secret"]) == (True, {"uuid": kept.secret, "point": kept.point["id"]})
+    assert (tpm["encrypted"], tpm["secret"]) == (True, {"uuid": kept.secret, "point": kept.point["id"], "pin": None})
 
 
 def test_secret_is_nowhere_in_plain_text(kept: Kept) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,19 +13,6 @@ from tests.system.truth import Truth
 pytestmark = pytest.mark.system
 
 _INCREMENTAL = ("incremental", "incremental")
-
-
-@pytest.fixture(scope="module")
-def session_host() -> Iterator[Host]:
-    """One whose firmware halts at once: it is nobody's subject here."""
-    with Host("resting", idle_firmware=True) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def second_session_host() -> Iterator[Host]:
-    with Host("resting-too", idle_firmware=True) as host:
-        yield host
 
 
 class _History:

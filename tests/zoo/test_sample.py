@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.crash.walk import sampled
 from tests.rig import Host
+from tests.turns import sampled
 from tests.zoo.keeper import Keeper
 from tests.zoo.row import KEPT, Image, Promise, Refused, Row
 from tests.zoo.rows import ROWS
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
-def keeper(session_host: Host) -> Iterator[Keeper]:
-    session_host.clear()
-    keeper = Keeper(session_host)
+def keeper(booting_session_host: Host) -> Iterator[Keeper]:
+    booting_session_host.clear()
+    keeper = Keeper(booting_session_host)
     yield keeper
     keeper.close()
 
 
-@pytest.mark.parametrize("name", sampled([row.name for row in ROWS.values() if row.sample], 4))
+@pytest.mark.parametrize("name", sampled([row.name for row in ROWS.values() if row.sample], 2))
 def test_a_configuration_is_kept_as_promised(keeper: Keeper, name: str) -> None:
     assert keeper.play(ROWS[name]).violations == ()
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmkeep.catalog.records import (
         SAFETY_LABEL,
         Adopted,
+        CatalogDeletion,
         CatalogPin,
         CatalogPoint,
         CatalogSnapshot,
@@ -42,7 +43,7 @@ else:
             "catalog": "Catalog",
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
-            "records": "SAFETY_LABEL Adopted CatalogPin CatalogPoint CatalogSnapshot CatalogState "
+            "records": "SAFETY_LABEL Adopted CatalogDeletion CatalogPin CatalogPoint CatalogSnapshot CatalogState "
             "CatalogVm FoundPin HeldSecret KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile "
             "Trust",
             "sql": "SqlCatalog",
@@ -54,6 +55,7 @@ __all__ = [
     "TRANSITIONS",
     "Adopted",
     "Catalog",
+    "CatalogDeletion",
     "CatalogPin",
     "CatalogPoint",
     "CatalogSnapshot",

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from vmkeep.catalog.operations import Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
+    CatalogDeletion,
     CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
@@ -28,6 +29,7 @@ from vmkeep.catalog.records import (
     StateFile,
     Trust,
 )
+from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import VmkeepError
 
 
@@ -343,6 +345,50 @@ class Catalog(Protocol):
 
     def alerts(self) -> tuple[StateAlert, ...]:
         """Return the alerts of all VMs."""
+        ...
+
+    # -- what was deleted on hosts, and what must still be -------------------------------------------------------
+
+    def record_deletion(self, deletion: CatalogDeletion, tombstones: Sequence[Tombstone] = ()) -> None:
+        """Record a removal, or a fact about one, with what could not be deleted: in one transaction.
+
+        What is known already stays as it is, so that a step may be repeated.
+        """
+        ...
+
+    def withdraw_deletion(self, deletion_id: str, origin: str) -> None:
+        """Forget a removal that was undone, unless the repository has it, and all tombstones of its operation."""
+        ...
+
+    def note_deletion_stored(self, deletion_id: str, signed_by: str | None) -> None:
+        """Record that the repository has a removal or a fact, and who signed it there."""
+        ...
+
+    def deletions(self, vm_uuid: str | None = None) -> tuple[CatalogDeletion, ...]:
+        """Return the removals and the facts about them, of one VM or of all, the oldest first."""
+        ...
+
+    def unstored_deletions(self) -> tuple[CatalogDeletion, ...]:
+        """Return those that the repository does not have yet, the oldest first."""
+        ...
+
+    def add_tombstones(self, tombstones: Sequence[Tombstone]) -> None:
+        """Add what must still be deleted; one that is known stays as it is."""
+        ...
+
+    def tombstones(self, vm_uuid: str | None = None) -> tuple[Tombstone, ...]:
+        """Return the tombstones of one VM or of all, also those that were settled, the oldest first."""
+        ...
+
+    def open_tombstones(self) -> tuple[Tombstone, ...]:
+        """Return those on which something is still to be done, the oldest first."""
+        ...
+
+    def move_tombstone(self, known: Tombstone, to: Tombstone, fact: CatalogDeletion | None = None) -> None:
+        """Put ``to`` in the place of ``known`` by compare-and-set, and record the fact with it.
+
+        Raises CatalogError when it is not as it was known, or may not become that.
+        """
         ...
 
     # -- snapshots ---------------------------------------------------------------------------------------------

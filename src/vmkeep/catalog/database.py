@@ -164,13 +164,16 @@ class SqliteFile(Database):
         revision = self.revision()
         if revision == HEAD_REVISION:  # another process was first
             return
-        from vmkeep.catalog.migrations.upgrade import upgrade
+        if revision is None:
+            from vmkeep.catalog.creation import create_newest as make_current
+        else:
+            from vmkeep.catalog.migrations.upgrade import upgrade as make_current
 
-        self._refuse_newer(revision)
+            self._refuse_newer(revision)
         with self._translated():
             make_private_file(self.path)
         with self.writing() as connection:
-            upgrade(connection)
+            make_current(connection)
         with self._translated():
             self.path.chmod(0o600)  # one that somebody else has made
 

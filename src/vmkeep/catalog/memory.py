@@ -20,6 +20,7 @@ from vmkeep.catalog.memory_tables import BEFORE_FIRST, Contradiction, Tables, Vm
 from vmkeep.catalog.operations import FINISHED, TRANSITIONS, Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
+    CatalogDeletion,
     CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
@@ -34,8 +35,10 @@ from vmkeep.catalog.records import (
     StateFile,
     Trust,
     made_by,
+    trust_of,
 )
 from vmkeep.catalog.times import end_of_named_time
+from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError, InvalidRequest, VmkeepError, VmNotFound
 
 _SHORTEST_KEY = 8
@@ -375,6 +378,69 @@ class MemoryCatalog(Catalog):
 
     def alerts(self) -> tuple[StateAlert, ...]:
         return tuple(alert for _, alert in sorted(self._tables.alerts.items()))
+
+    # -- what was deleted on hosts, and what must still be -------------------------------------------------------
+
+    def record_deletion(self, deletion: CatalogDeletion, tombstones: Sequence[Tombstone] = ()) -> None:
+        with self._writing() as tables:
+            self._add_deletion(tables, deletion)
+            self._add_tombstones(tables, tombstones)
+
+    def withdraw_deletion(self, deletion_id: str, origin: str) -> None:
+        with self._writing() as tables:
+            known = tables.deletions.get(deletion_id)
+            if known is not None and not known.stored:
+                del tables.deletions[deletion_id]
+            tables.tombstones = {name: each for name, each in tables.tombstones.items() if each.origin != origin}
+
+    def note_deletion_stored(self, deletion_id: str, signed_by: str | None) -> None:
+        with self._writing() as tables:
+            known = tables.deletions.get(deletion_id)
+            if known is not None:
+                tables.deletions[deletion_id] = replace(known, stored=True, signed_by=signed_by)
+
+    def deletions(self, vm_uuid: str | None = None) -> tuple[CatalogDeletion, ...]:
+        found = sorted(self._tables.deletions.values(), key=lambda each: (each.created, each.id))
+        vm_uuid = None if vm_uuid is None else vm_uuid.lower()
+        return tuple(self._judged_deletion(each) for each in found if vm_uuid in (None, each.vm_uuid))
+
+    def unstored_deletions(self) -> tuple[CatalogDeletion, ...]:
+        return tuple(each for each in self.deletions() if not each.stored)
+
+    def add_tombstones(self, tombstones: Sequence[Tombstone]) -> None:
+        with self._writing() as tables:
+            self._add_tombstones(tables, tombstones)
+
+    def tombstones(self, vm_uuid: str | None = None) -> tuple[Tombstone, ...]:
+        found = sorted(self._tables.tombstones.values(), key=lambda each: (each.since, each.id))
+        vm_uuid = None if vm_uuid is None else vm_uuid.lower()
+        return tuple(each for each in found if vm_uuid in (None, each.vm_uuid))
+
+    def open_tombstones(self) -> tuple[Tombstone, ...]:
+        return tuple(each for each in self.tombstones() if each.is_open)
+
+    def move_tombstone(self, known: Tombstone, to: Tombstone, fact: CatalogDeletion | None = None) -> None:
+        with self._writing() as tables:
+            present = tables.tombstones.get(known.id)
+            if present is None or not to.follows(known) or (present.state, present.tries) != (known.state, known.tries):
+                raise CatalogError(f"Tombstone {known.id} cannot become {to.state}", vm=known.vm_name)
+            tables.tombstones[known.id] = to
+            if fact is not None:
+                self._add_deletion(tables, fact)
+
+    def _judged_deletion(self, deletion: CatalogDeletion) -> CatalogDeletion:
+        key = self._tables.keys.get(deletion.signed_by or "")
+        return replace(deletion, trust=trust_of(deletion.signed_by, None if key is None else key.trust))
+
+    @staticmethod
+    def _add_deletion(tables: Tables, deletion: CatalogDeletion) -> None:
+        if deletion.id not in tables.deletions:
+            tables.deletions[deletion.id] = replace(deletion, document=as_kept(deletion.document))
+
+    @staticmethod
+    def _add_tombstones(tables: Tables, tombstones: Sequence[Tombstone]) -> None:
+        for each in tombstones:
+            tables.tombstones.setdefault(each.id, each)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from vmkeep.catalog.operations import Operation
 from vmkeep.catalog.records import (
     HIGHEST_GENERATION,
     Adopted,
+    CatalogDeletion,
     CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
@@ -26,6 +27,7 @@ from vmkeep.catalog.records import (
     Trust,
     trust_of,
 )
+from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError
 from vmkeep.planning.order import Made, places
 from vmkeep.values import dataclass
@@ -71,6 +73,8 @@ class Tables:
     passed_pins: dict[str, str] = field(default_factory=dict)
     files: dict[tuple[str, str, str], StateFile] = field(default_factory=dict)
     alerts: dict[tuple[str, str], StateAlert] = field(default_factory=dict)
+    tombstones: dict[str, Tombstone] = field(default_factory=dict)
+    deletions: dict[str, CatalogDeletion] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)
 
     def copied(self) -> Tables:

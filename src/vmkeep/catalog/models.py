@@ -201,6 +201,57 @@ state_alerts = Table(
     Column("times", whole(), nullable=False),
 )
 
+# What must still be deleted on a host (vmkeep.custody.tombstones). No column is a foreign key: the VM is gone, perhaps.
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", text(32), primary_key=True),
+    # The operation that could not delete it.
+    Column("origin", text(64), nullable=False, index=True),
+    Column("kind", text(16), CheckConstraint("kind in ('state', 'secret')", name="kind"), nullable=False),
+    Column("host_uuid", text(36), nullable=False),
+    Column("host_name", text(), nullable=False),
+    Column("vm_uuid", text(36), nullable=False, index=True),
+    Column("vm_name", text(), nullable=False),
+    Column("place", text(), nullable=False),
+    Column("since", text(32), nullable=False),
+    # JSON: each with path, hash, size, version and what kept it.
+    Column("files", text(), nullable=False),
+    Column("protection", text(16), nullable=False),
+    Column("secret", text(36), nullable=False),
+    Column(
+        "state",
+        text(16),
+        CheckConstraint("state in ('open', 'retried', 'settled', 'waived')", name="state"),
+        nullable=False,
+    ),
+    Column("tries", whole(), nullable=False),
+    Column("last_at", text(32)),
+    Column("last_error", text(), nullable=False),
+    Column("ended", text(32)),
+    Column("ending", text(16), nullable=False),
+    Column("who", text(), nullable=False),
+    Column("why", text(), nullable=False),
+)
+
+# Proofs of deletion, and later facts about them, which ``of`` names.
+deletions = Table(
+    "deletions",
+    metadata,
+    Column("id", text(32), primary_key=True),
+    Column("of", text(32), index=True),
+    Column("event", text(16), nullable=False),
+    Column("vm_uuid", text(36), nullable=False, index=True),
+    Column("created", text(32), nullable=False),
+    Column("kept_until", text(32)),
+    # The record as JSON, without its signature.
+    Column("document", text(), nullable=False),
+    # Whether the repository has it: until then it is written by the next command that can.
+    Column("stored", Boolean, nullable=False),
+    # As that of a point.
+    Column("signed_by", text(32)),
+)
+
 # What is kept beside libvirt's record of a snapshot that was made here: the state files of its instant (as pins), and
 # the point that the VM descended from then.
 snapshots = Table(

@@ -316,6 +316,32 @@ class StateAlert:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogDeletion:
+    """A proof that a TPM was removed, or, with ``of``, a later fact about that one. ``event`` says which.
+
+    ``document`` is the record of the repository as JSON, without its signature; ``stored`` whether the repository has
+    it. ``kept_until`` is, of a removal, until when the versions are kept that no point holds. ``signed_by`` and
+    ``trust`` are as those of a point.
+    """
+
+    id: str
+    of: str | None
+    event: str
+    vm_uuid: str
+    created: str
+    document: Mapping[str, Any]
+    kept_until: str | None = None
+    stored: bool = False
+    signed_by: str | None = None
+    trust: Trust = field(default=Trust.UNSIGNED, compare=False)
+
+    @property
+    def is_vouched_for(self) -> bool:
+        """Whether what it says may decide something here: it is this installation's, or of one that is trusted."""
+        return self.trust.is_proved or not self.stored
+
+
+@dataclass(frozen=True, slots=True)
 class PassedPoint:
     """A point of the repository that was read, and is of a VM which this installation has nothing to do with."""
 

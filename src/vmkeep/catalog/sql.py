@@ -14,6 +14,7 @@ from sqlalchemy import insert, select, update
 from vmkeep.catalog import (
     adoption,
     alert_queries,
+    deletion_queries,
     file_queries,
     host_queries,
     models,
@@ -30,6 +31,7 @@ from vmkeep.catalog.database import Database, SqliteFile
 from vmkeep.catalog.operations import Operation, OperationState
 from vmkeep.catalog.records import (
     Adopted,
+    CatalogDeletion,
     CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
@@ -45,6 +47,7 @@ from vmkeep.catalog.records import (
     Trust,
 )
 from vmkeep.catalog.times import end_of_named_time
+from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
 
 
@@ -378,6 +381,48 @@ class SqlCatalog(Catalog):
     def alerts(self) -> tuple[StateAlert, ...]:
         with self._database.reading() as connection:
             return alert_queries.every(connection)
+
+    # -- what was deleted on hosts, and what must still be -------------------------------------------------------
+
+    def record_deletion(self, deletion: CatalogDeletion, tombstones: Sequence[Tombstone] = ()) -> None:
+        with self._database.writing(deletion.vm_uuid) as connection:
+            deletion_queries.add(connection, deletion)
+            deletion_queries.add_tombstones(connection, tombstones)
+
+    def withdraw_deletion(self, deletion_id: str, origin: str) -> None:
+        with self._database.writing() as connection:
+            deletion_queries.withdraw(connection, deletion_id)
+            deletion_queries.withdraw_tombstones(connection, origin)
+
+    def note_deletion_stored(self, deletion_id: str, signed_by: str | None) -> None:
+        with self._database.writing() as connection:
+            deletion_queries.note_stored(connection, deletion_id, signed_by)
+
+    def deletions(self, vm_uuid: str | None = None) -> tuple[CatalogDeletion, ...]:
+        with self._database.reading() as connection:
+            return deletion_queries.every(connection, None if vm_uuid is None else vm_uuid.lower())
+
+    def unstored_deletions(self) -> tuple[CatalogDeletion, ...]:
+        with self._database.reading() as connection:
+            return deletion_queries.unstored(connection)
+
+    def add_tombstones(self, tombstones: Sequence[Tombstone]) -> None:
+        with self._database.writing(*{each.vm_uuid for each in tombstones}) as connection:
+            deletion_queries.add_tombstones(connection, tombstones)
+
+    def tombstones(self, vm_uuid: str | None = None) -> tuple[Tombstone, ...]:
+        with self._database.reading() as connection:
+            return deletion_queries.all_tombstones(connection, None if vm_uuid is None else vm_uuid.lower())
+
+    def open_tombstones(self) -> tuple[Tombstone, ...]:
+        with self._database.reading() as connection:
+            return deletion_queries.open_tombstones(connection)
+
+    def move_tombstone(self, known: Tombstone, to: Tombstone, fact: CatalogDeletion | None = None) -> None:
+        with self._database.writing(known.vm_uuid) as connection:
+            deletion_queries.move_tombstone(connection, known, to)
+            if fact is not None:
+                deletion_queries.add(connection, fact)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

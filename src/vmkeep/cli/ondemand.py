@@ -43,6 +43,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "tpm": OnDemand("vmkeep.cli.tpm", "The virtual TPMs of VMs.", "app"),
     "nvram": OnDemand("vmkeep.cli.nvram", "The UEFI variables of VMs.", "app"),
     "orphans": OnDemand("vmkeep.cli.orphans", "TPM states and UEFI variables that belong to no VM.", "app"),
+    "tombstones": OnDemand("vmkeep.cli.tombstones", "What could not be deleted on a host, and must be.", "app"),
     "watch": OnDemand("vmkeep.cli.watch", "Keep TPM state and UEFI variables as they change."),
     "hook": OnDemand("vmkeep.cli.hook", "The gate: no start with a lost or older TPM.", "app"),
     "key": OnDemand("vmkeep.cli.key", "The keys that open the repository.", "app"),

@@ -125,7 +125,9 @@ def delete_orphan(
                 refuse_loss(chosen)
             if chosen:
                 console.confirm(_question(chosen), yes=yes)
-            ends = delete_orphans(host, chosen, lambda end: _tell(end, running.console.notice))
+            ends = delete_orphans(
+                running.premises.catalog, host, chosen, lambda end: _tell(end, running.console.notice)
+            )
         if console.json:
             console.document({"deleted": [_end_document(end) for end in ends], "problems": list(found.problems)})
         else:

@@ -48,6 +48,7 @@ _LOOKING = {
     *("key providers", "key recipients list", "key status"),
     *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "verify", "vm list", "vm show"),
     *("state conflicts", "state diff", "state list", "state show", "state versions", "tpm show"),
+    *("tombstones list", "tpm removal list", "tpm removal show"),
     *(
         f"{kind} {command}"
         for kind in ("checkpoint", "snapshot")

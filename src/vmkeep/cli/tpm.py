@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli import removals
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.state import PointOption, YesOption, put_back
@@ -19,11 +20,13 @@ from vmkeep.cli.state_show import (
     where,
 )
 from vmkeep.cli.tables import Facts
+from vmkeep.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmkeep.flows.requests import TpmAdded, TpmRemoved
+    from vmkeep.flows.clone_requests import TpmCloned
+    from vmkeep.flows.requests import TpmAdded, TpmRemoved, TpmRenewed
     from vmkeep.flows.show_tpm import TpmShown
 
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID.", autocompletion=complete_vm)]
@@ -43,6 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
+
+
+app.add_typer(removals.app, name="removal")
 
 
 @app.callback()
@@ -129,13 +135,16 @@ def add(
             show_default=False,
         ),
     ] = None,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help="A blank one whose state libvirt encrypts, with a new key that is kept.")
+    ] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Give a VM that is off a TPM: a blank one, or with the state that is kept of one that it had."""
     from vmkeep.cli.points import search_point
-    from vmkeep.flows.choose_tpm import choose_tpm
+    from vmkeep.flows.choose_tpm import choose_tpm, with_new_key
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         with running.engine(first_use=True) as engine:
@@ -150,6 +159,10 @@ def add(
                     secret=secret,
                     search=lambda text: search_point(running, text)[0],
                 )
+                if encrypt:
+                    for sentence in running.premises.prepare_to_sign():
+                        running.console.notice(f"warning: {sentence}")
+                    request = with_new_key(running.premises, host, request)
             with running.console.progress() as watch:
                 added = engine.add_tpm(request, watch)
         if running.console.json:
@@ -160,6 +173,103 @@ def add(
                 f"a {device} with the state that was kept" if added.sha256 else f"a {device}, blank at its next start"
             )
             running.console.show(f"VM {added.name} has {told}")
+
+
+@app.command("reset", epilog="Example: vmkeep tpm reset win11")
+def reset(
+    context: typer.Context,
+    vm: VmArgument,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Give a VM that is off a new TPM with a new key in place of its own; that one is kept as a version first."""
+    from vmkeep.flows.requests import ResetTpm
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        running.console.confirm(
+            f"Give VM {vm!r} a new, blank TPM, and delete the state of its own on the host? What its guest sealed to "
+            "that does not open with the new one. A version of it is kept.",
+            yes=yes,
+        )
+        with running.engine(first_use=True) as engine, running.console.progress() as watch:
+            renewed = engine.reset_tpm(ResetTpm(vm), watch)
+        if running.console.json:
+            running.console.document({"reset": _renewed_document(renewed)})
+        else:
+            running.console.show(f"VM {renewed.name} has a new TPM, blank at its next start", *_renewed_text(renewed))
+
+
+@app.command("rekey", epilog="Example: vmkeep tpm rekey win11")
+def rekey(
+    context: typer.Context,
+    vm: VmArgument,
+    plain: Annotated[bool, typer.Option("--plain", help="Without a key: the state is not encrypted any more.")] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Encrypt the state of a VM's TPM with a new key, also one that was not encrypted. It stays the same TPM."""
+    from vmkeep.flows.requests import RekeyTpm
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        what = (
+            "Leave the TPM state of VM {!r} without encryption" if plain else "Give the TPM state of VM {!r} a new key"
+        )
+        running.console.confirm(f"{what.format(vm)}? A version with what opens it now is kept.", yes=yes)
+        with running.engine(first_use=True) as engine, running.console.progress() as watch:
+            renewed = engine.rekey_tpm(RekeyTpm(vm, plain), watch)
+        if running.console.json:
+            running.console.document({"rekeyed": _renewed_document(renewed)})
+        else:
+            has = f"is encrypted with libvirt's secret {renewed.secret}" if renewed.secret else "is in plain"
+            told = f"the TPM state of VM {renewed.name} {has}, as version {renewed.version}"
+            running.console.show(told, *_renewed_text(renewed))
+
+
+@app.command("clone", epilog="Example: vmkeep tpm clone win11 win11-test --new")
+def clone(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The VM whose TPM it is: name or UUID.", autocompletion=complete_vm)
+    ],
+    vm: VmArgument,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="With its state as it is now: two VMs have one TPM identity then.")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="A blank one of its kind.")] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    connect: ConnectOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Give a VM that is off and has no TPM one like another VM's. Give --copy or --new."""
+    from vmkeep.flows.choose_clone import choose_clone
+
+    with session(context, json=json, connect=connect, debug=debug) as running:
+        if copy is new:
+            raise InvalidRequest("Give exactly one of --copy and --new")
+        if copy:
+            running.console.confirm(
+                f"Give VM {vm!r} a copy of the TPM of VM {source!r}? What is sealed to one opens in both, and "
+                "nobody can tell the two apart by their TPM.",
+                yes=yes,
+            )
+        with running.engine(first_use=True) as engine:
+            with running.host() as host:
+                request = choose_clone(running.premises, host, source, vm, copy=copy)
+            with running.console.progress() as watch:
+                cloned = engine.clone_tpm(request, watch)
+        if running.console.json:
+            running.console.document({"cloned": _cloned_document(cloned)})
+        else:
+            state = "with a copy of its state" if cloned.sha256 else "blank at its next start"
+            device = f"TPM {cloned.version} ({cloned.model})"
+            running.console.show(f"VM {cloned.name} has a {device} like that of {cloned.source}, {state}")
+        for sentence in cloned.warnings:
+            running.console.notice(f"warning: {sentence}")
 
 
 @app.command("restore", epilog="Example: vmkeep tpm restore win11 --version 3")
@@ -235,6 +345,8 @@ def _removed_document(removed: TpmRemoved) -> dict[str, Any]:
             "stays": removed.secret_stays or None,
         },
         "way_back": removed.way_back or None,
+        "tombstones": list(removed.tombstones),
+        "removal": removed.removal or None,
     }
 
 
@@ -253,8 +365,56 @@ def _removed_text(removed: TpmRemoved) -> Iterator[str]:
         yield f"libvirt's secret {removed.secret} was undefined; it is kept with the version"
     elif removed.secret:
         yield f"libvirt's secret {removed.secret} stays: {removed.secret_stays}"
+    if removed.tombstones:
+        yield "what could not be deleted is tried again by later commands, and by `vmkeep tombstones retry --all`"
     if removed.way_back:
         yield f"to go back: {removed.way_back}"
+
+
+def _cloned_document(cloned: TpmCloned) -> dict[str, Any]:
+    return {
+        "vm": cloned.name,
+        "vm_uuid": cloned.uuid,
+        "source": cloned.source,
+        "source_uuid": cloned.source_uuid,
+        "model": cloned.model,
+        "version": cloned.version,
+        "sha256": cloned.sha256 or None,
+        "secret": cloned.secret or None,
+        "warnings": list(cloned.warnings),
+    }
+
+
+def _renewed_document(renewed: TpmRenewed) -> dict[str, Any]:
+    return {
+        "vm": renewed.name,
+        "vm_uuid": renewed.uuid,
+        "kept": None if renewed.kept is None else {"version": renewed.kept, "sha256": renewed.sha256},
+        "version": renewed.version,
+        "secret": renewed.secret or None,
+        "old_secret": None
+        if not renewed.old_secret
+        else {
+            "uuid": renewed.old_secret,
+            "undefined": bool(renewed.secret_point or renewed.secret_pin),
+            "point": renewed.secret_point or None,
+            "pin": renewed.secret_pin or None,
+            "stays": renewed.secret_stays or None,
+        },
+        "deleted": list(renewed.deleted),
+        "way_back": list(renewed.way_back),
+    }
+
+
+def _renewed_text(renewed: TpmRenewed) -> Iterator[str]:
+    if renewed.kept is not None:
+        yield f"what it was is kept as version {renewed.kept}"
+    if renewed.secret_point or renewed.secret_pin:
+        yield f"libvirt's secret {renewed.old_secret} was undefined; its value is kept"
+    elif renewed.old_secret:
+        yield f"libvirt's secret {renewed.old_secret} stays: {renewed.secret_stays}"
+    for number, command in enumerate(renewed.way_back):
+        yield f"{'to go back: ' if number == 0 else '       then: '}{command}"
 
 
 def _added_document(added: TpmAdded) -> dict[str, Any]:

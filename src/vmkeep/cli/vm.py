@@ -1,4 +1,4 @@
-"""`vmkeep vm list` and `vmkeep vm show`: the host's VMs, and whether a point of each would be complete."""
+"""`vmkeep vm`: the host's VMs, and whether a point of each would be complete."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmkeep.cli import vm_clone
 from vmkeep.cli.completion import complete_vm
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
@@ -98,6 +99,7 @@ def show_vm(
             *(("problem", problem) for problem in found.problems),
             *([("skipped", "by `vmkeep backup --all`")] if found.skip else []),
             *([("reason", found.reason)] if found.reason else []),
+            *([("clone of", f"{found.clone_of} ({found.clone_of_uuid})")] if found.clone_of_uuid else []),
         ]
         disks = [
             (
@@ -144,6 +146,9 @@ def forget(
         if forgotten.points:
             stays += f", and for good what its {_counted(forgotten.points, 'point')} hold"
         running.console.show(f"{forgotten.vm}: kept are {stays}")
+
+
+vm_clone.register(app)
 
 
 def _counted(number: int, what: str) -> str:

@@ -82,5 +82,24 @@ def tpm_element(model: str, version: str, secret: str = "") -> str:
     return etree.tostring(device, encoding="unicode")
 
 
+def with_secret(element: str, secret: str) -> str:
+    """Return the element of an emulated TPM with another secret that encrypts its state; empty for none.
+
+    Raises DefinitionError when it is no such element.
+    """
+    try:
+        device = parse_xml(element)
+    except XmlRefused as error:
+        raise DefinitionError(f"the TPM cannot be read: {error}") from error
+    backend = device.find("backend[@type='emulator']")
+    if backend is None:
+        raise DefinitionError("the TPM is none that libvirt emulates")
+    for present in backend.findall("encryption"):
+        remove(present)
+    if secret:
+        etree.SubElement(backend, "encryption", secret=secret)
+    return etree.tostring(device, encoding="unicode", with_tail=False)
+
+
 def _device(root: etree._Element) -> etree._Element | None:
     return next((each for each in root.findall("devices/tpm") if each.get("model") != _PROXY), None)

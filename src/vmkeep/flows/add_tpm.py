@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from vmkeep.catalog.texts import now
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import Orphan
 from vmkeep.custody.standing import NOTHING
 from vmkeep.definition.tpmdevice import tpm_element
-from vmkeep.errors import InvalidRequest, TargetExists
+from vmkeep.errors import InvalidRequest, TargetExists, VmkeepError
 from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.removals import fact_of_return, last_removal, store_proofs
 from vmkeep.flows.requests import AddTpm, TpmAdded
+from vmkeep.flows.settle_pins import settle_pins_of_vm
+from vmkeep.flows.tombstones import supersede_tombstones
 from vmkeep.host.tasks.tpms import (
     GiveTpmSecret,
     HoldForTpm,
@@ -25,7 +29,7 @@ from vmkeep.host.tasks.tpms import (
     WithdrawTpmState,
 )
 
-_FILES = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}
+FILES = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}
 
 
 @flow("tpm.add", after_crash=AfterCrash.FINISH)
@@ -40,6 +44,8 @@ def add_tpm(plan: Plan, request: AddTpm) -> TpmAdded:
     plan.step(note_added, plan, request, found, undo=lambda before: take_states_back(plan, found.vm_uuid, before))
     plan.step(put_in, plan, request, found)
     plan.step(let_go, plan, found, heeds_stop=False)
+    plan.step(note_returned, plan, request, found, heeds_stop=False)
+    plan.step(store_proofs, plan, heeds_stop=False)
     return TpmAdded(
         name=found.vm_name,
         uuid=found.vm_uuid,
@@ -81,7 +87,7 @@ def examine(plan: Plan, request: AddTpm) -> TpmFound:
 
 def _is_that(lying: Orphan, request: AddTpm) -> bool:
     """Return whether the state that lies there is the one that the TPM is to have."""
-    file = _FILES[request.tpm_version]
+    file = FILES[request.tpm_version]
     wanted = None if request.version is None else request.version.sha256
     return wanted is not None and any(each.name == file and each.sha256 == wanted for each in lying.files)
 
@@ -106,7 +112,7 @@ def begin() -> None:
 def install_state(plan: Plan, request: AddTpm, found: TpmFound) -> None:
     """Put the version in place, whole or not at all."""
     if request.version is not None:
-        file = _FILES[request.tpm_version]
+        file = FILES[request.tpm_version]
         task = InstallTpmState(plan.operation, found.vm_uuid, found.directory, file, request.version)
         plan.services.on_host(plan.operation, task)
 
@@ -133,6 +139,23 @@ def note_added(plan: Plan, request: AddTpm, found: TpmFound) -> dict[str, str | 
     plan.services.catalog.see_vm(found.vm_uuid, found.vm_name)
     placed = NOTHING if request.version is None else request.version.sha256
     return place_states(plan, found.vm_uuid, {"tpm": placed})
+
+
+def note_returned(plan: Plan, request: AddTpm, found: TpmFound) -> None:
+    """End what an earlier removal left to be deleted of what is needed again, and the term of the TPM's versions.
+
+    The VM has its TPM: what keeps this from being noted is told, and takes nothing back.
+    """
+    services, vm_uuid = plan.services, found.vm_uuid
+    catalog = services.catalog
+    try:
+        supersede_tombstones(catalog, services.host, vm_uuid, {found.directory, request.secret} - {""})
+        removal = last_removal(catalog, vm_uuid)
+        if removal is not None:
+            catalog.record_deletion(fact_of_return(services.host, removal, found.vm_name, now()))
+            settle_pins_of_vm(services, vm_uuid)
+    except VmkeepError as error:
+        services.warn(f"that VM {found.vm_name!r} has a TPM again could not be noted: {error.message}")
 
 
 def put_in(plan: Plan, request: AddTpm, found: TpmFound) -> None:

@@ -17,6 +17,7 @@ from typing import Protocol
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint, Trust
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, PointNotFound
+from vmkeep.flows.catch_up_on_deletions import catch_up_on_deletions
 from vmkeep.flows.catch_up_on_pins import HoldsPins, catch_up_on_pins
 from vmkeep.flows.gate import renew_gate
 from vmkeep.flows.hosts import judged, meet_hosts, note_copies, told_of_host
@@ -108,10 +109,12 @@ def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
         return point.vm_uuid == vm_uuid
 
     caught = services.with_repository(lambda repository: catch_up(services.catalog, repository, counts))
+    # Another installation may have removed its TPM: the versions have a term then.
+    unread = services.with_repository(lambda repository: catch_up_on_deletions(services.catalog, repository))
     if caught.taken or vm_uuid in caught.pinned:
         renew_gate(services, vm_uuid)
     gone = [point.id for point in services.catalog.outlines_of_vm(vm_uuid) if point.id in caught.missing]
-    for sentence in (*caught.sentences(), *map(_not_stored, gone)):
+    for sentence in (*caught.sentences(), *unread, *map(_not_stored, gone)):
         services.watch(Progress("looking into the repository", note=f"warning: {sentence}"))
 
 

@@ -19,6 +19,7 @@ from vmkeep.errors import Interrupted, VmkeepError
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE, forget_deleted_snapshots
 from vmkeep.flows.patience import carry_out
 from vmkeep.flows.services import end_operation
+from vmkeep.flows.unsettled import refuse_beside_unsettled
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.moments import (
     DeleteMoments,
@@ -44,7 +45,8 @@ def change_moments(
 ) -> MomentsChanged:
     """Carry out an order, and let the catalogue follow; ``catalog`` is None where none has to.
 
-    Raises what the order raises. Where the change was made only in part, the catalogue follows that part.
+    Raises what the order raises, and NeedsOperator for the deletion of snapshots of a VM that waits for a person. Where
+    the change was made only in part, the catalogue follows that part.
     """
 
     def change() -> MomentsChanged:
@@ -54,6 +56,8 @@ def change_moments(
     meant = None if catalog is None else _meant(host, order)
     if catalog is None or meant is None:
         return change()
+    if isinstance(order, DeleteMoments):
+        refuse_beside_unsettled(catalog, order.vm, meant["vm_uuid"])
     with _operation(settings, catalog, order.vm, meant):
         try:
             done = change()

@@ -18,6 +18,7 @@ from pathlib import Path
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState, Trust
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
+from vmkeep.custody.tombstones import TombstoneKind, told_of_protection
 from vmkeep.errors import (
     CatalogDamaged,
     KeyMissing,
@@ -237,6 +238,7 @@ class CheckUp:
         yield from self._interrupted(catalog)
         yield from self._flows(catalog)
         yield from _alerts(catalog)
+        yield from _tombstones(catalog)
         if catalog.repository() is None:
             message = "this installation has no repository yet; the first backup makes one"
             yield Finding(FindingCode.REPOSITORY_NONE, message, remedy="vmkeep init", path=self._settings.repository)
@@ -450,3 +452,17 @@ def _alerts(catalog: Catalog) -> Iterator[Finding]:
         message = f"its state could not be captured, {often} since {alert.first_at[:19]}Z: {alert.message}"
         remedy = command_line("vmkeep state capture", name)
         yield Finding(FindingCode.STATE_NOT_CAPTURED, message, vm=name, remedy=remedy)
+
+
+def _tombstones(catalog: Catalog) -> Iterator[Finding]:
+    """Tell of what must still be deleted on hosts, until it is or somebody lets it be."""
+    for each in catalog.open_tombstones():
+        since = f"since {each.since[:19]}Z, tried {each.tries} times again"
+        about = "a secret of libvirt's" if each.kind is TombstoneKind.SECRET else "state of a TPM that was removed"
+        message = (
+            f"{about} is on host {each.host_name} still, {since}: {'; '.join(each.paths)} "
+            f"({told_of_protection(each.protection)})" + (f"; {each.last_error}" if each.last_error else "")
+        )
+        remedy = command_line("vmkeep tombstones retry", each.id)
+        path = each.paths[0] if each.kind is TombstoneKind.STATE else None
+        yield Finding(FindingCode.TOMBSTONE_OPEN, message, vm=each.vm_name, remedy=remedy, path=path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from uuid import uuid4
 
 from vmkeep.catalog import Catalog, CatalogPoint
 from vmkeep.commandline import command_line
@@ -11,11 +13,15 @@ from vmkeep.custody.orphans import is_vm_uuid
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import InvalidRequest, VmNotFound
 from vmkeep.flows.hosts import refuse_distrusted
+from vmkeep.flows.installation import Premises
 from vmkeep.flows.requests import AddTpm
 from vmkeep.flows.secret_holders import SecretHolder, holder_for, secret_holders
+from vmkeep.flows.settle_pins import settle_pins
+from vmkeep.flows.tpm_renewal import key_of_operation
 from vmkeep.flows.vm_states import chosen_of, named_version, require_point_of, states_in, versions_kept
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm
+from vmkeep.host.tasks.tpms import MakeTpmKey
 from vmkeep.repository import Repository
 from vmkeep.repository.chosen import read_chosen
 
@@ -64,6 +70,23 @@ def choose_tpm(
         "" if holder is None else holder.point,
         "" if holder is None else holder.pin,
     )
+
+
+def with_new_key(premises: Premises, host: Host, request: AddTpm) -> AddTpm:
+    """Return the request for a blank TPM with a new key, which is kept in an envelope from here on.
+
+    Raises InvalidRequest for a TPM that gets a state, and what the repository raises.
+    """
+    if request.version is not None or request.secret:
+        raise InvalidRequest(
+            "--encrypt makes a new key: a state that is kept has its own, or none", vm=request.vm, hint="Leave it out."
+        )
+    operation, catalog, rule = uuid4().hex, premises.catalog, premises.keep_state_versions
+    sealed = host.ask(MakeTpmKey(operation, request.vm_uuid, key_of_operation(operation)))
+    if catalog.vm(request.vm_uuid) is None:
+        catalog.see_vm(request.vm_uuid, request.vm)
+    settle_pins(catalog, premises.repository, request.vm_uuid, rule, sealed=(sealed,))
+    return replace(request, secret=sealed.uuid, secret_pin=sealed.pin_id)
 
 
 def _named(

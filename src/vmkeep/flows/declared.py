@@ -23,7 +23,12 @@ DECLARED: Final[Mapping[str, str]] = {
     "nvram.replace": "replace_nvram",
     "state.restore": "restore_states",
     "tpm.add": "add_tpm",
+    "tpm.rekey": "rekey_tpm",
     "tpm.remove": "remove_tpm",
+    "tpm.clone": "clone_tpm",
+    "vm.clone": "clone_vm",
+    "vm.rename": "rename_vm",
+    "tpm.reset": "reset_tpm",
 }
 """The module of each flow, in which it has the same name as its module."""
 

@@ -50,8 +50,10 @@ from vmkeep.flows.requests import (
     InPlaceRestored,
     NvramReplaced,
     PointTaken,
+    RekeyTpm,
     RemoveTpm,
     ReplaceNvram,
+    ResetTpm,
     RestoreFiles,
     RestoreInPlace,
     RestoreStates,
@@ -64,11 +66,12 @@ from vmkeep.flows.requests import (
     TakeSnapshot,
     TpmAdded,
     TpmRemoved,
+    TpmRenewed,
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services, end_operation
-from vmkeep.flows.unsettled import DESTRUCTIVE, refuse_beside_unsettled
+from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm, Progress
@@ -80,6 +83,7 @@ from vmkeep.sqlite import raised_within, sqlite_error
 
 if TYPE_CHECKING:
     from vmkeep.catalog import Operation
+    from vmkeep.flows.clone_requests import CloneTpm, CloneVm, RenameVm, TpmCloned, VmCloned, VmRenamed
     from vmkeep.host.tasks.restores import InPlaceChecked
     from vmkeep.host.tasks.reverts import RevertChecked
 
@@ -140,6 +144,8 @@ class Engine:
             self._launch(settings.flows_path)
             self.recovered = self._away or self._recovery.recover()
             forget_finished_flows(settings.flows_path)
+            if not self._away:
+                self._go_on_deleting()
         except BaseException as error:
             with suppress(Exception):  # what failed to start may fail to end
                 DBOS.destroy(destroy_registry=True)
@@ -150,6 +156,14 @@ class Engine:
                 raise self._fault(error) from error
             raise
         return self
+
+    def _go_on_deleting(self) -> None:
+        """Try what could not be deleted on hosts again, when that is due, and store proofs that could not be stored."""
+        catalog = self._premises.catalog
+        if catalog.open_tombstones() or catalog.unstored_deletions():
+            from vmkeep.flows.tombstones import retry_quietly
+
+            retry_quietly(self._services())
 
     def _leave_broken_home(self) -> tuple[str, ...]:
         """Return what is to be told of a home that is done without; nothing for one that can be written."""
@@ -327,6 +341,40 @@ class Engine:
 
         return self._run(add_tpm, request, request.vm, watch)
 
+    def reset_tpm(self, request: ResetTpm, watch: Watch) -> TpmRenewed:
+        """Give a VM a new, blank TPM with a new key; on failure it has its own."""
+        from vmkeep.flows.reset_tpm import reset_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(reset_tpm, request, request.vm, watch)
+
+    def rekey_tpm(self, request: RekeyTpm, watch: Watch) -> TpmRenewed:
+        """Give the state of a VM's TPM a new key; on failure it has the old one."""
+        from vmkeep.flows.rekey_tpm import rekey_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(rekey_tpm, request, request.vm, watch)
+
+    def clone_tpm(self, request: CloneTpm, watch: Watch) -> TpmCloned:
+        """Give a VM a TPM like another one's; on failure it has none."""
+        from vmkeep.flows.clone_tpm import clone_tpm
+
+        self._prepare_to_sign(watch)
+        return self._run(clone_tpm, request, request.vm, watch)
+
+    def clone_vm(self, request: CloneVm, watch: Watch) -> VmCloned:
+        """Make a second VM of one that is off; on failure nothing of it stays."""
+        from vmkeep.flows.clone_vm import clone_vm
+
+        self._prepare_to_sign(watch)
+        return self._run(clone_vm, request, request.name, watch)
+
+    def rename_vm(self, request: RenameVm, watch: Watch) -> VmRenamed:
+        """Give a VM that is off another name; on failure it has the one that it had."""
+        from vmkeep.flows.rename_vm import rename_vm
+
+        return self._run(rename_vm, request, request.vm, watch)
+
     def replace_nvram(self, request: ReplaceNvram, watch: Watch) -> NvramReplaced:
         """Replace a VM's UEFI variables; on failure they are as they were."""
         from vmkeep.flows.replace_nvram import replace_nvram
@@ -419,6 +467,7 @@ class Engine:
             watch=self._tell,
             stalled_after_seconds=self._premises.settings.stalled_after_seconds,
             keep_state_versions=lambda: self._premises.keep_state_versions,
+            removed_tpm_days=self._premises.settings.removed_tpm_days,
         )
 
     def _prepare_to_sign(self, watch: Watch) -> None:
@@ -437,7 +486,7 @@ class Engine:
         self._stop()
         operation = uuid.uuid4().hex
         catalog = self._premises.catalog
-        if declared.name in DESTRUCTIVE:
+        if declared.name not in HARMLESS:
             refuse_beside_unsettled(catalog, vm, getattr(request, "vm_uuid", ""))
         self._watch = watch
         catalog.begin_operation(operation, declared.name, vm, self._executor, dataclasses.asdict(request))

@@ -54,19 +54,19 @@ def forget_vm(premises: Premises, host: Host, vm: str, days: int) -> VmForgotten
 
 
 def settle_forgotten(premises: Premises) -> None:
-    """Let the state versions of VMs go that were forgotten, and whose term is over."""
+    """Let the state versions go whose term is over: of VMs that were forgotten, and of TPMs that were removed."""
     now = datetime.now(UTC)
-    for vm in premises.catalog.vms():
-        if (
-            vm.forgotten_until is not None
-            and datetime.fromisoformat(vm.forgotten_until) < now
-            and _pinned(premises.catalog, vm.uuid)
-        ):
-            settle_pins(premises.catalog, premises.repository, vm.uuid, premises.keep_state_versions)
+    catalog = premises.catalog
+    terms = {vm.uuid: vm.forgotten_until for vm in catalog.vms() if vm.forgotten_until is not None}
+    ended = [(each.vm_uuid, each.kept_until) for each in catalog.deletions() if each.kept_until is not None]
+    for vm_uuid in {uuid for uuid, until in (*terms.items(), *ended) if datetime.fromisoformat(until) < now}:
+        if _has_lapsed(catalog, vm_uuid, now):
+            settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions)
 
 
-def _pinned(catalog: Catalog, vm_uuid: str) -> bool:
-    return any(pin.until is not None for pin in catalog.pins_of_vm(vm_uuid))
+def _has_lapsed(catalog: Catalog, vm_uuid: str, now: datetime) -> bool:
+    terms = (pin.until for pin in catalog.pins_of_vm(vm_uuid))
+    return any(until is not None and datetime.fromisoformat(until) < now for until in terms)
 
 
 def _require_gone(host: Host, uuid: str, vm: str) -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from vmkeep.catalog import Catalog, CatalogState
+from vmkeep.custody.encryption import is_encrypted
+from vmkeep.custody.states import SealedSecret
 from vmkeep.definition import secret_definition
 from vmkeep.errors import TargetExists, VmNotFound
 from vmkeep.filesystem import file_error, file_errors, write_new_file
 from vmkeep.flows.gate import tell_gate
 from vmkeep.flows.installation import Premises
+from vmkeep.flows.secret_holders import VTPM
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.host.protocol import Host
@@ -53,7 +56,7 @@ def import_states(premises: Premises, host: Host, bundle: StateBundle, vm: str |
 
     A content that is known here is found again. Of a kind of which no version counts, it becomes the first. Any other
     is kept as one that never counts: above the newest it would be what the VM must have, and the numbers below are
-    taken.
+    taken. The secret that opens an encrypted TPM state is kept with it.
     """
     catalog = premises.catalog
     uuid, name = _vm_of(catalog, host, bundle, vm)
@@ -71,7 +74,8 @@ def import_states(premises: Premises, host: Host, bundle: StateBundle, vm: str |
             catalog.accept_states(new)
             catalog.keep_late(late)
             tell_gate(catalog, host, uuid)
-        settle_pins(catalog, premises.repository, uuid, premises.keep_state_versions)
+        sealed = tuple(_sealed(premises.repository, bundle, unknown, put, uuid))
+        settle_pins(catalog, premises.repository, uuid, premises.keep_state_versions, sealed=sealed)
     return StatesImported(name, uuid, new, late, tuple(dict.fromkeys(known)))
 
 
@@ -121,6 +125,21 @@ def _put(
         )
         kind: Literal["tpm", "nvram"] = "tpm" if made.kind == "tpm" else "nvram"
         yield CatalogState(put.id, vm_uuid, kind, put.generation, put.sha256, put.size_bytes, put.created)
+
+
+def _sealed(
+    repository: Repository,
+    bundle: StateBundle,
+    states: Sequence[BundledState],
+    put: Sequence[CatalogState],
+    vm_uuid: str,
+) -> Iterator[SealedSecret]:
+    """Seal the secret of a bundle for each encrypted TPM state of it that was put."""
+    secret = next((each for each in bundle.secrets if each.usage == VTPM), None)
+    for state, kept in zip(states, put, strict=True):
+        if secret is not None and kept.kind == "tpm" and is_encrypted(state.content):
+            pin_id, _ = repository.pins.seal(vm_uuid, (secret,))
+            yield SealedSecret(pin_id, kept.id, secret.usage, secret.uuid)
 
 
 # -- to files ----------------------------------------------------------------------------------------------------

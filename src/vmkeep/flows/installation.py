@@ -366,6 +366,7 @@ class Premises:
         return self._take(repository, created=False)
 
     def _adopt(self, location: str) -> InitReport:
+        from vmkeep.flows.catch_up_on_deletions import catch_up_on_deletions
         from vmkeep.flows.catch_up_on_pins import catch_up_on_pins
         from vmkeep.flows.hosts import meet_hosts, meet_keys, undecided
         from vmkeep.flows.own_key import pin_own_key
@@ -388,13 +389,14 @@ class Premises:
         meet_hosts(self.catalog, (point for point, _ in found))
         adopted = self.catalog.adopt(found)
         pins = catch_up_on_pins(self.catalog, repository, lambda _vm_uuid: True)
+        deletions = catch_up_on_deletions(self.catalog, repository)
         return replace(
             report,
             hosts=undecided(self.catalog),
             adopted_points=adopted.points,
             adopted_vms=adopted.vms,
             damaged=tuple(damaged),
-            warnings=(*adopted.conflicts, *pins.told),
+            warnings=(*adopted.conflicts, *pins.told, *deletions),
         )
 
     def _take(self, repository: Repository, *, created: bool) -> InitReport:

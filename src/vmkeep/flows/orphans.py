@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from vmkeep.catalog import Catalog
+from vmkeep.catalog.texts import now
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import (
     JudgedFile,
@@ -20,11 +22,14 @@ from vmkeep.custody.orphans import (
     vm_of_variables,
 )
 from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.tombstones import Tombstone, TombstoneFile, TombstoneKind, tombstone_id
 from vmkeep.errors import InvalidRequest, VmkeepError
+from vmkeep.filesystem import OF_STORAGE
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.vm_states import versions_nobody_vouches_for
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.orphans import DeleteOrphan, LookForOrphans, OrphanDeleted
+from vmkeep.host.tasks.survey import Identify
 from vmkeep.values import dataclass
 
 _DOING = "deletion of state that belongs to no VM"
@@ -113,9 +118,12 @@ def refuse_loss(chosen: Iterable[KnownOrphan]) -> None:
 
 
 def delete_orphans(
-    host: Host, chosen: Iterable[KnownOrphan], ended: Callable[[OrphanEnd], None]
+    catalog: Catalog, host: Host, chosen: Iterable[KnownOrphan], ended: Callable[[OrphanEnd], None]
 ) -> tuple[OrphanEnd, ...]:
-    """Delete orphans one by one, each looked at again right before; ``ended`` is told of each. None stops others."""
+    """Delete orphans one by one, each looked at again right before; ``ended`` is told of each. None stops others.
+
+    What of a TPM's state the system did not let go gets a tombstone, as far as it is kept.
+    """
     ends = []
     for each in chosen:
         try:
@@ -126,7 +134,48 @@ def delete_orphans(
             end = OrphanEnd(each, answer.removed, answer.left)
         ended(end)
         ends.append(end)
+        if not end.is_done:
+            left = _left_files(end)
+            if left:
+                catalog.add_tombstones([_tombstone(host, each, left)])
     return tuple(ends)
+
+
+def _left_files(end: OrphanEnd) -> tuple[TombstoneFile, ...]:
+    """Return what of a TPM's state the system refused to delete; what changed or came since is no such thing."""
+    known = end.orphan
+    refused = isinstance(end.error, OF_STORAGE)
+    if known.orphan.kind != "tpm" or (end.error is not None and not refused):
+        return ()
+    left = []
+    for judged in known.files:
+        place = known.orphan.place_of(judged.file)
+        why = (
+            end.error.message
+            if end.error is not None
+            else next((s for s in end.left if s.startswith(f"{place}: ")), "")
+        )
+        if judged.version is not None and place not in end.removed and why:
+            version = judged.version
+            left.append(TombstoneFile(place, version.sha256, judged.file.size_bytes, version.version_id, why))
+    return tuple(left)
+
+
+def _tombstone(host: Host, known: KnownOrphan, files: tuple[TombstoneFile, ...]) -> Tombstone:
+    identity, origin = host.ask(Identify()), uuid4().hex
+    return Tombstone(
+        id=tombstone_id(origin, TombstoneKind.STATE, known.orphan.path),
+        origin=origin,
+        kind=TombstoneKind.STATE,
+        host_uuid=identity.uuid,
+        host_name=identity.name,
+        vm_uuid=known.vm_uuid,
+        vm_name=known.vm or known.vm_uuid,
+        place=known.orphan.path,
+        since=now(),
+        files=files,
+        last_error=files[0].why,
+    )
 
 
 def _delete(host: Host, known: KnownOrphan) -> OrphanDeleted:

@@ -128,8 +128,10 @@ class PinSecrets:
 
     def drop_unused(self) -> None:
         """Delete the envelopes that no pin was put for."""
+        known = self._catalog.pin_ids() if self._sealed else frozenset()
         for sealed in self._sealed:
-            self._repository.pins.delete(sealed.pin_id)
+            if sealed.pin_id not in known:  # an attempt that was killed put its pin
+                self._repository.pins.delete(sealed.pin_id)
         self._sealed.clear()
 
     def _holders(self) -> list[SecretHolder]:

@@ -1,18 +1,43 @@
-"""Take a VM's TPM out: the device, its state on the host, and the secret that opens it. What it held is kept first."""
+"""Take a VM's TPM out: the device, its state on the host, and the secret that opens it. What it held is kept first.
+
+What becomes of versions and their files: none is deleted. What lies there is a version before it goes; points and
+snapshots keep theirs, and what nothing else holds has a term from the removal on (``removed_tpm_days``).
+
+What protects files whose deletion failed, once the secret is gone: they are encrypted, as versions are in the
+repository, and without the secret nobody opens them; plain ones nothing protects but their mode, which is why a
+tombstone says so. The secret goes only where a point holds its value, so that an undo gives it back; an undo of each
+step stands before it.
+
+Why a host that fails does not stop the flow: the guest has lost its TPM by then, and its state is kept. To put all of
+it back because a file could not be deleted would undo what was asked for, and leave the file where it was. So a
+tombstone records it, and the deletion is tried again.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from vmkeep.catalog.texts import now
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent, Orphan
 from vmkeep.custody.standing import NOTHING
 from vmkeep.custody.states import ChosenVersion
-from vmkeep.errors import IntegrityError
+from vmkeep.errors import IntegrityError, VmkeepError
 from vmkeep.flows.capture_states import keep_states_of_held
 from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.orphans import contents_of
 from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.removals import (
+    Removal,
+    proof_of,
+    store_proofs,
+    tombstones_of,
+    until_days,
+)
 from vmkeep.flows.requests import RemoveTpm, TpmRemoved
 from vmkeep.flows.secret_holders import SecretHolder, secret_holders
+from vmkeep.flows.settle_pins import settle_pins_of_vm
+from vmkeep.flows.tombstones import settle_deleted
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.host.tasks.tpms import (
     DeleteTpmState,
@@ -37,15 +62,22 @@ def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
     """Remove a VM's TPM; its state is a version before anything of it goes. See docs/internals/flows.md."""
     found = plan.step(examine, plan, request, undo=lambda found: let_go(plan, found))
     # Each undo stands at the step before the one that it undoes: that one may fail when its work is done.
+    # What becomes of versions: this one is kept, and none of the others goes by the removal.
     plan.step(keep_state, plan, found, undo=lambda _: put_back(plan, found))
     plan.step(take_out, plan, found)
     remains = plan.step(look_at_remains, plan, found, undo=lambda remains: install_again(plan, found, remains))
+    # A host that fails does not stop the flow: what it could not delete is in the answer, and gets a tombstone below.
     deleted = plan.step(delete_state, plan, found, remains)
+    # After the files, so that an undo needs no more than envelopes; from here on those left open for nobody.
     judged = plan.step(judge_secret, plan, found, undo=lambda judged: give_back(plan, found, judged))
     dropped = plan.step(drop_secret, plan, found, judged)
     plan.step(note_removed, plan, found, undo=lambda before: take_states_back(plan, found.vm_uuid, before))
+    removal = Removal(plan.operation, found, remains.found, _kept(plan, found, remains.found), deleted, dropped)
+    left = plan.step(note_removal, plan, removal, undo=lambda _: withdraw_removal(plan))
     plan.step(let_go, plan, found, heeds_stop=False)
-    kept = _version_in(plan, found, remains)
+    # Last: what it proves has happened, whether the repository can be reached by now or not.
+    plan.step(store_proofs, plan, heeds_stop=False)
+    kept = version_in(plan, found, remains)
     return TpmRemoved(
         name=found.vm_name,
         uuid=found.vm_uuid,
@@ -54,6 +86,8 @@ def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
         sha256="" if kept is None else kept.sha256,
         deleted=deleted.removed,
         left=deleted.left,
+        tombstones=left,
+        removal="" if removal.is_nothing else plan.operation,
         secret=found.secret,
         secret_point=dropped.point,
         secret_pin=dropped.pin,
@@ -117,7 +151,7 @@ def delete_state(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> TpmSt
 
 def install_again(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> None:
     """Undo ``delete_state``, also of one that failed in the middle: what lies there already is left."""
-    version = _version_in(plan, found, remains)
+    version = version_in(plan, found, remains)
     if version is not None:
         chosen = ChosenVersion(version.kind, version.version_id, version.sha256)
         task = InstallTpmState(plan.operation, found.vm_uuid, found.directory, found.file, chosen)
@@ -155,12 +189,42 @@ def note_removed(plan: Plan, found: TpmFound) -> dict[str, str | None]:
     return place_states(plan, found.vm_uuid, {"tpm": NOTHING})
 
 
+def note_removal(plan: Plan, removal: Removal) -> tuple[str, ...]:
+    """Record the removal and what could not be deleted; return the ids of the tombstones. Versions get their term."""
+    services, vm_uuid = plan.services, removal.found.vm_uuid
+    if removal.is_nothing:
+        return ()
+    catalog = services.catalog
+    at = removal.deleted.at or now()
+    until = until_days(services.removed_tpm_days, at)
+    tombstones = tombstones_of(services.host, removal, at)
+    first = proof_of(catalog, services.host, removal, tombstones, at, until)
+    catalog.record_deletion(first, tombstones)
+    # Pins get the term by that, and are others then: the proof names those that hold the secret from now on.
+    settle_pins_of_vm(services, vm_uuid)
+    proof = proof_of(catalog, services.host, removal, tombstones, at, until)
+    if proof != first:
+        catalog.withdraw_deletion(first.id, plan.operation)
+        catalog.record_deletion(proof, tombstones)
+    failed = [each.path for each in removal.deleted.failed]
+    with suppress(VmkeepError):  # they stay open, and the next try finds nothing
+        settle_deleted(catalog, services.host, vm_uuid, removal.found.directory, failed, but=plan.operation)
+    return tuple(each.id for each in tombstones)
+
+
+def withdraw_removal(plan: Plan) -> None:
+    """Undo ``note_removal``."""
+    plan.services.catalog.withdraw_deletion(plan.operation, plan.operation)
+
+
 def _holders(plan: Plan, found: TpmFound) -> tuple[SecretHolder, ...]:
     holders = secret_holders(plan.services.catalog, found.vm_uuid)
     return tuple(holder for holder in holders if holder.uuid == found.secret)
 
 
-def _kept(plan: Plan, found: TpmFound, orphan: Orphan) -> tuple[KeptContent, ...]:
+def _kept(plan: Plan, found: TpmFound, orphan: Orphan | None) -> tuple[KeptContent, ...]:
+    if orphan is None:
+        return ()
     hashes = frozenset(file.sha256 for file in orphan.files if file.sha256 is not None)
     return tuple(each for each in contents_of(plan.services.catalog, found.vm_uuid, hashes) if each.kind == "tpm")
 
@@ -169,7 +233,7 @@ def _main_hash(found: TpmFound, orphan: Orphan) -> str | None:
     return next((file.sha256 for file in orphan.files if file.name == found.file), None)
 
 
-def _version_in(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> KeptContent | None:
+def version_in(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> KeptContent | None:
     """Return the version that the TPM's state was: of several with one content the one that counts."""
     if remains.found is None:
         return None
@@ -186,3 +250,8 @@ def _way_back(plan: Plan, found: TpmFound, kept: KeptContent) -> str:
     if found.secret and not _holders(plan, found):
         options += f" --secret {found.secret}"
     return command_line("vmkeep tpm add", found.vm_name, options=options)
+
+
+def ways_back(plan: Plan, found: TpmFound, kept: KeptContent) -> tuple[str, ...]:
+    """Return the commands that give the VM this TPM in place of the one that it has by now."""
+    return command_line("vmkeep tpm remove", found.vm_name), _way_back(plan, found, kept)

@@ -287,6 +287,7 @@ class TpmRemoved:
     ``deleted`` are paths, ``left`` sentences about what lies there still. ``secret`` is the UUID of the secret that
     encrypts the state, ``secret_point`` or ``secret_pin`` what holds it where it was undefined, ``secret_stays`` why
     not.
+    ``tombstones`` are the ids of those that say what must still be deleted, ``removal`` is the id of the proof.
     """
 
     name: str
@@ -301,12 +302,57 @@ class TpmRemoved:
     secret_stays: str = ""
     way_back: str = ""
     secret_pin: str = ""
+    tombstones: tuple[str, ...] = ()
+    removal: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the next command says of a removal that it finished."""
         stays = f"libvirt's secret {self.secret} stays: {self.secret_stays}."
         return (*self.left, *((stays,) if self.secret_stays else ()))
+
+
+@dataclass(frozen=True, slots=True)
+class ResetTpm(FlowRequest):
+    """Give a VM that is off a new, blank TPM in place of its own, with a new key. ``vm`` is a name or a UUID."""
+
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class RekeyTpm(FlowRequest):
+    """Give the state of a VM's TPM a new key. ``plain``: it is not encrypted any more."""
+
+    vm: str
+    plain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TpmRenewed:
+    """A TPM with a new key. ``kept`` is the number of the version that holds what it was, ``sha256`` that version's.
+
+    ``version`` is the number of the state with the new key; None for a blank TPM. ``secret`` is the UUID of its secret,
+    empty where the state is in plain. The others are as in TpmRemoved, of what it was.
+    """
+
+    name: str
+    uuid: str
+    kept: int | None = None
+    sha256: str = ""
+    version: int | None = None
+    secret: str = ""
+    deleted: tuple[str, ...] = ()
+    old_secret: str = ""
+    secret_point: str = ""
+    secret_pin: str = ""
+    secret_stays: str = ""
+    way_back: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the next command says of one that it finished."""
+        stays = f"libvirt's secret {self.old_secret} stays: {self.secret_stays}."
+        return (stays,) if self.secret_stays else ()
 
 
 @dataclass(frozen=True, slots=True)

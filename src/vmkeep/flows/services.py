@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from vmkeep.catalog import Catalog, OperationState
+from vmkeep.config import DEFAULT_REMOVED_TPM_DAYS
 from vmkeep.errors import Cancelled, InvalidRequest, VmkeepError
 from vmkeep.flows.patience import carry_out, patiently
 from vmkeep.host.protocol import Host
@@ -45,6 +46,7 @@ class Services:
     watch: Callable[[Progress], None]
     stalled_after_seconds: float
     keep_state_versions: Callable[[], KeepRule]
+    removed_tpm_days: int = DEFAULT_REMOVED_TPM_DAYS
     undoing: bool = False
 
     @property
@@ -82,6 +84,10 @@ class Services:
             limit_seconds=self.stalled_after_seconds,
             stoppable=not self.undoing,
         )
+
+    def warn(self, sentence: str) -> None:
+        """Tell a person, now, what keeps nothing from going on."""
+        self.watch(Progress("ending", note=f"warning: {sentence}"))
 
     def with_repository(self, call: Callable[[Repository], T]) -> T:
         """Call something of the repository from a flow itself. Raises GivenUp when its storage does not answer."""

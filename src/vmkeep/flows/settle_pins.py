@@ -24,9 +24,10 @@ from vmkeep.catalog import (
 )
 from vmkeep.custody.retention import HeldVersion, kept_for_themselves
 from vmkeep.custody.states import SealedSecret
-from vmkeep.errors import IntegrityError, VmkeepError
+from vmkeep.errors import IntegrityError, TargetExists, VmkeepError
 from vmkeep.flows.installation import catalog_states
 from vmkeep.flows.pin_secrets import PinSecrets
+from vmkeep.flows.removals import tpm_kept_until
 from vmkeep.flows.services import Services
 from vmkeep.flows.vm_states import versions_nobody_vouches_for
 from vmkeep.host.tasks.survey import Progress
@@ -75,7 +76,9 @@ def settle_pins(
     lost = {point.id for point in catalog.outlines_of_vm(vm_uuid)} - set(repository.point_ids())
     needed = needed_versions(catalog, vm_uuid, rule, lost | {without})
     secrets = PinSecrets(catalog, repository, vm_uuid, sealed, lost=lost, going={without})
-    settling = _Settling(catalog, repository, vm_uuid, vm.name, vm.forgotten_until, needed, secrets)
+    removed = frozenset(state.id for state in catalog.states_of_vm(vm_uuid) if state.kind == "tpm") & needed.wanted
+    terms = dict.fromkeys(removed, tpm_kept_until(catalog, vm_uuid))
+    settling = _Settling(catalog, repository, vm_uuid, vm.name, vm.forgotten_until, needed, secrets, terms)
     settling.pin_snapshots()
     settling.pin_versions()
     settling.pin_keys()
@@ -149,7 +152,9 @@ def needed_versions(catalog: Catalog, vm_uuid: str, rule: KeepRule, gone: Collec
 
 @dataclass(frozen=True, slots=True)
 class _Settling:
-    """The pins of one VM, put and deleted. ``until`` is the term of a VM that is forgotten."""
+    """The pins of one VM, put and deleted. ``until`` is the term of a VM that is forgotten, ``terms`` are those of
+    versions of a TPM that was removed, as far as nothing but a pin of their own holds them.
+    """
 
     catalog: Catalog
     repository: Repository
@@ -158,6 +163,7 @@ class _Settling:
     until: str | None
     needed: Needed
     secrets: PinSecrets
+    terms: Mapping[str, str | None]
 
     def pin_snapshots(self) -> None:
         """Put a pin for each snapshot that has none with its name."""
@@ -169,22 +175,29 @@ class _Settling:
 
     def pin_versions(self) -> None:
         """Put a pin for each version that is kept for itself, and for one whose secret nothing else has that stays."""
-        if _is_over(self.until):
-            return
-        mine = [pin for pin in self._pins() if _is_kept(pin) and pin.until == self.until]
-        have = {version for pin in mine for version in pin.versions}
-        opened = {version for pin in mine if pin.secrets for version in pin.versions}
+        mine = [(pin, self._in_term(pin)) for pin in self._pins() if _is_kept(pin)]
+        have = {version for _, versions in mine for version in versions}
+        opened = {version for pin, versions in mine if pin.secrets for version in versions}
         for state in self.catalog.states_of_vm(self.vm_uuid):
-            if state.id in opened:
+            until = self._term(state.id)
+            if state.id in opened or _is_over(until):
                 continue
             if state.id in self.needed.wanted:
                 sealed = self.secrets.for_version(state)
                 if sealed is not None or state.id not in have:
-                    self._put(KEPT, (state,), sealed, until=self.until)
+                    self._put(KEPT, (state,), sealed, until=until)
             elif state.id in self.needed.held:
                 sealed = self.secrets.for_held(state)
                 if sealed is not None:
-                    self._put(KEPT, (state,), sealed, until=self.until)
+                    self._put(KEPT, (state,), sealed, until=until)
+
+    def _term(self, version: str) -> str | None:
+        """Return until when a version is kept for itself; None for good."""
+        return self.until or self.terms.get(version)
+
+    def _in_term(self, pin: CatalogPin) -> set[str]:
+        """Return the versions of a pin that it keeps for as long as they are to be kept."""
+        return {version for version in pin.versions if pin.until == self._term(version)}
 
     def pin_keys(self) -> None:
         """Put a pin for each secret that opens no version yet: those just made, and the last of a point that goes."""
@@ -247,11 +260,12 @@ class _Settling:
                 if _is_ours(pin) and (snapshot is None or snapshot.name != pin.snapshot_name):
                     yield pin.id
             elif _is_kept(pin):
-                wanted = set(pin.versions) & self.needed.wanted
+                fitting = self._in_term(pin)
+                wanted = fitting & self.needed.wanted
                 if pin.secrets:
-                    wanted |= {each for each in pin.versions if each in self.needed.held and each not in keyed}
+                    wanted |= {each for each in fitting if each in self.needed.held and each not in keyed}
                 # Two commands may have put one each.
-                if _is_over(pin.until) or pin.until != self.until or wanted <= kept:
+                if _is_over(pin.until) or wanted <= kept:
                     yield pin.id
                 else:
                     kept |= wanted
@@ -295,7 +309,11 @@ def put_pin(
         snapshot=pinned,
         secrets=() if sealed is None else (SecretRef(sealed.usage, sealed.uuid),),
     )
-    catalog.adopt_pins([found_pin(repository.pins.put(record))])
+    try:
+        record = repository.pins.put(record)
+    except TargetExists:
+        record = repository.pins.get(record.id)  # an attempt that was killed put it
+    catalog.adopt_pins([found_pin(record)])
 
 
 def _readable(repository: Repository, states: Iterable[CatalogState]) -> Iterator[StateRef]:

@@ -9,8 +9,8 @@ from vmkeep.catalog import Catalog, Operation, OperationState
 from vmkeep.commandline import command_line
 from vmkeep.errors import NeedsOperator
 
-DESTRUCTIVE: Final = frozenset({"restore.vm", "restore.in_place", "snapshot.revert", "tpm.add", "tpm.remove"})
-"""Flows that change or replace what a VM has. A point, a snapshot and files beside the VM change nothing of it."""
+HARMLESS: Final = frozenset({"point.take", "snapshot.take", "restore.files"})
+"""Flows that take nothing away from what a VM has; any other one may change or replace it."""
 
 
 def refuse_beside_unsettled(catalog: Catalog, vm: str | None, vm_uuid: str = "") -> None:

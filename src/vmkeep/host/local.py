@@ -167,6 +167,8 @@ def _desk(noun: str) -> Callable[[Task[Any], Operation], Any]:  # noqa: C901  on
             from vmkeep.host.states.desk import carry_out
         case "orphans":
             from vmkeep.host.orphans.desk import carry_out
+        case "clones":
+            from vmkeep.host.clones.desk import carry_out
         case "tpms":
             from vmkeep.host.tpms.desk import carry_out
         case "nvram":

@@ -159,6 +159,11 @@ class Domain:
         with libvirt_errors("undefine the VM", self.name):
             self._handle.undefineFlags(flags)
 
+    def rename(self, name: str) -> None:
+        """Give the VM, which is off, another name; raises HypervisorError with libvirt's reason."""
+        with libvirt_errors(f"give the VM the name {name}", self.name):
+            self._handle.rename(name)
+
     def has_saved_memory(self) -> bool:
         """Return whether a managed save image waits: the next start goes on from it instead of booting."""
         with libvirt_errors("tell whether the VM has a managed save image", self.name):
@@ -392,12 +397,16 @@ class Domain:
                 raise
         return True
 
-    def checkpoint_definitions(self) -> dict[str, str]:
-        """Return what libvirt records of each checkpoint by name, parents before their children, with all passwords."""
+    def checkpoint_definitions(self, *, secure: bool = True) -> dict[str, str]:
+        """Return what libvirt records of each checkpoint by name, parents before their children.
+
+        With all passwords, unless told otherwise by ``secure``.
+        """
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE if secure else 0
         found: dict[str, tuple[str, str]] = {}
         with libvirt_errors("read the checkpoints", self.name):
             for checkpoint in self._handle.listAllCheckpoints():
-                text = checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)
+                text = checkpoint.getXMLDesc(flags)
                 found[checkpoint.getName()] = (etree.fromstring(text.encode()).findtext("parent/name") or "", text)
         ordered: dict[str, str] = {}
         while found:

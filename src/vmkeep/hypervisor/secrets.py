@@ -119,6 +119,17 @@ class Secrets:
                 raise
         return str(described.xpath("string(usage/@type)")) or "none"
 
+    def is_ephemeral(self, uuid: str) -> bool | None:
+        """Return whether libvirt has a secret in its memory only; None for one that is not there."""
+        try:
+            described = etree.fromstring(self._connection.secretLookupByUUIDString(uuid).XMLDesc().encode())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
+                return None
+            with libvirt_errors(f"read the secret {uuid}"):
+                raise
+        return described.get("ephemeral") == "yes"
+
     def listed(self, usage: str) -> dict[str, str]:
         """Return the secrets of a usage ("vtpm"), the name of each one's use by its UUID; never a value."""
         found: dict[str, str] = {}

@@ -73,6 +73,8 @@ class TransitKey:
             return str(answer["data"]["ciphertext"]).encode()
 
     def open(self, sealed: bytes) -> bytes:
+        if not sealed.isascii():
+            raise self._error(WrongKey, "was not asked: what was sealed is no text of a transit engine")
         with self._translated(opening=True):
             answer = self._client.secrets.transit.decrypt_data(
                 name=self._key, ciphertext=sealed.decode(), mount_point=self._mount

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from vmkeep.repository.answers import Unanswered, unanswered
+from vmkeep.repository.deletions import (
+    DeletedFile,
+    DeletedSecret,
+    DeletionEvent,
+    DeletionRecord,
+    KeptVersion,
+    SecretHolder,
+)
 from vmkeep.repository.envelopes import PointSecret
 from vmkeep.repository.pins import PinnedSnapshot, PinRecord
 from vmkeep.repository.record import (
@@ -23,9 +31,14 @@ from vmkeep.repository.writer import DiskWriter, PointWriter
 __all__ = [
     "BLOCK_BYTES",
     "BlockRef",
+    "DeletedFile",
+    "DeletedSecret",
+    "DeletionEvent",
+    "DeletionRecord",
     "DiskWriter",
     "ExcludedDisk",
     "Finding",
+    "KeptVersion",
     "PinRecord",
     "PinnedSnapshot",
     "PointDisk",
@@ -35,6 +48,7 @@ __all__ = [
     "PointWriter",
     "Repository",
     "RepositoryReport",
+    "SecretHolder",
     "SecretRef",
     "StateRef",
     "StateVersion",

@@ -32,7 +32,8 @@ KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED = (
 ENVELOPES = "envelopes/"  # since 1.1: the secrets of points
 HOSTS = "hosts/"  # since 1.3: the public keys of those who sign points
 PINS = "pins/"  # since 1.4: what keeps state versions besides points
-FOLDERS = (KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS)
+DELETIONS = "deletions/"  # since 1.6: proofs of what was deleted on hosts
+FOLDERS = (KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS, DELETIONS)
 
 ID_BYTES = 32
 NAME_BYTES = 16
@@ -84,6 +85,7 @@ class FrameKind(IntEnum):
     ENVELOPE = 6
     HOST = 7
     PIN = 8
+    DELETION = 10
 
 
 class PackKind(IntEnum):

@@ -27,6 +27,7 @@ from vmkeep.keys import KeyMaterial
 from vmkeep.mounts import mount_of
 from vmkeep.repository import envelopes, fetch, intents, signatures, states
 from vmkeep.repository.compression import zstd
+from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.keyring import (
     Keyring,
     Recipient,
@@ -407,6 +408,11 @@ class Repository:
     def pins(self) -> Pins:
         """What keeps state versions besides points."""
         return Pins(self._store, self._sealer, self.id, self._signer)
+
+    @property
+    def deletions(self) -> Deletions:
+        """Proofs of what was deleted on hosts."""
+        return Deletions(self._store, self._sealer, self.id, self._signer)
 
     def begin(
         self,

@@ -56,6 +56,7 @@ ID_NAMES = {
     FrameKind.ENVELOPE: "envelope",
     FrameKind.HOST: "host",
     FrameKind.PIN: "pin",
+    FrameKind.DELETION: "deletion",
 }
 PLAIN_LIMITS: Mapping[FrameKind, int] = MappingProxyType(
     {

@@ -1,4 +1,6 @@
-"""Who made a point or a pin, proved: signatures, and the public keys of those who sign. Pure, but for host objects.
+"""Who made a point, a pin or a proof of deletion, proved: signatures, and the public keys of those who sign.
+
+Pure, but for host objects.
 
 The signature stands in the point's record and covers all else of it, so all that the record reaches by keyed hashes
 (disks). What it reaches by names only is bound by hashes beside the signature: state versions with owner and mode, and
@@ -29,6 +31,7 @@ from vmkeep.values import dataclass
 FIELD: Final = "signature"
 _POINT_DOMAIN: Final = b"vmkeep point signature v1\n"
 _PIN_DOMAIN: Final = b"vmkeep pin signature v1\n"
+_DELETION_DOMAIN: Final = b"vmkeep deletion signature v1\n"
 _HOST_DOMAIN: Final = b"vmkeep host key v1\n"
 _KEY_DIGITS, _VALUE_DIGITS, _HASH_DIGITS = 64, 128, 64
 _HOST_LENGTH, _TIME_LENGTH = 255, 40
@@ -109,6 +112,11 @@ def sign_pin(
     return _PIN.sign(record, repository, signer, states, _hash_of(envelope))
 
 
+def sign_deletion(record: Mapping[str, Any], repository: str, signer: Signer) -> dict[str, Any]:
+    """Return the signature of a proof of deletion, which reaches nothing by name."""
+    return _DELETION.sign(record, repository, signer, (), None)
+
+
 def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where: str) -> Signature | None:
     """Return the signature of a point that was read, proved; None for a point without one.
 
@@ -121,6 +129,11 @@ def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where:
 def prove_pin(value: Mapping[str, Any], repository: str, pin_id: str, where: str) -> Signature | None:
     """Return the signature of a pin that was read, proved, as ``prove_point`` that of a point."""
     return _PIN.prove(value, repository, pin_id, where)
+
+
+def prove_deletion(value: Mapping[str, Any], repository: str, deletion_id: str, where: str) -> Signature | None:
+    """Return the signature of a proof of deletion that was read, proved, as ``prove_point`` that of a point."""
+    return _DELETION.prove(value, repository, deletion_id, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +202,7 @@ class _Signed:
 
 _POINT: Final = _Signed(_POINT_DOMAIN, "point")
 _PIN: Final = _Signed(_PIN_DOMAIN, "pin")
+_DELETION: Final = _Signed(_DELETION_DOMAIN, "deletion")
 
 
 def signature_of(record: PointRecord) -> Signature | None:

@@ -29,6 +29,7 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyMaterial
 from vmkeep.keys.material import KEY_FILE
+from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize, windows
 from vmkeep.repository.intents import condemned_packs, damaged_notes, stored_packs
@@ -41,6 +42,7 @@ from vmkeep.repository.keyring import (
     open_keyring,
 )
 from vmkeep.repository.layout import (
+    DELETIONS,
     ENVELOPES,
     FORMAT_OBJECT,
     HOSTS,
@@ -227,6 +229,7 @@ class Verification:
         # A damaged one harms no point: each signature carries its own key.
         self._check_lone(HOSTS, partial(get_host_key, self._store, self._sealer, self._repository))
         self._check_lone(PINS, self._check_pin)
+        self._check_lone(DELETIONS, self._check_deletion)
         for point_id in points:
             try:
                 self._check_point(point_id)
@@ -309,6 +312,12 @@ class Verification:
             self._readings.twice(ENVELOPES + pin_id, lambda: pins.secrets(pin))
         except VmkeepError as error:
             self._tell(ENVELOPES + pin_id, error)
+
+    def _check_deletion(self, deletion_id: str) -> None:
+        """Prove a proof of deletion, and that the one which it adds to is there: nobody may delete one."""
+        deletion = Deletions(self._store, self._sealer, self._repository, None).get(deletion_id)
+        if deletion.of is not None and not self._store.exists(DELETIONS + deletion.of):
+            self._tell(DELETIONS + deletion.of, ObjectDamaged(f"it is gone, and {DELETIONS}{deletion_id} adds to it"))
 
     def _state_problem(self, version_id: str) -> VmkeepError | None:
         if version_id not in self._states:

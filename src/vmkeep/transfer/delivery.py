@@ -8,7 +8,7 @@ Each thread writes what it has read, on a way of its own: the order does not mat
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -41,10 +41,40 @@ def deliver_disk(
     is told the position in the disk; ``stop`` raises when the operation was cancelled. To be called in a thread that
     lives until it returns (see ``vmkeep.transfer.server``).
     """
+    return deliver_windows(
+        repository.disk_windows(disk),
+        path,
+        image_format,
+        size_bytes=disk.size_bytes,
+        block_bytes=disk.block_bytes,
+        key=key,
+        workers=workers,
+        stop=stop,
+        progress=progress,
+    )
+
+
+def deliver_windows(
+    windows: Iterable[Window],
+    path: Path,
+    image_format: str,
+    *,
+    size_bytes: int,
+    block_bytes: int,
+    key: ImageKey | None,
+    workers: int,
+    stop: Callable[[], None],
+    progress: Callable[[int], None],
+) -> int:
+    """Write the windows of a disk into a new image, as ``deliver_disk``; a window may hold no block.
+
+    All that no window holds reads as zero. Blocks have ``block_bytes`` and stand on their borders; the last one ends
+    with the disk.
+    """
     try:
-        with _new_image(path, image_format, disk, workers, key) as image:
-            written = _deliver(repository, disk, image, workers, stop, progress)
-            progress(disk.size_bytes)
+        with _new_image(path, image_format, size_bytes, block_bytes, workers, key) as image:
+            written = _deliver(windows, image, workers, stop, progress)
+            progress(size_bytes)
             image.finish()
     except OSError as error:
         _remove(path)
@@ -61,8 +91,7 @@ def _remove(path: Path) -> None:
 
 
 def _deliver(
-    repository: Repository,
-    disk: StoredDisk,
+    windows: Iterable[Window],
     image: NewImage,
     workers: int,
     stop: Callable[[], None],
@@ -71,28 +100,33 @@ def _deliver(
     """Let the threads write all windows; one more than there are threads is in flight."""
     local = threading.local()
 
-    def put(window: Window) -> list[tuple[int, int]]:
+    def put(window: Window) -> list[tuple[int | None, int]]:
         writer: ImageWriter | None = getattr(local, "writer", None)
         if writer is None:
             writer = local.writer = image.writer()
         blocks = window()
+        if not blocks:
+            return [(None, 0)]
         writer.write_blocks(blocks)
         start, data = blocks[-1]
         return [(start + len(data), sum(len(data) for _, data in blocks))]
 
     written = 0
     stop()
-    for position, length in ahead((partial(put, window) for window in repository.disk_windows(disk)), workers):
+    for position, length in ahead((partial(put, window) for window in windows), workers):
         stop()
         written += length
-        progress(position)
+        if position is not None:
+            progress(position)
     return written
 
 
-def _new_image(path: Path, image_format: str, disk: StoredDisk, writers: int, key: ImageKey | None) -> NewImage:
+def _new_image(
+    path: Path, image_format: str, size_bytes: int, block_bytes: int, writers: int, key: ImageKey | None
+) -> NewImage:
     if image_format == "raw" and key is None:
-        return RawImage(path, disk.size_bytes, disk.block_bytes)
-    if image_format == "qcow2" and key is None and disk.block_bytes % CLUSTER_BYTES == 0:
-        return Qcow2File(path, disk.size_bytes)
+        return RawImage(path, size_bytes, block_bytes)
+    if image_format == "qcow2" and key is None and block_bytes % CLUSTER_BYTES == 0:
+        return Qcow2File(path, size_bytes)
     assert key is not None or image_format != LUKS, "LUKS without a key"
-    return ServedImage(path, LUKS if image_format == "raw" else image_format, disk.size_bytes, writers, key)
+    return ServedImage(path, LUKS if image_format == "raw" else image_format, size_bytes, writers, key)

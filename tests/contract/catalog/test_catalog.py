@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, number
+from tests.unit.custody.graves import grave
 from vmkeep.catalog import (
     SAFETY_LABEL,
     Catalog,
+    CatalogDeletion,
     CatalogPin,
     CatalogSnapshot,
     CatalogState,
@@ -21,6 +24,7 @@ from vmkeep.catalog import (
     StateFile,
     Trust,
 )
+from vmkeep.custody.tombstones import Ending
 from vmkeep.errors import CatalogError, PointNotFound, VmNotFound
 
 
@@ -434,3 +438,52 @@ def test_state_file_is_known_since_it_is_as_it_is_and_goes_when_it_is_found_no_m
     catalog.note_state_files("h", {WIN11: [tpm]})
     assert [file.kind for file in catalog.state_files(WIN11)] == ["tpm"]
     assert catalog.host_names() == {"h": "alpha"}
+
+
+def example_deletion(**changes: Any) -> CatalogDeletion:
+    document = {"vm_name": "win11", "host": "alpha", "files": [], "tombstones": ["0a" * 16]}
+    made = CatalogDeletion("0b" * 16, None, "removal", WIN11, "2026-03-02T10:00:00.000000+00:00", document)
+    return replace(made, **changes)
+
+
+def test_removal_is_recorded_with_what_could_not_be_deleted_and_once(catalog: Catalog) -> None:
+    removal, left = example_deletion(kept_until="2026-06-01T10:00:00.000000+00:00"), grave()
+    for _ in range(2):
+        catalog.record_deletion(removal, [left])
+    assert catalog.deletions(WIN11.upper()) == catalog.deletions() == catalog.unstored_deletions() == (removal,)
+    assert catalog.tombstones(WIN11) == catalog.open_tombstones() == (left,)
+    assert (catalog.deletions(WEB), catalog.tombstones(WEB)) == ((), ())
+    catalog.withdraw_deletion(removal.id, left.origin)
+    assert (catalog.deletions(), catalog.tombstones()) == ((), ())
+
+
+def test_proof_that_is_stored_is_signed_and_not_withdrawn(catalog: Catalog) -> None:
+    removal = example_deletion()
+    catalog.record_deletion(removal)
+    key = KnownHostKey("ab" * 16, "00", "installation", "alpha", Trust.TRUSTED)
+    catalog.note_deletion_stored(removal.id, key.fingerprint)
+    (unknown,) = catalog.deletions()
+    assert (unknown.trust, unknown.is_vouched_for, catalog.unstored_deletions()) == (Trust.UNKNOWN, False, ())
+    catalog.see_host_key(key)
+    (known,) = catalog.deletions()
+    assert (known.trust, known.is_vouched_for) == (Trust.TRUSTED, True)
+    catalog.withdraw_deletion(removal.id, "x")
+    assert catalog.deletions() == (known,)
+
+
+def test_tombstone_is_moved_by_compare_and_set_with_the_fact_of_it(catalog: Catalog) -> None:
+    known = grave()
+    catalog.add_tombstones([known, known])
+    tried = known.failed("2026-03-02T11:00:00.000000+00:00", "read-only")
+    catalog.move_tombstone(known, tried)
+    with pytest.raises(CatalogError):
+        catalog.move_tombstone(known, known.waived("2026", "root", "x"))  # another command was first
+    with pytest.raises(CatalogError):
+        catalog.move_tombstone(grave(id="0e" * 16), grave(id="0e" * 16).failed("2026", "x"))
+    fact = example_deletion(id="0f" * 16, of="0b" * 16, event="settled")
+    settled = tried.settled("2026-03-02T12:00:00.000000+00:00", Ending.DELETED)
+    catalog.move_tombstone(tried, settled, fact)
+    assert (catalog.tombstones(), catalog.open_tombstones(), catalog.deletions()) == ((settled,), (), (fact,))
+    with pytest.raises(CatalogError):
+        catalog.move_tombstone(settled, replace(settled, state=known.state), example_deletion())
+    assert catalog.deletions() == (fact,)

@@ -34,9 +34,7 @@ FIRST_COMMAND = (
 
 
 def test_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.sqlite"
-    SqlCatalog.open(path).close()
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(f"sqlite:///{_migrated(tmp_path)}")
     try:
         with engine.connect() as connection:
             context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -45,23 +43,46 @@ def test_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
         engine.dispose()
 
 
-def test_migrated_checks_and_texts_are_the_declared_ones(tmp_path: Path) -> None:
-    """Alembic does not compare CHECK constraints; so the SQL of both is compared."""
-    migrated, declared = tmp_path / "migrated.sqlite", tmp_path / "declared.sqlite"
-    SqlCatalog.open(migrated).close()
-    engine = create_engine(f"sqlite:///{declared}")
-    metadata.create_all(engine)
+def test_new_catalogue_is_what_an_older_one_is_brought_up_to(tmp_path: Path) -> None:
+    """A new file is made at once, and a later revision must find in both the same, by the same names."""
+    migrated, new = _migrated(tmp_path), tmp_path / "new.sqlite"
+    SqlCatalog.open(new).close()
+    with closing(sqlite3.connect(migrated)) as one, closing(sqlite3.connect(new)) as other:
+        assert _tables(one) == _tables(other)
+        assert _indexes(one) == _indexes(other)
+        assert "CHECK (trust in" in str(_tables(other)["host_keys"])
+        versions = [each.execute("SELECT version_num FROM alembic_version").fetchall() for each in (one, other)]
+    assert versions == [[(HEAD_REVISION,)]] * 2
+
+
+def _migrated(directory: Path) -> Path:
+    """Make a catalogue of the first schema, and bring it up to date."""
+    path = directory / "migrated.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
     engine.dispose()
-    assert _checks(migrated) == _checks(declared)
+    SqlCatalog.open(path).close()
+    return path
 
-    assert _checks(declared)
+
+def _tables(database: sqlite3.Connection) -> dict[str, list[object]]:
+    """Return columns, foreign keys, and named constraints of each table."""
+    found: dict[str, list[object]] = {}
+    for name, sql in database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall():
+        columns = database.execute("SELECT * FROM pragma_table_xinfo(?)", (name,)).fetchall()
+        keys = database.execute('SELECT "from", "table", "to" FROM pragma_foreign_key_list(?)', (name,)).fetchall()
+        # A check of one column stands behind it, or with those of the table; SQLite makes no difference.
+        named = re.findall(r"CONSTRAINT \w+ (?:CHECK \(.*\)|[A-Z ]+\([^)]*\))", sql)
+        found[name] = [columns, sorted(keys), sorted(named)]
+    return found
 
 
-def _checks(path: Path) -> set[str]:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        rows = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'").fetchall()
-    connection.close()
-    return {check for (sql,) in rows for check in re.findall(r"CONSTRAINT \w+ CHECK \(.*\)", sql)}
+def _indexes(database: sqlite3.Connection) -> dict[str, tuple[str, str]]:
+    rows = database.execute("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'index'").fetchall()
+    return {name: (table, (sql or "").replace('"', "")) for name, table, sql in rows}
 
 
 def test_revision_compared_at_opening_is_the_newest_script() -> None:

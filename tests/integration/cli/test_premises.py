@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.cli.command_line import COMMAND, environment, vmkeep
+from tests.integration.repository.test_deletions import FACT, REMOVAL
 from vmkeep.config import load_settings
 from vmkeep.errors import RepositoryForeign, RepositoryNotFound
 from vmkeep.flows.installation import Premises, catalog_point, catalog_states
@@ -328,3 +329,23 @@ def test_repository_that_lost_its_format_is_not_made_anew(tmp_path: Path, lost: 
 
 def files(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_proofs_of_deletion_are_found_again_and_shown_with_who_signed_them(first: Path, tmp_path: Path) -> None:
+    with premises(first) as place:
+        place.repository.deletions.put(REMOVAL)
+        place.repository.deletions.put(FACT)
+    for path in first.glob("catalog.sqlite*"):
+        path.unlink()
+    assert vmkeep(first, "init", "--adopt", "--json").status == 0
+    (listed,) = vmkeep(first, "tpm", "removal", "list", "--json").document()["removals"]
+    assert (listed["id"], listed["outcome"], listed["open"], listed["trust"]) == (REMOVAL.id, "deleted", [], "own")
+    (shown,) = vmkeep(first, "tpm", "removal", "show", "win11", "--json").document()["removals"]
+    assert (shown["trusted"], shown["files"][1]["outcome"], shown["facts"][0]["event"]) == (True, "failed", "settled")
+    text = vmkeep(first, "tpm", "removal", "show", REMOVAL.id[:8], "--text", str(tmp_path / "proof.txt")).out
+    assert (tmp_path / "proof.txt").read_text("utf-8") == text
+    assert "its value is in point" in text
+    assert vmkeep(first, "tpm", "removal", "show", "nobody", "--json").error()["code"] == "invalid-request"
+    assert vmkeep(first, "verify", "--all", "--json").status == 0
+    assert vmkeep(first, "tombstones", "list").out == "nothing is left to be deleted\n"
+    assert vmkeep(first, "tombstones", "waive", "0" * 8, "--reason", "x", "--yes", "--json").status == 2

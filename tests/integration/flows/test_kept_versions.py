@@ -15,6 +15,7 @@ from tests.integration.repository.samples import opener, record_of, sample_key
 from tests.unit.repository.signed import ROGUE, SIGNER
 from vmkeep.catalog import (
     Catalog,
+    CatalogDeletion,
     CatalogSnapshot,
     CatalogState,
     KnownHostKey,
@@ -331,3 +332,41 @@ def test_what_a_point_of_a_host_that_nobody_trusts_holds_as_well_is_pinned_befor
     assert versions_nobody_vouches_for(place.catalog.points_of_vm(VM), place.catalog.pins_of_vm(VM)) == set()
     place.catalog.forget_point(theirs.id)
     assert place.catalog.newest_state(VM, "tpm") == state
+
+
+def removed(place: Place, until: str, event: str = "removal", **about: str) -> None:
+    created = (NOON + timedelta(hours=1)).isoformat(timespec="microseconds")
+    of = about.get("of")
+    place.catalog.record_deletion(
+        CatalogDeletion(about.get("name", "ab" * 16), of, event, VM, created, {"vm_name": "win11"}, until)
+    )
+
+
+def terms(place: Place) -> dict[str, str | None]:
+    """Return until when the repository's pins keep what they name, by version."""
+    found = (place.repository.pins.get(pin) for pin in place.repository.pins.ids())
+    return {state.version_id: pin.until for pin in found for state in pin.states}
+
+
+def test_versions_of_a_tpm_that_was_removed_have_a_term_until_the_vm_has_one_again(place: Place) -> None:
+    tpm, nvram = place.capture(b"a"), place.capture(b"n", kind="nvram")
+    until = (datetime.now(UTC) + timedelta(days=90)).isoformat(timespec="microseconds")
+    removed(place, until)
+    place.settle()
+    place.settle()
+    assert terms(place) == {tpm.id: until, nvram.id: None}
+    assert len(place.pinned()) == 2
+    removed(place, until, "returned", name="cd" * 16, of="ab" * 16)
+    place.settle()
+    assert terms(place) == {tpm.id: None, nvram.id: None}
+
+
+def test_versions_of_a_removed_tpm_are_let_go_when_their_term_is_over_and_newer_ones_have_none(place: Place) -> None:
+    place.capture(b"a")
+    removed(place, (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="microseconds"))
+    place.settle()
+    assert terms(place) == {}
+    # Somebody gave it a TPM without vmkeep.
+    place.made.extend([place.made[0]] * 90)
+    newer = place.capture(b"b")
+    assert terms(place)[newer.id] is None

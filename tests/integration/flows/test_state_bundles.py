@@ -158,6 +158,20 @@ def test_secret_that_opens_the_state_goes_along(home: Home, tmp_path: Path, monk
         lay_down(bundle, tmp_path / "files", secrets=True)
 
 
+def test_secret_of_a_bundle_is_kept_with_the_version_that_it_opens(other: Home, home: Home, tmp_path: Path) -> None:
+    home.keep(PLAIN, 1)
+    home.export(tmp_path / "plain")
+    home.keep(CRYPT, 2)
+    home.export(tmp_path / "crypt")
+    plain, crypt = (dataclasses.replace(bundle_in(tmp_path / name), secrets=(SECRET,)) for name in ("plain", "crypt"))
+    other.take(plain, host_with())
+    (late,) = other.take(crypt, host_with()).late
+    pins = [other.repository.pins.get(pin_id) for pin_id in other.repository.pins.ids()]
+    held = {pin.states[0].version_id: other.repository.secrets(pin) for pin in pins}
+    assert [secrets for version, secrets in held.items() if version != late.id] == [()]
+    assert held[late.id] == (SECRET,)
+
+
 def test_nothing_is_written_over_and_nothing_is_left_of_what_cannot_be_read_back(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.walk import DAY, EVERY
 from tests.integration.repository.samples import (
     BLOCK,
     image,
@@ -24,6 +23,7 @@ from tests.integration.repository.samples import (
     sample_key,
     write_disk,
 )
+from tests.turns import DAY, EVERY
 from vmkeep.errors import VmkeepError
 from vmkeep.keys import KeyMaterial
 from vmkeep.repository import PointRecord, Repository

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.walk import DAY, EVERY
 from tests.integration.repository.samples import Sample, make_sample, opener, read_whole
+from tests.turns import DAY, EVERY
 from vmkeep.errors import VmkeepError
 from vmkeep.repository import Repository
 

@@ -17,9 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.examples import examples
 from tests.integration.catalog.examples import WEB, WIN11, example_point, example_state, make_tables, number
 from tests.rig.database import shared_cluster
+from tests.unit.custody.graves import grave
 from vmkeep.catalog import (
     SAFETY_LABEL,
     Catalog,
+    CatalogDeletion,
     CatalogPin,
     CatalogPoint,
     CatalogSnapshot,
@@ -33,6 +35,7 @@ from vmkeep.catalog import (
     StateFile,
     Trust,
 )
+from vmkeep.custody.tombstones import Ending
 from vmkeep.errors import VmkeepError
 
 _PLACE = tempfile.TemporaryDirectory(prefix="vmkeep-twins-")  # removed at the end of the process
@@ -206,6 +209,40 @@ class Twins(RuleBasedStateMachine):
     def alert(self, vm: str, code: str, clear: bool) -> None:
         self.agree(lambda catalog: catalog.clear_alerts(vm) if clear else catalog.note_alert(vm, code, "torn"))
 
+    @rule(vm=vms, name=st.sampled_from("12"), of=st.booleans(), graves=st.sets(st.sampled_from("ab")))
+    def record_deletion(self, vm: str, name: str, of: bool, graves: set[str]) -> None:
+        deletion = CatalogDeletion(
+            number(f"{name}{of}"), number(f"{name}False") if of else None, "removal", vm, f"202{name}", {"a": [1]}
+        )
+        left = [grave(id=number(f"{each}{name}"), origin=name, vm_uuid=vm) for each in sorted(graves)]
+        self.agree(lambda catalog: catalog.record_deletion(deletion, left))
+
+    @rule(name=st.sampled_from("12"), of=st.booleans(), key=st.none() | st.sampled_from(KEYS), stored=st.booleans())
+    def end_deletion(self, name: str, of: bool, key: str | None, stored: bool) -> None:
+        def ask(catalog: Catalog) -> None:
+            if stored:
+                catalog.note_deletion_stored(number(f"{name}{of}"), key)
+            else:
+                catalog.withdraw_deletion(number(f"{name}{of}"), name)
+
+        self.agree(ask)
+
+    @rule(what=st.sampled_from(["failed", "settled", "waived"]), chosen=st.integers(0, 3), stale=st.booleans())
+    def move_tombstone(self, what: str, chosen: int, stale: bool) -> None:
+        found = self.sql.tombstones()[chosen : chosen + 1]
+        if not found or not found[0].is_open:
+            return
+        known = found[0]
+        match what:
+            case "failed":
+                moved = known.failed("2026", "x")
+            case "settled":
+                moved = known.settled("2026", Ending.GONE)
+            case _:
+                moved = known.waived("2026", "me", "x")
+        before = known.failed("2026", "y") if stale else known
+        self.agree(lambda catalog: catalog.move_tombstone(before, moved))
+
     @rule(key=st.sampled_from(KEYS), trust=st.sampled_from(Trust), machine=st.sampled_from(["", "m"]))
     def see_key(self, key: str, trust: Trust, machine: str) -> None:
         met = KnownHostKey(key, "00", "installation", "alpha", trust, machine=machine)
@@ -270,6 +307,7 @@ class Twins(RuleBasedStateMachine):
         for ask in (
             *(Catalog.points, Catalog.summaries, Catalog.point_ids, Catalog.makers, Catalog.points_of_host_keys),
             *(Catalog.vms, Catalog.passed_points, Catalog.pin_ids, Catalog.passed_pins),
+            *(Catalog.deletions, Catalog.unstored_deletions, Catalog.tombstones, Catalog.open_tombstones),
         ):
             self.agree(lambda catalog, name=ask.__name__: getattr(catalog, name)())  # type: ignore[misc]
         # Of two that were written in one microsecond the order is nobody's promise.
@@ -282,7 +320,7 @@ class Twins(RuleBasedStateMachine):
             self.agree(lambda catalog, vm=vm: [replace(f, since="", seen_at="") for f in catalog.state_files(vm)])  # type: ignore[misc]
             for name in (
                 *("points", "points_of_vm", "outlines_of_vm", "next_sequence", "newest_made", "states_of_vm", "vm"),
-                *("snapshots_of_vm", "vms_named", "placed_states", "holders", "pins_of_vm"),
+                *("snapshots_of_vm", "vms_named", "placed_states", "holders", "pins_of_vm", "deletions"),
             ):
                 self.agree(lambda catalog, name=name, vm=vm: getattr(catalog, name)(vm))  # type: ignore[misc]
             self.agree(lambda catalog, vm=vm: catalog.newest_state(vm, "tpm"))  # type: ignore[misc]

@@ -30,7 +30,7 @@ from tests.unit.repository.signed import SIGNER
 from vmkeep.catalog import CatalogState, KnownHostKey, MemoryCatalog, Trust
 from vmkeep.custody.standing import NOTHING
 from vmkeep.custody.states import ChosenVersion
-from vmkeep.errors import UndoStopped, VmkeepError
+from vmkeep.errors import Interrupted, UndoStopped, VmkeepError
 from vmkeep.flows import plan
 from vmkeep.flows.add_tpm import add_tpm
 from vmkeep.flows.plan import Flow, Run, workflow_of
@@ -45,7 +45,9 @@ from vmkeep.repository import Repository
 _RULE = KeepRule(last=50)
 _GONE = "the process is dead"
 faults = st.lists(
-    st.tuples(st.integers(0, 14), st.sampled_from(["before", "after"]), st.sampled_from(["fails", "fails", "dies"])),
+    st.tuples(
+        st.integers(0, 14), st.sampled_from(["before", "after"]), st.sampled_from(["fails", "fails", "dies", "stops"])
+    ),
     max_size=3,
     unique_by=lambda fault: fault[:2],
 )
@@ -61,7 +63,7 @@ class _Started:
     before: Truth
     placed: dict[str, str]
     versions: int
-    waits: bool = False
+    undone: bool = False
 
 
 class Tpms(RuleBasedStateMachine):
@@ -84,7 +86,7 @@ class Tpms(RuleBasedStateMachine):
         self.number = 0
         self.started: _Started | None = None
         self.known: dict[str, str] = {}
-        self.ended = ""
+        self.stopped = False
 
     @initialize(encrypted=st.booleans())
     def begin(self, encrypted: bool) -> None:
@@ -164,24 +166,41 @@ class Tpms(RuleBasedStateMachine):
 
     def _carry(self, started: _Started, faults: list[tuple[int, str, str]]) -> None:
         started.steps.begin()
-        self.twin.fault = _faults(faults)
+        self.stopped = False
+        self.twin.fault = self._faults(faults)
         run = workflow_of(started.flow.name, lambda _name: started.flow, self._services, dict[str, Run]())
         try:
             with patch.object(plan, "DBOS", started.steps):
                 run(started.request)
         except UndoStopped as stopped:
-            started.waits = bool(stopped.error.left)
+            started.undone = bool(stopped.error.left)
         except Death:
             pass
         except VmkeepError:
             self.started = None
             self._is_as_before(started)
         else:
-            assert not started.waits, "what waited for a person was carried on in place of being undone"
+            assert not started.undone, "what was being undone was carried on"
             self.started = None
             self._is_done(started)
         finally:
             self.twin.fault = lambda _task, _when: None
+
+    def _faults(self, faults: list[tuple[int, str, str]]) -> Callable[[Task[Any], str], None]:
+        """Let the n-th task of a run fail, the process die at it, or a stop come."""
+        wanted = {(number, when): what for number, when, what in faults}
+        seen = {"before": 0, "after": 0}
+
+        def fault(task: Task[Any], when: str) -> None:
+            what = wanted.get((seen[when], when))
+            seen[when] += 1
+            if what == "dies":
+                raise Death(_GONE)
+            self.stopped = self.stopped or what == "stops"
+            if what == "fails" and not (when == "after" and isinstance(task, LetTpmGo)):
+                raise full(task)
+
+        return fault
 
     def _services(self) -> Services:
         return Services(
@@ -189,11 +208,18 @@ class Tpms(RuleBasedStateMachine):
             at="this",
             catalog=self.catalog,
             repository=lambda: self.repository,
-            stop=lambda: None,
+            stop=self._stop,
             watch=lambda _progress: None,
             stalled_after_seconds=60,
             keep_state_versions=lambda: _RULE,
         )
+
+    def _stop(self) -> None:
+        """A person presses Ctrl-C; what is being undone then is undone to its end, whoever dies meanwhile."""
+        if self.stopped:
+            assert self.started is not None
+            self.started.undone = True
+            raise Interrupted("Interrupted by Ctrl-C")
 
     # -- what is promised --------------------------------------------------------------------------------------------
 
@@ -240,23 +266,6 @@ class Tpms(RuleBasedStateMachine):
     def _read(self, version: CatalogState) -> None:
         assert hashlib.sha256(self.repository.state(version.id)[1]).hexdigest() == version.sha256
         assert self.catalog.pins(version.id), "nothing holds the version"
-
-
-def _faults(faults: list[tuple[int, str, str]]) -> Callable[[Task[Any], str], None]:
-    """Let the n-th task of a run fail, or the process die at it."""
-    wanted = {(number, when): what for number, when, what in faults}
-    seen = {"before": 0, "after": 0}
-
-    def fault(task: Task[Any], when: str) -> None:
-        number = seen[when]
-        seen[when] += 1
-        what = wanted.get((number, when))
-        if what == "dies":
-            raise Death(_GONE)
-        if what == "fails" and not (when == "after" and isinstance(task, LetTpmGo)):
-            raise full(task)
-
-    return fault
 
 
 def _memory() -> str | None:

@@ -27,10 +27,11 @@ from vmkeep.cli.console import time_text
 from vmkeep.cli.forest import draw_forest
 from vmkeep.errors import InvalidRequest, ObjectMissing
 from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
+from vmkeep.flows.settle_pins import found_pin
 from vmkeep.keys import export_key, import_key
 from vmkeep.keys.keyfile import KeyFile
 from vmkeep.moments.bundle import BundleError, parse_bundle
-from vmkeep.repository import PointRecord
+from vmkeep.repository import PinRecord, PointRecord
 from vmkeep.repository.envelopes import PointSecret, get_envelope, open_envelope, put_envelope
 from vmkeep.repository.intents import condemn, condemned_packs, damaged_notes, pardon, writers
 from vmkeep.repository.keyring import new_keyring, open_keyring
@@ -57,6 +58,7 @@ from vmkeep.repository.layout import (
 )
 from vmkeep.repository.manifest import decode_node, encode_node, geometry_of
 from vmkeep.repository.packs import open_index
+from vmkeep.repository.pins import Pins
 from vmkeep.repository.record import BlockRef, refuse_unreadable
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.states import get_state, put_state
@@ -316,6 +318,44 @@ def test_envelope_with_other_fields(value: Any) -> None:
     found = outcome(lambda: get_envelope(store_of(memory), SEALER, OF_POINT))
     for secret in found or ():
         json.dumps([secret.usage_id, secret.description], ensure_ascii=False).encode()
+
+
+PIN: dict[str, Any] = {
+    "id": POINT,
+    "vm_uuid": VM,
+    "vm_name": "win11",
+    "host": "alpha",
+    "created": "2026-03-01T10:00:00.000000Z",
+    "why": "kept",
+    "until": None,
+    "states": [state()],
+    "secrets": [{"usage": "vtpm", "uuid": SECRET["uuid"]}],
+    "snapshot": {"id": "5" * 32, "name": "before", "creation_time": 1_772_445_600, "current_point": None},
+    "later": {"kept": [1, None]},
+}
+
+
+@given(forged(PIN))
+def test_pin_with_other_fields(value: Any) -> None:
+    found = outcome(lambda: PinRecord.from_json(value, "pins/a"))
+    if found is not None:
+        assert found.states or found.secrets
+        assert parse_canonical(canonical(found.as_json()), "x") == found.as_json()
+        row = found_pin(found).pin
+        json.dumps([row.vm_name, row.host, row.why, [secret.uuid for secret in row.secrets]]).encode()
+
+
+@given(forged({**{name: ENVELOPE[name] for name in ENVELOPE if name != "point"}, "pin": POINT}))
+def test_envelope_of_a_pin_with_other_fields(value: Any) -> None:
+    data = written(value)
+    if data is None:
+        return
+    sealed = SEALER.seal_alone(FrameKind.ENVELOPE, POINT, data, compressed=False)
+    memory = Memory({ENVELOPES + POINT: sealed})
+    pins = Pins(store_of(memory), SEALER, "ab" * 16, None)
+    record = PinRecord.from_json({name: content for name, content in PIN.items() if name != "later"}, "pins/a")
+    for secret in outcome(lambda: pins.secrets(record)) or ():
+        assert secret.ref() in record.secrets
 
 
 def state_version() -> bytes:

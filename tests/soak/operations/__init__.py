@@ -4,6 +4,7 @@ from tests.soak.operations import (  # noqa: F401  importing them is what regist
     guestwrites,
     interference,
     interruptions,
+    keys,
     pointcommands,
     power,
     pressure,

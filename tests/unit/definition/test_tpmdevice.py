@@ -7,7 +7,7 @@ from lxml import etree
 
 from tests.unit.definition.cases import GOLDEN
 from vmkeep.definition import DefinitionError, parse_definition
-from vmkeep.definition.tpmdevice import put_tpm_in, take_tpm_out, tpm_element
+from vmkeep.definition.tpmdevice import put_tpm_in, take_tpm_out, tpm_element, with_secret
 
 _TPM = (
     '<tpm model="tpm-crb">\n      <backend type="emulator" version="2.0">\n'
@@ -69,6 +69,25 @@ def test_tpm_that_is_made_is_what_was_asked_for() -> None:
     tpm = parse_definition(put_tpm_in(_domain(), tpm_element("tpm-crb", "2.0", uuid))).tpm
     assert tpm is not None
     assert tpm.secret_uuid == uuid
+
+
+def test_another_secret_changes_nothing_else_of_a_tpm() -> None:
+    one, other = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
+    banks = "<active_pcr_banks><sha256/></active_pcr_banks>"
+    backend = f"<backend type='emulator' version='2.0'><encryption secret='{one}'/>{banks}</backend>"
+    element = f"<tpm model='tpm-crb'>{backend}</tpm>"
+    changed = with_secret(element, other)
+    assert with_secret(changed, one).count(one) == 1
+    assert other not in with_secret(changed, one)
+    assert banks in changed
+    plain = with_secret(element, "")
+    assert "encryption" not in plain
+    tpm = parse_definition(put_tpm_in(_domain(), with_secret(plain, other))).tpm
+    assert tpm is not None
+    assert (tpm.model, tpm.version, tpm.secret_uuid) == ("tpm-crb", "2.0", other)
+    for wrong in ("<tpm><backend type='passthrough'/></tpm>", "<tpm/>", "no XML"):
+        with pytest.raises(DefinitionError):
+            with_secret(wrong, other)
 
 
 @pytest.mark.parametrize(

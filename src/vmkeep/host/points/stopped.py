@@ -23,6 +23,7 @@ from vmkeep.host.guard.guardian import Guardian
 from vmkeep.host.guard.rescue import JobRecord, MarkedImage, Stage, remove_leavings
 from vmkeep.host.points.exposure import Subject, guarded
 from vmkeep.host.points.instant import Instant
+from vmkeep.host.vm.filetraits import Traits, traits_of
 from vmkeep.host.vm.keys import secret_of
 from vmkeep.host.vm.standstill import as_text
 from vmkeep.host.vm.states import read_state
@@ -34,7 +35,6 @@ from vmkeep.transfer.server import ImageServer
 from vmkeep.transfer.source import DiskSource, LayeredSource
 
 _LOOK_SECONDS = 0.3
-Traits = tuple[int, int, int, int] | None
 
 
 class StoppedExposure:
@@ -172,15 +172,7 @@ class StoppedExposure:
         paths = [layer.path for chain in self._subject.chains.values() for layer in chain]
         paths += [layer.data_file for chain in self._subject.chains.values() for layer in chain if layer.data_file]
         paths += [str(source.path) for source in self._subject.states]
-        return {path: _traits(path) for path in paths}
-
-
-def _traits(path: str) -> Traits:
-    try:
-        about = Path(path).stat()
-    except OSError:
-        return None
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+        return {path: traits_of(Path(path)) for path in paths}
 
 
 def _started(subject: Subject) -> VmStarted:

@@ -54,12 +54,8 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
     record = repository.point(request.point_id)
     original = _definition_then(record)
     refuse_vm_name(request.name)
-    if hypervisor.find(request.name) is not None:
-        raise TargetExists(
-            f"a VM named {request.name!r} is on this host already",
-            vm=request.name,
-            hint="Choose another name with --as, or undefine that VM first; a VM is never overwritten.",
-        )
+    hint = "Choose another name with --as, or undefine that VM first; a VM is never overwritten."
+    refuse_taken_name(hypervisor, request.name, hint=hint)
     disk_secrets = secrets_of_point(record, lambda: hypervisor)
     owner = hypervisor.find_uuid(record.vm_uuid)
     same = not request.elsewhere and owner is None
@@ -86,7 +82,7 @@ def prepare_vm(hypervisor: Hypervisor, repository: Repository, settings: Setting
             items.append(item_at("nvram", "nvram", nvram, request.operation))
         elif state.kind == "tpm" and tpm == "same":
             items.append(item_at("tpm", "tpm", roots.tpm_directory(identity_uuid), request.operation))
-    _refuse_shared_paths(items)
+    refuse_shared_paths(items)
     require_tools_for(items)
     refuse_existing(items, force=request.force)
     refuse_images_of_vms(items, hypervisor)
@@ -135,6 +131,12 @@ def refuse_vm_name(name: str) -> None:
     """Raise InvalidRequest for what libvirt takes for no VM's name; files are named after it."""
     if not name.strip() or "/" in name or "\n" in name:
         raise InvalidRequest(f"{name!r} cannot be a VM's name: it must hold text, and no '/' or line break", vm=name)
+
+
+def refuse_taken_name(hypervisor: Hypervisor, name: str, *, hint: str) -> None:
+    """Raise TargetExists for a name that a VM of this host has."""
+    if hypervisor.find(name) is not None:
+        raise TargetExists(f"a VM named {name!r} is on this host already", vm=name, hint=hint)
 
 
 def define_vm(hypervisor: Hypervisor, repository: Repository, request: DefineVm) -> None:
@@ -216,7 +218,8 @@ def undefine_vm(hypervisor: Hypervisor, repository: Repository, request: Undefin
 # -- the items of both -----------------------------------------------------------------------------------------
 
 
-def _refuse_shared_paths(items: list[DeliveredItem]) -> None:
+def refuse_shared_paths(items: Sequence[DeliveredItem]) -> None:
+    """Raise InvalidRequest for two items that would be one file."""
     paths = [item.final for item in items]
     for path in paths:
         if paths.count(path) > 1:

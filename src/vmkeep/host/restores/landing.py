@@ -61,7 +61,7 @@ def disk_place(
         folder = own.parent
         if not trusted and not _lets_images_in(folder, settings, hypervisor):
             raise _not_let_in(disk, record, request, folder)
-    _require_folder(folder, disk, request.name)
+    require_folder(folder, disk.target, request.name)
     # A name of the point's choice is an image's, or none at all: what reads a folder goes by names.
     if request.name == record.vm_name and (trusted or _is_image_name(own.name)):
         return below(folder, own.name)
@@ -109,12 +109,13 @@ def _is_image_name(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in _IMAGE_ENDINGS
 
 
-def _require_folder(folder: Path, disk: PointDisk, vm: str) -> None:
+def require_folder(folder: Path, target: str, vm: str) -> None:
+    """Raise HostFileMissing for a folder that is not there, and what keeps root from writing into it."""
     if not folder.is_dir():
         raise HostFileMissing(
-            f"the directory {folder} for disk {disk.target} does not exist",
+            f"the directory {folder} for disk {target} does not exist",
             vm=vm,
-            disk=disk.target,
+            disk=target,
             path=str(folder),
             hint="Make it, or choose another one with --disks-dir DIR.",
         )

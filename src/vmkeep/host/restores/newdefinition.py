@@ -93,7 +93,7 @@ class NewDefinition:
         changes = Remap(
             name=self.name,
             uuid=self.vm_uuid,
-            new_mac=None if self.identity == "same" else _mac_addresses(self.vm_uuid),
+            new_mac=None if self.identity == "same" else mac_addresses(self.vm_uuid),
             disks={item.name: DiskPlacement(item.final, item.format) for item in self.items if item.role == "disk"},
             removed=frozenset(removed),
             nvram=self._variables if self.original.firmware.nvram is not None else None,
@@ -118,7 +118,7 @@ def _told_of_media(emptied: Sequence[DefinedDisk], allowed: HostParts) -> list[s
     ]
 
 
-def _mac_addresses(seed: str) -> Callable[[], str]:
+def mac_addresses(seed: str) -> Callable[[], str]:
     """Return a source of addresses in QEMU's range, fixed by the new UUID so that a repeated step agrees."""
     count = 0
 

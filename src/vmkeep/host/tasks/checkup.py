@@ -173,6 +173,8 @@ class FindingCode(StrEnum):
     """The VM's TPM or UEFI state is an older one than the newest that vmkeep has seen."""
     STATE_NOT_CAPTURED = "state-not-captured"
     """State files of a VM could not be captured, and none of it was since."""
+    TOMBSTONE_OPEN = "tombstone-open"
+    """Something of a TPM that was removed could not be deleted on a host, and is there still."""
     TPM_SECRET_MISSING = "tpm-secret-missing"  # noqa: S105  a code, not a password
     """The TPM state is encrypted with a secret that libvirt does not have: the VM cannot start."""
     TPM_KEY_NOT_KEPT = "tpm-key-not-kept"
@@ -260,6 +262,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.STATE_SUPERSEDED,
         FindingCode.TPM_KEY_NOT_KEPT,
         FindingCode.STATE_NOT_CAPTURED,
+        FindingCode.TOMBSTONE_OPEN,
         FindingCode.SNAPSHOT_GONE,
         FindingCode.DELETION_UNFINISHED,
         FindingCode.DISK_NOT_KEPT,

@@ -53,7 +53,7 @@ class SurveyedVm:
     """A VM and whether a point of it would be complete; ``problems`` says why not, one sentence each.
 
     ``skip``: `backup --all` leaves it out, by its settings, and ``reason`` is what they give for it or for the disks
-    that they leave out.
+    that they leave out. ``clone_of`` is the name of the VM that it was cloned from, ``clone_of_uuid`` that one's UUID.
     """
 
     name: str
@@ -67,6 +67,8 @@ class SurveyedVm:
     problems: tuple[str, ...]
     skip: bool = False
     reason: str | None = None
+    clone_of: str | None = None
+    clone_of_uuid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

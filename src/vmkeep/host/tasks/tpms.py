@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmkeep.custody.orphans import Orphan
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, NewVersion, SealedSecret, SecretSource
 from vmkeep.host.tasks.task import Task
 from vmkeep.values import dataclass
 
@@ -102,18 +102,38 @@ class TpmRemains(Task[TpmRemainsFound]):
 
 
 @dataclass(frozen=True, slots=True)
+class NotDeleted:
+    """A file that may be deleted and could not be, or swtpm's directory; ``why`` is a sentence.
+
+    ``sha256`` is empty for what has no content; ``encrypted`` is None for that, and where it could not be read.
+    """
+
+    path: str
+    sha256: str = ""
+    size_bytes: int = 0
+    why: str = ""
+    encrypted: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TpmStateDeleted:
-    """``removed`` are the paths that are gone, ``left`` sentences about those that are not."""
+    """``removed`` are the paths that are gone, ``left`` sentences about those that are not.
+
+    ``failed`` are those of the latter that may be deleted. ``at`` is when that was known (ISO 8601 in UTC).
+    """
 
     removed: tuple[str, ...]
     left: tuple[str, ...]
+    failed: tuple[NotDeleted, ...] = ()
+    at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteTpmState(Task[TpmStateDeleted]):
     """Delete what was seen of a TPM's state, of a VM that has no TPM: only what is a version of ``kept``.
 
-    Each version is read before. What changed, came since or is no version stays and is told. Raises InvalidRequest
+    Each version is read before. What changed, came since or is no version stays and is told, and so is what the system
+    refuses to delete. Raises InvalidRequest
     when the VM has a TPM, as it runs or will start, or another definition names the directory; VmBusy when a swtpm has
     it, and what reading a version raises.
     """
@@ -125,10 +145,48 @@ class DeleteTpmState(Task[TpmStateDeleted]):
 
 
 @dataclass(frozen=True, slots=True)
+class LeftTpmFile:
+    """A file that may still be deleted as long as it has this content; empty for one without content."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftTpmStateDeleted:
+    """What became of state that was left. ``superseded``: the VM has a TPM there again, and nothing was done.
+
+    ``removed`` are paths that are gone by this, ``replaced`` sentences about what lies there and is something else, and
+    ``failed`` what still could not be deleted. Without the last two nothing is left to be done.
+    """
+
+    superseded: bool = False
+    removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    failed: tuple[NotDeleted, ...] = ()
+    at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLeftTpmState(Task[LeftTpmStateDeleted]):
+    """Delete what an earlier deletion left in ``directory``, of a VM that may be gone: ``files``, and the directory.
+
+    The VM is held by whoever asks. Each version of ``kept`` is read before. Raises InvalidRequest when a definition
+    names the place, VmBusy when a swtpm has it, and what reading a version raises.
+    """
+
+    vm_uuid: str
+    directory: str
+    files: tuple[LeftTpmFile, ...]
+    kept: tuple[ChosenVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InstallTpmState(Task[None]):
     """Put a version in place as a TPM's state. One that lies there already is done; anything else is never replaced.
 
-    Raises TargetExists when something else lies there, IntegrityError for an object that is not that version.
+    ``of_vm`` is the UUID of the VM that it is a version of, empty for this one. Raises TargetExists when something else
+    lies there, IntegrityError for an object that is not that version.
     """
 
     operation: str
@@ -136,6 +194,7 @@ class InstallTpmState(Task[None]):
     directory: str
     file: str
     version: ChosenVersion
+    of_vm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +207,27 @@ class WithdrawTpmState(Task[None]):
 
 @dataclass(frozen=True, slots=True)
 class SecretJudged:
-    """``point``, or ``pin``, is one whose envelope holds the value of a secret that can go; else ``why`` it stays."""
+    """``point``, or ``pin``, is one whose envelope holds the value of a secret that can go; else ``why`` it stays.
+
+    ``code`` is a word for that. Of two of them it is not known for good: ``doubt``, of a definition that could not be
+    read, and ``failed``, when libvirt did not undefine it. ``at`` is when it was undefined (ISO 8601 in UTC).
+    """
 
     point: str = ""
     why: str = ""
     pin: str = ""
+    code: str = ""
+    at: str = ""
 
     @property
     def can_go(self) -> bool:
         """Whether the secret can go."""
         return bool(self.point or self.pin)
+
+    @property
+    def may_go_later(self) -> bool:
+        """Whether it stays for a reason that passes."""
+        return self.code in ("doubt", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +246,32 @@ class JudgeTpmSecret(Task[SecretJudged]):
 
 @dataclass(frozen=True, slots=True)
 class DropTpmSecret(Task[SecretJudged]):
-    """Undefine a secret that was judged, looked at again right before. One that is gone counts as undefined."""
+    """Undefine a secret that was judged, looked at again right before. One that is gone counts as undefined.
+
+    A libvirt that does not undefine it is told, not raised.
+    """
 
     operation: str
     vm_uuid: str
     secret: str
     point: str
     pin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TpmSecretFound:
+    """Whether libvirt has a secret; ``ephemeral``: in its memory only; ``sealed``: it seals those on its disk."""
+
+    held: bool = False
+    ephemeral: bool = False
+    sealed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtTpmSecret(Task[TpmSecretFound]):
+    """Tell how libvirt keeps a secret; its value is not asked for."""
+
+    secret: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +317,56 @@ class RequireTpmFits(Task[None]):
     model: str
     version: str
     secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveOwnTpmSecret(Task[None]):
+    """Define a secret of this UUID for the TPM of a VM, with the value of the secret ``value_of``, or one by chance.
+
+    One that has a value is done already. Raises SecretMissing and SecretPrivate for a value that libvirt does not tell.
+    """
+
+    secret: str
+    vm: str
+    value_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetOwnTpmSecret(Task[None]):
+    """Undo GiveOwnTpmSecret, except for a secret that a VM names by now."""
+
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakeTpmKey(Task[SealedSecret]):
+    """Make a new value for a secret of this UUID, and seal it for a pin that is to be put. libvirt is not told yet."""
+
+    operation: str
+    vm_uuid: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class TpmStateRekeyed:
+    """The version that was put into the repository, and its secret, sealed for its pin; None for one in plain."""
+
+    version: NewVersion
+    sealed: SealedSecret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RekeyTpmState(Task[TpmStateRekeyed]):
+    """Put a version of a TPM 2.0 state into the repository once more, with another key, as this generation.
+
+    ``old`` is the UUID of the secret of libvirt's that opens it, empty for one in plain; ``new`` is what it gets, None
+    for plain. Nothing on the host is changed. Raises SecretMissing and SecretPrivate of the old one, StateUnsupported
+    for a TPM 1.2 and without a swtpm, IntegrityError when it does not open, or what came out is not the same TPM.
+    """
+
+    operation: str
+    vm_uuid: str
+    version: ChosenVersion
+    generation: int
+    old: str = ""
+    new: SecretSource | None = None

@@ -7,23 +7,29 @@ from typing import Any
 from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.tpms import (
+    DeleteLeftTpmState,
     DeleteTpmState,
     DropTpmSecret,
+    ForgetOwnTpmSecret,
+    GiveOwnTpmSecret,
     GiveTpmSecret,
     HoldForTpm,
     InstallTpmState,
     JudgeTpmSecret,
     LetTpmGo,
     LookAtTpm,
+    LookAtTpmSecret,
+    MakeTpmKey,
     PlanTpmSecret,
     PutTpmIn,
+    RekeyTpmState,
     RequireTpmFits,
     TakeTpmOut,
     TakeTpmSecretBack,
     TpmRemains,
     WithdrawTpmState,
 )
-from vmkeep.host.tpms import device, secret, state
+from vmkeep.host.tpms import device, key, ownsecret, remnant, secret, state
 
 
 def carry_out(task: Task[Any], operation: Operation) -> Any:
@@ -39,10 +45,27 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return device.take_tpm_out_of_vm(operation, task)
         case PutTpmIn():
             return device.put_tpm_into_vm(operation, task)
+        case DeleteLeftTpmState():
+            return remnant.delete_left_tpm_state(operation, task)
+        case LookAtTpmSecret():
+            return secret.look_at_tpm_secret(operation, task)
         case TpmRemains() | DeleteTpmState() | InstallTpmState() | WithdrawTpmState() | LetTpmGo():
             return _of_state(task, operation)
         case JudgeTpmSecret() | DropTpmSecret() | PlanTpmSecret() | GiveTpmSecret() | TakeTpmSecretBack():
             return _of_secret(task, operation)
+    return _of_new_key(task, operation)
+
+
+def _of_new_key(task: Task[Any], operation: Operation) -> Any:
+    match task:
+        case GiveOwnTpmSecret():
+            return ownsecret.give_own_secret(operation.connected(), task.secret, task.vm, value_of=task.value_of)
+        case ForgetOwnTpmSecret():
+            return ownsecret.forget_own_secret(operation.connected(), task.secret)
+        case MakeTpmKey():
+            return key.make_tpm_key(operation, task)
+        case RekeyTpmState():
+            return key.rekey_tpm_state(operation, task)
     raise AssertionError(f"not a task of TPMs: {task}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmkeep.commandline import command_line
-from vmkeep.definition import Definition, DefinitionError, TpmBackend, TpmDevice, parse_definition
+from vmkeep.definition import Definition, DefinitionError, TpmBackend, parse_definition
 from vmkeep.definition.tpmdevice import put_tpm_in, take_tpm_out
 from vmkeep.errors import InvalidRequest, SecretMissing, StateUnsupported
 from vmkeep.fitting.capabilities import read_domain_capabilities
@@ -131,7 +131,7 @@ def _found(hypervisor: Hypervisor, domain: Domain) -> TpmFound:
         own = StateRoots.of(hypervisor.uri).tpm_directory(domain.uuid)
         return TpmFound(domain.uuid, domain.name, directory=str(own))
     version = tpm.version or ("2.0" if tpm.backend is TpmBackend.EMULATOR else "")
-    directory, file = _place(hypervisor, definition, tpm)
+    directory, file = place_of_tpm(hypervisor, definition)
     return TpmFound(
         domain.uuid,
         domain.name,
@@ -148,9 +148,10 @@ def _found(hypervisor: Hypervisor, domain: Domain) -> TpmFound:
     )
 
 
-def _place(hypervisor: Hypervisor, definition: Definition, tpm: TpmDevice) -> tuple[str, str]:
+def place_of_tpm(hypervisor: Hypervisor, definition: Definition) -> tuple[str, str]:
     """Return swtpm's directory of a VM and the file below it; empty where libvirt keeps no directory for it."""
-    if tpm.backend is not TpmBackend.EMULATOR or (tpm.source is not None and tpm.source_type != "dir"):
+    tpm = definition.tpm
+    if tpm is None or tpm.backend is not TpmBackend.EMULATOR or (tpm.source is not None and tpm.source_type != "dir"):
         return "", ""
     sources = state_sources(definition, StateRoots.of(hypervisor.uri))
     path = next(source.path for source in sources if source.kind == "tpm")

@@ -6,8 +6,10 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -22,6 +24,7 @@ from vmkeep.host.tasks.tpms import (
     DeleteTpmState,
     InstallTpmState,
     LetTpmGo,
+    NotDeleted,
     TpmRemains,
     TpmRemainsFound,
     TpmStateDeleted,
@@ -36,7 +39,8 @@ from vmkeep.repository import StateVersion
 from vmkeep.repository.chosen import read_chosen
 from vmkeep.statefiles.installation import publish, remove, stage_file, stage_tpm, withdraw
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
-from vmkeep.statefiles.remains import Removed, delete, inventory
+from vmkeep.statefiles.remains import delete, inventory
+from vmkeep.values import dataclass
 
 # What swtpm makes in its directory (swtpm_nvstore_dir.c): its states, each while it is written and as it was before,
 # and a lock.
@@ -45,7 +49,7 @@ _SWTPMS: Final = re.compile(r"\.lock|(?:TMP2?-00\.|tpm2?-00\.)(?:permall|volatil
 
 def tpm_remains(task: TpmRemains) -> TpmRemainsFound:
     """Tell what lies in a directory of swtpm's; see the task."""
-    return TpmRemainsFound(_inventory(task.directory))
+    return TpmRemainsFound(require_readable(task.directory))
 
 
 def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDeleted:
@@ -53,33 +57,110 @@ def delete_tpm_state(operation: Operation, task: DeleteTpmState) -> TpmStateDele
     hypervisor, seen = operation.connected(), task.seen
     domain = domain_of(hypervisor, task.vm_uuid)
     hold(operation, domain, DOING)
-    hashes = {_content(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
+    hashes = {version_content(operation, task.vm_uuid, version)[0].sha256 for version in task.kept}
     _refuse_while_needed(operation, domain, seen.path)
-    # A directory that the definition names may hold anything else as well, and is not libvirt's to remove.
-    named = StateRoots.of(hypervisor.uri).tpm_directory(domain.uuid) != Path(seen.path)
-    now = _inventory(seen.path)
-    left: list[str] = []
-    if now is not None:
-        marks = {file.name: file.mark for file in seen.files}
-        going = tuple(file for file in now.files if _may_go(file, marks, hashes, named=named))
-        left = [_told(now, file) for file in now.files if file not in going and not (named and _is_foreign(file))]
-        left += [f"{seen.path}: {strange}" for strange in now.strange if not named]
-        try:
-            whole = delete(replace(now, files=going), folders=not named)
-            left += whole.left if not left else _but_of_folders(now, whole)
-        except OSError as error:
-            raise file_error(error, Path(seen.path), "deleted") from error
-    after = _inventory(seen.path)
-    there = set() if after is None else {after.place_of(file) for file in after.files} | {after.path}
+    named = is_named(hypervisor.uri, domain.uuid, seen.path)
+    marks = {file.name: file.mark for file in seen.files}
+    ended = delete_files(seen.path, lambda file: _may_go(file, marks, hashes), expected=seen, named=named)
     places = [*(seen.place_of(file) for file in seen.files), seen.path]
-    return TpmStateDeleted(tuple(place for place in places if place not in there), tuple(left))
+    removed = tuple(place for place in places if place not in ended.there)
+    return TpmStateDeleted(removed, (*ended.left, *(each.why for each in ended.failed)), ended.failed, now())
+
+
+@dataclass(frozen=True, slots=True)
+class FilesEnded:
+    """What a deletion left: ``there`` are the paths that are there still, ``left`` sentences about what may not go,
+    ``failed`` what may and did not.
+    """
+
+    there: frozenset[str]
+    left: tuple[str, ...]
+    failed: tuple[NotDeleted, ...]
+
+
+def is_named(uri: str, vm_uuid: str, directory: str) -> bool:
+    """Return whether a directory of a TPM's state is one that its definition names.
+
+    Such a one may hold anything else as well, and is not libvirt's to remove.
+    """
+    return StateRoots.of(uri).tpm_directory(vm_uuid) != Path(directory)
+
+
+def delete_files(directory: str, may_go: Callable[[OrphanFile], bool], *, expected: Orphan, named: bool) -> FilesEnded:
+    """Delete what may go in a directory of swtpm's, and the directory itself when nothing else is in it.
+
+    Of one that is ``named`` by a definition only what swtpm makes there is looked at, and the directory stays.
+
+    What the system refuses is told and not raised: whoever asks has kept what he deletes, and goes on without. Where
+    not even that can be looked at, all of ``expected`` that may go counts as left. Raises VmBusy while a swtpm has it.
+    """
+
+    def is_ours(file: OrphanFile) -> bool:
+        return not (named and _is_foreign(file))
+
+    seen = expected
+    said: tuple[str, ...] = ()
+    left: list[str] = []
+    try:
+        found = look(directory)
+        if found is None:
+            return FilesEnded(frozenset(), (), ())
+        seen = found
+        going = tuple(file for file in found.files if is_ours(file) and may_go(file))
+        left = [_told(found, file) for file in found.files if is_ours(file) and file not in going]
+        left += [f"{directory}: {strange}" for strange in found.strange if not named]
+        chosen = replace(found, files=going)
+        said = tuple(_without_folders(chosen, folders=not named)) if left else delete(chosen, folders=not named).left
+    except OSError as error:
+        said = tuple(f"{place}: {error.strerror or error}" for place in (*map(seen.place_of, seen.files), directory))
+    try:
+        after = look(directory)
+    except OSError:
+        after = seen  # as far as anybody knows
+    if after is None:
+        return FilesEnded(frozenset(), tuple(left), ())
+    names = {file.name for file in after.files}
+    failed = [
+        _not_deleted(seen, file, _reason(seen.place_of(file), said))
+        for file in seen.files
+        if file.name in names and is_ours(file) and may_go(file)
+    ]
+    if not failed and not left and not named:
+        failed = [NotDeleted(directory, why=_on_host(directory, _reason(directory, said)))]
+    there = frozenset({directory, *(after.place_of(file) for file in after.files)})
+    return FilesEnded(there, tuple(left), tuple(failed))
+
+
+def _reason(place: str, said: Iterable[str]) -> str:
+    told = (each.removeprefix(place).lstrip(": ") for each in said if each.startswith((f"{place}: ", f"{place} ")))
+    return next(told, "it is there again")
+
+
+def _not_deleted(orphan: Orphan, file: OrphanFile, why: str) -> NotDeleted:
+    place = orphan.place_of(file)
+    encrypted = None
+    if file.has_content:
+        with suppress(OSError):
+            content = read_state_file(Path(place), "tpm")
+            encrypted = None if content is None else is_encrypted(content)
+    sha256 = (file.sha256 or "") if file.has_content else ""
+    return NotDeleted(place, sha256, file.size_bytes, _on_host(place, why), encrypted)
+
+
+def _on_host(place: str, why: str) -> str:
+    return f"{place} on host {socket.gethostname()} could not be deleted: {why}"
+
+
+def now() -> str:
+    """Return the present instant, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def install_tpm_state(operation: Operation, task: InstallTpmState) -> None:
     """Put a version in place; see the task."""
     domain = domain_of(operation.connected(), task.vm_uuid)
     hold(operation, domain, DOING)
-    version, content = _content(operation, task.vm_uuid, task.version)
+    version, content = version_content(operation, task.of_vm or task.vm_uuid, task.version)
     directory = Path(task.directory)
     main = directory / task.file
     try:
@@ -121,17 +202,24 @@ def let_tpm_go(operation: Operation, task: LetTpmGo) -> None:
     let_go(operation)
 
 
-def _inventory(directory: str) -> Orphan | None:
+def look(directory: str) -> Orphan | None:
+    """Return what lies in a directory of swtpm's; None where nothing does. Raises OSError."""
     path = Path(directory)
     try:
         return inventory(path.parent, path.name, "tpm")
     except FileNotFoundError:
         return None
+
+
+def require_readable(directory: str) -> Orphan | None:
+    """Return what lies in a directory of swtpm's; None where nothing does. Raises an error that names it."""
+    try:
+        return look(directory)
     except OSError as error:
-        raise file_error(error, path) from error
+        raise file_error(error, Path(directory)) from error
 
 
-def _content(operation: Operation, vm_uuid: str, version: ChosenVersion) -> tuple[StateVersion, bytes]:
+def version_content(operation: Operation, vm_uuid: str, version: ChosenVersion) -> tuple[StateVersion, bytes]:
     """Return a version, read from the repository. Raises IntegrityError when it is not what the catalogue knows."""
     found, content = read_chosen(operation.repository(), vm_uuid, version)
     if hashlib.sha256(content).hexdigest() != version.sha256:
@@ -169,9 +257,7 @@ def _refuse_while_needed(operation: Operation, domain: Domain, directory: str) -
             )
 
 
-def _may_go(file: OrphanFile, marks: dict[str, str], hashes: set[str], *, named: bool) -> bool:
-    if named and _is_foreign(file):
-        return False
+def _may_go(file: OrphanFile, marks: dict[str, str], hashes: set[str]) -> bool:
     return marks.get(file.name) == file.mark and (not file.has_content or file.sha256 in hashes)
 
 
@@ -198,10 +284,11 @@ def _encryption(path: Path) -> str:
     return "encrypted" if is_encrypted(content) else "not encrypted"
 
 
-def _but_of_folders(now: Orphan, ended: Removed) -> Iterator[str]:
-    """Yield what was not deleted, but for the directories in which something stays."""
-    folders = {f"{now.path}/{name}" if name else now.path for name, _ in now.folders}
-    yield from (told for told in ended.left if told.partition(": ")[0] not in folders)
+def _without_folders(going: Orphan, *, folders: bool) -> Iterator[str]:
+    """Delete files; yield what was not deleted, but for the directories in which something stays."""
+    ended = delete(going, folders=folders)
+    names = {f"{going.path}/{name}" if name else going.path for name, _ in going.folders}
+    yield from (told for told in ended.left if told.partition(": ")[0] not in names)
 
 
 def _in_the_way(path: Path, domain: Domain) -> TargetExists:

@@ -203,7 +203,7 @@ def define_secrets(hypervisor: Hypervisor, repository: Repository, record: Holde
 def forget_secrets(hypervisor: Hypervisor, repository: Repository, record: Holder, uuids: Collection[str]) -> None:
     """Remove secrets that a restore has defined, except one that another VM needs by now, or with another value."""
     for secret in repository.secrets(record) if uuids else ():
-        if secret.uuid not in uuids or secret.uuid in _in_use(hypervisor):
+        if secret.uuid not in uuids or secret.uuid in secrets_in_use(hypervisor):
             continue
         here = hypervisor.secrets.read(secret.uuid)
         if isinstance(here, Secret) and here.value == secret.value:
@@ -278,7 +278,8 @@ def _refuse_unfit(hypervisor: Hypervisor, secret: PointSecret, usage: str, recor
         )
 
 
-def _in_use(hypervisor: Hypervisor) -> set[str]:
+def secrets_in_use(hypervisor: Hypervisor) -> set[str]:
+    """Return the UUIDs of the secrets that VMs of this host need."""
     return set(_users(hypervisor))
 
 

@@ -6,6 +6,7 @@ from typing import Literal, cast
 
 from vmkeep.config import Settings
 from vmkeep.definition import DefinedDisk, Definition, DefinitionError, TpmBackend, parse_definition
+from vmkeep.definition.origin import origin_of
 from vmkeep.errors import StateUnsupported
 from vmkeep.host.tasks.survey import SurveyedDisk, SurveyedVm
 from vmkeep.host.vm.astray import astray_disks, lost_vm
@@ -28,8 +29,9 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
     state = domain.state()
     run = state.run
     shown = "crashed" if state.crashed else str(run)
+    xml = domain.definition_xml()
     try:
-        definition = with_volumes_found(parse_definition(domain.definition_xml()), hypervisor)
+        definition, origin = with_volumes_found(parse_definition(xml), hypervisor), origin_of(xml)
     except DefinitionError as error:
         return _unreadable(domain, shown, error)
     running = run in (RunState.RUNNING, RunState.PAUSED)
@@ -76,6 +78,8 @@ def survey(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Survey
         problems=tuple(problems),
         skip=lasting.skip,
         reason=lasting.reason or None,
+        clone_of=None if origin is None else origin.name,
+        clone_of_uuid=None if origin is None else origin.uuid,
     )
 
 

@@ -95,14 +95,14 @@ def try_tpm(content: bytes, file: str, passphrase: bytes | None = None) -> Trial
 
 def _tried(swtpm: str, content: bytes, passphrase: bytes | None) -> Trial:
     with ExitStack() as stack:
-        state = stack.enter_context(_in_memory(content))
+        state = stack.enter_context(in_memory(content))
         ours, its = socket.socketpair()
         stack.enter_context(ours)
         stack.enter_context(its)
         words = [swtpm, *_WORDS, "--fd", str(its.fileno())]
         passed = [state.fileno(), its.fileno()]
         if passphrase is not None:
-            key = stack.enter_context(_in_memory(passphrase))
+            key = stack.enter_context(in_memory(passphrase))
             passed.append(key.fileno())
             words += ["--key", f"pwdfd={key.fileno()},mode=aes-256-cbc"]  # as libvirt 9.0 and 11.3 do
         started = start_confined(
@@ -153,7 +153,7 @@ def _verdict(status: int, answer: int | None, said: str) -> Trial:
     return Trial(None, f"the swtpm ended with status {status}: {last}")
 
 
-def _in_memory(content: bytes) -> BinaryIO:
+def in_memory(content: bytes) -> BinaryIO:
     """Return a file without a name that holds the content and is read from its beginning."""
     stream = os.fdopen(os.memfd_create("vmkeep", os.MFD_CLOEXEC), "w+b")
     stream.write(content)

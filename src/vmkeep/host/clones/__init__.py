@@ -1,0 +1,1 @@
+"""A second VM made of one that is off, and a VM given another name."""
