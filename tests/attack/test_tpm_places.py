@@ -20,10 +20,9 @@ from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import InvalidRequest, StateUnsupported
 from vmkeep.host.operation import Operation
 from vmkeep.host.tasks.tpms import DeleteTpmState, HoldForTpm, LookAtTpm, TpmRemains
-from vmkeep.host.tpms import device
 from vmkeep.host.tpms.device import hold_for_tpm, look_at_tpm
 from vmkeep.host.tpms.state import delete_tpm_state, tpm_remains
-from vmkeep.host.vm import claims
+from vmkeep.host.vm import claims, held
 from vmkeep.repository import Repository
 from vmkeep.statefiles.location import StateRoots
 
@@ -88,7 +87,7 @@ class Bed:
 def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
     roots = StateRoots(swtpm=tmp_path / "swtpm", nvram=tmp_path / "nvram")
     monkeypatch.setattr(StateRoots, "of", classmethod(lambda _cls, _uri: roots))
-    monkeypatch.setattr(device, "require_off", lambda _domain: None)
+    monkeypatch.setattr(held, "require_off", lambda _domain: None)
     monkeypatch.setattr(claims, "_definitions", lambda domain, _kinds: iter([domain.definition_xml()]))
     Repository.create(str(tmp_path / "repository"), sample_key())
     repository = Repository.open(str(tmp_path / "repository"), opener(sample_key()))

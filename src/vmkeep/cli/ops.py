@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 
 
-@app.command("list", epilog="Example: vmkeep ops list")
+@app.command("list", short_help="What runs, was interrupted, or waits for a person.", epilog="Example: vmkeep ops list")
 def list_operations(
     context: typer.Context,
     every: Annotated[bool, typer.Option("--all", help="Those that have ended as well.")] = False,
@@ -83,7 +83,9 @@ def list_operations(
         running.console.show(table if rows else "no operation is under way")
 
 
-@app.command("show", epilog="Example: vmkeep ops show 3ea1a79c")
+@app.command(
+    "show", short_help="One operation with its steps, and what is left.", epilog="Example: vmkeep ops show 3ea1a79c"
+)
 def show(
     context: typer.Context,
     operation: IdArgument,
@@ -110,7 +112,9 @@ def show(
             running.console.notice(f"warning: {problem}")
 
 
-@app.command("resume", epilog="Example: vmkeep ops resume 3ea1a79c")
+@app.command(
+    "resume", short_help="Carry on what was interrupted, or waits.", epilog="Example: vmkeep ops resume 3ea1a79c"
+)
 def resume(
     context: typer.Context,
     operation: IdArgument,
@@ -141,7 +145,9 @@ def resume(
             running.console.show(f"{_name(running, ended)}: {ended.state}{_because(ended)}")
 
 
-@app.command("cancel", epilog="Example: vmkeep ops cancel 3ea1a79c --yes")
+@app.command(
+    "cancel", short_help="Ask an operation to stop, as Ctrl-C does.", epilog="Example: vmkeep ops cancel 3ea1a79c --yes"
+)
 def cancel(
     context: typer.Context,
     operation: IdArgument,

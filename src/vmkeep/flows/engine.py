@@ -71,6 +71,7 @@ from vmkeep.flows.requests import (
 )
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services, end_operation
+from vmkeep.flows.tables import make_flow_tables
 from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
@@ -436,6 +437,7 @@ class Engine:
         # DBOS logs to the console, and every failed step with a traceback; errors reach the user another way.
         logging.getLogger("dbos").setLevel(logging.CRITICAL + 1)
         _use_write_ahead_log(path)
+        make_flow_tables(path)
         refuse_pickle()
         refuse_foreign_rows(path)
         config: DBOSConfig = {

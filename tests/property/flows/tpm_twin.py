@@ -17,7 +17,7 @@ from vmkeep.errors import InvalidRequest, NoSpace, TargetExists, VmkeepError
 from vmkeep.host.protocol import TaskState
 from vmkeep.host.tasks.gate import HasGate
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
-from vmkeep.host.tasks.survey import FindVm
+from vmkeep.host.tasks.survey import FindVm, HostIdentity, Identify
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.tpms import (
     DeleteTpmState,
@@ -84,6 +84,8 @@ class TpmTwin:
         match task:
             case FindVm():
                 return VM
+            case Identify():
+                return HostIdentity("9f0e5c1a-0000-4000-8000-000000000001", "alpha")
             case HasGate():
                 return False
             case RescueGuests():
