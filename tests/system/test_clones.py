@@ -346,6 +346,11 @@ def test_tpm_of_a_vm_is_given_to_another_one(host: Host, vmkeep: Vmkeep, zygote:
     other.start(paused=True)
     other.destroy()
     assert other.load_from_tpm(len(_STORED), key=_VALUE) == _STORED
+    vmkeep.json("tpm", "remove", "other", "--yes")
+    again = vmkeep.json(*copying)["cloned"]
+    assert again["secret"] != cloned["secret"]
+    vmkeep.run("doctor", "--fix")
+    assert other.tpm_state() == vm.tpm_state()
     blank = vmkeep.json("tpm", "clone", "guest", "third", "--new")["cloned"]
     assert host.secrets()[blank["secret"]] != _VALUE
     third.start(paused=True)
