@@ -62,20 +62,24 @@ def test_full_home_changes_nothing(host: Host, vmkeep: Vmkeep, vm: Vm) -> None:
     assert (inactive(vm), vm.tpm_state()) == (before, content)
 
 
-def test_directory_that_cannot_be_written_keeps_its_state_until_it_can_and_gets_none(
+def test_directory_that_cannot_be_written_is_told_and_nothing_is_put_into_it(
     host: Host, vmkeep: Vmkeep, vm: Vm
 ) -> None:
     before, content = inactive(vm), vm.tpm_state()
     with read_only(host):
-        removed = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
-    assert all("Read-only file system" in sentence for sentence in removed["left"])
-    assert ("<tpm" in inactive(vm), vm.tpm_state(), len(removed["tombstones"])) == (False, content, 1)
-    vmkeep.json("tombstones", "retry", "--all")
+        left = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
+    assert any("Read-only" in each for each in left["left"])
+    assert len(left["tombstones"]) == 1
+    assert vm.tpm_state() == content
+    assert "<tpm" not in inactive(vm)
+    vmkeep.json("tpm", "add", "guest", "--from", "1")  # it is the state that lies there
+    assert (inactive(vm), vm.tpm_state()) == (before, content)
+    vmkeep.json("tpm", "remove", "guest", "--yes")
     with read_only(host):
         assert "read-only" in vmkeep.fails("tpm", "add", "guest", "--from", "1").error["message"]
     assert "<tpm" not in inactive(vm)
     assert list(vm.tpm_directory.parent.iterdir()) == []
-    vmkeep.json("tpm", "add", "guest", "--from", str(removed["kept"]["version"]))
+    vmkeep.json("tpm", "add", "guest", "--from", "1")
     assert (inactive(vm), vm.tpm_state()) == (before, content)
 
 

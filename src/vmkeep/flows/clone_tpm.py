@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from vmkeep.custody.identity import told_of_one_identity, told_of_one_value
 from vmkeep.custody.standing import NOTHING
 from vmkeep.definition.tpmdevice import tpm_element
-from vmkeep.flows.add_tpm import FILES, examine, let_go
+from vmkeep.flows.add_tpm import FILES, examine, let_go, note_returned
 from vmkeep.flows.clone_requests import CloneTpm, TpmCloned
 from vmkeep.flows.clone_vm import keep_versions
 from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.removals import store_proofs
 from vmkeep.flows.requests import AddTpm
 from vmkeep.host.tasks.tpms import (
     ForgetOwnTpmSecret,
@@ -33,11 +36,13 @@ def clone_tpm(plan: Plan, request: CloneTpm) -> TpmCloned:
     plan.step(note, plan, request, found, undo=lambda before: take_states_back(plan, found.vm_uuid, before))
     plan.step(put_in, plan, request, found)
     plan.step(let_go, plan, found, heeds_stop=False)
+    plan.step(note_returned, plan, _addition(request), found, heeds_stop=False)
+    plan.step(store_proofs, plan, heeds_stop=False)
     unkept = plan.step(keep_version, plan, request, found, heeds_stop=False)
     told: tuple[str, ...] = ()
     if request.version is not None:
         told = (told_of_one_identity(found.vm_name, request.source_name),)
-        told += (told_of_one_value(request.secret),) if request.secret else ()
+        told += (told_of_one_value(request.secret, found.vm_name),) if request.secret else ()
     return TpmCloned(
         source=request.source_name,
         source_uuid=request.source,
@@ -53,7 +58,7 @@ def clone_tpm(plan: Plan, request: CloneTpm) -> TpmCloned:
 
 def look(plan: Plan, request: CloneTpm) -> TpmFound:
     """Hold the VM, and refuse what cannot be done. When this raises, the VM is not held."""
-    return examine(plan, AddTpm(request.vm, request.vm, request.model, request.tpm_version, request.version))
+    return examine(plan, dataclasses.replace(_addition(request), secret=""))  # libvirt does not have it yet
 
 
 def begin() -> None:
@@ -100,6 +105,10 @@ def put_in(plan: Plan, request: CloneTpm, found: TpmFound) -> None:
 def keep_version(plan: Plan, request: CloneTpm, found: TpmFound) -> tuple[str, ...]:
     """Keep the copy as a version of the VM's own. The TPM is there: trouble is a warning."""
     return keep_versions(plan, found.vm_uuid, found.vm_name) if request.version is not None else ()
+
+
+def _addition(request: CloneTpm) -> AddTpm:
+    return AddTpm(request.vm, request.vm, request.model, request.tpm_version, request.version, secret=request.secret)
 
 
 def _element(request: CloneTpm) -> str:

@@ -357,19 +357,27 @@ class Engine:
         return self._run(rekey_tpm, request, request.vm, watch)
 
     def clone_tpm(self, request: CloneTpm, watch: Watch) -> TpmCloned:
-        """Give a VM a TPM like another one's; on failure it has none."""
+        """Give a VM a TPM like another one's, with a key of its own; on failure it has none."""
         from vmkeep.flows.clone_tpm import clone_tpm
+        from vmkeep.flows.cloned_key import with_own_key
 
         self._prepare_to_sign(watch)
-        return self._run(clone_tpm, request, request.vm, watch)
+        cloned: TpmCloned = self._run(clone_tpm, request, request.vm, watch)
+        if not (cloned.secret and cloned.sha256):
+            return cloned
+        return with_own_key(cloned, lambda uuid: self.rekey_tpm(RekeyTpm(uuid), watch))
 
     def clone_vm(self, request: CloneVm, watch: Watch) -> VmCloned:
-        """Make a second VM of one that is off; on failure nothing of it stays."""
+        """Make a second VM of one that is off, its TPM with a key of its own; on failure nothing of it stays."""
         from vmkeep.flows.clone_vm import clone_vm
+        from vmkeep.flows.cloned_key import with_own_key
 
         refuse_beside_unsettled(self._premises.catalog, request.source)
         self._prepare_to_sign(watch)
-        return self._run(clone_vm, request, request.name, watch)
+        cloned: VmCloned = self._run(clone_vm, request, request.name, watch)
+        if not (cloned.secret and cloned.tpm == "copy"):
+            return cloned
+        return with_own_key(cloned, lambda uuid: self.rekey_tpm(RekeyTpm(uuid), watch))
 
     def rename_vm(self, request: RenameVm, watch: Watch) -> VmRenamed:
         """Give a VM that is off another name; on failure it has the one that it had."""

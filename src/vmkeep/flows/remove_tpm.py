@@ -5,7 +5,7 @@ snapshots keep theirs, and what nothing else holds has a term from the removal o
 
 What protects files whose deletion failed, once the secret is gone: they are encrypted, as versions are in the
 repository, and without the secret nobody opens them; plain ones nothing protects but their mode, which is why a
-tombstone says so. The secret goes only where a point holds its value, so that an undo gives it back; an undo of each
+tombstone says so. The secret goes only where an envelope has its value, so that an undo gives it back; an undo of each
 step stands before it.
 
 Why a host that fails does not stop the flow: the guest has lost its TPM by then, and its state is kept. To put all of

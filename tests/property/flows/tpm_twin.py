@@ -88,6 +88,8 @@ class TpmTwin:
                 return HostIdentity("9f0e5c1a-0000-4000-8000-000000000001", "alpha")
             case HasGate():
                 return False
+            case Identify():
+                return HostIdentity("9a3c0d2e-1d0b-4b3c-9a55-2f1f6f3a7d10", "host")
             case RescueGuests():
                 return ()
             case ListUnfinished():
@@ -142,7 +144,7 @@ class TpmTwin:
                 return SecretJudged(point=task.points[0]) if task.points and truth.secret else SecretJudged(why="no")
             case DropTpmSecret():
                 truth.secret = False
-                return SecretJudged(point=task.point)
+                return SecretJudged(point=task.point, at="2026-01-01T00:00:00+00:00")
             case PlanTpmSecret():
                 return not truth.secret
             case GiveTpmSecret():
@@ -199,7 +201,7 @@ class TpmTwin:
         if self.truth.content is not None and hashlib.sha256(self.truth.content).hexdigest() not in kept:
             return TpmStateDeleted((), (f"{DIRECTORY}/{FILE} stays",))
         self.truth.content = None
-        return TpmStateDeleted((f"{DIRECTORY}/{FILE}", DIRECTORY), ())
+        return TpmStateDeleted((f"{DIRECTORY}/{FILE}", DIRECTORY), (), at="2026-01-01T00:00:00+00:00")
 
     def _install(self, task: InstallTpmState) -> None:
         content = self._repository().state(task.version.id)[1]
