@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, select
+from sqlalchemy import Connection, Row, Select, delete, or_, select
 
 from vmkeep.catalog import models, point_queries, state_queries, vm_queries
-from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogState, PassedPoint
+from vmkeep.catalog.records import Adopted, CatalogPoint, CatalogState, PassedPoint, Trust
 from vmkeep.catalog.rows import add_absent
 from vmkeep.errors import CatalogError
 
 Held = tuple[CatalogPoint, Sequence[CatalogState]]
+_keys = models.host_keys
 _points = models.points
 _passed = models.passed_points
 
@@ -55,15 +56,19 @@ def adopt(connection: Connection, found: Sequence[Held]) -> Adopted:
 
 
 def _in_order(connection: Connection, vm_uuid: str) -> list[Row[Any]]:
-    chosen: Select[Any] = select(_points.c.id, _points.c.parent, _points.c.host, _points.c.vm_name, _points.c.place)
+    mine = select(_keys.c.fingerprint).where(_keys.c.trust == str(Trust.OWN))
+    own = (or_(_points.c.signed_by == "", _points.c.signed_by.in_(mine))).label("own")
+    columns = (_points.c.id, _points.c.parent, _points.c.host, _points.c.vm_name, _points.c.place, own)
+    chosen: Select[Any] = select(*columns)
     return list(connection.execute(chosen.where(_points.c.vm_uuid == vm_uuid).order_by(_points.c.place)))
 
 
 def _lose_track(connection: Connection, vm_uuid: str, rows: Sequence[Row[Any]], new: set[str]) -> None:
-    """Note that nobody knows where a VM is when new points go on, on the same host, from where it was.
+    """Note that nobody knows where a VM is when new points of this installation go on, on one host, from where it was.
 
     So it is after the home was put back as it was earlier: the VM was at those points, and may have gone back since.
-    What another host went on with is no state of this VM's.
+    What another host went on with is no state of this VM's, and what another installation claims of this host does not
+    count: whoever can write to the repository would let older state files start.
     """
     vm = vm_queries.vm(connection, vm_uuid)
     by_id: Mapping[str, Row[Any]] = {row.id: row for row in rows}
@@ -72,7 +77,7 @@ def _lose_track(connection: Connection, vm_uuid: str, rows: Sequence[Row[Any]], 
     host = by_id[vm.current_point].host
     line = {vm.current_point}
     for row in rows:
-        if row.parent in line and row.host == host:
+        if row.parent in line and row.host == host and row.own:
             line.add(row.id)
     if line & new:
         vm_queries.set_current_point(connection, vm_uuid, None)

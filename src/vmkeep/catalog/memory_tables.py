@@ -404,13 +404,13 @@ class Tables:
         return states, tuple(conflicts)
 
     def _lose_track(self, vm_uuid: str, new: set[str]) -> None:
-        """Note that nobody knows where a VM is when new points go on, on the same host, from where it was."""
+        """Note that nobody knows where a VM is when new points of our own go on, on one host, from where it was."""
         current = self.points.get(self.vms[vm_uuid].current_point or "")
         if current is None or current.vm_uuid != vm_uuid:
             return
         line = {current.id}
         for point in reversed(self.newest_first(vm_uuid)):
-            if point.parent in line and point.host == current.host:
+            if point.parent in line and point.host == current.host and point.is_own:
                 line.add(point.id)
         if line & new:
             self.set_current_point(vm_uuid, None)

@@ -140,6 +140,11 @@ class CatalogPoint:
         return self.trust.is_proved or self.signed_by == ""
 
     @property
+    def is_own(self) -> bool:
+        """Whether this installation made it: its key signed it, or it was known here before points were signed."""
+        return self.trust is Trust.OWN or self.signed_by == ""
+
+    @property
     def is_safety(self) -> bool:
         """Whether it holds the state that a restore in place or a revert left, and nobody asked for it."""
         return SAFETY_LABEL in self.labels

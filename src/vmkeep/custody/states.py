@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vmkeep.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class KnownState:
-    """An accepted version of a state file; the same content again needs no new version."""
+    """An accepted version of a state file; the same content again needs no new version.
+
+    ``vouched``: somebody vouches for it. One that only hosts hold that nobody trusts has its number, and says nothing
+    about a content: a new version is above it, and never the same.
+    """
 
     kind: str
     version_id: str
@@ -15,6 +21,17 @@ class KnownState:
     sha256: str
     size_bytes: int
     file: str
+    vouched: bool = True
+
+
+def vouched_states(known: Iterable[KnownState], kind: str) -> tuple[KnownState, ...]:
+    """Return the versions of a kind that a content may equal, in their order."""
+    return tuple(each for each in known if each.kind == kind and each.vouched)
+
+
+def next_generation(known: Iterable[KnownState], kind: str) -> int:
+    """Return the generation of a new version of a kind: above all that are known, whoever holds them."""
+    return max((each.generation for each in known if each.kind == kind), default=0) + 1
 
 
 @dataclass(frozen=True, slots=True)

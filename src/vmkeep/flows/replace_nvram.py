@@ -14,7 +14,7 @@ from vmkeep.catalog import CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent
 from vmkeep.custody.standing import NOTHING
-from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
+from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion, next_generation, vouched_states
 from vmkeep.errors import IntegrityError, InvalidRequest, StateTorn
 from vmkeep.flows.capture_states import keep_states_of_held
 from vmkeep.flows.gate import place_states, renew_gate, take_states_back
@@ -171,14 +171,14 @@ def _put_file(
         raise InvalidRequest(
             f"{request.file} is another file by now than when the command began", path=request.file, vm=held.vm_name
         )
-    equal = next((each for each in known if each.sha256 == digest), None)
+    equal = next((each for each in vouched_states(known, "nvram") if each.sha256 == digest), None)
     if equal is not None:
         return NvramMade(ChosenVersion("nvram", equal.version_id, digest), None)
     put = repository.put_state(
         content,
         vm_uuid=held.vm_uuid,
         kind="nvram",
-        generation=known[0].generation + 1 if known else 1,
+        generation=next_generation(known, "nvram"),
         file=_FILE,
         owner="root",
         group="root",

@@ -250,11 +250,14 @@ def remedy(state: StandingState) -> str | None:
 def is_tracked(catalog: Catalog, vm_uuid: str) -> bool:
     """Return whether it is known which point a VM descends from: not after its catalogue was lost.
 
-    One that was seen here and has no point descends from none. Without that a VM that is only captured would have no
-    older versions, and one that somebody put back would become the newest.
+    One that was seen here and has no point of this installation's descends from none. Without that a VM that is only
+    captured would have no older versions, and one that somebody put back would become the newest; so it would when
+    points of others counted, and whoever can write to the repository makes such.
     """
     vm = catalog.vm(vm_uuid)
-    return vm is not None and (vm.is_tracked or not (vm.adopted or catalog.outlines_of_vm(vm_uuid)))
+    if vm is None or vm.is_tracked:
+        return vm is not None
+    return not vm.adopted and not any(point.is_own for point in catalog.points_of_vm(vm_uuid))
 
 
 def new_state(vm_uuid: str, version: NewVersion) -> CatalogState:
@@ -304,8 +307,9 @@ _MOST_OLDER_STATES = 1_000
 def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]) -> tuple[KnownState, ...]:
     """Return the versions that state files of a VM may equal, the newest accepted one of each kind first.
 
-    Not what was put in place on purpose, and none of a VM of which nobody knows where it is: that content is a new
-    version when it is met. File names are told where a point still has them.
+    Not what was put in place on purpose, and of a VM of which nobody knows where it is only the newest: that content is
+    a new version when it is met. Behind them is the newest that nobody vouches for where its number is the highest: it
+    is told for that alone. File names are told where a point still has them.
     """
     files: dict[str, str] = {}
     for point in history:
@@ -318,9 +322,19 @@ def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]
     found: list[KnownState] = []
     for kind in KINDS:
         mine = [each for each in versions if each.kind == kind]
-        older = [each for each in mine[1:] if tracked and each.id not in doubtful and each.sha256 != placed.get(kind)]
+        vouched = [each for each in mine if each.id not in doubtful]
+        older = [each for each in vouched[1:] if tracked and each.sha256 != placed.get(kind)]
+        highest = [each for each in mine[:1] if each.id in doubtful]
         found += [
-            KnownState(state.kind, state.id, state.generation, state.sha256, state.size_bytes, files.get(state.id, ""))
-            for state in (*mine[:1], *older[:_MOST_OLDER_STATES])
+            KnownState(
+                state.kind,
+                state.id,
+                state.generation,
+                state.sha256,
+                state.size_bytes,
+                files.get(state.id, ""),
+                state.id not in doubtful,
+            )
+            for state in (*vouched[:1], *older[:_MOST_OLDER_STATES], *highest)
         ]
     return tuple(found)

@@ -402,6 +402,24 @@ def test_vm_that_is_as_before_its_first_point_is_told_from_one_of_which_nothing_
     assert descent() == (point.id, False)
 
 
+@pytest.mark.parametrize("signed_by", ["a" * 32, "", "f" * 32, None])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_only_points_of_our_own_say_that_the_vm_has_gone_on(
+    catalog: Catalog, signed_by: str | None, trusted: bool
+) -> None:
+    """Whoever can write to the repository would else let an older state file start: where the VM is were not known."""
+    catalog.see_host_key(KnownHostKey("a" * 32, "00", "i1", "host1", Trust.OWN))
+    catalog.see_host_key(KnownHostKey("f" * 32, "01", "i2", "host1", Trust.UNKNOWN))
+    if trusted:
+        catalog.trust_host("f" * 32, Trust.TRUSTED)
+    point = example_point("first")
+    catalog.record_point(point)
+    catalog.adopt([(replace(example_point("later", parent=point.id, minute=1), signed_by=signed_by), [])])
+    vm = catalog.vm(WIN11)
+    assert vm is not None
+    assert vm.current_point == (None if signed_by in ("a" * 32, "") else point.id)
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_version_of_a_host_that_nobody_trusts_gives_way_to_one_of_our_own(catalog: Catalog, trusted: bool) -> None:
     """Whoever can write to the repository would else let none of our captured versions count when the catalogue is made

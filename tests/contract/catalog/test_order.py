@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.integration.catalog.examples import WEB, WIN11, example_point, number
@@ -97,14 +99,14 @@ def test_points_of_older_releases_come_first_by_lineage_and_clock(catalog: Catal
     assert catalog.find_point("win11@latest").id == new
 
 
-def test_nobody_knows_where_a_vm_is_once_others_went_on_from_there_on_its_host(catalog: Catalog) -> None:
+def test_nobody_knows_where_a_vm_is_once_points_of_ours_went_on_from_there_on_its_host(catalog: Catalog) -> None:
     (here,) = record(catalog, 1)
     elsewhere = example_point("elsewhere", minute=2, parent=here, sequence=2, host="beta")
     catalog.adopt([(elsewhere, [])])
     vm = catalog.vm(WIN11)
     assert vm is not None
     assert vm.current_point == here
-    mine = example_point("mine", minute=2, parent=here, sequence=2)
+    mine = replace(example_point("mine", minute=2, parent=here, sequence=2), signed_by="")
     theirs = example_point("theirs", minute=3, parent=mine.id, sequence=3, host="beta")
     catalog.adopt([(theirs, []), (mine, [])])
     vm = catalog.vm(WIN11)

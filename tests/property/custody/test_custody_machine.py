@@ -31,7 +31,6 @@ from vmkeep.catalog import SAFETY_LABEL, Catalog, CatalogState, MemoryCatalog, S
 from vmkeep.catalog.memory_tables import Tables
 from vmkeep.custody.standing import NOTHING, Standing
 from vmkeep.errors import VmkeepError
-from vmkeep.flows.vm_states import is_tracked, versions_nobody_vouches_for
 from vmkeep.repository import Repository
 
 names = st.sampled_from(["alpha", "alpha", "beta"])
@@ -242,10 +241,11 @@ class Custody(RuleBasedStateMachine):
     def kept_by(self, home: Home) -> Iterator[Home]:
         """Look at what a home's catalogue has before and after something that may fail as a whole."""
         before, known = _newest(home), home.catalog.states_of_vm(VM)
-        doubtful = _doubtful(home)  # which content like that says nothing about the VM
-        older = {each.sha256 for each in known if not each.conflict and each != before and each.id not in doubtful}
+        doubtful = home.doubtful()  # which content like that says nothing about the VM
+        vouched = [each for each in known if not each.conflict and each.id not in doubtful]
+        older = {each.sha256 for each in vouched if each != before}
         meant = home.catalog.placed_states(VM).get("tpm")
-        tracked = is_tracked(home.catalog, VM) or not home.lost
+        knows = home.knows_where
         with suppress(VmkeepError):
             yield home
         after = _newest(home)
@@ -255,7 +255,9 @@ class Custody(RuleBasedStateMachine):
         assert after.generation >= before.generation, "generations fall"
         if after.generation == before.generation:
             assert not _held_before(home, before), "a version that was held gave way to another"
-        if after.id not in {state.id for state in known} and tracked:
+        # What another one keeps that is trusted counts here as it does there.
+        told = {each for other in self.homes.values() if other is not home for each in other.repeated}
+        if knows and after.id not in {each.id for each in vouched} | told:
             assert after.sha256 not in older - {meant}, "an older version became the newest one by itself"
 
     @invariant()
@@ -279,13 +281,9 @@ class Custody(RuleBasedStateMachine):
 
 def _newest(home: Home) -> CatalogState | None:
     """Return the newest version that a home's own points and pins, or those of one that it trusts, vouch for."""
-    doubtful = _doubtful(home)
+    doubtful = home.doubtful()
     known = home.catalog.states_of_vm(VM)
     return next((state for state in known if not state.conflict and state.id not in doubtful), None)
-
-
-def _doubtful(home: Home) -> set[str]:
-    return versions_nobody_vouches_for(home.catalog.points_of_vm(VM), home.catalog.pins_of_vm(VM))
 
 
 def _held_before(home: Home, state: CatalogState) -> bool:
@@ -296,6 +294,90 @@ class CustodyOnPostgres(Custody):
     def on_server(self) -> Iterator[Catalog]:
         url = self.places.enter_context(shared_cluster().database(make_tables))
         yield self.places.enter_context(SqlCatalog.connect(url))
+
+
+# -- what was found once -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def custody() -> Iterator[Custody]:
+    made = Custody()
+    made.begin()
+    yield made
+    made.what_was_kept_later_counts_as_newer()
+    made.newest_version_can_be_read_and_may_start()
+    made.teardown()
+
+
+def _counts(custody: Custody, name: str, content: int) -> bool:
+    """Return whether a content is the newest version of a home."""
+    newest = _newest(custody.homes[name])
+    return newest is not None and newest.sha256 == hash_of(content_of(content))
+
+
+def test_two_that_see_each_others_points_and_trust_each_other_late(custody: Custody) -> None:
+    """``beta`` trusts nobody for long, so what ``alpha`` has as older is new to it, and counts where it is trusted."""
+    custody.capture("alpha")
+    custody.point("beta", dies=True)
+    custody.capture("alpha")
+    custody.point("alpha", dies=True)
+    custody.guest_writes_and_is_captured("alpha")
+    custody.capture("beta")
+    custody.other_is_trusted_or_not("alpha", Trust.TRUSTED)
+    custody.capture("alpha")
+    known = len(custody.homes["alpha"].catalog.states_of_vm(VM))
+    custody.capture("beta")
+    custody.capture("alpha")
+    assert len(custody.homes["alpha"].catalog.states_of_vm(VM)) == known  # neither file has changed
+    assert _counts(custody, "alpha", 0)
+    assert not custody.homes["alpha"].may_start()
+    custody.what_lies_there_is_accepted("alpha")
+    custody.what_lies_there_is_accepted("beta")
+    custody.other_is_trusted_or_not("beta", Trust.TRUSTED)
+    custody.point("alpha", dies=True)
+    custody.point("alpha", dies=False)
+    assert _counts(custody, "alpha", 1)
+
+
+@pytest.mark.parametrize("trust", [Trust.UNKNOWN, Trust.TRUSTED])
+def test_point_of_another_one_makes_no_older_version_count(custody: Custody, trust: Trust) -> None:
+    custody.capture("alpha")
+    custody.guest_writes_and_is_captured("alpha")
+    custody.guest_writes("beta")
+    custody.point("beta", dies=False)
+    custody.catch_up("alpha")
+    custody.other_is_trusted_or_not("alpha", trust)
+    custody.file_is_rolled_back("alpha", 0)
+    custody.capture("alpha")
+    custody.point("alpha", dies=False)
+    assert _counts(custody, "alpha", 1 if trust is Trust.UNKNOWN else 2)
+    assert not custody.homes["alpha"].may_start()
+
+
+def test_version_of_one_that_nobody_trusts_makes_no_older_content_count(custody: Custody) -> None:
+    custody.capture("alpha")
+    custody.guest_writes_and_is_captured("alpha")
+    custody.capture("beta")
+    custody.catch_up("alpha")
+    custody.file_is_rolled_back("alpha", 0)
+    custody.point("alpha", dies=False)
+    assert _counts(custody, "alpha", 1)
+    assert not custody.homes["alpha"].may_start()
+
+
+def test_what_is_older_where_one_is_trusted_stays_older_there(custody: Custody) -> None:
+    custody.guest_writes_and_is_captured("beta")
+    custody.capture("alpha")
+    custody.guest_writes_and_is_captured("alpha")
+    for name in ("alpha", "beta"):
+        custody.catch_up(name)
+        custody.other_is_trusted_or_not(name, Trust.TRUSTED)
+    custody.file_is_rolled_back("beta", 0)
+    custody.capture("beta")
+    custody.catch_up("alpha")
+    assert _counts(custody, "alpha", 2)
+    assert _counts(custody, "beta", 2)
+    assert not custody.homes["beta"].may_start()
 
 
 # What fails is made shorter, and not explained: the tracing of all lines takes minutes.

@@ -23,7 +23,7 @@ from vmkeep.flows.gate import gated_vm
 from vmkeep.flows.installation import catalog_point, catalog_states
 from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.flows.take_point import descent, record_found
-from vmkeep.flows.vm_states import is_tracked, known_states, known_version
+from vmkeep.flows.vm_states import is_tracked, known_states, known_version, versions_nobody_vouches_for
 from vmkeep.host.vm.versions import StoredStates, store_states
 from vmkeep.keys.signing import SigningKey
 from vmkeep.planning.retention import KeepRule
@@ -103,7 +103,9 @@ class Home:
     """An installation: its catalogue, its key, and the file of the VM on its host, None for none.
 
     ``made`` are the ids of all versions that it stored, in that order. ``lost``: its catalogue was lost once, so where
-    the VM came from may be nothing that it knows.
+    the VM came from may be nothing that it knows. ``seen``: it kept something of the VM. ``repeated`` are the versions
+    of ``made`` that may have an older content: somebody put it there on purpose, nobody knew where the VM was, or it is
+    older by the word of those alone whom this installation does not trust.
     """
 
     name: str
@@ -114,6 +116,8 @@ class Home:
     file: bytes | None = None
     torn: bool = False
     lost: bool = False
+    seen: bool = False
+    repeated: set[str] = field(default_factory=set)
     made: list[str] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     committed: list[PointRecord] = field(default_factory=list)
@@ -139,7 +143,24 @@ class Home:
             for each in stored.new
         )
         self.made += [state.id for state in states]
+        self.repeated |= {state.id for state in states if self._may_repeat(state.sha256)}
         return Reply(stored, states)
+
+    def _may_repeat(self, sha256: str) -> bool:
+        if not self.knows_where or sha256 == self.catalog.placed_states(VM).get("tpm"):
+            return True
+        doubtful = self.doubtful()
+        same = [each.id for each in self.catalog.states_of_vm(VM) if each.sha256 == sha256 and not each.conflict]
+        return bool(same) and doubtful.issuperset(same)
+
+    @property
+    def knows_where(self) -> bool:
+        """Whether an older file is known for one: by what this installation sees, and not by what is told to it."""
+        return is_tracked(self.catalog, VM) or (self.seen and not self.lost)
+
+    def doubtful(self) -> set[str]:
+        """Return the versions that nobody vouches for."""
+        return versions_nobody_vouches_for(self.catalog.points_of_vm(VM), self.catalog.pins_of_vm(VM))
 
     def read_alone(self) -> Reply:
         """Read the file as a capture does."""
@@ -155,6 +176,7 @@ class Home:
     def accept(self, reply: Reply) -> None:
         """Let the catalogue hear of it, as ``capture_states`` does."""
         self.catalog.see_vm(VM, "win11")
+        self.seen = True
         self.catalog.accept_states(reply.states)
         self.settle()
 
@@ -183,6 +205,7 @@ class Home:
             )
 
     def record(self, point: PointRecord) -> None:
+        self.seen = True
         self.catalog.record_point(catalog_point(point), catalog_states(point))
 
     def die(self, point: PointRecord) -> None:
@@ -194,6 +217,7 @@ class Home:
         """Record the points of killed processes, as each command does before it begins."""
         for point in self.committed:
             record_found(self.catalog, point)
+            self.seen = True
             self.catalog.move_operation(point.id, self.name, OperationState.DONE)
         self.committed.clear()
 
@@ -213,6 +237,7 @@ class Home:
             for ref in reply.stored.refs
         )
         self.catalog.see_vm(VM, "win11")
+        self.seen = True
         here = descent(self.catalog, VM)
         created = "2026-01-01T00:00:00.000000+00:00"
         self.catalog.record_snapshot(CatalogSnapshot(f"{number:032x}", VM, name, number, here, created, states))

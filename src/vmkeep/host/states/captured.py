@@ -9,7 +9,7 @@ from typing import Final
 
 from vmkeep.config import Settings
 from vmkeep.custody.encryption import is_encrypted
-from vmkeep.custody.states import KnownState, NewVersion, SealedSecret
+from vmkeep.custody.states import KnownState, NewVersion, SealedSecret, vouched_states
 from vmkeep.custody.variables import store_fault
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, IntegrityError, StateTorn, VmNotFound
@@ -43,7 +43,7 @@ def capture_states(
     sources = [each for each in state_sources(definition, StateRoots.of(hypervisor.uri)) if each.kind in task.kinds]
     read = tuple(_read(domain, sources, known_kinds))
     if not task.as_it_is:
-        known = {(state.kind, state.sha256) for state in task.known}
+        known = {(state.kind, state.sha256) for state in task.known if state.vouched}
         for state in read:
             if (state.kind, state.sha256) in known:
                 continue
@@ -119,7 +119,7 @@ def _require_store(
 ) -> None:
     """Raise StateTorn for UEFI variables that are no whole store, where that is what the firmware has."""
     before = None
-    newest = next((each for each in known if each.kind == "nvram"), None)
+    newest = next(iter(vouched_states(known, "nvram")), None)
     if newest is not None:
         with suppress(IntegrityError):  # verify says so
             before = repository.state(newest.version_id)[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from vmkeep.custody.states import KnownState
+from vmkeep.custody.states import KnownState, next_generation, vouched_states
 from vmkeep.errors import IntegrityError
 from vmkeep.repository import Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
@@ -51,11 +51,12 @@ def store_states(
 
     ``known`` are versions that they may equal, the newest of each kind first. Content that is a version's already, and
     can still be read, is only referred to. So an older file that somebody put there never becomes the newest version;
-    one that was put in place on purpose is not among the older ones of ``known``, and does.
+    one that was put in place on purpose is not among the older ones of ``known``, and does. What nobody vouches for is
+    never referred to: with a version of another host that repeats an older content, that content would count again.
     """
     refs, new, older = [], [], []
     for state in read:
-        mine = [version for version in known if version.kind == state.kind]
+        mine = vouched_states(known, state.kind)
         found = ((known_one, _stored(repository, known_one, state)) for known_one in mine)
         equal, stored = next(((each, version) for each, version in found if version is not None), (None, None))
         if equal is not None and stored is not None:
@@ -67,7 +68,7 @@ def store_states(
             state.content,
             vm_uuid=vm_uuid,
             kind=state.kind,
-            generation=mine[0].generation + 1 if mine else 1,
+            generation=next_generation(known, state.kind),
             file=state.file,
             owner=state.owner,
             group=state.group,
