@@ -346,6 +346,10 @@ def test_tpm_of_a_vm_is_given_to_another_one(host: Host, vmkeep: Vmkeep, zygote:
     other.start(paused=True)
     other.destroy()
     assert other.load_from_tpm(len(_STORED), key=_VALUE) == _STORED
+    assert f"vmkeep tpm rekey {other.name}" in " ".join(cloned["warnings"])
+    rekeyed = vmkeep.json("tpm", "rekey", "other", "--yes")["rekeyed"]
+    assert host.secrets()[rekeyed["secret"]] != _VALUE
+    assert host.secrets()[secret] == _VALUE
     vmkeep.json("tpm", "remove", "other", "--yes")
     again = vmkeep.json(*copying)["cloned"]
     assert again["secret"] != cloned["secret"]

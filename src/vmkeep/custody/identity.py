@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vmkeep.commandline import command_line
+
 
 def told_of_one_identity(clone: str, original: str) -> str:
     """Return what a person must know of a TPM whose state was copied.
@@ -15,9 +17,9 @@ def told_of_one_identity(clone: str, original: str) -> str:
     )
 
 
-def told_of_one_value(secret: str) -> str:
+def told_of_one_value(secret: str, clone: str) -> str:
     """Return what a person must know of the secret of such a TPM, whose state is encrypted."""
     return (
         f"Its TPM has libvirt's secret {secret} for itself, with the value of the original's: the state is encrypted "
-        "with that, and was not encrypted anew."
+        f"with that, and was not encrypted anew. `{command_line('vmkeep tpm rekey', clone)}` gives it one of its own."
     )

@@ -42,7 +42,7 @@ def clone_tpm(plan: Plan, request: CloneTpm) -> TpmCloned:
     told: tuple[str, ...] = ()
     if request.version is not None:
         told = (told_of_one_identity(found.vm_name, request.source_name),)
-        told += (told_of_one_value(request.secret),) if request.secret else ()
+        told += (told_of_one_value(request.secret, found.vm_name),) if request.secret else ()
     return TpmCloned(
         source=request.source_name,
         source_uuid=request.source,

@@ -272,7 +272,7 @@ def _told(original: Original, prepared: ClonePrepared) -> Sequence[str]:
     told, definition = [], original.definition
     if prepared.tpm == "copy":
         told.append(told_of_one_identity(prepared.name, prepared.source))
-        told += [told_of_one_value(prepared.secret)] if prepared.secret else []
+        told += [told_of_one_value(prepared.secret, prepared.name)] if prepared.secret else []
     elif prepared.tpm == "new":
         told.append(f"What the guest sealed to the TPM of {prepared.source} does not open in {prepared.name}.")
     for target in prepared.removed:
