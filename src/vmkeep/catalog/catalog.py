@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmkeep.catalog.operations import Operation, OperationState
 from vmkeep.catalog.records import (
@@ -29,8 +29,10 @@ from vmkeep.catalog.records import (
     StateFile,
     Trust,
 )
-from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import VmkeepError
+
+if TYPE_CHECKING:
+    from vmkeep.custody.tombstones import Tombstone
 
 
 class Catalog(Protocol):

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 
 from vmkeep.catalog import models, texts
 from vmkeep.catalog.records import CatalogDeletion, trust_of
-from vmkeep.custody.tombstones import (
-    UNSETTLED,
-    Ending,
-    Protection,
-    Tombstone,
-    TombstoneFile,
-    TombstoneKind,
-    TombstoneState,
-)
 from vmkeep.errors import CatalogError
+
+if TYPE_CHECKING:
+    from vmkeep.custody.tombstones import Tombstone
 
 _deletions = models.deletions
 _tombstones = models.tombstones
@@ -108,7 +102,8 @@ def all_tombstones(connection: Connection, vm_uuid: str | None) -> tuple[Tombsto
 
 def open_tombstones(connection: Connection) -> tuple[Tombstone, ...]:
     """Return those on which something is to be done, the oldest first."""
-    chosen = select(_tombstones).where(_tombstones.c.state.in_(sorted(state.value for state in UNSETTLED)))
+    # What came to its end has a time of that.
+    chosen = select(_tombstones).where(_tombstones.c.ended.is_(None))
     return _read_tombstones(connection.execute(chosen.order_by(_tombstones.c.since, _tombstones.c.id)))
 
 
@@ -144,15 +139,26 @@ _PLAIN_OF_TOMBSTONES = (
 
 
 def _read_tombstones(rows: Iterable[Row[Any]]) -> tuple[Tombstone, ...]:
-    return tuple(
-        Tombstone(
-            id=row.id,
-            kind=TombstoneKind(row.kind),
-            protection=Protection(row.protection),
-            state=TombstoneState(row.state),
-            ending=Ending(row.ending),
-            files=tuple(TombstoneFile(**file) for file in json.loads(row.files)),
-            **{name: getattr(row, name) for name in _PLAIN_OF_TOMBSTONES},
-        )
-        for row in rows
+    return tuple(map(_tombstone, rows))
+
+
+def _tombstone(row: Row[Any]) -> Tombstone:
+    # Nearly always there is none, and every command asks.
+    from vmkeep.custody.tombstones import (
+        Ending,
+        Protection,
+        Tombstone,
+        TombstoneFile,
+        TombstoneKind,
+        TombstoneState,
+    )
+
+    return Tombstone(
+        id=row.id,
+        kind=TombstoneKind(row.kind),
+        protection=Protection(row.protection),
+        state=TombstoneState(row.state),
+        ending=Ending(row.ending),
+        files=tuple(TombstoneFile(**file) for file in json.loads(row.files)),
+        **{name: getattr(row, name) for name in _PLAIN_OF_TOMBSTONES},
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import insert, select, update
 
@@ -47,8 +47,10 @@ from vmkeep.catalog.records import (
     Trust,
 )
 from vmkeep.catalog.times import end_of_named_time
-from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
+
+if TYPE_CHECKING:
+    from vmkeep.custody.tombstones import Tombstone
 
 
 class SqlCatalog(Catalog):
