@@ -228,7 +228,7 @@ def test_key_export_killed_anywhere_is_done_by_the_next_one(stocked: Bench) -> N
 
 def test_rewrap_killed_anywhere_leaves_the_former_key_in_force_or_the_new_one(stocked: Bench) -> None:
     former = _key(stocked.sample).key_id
-    command = ("key", "rewrap", "--new-data-key")
+    command = ("key", "rewrap", "--new-data-key", "--yes")
 
     def check(_: Death, __: Printed) -> None:
         keys = stocked.done("key", "providers")["providers"]

@@ -165,6 +165,10 @@ def test_secret_that_libvirt_keeps_to_itself_stays_and_the_version_is_kept_witho
     assert [each["version"] for each in captured["new"]] == [1]
     assert "is private" in captured["older"][0]
     assert vmkeep.json("tpm", "show", "guest")["tpm"]["state"]["secret"] is None
+    before = inactive(vm), vm.tpm_state()
+    assert vmkeep.fails("tpm", "rekey", "guest", "--yes").code == "secret-private"
+    assert (inactive(vm), vm.tpm_state()) == before
+    assert "tpm-key-not-kept" in vmkeep.run("--json", "doctor", "guest").stdout
     removed = vmkeep.json("tpm", "remove", "guest", "--yes")["removed"]
     assert removed["secret"]["undefined"] is False
     assert removed["way_back"] == f"vmkeep tpm add guest --from 1 --secret {secret}"

@@ -166,7 +166,7 @@ def status(
         running.console.show(Facts(facts), *told, *found.unread, *found.warnings)
 
 
-@app.command("rewrap", epilog="Example: vmkeep key rewrap --to vault")
+@app.command("rewrap", epilog="Example: vmkeep key rewrap --to vault --yes")
 def rewrap_keys(
     context: typer.Context,
     to: Annotated[
@@ -182,15 +182,23 @@ def rewrap_keys(
     new_data_key: Annotated[
         bool, typer.Option("--new-data-key", help="Also seal what is written from now on with a new data key.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Put another key in the place of the one that opens the repository. No point is read or written for it."""
-    from vmkeep.flows.change_recipients import rewrap
+    from vmkeep.flows.change_recipients import recipient_named, rewrap
 
     with session(context, json=json, connect=connect, debug=debug) as running:
-        done = rewrap(running.premises, to, instead_of=instead_of, new_data_key=new_data_key)
+        premises = running.premises
+        former = premises.key.key_id if instead_of is None else recipient_named(premises, instead_of)
+        running.console.confirm(
+            f"Put another key in the place of {former}? Copies of it, on paper and on other hosts, open the repository "
+            "no longer: export the new one.",
+            yes=yes,
+        )
+        done = rewrap(premises, to, instead_of=instead_of, new_data_key=new_data_key)
         told_of_change(running, done)
 
 

@@ -96,8 +96,8 @@ def remove(
         key_id = recipient_named(running.premises, recipient)
         still = "what is stored so far" if new_data_key else "all data, that of later points too (--new-data-key)"
         running.console.confirm(
-            f"Remove key {key_id}? It goes on opening earlier generations of the keyring, which stay in the storage: "
-            f"who has it and the storage reads {still}.",
+            f"Remove key {key_id}? Copies of it, on paper and on other hosts, serve vmkeep no longer. But it goes on "
+            f"opening earlier generations of the keyring, which stay: who has it and the storage reads {still}.",
             yes=yes,
         )
         told_of_change(running, remove_recipient(running.premises, key_id, new_data_key=new_data_key))

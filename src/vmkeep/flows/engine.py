@@ -71,6 +71,7 @@ from vmkeep.flows.requests import (
 )
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services, end_operation
+from vmkeep.flows.tables import make_flow_tables
 from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
@@ -366,6 +367,7 @@ class Engine:
         """Make a second VM of one that is off; on failure nothing of it stays."""
         from vmkeep.flows.clone_vm import clone_vm
 
+        refuse_beside_unsettled(self._premises.catalog, request.source)
         self._prepare_to_sign(watch)
         return self._run(clone_vm, request, request.name, watch)
 
@@ -435,6 +437,7 @@ class Engine:
         # DBOS logs to the console, and every failed step with a traceback; errors reach the user another way.
         logging.getLogger("dbos").setLevel(logging.CRITICAL + 1)
         _use_write_ahead_log(path)
+        make_flow_tables(path)
         refuse_pickle()
         refuse_foreign_rows(path)
         config: DBOSConfig = {

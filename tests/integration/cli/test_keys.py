@@ -104,7 +104,10 @@ def test_second_recipient_opens_alone_and_the_removed_one_does_not(home: Path, t
 
 def test_rewrap_puts_a_new_file_in_the_place_of_the_one_in_use(home: Path) -> None:
     (former,) = key_files(home)
-    changed = done(home, "key", "rewrap", "--new-data-key")
+    asked = vmkeep(home, "--json", "key", "rewrap")
+    assert asked.status == 2
+    assert "on paper" in asked.error()["message"]
+    changed = done(home, "key", "rewrap", "--new-data-key", "--yes")
     assert changed["removed"] == former.stem
     assert Path(changed["path"]) in key_files(home)
     status = done(home, "key", "status")
@@ -121,7 +124,7 @@ def test_new_key_that_came_to_nothing_leaves_no_file(home: Path) -> None:
     before = key_files(home)
     before[0].rename(home / "aside")
     # The data key would have to be wrapped for the other recipient, whose key is gone.
-    answer = vmkeep(home, "--json", "key", "rewrap", "--new-data-key")
+    answer = vmkeep(home, "--json", "key", "rewrap", "--new-data-key", "--yes")
     assert answer.error()["code"] == "key-missing"
     (home / "aside").rename(before[0])
     assert key_files(home) == before
@@ -166,7 +169,7 @@ def test_key_of_a_server_opens_the_repository_as_long_as_the_server_answers(home
     settings(home, server.toml("kms").replace("timeout_seconds = 5", "timeout_seconds = 1"))
     (held,) = [each for each in done(home, "key", "providers") if each["name"] == "kms"]
     assert (held["state"], held["recipient"]) == ("answers", False)
-    assert done(home, "key", "rewrap", "--to", "kms")["removed"] == first.stem
+    assert done(home, "key", "rewrap", "--to", "kms", "--yes")["removed"] == first.stem
     first.rename(home / "aside")
     assert done(home, "key", "status")["recipients"][0]["key"] == held["key"]
     refused = vmkeep(home, "--json", "key", "export", "--passphrase-file", passphrase).error()
@@ -182,5 +185,5 @@ def test_key_of_a_server_opens_the_repository_as_long_as_the_server_answers(home
         assert vmkeep(home, "points").status == 0  # it needs no key
     finally:
         server.start()
-    assert done(home, "key", "rewrap")["removed"] == held["key"]
+    assert done(home, "key", "rewrap", "--yes")["removed"] == held["key"]
     assert not re.search(r"Warning", vmkeep(home, "key", "providers").err)

@@ -84,6 +84,8 @@ class TpmTwin:
         match task:
             case FindVm():
                 return VM
+            case Identify():
+                return HostIdentity("9f0e5c1a-0000-4000-8000-000000000001", "alpha")
             case HasGate():
                 return False
             case Identify():

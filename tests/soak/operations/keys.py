@@ -13,5 +13,5 @@ from tests.soak.world import World
 def rewrap_key(world: World, _guest: Guest, chance: random.Random) -> str:
     """Each time a new key file, and now and then a new data key for what is written from then on."""
     words = ("--new-data-key",) if chance.random() < 0.5 else ()
-    world.expect(world.commands.run("key", "rewrap", *words))
+    world.expect(world.commands.run("key", "rewrap", "--yes", *words))
     return " ".join(words)

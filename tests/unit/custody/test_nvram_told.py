@@ -84,7 +84,7 @@ def test_what_the_next_start_is_to_do_is_told() -> None:
 
 def test_template_says_where_it_boots_and_how_much_room_it_has() -> None:
     found = tell_of_nvram(Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd").read_bytes())
-    assert "EFI Internal Shell" in [entry.description for entry in found.booting.entries]
+    assert "UiApp" in [entry.description for entry in found.booting.entries]
     assert all(entry.problem is None for entry in found.booting.entries)
     assert found.room_bytes == 0x40000 - 28 - 72
     assert 0 < found.used_bytes <= found.room_bytes - found.blank_bytes

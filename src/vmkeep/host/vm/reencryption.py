@@ -146,7 +146,7 @@ def _with_swtpm(content: bytes | None, key: bytes | None, work: Callable[[socket
                 raise EOFError(" ".join(said.decode(errors="replace").split())[-300:])
         except (OSError, EOFError, _Refused, struct.error, subprocess.TimeoutExpired) as error:
             raise IntegrityError(
-                f"swtpm did not take the TPM state: {error}",
+                f"the TPM state was not taken by swtpm: {error}",
                 hint="`vmkeep state try VM` says whether it opens with the secret that is kept. Nothing was changed.",
             ) from error
         finally:
