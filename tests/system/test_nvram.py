@@ -30,6 +30,12 @@ _ADDED = {
 _STEPS = ("make_content", "install", "note_placed", "let_count")
 
 
+@pytest.fixture(scope="module")
+def session_host(booting_session_host: Host) -> Host:
+    """What is written into the variables is proved by a firmware that works with them."""
+    return booting_session_host
+
+
 @pytest.fixture
 def vm(host: Host) -> Iterator[Vm]:
     """A VM that is off, with the variables that libvirt made for it and that no firmware has seen yet."""

@@ -28,10 +28,11 @@ def test_backup_is_stopped_by_another_process_and_leaves_neither_job_nor_pause(h
     assert vmkeep.json("points")["points"] == []
     assert vmkeep.json("ops", "list")["operations"] == []
     shown = vmkeep.json("ops", "show", running["id"][:6])["operation"]
-    assert [(step["name"], step["undo"], step["result"]) for step in shown["steps"]] == [
-        ("open_point", False, "done"),
-        ("copy_point", False, "failed"),
-        ("open_point", True, "done"),
-    ]
+    # Whether it ends within its copy, or right after, hangs on when it looks: once a second.
+    forth = [(step["name"], step["result"]) for step in shown["steps"] if not step["undo"]]
+    back = [(step["name"], step["result"]) for step in shown["steps"] if step["undo"]]
+    assert [result for _, result in forth] == ["done"] * (len(forth) - 1) + ["failed"]
+    assert forth[-1][0] in ("copy_point", "keep_checkpoint")
+    assert back == list(reversed(forth[:-1]))
     point = vmkeep.backup("guest")
     Truth.of(vm, uefi=False, tpm=False).assert_files(vmkeep.restore(point, host.dir / "work" / "out"))

@@ -20,7 +20,7 @@ from vmkeep.errors import HostFileMissing, PointChanged, VmNotFound
 from vmkeep.filesystem import sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, refuse_while_pending
-from vmkeep.host.restores.items import check_state, discard_replaced, item_at, publish_items, withdraw_items
+from vmkeep.host.restores.items import check_state, item_at, publish_items, withdraw_items
 from vmkeep.host.restores.overwriting import (
     WITHOUT_BITMAPS,
     Overwriting,
@@ -33,7 +33,6 @@ from vmkeep.host.restores.unfinished import Unfinished
 from vmkeep.host.tasks.restores import (
     CheckInPlace,
     DeliveredItem,
-    DiscardReplaced,
     DisksWritten,
     InPlaceChecked,
     ParkVm,
@@ -261,20 +260,7 @@ class InPlace(Unfinished):
 
     def release(self, vm_uuid: str) -> tuple[str, ...]:
         """Let the VM start again and remove what was kept; only the former can fail."""
-        journal = self._parking.load()
-        if journal is None:
-            self._parking.sweep_lock(vm_uuid)
-            return ()  # an attempt that was killed had come to its end
-        domain = self._parking.domain(journal)
-        self._parking.lock(domain, self._stop)
-        if journal.stage is not RestoreStage.RELEASED:
-            self._parking.resume(self._stop)
-            journal = replace(journal, stage=RestoreStage.RELEASED)
-            self._parking.save(journal)
-        self._parking.unpark(domain, journal, written=[disk.target for disk in journal.disks])
-        left = discard_replaced(DiscardReplaced(journal.items))
-        self._end(journal)
-        return left
+        return self._let_start(vm_uuid)
 
     # -- PutBack -----------------------------------------------------------------------------------------------
 
@@ -306,7 +292,7 @@ class InPlace(Unfinished):
 
     def _end(self, journal: RestoreJournal) -> None:
         self._overwriting.end()
-        self._parking.end(journal)
+        self._end(journal)
 
     def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:
         how = "finished" if forward else "rolled back: the VM is as it was before"

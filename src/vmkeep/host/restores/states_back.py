@@ -18,12 +18,11 @@ from vmkeep.definition import Definition
 from vmkeep.errors import InvalidRequest, StateTorn, StateUnsupported, VmBusy, VmNotFound
 from vmkeep.host.operation import Operation
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage, StatesReturn, journal_path
-from vmkeep.host.restores.items import discard_replaced, item_at, publish_items, withdraw_items
+from vmkeep.host.restores.items import item_at, publish_items, withdraw_items
 from vmkeep.host.restores.selection import TPM_ALONE, VARIABLES_ALONE
 from vmkeep.host.restores.unfinished import Unfinished
 from vmkeep.host.tasks.restores import (
     DeliveredItem,
-    DiscardReplaced,
     ParkForStates,
     PublishItems,
     StatesParked,
@@ -237,20 +236,7 @@ class StatesBack(Unfinished):
 
     def release(self, vm_uuid: str) -> tuple[str, ...]:
         """Let the VM start again and remove what was replaced; only the former can fail."""
-        journal = self._parking.load()
-        if journal is None:
-            self._parking.sweep_lock(vm_uuid)
-            return ()  # an attempt that was killed had come to its end
-        domain = self._parking.domain(journal)
-        self._parking.lock(domain, self._stop)
-        if journal.stage is not RestoreStage.RELEASED:
-            self._parking.resume(self._stop)
-            journal = replace(journal, stage=RestoreStage.RELEASED)
-            self._parking.save(journal)
-        self._parking.unpark(domain, journal)
-        left = discard_replaced(DiscardReplaced(journal.items))
-        self._parking.end(journal)
-        return left
+        return self._let_start(vm_uuid)
 
     def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
         self._parking.lock(domain, self._stop)
@@ -266,7 +252,7 @@ class StatesBack(Unfinished):
             # Before the VM may start: from here on its state files are its own again.
             self._parking.save(journal)
         self._parking.unpark(domain, journal)
-        self._parking.end(journal)
+        self._end(journal)
 
     def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:
         how = "finished" if forward else "taken back: its state files are those from before"

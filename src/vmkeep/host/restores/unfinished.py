@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Self
 
 from vmkeep.config import Settings
@@ -16,7 +17,9 @@ from vmkeep.errors import RestorePending, VmBusy, VmkeepError
 from vmkeep.filesystem import fault_error
 from vmkeep.host.operation import Operation
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage, journal_path
+from vmkeep.host.restores.items import discard_replaced
 from vmkeep.host.restores.parking import Parking
+from vmkeep.host.tasks.restores import DiscardReplaced
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.hypervisor import Domain, Hypervisor
@@ -98,6 +101,29 @@ class Unfinished(ABC):
         forward = journal.stage is RestoreStage.RELEASED
         self.put_back(journal.vm_uuid)
         return self._settled(journal, forward=forward)
+
+    def _let_start(self, vm_uuid: str) -> tuple[str, ...]:
+        """Let the VM start again and remove what was kept; only the former can fail. Answers what could not be removed.
+
+        Can be repeated: of one that had come to its end nothing is left but a lock.
+        """
+        journal = self._parking.load()
+        if journal is None:
+            self._parking.sweep_lock(vm_uuid)
+            return ()
+        domain = self._parking.domain(journal)
+        self._parking.lock(domain, self._stop)
+        if journal.stage is not RestoreStage.RELEASED:
+            self._parking.resume(self._stop)
+            journal = replace(journal, stage=RestoreStage.RELEASED)
+            self._parking.save(journal)
+        self._parking.unpark(domain, journal, written=[disk.target for disk in journal.disks])
+        left = discard_replaced(DiscardReplaced(journal.items))
+        self._end(journal)
+        return left
+
+    def _end(self, journal: RestoreJournal) -> None:
+        self._parking.end(journal)
 
     @abstractmethod
     def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
