@@ -81,6 +81,7 @@ def _remove(bed: _Bed, before: set[str]) -> None:
     assert bed.everything() == before
 
 
+@pytest.mark.in_turn(1, among="clones")
 def test_clone_killed_at_any_effect_is_whole_or_gone(bed: _Bed) -> None:
     words = ("clone", "guest", "other", "--tpm", "copy", "--yes")
     before = bed.everything()
@@ -100,6 +101,7 @@ def test_clone_killed_at_any_effect_is_whole_or_gone(bed: _Bed) -> None:
     assert bed.vm.domain.XMLDesc(2) == bed.definition
 
 
+@pytest.mark.in_turn(1, among="clones")
 def test_name_changed_and_killed_at_any_effect_is_one_name_with_all_that_is_by_it(bed: _Bed) -> None:
     checkpoints = [each.getName() for each in bed.vm.domain.listAllCheckpoints()]
     assert checkpoints

@@ -82,6 +82,7 @@ def bed() -> Iterator[_Bed]:
         zygote.close()
 
 
+@pytest.mark.in_turn(2, among="tpms")
 def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed) -> None:
     assert bed.remove() == 0
     effects = bed.zygote.effects
@@ -103,6 +104,7 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
     assert all(each["stored"] and each["outcome"] == "has a TPM again" for each in removals)
 
 
+@pytest.mark.in_turn(2, among="tpms")
 def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed) -> None:
     assert bed.remove() == 0
     assert bed.add() == 0
@@ -123,6 +125,7 @@ def test_addition_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed
     assert bed.vmkeep.json("verify", "--all")["ok"]
 
 
+@pytest.mark.in_turn(2, among="tpms")
 @pytest.mark.parametrize("verb", ["reset", "rekey"])
 def test_new_key_killed_at_any_effect_is_whole_or_not_there_after_the_next_command(bed: _Bed, verb: str) -> None:
     assert bed.run(verb, "guest", "--yes") == 0
