@@ -292,7 +292,7 @@ class InPlace(Unfinished):
 
     def _end(self, journal: RestoreJournal) -> None:
         self._overwriting.end()
-        self._end(journal)
+        super()._end(journal)
 
     def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:
         how = "finished" if forward else "rolled back: the VM is as it was before"
