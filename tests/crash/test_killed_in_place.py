@@ -57,7 +57,7 @@ _FORWARD = [
 # The VM may start again by then; only the cleaning up is left.
 _RELEASED = [
     ("after", f"{_DEFINE}#2"),
-    ("before", _INPLACE + "discard_replaced"),
+    ("before", "vmkeep.host.restores.unfinished:discard_replaced"),
     ("before", "vmkeep.host.records.restore:RestoreJournal.remove"),
     ("after", "vmkeep.host.records.restore:RestoreJournal.remove"),
     ("after", f"{_STEP}#7"),
