@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 from vmkeep.values import dataclass
 
@@ -83,3 +84,22 @@ class NewVersion:
     sha256: str
     size_bytes: int
     created: str
+
+
+class Numbered(Protocol):
+    """A state version, as far as it is asked which of several counts."""
+
+    @property
+    def conflict(self) -> bool: ...
+    @property
+    def generation(self) -> int: ...
+
+
+N = TypeVar("N", bound=Numbered)
+
+
+def that_counts(same: Iterable[N]) -> N | None:
+    """Return of several versions with one content the one that counts: the newest that is no conflict, else the newest
+    conflict; None of none.
+    """
+    return min(same, key=lambda each: (each.conflict, -each.generation), default=None)

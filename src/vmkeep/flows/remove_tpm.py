@@ -21,7 +21,7 @@ from vmkeep.catalog.texts import now
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent, Orphan
 from vmkeep.custody.standing import NOTHING
-from vmkeep.custody.states import ChosenVersion
+from vmkeep.custody.states import ChosenVersion, that_counts
 from vmkeep.errors import IntegrityError, VmkeepError
 from vmkeep.flows.capture_states import keep_states_of_held
 from vmkeep.flows.gate import place_states, take_states_back
@@ -239,7 +239,7 @@ def version_in(plan: Plan, found: TpmFound, remains: TpmRemainsFound) -> KeptCon
         return None
     main = _main_hash(found, remains.found)
     same = [each for each in _kept(plan, found, remains.found) if each.sha256 == main]
-    return min(same, key=lambda each: (each.conflict, -each.generation), default=None)
+    return that_counts(same)
 
 
 def _way_back(plan: Plan, found: TpmFound, kept: KeptContent) -> str:

@@ -14,7 +14,7 @@ from vmkeep.catalog import CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent
 from vmkeep.custody.standing import NOTHING
-from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion, next_generation, vouched_states
+from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion, next_generation, that_counts, vouched_states
 from vmkeep.errors import IntegrityError, InvalidRequest, StateTorn
 from vmkeep.flows.capture_states import keep_states_of_held
 from vmkeep.flows.gate import place_states, renew_gate, take_states_back
@@ -205,7 +205,7 @@ def _newest_of(plan: Plan, held: NvramHeld, kind: str) -> int | None:
 def _generation_of(plan: Plan, held: NvramHeld, version: ChosenVersion) -> int | None:
     """Return the number of the version that lies there: of several with one content the one that counts."""
     same = [each for each in _nvram_versions(plan, held) if each.sha256 == version.sha256]
-    best = min(same, key=lambda each: (each.conflict, -each.generation), default=None)
+    best = that_counts(same)
     return None if best is None else best.generation
 
 
@@ -215,7 +215,7 @@ def _version_before(plan: Plan, held: NvramHeld) -> KeptContent | None:
         return None
     found = contents_of(plan.services.catalog, held.vm_uuid, frozenset({held.sha256}))
     same = [each for each in found if each.kind == "nvram"]
-    return min(same, key=lambda each: (each.conflict, -each.generation), default=None)
+    return that_counts(same)
 
 
 def _way_back(held: NvramHeld, kept: KeptContent) -> str:

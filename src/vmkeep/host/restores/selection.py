@@ -33,7 +33,7 @@ VARIABLES_ALONE: Final = (
     "The UEFI variables go back and the TPM stays: keys that it binds to measurements of them may not open."
 )
 _MADE_FORMATS: Final = ("qcow2", "raw", LUKS)
-_NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
+NAMES: Final[Mapping[str, str]] = {"tpm": "TPM", "nvram": "UEFI variables"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +262,9 @@ def _choose_states(
     chosen = []
     for kind in kinds:
         if kind in held and kind not in present:
-            warnings.append(f"The point holds {_NAMES[kind]}, which the VM does not have any more: they are left out.")
+            warnings.append(f"The point holds {NAMES[kind]}, which the VM does not have any more: they are left out.")
         elif kind in present and kind not in held:
-            warnings.append(f"The point holds no {_NAMES[kind]}; those that the VM has stay.")
+            warnings.append(f"The point holds no {NAMES[kind]}; those that the VM has stay.")
         elif kind in held:
             source = present[kind]
             if held[kind].file != source.file:

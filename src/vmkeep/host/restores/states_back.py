@@ -14,12 +14,13 @@ from pathlib import Path
 from vmkeep.commandline import command_line
 from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import ChosenVersion, SecretSource
+from vmkeep.custody.variables import QCOW2
 from vmkeep.definition import Definition
-from vmkeep.errors import InvalidRequest, StateTorn, StateUnsupported, VmBusy, VmNotFound
+from vmkeep.errors import InvalidRequest, StateTorn, StateUnsupported, VmBusy
 from vmkeep.host.operation import Operation
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage, StatesReturn, journal_path
 from vmkeep.host.restores.items import item_at, publish_items, withdraw_items
-from vmkeep.host.restores.selection import TPM_ALONE, VARIABLES_ALONE
+from vmkeep.host.restores.selection import NAMES, TPM_ALONE, VARIABLES_ALONE
 from vmkeep.host.restores.unfinished import Unfinished
 from vmkeep.host.tasks.restores import (
     DeliveredItem,
@@ -32,6 +33,7 @@ from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
 from vmkeep.host.vm.fitness import require_off
 from vmkeep.host.vm.found_states import found_state
+from vmkeep.host.vm.held import domain_of
 from vmkeep.host.vm.secrets import (
     Holder,
     NeededSecret,
@@ -48,9 +50,6 @@ from vmkeep.repository.chosen import read_chosen
 from vmkeep.statefiles.capture import needs_another_file
 from vmkeep.statefiles.installation import make_folder, stage_file, stage_tpm
 from vmkeep.statefiles.location import StateRoots, swtpm_owner
-
-_QCOW2 = b"QFI\xfb"
-_NAMES = {"tpm": "TPM", "nvram": "UEFI variables"}
 
 
 def puts_states_back(operation: Operation) -> bool:
@@ -72,9 +71,7 @@ class StatesBack(Unfinished):
 
     def park(self, task: ParkForStates) -> StatesParked:
         """Write the journal and keep the VM from starting; on failure nothing of it is left."""
-        domain = self._hypervisor.find_uuid(task.vm_uuid)
-        if domain is None:
-            raise VmNotFound(f"there is no VM {task.vm_uuid} any more", vm=task.vm_uuid)
+        domain = domain_of(self._hypervisor, task.vm_uuid)
         self._parking.lock(domain, self._stop)
         try:
             require_off(domain)
@@ -101,7 +98,7 @@ class StatesBack(Unfinished):
             if version.kind not in present:
                 add = command_line("vmkeep tpm add", definition.name, options=f"--from {version.sha256[:16]}")
                 raise InvalidRequest(
-                    f"VM {definition.name!r} has no {_NAMES[version.kind]}",
+                    f"VM {definition.name!r} has no {NAMES[version.kind]}",
                     vm=definition.name,
                     hint=f"`{add}` gives it a TPM with that state."
                     if version.kind == "tpm"
@@ -149,7 +146,7 @@ class StatesBack(Unfinished):
             now = found_state(source)
             if now.problem is not None or (now.sha256 or "") != kept.get(kind, ""):
                 raise VmBusy(
-                    f"the {_NAMES[kind]} state of VM {domain.name!r} changed after it was kept: the VM was started "
+                    f"the {NAMES[kind]} state of VM {domain.name!r} changed after it was kept: the VM was started "
                     f"meanwhile, or something else wrote to {source.path}",
                     vm=domain.name,
                     path=str(source.path),
@@ -264,12 +261,12 @@ def _require_fits(version: StateVersion, content: bytes, source: StateSource, vm
     """Raise StateUnsupported for a content that is of another kind of firmware or TPM than the VM has."""
     if version.file != source.file:
         raise StateUnsupported(
-            f"the {_NAMES[version.kind]} of VM {vm!r} is of another version now: {source.file}, and what was kept is "
+            f"the {NAMES[version.kind]} of VM {vm!r} is of another version now: {source.file}, and what was kept is "
             f"{version.file}",
             vm=vm,
             hint=f"`{command_line('vmkeep tpm remove', vm)}`, then add one --from that version.",
         )
-    if version.kind == "nvram" and (content.startswith(_QCOW2) != (source.format == "qcow2")):
+    if version.kind == "nvram" and (content.startswith(QCOW2) != (source.format == "qcow2")):
         raise StateUnsupported(
             f"the UEFI variables of VM {vm!r} are {source.format} now, and what was kept is not",
             vm=vm,

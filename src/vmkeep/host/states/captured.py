@@ -12,9 +12,10 @@ from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.states import KnownState, NewVersion, SealedSecret, vouched_states
 from vmkeep.custody.variables import store_fault
 from vmkeep.definition import Definition, parse_definition
-from vmkeep.errors import HostFileMissing, IntegrityError, StateTorn, VmNotFound
+from vmkeep.errors import HostFileMissing, IntegrityError, StateTorn
 from vmkeep.host.records.restore import refuse_while_pending
 from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
+from vmkeep.host.vm.held import domain_of
 from vmkeep.host.vm.secrets import seal_for_version
 from vmkeep.host.vm.states import StateSource, read_state, state_sources
 from vmkeep.host.vm.trial import try_with_secret
@@ -34,9 +35,7 @@ def capture_states(
     hypervisor: Hypervisor, repository: Repository, settings: Settings, task: CaptureStates
 ) -> StatesCaptured:
     """Capture the state files of a VM; see the task."""
-    domain = hypervisor.find_uuid(task.vm_uuid)
-    if domain is None:
-        raise VmNotFound(f"there is no VM {task.vm_uuid} any more", vm=task.vm_uuid)
+    domain = domain_of(hypervisor, task.vm_uuid)
     refuse_while_pending(settings, domain.name, domain.uuid)  # what lies there is half of two states
     known_kinds = {state.kind for state in task.known}
     definition = parse_definition(domain.definition_xml())
