@@ -24,7 +24,11 @@ def init(
     context: typer.Context,
     repository: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="The repository's place; kept in the settings.", show_default=False),
+        typer.Option(
+            metavar="DIR|s3://BUCKET/PREFIX",
+            help="The repository's place; kept in the settings.",
+            show_default=False,
+        ),
     ] = None,
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Take over the repository that is there and rebuild the catalogue from it.")

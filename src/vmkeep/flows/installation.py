@@ -318,18 +318,27 @@ class Premises:
         found = self._unused_key()
         key = found or self._new_key()
         try:
-            repository = self._equipped(Repository.create(location, key, compress=self._compress()))
+            access = self.settings.access_to(location)
+            repository = self._equipped(Repository.create(location, key, compress=self._compress(), access=access))
         except BaseException as error:
             # A key that opens nothing must not be taken for the one that matters. One that what is left there was begun
             # with stays: without it nothing could ever be made at that place, or, when all but the last sync was done,
             # nothing opens what is there.
             refused = isinstance(error, RepositoryForeign | TargetExists | InvalidRequest)
-            if found is None and key.path is not None and (refused or not Repository.is_begun(location)):
+            if found is None and key.path is not None and (refused or not self._is_begun(location)):
                 key.path.unlink(missing_ok=True)
                 self._mark(key.key_id).unlink(missing_ok=True)
             raise
         self._key = key
         return self._take(repository, created=True)
+
+    def _is_begun(self, location: str) -> bool:
+        from vmkeep.repository import Repository
+
+        try:
+            return Repository.is_begun(location, self.settings.access_to(location))
+        except VmkeepError:
+            return False  # without access to a bucket nothing was put there
 
     def _new_key(self) -> KeyFile:
         from vmkeep.keys import KeyFile
@@ -427,7 +436,8 @@ class Premises:
         from vmkeep.repository import Repository
 
         try:
-            return self._equipped(Repository.open(location, self._find_key, compress=self._compress()))
+            access = self.settings.access_to(location)
+            return self._equipped(Repository.open(location, self._find_key, compress=self._compress(), access=access))
         finally:
             # A provider is not asked again for as long as this runs, which may be weeks.
             self.keychain.close()

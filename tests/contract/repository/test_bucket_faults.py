@@ -1,0 +1,172 @@
+"""A bucket behind a network that loses, cuts and delays, and a server that is busy or tells lies."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rig import s3proxy, s3servers
+from tests.rig.s3proxy import Fault, Proxy
+from vmkeep.buckets import Credentials
+from vmkeep.errors import (
+    InvalidRequest,
+    ObjectMissing,
+    PermissionRefused,
+    RepositoryNotFound,
+    StoreError,
+    TargetExists,
+)
+from vmkeep.repository.store import ObjectStore, open_store
+
+CONTENT = b"sealed" * 1000
+
+
+@pytest.fixture
+def between() -> Iterator[Proxy]:
+    with s3proxy.proxy(s3servers.swift().endpoint) as made:
+        yield made
+
+
+@pytest.fixture
+def store(between: Proxy) -> ObjectStore:
+    return _store(between)
+
+
+def _store(between: Proxy, patience: float = 20) -> ObjectStore:
+    server = s3servers.swift()
+    return open_store(f"s3://{server.new_bucket()}/p", server.access(endpoint=between.endpoint, patience=patience))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.LOST_ANSWER, Fault.BROKEN_REQUEST, Fault.SLOW_DOWN, Fault.TOO_MANY, Fault.CONFLICT, Fault.INTERNAL],
+)
+def test_put_that_fails_on_the_way_is_made_again_and_stands_once(
+    store: ObjectStore, between: Proxy, fault: Fault
+) -> None:
+    between.once(fault, "PUT", times=2)
+    store.put("packs/ab/x", CONTENT)
+    assert store.get("packs/ab/x") == CONTENT
+    with pytest.raises(TargetExists):
+        store.put("packs/ab/x", CONTENT)
+
+
+@pytest.mark.parametrize("there", [b"other" * 1200, b"another"])
+def test_what_another_put_is_not_taken_for_the_own_object_whose_answer_was_lost(
+    store: ObjectStore, between: Proxy, there: bytes
+) -> None:
+    assert len(CONTENT) == 6000
+    store.put("points/x", there)
+    between.once(Fault.LOST_ANSWER, "PUT")
+    with pytest.raises(TargetExists):
+        store.put("points/x", CONTENT)
+    assert store.get("points/x") == there
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_ANSWER, Fault.LOST_ANSWER, Fault.SLOW_DOWN, Fault.TOO_MANY])
+def test_reads_that_break_are_made_again_and_never_give_less(store: ObjectStore, between: Proxy, fault: Fault) -> None:
+    store.put("points/x", CONTENT)
+    between.once(fault, "GET", times=2)
+    assert store.get("points/x") == CONTENT
+    between.once(fault, "GET", times=2)
+    assert bytes(store.ranges("points/x", [(7, 1000)])[0]) == CONTENT[7:1007]
+    between.once(fault, "GET", times=2)
+    assert [item.size_bytes for item in store.list("points/")] == [len(CONTENT)]
+    if fault is not Fault.CUT_ANSWER:
+        between.once(fault, "HEAD", times=2)
+        assert store.stat("points/x").size_bytes == len(CONTENT)
+
+
+def test_page_of_a_list_that_breaks_does_not_begin_it_anew(
+    store: ObjectStore, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmkeep.repository.bucket._PAGE", 3)
+    names = {f"points/{number}" for number in range(8)}
+    for name in names:
+        store.put(name, b"x")
+    between.once(Fault.CUT_ANSWER, "GET", "start-after")
+    assert {item.name for item in store.list("points/")} == names
+    between.once(Fault.LIST_AGAIN, "GET", "start-after", times=99)
+    with pytest.raises(StoreError, match="out of order"):
+        list(store.list("points/"))
+
+
+def test_name_that_no_repository_has_is_told_and_not_skipped(store: ObjectStore) -> None:
+    bucket = store.location.removeprefix("s3://").partition("/")[0]
+    s3servers.swift().ask("PUT", f"/{bucket}/p/points//x", b"q")
+    with pytest.raises(StoreError, match="an object whose name no repository has") as raised:
+        list(store.list("points/"))
+    assert "Remove it" in raised.value.hint
+
+
+def test_renewal_that_the_server_still_tells_the_old_time_of_is_waited_for(
+    store: ObjectStore, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("intents/x", b"0")
+    store.stat("intents/x")
+    between.once(Fault.STALE, "HEAD", times=2)
+    renewed = store.renew("intents/x", b"1")
+    assert renewed == store.stat("intents/x").modified
+    monkeypatch.setattr("vmkeep.repository.bucket._FRESH_SECONDS", 0.5)
+    between.once(Fault.STALE, "HEAD", times=99)
+    with pytest.raises(StoreError, match="goes on telling"):
+        store.renew("intents/x", b"2")
+
+
+def test_delete_whose_answer_was_lost_is_done_and_what_is_gone_is_told(store: ObjectStore, between: Proxy) -> None:
+    store.put("points/x", b"x")
+    between.once(Fault.LOST_ANSWER, "DELETE")
+    between.choose = lambda method, path, inner=between.choose: inner("DELETE" if method == "POST" else method, path)  # type: ignore[misc]
+    store.delete("points/x")
+    with pytest.raises(ObjectMissing):
+        store.delete("points/x")
+
+
+@pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.LOST_ANSWER, Fault.MUTE])
+def test_server_that_goes_on_failing_is_given_up_within_the_patience(between: Proxy, fault: Fault) -> None:
+    store = _store(between, patience=1.5)
+    store.put("points/x", b"x")
+    between.choose = lambda _method, _path: fault
+    began = time.monotonic()
+    with pytest.raises(StoreError) as raised:
+        store.get("points/x")
+    assert time.monotonic() - began < 4
+    assert "\x1b" not in raised.value.message
+    assert raised.value.path == f"{store.location}/points/x"
+
+
+def test_server_that_is_not_there_is_told_soon_although_the_patience_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmkeep.repository.bucket._STRANGER_SECONDS", 0.5)
+    access = s3servers.swift().access(endpoint=f"http://127.0.0.1:{s3servers.free_port()}", patience=900)
+    with pytest.raises(StoreError, match="nothing listens there") as raised:
+        open_store("s3://bucket/p", access).get("format")
+    assert "endpoint" in raised.value.hint
+
+
+def test_refusals_say_what_to_correct_and_show_no_secret() -> None:
+    server = s3servers.swift()
+    bucket = server.new_bucket()
+    wrong = Credentials(server.user.access_key, "not-the-secret")
+    for store, kind, word in (
+        (open_store(f"s3://{bucket}/p", server.access(wrong)), PermissionRefused, "secret key"),
+        (open_store("s3://no-such-bucket/p", server.access()), RepositoryNotFound, "Make the bucket"),
+    ):
+        with pytest.raises(kind) as raised:
+            store.get("format")
+        assert word in raised.value.hint
+        said = "".join(traceback.format_exception(raised.value)) + f"{raised.value.hint} {store!r} {vars(store)}"
+        assert "not-the-secret" not in said
+        assert "StringToSign" not in said
+    with pytest.raises(InvalidRequest):
+        open_store("s3://bucket", None)
+
+
+def test_pack_is_put_in_one_request(store: ObjectStore, between: Proxy) -> None:
+    content = hashlib.shake_256(b"x").digest(16 << 20)
+    store.put_pack("packs/ab/x", [content, b"tail"])
+    assert [method for method, _ in between.seen] == ["PUT"]
+    assert store.stat("packs/ab/x").size_bytes == (16 << 20) + 4
