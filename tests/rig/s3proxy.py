@@ -5,7 +5,9 @@ It forwards what it gets as it is, the name of the host too, so signatures hold.
 
 from __future__ import annotations
 
+import ctypes
 import http.client
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -74,17 +76,37 @@ class Proxy:
         self.choose = choose
 
 
+def _listening(inside: int | None) -> socket.socket:
+    """Return a socket that listens on the loopback of this machine, or of the network that a process is in."""
+    made: list[socket.socket] = []
+
+    def make() -> None:
+        if inside is not None:
+            network = os.open(f"/proc/{inside}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            failed = ctypes.CDLL(None, use_errno=True).setns(network, 0x40000000)  # CLONE_NEWNET, of this thread alone
+            os.close(network)
+            assert failed == 0, os.strerror(ctypes.get_errno())
+        made.append(socket.create_server(("127.0.0.1", 0), backlog=64))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
 @contextmanager
-def proxy(target: str) -> Iterator[Proxy]:
-    """Run a proxy before a server's endpoint."""
+def proxy(target: str, *, inside: int | None = None) -> Iterator[Proxy]:
+    """Run a proxy before a server's endpoint; it is met in the network of the process ``inside``, if one is named."""
     made = Proxy(target)
 
     class Handler(_Handler):
         here = made
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = _listening(inside)
     server.daemon_threads = True
-    made.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    made.endpoint = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

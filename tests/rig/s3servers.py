@@ -64,14 +64,15 @@ class S3Server:
         assert answer.status // 100 == expect // 100, (method, path, answer)
         return answer
 
-    def environment(self, credentials: Credentials | None = None, *, endpoint: str = "") -> dict[str, str]:
-        """Return the variables by which a command finds this server."""
-        signed = credentials or self.user
-        return {
-            "AWS_ENDPOINT_URL_S3": endpoint or self.endpoint,
-            "AWS_ACCESS_KEY_ID": signed.access_key,
-            "AWS_SECRET_ACCESS_KEY": signed.secret_key,
-        }
+    def introduce(self, home: Path, credentials: Credentials | None = None, *, endpoint: str = "") -> None:
+        """Let the settings of an installation that is to be made say how this server is reached."""
+        home.mkdir(mode=0o700)
+        signed, keys = credentials or self.user, home / "s3.credentials"
+        keys.touch(mode=0o600)
+        section = f"aws_access_key_id = {signed.access_key}\naws_secret_access_key = {signed.secret_key}\n"
+        keys.write_text(f"[default]\n{section}")
+        table = f'[s3]\nendpoint = "{endpoint or self.endpoint}"\ncredentials_file = "{keys}"\n'
+        (home / "vmkeep.toml").write_text(f"stalled_after_seconds = 30\n{table}")
 
 
 def _directory() -> Path:

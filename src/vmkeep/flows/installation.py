@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vmkeep.keys.signing import SigningKey
     from vmkeep.planning.retention import KeepRule
     from vmkeep.repository import PinRecord, PointRecord, Repository
+    from vmkeep.repository.probe import BucketReport
     from vmkeep.repository.seal import Compress
 
 _WAIT_SECONDS = 0.05
@@ -73,7 +74,8 @@ class InitReport:
     """What `vmkeep init` did. ``created``: the repository is new; ``adopted_*`` count what the catalogue gained.
 
     ``moved_from`` is where this installation's repository was before, None when it is where it was. ``hosts`` are those
-    that sign points in it, and that nobody here has decided about.
+    that sign points in it, and that nobody here has decided about. ``bucket`` is what its server was found to do, None
+    for a directory.
     """
 
     repository: str
@@ -87,6 +89,7 @@ class InitReport:
     damaged: tuple[DamagedPoint, ...] = ()
     warnings: tuple[str, ...] = ()
     hosts: tuple[MetHost, ...] = ()
+    bucket: BucketReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,14 +263,28 @@ class Premises:
         prepare_home(self.settings)
         with self._alone():
             if adopt:
-                return self._adopt(location)
+                return self._with_bucket(self._adopt(location))
             try:
                 found = self._open(location)
             except RepositoryNotFound:
                 found = None
             if found is not None:
-                return self._use_existing(found)
-            return self._create(location)
+                return self._with_bucket(self._use_existing(found))
+            return self._with_bucket(self._create(location))
+
+    def _with_bucket(self, report: InitReport) -> InitReport:
+        """Return the report with what the server of a bucket was found to do, and warnings of what it does not."""
+        try:
+            bucket = self.repository.probe_bucket()
+        except VmkeepError as error:
+            told = f"it could not be tried out what the bucket's server does: {error.message}"
+            return replace(report, warnings=(*report.warnings, told))
+        if bucket is None:
+            return report
+        from vmkeep.repository.probe import weaknesses
+
+        told_of = (f"of the bucket's server: {told}" for _, told in weaknesses(bucket))
+        return replace(report, bucket=bucket, warnings=(*report.warnings, *told_of))
 
     def key_to_export(self, key_id: str | None = None) -> KeyFile:
         """Return the key that `key export` prints: the one that opens the repository, or another one that does.

@@ -23,10 +23,10 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
 from vmkeep.buckets import BucketAccess, BucketAddress, Credentials
-from vmkeep.errors import ObjectMissing, PermissionRefused, StoreError
+from vmkeep.errors import ObjectMissing, PermissionRefused, StoreError, TargetExists
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.bucketfailure import FOREIGN, failure_of
-from vmkeep.repository.layout import FORMAT_OBJECT, INTENTS, SMALL_BYTES_LIMIT, Buffer, canonical
+from vmkeep.repository.layout import FORMAT_OBJECT, INTENTS, KEYRING, SMALL_BYTES_LIMIT, Buffer, canonical
 from vmkeep.repository.store import ObjectStat, ObjectStore
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Bucket(ObjectStore):
         super().__init__(_client(address, access, min(_READ_SECONDS, patience)), location=str(address))
         self.address = address
         self.access = access
-        self._writer = _client(address, access, patience)
+        self._writer = _client(address, access, patience, single_deletes=True)
         self._patience_seconds = patience * _SHARE
         self._answered = False
 
@@ -69,6 +69,10 @@ class Bucket(ObjectStore):
         replace: bool = False,
         durable: bool = True,  # noqa: ARG002  whatever was answered is
     ) -> None:
+        # Ceph (16) ignores the condition of a create in a bucket with versions. All other names are drawn, and to ask
+        # for what is not there yet makes caches remember that it is not.
+        if not replace and name.startswith((FORMAT_OBJECT, KEYRING)) and self.exists(name):
+            raise TargetExists(f"{name} is in the repository already", path=f"{self.location}/{name}")
         pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
         self._put(name, pieces, replace=replace)
 
@@ -102,15 +106,16 @@ class Bucket(ObjectStore):
             return False  # it was another's, and is gone
 
     def put_pack(self, name: str, pieces: Sequence[Buffer]) -> None:
-        self.put(name, pieces)
+        self._put(name, pieces, replace=False)
 
     def renew(self, name: str, content: bytes) -> datetime:
         etag = self._put(name, [content], replace=True)
         until = time.monotonic() + min(_FRESH_SECONDS, self._patience_seconds)
         for wait in _waits():
-            meta = self._patiently(name, partial(obstore.head, self._store, name))
-            if etag is None or meta["e_tag"] == etag:
-                return meta["last_modified"]
+            with suppress(ObjectMissing):  # that, too, is what was before
+                meta = self._patiently(name, partial(obstore.head, self._store, name))
+                if etag is None or meta["e_tag"] == etag:
+                    return meta["last_modified"]
             if time.monotonic() + wait > until:
                 break
             time.sleep(wait)
@@ -153,12 +158,23 @@ class Bucket(ObjectStore):
 
     def delete(self, name: str) -> None:
         self.stat(name)  # S3 deletes what is not there without a word
-        self._patiently(name, partial(obstore.delete, self._store, name))
+        self.delete_unseen(name)
+
+    def delete_unseen(self, name: str) -> None:
+        """Delete an object, whether it is there or not; raises what ``delete`` does for others."""
+        # By a request of its own: for one of many, Ceph (16) wants the right to delete in the whole bucket.
+        self._patiently(name, partial(obstore.delete, self._writer, name))
 
     def delete_all(self, names: Sequence[str]) -> None:
         for first in range(0, len(names), _PAGE):
             some = list(names[first : first + _PAGE])
-            self._patiently(some[0], partial(obstore.delete, self._store, some))
+            try:
+                with under_way(f"{self.location}/{some[0]}"):
+                    obstore.delete(self._store, some)
+            except FOREIGN:
+                # A server that is busy, that cannot do it, or that lets some of them be deleted and not others.
+                for name in some:
+                    self.delete_unseen(name)
 
     def names(self) -> set[str]:
         page = self._patiently("", partial(self._page, "", None))
@@ -170,10 +186,8 @@ class Bucket(ObjectStore):
         return {meta["path"] for meta in page} <= {"keyring/0000000001"}
 
     def now(self) -> datetime:
-        name = INTENTS + secrets.token_hex(16)
-        # Where it may not be deleted, what is left is the intent of a writer that has ended.
-        intent = {"host": "-", "lapse_seconds": 1, "purpose": "clock", "started": "-"}
-        self.put(name, canonical({**intent, "writer": name.removeprefix(INTENTS)}))
+        name, content = trial()
+        self.put(name, content)
         found = self.stat(name).modified
         with suppress(PermissionRefused, ObjectMissing):
             self.delete(name)
@@ -213,6 +227,16 @@ class Bucket(ObjectStore):
         yield  # what fails is translated where it is decided whether to try again
 
 
+def trial(turn: int = 0) -> tuple[str, bytes]:
+    """Return name and content of an object to try something with; others by ``turn`` have other contents.
+
+    Where it may not be deleted, what is left is the intent of a writer that has ended.
+    """
+    writer = secrets.token_hex(16)
+    intent = {"host": "-", "lapse_seconds": 1, "purpose": "trial", "started": "-", "writer": writer, "renewals": turn}
+    return INTENTS + writer, canonical(intent)
+
+
 def _waits() -> Iterator[float]:
     """Yield how long to wait before each further attempt, in seconds: longer each time, and never alike for two."""
     for number in count():
@@ -220,7 +244,9 @@ def _waits() -> Iterator[float]:
         yield most * (0.5 + random.random() / 2)  # noqa: S311  no secret: only not to come in step with others
 
 
-def _client(address: BucketAddress, access: BucketAccess, read_seconds: float) -> S3Store:
+def _client(
+    address: BucketAddress, access: BucketAccess, read_seconds: float, *, single_deletes: bool = False
+) -> S3Store:
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=min(_CONNECT_SECONDS, access.patience_seconds)),
         "read_timeout": timedelta(seconds=read_seconds),
@@ -232,6 +258,7 @@ def _client(address: BucketAddress, access: BucketAccess, read_seconds: float) -
     config: S3Config = {
         "region": access.region,
         "virtual_hosted_style_request": not access.path_style,
+        "disable_bulk_delete": single_deletes,
         **access.web_identity,  # type: ignore[typeddict-item] # names of this dictionary, by find_access
     }
     if access.endpoint:

@@ -64,6 +64,7 @@ from vmkeep.repository.writer import PointWriter
 
 if TYPE_CHECKING:
     from vmkeep.buckets import BucketAccess
+    from vmkeep.repository.probe import BucketReport
 
 # No put takes longer, and no writer is silent for so long.
 _LEFT = timedelta(hours=1)
@@ -275,6 +276,19 @@ class Repository:
     def require_opened_by(self, key: KeyMaterial) -> None:
         """Raise what opening the keyring that is in force with a key raises: nothing when that key opens it."""
         open_keyring(self._store, highest_generation(self._store), self._format, lambda _recipients: key)
+
+    def probe_bucket(self) -> BucketReport | None:
+        """Try out what the server of the bucket does, on objects made for it; None for a repository in a directory.
+
+        Raises StoreError and PermissionRefused when it cannot be tried.
+        """
+        if self._store.directory is not None:
+            return None
+        from vmkeep.repository.bucket import Bucket
+        from vmkeep.repository.probe import probe
+
+        assert isinstance(self._store, Bucket)
+        return probe(self._store)
 
     def recipients_since(self) -> dict[Recipient, datetime]:
         """Return who opened the repository ever, and since when as the storage dates it."""

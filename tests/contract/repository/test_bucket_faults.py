@@ -63,7 +63,7 @@ def test_what_another_put_is_not_taken_for_the_own_object_whose_answer_was_lost(
     store.put("points/x", there)
     between.once(Fault.LOST_ANSWER, "PUT")
     with pytest.raises(TargetExists):
-        store.put("points/x", CONTENT)
+        store.put_pack("points/x", [CONTENT])  # which does not look before
     assert store.get("points/x") == there
 
 
