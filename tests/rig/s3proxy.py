@@ -9,6 +9,7 @@ import ctypes
 import http.client
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -95,7 +96,7 @@ def _listening(inside: int | None) -> socket.socket:
 
 
 @contextmanager
-def proxy(target: str, *, inside: int | None = None) -> Iterator[Proxy]:
+def proxy(target: str, *, inside: int | None = None, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
     """Run a proxy before a server's endpoint; it is met in the network of the process ``inside``, if one is named."""
     made = Proxy(target)
 
@@ -106,7 +107,11 @@ def proxy(target: str, *, inside: int | None = None) -> Iterator[Proxy]:
     server.socket.close()
     server.socket = _listening(inside)
     server.daemon_threads = True
-    made.endpoint = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+    port = server.socket.getsockname()[1]
+    made.endpoint = f"http://127.0.0.1:{port}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        made.endpoint = f"https://localhost:{port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
 from vmkeep.buckets import BucketAccess, BucketAddress, Credentials
-from vmkeep.errors import ObjectMissing, PermissionRefused, StoreError, TargetExists
+from vmkeep.errors import ObjectMissing, PermissionRefused, RepositoryNotFound, StoreError, TargetExists
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.bucketfailure import FOREIGN, failure_of
 from vmkeep.repository.layout import FORMAT_OBJECT, INTENTS, KEYRING, SMALL_BYTES_LIMIT, Buffer, canonical
@@ -198,8 +198,13 @@ class Bucket(ObjectStore):
         time.sleep(_SETTLE_SECONDS)
         return self.get(name) == content
 
-    def absence(self) -> str:
-        return f"there is no repository at {self.location}"
+    def absence(self) -> RepositoryNotFound:
+        return RepositoryNotFound(
+            f"there is no repository at {self.location}",
+            path=self.location,
+            hint="Check bucket and prefix, and which server the table [s3] of the settings names. If it was "
+            "moved, give its new place: `vmkeep init --repository s3://BUCKET/PREFIX`.",
+        )
 
     def _patiently(self, name: str, call: Callable[[], T]) -> T:
         """Return what a call returns, made again while what it fails with passes. Raises errors of ours."""

@@ -31,7 +31,7 @@ _ODD_NAME: Final = re.compile(r'Path "([^"\n]{1,300})')
 # Of the statuses below 500 these are passing: too long, conflict, too early, too many.
 _PASSING: Final = {408, _CONFLICT, 425, 429}
 _NEVER: Final = {501, 505}
-_FULL: Final = {"QuotaExceeded", "InsufficientStorage", "InsufficientCapacity", "XMinioStorageFull", "EntityTooLarge"}
+_FULL: Final = {"QuotaExceeded", "InsufficientStorage", "InsufficientCapacity", "XMinioStorageFull"}
 _SLOW: Final = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError", "Throttling", "TooManyRequests"}
 _GUIDE: Final = "docs/guide/s3.md"
 _HINTS: Final = {
@@ -89,12 +89,12 @@ def failure_of(error: BaseException, location: str, name: str) -> Failure:
         ours = ObjectMissing(f"{name} is not in the repository", path=path)
     elif isinstance(error, AlreadyExistsError) and status != _CONFLICT:
         ours = TargetExists(f"{name} is in the repository already", path=path)
+    elif status == 507 or code in _FULL:
+        ours = NoSpace(f"the bucket's server has no room for {path} ({told})", path=path)
     elif status in (401, 403) and code not in _SLOW:
         ours = PermissionRefused(
             f"the bucket's server refused access to {path} ({told})", path=path, hint=_HINTS.get(code, _DENIED)
         )
-    elif status == 507 or code in _FULL:
-        ours = NoSpace(f"the bucket's server has no room for {path} ({told})", path=path)
     else:
         passing = (status >= 500 and status not in _NEVER) or status in _PASSING or code in _SLOW
         hint = None if passing else _REGION

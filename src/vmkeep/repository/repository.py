@@ -189,7 +189,7 @@ class Repository:
                 raise RepositoryForeign(
                     f"{location} holds something that is not a vmkeep repository", path=location
                 ) from error
-            raise RepositoryNotFound(store.absence(), path=location) from error
+            raise store.absence() from error
         parse_format(format_bytes, location)
         found: list[KeyMaterial] = []
 

@@ -238,10 +238,11 @@ class ObjectStore:
         with self._call(""):
             return _changed(self._folders.probe(f"time-{secrets.token_hex(4)}#1"))
 
-    def absence(self) -> str:
-        """Return a sentence that says that there is no repository here, for people."""
+    def absence(self) -> RepositoryNotFound:
+        """Return the error that says that there is no repository here."""
         mount = mount_of(Path(self.location))
-        return f"there is no repository at {self.location}, which is on the file system mounted at {mount}"
+        message = f"there is no repository at {self.location}, which is on the file system mounted at {mount}"
+        return RepositoryNotFound(message, path=self.location)
 
     def protect(self) -> None:
         """Let only the owner into a directory store; for one that was made here or was empty."""

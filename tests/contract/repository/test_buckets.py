@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.integration.repository.samples import make_sample, opener, read_whole
 from tests.rig import s3proxy, s3servers
+from tests.rig.keyservers import Authority
 from tests.rig.s3proxy import Fault, Proxy
 from tests.rig.s3servers import S3Server
 from vmkeep.buckets import Credentials
@@ -27,7 +32,8 @@ from vmkeep.errors import (
 )
 from vmkeep.repository.bucket import Bucket
 from vmkeep.repository.intents import damaged_notes
-from vmkeep.repository.probe import Weakness, probe, weaknesses
+from vmkeep.repository.probe import Weakness, _told, probe, weaknesses
+from vmkeep.repository.repository import Repository
 from vmkeep.repository.store import ObjectStore, open_store
 
 CONTENT = b"sealed" * 1000
@@ -174,6 +180,43 @@ def test_refusals_say_what_to_correct_and_show_no_secret() -> None:
         assert "StringToSign" not in said
     with pytest.raises(InvalidRequest):
         open_store("s3://bucket", None)
+
+
+def test_server_is_known_by_its_certificate(tmp_path: Path) -> None:
+    server, authority = s3servers.swift(), Authority("vmkeep tests")
+    certificate, key = authority.certify("server", server=True)
+    (tmp_path / "server.pem").write_bytes(certificate + key)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server.pem")
+    location = f"s3://{server.new_bucket()}/p"
+    with s3proxy.proxy(server.endpoint, tls=context) as between:
+        access = server.access(endpoint=between.endpoint)
+        trusted = open_store(location, replace(access, ca_pem=authority.pem.decode()))
+        assert isinstance(trusted, Bucket)
+        trusted.put("points/x", b"x")
+        assert trusted.get("points/x") == b"x"
+        assert _told(trusted, "versioning", lambda status, _body: str(status)) == "200"
+        with pytest.raises(StoreError, match="authority that is not known here") as raised:
+            open_store(location, access).get("points/x")
+        assert "ca_file" in raised.value.hint
+
+
+def test_repository_that_is_copied_into_a_bucket_is_the_same(server: S3Server, place: str, tmp_path: Path) -> None:
+    sample = make_sample(tmp_path)
+    bucket = open_store(place, server.access())
+    for path in sample.location.rglob("*"):
+        if path.is_file():
+            bucket.put(str(path.relative_to(sample.location)), path.read_bytes())
+    repository = Repository.open(place, opener(sample.key), access=server.access())
+    report = repository.verify_all()
+    assert (report.findings, report.unreadable) == ((), ())
+    assert set(report.points) == {point.id for point in sample.points}
+    assert read_whole(repository, sample.points[1].disks[0].stored) == sample.images[sample.points[1].id][0]
+    with pytest.raises(TargetExists, match="is a vmkeep repository already"):
+        Repository.create(place, sample.key, access=server.access())
+    with pytest.raises(RepositoryNotFound, match="there is no repository at") as raised:
+        Repository.open(f"{place}/below", opener(sample.key), access=server.access())
+    assert "prefix" in raised.value.hint
 
 
 def test_pack_is_put_in_one_request(store: ObjectStore, between: Proxy) -> None:
