@@ -246,7 +246,8 @@ def _facts(shown: KeyShown) -> list[tuple[str, str]]:
 
 
 def _lost(found: KeyStatus) -> str:
-    return f"{found.points} points of {found.vms} VMs, {found.state_versions} versions of TPM state and UEFI variables"
+    vms = "1 VM" if found.vms == 1 else f"{found.vms} VMs"
+    return f"{found.points} points of {vms}, {found.state_versions} versions of TPM state and UEFI variables"
 
 
 def _write_new(path: Path, text: str) -> None:
