@@ -29,7 +29,7 @@ from vmkeep.flows.installation import catalog_states
 from vmkeep.flows.pin_secrets import PinSecrets
 from vmkeep.flows.removals import tpm_kept_until
 from vmkeep.flows.services import Services
-from vmkeep.flows.vm_states import versions_nobody_vouches_for
+from vmkeep.flows.vm_states import doubtful_versions
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.logs import get_logger
 from vmkeep.repository import PinnedSnapshot, PinRecord, Repository, SecretRef, StateRef
@@ -132,7 +132,7 @@ def needed_versions(catalog: Catalog, vm_uuid: str, rule: KeepRule, gone: Collec
     placed = catalog.placed_states(vm_uuid)
     points = catalog.points_of_vm(vm_uuid)
     nothing = {*gone, *(point.id for point in points if not point.is_vouched_for)}
-    doubtful = versions_nobody_vouches_for(points, catalog.pins_of_vm(vm_uuid))
+    doubtful = doubtful_versions(catalog, vm_uuid)
     states = [state for state in catalog.states_of_vm(vm_uuid) if state.id not in doubtful]
     versions = [
         HeldVersion(
