@@ -403,6 +403,8 @@ def _renewed_document(renewed: TpmRenewed) -> dict[str, Any]:
         },
         "deleted": list(renewed.deleted),
         "way_back": list(renewed.way_back),
+        "tombstones": list(renewed.tombstones),
+        "removal": renewed.removal or None,
     }
 
 
@@ -413,6 +415,8 @@ def _renewed_text(renewed: TpmRenewed) -> Iterator[str]:
         yield f"libvirt's secret {renewed.old_secret} was undefined; its value is kept"
     elif renewed.old_secret:
         yield f"libvirt's secret {renewed.old_secret} stays: {renewed.secret_stays}"
+    if renewed.tombstones:
+        yield "it is tried again by later commands, and by `vmkeep tombstones retry --all`"
     for number, command in enumerate(renewed.way_back):
         yield f"{'to go back: ' if number == 0 else '       then: '}{command}"
 

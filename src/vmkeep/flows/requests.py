@@ -347,6 +347,8 @@ class TpmRenewed:
     secret_pin: str = ""
     secret_stays: str = ""
     way_back: tuple[str, ...] = ()
+    tombstones: tuple[str, ...] = ()
+    removal: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
