@@ -258,6 +258,8 @@ def clone(
                 yes=yes,
             )
         with running.engine(first_use=True) as engine:
+            for sentence in running.premises.prepare_to_sign():
+                running.console.notice(f"warning: {sentence}")
             with running.host() as host:
                 request = choose_clone(running.premises, host, source, vm, copy=copy)
             with running.console.progress() as watch:

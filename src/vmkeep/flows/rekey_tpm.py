@@ -58,7 +58,7 @@ def rekey_tpm(plan: Plan, request: RekeyTpm) -> TpmRenewed:
     found = plan.step(examine, plan, request, undo=lambda found: let_go(plan, found))
     # As in `tpm remove`: each undo stands at the step before the one that it undoes.
     plan.step(keep_state, plan, found, undo=lambda _: put_back(plan, found))
-    key = plan.step(new_key, plan, request, found, undo=lambda key: drop_key(plan, found, key))
+    key = plan.step(new_key, plan, request, found, undo=lambda key: drop_key(plan, found.vm_uuid, key))
     plan.step(give_key, plan, found, key)
     plan.step(take_out, plan, found)
     remains = plan.step(look_at_remains, plan, found, undo=lambda remains: install_again(plan, found, remains))
@@ -123,7 +123,7 @@ def reencrypt(plan: Plan, found: TpmFound, remains: TpmRemainsFound, key: str) -
         ChosenVersion(old.kind, old.version_id, old.sha256),
         1 if newest is None else newest.generation + 1,
         found.secret,
-        required_key(plan, found, key) if key else None,
+        required_key(plan, found.vm_uuid, found.vm_name, key) if key else None,
     )
     return plan.services.on_host(plan.operation, task)
 

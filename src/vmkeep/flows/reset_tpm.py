@@ -34,7 +34,7 @@ def reset_tpm(plan: Plan, request: ResetTpm) -> TpmRenewed:
     found = plan.step(examine, plan, request, undo=lambda found: let_go(plan, found))
     # As in `tpm remove`: each undo stands at the step before the one that it undoes.
     plan.step(keep_state, plan, found, undo=lambda _: put_back(plan, found))
-    key = plan.step(new_key, plan, found, undo=lambda key: drop_key(plan, found, key))
+    key = plan.step(new_key, plan, found, undo=lambda key: drop_key(plan, found.vm_uuid, key))
     plan.step(give_key, plan, found, key)
     plan.step(take_out, plan, found)
     remains = plan.step(look_at_remains, plan, found, undo=lambda remains: install_again(plan, found, remains))
