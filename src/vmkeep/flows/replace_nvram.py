@@ -205,7 +205,7 @@ def _has_blank_tpm(plan: Plan, held: NvramHeld) -> bool:
     return any(
         state.found.kind == "tpm"
         and state.found.sha256 is None
-        and state.judged.standing in (Standing.CURRENT, Standing.NOT_KEPT)
+        and state.judged.standing in (Standing.BLANK, Standing.NOT_KEPT)
         for state in looked.states
     )
 
