@@ -10,7 +10,7 @@ from typing import Final
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, Grounds, JudgedState, KnownVersion, Standing, judge_state
-from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
+from vmkeep.custody.states import NOT_SAID, Because, ChosenVersion, KnownState, NewVersion, repeated_unawares
 from vmkeep.errors import InvalidRequest, VmkeepError, VmNotFound
 from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.host.protocol import Host
@@ -215,7 +215,7 @@ def _is_placed(each: VersionKept, placed: Mapping[str, str], other: VersionKept)
 
 def versions_of_point(catalog: Catalog, point: CatalogPoint, kind: str | None) -> tuple[CatalogState, ...]:
     """Return the versions that a point holds of its VM's state. Raises InvalidRequest where it holds none."""
-    held = {str(state["version_id"]) for state in point.document.get("states", ())}
+    held = _states_of(point)
     versions = catalog.states_of_vm(point.vm_uuid)
     found = tuple(each for each in versions if each.id in held and kind in (None, each.kind))
     if not found:
@@ -267,6 +267,7 @@ def new_state(vm_uuid: str, version: NewVersion) -> CatalogState:
         version.sha256,
         version.size_bytes,
         version.created,
+        because=version.because,
     )
 
 
@@ -287,9 +288,20 @@ def newest_states(catalog: Catalog, vm_uuid: str) -> dict[str, CatalogState]:
     return {each.kind: each for each in reversed(versions)}
 
 
-def doubtful_versions(catalog: Catalog, vm_uuid: str) -> set[str]:
-    """Return the ids of a VM's state versions that only points and pins of hosts hold that nobody trusts."""
-    return versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid), catalog.pins_of_vm(vm_uuid))
+def doubtful_versions(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint] | None = None) -> frozenset[str]:
+    """Return the ids of a VM's state versions that say nothing about a content, whatever their number.
+
+    Only points and pins of hosts hold them that nobody trusts, or one that is trusted repeated with them what is older
+    here, and did not know it. ``history`` are the VM's points, for whoever has them.
+    """
+    points = catalog.points_of_vm(vm_uuid) if history is None else history
+    doubtful = versions_nobody_vouches_for(points, catalog.pins_of_vm(vm_uuid))
+    accepted = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict and each.id not in doubtful]
+    return frozenset(doubtful | repeated_unawares(accepted))
+
+
+def _states_of(point: CatalogPoint) -> set[str]:
+    return {str(state["version_id"]) for state in point.document.get("states", ())}
 
 
 def chosen_of(state: CatalogState) -> ChosenVersion:
@@ -307,8 +319,7 @@ def versions_nobody_vouches_for(points: Iterable[CatalogPoint], pins: Iterable[C
     vouched: set[str] = set()
     doubtful: set[str] = set()
     for point in points:
-        held = {str(state["version_id"]) for state in point.document.get("states", ())}
-        (vouched if point.is_vouched_for else doubtful).update(held)
+        (vouched if point.is_vouched_for else doubtful).update(_states_of(point))
     for pin in pins:
         (vouched if pin.is_vouched_for else doubtful).update(pin.versions)
     return doubtful - vouched
@@ -321,23 +332,24 @@ _MOST_OLDER_STATES = 1_000
 def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]) -> tuple[KnownState, ...]:
     """Return the versions that state files of a VM may equal, the newest accepted one of each kind first.
 
-    Not what was put in place on purpose, and of a VM of which nobody knows where it is only the newest: that content is
-    a new version when it is met. Behind them is the newest that nobody vouches for where its number is the highest: it
-    is told for that alone. File names are told where a point still has them.
+    What was put in place on purpose, and of a VM of which nobody knows where it is all but the newest, is among them
+    with the word that it is a new version when it is met (``again``). Behind them is the newest that nobody vouches for
+    where its number is the highest: it is told for that alone. File names are told where a point still has them.
     """
     files: dict[str, str] = {}
     for point in history:
         for state in point.document.get("states", ()):
             files.setdefault(state["version_id"], state["file"])
     placed = catalog.placed_states(vm_uuid)
-    doubtful = versions_nobody_vouches_for(history, catalog.pins_of_vm(vm_uuid))
+    doubtful = doubtful_versions(catalog, vm_uuid, history)
     tracked = is_tracked(catalog, vm_uuid)
     versions = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict]
     found: list[KnownState] = []
     for kind in KINDS:
         mine = [each for each in versions if each.kind == kind]
         vouched = [each for each in mine if each.id not in doubtful]
-        older = [each for each in vouched[1:] if tracked and each.sha256 != placed.get(kind)]
+        meant = placed.get(kind)
+        older = [each for each in vouched[1:] if each.sha256 != meant][:_MOST_OLDER_STATES]
         highest = [each for each in mine[:1] if each.id in doubtful]
         found += [
             KnownState(
@@ -348,7 +360,11 @@ def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]
                 state.size_bytes,
                 files.get(state.id, ""),
                 state.id not in doubtful,
+                state.because,
+                NOT_SAID if tracked or state in vouched[:1] else str(Because.RETURNED),
             )
-            for state in (*vouched[:1], *older[:_MOST_OLDER_STATES], *highest)
+            for state in (*vouched[:1], *older, *highest)
         ]
+        if mine and meant and meant not in {each.sha256 for each in vouched[:1]}:
+            found.append(KnownState(kind, "", 0, meant, 0, "", again=str(Because.PLACED)))
     return tuple(found)
