@@ -107,9 +107,9 @@ class JudgedState:
 
 def standing_after(standing: Standing, seconds: float) -> Standing:
     """Return how a file stands by what was found so many seconds ago: nobody knows, when that is longer than it takes
-    three times to look at it.
+    three times to look at it, or when a clock that was set back has it found later than now.
     """
-    return standing if seconds <= 3 * LOOK_SECONDS else Standing.UNKNOWN
+    return standing if -LOOK_SECONDS <= seconds <= 3 * LOOK_SECONDS else Standing.UNKNOWN
 
 
 def judge_state(found: FoundState, grounds: Grounds) -> JudgedState:

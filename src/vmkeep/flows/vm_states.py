@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
+from vmkeep.catalog.texts import now
 from vmkeep.commandline import command_line
 from vmkeep.custody.standing import FoundState, Grounds, JudgedState, KnownVersion, Standing, judge_state
 from vmkeep.custody.states import NOT_SAID, Because, ChosenVersion, KnownState, NewVersion, repeated_unawares
@@ -24,7 +25,10 @@ _BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class StandingState:
-    """A state file of a VM and how it stands. ``newest`` is the version that counts as its newest, if one does."""
+    """A state file of a VM and how it stands. ``newest`` is the version that counts as its newest, if one does.
+
+    ``seen_at`` is when it was looked at, ISO 8601 in UTC.
+    """
 
     vm: str
     vm_uuid: str
@@ -32,6 +36,7 @@ class StandingState:
     found: FoundState
     judged: JudgedState
     newest: CatalogState | None
+    seen_at: str
 
     @property
     def in_danger(self) -> bool:
@@ -52,7 +57,7 @@ class VersionKept:
     """A version of a state file. ``current``: it counts as the newest one of its kind. ``held_by`` are ids of points
     and snapshots that keep it. ``kept``: it has a pin of its own in the repository. ``secret`` is the UUID of the
     secret that opens an encrypted TPM state, where its value is kept with the version. ``vouched`` is false of one that
-    only hosts hold that nobody trusts.
+    only hosts hold that nobody trusts; ``repeats``: its content is older here, and who made it did not know that.
     """
 
     version: CatalogState
@@ -61,6 +66,7 @@ class VersionKept:
     kept: bool
     secret: str | None = None
     vouched: bool = True
+    repeats: bool = False
 
 
 def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> Standings:
@@ -69,6 +75,7 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
     Raises VmNotFound, and what the host raises.
     """
     states: list[StandingState] = []
+    seen_at = now()
     problems: list[str] = []
     for vm in host.ask(LookAtStates(tuple(vms))):
         if vm.problem is not None:
@@ -76,7 +83,8 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
         grounds, newest = grounds_of(catalog, vm.uuid), newest_states(catalog, vm.uuid)
         for found in vm.files:
             judged = judge_state(found, grounds)
-            states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest.get(found.kind)))
+            running, counts = vm.state != "off", newest.get(found.kind)
+            states.append(StandingState(vm.name, vm.uuid, running, found, judged, counts, seen_at))
             if found.problem is not None:
                 problems.append(f"{vm.name}: {found.path} could not be read: {found.problem}")
     _note_files(catalog, host, states)
@@ -134,7 +142,8 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     uuid = the_vm_named(catalog, vm)
     versions = [version for version in catalog.states_of_vm(uuid) if kind in (None, version.kind)]
     newest = newest_states(catalog, uuid)
-    doubtful = doubtful_versions(catalog, uuid)
+    nobodys = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
+    repeated = doubtful_versions(catalog, uuid) - nobodys
     holders = catalog.holders(uuid)
     pinned = {each for pin in catalog.pins_of_vm(uuid) if pin.snapshot_id is None for each in pin.versions}
     secrets = {each.version_id: each.uuid for each in kept_secrets(catalog, uuid)}
@@ -145,7 +154,8 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
             holders.get(version.id, ()),
             version.id in pinned,
             secrets.get(version.id) if version.kind == "tpm" else None,
-            version.id not in doubtful,
+            version.id not in nobodys,
+            version.id in repeated,
         )
         for version in sorted(versions, key=lambda version: (version.kind, -version.generation, version.conflict))
     )
@@ -198,7 +208,7 @@ def _counting(catalog: Catalog, versions: Sequence[VersionKept]) -> list[Version
     """Return the version of each kind that counts: what was put in place on purpose since, else the newest that
     somebody vouches for.
     """
-    accepted = [each for each in versions if each.vouched and not each.version.conflict]
+    accepted = [each for each in versions if each.vouched and not each.repeats and not each.version.conflict]
     placed = catalog.placed_states(accepted[0].version.vm_uuid) if accepted else {}
     counting: dict[str, VersionKept] = {}
     for each in accepted:
