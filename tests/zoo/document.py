@@ -16,7 +16,7 @@ _HEAD = """\
 
 What vmkeep does with VMs of many kinds. Each row is a test: `make zoo` makes such a VM and plays it whole, on Debian 12
 (libvirt 9.0, QEMU 7.2) and on Debian 13 (libvirt 11.3, QEMU 10). It takes points while the VM runs and while it is off,
-restores them as files, as a VM and in place, makes a snapshot, goes back to it, takes a TPM out and puts it back, resets
+restores them as files, as a VM and in place, makes a snapshot, goes back to it, takes a TPM out, puts it back, resets
 it and gives it another key, and compares every byte of disks, UEFI variables and TPM with what was written. There are
 {count} of them.
 
