@@ -9,7 +9,9 @@ which it asks for plug-ins alone, and DBOS asks for its own release, which it wr
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from vmkeep.deferral import deferred
 
@@ -41,12 +43,14 @@ DEFERRED = (
 GIVEN: dict[str, dict[str, object]] = {"sqlalchemy.dialects.postgresql": {"JSONB": JSON}, **_PACKAGES}
 
 with deferred(*DEFERRED, given=GIVEN):
-    from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID, WorkflowStatus, _serialization
+    from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID, WorkflowStatus, _dbos, _serialization
 
 __all__ = [
     "DBOS",
     "DEFERRED",
+    "FOR_OTHERS",
     "GIVEN",
+    "QUEUES",
     "DBOSConfig",
     "DatabaseError",
     "Serializer",
@@ -54,9 +58,46 @@ __all__ = [
     "WorkflowStatus",
     "_serialization",
     "launching",
+    "take_up_resumed",
 ]
 
+QUEUES = "queue_thread"
+FOR_OTHERS = ("background_jobs_thread", "dynamic_scheduler_loop")
+"""What DBOS starts threads for at its launch besides: flows that are late or come at times, of which there are none."""
+_LOOK_SECONDS = 0.1
+_resumed = threading.Event()
+_run_queues: Callable[[threading.Event, DBOS], None] = vars(_dbos)[QUEUES]
 
-def launching() -> AbstractContextManager[None]:
-    """Within the block DBOS may be launched: it takes up the dialect of PostgreSQL beside that of SQLite then."""
-    return deferred("sqlalchemy.dialects.postgresql")
+
+@contextmanager
+def launching() -> Iterator[None]:
+    """Within the block DBOS may be launched, with what vmkeep needs of it.
+
+    It takes up the dialect of PostgreSQL beside that of SQLite then. And it starts threads that look for flows that
+    others queued, that are late, and that come at times: eight statements compiled, and 10 ms of a processor, in every
+    command. Queued is what was resumed, so their thread waits for that (``take_up_resumed``); the others do nothing.
+    """
+    _resumed.clear()
+    instead = {QUEUES: _run_queues_when_resumed, **dict.fromkeys(FOR_OTHERS, _do_nothing)}
+    real = {name: vars(_dbos)[name] for name in instead}
+    vars(_dbos).update(instead)
+    try:
+        with deferred("sqlalchemy.dialects.postgresql"):
+            yield
+    finally:
+        vars(_dbos).update(real)
+
+
+def take_up_resumed() -> None:
+    """Let DBOS run flows that were resumed, in threads of its own, as long as it lives."""
+    _resumed.set()
+
+
+def _run_queues_when_resumed(stop: threading.Event, dbos: DBOS) -> None:
+    while not stop.is_set():
+        if _resumed.wait(_LOOK_SECONDS):
+            _run_queues(stop, dbos)
+
+
+def _do_nothing(*_: object) -> None:
+    return

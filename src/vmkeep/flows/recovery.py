@@ -28,7 +28,7 @@ from vmkeep.errors import (
 )
 from vmkeep.flows.declared import DECLARED, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
-from vmkeep.flows.durable import DBOS, WorkflowStatus
+from vmkeep.flows.durable import DBOS, WorkflowStatus, take_up_resumed
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import Run, Settled
@@ -188,6 +188,7 @@ class Recovery:
         operation, name = status.workflow_id, status.name
         self._take_over(operation)
         handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
+        take_up_resumed()
         try:
             # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
             result = patiently(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmkeep.flows.durable import DEFERRED, GIVEN
+from vmkeep.flows.durable import DBOS, DEFERRED, FOR_OTHERS, GIVEN, QUEUES
 
 # Modules that flows on SQLite never load, each for another way to use DBOS.
 OF_OTHER_USES = {"_datasource_postgres", "_sys_db_postgres", "_docker_pg_helper", "cli/cli", "cli/_github_init"}
@@ -62,6 +62,11 @@ def test_what_is_deferred_is_taken_by_dbos_and_is_never_a_base_or_caught() -> No
                 assert not any(stands_in(each, taken) for each in caught), (name, node.lineno)
     names = {"psycopg", "pg_errors", "croniter", "isoparse", "yaml", "Session", "click", "importlib.metadata"}
     assert names <= taken_anywhere
+
+
+def test_dbos_starts_threads_for_what_is_left_out_by_the_names_that_are_replaced() -> None:
+    started = set(DBOS._launch.__code__.co_names)
+    assert {QUEUES, *FOR_OTHERS} <= started
 
 
 def test_dbos_is_loaded_without_them() -> None:
