@@ -1,30 +1,58 @@
 """DBOS, imported without what it has for other databases, for schedules, settings in files and a command line.
 
 It would import driver and dialect of PostgreSQL, SQLAlchemy's ORM, a reader of cron lines, one of YAML, a parser of
-dates and click: 180 modules, and half of the time that its import takes (``-X importtime``, DBOS 3.4). A flow on SQLite
-uses none of them (docs/adr/0029-what-a-command-loads.md). Whoever needs DBOS imports it from here, and modules that
-flows load first take SQLAlchemy's errors from here as well: SQLAlchemy would load what looks for installed packages, of
-which it asks for plug-ins alone, and DBOS asks for its own release, which it writes into a log that we do not keep.
+dates, click and asyncio: 210 modules, and half of the time that its import takes (``-X importtime``, DBOS 3.4). A flow
+on SQLite uses none of them (docs/adr/0029-what-a-command-loads.md). Whoever needs DBOS imports it from here, and
+modules that flows load first take SQLAlchemy's errors from here as well: SQLAlchemy would load asyncio and what looks
+for installed packages, of which it asks for plug-ins alone, and DBOS asks for its own release, which it writes into a
+log that we do not keep.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vmkeep.deferral import deferred
 
-# What DBOS says of a release that cannot be told.
-_PACKAGES: dict[str, dict[str, object]] = {
-    "importlib.metadata": {"version": lambda _name: "unknown", "PackageNotFoundError": ModuleNotFoundError}
-}
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from concurrent.futures import Executor
 
-with deferred(*_PACKAGES):
+
+def _loop_here() -> object:
+    """Do what ``asyncio.get_running_loop`` does; while nobody has loaded that, no loop runs."""
+    loaded = sys.modules.get("asyncio")
+    if loaded is None:
+        raise RuntimeError("no running event loop")
+    return loaded.get_running_loop()
+
+
+_ALWAYS: dict[str, dict[str, object]] = {
+    # What both ask in any case, and what DBOS has as a default: the names are the values.
+    "asyncio": {
+        "get_running_loop": _loop_here,
+        "TimeoutError": TimeoutError,  # it is the same since Python 3.11
+        "ALL_COMPLETED": "ALL_COMPLETED",
+        "FIRST_COMPLETED": "FIRST_COMPLETED",
+    },
+    # What DBOS says of a release that cannot be told.
+    "importlib.metadata": {"version": lambda _name: "unknown", "PackageNotFoundError": ModuleNotFoundError},
+}
+RAISED = {"asyncio": ("CancelledError",)}
+"""What SQLAlchemy looks for in whatever went wrong."""
+_OF_SQLITE = ("sqlalchemy.dialects.sqlite.aiosqlite", "sqlalchemy.dialects.sqlite.pysqlcipher")
+
+with deferred(*_ALWAYS, *_OF_SQLITE, given=_ALWAYS, raised=RAISED):
     from sqlalchemy import JSON
+    from sqlalchemy.dialects import sqlite as sqlite  # which would load what drives it by asyncio
     from sqlalchemy.exc import DatabaseError
 
 DEFERRED = (
+    "asyncio",
     "click",
     "croniter",
     "dateutil",
@@ -40,10 +68,10 @@ DEFERRED = (
 )
 
 # One column of DBOS's has this type on PostgreSQL, and SQLAlchemy looks into it when the table is declared.
-GIVEN: dict[str, dict[str, object]] = {"sqlalchemy.dialects.postgresql": {"JSONB": JSON}, **_PACKAGES}
+GIVEN: dict[str, dict[str, object]] = {"sqlalchemy.dialects.postgresql": {"JSONB": JSON}, **_ALWAYS}
 
-with deferred(*DEFERRED, given=GIVEN):
-    from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID, WorkflowStatus, _dbos, _serialization
+with deferred(*DEFERRED, given=GIVEN, raised=RAISED):
+    from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID, WorkflowStatus, _dbos, _event_loop, _serialization
 
 __all__ = [
     "DBOS",
@@ -66,6 +94,23 @@ FOR_OTHERS = ("background_jobs_thread", "dynamic_scheduler_loop")
 """What DBOS starts threads for at its launch besides: flows that are late or come at times, of which there are none."""
 _LOOK_SECONDS = 0.1
 _resumed = threading.Event()
+
+
+class _LateEventLoop(_event_loop.BackgroundEventLoop):
+    """The loop for flows that are coroutines. It starts with the first of them, and none of vmkeep's is one."""
+
+    _workers: Executor | None = None
+
+    def start(self, executor: Executor | None = None) -> None:
+        self._workers = executor
+
+    def target_loop(self) -> AbstractEventLoop | None:
+        if not self._running:
+            super().start(self._workers)
+        return super().target_loop()
+
+
+vars(_dbos)["BackgroundEventLoop"] = _LateEventLoop
 _run_queues: Callable[[threading.Event, DBOS], None] = vars(_dbos)[QUEUES]
 
 
