@@ -45,6 +45,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "orphans": OnDemand("vmkeep.cli.orphans", "TPM states and UEFI variables that belong to no VM.", "app"),
     "tombstones": OnDemand("vmkeep.cli.tombstones", "What could not be deleted on a host, and must be.", "app"),
     "watch": OnDemand("vmkeep.cli.watch", "Keep TPM state and UEFI variables as they change."),
+    "schedule": OnDemand("vmkeep.cli.schedule", "What is done by itself, and how it ended.", "app"),
     "hook": OnDemand("vmkeep.cli.hook", "The gate: no start with a lost or older TPM.", "app"),
     "key": OnDemand("vmkeep.cli.key", "The keys that open the repository.", "app"),
     "checkpoint": OnDemand("vmkeep.cli.checkpoint", "libvirt's checkpoints of a VM, and their health.", "app"),
