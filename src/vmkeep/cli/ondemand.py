@@ -31,6 +31,7 @@ class OnDemand(NamedTuple):
 ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "init": OnDemand("vmkeep.cli.init", "Make catalogue, key and repository."),
     "backup": OnDemand("vmkeep.cli.backup", "Take a point: disks, UEFI variables and TPM of one instant."),
+    "status": OnDemand("vmkeep.cli.status", "How all stands, on one page."),
     "points": OnDemand("vmkeep.cli.points", "List the points that can be restored, oldest first."),
     "restore": OnDemand("vmkeep.cli.restore", "Bring a point back: all of it or nothing."),
     "verify": OnDemand("vmkeep.cli.verify", "Prove that points are sound."),

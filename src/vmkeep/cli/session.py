@@ -55,8 +55,8 @@ _WHILE_WORKING = 50_000
 # The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
 _LOOKING = {
     *("key providers", "key recipients list", "key status"),
-    *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "schedule show", "verify"),
-    *("vm list", "vm show"),
+    *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "schedule show", "status"),
+    *("verify", "vm list", "vm show"),
     *("state conflicts", "state diff", "state list", "state show", "state versions", "tpm show"),
     *("tombstones list", "tpm removal list", "tpm removal show"),
     *(

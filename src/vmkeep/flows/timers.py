@@ -118,8 +118,7 @@ def write_timer(settings: Settings, scheduled: Scheduled, command: Path, units: 
     ):
         with file_errors(path):
             units.mkdir(mode=0o755, parents=True, exist_ok=True)
-            replace_file(path, text.encode("utf-8", "surrogateescape"))
-            path.chmod(0o644)
+            replace_file(path, text.encode("utf-8", "surrogateescape"), 0o644)
 
 
 def start_timers(names: Sequence[str]) -> tuple[str, ...]:
