@@ -125,33 +125,34 @@ def remove_schedule(settings: Settings, jobs: Sequence[Job]) -> tuple[Job, ...]:
     return tuple(named)
 
 
-def jobs_standing(settings: Settings, *, timers: bool = True, now: datetime | None = None) -> tuple[JobStanding, ...]:
-    """Return how each job stands that is to run by itself, or has run. ``timers``: look whether systemd will run it.
+def jobs_standing(settings: Settings) -> tuple[JobStanding, ...]:
+    """Return how each job stands that is to run by itself, or has run.
 
     Raises CatalogDamaged for a record that cannot be read, PermissionRefused and others.
     """
     return tuple(
-        job_standing(settings, job, timers=timers, now=now)
+        job_standing(settings, job)
         for job in Job
         if read_scheduled(settings, job) is not None or _place(settings, f"{job}.runs.json").exists()
     )
 
 
-def job_standing(settings: Settings, job: Job, *, timers: bool = True, now: datetime | None = None) -> JobStanding:
+def job_standing(settings: Settings, job: Job) -> JobStanding:
     """Return how one job stands. Raises as ``jobs_standing``."""
-    now = now or datetime.now(UTC)
+    now = datetime.now(UTC)
     scheduled = read_scheduled(settings, job)
     lock = lock_path(settings, job)
     running = FileLock.is_held(lock)  # before the runs: one that ends meanwhile is not called interrupted
     runs = read_runs(settings, job)
     running = running or FileLock.is_held(lock)
-    timer = look_at_timer(settings, scheduled) if timers and scheduled is not None else None
+    last = runs[0] if runs else None
+    timer = None if scheduled is None else look_at_timer(settings, scheduled)
     return JobStanding(
         job,
         scheduled,
         runs,
-        standing(scheduled, runs[0] if runs else None, running=running, now=now),
-        not running and is_overdue(scheduled, runs[0] if runs else None, now),
+        standing(scheduled, last, running=running, now=now),
+        not running and is_overdue(scheduled, last, now),
         None if timer is None else timer.name,
         None if timer is None else timer.problem,
         FileLock.holding_process(lock) if running else None,

@@ -22,7 +22,7 @@ from vmkeep.custody.standing import LOOK_SECONDS
 from vmkeep.errors import VmkeepError
 from vmkeep.flows.check_up import owner_lives
 from vmkeep.flows.hosts import undecided
-from vmkeep.flows.schedule import JobStanding, job_standing, jobs_standing, told_of_failure
+from vmkeep.flows.schedule import JobStanding, jobs_standing, told_of_failure
 from vmkeep.flows.state_conflicts import state_conflicts
 from vmkeep.flows.watch_states import watch_mark
 from vmkeep.host.protocol import Host
@@ -90,7 +90,7 @@ def look_at_status(
 ) -> Status:
     """Return how all stands. ``summaries`` are those of all points, the oldest first.
 
-    Raises what a catalogue, and a record of jobs, that cannot be read raise; a libvirt that cannot be asked is told.
+    Raises what a catalogue that cannot be read raises; a libvirt and a record of jobs that say nothing are told.
     """
     now = now or datetime.now(UTC)
     listed: tuple[ListedVm, ...] | None = None
@@ -103,17 +103,22 @@ def look_at_status(
     except VmkeepError as error:
         silent = error.message
     points = tuple(summaries)
-    jobs = jobs_standing(settings)
-    needs = (*_needs(settings, catalog), *_of_jobs(jobs))
+    needs = list(_needs(settings, catalog))
+    jobs: tuple[JobStanding, ...] = ()
+    try:
+        jobs = jobs_standing(settings)
+    except VmkeepError as error:
+        needs.append(Need("job", error.message, error.hint))
+    needs += _of_jobs(jobs)
     problems_at, problems = _problems(jobs, now)
     return Status(
         at=moment_text(now),
-        vms=tuple(_vms(settings, catalog, points, listed, now)),
+        vms=tuple(_vms(settings, catalog, points, listed, jobs, now)),
         jobs=jobs,
         gate=gate,
         watch=_watch(settings),
         space=_space(settings, catalog, points),
-        needs=needs,
+        needs=tuple(needs),
         problems=problems,
         problems_at=problems_at,
         libvirt=silent,
@@ -125,6 +130,7 @@ def _vms(
     catalog: Catalog,
     points: Iterable[Mapping[str, Any]],
     listed: tuple[ListedVm, ...] | None,
+    jobs: tuple[JobStanding, ...],
     now: datetime,
 ) -> Iterator[ProtectedVm]:
     of_vm: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -133,8 +139,8 @@ def _vms(
     here = {vm.uuid: vm for vm in listed or ()}
     names = {vm.uuid: vm.name for vm in catalog.vms() if vm.forgotten_until is None}
     names.update({vm.uuid: vm.name for vm in here.values()})
-    harmed = _harmed(settings)
-    scheduled = job_standing(settings, Job.BACKUP, timers=False).scheduled
+    harmed = _harmed(jobs)
+    scheduled = next((each.scheduled for each in jobs if each.job is Job.BACKUP), None)
     of_schedule = None if scheduled is None else scheduled.patience_seconds
     for uuid, name in sorted(names.items(), key=lambda each: (listed is not None and each[0] not in here, each[1])):
         if uuid not in here and not of_vm[uuid]:
@@ -157,9 +163,9 @@ def _vms(
         )
 
 
-def _harmed(settings: Settings) -> frozenset[str]:
+def _harmed(jobs: Iterable[JobStanding]) -> frozenset[str]:
     """Return the points that the last verification of all which came to its end found damaged."""
-    runs = job_standing(settings, Job.VERIFY, timers=False).runs
+    runs = (run for each in jobs if each.job is Job.VERIFY for run in each.runs)
     return frozenset(next((run.harmed for run in runs if run.succeeded or run.harmed), ()))
 
 

@@ -123,6 +123,14 @@ def test_what_doctor_said_is_unknown_when_it_is_older_than_its_interval(place: P
     assert [need.what for need in found.needs] == ["job", "job"]  # it is overdue, and has no timer
 
 
+def test_record_of_jobs_that_says_nothing_needs_a_person_and_hides_nothing_else(place: Place) -> None:
+    place.schedule(Job.BACKUP)
+    (place.settings.schedule_dir / "backup.runs.json").write_text("{")
+    found = place.look(point("a", 1), objective_seconds=3600 * 2)
+    assert [(need.what, "backup.runs.json" in need.message) for need in found.needs] == [("job", True)]
+    assert (found.jobs, found.vms[0].protection) == ((), Protection.GOOD)
+
+
 def test_watch_is_told_only_as_long_as_it_looks(place: Place) -> None:
     mark = WatchMark(place.settings)
     assert place.look().watch == "watching"
