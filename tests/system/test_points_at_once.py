@@ -106,8 +106,9 @@ def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, 
     vms = [_small_vm(host, number) for number in range(10)]
     histories = [History(vm, vmkeep, uefi=False, tpm=False) for vm in vms]
     vmkeep.json("init")
+    started = Vmkeep(host, forked=False)  # whose memory is its own, and whose environment tells of its home
     with _Load(vmkeep) as load:
-        processes = [vmkeep.start("backup", vm.name) for vm in vms]
+        processes = [started.start("backup", vm.name) for vm in vms]
         results = [finished(process) for process in processes]
     assert [status for status, _ in results] == [0] * 10, repr(results)
     for history, (_, document) in zip(histories, results, strict=True):
@@ -119,7 +120,7 @@ def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, 
     for vm in vms[:5]:  # the others are off
         vm.write_random("vda", start=0, length=64 * KiB, seed=9)
     with _Load(vmkeep) as load:
-        points = {point["vm"]: point for point in vmkeep.json("backup", "--all")["points"]}
+        points = {point["vm"]: point for point in started.json("backup", "--all")["points"]}
     for vm, history in zip(vms, histories, strict=True):
         assert modes(points[vm.name]) == {"vda": INCREMENTAL}
         history.add(points[vm.name], history.now())

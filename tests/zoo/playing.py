@@ -245,7 +245,7 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
     """By the command that the removal itself names as the way back."""
     if game.stage.row.tpm is None or _not_tried(game.promise.tpm):
         return
-    before, held = _without_lost_settings(game.vm), tpm_files(game.vm)
+    before, held = _inactive(game.vm), tpm_files(game.vm)
     document = game.expect(game.promise.tpm, "tpm", "remove", "--yes", "--", game.vm.name)
     if document is None:
         return
@@ -254,7 +254,7 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
     way_back = document["removed"]["way_back"]
     assert way_back is not None, "no way back is told"
     game.expect(KEPT, *shlex.split(way_back)[1:])
-    assert _without_lost_settings(game.vm) == before, "the definition is another one than before"
+    assert _inactive(game.vm) == before, "the definition is another one than before"
     assert tpm_files(game.vm) == held, "the TPM state is another one than before"
     listed = game.vmkeep.json("state", "list", "--", game.vm.name)["states"]
     standings = {each["standing"] for each in listed if each["kind"] == "tpm"}
@@ -266,9 +266,8 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
         game.vm.destroy()
 
 
-def _without_lost_settings(vm: Vm) -> str:
-    """Return the definition without what `tpm add` does not know of a device; the row's remark says so."""
-    return vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).replace(" persistent_state='yes'", "")
+def _inactive(vm: Vm) -> str:
+    return vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
 
 def _nothing_is_left(game: _Play) -> None:

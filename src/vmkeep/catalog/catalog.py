@@ -272,7 +272,8 @@ class Catalog(Protocol):
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         """Record what state was put in place of a VM on purpose: the SHA-256 by kind, empty for nothing.
 
-        None forgets what was recorded. It holds until a newer version of that kind is accepted.
+        None forgets what was recorded. It holds until a newer version of that kind is accepted; one that only hosts
+        hold that nobody trusts changes nothing.
         """
         ...
 

@@ -250,8 +250,17 @@ class Tables:
         return {
             kind: sha256
             for (of, kind), (sha256, generation) in sorted(self.placed.items())
-            if of == vm_uuid and generation == self._newest_generation(of, kind)
+            if of == vm_uuid and not self._is_followed(of, kind, generation)
         }
+
+    def _is_followed(self, vm_uuid: str, kind: str, generation: int) -> bool:
+        """Return whether a newer version was accepted since that somebody vouches for."""
+        mine = [state for state in self.states.values() if (state.vm_uuid, state.kind) == (vm_uuid, kind)]
+        return any(state.generation > generation and not state.conflict and self._may_count(state.id) for state in mine)
+
+    def _may_count(self, version_id: str) -> bool:
+        holders = [holder for version, *holder in self.pins if version == version_id]
+        return not holders or any(self._is_vouched_for(reason, holder) for reason, holder in holders)
 
     def _newest_generation(self, vm_uuid: str, kind: str) -> int:
         newest = self.newest_state(vm_uuid, kind)

@@ -110,13 +110,25 @@ def place(connection: Connection, vm_uuid: str, states: Mapping[str, str | None]
 
 
 def placed(connection: Connection, vm_uuid: str) -> dict[str, str]:
-    """Return what still holds of it: no newer version was accepted since."""
+    """Return what still holds of it: no newer version was accepted since that somebody vouches for."""
     chosen = select(placed_rows).where(placed_rows.c.vm_uuid == vm_uuid).order_by(placed_rows.c.kind)
-    return {
-        row.kind: row.sha256
-        for row in connection.execute(chosen).all()
-        if row.generation == _newest_generation(connection, vm_uuid, row.kind)
-    }
+    return {row.kind: row.sha256 for row in connection.execute(chosen).all() if not _is_followed(connection, row)}
+
+
+def _is_followed(connection: Connection, row: Row[Any]) -> bool:
+    later = select(versions.c.id).where(
+        versions.c.vm_uuid == row.vm_uuid,
+        versions.c.kind == row.kind,
+        versions.c.generation > row.generation,
+        versions.c.conflict.is_(False),
+    )
+    return any(_may_count(connection, version_id) for version_id in connection.execute(later).scalars().all())
+
+
+def _may_count(connection: Connection, version_id: str) -> bool:
+    """Return whether a version is no such as only hosts hold that nobody trusts."""
+    rows = connection.execute(select(pins.c.reason, pins.c.holder).where(pins.c.version_id == version_id)).all()
+    return not rows or any(_is_vouched_for(connection, row.reason, row.holder) for row in rows)
 
 
 def _newest_generation(connection: Connection, vm_uuid: str, kind: str) -> int:

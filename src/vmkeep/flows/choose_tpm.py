@@ -11,7 +11,9 @@ from vmkeep.commandline import command_line
 from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.orphans import is_vm_uuid
 from vmkeep.custody.states import ChosenVersion
-from vmkeep.errors import InvalidRequest, VmNotFound
+from vmkeep.definition import DefinitionError, TpmBackend, parse_definition
+from vmkeep.definition.tpmdevice import take_tpm_out
+from vmkeep.errors import InvalidRequest, VmkeepError, VmNotFound
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.requests import AddTpm
@@ -22,9 +24,11 @@ from vmkeep.flows.vm_states import chosen_of, named_version, require_point_of, s
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.host.tasks.tpms import MakeTpmKey
+from vmkeep.logs import get_logger
 from vmkeep.repository import Repository
 from vmkeep.repository.chosen import read_chosen
 
+_log = get_logger(__name__)
 _OLDER = "tpm1.2/tpm-00.permall"
 
 
@@ -60,16 +64,44 @@ def choose_tpm(
         uuid, holder = _secret(catalog, vm, vm_uuid, version, point, secret)
     elif secret is not None:
         raise InvalidRequest("that state is not encrypted, so no secret opens it", vm=vm, hint="Leave --secret out.")
+    had, device = _device_in(catalog, repository, vm_uuid, version, point)
     return AddTpm(
         vm,
         vm_uuid,
-        f"tpm-{model or ('tis' if older else 'crb')}",
+        f"tpm-{model}" if model else had or ("tpm-tis" if older else "tpm-crb"),
         "1.2" if older else "2.0",
         version,
         uuid,
         "" if holder is None else holder.point,
         "" if holder is None else holder.pin,
+        like=device,
     )
+
+
+def _device_in(
+    catalog: Catalog,
+    repository: Callable[[], Repository],
+    vm_uuid: str,
+    version: ChosenVersion,
+    point: CatalogPoint | None,
+) -> tuple[str, str]:
+    """Return model and element of the TPM that had a version: of the point named, else of the last that holds it.
+
+    Both are empty where no point tells. The state comes back all the same when that cannot be read.
+    """
+    for each in (point,) if point is not None else catalog.points_of_vm(vm_uuid):
+        states = each.document.get("states", ())
+        if each is point or (each.is_vouched_for and any(state["version_id"] == version.id for state in states)):
+            try:
+                definition = repository().point(each.id).definition
+                device, taken = parse_definition(definition).tpm, take_tpm_out(definition)
+            except (VmkeepError, DefinitionError) as error:
+                _log.warning("the device that a TPM had cannot be read", point=each.id, error=str(error))
+                break
+            if device is None or taken is None or device.backend is not TpmBackend.EMULATOR:
+                break
+            return device.model or "", taken.element
+    return "", ""
 
 
 def with_new_key(premises: Premises, host: Host, request: AddTpm) -> AddTpm:

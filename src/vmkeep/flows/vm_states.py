@@ -9,7 +9,7 @@ from typing import Final
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
 from vmkeep.commandline import command_line
-from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, judge_state
+from vmkeep.custody.standing import FoundState, Grounds, JudgedState, KnownVersion, Standing, judge_state
 from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
 from vmkeep.errors import InvalidRequest, VmkeepError, VmNotFound
 from vmkeep.flows.secret_holders import kept_secrets
@@ -24,7 +24,7 @@ _BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class StandingState:
-    """A state file of a VM and how it stands. ``newest`` is the newest accepted version of it, if there is one."""
+    """A state file of a VM and how it stands. ``newest`` is the version that counts as its newest, if one does."""
 
     vm: str
     vm_uuid: str
@@ -49,9 +49,10 @@ class Standings:
 
 @dataclass(frozen=True, slots=True)
 class VersionKept:
-    """A version of a state file. ``current``: the newest accepted one of its kind. ``held_by`` are ids of points and
-    snapshots that keep it. ``kept``: it has a pin of its own in the repository. ``secret`` is the UUID of the secret
-    that opens an encrypted TPM state, where its value is kept with the version.
+    """A version of a state file. ``current``: it counts as the newest one of its kind. ``held_by`` are ids of points
+    and snapshots that keep it. ``kept``: it has a pin of its own in the repository. ``secret`` is the UUID of the
+    secret that opens an encrypted TPM state, where its value is kept with the version. ``vouched`` is false of one that
+    only hosts hold that nobody trusts.
     """
 
     version: CatalogState
@@ -59,6 +60,7 @@ class VersionKept:
     held_by: tuple[str, ...]
     kept: bool
     secret: str | None = None
+    vouched: bool = True
 
 
 def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> Standings:
@@ -71,13 +73,10 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
     for vm in host.ask(LookAtStates(tuple(vms))):
         if vm.problem is not None:
             problems.append(f"{vm.name}: {vm.problem}")
-        placed, tracked = catalog.placed_states(vm.uuid), is_tracked(catalog, vm.uuid)
-        versions = catalog.states_of_vm(vm.uuid)
+        grounds, newest = grounds_of(catalog, vm.uuid), newest_states(catalog, vm.uuid)
         for found in vm.files:
-            mine = [version for version in versions if version.kind == found.kind]
-            judged = judge_state(found, map(known_version, mine), placed.get(found.kind), tracked=tracked)
-            newest = next((version for version in mine if not version.conflict), None)
-            states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest))
+            judged = judge_state(found, grounds)
+            states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest.get(found.kind)))
             if found.problem is not None:
                 problems.append(f"{vm.name}: {found.path} could not be read: {found.problem}")
     _note_files(catalog, host, states)
@@ -134,17 +133,19 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     """
     uuid = the_vm_named(catalog, vm)
     versions = [version for version in catalog.states_of_vm(uuid) if kind in (None, version.kind)]
-    newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
+    newest = newest_states(catalog, uuid)
+    doubtful = doubtful_versions(catalog, uuid)
     holders = catalog.holders(uuid)
     pinned = {each for pin in catalog.pins_of_vm(uuid) if pin.snapshot_id is None for each in pin.versions}
     secrets = {each.version_id: each.uuid for each in kept_secrets(catalog, uuid)}
     return tuple(
         VersionKept(
             version,
-            newest.get(version.kind) == version.id,
+            newest.get(version.kind) == version,
             holders.get(version.id, ()),
             version.id in pinned,
             secrets.get(version.id) if version.kind == "tpm" else None,
+            version.id not in doubtful,
         )
         for version in sorted(versions, key=lambda version: (version.kind, -version.generation, version.conflict))
     )
@@ -197,16 +198,12 @@ def _counting(catalog: Catalog, versions: Sequence[VersionKept]) -> list[Version
     """Return the version of each kind that counts: what was put in place on purpose since, else the newest that
     somebody vouches for.
     """
-    accepted = [each for each in versions if not each.version.conflict]
-    if not accepted:
-        return []
-    uuid = accepted[0].version.vm_uuid
-    placed = catalog.placed_states(uuid)
-    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
+    accepted = [each for each in versions if each.vouched and not each.version.conflict]
+    placed = catalog.placed_states(accepted[0].version.vm_uuid) if accepted else {}
     counting: dict[str, VersionKept] = {}
     for each in accepted:
         kind = each.version.kind
-        if each.version.id not in doubtful and (kind not in counting or _is_placed(each, placed, counting[kind])):
+        if kind not in counting or _is_placed(each, placed, counting[kind]):
             counting[kind] = each
     return list(counting.values())
 
@@ -273,9 +270,26 @@ def new_state(vm_uuid: str, version: NewVersion) -> CatalogState:
     )
 
 
-def known_version(state: CatalogState) -> KnownVersion:
-    """Return a version as a file is judged by it."""
-    return KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
+def grounds_of(catalog: Catalog, vm_uuid: str) -> Grounds:
+    """Return what the state files of a VM are judged by."""
+    doubtful = doubtful_versions(catalog, vm_uuid)
+    versions = (
+        KnownVersion(each.kind, each.generation, each.sha256, each.conflict, each.id not in doubtful)
+        for each in catalog.states_of_vm(vm_uuid)
+    )
+    return Grounds(tuple(versions), catalog.placed_states(vm_uuid), is_tracked(catalog, vm_uuid))
+
+
+def newest_states(catalog: Catalog, vm_uuid: str) -> dict[str, CatalogState]:
+    """Return the version of each kind that counts as the newest one of a VM: somebody vouches for it."""
+    doubtful = doubtful_versions(catalog, vm_uuid)
+    versions = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict and each.id not in doubtful]
+    return {each.kind: each for each in reversed(versions)}
+
+
+def doubtful_versions(catalog: Catalog, vm_uuid: str) -> set[str]:
+    """Return the ids of a VM's state versions that only points and pins of hosts hold that nobody trusts."""
+    return versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid), catalog.pins_of_vm(vm_uuid))
 
 
 def chosen_of(state: CatalogState) -> ChosenVersion:

@@ -268,6 +268,12 @@ class Custody(RuleBasedStateMachine):
             assert places == sorted(places, reverse=True)
 
     @invariant()
+    def list_and_gate_are_of_one_mind(self) -> None:
+        for home in self.homes.values():
+            standing = home.judged().standing
+            assert home.may_start() == (standing not in (Standing.SUPERSEDED, Standing.CONFLICT, Standing.MISSING))
+
+    @invariant()
     def newest_version_can_be_read_and_may_start(self) -> None:
         for home in self.homes.values():
             newest = _newest(home)

@@ -23,7 +23,7 @@ from vmkeep.flows.gate import gated_vm
 from vmkeep.flows.installation import catalog_point, catalog_states
 from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.flows.take_point import descent, record_found
-from vmkeep.flows.vm_states import is_tracked, known_states, known_version, versions_nobody_vouches_for
+from vmkeep.flows.vm_states import doubtful_versions, grounds_of, is_tracked, known_states
 from vmkeep.host.vm.versions import StoredStates, store_states
 from vmkeep.keys.signing import SigningKey
 from vmkeep.planning.retention import KeepRule
@@ -160,7 +160,7 @@ class Home:
 
     def doubtful(self) -> set[str]:
         """Return the versions that nobody vouches for."""
-        return versions_nobody_vouches_for(self.catalog.points_of_vm(VM), self.catalog.pins_of_vm(VM))
+        return doubtful_versions(self.catalog, VM)
 
     def read_alone(self) -> Reply:
         """Read the file as a capture does."""
@@ -254,9 +254,7 @@ class Home:
     def judged(self) -> JudgedState:
         """Return how the file stands."""
         found = FoundState("tpm", FILE, None if self.file is None else hash_of(self.file))
-        versions = map(known_version, self.catalog.states_of_vm(VM))
-        placed = self.catalog.placed_states(VM).get("tpm")
-        return judge_state(found, versions, placed, tracked=is_tracked(self.catalog, VM))
+        return judge_state(found, grounds_of(self.catalog, VM))
 
     def may_start(self) -> bool:
         """Return what the gate, which goes by the catalogue as it is now, says to a start with this file."""

@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
-from vmkeep.custody.standing import KnownVersion
+from vmkeep.custody.standing import Grounds
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.checkpoint_repair import RepairStep
 from vmkeep.planning.model import KnownPoint
@@ -470,20 +470,17 @@ class RememberedPoint:
 
 @dataclass(frozen=True, slots=True)
 class RememberedVm:
-    """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
+    """What the catalogue knows of a VM; points newest first. ``snapshots`` are ids and names.
 
-    ``bases`` are the points once more, as a plan of the next one knows them. ``placed`` is the state that was put in
-    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from. ``secret_pins`` are
-    the pins that hold secrets of it, by the secret's UUID.
+    ``bases`` are the points once more, as a plan of the next one knows them. ``grounds`` are what its state files are
+    judged by. ``secret_pins`` are the pins that hold secrets of it, by the secret's UUID.
     """
 
     uuid: str
     points: tuple[RememberedPoint, ...] = ()
     bases: tuple[KnownPoint, ...] = ()
-    versions: tuple[KnownVersion, ...] = ()
+    grounds: Grounds = Grounds()
     snapshots: tuple[tuple[str, str], ...] = ()
-    placed: Mapping[str, str] = field(default_factory=dict)
-    tracked: bool = True
     secret_pins: Mapping[str, str] = field(default_factory=dict)
 
 
