@@ -80,6 +80,8 @@ def set_schedule(
             running.console.document({"set": jobs, "checked": made.checked, "by_hand": list(made.by_hand)})
         else:
             running.console.show(*(f"{each.job} runs by itself: {_words(each)}" for each in made.jobs))
+        if made.exposed is not None:
+            running.console.notice(f"warning: {made.exposed}")
         if not made.checked:
             running.console.notice(
                 "warning: systemd-analyze is not there, so nobody has read the times, and what is missed cannot be told"
@@ -162,6 +164,8 @@ def run(
         wanted = _job(job)
         _require_offered(wanted)
         interruption = running.interruption
+        command = " ".join(("vmkeep", *COMMANDS[wanted]))
+        running.console.remark(f"running `{command}`; `vmkeep ops list` shows how far it is")
 
         def handed(stop: Stop) -> Any:
             return interruption.handed_to(lambda _reason: stop())

@@ -27,7 +27,8 @@ def watch(
 ) -> None:
     """Keep TPM state and UEFI variables as they change. For a service: it runs until it is ended."""
     from vmkeep.errors import HypervisorUnavailable, Terminated
-    from vmkeep.flows.watch_states import StateWatch, WatchMark
+    from vmkeep.flows.watch_mark import WatchMark
+    from vmkeep.flows.watch_states import StateWatch
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.premises.ensure()

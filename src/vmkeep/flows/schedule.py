@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings, prepare_home
-from vmkeep.errors import CatalogDamaged, VmkeepError
+from vmkeep.errors import CatalogDamaged, HomeExposed, VmkeepError
 from vmkeep.filesystem import file_error, file_errors, make_directory, replace_file
 from vmkeep.flows.timers import (
     has_units,
@@ -33,6 +33,7 @@ from vmkeep.flows.timers import (
 )
 from vmkeep.host.tasks.checkup import Finding, FindingCode
 from vmkeep.locks import FileLock
+from vmkeep.ownership import refuse_exposed_file
 from vmkeep.planning.schedule import (
     Job,
     Run,
@@ -78,12 +79,13 @@ class JobStanding:
 @dataclass(frozen=True, slots=True)
 class ScheduleSet:
     """What was set. ``by_hand`` are commands that must be run where systemd does not run now; ``checked``: systemd
-    has read the times.
+    has read the times. ``exposed`` says why others could have root run something else; None when they could not.
     """
 
     jobs: tuple[Scheduled, ...]
     checked: bool
     by_hand: tuple[str, ...]
+    exposed: str | None = None
 
 
 def set_schedule(settings: Settings, calendars: Mapping[Job, str], delay_seconds: int) -> ScheduleSet:
@@ -106,7 +108,12 @@ def set_schedule(settings: Settings, calendars: Mapping[Job, str], delay_seconds
     for each in scheduled:
         write_timer(settings, each, command)
     by_hand = start_timers([timer_name(settings, each.job) for each in scheduled])
-    return ScheduleSet(scheduled, all(calendar.checked for calendar in read.values()), by_hand)
+    exposed = None
+    try:
+        refuse_exposed_file(command, "which systemd will start as root", secret=False)
+    except HomeExposed as error:
+        exposed = error.message
+    return ScheduleSet(scheduled, all(calendar.checked for calendar in read.values()), by_hand, exposed)
 
 
 def remove_schedule(settings: Settings, jobs: Sequence[Job]) -> tuple[Job, ...]:

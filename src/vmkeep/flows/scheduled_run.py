@@ -60,7 +60,9 @@ def run_job(settings: Settings, job: Job, *, uri: str | None, handed: Handed, wa
     teller = Teller(settings, job)
     try:
         lock = _begun(settings, run)
-    except OF_STORAGE as refused:
+    except OperationRuns:
+        raise
+    except VmkeepError as refused:  # a home that is full or gone: nothing of it will be found in a record
         failed = replace(run, ended=run.started, status=refused.exit_status, code=refused.code, message=refused.message)
         for untold in teller.end(failed):
             warn(untold.sentence)

@@ -15,16 +15,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from vmkeep.catalog import SAFETY_LABEL, Catalog, OperationState
+from vmkeep.catalog import SAFETY_LABEL, Catalog, OperationState, Trust
 from vmkeep.commandline import command_line
 from vmkeep.config import Settings
 from vmkeep.custody.standing import LOOK_SECONDS
 from vmkeep.errors import VmkeepError
-from vmkeep.flows.check_up import owner_lives
-from vmkeep.flows.hosts import undecided
 from vmkeep.flows.schedule import JobStanding, jobs_standing, told_of_failure
 from vmkeep.flows.state_conflicts import state_conflicts
-from vmkeep.flows.watch_states import watch_mark
+from vmkeep.flows.watch_mark import watch_mark
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.gate import LookAtGate
 from vmkeep.host.tasks.survey import ListedVm, ListVms
@@ -225,7 +223,7 @@ def _needs(settings: Settings, catalog: Catalog) -> Iterator[Need]:
         show = command_line("vmkeep ops show", operation.id)
         if operation.state is OperationState.NEEDS_OPERATOR:
             yield Need("operation", f"{about} could not be undone, and waits for a person", show)
-        elif not owner_lives(settings, operation.owner):
+        elif not FileLock.is_held(settings.owners_dir / f"{operation.owner}.lock"):
             yield Need("operation", f"{about} was interrupted; the next command settles it", show)
     for conflict in state_conflicts(catalog):
         message = f"{conflict.vm}: {conflict.kind} version {conflict.conflict.version.generation} is a conflict"
@@ -238,7 +236,7 @@ def _needs(settings: Settings, catalog: Catalog) -> Iterator[Need]:
         name = alert.vm_uuid if vm is None else vm.name
         message = f"{name}: its state could not be captured: {alert.message}"
         yield Need("state", message, command_line("vmkeep state capture", name))
-    for met in undecided(catalog):
+    for met in (key for key in catalog.host_keys() if key.trust is Trust.UNKNOWN):
         message = f"host {met.host} signs points, and nobody has decided about its key"
         yield Need("host", message, command_line("vmkeep host trust", met.fingerprint))
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
-from vmkeep.config import Settings
 from vmkeep.custody.standing import LOOK_SECONDS
 from vmkeep.errors import HypervisorUnavailable, VmBusy, VmkeepError
 from vmkeep.flows.capture_states import Captured, capture_states
@@ -17,7 +14,6 @@ from vmkeep.flows.forget_vm import settle_forgotten
 from vmkeep.flows.installation import Premises
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.states import AwaitStates, SeenState
-from vmkeep.locks import FileLock
 from vmkeep.values import dataclass
 
 # A point or a restore works on it: that is over soon.
@@ -34,31 +30,6 @@ class Watched:
 
     captured: tuple[Captured, ...]
     failed: tuple[tuple[str, VmkeepError], ...]
-
-
-class WatchMark:
-    """A lock that is held as long as the watch lives, and whose time is that of its last look: `vmkeep status` asks."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Take the lock; of two watches the first one has it."""
-        path = watch_mark(settings)
-        self._lock = FileLock.try_acquire(path, note=f"watch (process {os.getpid()})")
-
-    def renew(self) -> None:
-        """Note that the state files were looked at just now."""
-        if self._lock is not None:
-            with suppress(OSError):
-                os.utime(self._lock.descriptor)
-
-    def close(self) -> None:
-        """Let go of the lock."""
-        if self._lock is not None:
-            self._lock.release()
-
-
-def watch_mark(settings: Settings) -> Path:
-    """Return the lock that a watch of this installation holds."""
-    return settings.locks_dir / "watch.lock"
 
 
 class StateWatch:

@@ -20,7 +20,7 @@ from vmkeep.config import Settings, VmSettings, load_settings
 from vmkeep.errors import InvalidRequest, PermissionRefused
 from vmkeep.flows.schedule import record_run
 from vmkeep.flows.show_status import Status, look_at_status
-from vmkeep.flows.watch_states import WatchMark, watch_mark
+from vmkeep.flows.watch_mark import WatchMark, watch_mark
 from vmkeep.host.local import LocalHost
 from vmkeep.planning.protection import Protection
 from vmkeep.planning.schedule import Job, Run, moment_text

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 
 from vmkeep.audience import Audience
 from vmkeep.config import Settings, load_settings
-from vmkeep.errors import HomeExposed, InvalidRequest
+from vmkeep.errors import HomeExposed, InvalidRequest, TargetExists
 from vmkeep.flows import telling
+from vmkeep.flows.scheduled_run import run_job
 from vmkeep.flows.telling import Pacing, Teller, read_addresses, try_telling
 from vmkeep.planning.schedule import Job, Run, Untold, VmFailure
 
@@ -291,3 +293,18 @@ def test_trial_tells_all_who_are_named(tmp_path: Path, server: Server) -> None:
     assert "trial" in json.loads(next(body for method, _, body in server.asked if method == "POST"))["text"]
     with pytest.raises(InvalidRequest):
         try_telling(replace(load_settings(home=tmp_path / "home", environ={}), audience=None))
+
+
+def test_home_in_which_nothing_can_be_recorded_is_told_before_the_run_is_refused(
+    tmp_path: Path, server: Server
+) -> None:
+    settings = settings_with(tmp_path, server.url, ping_url_file=True, webhook_url_file=True)
+    settings.home.mkdir(mode=0o700)
+    settings.schedule_dir.write_text("no folder")
+    told_of: list[str] = []
+    with pytest.raises(TargetExists) as refused:
+        run_job(settings, Job.BACKUP, uri=None, handed=lambda _stop: nullcontext(), warn=told_of.append)
+    assert told_of == []
+    assert f"/{SECRET}/{refused.value.exit_status}" in server.paths
+    (body,) = (body for method, _, body in server.asked if method == "POST")
+    assert json.loads(body)["code"] == "target-exists"
