@@ -137,11 +137,13 @@ def write_new_file(path: Path, content: bytes) -> None:
     sync_directory(directory)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file (0600) in the place of one that may be there: the old one, or the new one whole. Raises OSError."""
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file in the place of one that may be there: the old one, or the new one whole. Raises OSError."""
     beside = path.parent / f".{path.name}.{os.urandom(4).hex()}.partial"
     try:
         write_new_file(beside, content)
+        if mode != 0o600:
+            beside.chmod(mode)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ from vmkeep.errors import (
 from vmkeep.flows.hosts import undecided
 from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
+from vmkeep.flows.schedule import schedule_findings
 from vmkeep.flows.secret_holders import secret_holders, versions_without_key
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.vm_states import grounds_of, states_in
@@ -109,6 +110,7 @@ class CheckUp:
                 catalog = None
         found = [*self._host.ask(request), *findings]
         found += self._installation(catalog, request)
+        found += schedule_findings(self._settings)
         return CheckedUp(tuple(sorted(found, key=_order)))
 
     def mend(self, recover: Recovery) -> CheckedUp:

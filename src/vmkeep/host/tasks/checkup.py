@@ -100,6 +100,16 @@ class FindingCode(StrEnum):
     RECOVERY_FAILED = "recovery-failed"
     """What dead processes left could not be put right."""
 
+    # -- what runs by itself
+    SCHEDULE_BROKEN = "schedule-broken"
+    """A job is to run by itself, and nothing will start it."""
+    RUN_MISSED = "run-missed"
+    """A job should have run by itself meanwhile, and has not."""
+    RUN_FAILED = "run-failed"
+    """The last run of a job failed, or was killed."""
+    RUN_UNTOLD = "run-untold"
+    """Somebody was to be told of the last run of a job, and could not be."""
+
     # -- left behind
     POINT_INTERRUPTED = "point-interrupted"
     """A backup and its guardian both died: its job, checkpoint or pause may still be there."""
@@ -227,6 +237,9 @@ _PROBLEMS: Final = frozenset(
         FindingCode.FLOWS_UNUSABLE,
         FindingCode.POINT_NOT_STORED,
         FindingCode.RECOVERY_FAILED,
+        FindingCode.SCHEDULE_BROKEN,
+        FindingCode.RUN_MISSED,
+        FindingCode.RUN_FAILED,
         FindingCode.POINT_INTERRUPTED,
         FindingCode.OPERATION_INTERRUPTED,
         FindingCode.OPERATION_NEEDS_OPERATOR,
@@ -252,6 +265,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.SPACE_LOW,
         FindingCode.GATE_BROKEN,
         FindingCode.POINT_NOT_KNOWN,
+        FindingCode.RUN_UNTOLD,
         FindingCode.LEFT_FILE,
         FindingCode.SCRATCH_HELD,
         FindingCode.LEFT_SOCKET,
