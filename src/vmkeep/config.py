@@ -22,6 +22,7 @@ from vmkeep.ownership import refuse_exposed
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
+    from vmkeep.audience import Audience
     from vmkeep.buckets import BucketAccess
     from vmkeep.providers import ProviderSettings
 
@@ -57,20 +58,24 @@ _TYPES: Mapping[str, type[str | int]] = {
     "removed_tpm_days": int,
     "trial_start": str,
     "key_passphrase_file": str,
+    "objective": str,
 }
 _MOST: Mapping[str, int] = {
     "workers": MAX_WORKERS,
     "points_at_once": MAX_POINTS_AT_ONCE,
     "removed_tpm_days": MAX_DAYS,
 }
+_CHOICES: Mapping[str, tuple[str, str]] = {"compression": (ADAPTIVE, ALWAYS), "trial_start": (ON, OFF)}
 _VMS = "vm"
 _KEYS = "key"
+_TELL = "tell"
 _S3 = "s3"
-_TABLES = (_VMS, _KEYS, _S3)
+_TABLES = (_VMS, _KEYS, _TELL, _S3)
 _VM_TYPES: Mapping[str, tuple[type, str]] = {
     "exclude": (list, "a list of disks by target"),
     "skip": (bool, "true or false"),
     "reason": (str, "text in quotes"),
+    "objective": (str, 'a length of time in quotes, as "26h"'),
 }
 _VM_EXAMPLE = """Write it like this: [vm."NAME"], and below it exclude = ["vdb"] or skip = true, and reason = "why"."""
 _DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
@@ -81,12 +86,14 @@ _OPENER = "key_passphrase_file"
 class VmSettings:
     """What holds of one VM for good: disks that are in none of its points, and whether `backup --all` leaves it out.
 
-    ``exclude`` are targets. ``reason`` is for people; empty when none was given.
+    ``exclude`` are targets. ``reason`` is for people; empty when none was given. ``objective_seconds`` is how old its
+    newest point may be; None for what holds of all.
     """
 
     exclude: tuple[str, ...] = ()
     skip: bool = False
     reason: str = ""
+    objective_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,8 @@ class Settings:
     ``vms`` is by the name or UUID that stands in the settings file.
     ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
     ``s3`` is the table of how buckets are reached, which holds no secret.
+    ``objective_seconds`` is how old the newest point of a VM may be; None for what the schedule says.
+    ``audience`` hears of runs of jobs.
     """
 
     home: Path
@@ -125,6 +134,8 @@ class Settings:
     key_passphrase_file: Path | None = None
     providers: tuple[ProviderSettings, ...] = ()
     s3: Mapping[str, str | bool] = field(default_factory=dict)
+    objective_seconds: int | None = None
+    audience: Audience | None = None
 
     def bucket_access(self, environ: Mapping[str, str] = os.environ) -> BucketAccess:
         """Return how a bucket is reached: by the table ``[s3]``, and what the AWS tools of this user are told.
@@ -194,6 +205,10 @@ class Settings:
         return self.home / "owners"
 
     @property
+    def schedule_dir(self) -> Path:
+        return self.home / "schedule"
+
+    @property
     def logs_dir(self) -> Path:
         return self.home / "logs"
 
@@ -228,7 +243,9 @@ def load_settings(
         state_versions=str(found.get("state_versions", DEFAULT_STATE_VERSIONS)),
         trial_start=found.get("trial_start", ON) == ON,
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
+        objective_seconds=_span(found.get("objective")),
         key_passphrase_file=Path(str(found[_OPENER])) if _OPENER in found else None,
+        audience=_audience(place / SETTINGS_FILE, found[_TELL]) if _TELL in found else None,
         providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),
         s3=_s3(place / SETTINGS_FILE, found[_S3]) if _S3 in found else {},
     )
@@ -348,6 +365,12 @@ def _providers(path: Path, tables: object) -> tuple[ProviderSettings, ...]:
     return read_providers(str(path), tables)
 
 
+def _audience(path: Path, table: object) -> Audience:
+    from vmkeep.audience import read_audience  # few commands tell
+
+    return read_audience(str(path), table)
+
+
 def _s3(path: Path, table: object) -> Mapping[str, str | bool]:
     from vmkeep.buckets import read_table
 
@@ -377,7 +400,10 @@ def _vm(path: Path, name: str, table: Mapping[str, object]) -> VmSettings:
         exclude=tuple(dict.fromkeys(exclude)),
         skip=bool(table.get("skip", False)),
         reason=" ".join(str(table.get("reason", "")).split()),
+        objective_seconds=_span(table.get("objective")),
     )
+    if "objective" in table and not settings.objective_seconds:
+        raise _wrong(path, f"{where}: 'objective' must be {_VM_TYPES['objective'][1]}", _VM_EXAMPLE)
     if settings.reason and not (settings.exclude or settings.skip):
         raise _wrong(path, f"{where} has a reason, but neither 'exclude' nor 'skip'", _VM_EXAMPLE)
     return settings
@@ -397,10 +423,12 @@ def _check(path: Path, key: str, value: object) -> None:
         raise _wrong(path, f"{path}: setting {key!r} must be {what}", f"Correct {key} in {path}.")
     if key == "repository" and not place:
         resolve_location(str(value))
-    if key == "compression" and value not in (ADAPTIVE, ALWAYS):
-        raise _wrong(path, f"{path}: setting {key!r} must be {ADAPTIVE!r} or {ALWAYS!r}", f"Correct {key} in {path}.")
-    if key == "trial_start" and value not in (ON, OFF):
-        raise _wrong(path, f"{path}: setting {key!r} must be {ON!r} or {OFF!r}", f"Correct {key} in {path}.")
+    if key == "objective" and not _span(value):
+        raise _wrong(path, f'{path}: setting {key!r} must be a length of time: "26h"', f"Correct {key} in {path}.")
+    choice = _CHOICES.get(key)
+    if choice is not None and value not in choice:
+        one, other = choice
+        raise _wrong(path, f"{path}: setting {key!r} must be {one!r} or {other!r}", f"Correct {key} in {path}.")
     number = value if isinstance(value, int) else 0
     most = _MOST.get(key)
     if most is not None and not 1 <= number <= most:
@@ -409,6 +437,15 @@ def _check(path: Path, key: str, value: object) -> None:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 or more", f"Correct {key} in {path}.")
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
         raise _wrong(path, f"{path}: setting {key!r} must be a power of two from 4096", f"Correct {key} in {path}.")
+
+
+def _span(value: object) -> int | None:
+    """Return the seconds of a length of time; None for none."""
+    if value is None:
+        return None
+    from vmkeep.spans import span_seconds  # few settings have one
+
+    return span_seconds(str(value))
 
 
 def _wrong(path: Path, message: str, hint: str) -> InvalidRequest:

@@ -33,9 +33,10 @@ from vmkeep.errors import (
 from vmkeep.flows.hosts import undecided
 from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
+from vmkeep.flows.schedule import schedule_findings
 from vmkeep.flows.secret_holders import secret_holders, versions_without_key
 from vmkeep.flows.services import held_vm
-from vmkeep.flows.vm_states import known_version, states_in
+from vmkeep.flows.vm_states import grounds_of, states_in
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.checkup import (
     CheckupRequest,
@@ -110,6 +111,7 @@ class CheckUp:
                 catalog = None
         found = [*self._host.ask(request), *findings]
         found += self._installation(catalog, request)
+        found += schedule_findings(self._settings)
         return CheckedUp(tuple(sorted(found, key=_order)))
 
     def mend(self, recover: Recovery) -> CheckedUp:
@@ -436,10 +438,8 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         uuid=vm_uuid,
         points=tuple(_remembered_point(point, current) for point in points),
         bases=tuple(known_from_catalogue(point) for point in points),
-        versions=tuple(known_version(state) for state in catalog.states_of_vm(vm_uuid)),
+        grounds=grounds_of(catalog, vm_uuid),
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
-        placed=catalog.placed_states(vm_uuid),
-        tracked=vm is not None and vm.is_tracked,
         secret_pins={holder.uuid: holder.pin for holder in secret_holders(catalog, vm_uuid) if holder.pin},
     )
 

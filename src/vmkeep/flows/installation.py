@@ -546,6 +546,7 @@ def catalog_states(record: PointRecord | PinRecord) -> tuple[CatalogState, ...]:
             sha256=state.sha256,
             size_bytes=state.size_bytes,
             created=record.created,
+            because=state.because,
         )
         for state in record.states
     )
