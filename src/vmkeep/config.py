@@ -110,9 +110,9 @@ class Settings:
     ``trial_start``: a TPM state that is captured is loaded by swtpm before it is kept.
     ``vms`` is by the name or UUID that stands in the settings file.
     ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
-    ``s3`` is the table of how buckets are reached, which holds no secret.
     ``objective_seconds`` is how old the newest point of a VM may be; None for what the schedule says.
     ``audience`` hears of runs of jobs.
+    ``s3`` is the table of how buckets are reached, which holds no secret.
     """
 
     home: Path
@@ -133,9 +133,9 @@ class Settings:
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
     key_passphrase_file: Path | None = None
     providers: tuple[ProviderSettings, ...] = ()
-    s3: Mapping[str, str | bool] = field(default_factory=dict)
     objective_seconds: int | None = None
     audience: Audience | None = None
+    s3: Mapping[str, str | bool] = field(default_factory=dict)
 
     def bucket_access(self, environ: Mapping[str, str] = os.environ) -> BucketAccess:
         """Return how a bucket is reached: by the table ``[s3]``, and what the AWS tools of this user are told.
@@ -421,14 +421,14 @@ def _check(path: Path, key: str, value: object) -> None:
     if place and not str(value).startswith("/"):
         what = "the absolute path of a file" if key == _OPENER else "an absolute directory"
         raise _wrong(path, f"{path}: setting {key!r} must be {what}", f"Correct {key} in {path}.")
-    if key == "repository" and not place:
-        resolve_location(str(value))
     if key == "objective" and not _span(value):
         raise _wrong(path, f'{path}: setting {key!r} must be a length of time: "26h"', f"Correct {key} in {path}.")
     choice = _CHOICES.get(key)
     if choice is not None and value not in choice:
         one, other = choice
         raise _wrong(path, f"{path}: setting {key!r} must be {one!r} or {other!r}", f"Correct {key} in {path}.")
+    if key == "repository" and not place:
+        resolve_location(str(value))
     number = value if isinstance(value, int) else 0
     most = _MOST.get(key)
     if most is not None and not 1 <= number <= most:
