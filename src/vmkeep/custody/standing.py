@@ -121,15 +121,18 @@ def judge_state(found: FoundState, grounds: Grounds) -> JudgedState:
         # Whatever it is, it is not what was there last: swtpm keeps the state before.
         generation = next((version.generation for version in known if version.sha256 == found.backup), None)
         return JudgedState(Standing.SUPERSEDED if known else Standing.MISSING, generation, from_backup=True)
+    accepted = [version for version in known if not version.conflict]
+    equal = next((version for version in (*accepted, *known) if version.sha256 == found.sha256), None)
+    if found.sha256 is not None and found.sha256 == placed:
+        # Also a version that nobody vouches for: somebody chose it all the same.
+        return JudgedState(Standing.CURRENT, None if equal is None else equal.generation)
     if not known:
         return JudgedState(Standing.NOT_KEPT)
     if found.sha256 is None:
         return JudgedState(Standing.CURRENT if placed == NOTHING else Standing.MISSING)
-    accepted = [version for version in known if not version.conflict]
-    equal = next((version for version in (*accepted, *known) if version.sha256 == found.sha256), None)
     if equal is None:
         return JudgedState(Standing.CHANGED)
-    if found.sha256 == placed or equal == grounds.newest(found.kind):
+    if equal == grounds.newest(found.kind):
         return JudgedState(Standing.CURRENT, equal.generation)
     if not grounds.tracked:
         return JudgedState(Standing.UNKNOWN, equal.generation)
