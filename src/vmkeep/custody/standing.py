@@ -29,6 +29,8 @@ class Standing(StrEnum):
     has looked at it for long."""
     CONFLICT = "conflict"
     """It is a version that came late, or from a copy of the VM, and never counted as the current one."""
+    BLANK = "blank"
+    """It is not there, on purpose: the next start makes it anew, and what was kept before counts no more."""
     MISSING = "missing"
     """It is not there, and versions of it are: libvirt would make it anew, blank."""
     NOT_KEPT = "not-kept"
@@ -124,12 +126,12 @@ def judge_state(found: FoundState, grounds: Grounds) -> JudgedState:
     accepted = [version for version in known if not version.conflict]
     equal = next((version for version in (*accepted, *known) if version.sha256 == found.sha256), None)
     if found.sha256 is not None and found.sha256 == placed:
-        # Also a version that nobody vouches for: somebody chose it all the same.
+        # A person put it there, if need be of a point that nobody vouches for.
         return JudgedState(Standing.CURRENT, None if equal is None else equal.generation)
     if not known:
         return JudgedState(Standing.NOT_KEPT)
     if found.sha256 is None:
-        return JudgedState(Standing.CURRENT if placed == NOTHING else Standing.MISSING)
+        return JudgedState(Standing.BLANK if placed == NOTHING else Standing.MISSING)
     if equal is None:
         return JudgedState(Standing.CHANGED)
     if equal == grounds.newest(found.kind):

@@ -63,13 +63,15 @@ def settle_pins(
     *,
     without: str | None = None,
     sealed: Sequence[SealedSecret] = (),
+    tpm_until: str | None = None,
 ) -> None:
     """Put the pins that a VM's versions need and have not, and delete those that are not needed.
 
     ``without`` is a point that is about to be deleted: what it holds is kept before. One that is known and no longer
     stored, because another installation has deleted it, holds nothing either. ``sealed`` are the secrets that a host
-    sealed for versions just now; those that nothing needs are deleted. Raises what the repository and the catalogue
-    raise; then it is done by the next one.
+    sealed for versions just now; those that nothing needs are deleted. ``tpm_until`` is the term of the TPM's versions
+    by a removal that is about to be recorded. Raises what the repository and the catalogue raise; then it is done by
+    the next one.
     """
     vm = catalog.vm(vm_uuid)
     if vm is None:
@@ -78,7 +80,7 @@ def settle_pins(
     needed = needed_versions(catalog, vm_uuid, rule, lost | {without})
     secrets = PinSecrets(catalog, repository, vm_uuid, sealed, lost=lost, going={without})
     removed = frozenset(state.id for state in catalog.states_of_vm(vm_uuid) if state.kind == "tpm") & needed.wanted
-    terms = dict.fromkeys(removed, tpm_kept_until(catalog, vm_uuid))
+    terms = dict.fromkeys(removed, tpm_until or tpm_kept_until(catalog, vm_uuid))
     settling = _Settling(catalog, repository, vm_uuid, vm.name, vm.forgotten_until, needed, secrets, terms)
     settling.pin_snapshots()
     settling.pin_versions()
@@ -87,12 +89,16 @@ def settle_pins(
     secrets.drop_unused()
 
 
-def settle_pins_of_vm(services: Services, vm_uuid: str, sealed: Sequence[SealedSecret] = ()) -> None:
+def settle_pins_of_vm(
+    services: Services, vm_uuid: str, sealed: Sequence[SealedSecret] = (), *, tpm_until: str | None = None
+) -> None:
     """Do so for a flow. What keeps it from that is told and fails nothing: the next command does it."""
     try:
         rule = services.keep_state_versions()
         services.with_repository(
-            lambda repository: settle_pins(services.catalog, repository, vm_uuid, rule, sealed=sealed)
+            lambda repository: settle_pins(
+                services.catalog, repository, vm_uuid, rule, sealed=sealed, tpm_until=tpm_until
+            )
         )
     except VmkeepError as error:
         told = f"warning: which versions of the state of VM {vm_uuid} are kept could not be noted in the repository"

@@ -380,7 +380,7 @@ class _Patient:
 
     def _state_missing(self, kind: str, path: Path) -> Finding:
         what = "blank TPM, to which nothing that the guest sealed opens" if kind == "tpm" else "blank set of them"
-        message = f"its {STATE_NAMES[kind]} should be at {path} and is gone: starting the VM now would make a {what}"
+        message = f"its {STATE_NAMES[kind]} should be there and is gone: starting the VM now would make a {what}"
         if kind == "nvram":
             message = message.replace("and is gone", "and are gone")
         return self._finding(_MISSING[kind], message, remedy=self._restore_state(kind), path=str(path))
@@ -397,7 +397,7 @@ class _Patient:
 
     def _state_from_backup(self, path: Path) -> Finding:
         message = (
-            f"its TPM state should be at {path} and is gone; swtpm would take {path.name}{BACKUP_SUFFIX} in its place, "
+            f"its TPM state should be there and is gone; swtpm would take {path.name}{BACKUP_SUFFIX} in its place, "
             "which is the state before, and rolls the guest's TPM back"
         )
         return self._finding(FindingCode.TPM_MISSING, message, remedy=self._restore_state("tpm"), path=str(path))
