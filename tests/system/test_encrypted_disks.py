@@ -31,7 +31,7 @@ def vmkeep(host: Host) -> Vmkeep:
     directory, real = host.dir / "work" / "bin", shutil.which("qemu-img")
     directory.mkdir()
     library, tool = directory / "quick_clock.so", directory / "qemu-img"
-    build = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, _QUICK_CLOCK, "-ldl"]
+    build = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(library), str(_QUICK_CLOCK), "-ldl"]
     subprocess.run(build, check=True)
     tool.write_text(f'#!/bin/sh\nLD_PRELOAD={library} exec {real} "$@"\n')
     tool.chmod(0o755)

@@ -85,7 +85,7 @@ RECORD: dict[str, Any] = {
     "definition": "<domain type='kvm'><name>win11</name></domain>",
     "warnings": ["a warning"],
     "excluded": [{"target": "sda", "reason": "removable"}],
-    "states": [state(), state(kind="nvram", file="nvram.fd", version_id="6" * 32)],
+    "states": [state(because="placed"), state(kind="nvram", file="nvram.fd", version_id="6" * 32)],
     "disks": [disk(stored={"root": root()}), disk(target="vdb", mode="scan")],
     "secrets": [SECRET],
     "sequence": 7,
