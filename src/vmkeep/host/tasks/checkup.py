@@ -75,6 +75,8 @@ class FindingCode(StrEnum):
     """The repository is not at its place."""
     REPOSITORY_FOREIGN = "repository-foreign"
     """Something else, or another repository, is at the repository's place."""
+    KEYRING_REPLACED = "keyring-replaced"
+    """The repository's keyring is an older or another one than was in force before."""
     REPOSITORY_UNUSABLE = "repository-unusable"
     """The repository cannot be opened: it is damaged, or its storage fails."""
     KEY_MISSING = "key-missing"
@@ -221,6 +223,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.KEY_NOT_PRIVATE,
         FindingCode.REPOSITORY_MISSING,
         FindingCode.REPOSITORY_FOREIGN,
+        FindingCode.KEYRING_REPLACED,
         FindingCode.REPOSITORY_UNUSABLE,
         FindingCode.KEY_MISSING,
         FindingCode.CATALOGUE_UNUSABLE,
