@@ -8,13 +8,14 @@ from uuid import UUID
 
 from tests.unit.custody.graves import grave
 from vmkeep.catalog import MemoryCatalog
-from vmkeep.errors import GivenUp, StoreError
+from vmkeep.errors import GivenUp, StoreError, VmkeepError
 from vmkeep.flows.services import Services
 from vmkeep.flows.tombstones import retry_quietly
 from vmkeep.host.protocol import TaskState
 from vmkeep.host.tasks.survey import HostIdentity, Identify
 from vmkeep.host.tasks.tpms import LeftTpmStateDeleted
 from vmkeep.planning.retention import KeepRule
+from vmkeep.repository import Repository
 
 
 @dataclass
@@ -36,16 +37,26 @@ class _Host:
     def poll(self, operation: str, wait_seconds: float = 0.0) -> TaskState:  # noqa: ARG002  it has ended already
         return TaskState(ended=True, result=LeftTpmStateDeleted(removed=("/gone",)))
 
+    def cancel(self, operation: str, reason: VmkeepError) -> None:
+        raise AssertionError((operation, reason))
+
+    def release_guest(self, operation: str) -> None:
+        raise AssertionError(operation)
+
+
+def _none() -> Repository:
+    raise StoreError("the storage is away")
+
 
 def test_host_that_hangs_costs_one_wait_and_the_others_have_their_turn_with_the_next_commands() -> None:
     hosts = [_Host(str(UUID(int=number)), hangs=number in (0, 3)) for number in range(6)]
     catalog = MemoryCatalog()
     catalog.add_tombstones([grave(id=f"{number:032x}", host_uuid=host.uuid) for number, host in enumerate(hosts)])
     services = Services(
-        hosts={host.uuid: host for host in hosts},  # type: ignore[dict-item]  as far as it is asked
+        hosts={host.uuid: host for host in hosts},
         at=hosts[0].uuid,
         catalog=catalog,
-        repository=lambda: None,  # type: ignore[arg-type,return-value]
+        repository=_none,
         stop=lambda: None,
         watch=lambda _progress: None,
         stalled_after_seconds=60,
