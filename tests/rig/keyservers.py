@@ -179,6 +179,15 @@ class Bao(Holder):
         self._call("PUT", "sys/policies/acl/made", {"policy": policy})
         return str(self._call("POST", "auth/token/create", {"policies": ["made"]})["auth"]["client_token"])
 
+    def role(self, policy: str) -> tuple[str, str]:
+        """Return the id and a secret of an AppRole that may do what the policy says; the secret is good for one use."""
+        if "approle/" not in self._call("GET", "sys/auth")["data"]:
+            self._call("POST", "sys/auth/approle", {"type": "approle"})
+        self._call("PUT", "sys/policies/acl/role", {"policy": policy})
+        self._call("POST", "auth/approle/role/vmkeep", {"token_policies": ["role"], "secret_id_num_uses": 1})
+        role = self._call("GET", "auth/approle/role/vmkeep/role-id")["data"]["role_id"]
+        return str(role), str(self._call("POST", "auth/approle/role/vmkeep/secret-id", {})["data"]["secret_id"])
+
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         import ssl
 
