@@ -58,7 +58,8 @@ _MOST_TEXT: Final = 500
 class JobStanding:
     """A job, when it is to run, its last runs with the newest first, and how it stands.
 
-    ``timer`` is the name of its units, None where it has none; ``problem`` says why it will not run by itself.
+    ``overdue``: it should have run again, also when one run lasts that long. ``timer`` is the name of its units, None
+    where it has none; ``problem`` says why it will not run by itself.
     ``process`` is the one that runs it now.
     """
 
@@ -159,7 +160,7 @@ def job_standing(settings: Settings, job: Job) -> JobStanding:
         scheduled,
         runs,
         standing(scheduled, last, running=running, now=now),
-        not running and is_overdue(scheduled, last, now),
+        is_overdue(scheduled, last, now),
         None if timer is None else timer.name,
         None if timer is None else timer.problem,
         FileLock.holding_process(lock) if running else None,
@@ -196,6 +197,8 @@ def _of_job(each: JobStanding) -> Iterable[Finding]:
         yield Finding(FindingCode.SCHEDULE_BROKEN, f"{each.job} will not run by itself: {each.problem}", remedy=remedy)
     if each.overdue and each.scheduled is not None and each.scheduled.patience_seconds is not None:
         when = "it never ran" if last is None else f"it last ran {(last.ended or last.started)[:19]}Z"
+        if last is not None and each.standing is Standing.RUNNING:
+            when, again = f"one run has lasted since {last.started[:19]}Z", "vmkeep ops list"
         message = (
             f"{each.job} should run by itself every {span_text(each.scheduled.patience_seconds)} at least, and {when}"
         )
@@ -242,7 +245,7 @@ def read_scheduled(settings: Settings, job: Job) -> Scheduled | None:
             None if gap is None else int(gap),
             _moment(value["since"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(path) from error
 
 
@@ -257,7 +260,7 @@ def read_runs(settings: Settings, job: Job) -> tuple[Run, ...]:
         return ()
     try:
         return tuple(_run(job, run) for run in value["runs"][:MOST_RUNS])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(path) from error
 
 

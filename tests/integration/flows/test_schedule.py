@@ -13,9 +13,8 @@ import pytest
 
 from vmkeep.config import Settings, load_settings
 from vmkeep.errors import CatalogDamaged, InvalidRequest, TargetExists
-from vmkeep.flows import timers
+from vmkeep.flows import schedule, timers
 from vmkeep.flows.schedule import (
-    MOST_RUNS,
     job_standing,
     jobs_standing,
     lock_path,
@@ -153,13 +152,16 @@ def test_command_that_no_timer_can_start_is_refused(monkeypatch: pytest.MonkeyPa
     assert own_command() == link  # which an upgrade leads elsewhere
 
 
-def test_runs_are_recorded_newest_first_and_not_without_end(settings: Settings) -> None:
-    for number in range(MOST_RUNS + 3):
+def test_runs_are_recorded_newest_first_and_not_without_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "MOST_RUNS", 3)
+    for number in range(5):
         record_run(settings, Run(f"{number}", Job.BACKUP, ago(1)))
-    ended = Run(f"{MOST_RUNS + 2}", Job.BACKUP, ago(1), ago(0.9), 0, vms=("a",), problems=("x",))
+    ended = Run("4", Job.BACKUP, ago(1), ago(0.9), 0, vms=("a",), problems=("x",))
     record_run(settings, ended)
     runs = read_runs(settings, Job.BACKUP)
-    assert (len(runs), runs[0]) == (MOST_RUNS, ended)
+    assert ([run.id for run in runs], runs[0]) == (["4", "3", "2"], ended)
     assert (settings.schedule_dir / "backup.runs.json").stat().st_mode & 0o777 == 0o600
     full = replace(ended, failures=(VmFailure("b", "vm-busy", "it"),), harmed=("c",), untold=(Untold("ping", "no"),))
     record_run(settings, full)
@@ -173,6 +175,11 @@ def test_run_lives_as_long_as_its_lock(settings: Settings) -> None:
     stands = job_standing(settings, Job.BACKUP)
     assert (stands.standing, stands.process) == (Standing.RUNNING, os.getpid())
     assert codes(settings) == set()
+    note(settings, ago(9))
+    record_run(settings, Run("a", Job.BACKUP, ago(3)))
+    assert job_standing(settings, Job.BACKUP).standing is Standing.RUNNING
+    assert codes(settings) == {"run-missed"}  # one that hangs for days
+    (settings.schedule_dir / "backup.json").unlink()
     lock.release()
     assert job_standing(settings, Job.BACKUP).standing is Standing.INTERRUPTED
     assert codes(settings) == {"run-failed"}
