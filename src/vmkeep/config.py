@@ -23,6 +23,7 @@ from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
     from vmkeep.audience import Audience
+    from vmkeep.buckets import BucketAccess
     from vmkeep.providers import ProviderSettings
 
 SETTINGS_FILE = "vmkeep.toml"
@@ -68,6 +69,8 @@ _CHOICES: Mapping[str, tuple[str, str]] = {"compression": (ADAPTIVE, ALWAYS), "t
 _VMS = "vm"
 _KEYS = "key"
 _TELL = "tell"
+_S3 = "s3"
+_TABLES = (_VMS, _KEYS, _TELL, _S3)
 _VM_TYPES: Mapping[str, tuple[type, str]] = {
     "exclude": (list, "a list of disks by target"),
     "skip": (bool, "true or false"),
@@ -109,6 +112,7 @@ class Settings:
     ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
     ``objective_seconds`` is how old the newest point of a VM may be; None for what the schedule says.
     ``audience`` hears of runs of jobs.
+    ``s3`` is the table of how buckets are reached, which holds no secret.
     """
 
     home: Path
@@ -131,6 +135,22 @@ class Settings:
     providers: tuple[ProviderSettings, ...] = ()
     objective_seconds: int | None = None
     audience: Audience | None = None
+    s3: Mapping[str, str | bool] = field(default_factory=dict)
+
+    def bucket_access(self, environ: Mapping[str, str] = os.environ) -> BucketAccess:
+        """Return how a bucket is reached: by the table ``[s3]``, and what the AWS tools of this user are told.
+
+        Raises what ``find_access`` does. What it returns holds secrets.
+        """
+        from vmkeep.buckets import find_access
+
+        user_home = Path(environ.get("HOME") or Path.home())
+        access = find_access(self.s3, environ, user_home)
+        return replace(access, patience_seconds=float(self.stalled_after_seconds))
+
+    def access_to(self, location: str) -> BucketAccess | None:
+        """Return how a repository's location is reached: None for a directory. Raises as ``bucket_access``."""
+        return self.bucket_access() if "://" in location else None
 
     def of_vm(self, name: str, uuid: str) -> VmSettings:
         """Return what the settings file says of a VM: by its name, else by its UUID."""
@@ -227,6 +247,7 @@ def load_settings(
         key_passphrase_file=Path(str(found[_OPENER])) if _OPENER in found else None,
         audience=_audience(place / SETTINGS_FILE, found[_TELL]) if _TELL in found else None,
         providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),
+        s3=_s3(place / SETTINGS_FILE, found[_S3]) if _S3 in found else {},
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
     numbers = {key: int(found[key]) for key, kind in _TYPES.items() if kind is int and key in found}
@@ -234,9 +255,14 @@ def load_settings(
 
 
 def resolve_location(location: str) -> str:
-    """Return a repository's location as it is kept: a URL as it is, a directory absolute."""
+    """Return a repository's location as it is kept: a bucket's in one form, a directory absolute.
+
+    Raises InvalidRequest for an address of another kind.
+    """
     if "://" in location:
-        return location
+        from vmkeep.buckets import BucketAddress
+
+        return str(BucketAddress.parse(location))
     if not location.strip():
         raise InvalidRequest("The repository's directory is empty text")
     return str(Path(location).expanduser().absolute())
@@ -328,7 +354,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise file_error(error, path, "read") from error
     for key, value in parsed.items():
-        if key not in (_VMS, _KEYS, _TELL):
+        if key not in _TABLES:
             _check(path, key, value)
     return parsed
 
@@ -343,6 +369,12 @@ def _audience(path: Path, table: object) -> Audience:
     from vmkeep.audience import read_audience  # few commands tell
 
     return read_audience(str(path), table)
+
+
+def _s3(path: Path, table: object) -> Mapping[str, str | bool]:
+    from vmkeep.buckets import read_table
+
+    return read_table(str(path), table)
 
 
 def _vms(path: Path, tables: object) -> dict[str, VmSettings]:
@@ -380,7 +412,7 @@ def _vm(path: Path, name: str, table: Mapping[str, object]) -> VmSettings:
 def _check(path: Path, key: str, value: object) -> None:
     wanted = _TYPES.get(key)
     if wanted is None:
-        known = ", ".join(sorted([*_TYPES, _VMS, _KEYS, _TELL]))
+        known = ", ".join(sorted([*_TYPES, *_TABLES]))
         raise _wrong(path, f"{path}: unknown setting {key!r}", f"The settings are: {known}.")
     if not isinstance(value, wanted) or isinstance(value, bool):
         kind = "text in quotes" if wanted is str else "a whole number"
@@ -395,6 +427,8 @@ def _check(path: Path, key: str, value: object) -> None:
     if choice is not None and value not in choice:
         one, other = choice
         raise _wrong(path, f"{path}: setting {key!r} must be {one!r} or {other!r}", f"Correct {key} in {path}.")
+    if key == "repository" and not place:
+        resolve_location(str(value))
     number = value if isinstance(value, int) else 0
     most = _MOST.get(key)
     if most is not None and not 1 <= number <= most:

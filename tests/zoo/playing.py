@@ -266,6 +266,31 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
         game.vm.destroy()
 
 
+def _tpm_made_new(game: _Play) -> None:
+    """Reset, and given another key, and each time what it was comes back by the commands that are named for it."""
+    if game.stage.row.tpm is None or game.promise.tpm != KEPT:
+        return
+    vm, files = game.vm, tpm_files(game.vm)
+    before, is_older = _inactive(vm), any(name.startswith("tpm1.2") for name in files)
+    for verb in ("reset", "rekey"):
+        if verb == "rekey" and is_older:
+            game.expect(Refused("state-unsupported", "is a TPM 1.2"), "tpm", "rekey", "--yes", "--", vm.name)
+            continue
+        document = game.expect(KEPT, "tpm", verb, "--yes", "--", vm.name)
+        assert document is not None
+        assert tpm_files(vm) != files, f"the TPM state is the same after {verb}"
+        if not _not_tried(game.promise.running):
+            game.vmkeep.json("hook", "pass", "--yes", "--", vm.name)
+            vm.start(paused=True)
+            vm.destroy()
+        renewed = document["reset" if verb == "reset" else "rekeyed"]
+        for command in renewed["way_back"]:
+            words = shlex.split(command)[1:]
+            game.expect(KEPT, *words[:2], *(["--yes"] if "remove" in words else []), *words[2:])
+        assert _inactive(vm) == before, f"after {verb} and back the definition is another one than before"
+        assert tpm_files(vm) == files, f"after {verb} and back the TPM state is another one than before"
+
+
 def _inactive(vm: Vm) -> str:
     return vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
@@ -304,5 +329,6 @@ _PHASES: tuple[Callable[[_Play], None], ...] = (
     _restored_in_place,
     _reverted_to_the_snapshot,
     _tpm_taken_out_and_put_back,
+    _tpm_made_new,
     _nothing_is_left,
 )

@@ -355,7 +355,9 @@ def _number(generation: int | None) -> str:
 def _standing_word(kept: VersionKept) -> str:
     if kept.current:
         return "current"
-    return "conflict" if kept.version.conflict else "" if kept.vouched else "not trusted"
+    if kept.version.conflict:
+        return "conflict"
+    return "repeats" if kept.repeats else "" if kept.vouched else "not trusted"
 
 
 def _holders(kept: VersionKept) -> str:
@@ -385,6 +387,7 @@ def _state_document(state: StandingState, command: str | None) -> dict[str, Any]
         "sha256": state.found.sha256,
         "size_bytes": state.found.size_bytes,
         "newest": None if newest is None else {"version": newest.generation, "created": newest.created},
+        "seen_at": state.seen_at,
         "problem": state.found.problem,
         "remedy": command,
     }
@@ -401,6 +404,7 @@ def _version_document(kept: VersionKept) -> dict[str, Any]:
         "current": kept.current,
         "conflict": version.conflict,
         "vouched": kept.vouched,
+        "repeats": kept.repeats,
         "held_by": list(kept.held_by),
         "kept": kept.kept,
         "secret": kept.secret,

@@ -29,6 +29,8 @@ class Standing(StrEnum):
     has looked at it for long."""
     CONFLICT = "conflict"
     """It is a version that came late, or from a copy of the VM, and never counted as the current one."""
+    BLANK = "blank"
+    """It is not there, on purpose: the next start makes it anew, and what was kept before counts no more."""
     MISSING = "missing"
     """It is not there, and versions of it are: libvirt would make it anew, blank."""
     NOT_KEPT = "not-kept"
@@ -107,9 +109,9 @@ class JudgedState:
 
 def standing_after(standing: Standing, seconds: float) -> Standing:
     """Return how a file stands by what was found so many seconds ago: nobody knows, when that is longer than it takes
-    three times to look at it.
+    three times to look at it, or when a clock that was set back has it found later than now.
     """
-    return standing if seconds <= 3 * LOOK_SECONDS else Standing.UNKNOWN
+    return standing if -LOOK_SECONDS <= seconds <= 3 * LOOK_SECONDS else Standing.UNKNOWN
 
 
 def judge_state(found: FoundState, grounds: Grounds) -> JudgedState:
@@ -121,15 +123,18 @@ def judge_state(found: FoundState, grounds: Grounds) -> JudgedState:
         # Whatever it is, it is not what was there last: swtpm keeps the state before.
         generation = next((version.generation for version in known if version.sha256 == found.backup), None)
         return JudgedState(Standing.SUPERSEDED if known else Standing.MISSING, generation, from_backup=True)
+    accepted = [version for version in known if not version.conflict]
+    equal = next((version for version in (*accepted, *known) if version.sha256 == found.sha256), None)
+    if found.sha256 is not None and found.sha256 == placed:
+        # A person put it there, if need be of a point that nobody vouches for.
+        return JudgedState(Standing.CURRENT, None if equal is None else equal.generation)
     if not known:
         return JudgedState(Standing.NOT_KEPT)
     if found.sha256 is None:
-        return JudgedState(Standing.CURRENT if placed == NOTHING else Standing.MISSING)
-    accepted = [version for version in known if not version.conflict]
-    equal = next((version for version in (*accepted, *known) if version.sha256 == found.sha256), None)
+        return JudgedState(Standing.BLANK if placed == NOTHING else Standing.MISSING)
     if equal is None:
         return JudgedState(Standing.CHANGED)
-    if found.sha256 == placed or equal == grounds.newest(found.kind):
+    if equal == grounds.newest(found.kind):
         return JudgedState(Standing.CURRENT, equal.generation)
     if not grounds.tracked:
         return JudgedState(Standing.UNKNOWN, equal.generation)

@@ -54,6 +54,7 @@ from vmkeep.host.tasks.checkup import (
 )
 from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
+from vmkeep.repository import Repository
 from vmkeep.repository.intents import Writer
 from vmkeep.sqlite import sqlite_error
 from vmkeep.values import dataclass
@@ -348,6 +349,7 @@ class CheckUp:
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
             return
         yield self._key_place()
+        yield from self._bucket(repository)
         # A point that was deleted meanwhile left the catalogue too; one that was begun meanwhile is a living operation.
         known = set(catalog.point_ids())
         for point_id in sorted((known & known_before) - stored):
@@ -373,6 +375,23 @@ class CheckUp:
                 message = f"the repository still names the writer of the operation {point_id}, which has ended"
                 where = f"{path}/intents/{writer.id}"
                 yield Finding(FindingCode.LEFT_INTENT, message, path=where, mend=RemoveIntent(writer.id))
+
+    def _bucket(self, repository: Repository) -> Iterator[Finding]:
+        """Try out what the server of a bucket does; nothing for a directory."""
+        path = self._settings.repository
+        try:
+            report = repository.probe_bucket()
+        except VmkeepError as error:
+            message = f"it could not be tried out what the bucket's server does: {error.message}"
+            yield Finding(FindingCode.REPOSITORY_UNUSABLE, message, remedy=error.hint, path=path)
+            return
+        if report is None:
+            return
+        from vmkeep.repository.probe import described, weaknesses
+
+        for weakness, told in weaknesses(report):
+            yield Finding(FindingCode(f"bucket-{weakness}"), f"of the bucket's server: {told}", path=path)
+        yield Finding(FindingCode.BUCKET_FOUND, f"the bucket's server: {described(report)}", path=path)
 
     def _key_place(self) -> Finding:
         from vmkeep.keys import KeyFile

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 from vmkeep.catalog import Catalog, CatalogPoint
@@ -64,12 +65,13 @@ def choose_tpm(
         uuid, holder = _secret(catalog, vm, vm_uuid, version, point, secret)
     elif secret is not None:
         raise InvalidRequest("that state is not encrypted, so no secret opens it", vm=vm, hint="Leave --secret out.")
-    had, device = _device_in(catalog, repository, vm_uuid, version, point)
+    tpm_version = "1.2" if older else "2.0"
+    had, device = _device_in(catalog, repository, vm_uuid, version, point, tpm_version)
     return AddTpm(
         vm,
         vm_uuid,
         f"tpm-{model}" if model else had or ("tpm-tis" if older else "tpm-crb"),
-        "1.2" if older else "2.0",
+        tpm_version,
         version,
         uuid,
         "" if holder is None else holder.point,
@@ -84,24 +86,34 @@ def _device_in(
     vm_uuid: str,
     version: ChosenVersion,
     point: CatalogPoint | None,
+    tpm_version: str,
 ) -> tuple[str, str]:
-    """Return model and element of the TPM that had a version: of the point named, else of the last that holds it.
+    """Return model and element of the TPM that had a version: of the point named, else of one that holds it.
 
-    Both are empty where no point tells. The state comes back all the same when that cannot be read.
+    A version that was captured alone is taken for one of the device that the VM had at its last point. Both are empty
+    where no point tells. The state comes back all the same when that cannot be read.
     """
-    for each in (point,) if point is not None else catalog.points_of_vm(vm_uuid):
-        states = each.document.get("states", ())
-        if each is point or (each.is_vouched_for and any(state["version_id"] == version.id for state in states)):
-            try:
-                definition = repository().point(each.id).definition
-                device, taken = parse_definition(definition).tpm, take_tpm_out(definition)
-            except (VmkeepError, DefinitionError) as error:
-                _log.warning("the device that a TPM had cannot be read", point=each.id, error=str(error))
-                break
-            if device is None or taken is None or device.backend is not TpmBackend.EMULATOR:
-                break
-            return device.model or "", taken.element
-    return "", ""
+    points = [each for each in catalog.points_of_vm(vm_uuid) if each.is_vouched_for]
+    holding = (each for each in points if any(state["version_id"] == version.id for state in _states_of(each)))
+    told = point or next(holding, None) or next(iter(points), None)
+    if told is None:
+        return "", ""
+    try:
+        definition = repository().point(told.id).definition
+        device, taken = parse_definition(definition).tpm, take_tpm_out(definition)
+    except (VmkeepError, DefinitionError) as error:
+        _log.warning("the device that a TPM had cannot be read", point=told.id, error=str(error))
+        return "", ""
+    if device is None or taken is None or device.backend is not TpmBackend.EMULATOR:
+        return "", ""
+    if (device.version or "2.0") != tpm_version:
+        return "", ""  # the VM had both
+    return device.model or "", taken.element
+
+
+def _states_of(point: CatalogPoint) -> Sequence[Mapping[str, Any]]:
+    states: Sequence[Mapping[str, Any]] = point.document.get("states", ())
+    return states
 
 
 def with_new_key(premises: Premises, host: Host, request: AddTpm) -> AddTpm:

@@ -14,7 +14,15 @@ from vmkeep.catalog import CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent
 from vmkeep.custody.standing import NOTHING, Standing
-from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion, next_generation, that_counts, vouched_states
+from vmkeep.custody.states import (
+    Because,
+    ChosenVersion,
+    KnownState,
+    NewVersion,
+    next_generation,
+    that_counts,
+    vouched_states,
+)
 from vmkeep.errors import IntegrityError, InvalidRequest, StateTorn
 from vmkeep.flows.capture_states import keep_states_of_held
 from vmkeep.flows.gate import place_states, renew_gate, take_states_back
@@ -186,7 +194,7 @@ def _put_file(
         group="root",
         mode=0o600,
     )
-    new = NewVersion("nvram", put.id, put.generation, put.sha256, put.size_bytes, put.created)
+    new = NewVersion("nvram", put.id, put.generation, put.sha256, put.size_bytes, put.created, str(Because.PLACED))
     return NvramMade(ChosenVersion("nvram", put.id, put.sha256), new)
 
 
@@ -205,7 +213,7 @@ def _has_blank_tpm(plan: Plan, held: NvramHeld) -> bool:
     return any(
         state.found.kind == "tpm"
         and state.found.sha256 is None
-        and state.judged.standing in (Standing.CURRENT, Standing.NOT_KEPT)
+        and state.judged.standing in (Standing.BLANK, Standing.NOT_KEPT)
         for state in looked.states
     )
 

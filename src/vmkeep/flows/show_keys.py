@@ -113,7 +113,8 @@ def keys_at_hand(premises: Premises) -> tuple[KeyShown, ...]:
 
     recipients: tuple[Recipient, ...] = ()
     with suppress(VmkeepError):
-        recipients = Repository.told_recipients(premises.settings.repository)
+        location = premises.settings.repository
+        recipients = Repository.told_recipients(location, premises.settings.access_to(location))
     return tuple(each for each in _shown(premises, recipients, ask=True) if each.at_hand)
 
 

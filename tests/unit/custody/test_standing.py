@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmkeep.custody.standing import FoundState, Grounds, JudgedState, KnownVersion, Standing, judge_state
+from vmkeep.custody.standing import NOTHING, FoundState, Grounds, JudgedState, KnownVersion, Standing, judge_state
 
 A, B, C, D = "a" * 64, "b" * 64, "c" * 64, "d" * 64
 VERSIONS = (
@@ -61,6 +61,13 @@ def test_state_that_the_vm_was_taken_back_to_is_current() -> None:
     assert judge_state(found(A), Grounds(VERSIONS, {"tpm": A})) == JudgedState(Standing.CURRENT, 1)
     assert judge_state(found(D), Grounds(VERSIONS, {"tpm": D})) == JudgedState(Standing.CURRENT, 3)
     assert judge_state(found(B), Grounds(VERSIONS, {"tpm": A})).standing is Standing.SUPERSEDED
+
+
+def test_state_that_is_to_be_made_anew_is_blank_until_it_is_there() -> None:
+    meant = Grounds(VERSIONS, {"tpm": NOTHING})
+    assert judge_state(MISSING, meant) == JudgedState(Standing.BLANK)
+    assert judge_state(found(B), meant).standing is Standing.SUPERSEDED
+    assert judge_state(MISSING, Grounds((), {"tpm": NOTHING})) == JudgedState(Standing.NOT_KEPT)
 
 
 def test_state_without_versions_is_not_kept_yet_and_a_lost_one_is_missing_all_the_same() -> None:

@@ -77,6 +77,16 @@ class FindingCode(StrEnum):
     """Something else, or another repository, is at the repository's place."""
     REPOSITORY_UNUSABLE = "repository-unusable"
     """The repository cannot be opened: it is damaged, or its storage fails."""
+    BUCKET_STALE = "bucket-stale"
+    """The server of the repository's bucket goes on showing what an object was before it was put anew."""
+    BUCKET_LISTS_LATE = "bucket-lists-late"
+    """The lists of the repository's bucket do not show at once what was put and deleted."""
+    BUCKET_RACES = "bucket-races"
+    """The server of the repository's bucket lets several win who create one object at the same time."""
+    BUCKET_CLOCK = "bucket-clock"
+    """The clock of the server of the repository's bucket and that of this host differ."""
+    BUCKET_FOUND = "bucket-found"
+    """What the server of the repository's bucket does, and what these credentials may delete there."""
     KEY_MISSING = "key-missing"
     """The key that opens the repository is not on this host."""
     KEY_PLACE = "key-place"
@@ -232,6 +242,8 @@ _PROBLEMS: Final = frozenset(
         FindingCode.REPOSITORY_MISSING,
         FindingCode.REPOSITORY_FOREIGN,
         FindingCode.REPOSITORY_UNUSABLE,
+        FindingCode.BUCKET_STALE,
+        FindingCode.BUCKET_LISTS_LATE,
         FindingCode.KEY_MISSING,
         FindingCode.CATALOGUE_UNUSABLE,
         FindingCode.FLOWS_UNUSABLE,
@@ -258,6 +270,8 @@ _PROBLEMS: Final = frozenset(
 )
 _WARNINGS: Final = frozenset(
     {
+        FindingCode.BUCKET_RACES,
+        FindingCode.BUCKET_CLOCK,
         FindingCode.HOST_KEY_CHANGED,
         FindingCode.HOME_COPIED,
         FindingCode.SIGNING_KEY_GONE,
