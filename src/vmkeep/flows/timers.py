@@ -26,6 +26,7 @@ from vmkeep.planning.schedule import (
     MARK,
     Job,
     Scheduled,
+    may_be_started,
     service_unit,
     timer_unit,
     told_times,
@@ -190,8 +191,8 @@ def own_command() -> Path:
     started = Path(sys.argv[0]).absolute()
     found = shutil.which("vmkeep")
     if found is not None and (not started.is_file() or Path(found).samefile(started)):
-        return Path(found).absolute()
-    if started.name == "vmkeep" and os.access(started, os.X_OK):
+        started = Path(found).absolute()
+    if started.name == "vmkeep" and os.access(started, os.X_OK) and may_be_started(str(started)):
         return started
     raise InvalidRequest(
         "vmkeep was not started as an installed program, which systemd could start as well",

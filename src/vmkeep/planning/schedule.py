@@ -198,11 +198,11 @@ def longest_gap_seconds(times: Sequence[datetime]) -> int | None:
 
 
 def service_unit(job: Job, command: str, home: str) -> str:
-    """Return the unit that runs a job once. ``command`` is the absolute path of vmkeep.
+    """Return the unit that runs a job once. ``command`` is the absolute path of vmkeep, in which systemd expands no
+    variables, and allows neither quotes nor backslashes (``may_be_started``).
 
     It needs the home, where the run is recorded. The repository may be away: to tell that is the job's.
     """
-    run = " ".join(_argument(word) for word in (command, "schedule", "run", str(job)))
     return f"""{MARK} `vmkeep schedule remove {job}` takes it away, and the next `set` writes it anew.
 [Unit]
 Description=vmkeep: {job}
@@ -213,7 +213,7 @@ RequiresMountsFor={_word(home)}
 [Service]
 Type=oneshot
 Environment={_word(f"VMKEEP_HOME={home}")}
-ExecStart={run}
+ExecStart={_word(command)} schedule run {job}
 Nice=10
 CPUWeight=20
 IOWeight=20
@@ -222,6 +222,11 @@ UMask=0077
 KillMode=mixed
 TimeoutStopSec=5min
 """
+
+
+def may_be_started(command: str) -> bool:
+    """Return whether systemd starts a program of that path (string_is_safe() in its source, 252 to 257)."""
+    return command.isprintable() and not set(command) & set("\"'\\")
 
 
 def timer_unit(scheduled: Scheduled) -> str:
@@ -252,8 +257,3 @@ def _word(text: str) -> str:
     """Return a text as one word of a unit (systemd.syntax(7)), of which nothing is expanded."""
     plain = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return text if re.fullmatch(r"[\w/.,:=@+-]+", text, re.ASCII) else f'"{plain}"'
-
-
-def _argument(text: str) -> str:
-    """Return a text as one word of a command, in which variables would be expanded."""
-    return _word(text).replace("$", "$$")

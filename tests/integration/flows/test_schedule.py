@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,6 +118,19 @@ def test_units_are_written_seen_and_removed(settings: Settings, tmp_path: Path) 
     assert "is gone" in gone
 
 
+@needs_systemd
+def test_units_of_odd_places_are_what_systemd_reads(settings: Settings, tmp_path: Path) -> None:
+    home, program = tmp_path / '100% "ours" $x\\y', tmp_path / "my $tools 5%" / "vmkeep"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    write_timer(replace(settings, home=home), DAILY, program, tmp_path / "units")
+    units = [str(path) for path in (tmp_path / "units").iterdir()]
+    ended = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    # What other units of the machine are like is no matter of ours.
+    assert [line for line in ended.stderr.splitlines() if "vmkeep" in line] == []
+
+
 @needs_root
 @pytest.mark.parametrize("kind", ["file", "link", "folder"])
 def test_unit_of_somebody_else_is_left_alone(settings: Settings, tmp_path: Path, kind: str) -> None:
@@ -150,6 +164,13 @@ def test_command_that_no_timer_can_start_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", [str(program)])
     monkeypatch.setitem(os.environ, "PATH", str(link.parent))
     assert own_command() == link  # which an upgrade leads elsewhere
+    for name in ('a"b', "a\\b", "a\nb"):
+        odd = tmp_path / name / "vmkeep"
+        odd.parent.mkdir()
+        odd.symlink_to(program)
+        monkeypatch.setitem(os.environ, "PATH", str(odd.parent))
+        with pytest.raises(InvalidRequest):
+            own_command()
 
 
 def test_runs_are_recorded_newest_first_and_not_without_end(
