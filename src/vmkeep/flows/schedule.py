@@ -42,7 +42,6 @@ from vmkeep.planning.schedule import (
     Untold,
     VmFailure,
     is_overdue,
-    longest_gap_seconds,
     moment_text,
     standing,
 )
@@ -79,13 +78,16 @@ class JobStanding:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSet:
-    """What was set. ``by_hand`` are commands that must be run where systemd does not run now; ``checked``: systemd
-    has read the times. ``exposed`` says why others could have root run something else; None when they could not.
+    """What was set. ``checked``: systemd has read the times. ``by_hand`` must be run where systemd does not run now.
+
+    ``leaps`` are jobs that are left out in the night in which the clock goes forward. ``exposed`` says why others could
+    have root run something else; None when they could not.
     """
 
     jobs: tuple[Scheduled, ...]
     checked: bool
     by_hand: tuple[str, ...]
+    leaps: tuple[Job, ...] = ()
     exposed: str | None = None
 
 
@@ -100,8 +102,7 @@ def set_schedule(settings: Settings, calendars: Mapping[Job, str], delay_seconds
     since = moment_text(datetime.now(UTC))
     read = {job: read_calendar(calendar) for job, calendar in calendars.items()}
     scheduled = tuple(
-        Scheduled(job, calendar, delay_seconds, longest_gap_seconds(read[job].times), since)
-        for job, calendar in calendars.items()
+        Scheduled(job, calendar, delay_seconds, read[job].gap_seconds, since) for job, calendar in calendars.items()
     )
     # Killed behind this, doctor says that the job has no units.
     for each in scheduled:
@@ -114,7 +115,8 @@ def set_schedule(settings: Settings, calendars: Mapping[Job, str], delay_seconds
         refuse_exposed_file(command, "which systemd will start as root", secret=False)
     except HomeExposed as error:
         exposed = error.message
-    return ScheduleSet(scheduled, all(calendar.checked for calendar in read.values()), by_hand, exposed)
+    leaps = tuple(job for job, calendar in read.items() if calendar.leaps)
+    return ScheduleSet(scheduled, all(calendar.checked for calendar in read.values()), by_hand, leaps, exposed)
 
 
 def remove_schedule(settings: Settings, jobs: Sequence[Job]) -> tuple[Job, ...]:

@@ -18,10 +18,11 @@ from typing import Final
 from vmkeep.values import dataclass
 
 DEFAULT_DELAY_SECONDS: Final = 900
-MARGIN_SECONDS: Final = 1800
-"""A machine that just came up runs what it missed after some minutes; a timer is late by one at most (AccuracySec)."""
+MARGIN_SECONDS: Final = 5400
+"""A machine that just came up runs what it missed after some minutes, a timer is late by one at most (AccuracySec), and
+in one night of the year the clock goes back by an hour."""
 ITERATIONS: Final = 3000
-"""How many times are asked of systemd: more than a week of every five minutes, of which the longest gap is a week."""
+"""How many times are asked of systemd: more than a week of every five minutes."""
 MARK: Final = "# Written by `vmkeep schedule set`."
 """How each of vmkeep's units begins: another one of the same name is somebody else's."""
 _TIME: Final = re.compile(r"^\s*(Next elapse|Iter(?:ation|\.) #\d+|\(in UTC\)): \w{3} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")

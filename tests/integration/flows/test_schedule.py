@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,7 +43,6 @@ from vmkeep.planning.schedule import (
     Standing,
     Untold,
     VmFailure,
-    longest_gap_seconds,
     moment_text,
 )
 
@@ -84,20 +85,41 @@ def test_time_that_systemd_refuses_or_that_comes_once_is_refused(calendar: str) 
 
 @needs_systemd
 @pytest.mark.parametrize(
-    ("calendar", "gap_hours"), [("Mon..Fri 02:30 UTC", 72), ("Mon *-*-* *:0/5:00 UTC", 144), ("*-*-01 00:00 UTC", 744)]
+    ("calendar", "gap_hours"),
+    [("Mon..Fri 02:30 UTC", 72), ("Mon *-*-* *:0/5:00 UTC", 144), ("*-*-01 00:00 UTC", 744)],
 )
 def test_longest_gap_is_that_of_the_times_which_systemd_tells(calendar: str, gap_hours: int) -> None:
-    times = read_calendar(calendar).times
-    gap_seconds = longest_gap_seconds(times)
-    assert gap_seconds is not None
-    assert abs(gap_seconds - gap_hours * 3600) <= 300
+    found = read_calendar(calendar)
+    assert found.gap_seconds is not None
+    assert abs(found.gap_seconds - gap_hours * 3600) <= 300
+    assert not found.leaps
+
+
+@needs_systemd
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has mounts of its own")
+@pytest.mark.parametrize(("calendar", "leaps"), [("02:30", True), ("03:30", False), ("*:0/30", False)])
+def test_night_in_which_the_clock_goes_forward_is_told_and_is_not_every_nights_gap(
+    tmp_path: Path, calendar: str, leaps: bool
+) -> None:
+    shutil.copy("/usr/share/zoneinfo/Europe/Berlin", tmp_path / "localtime")
+    probe = (
+        "from vmkeep.flows.timers import read_calendar; "
+        f"found = read_calendar({calendar!r}); print(found.gap_seconds, found.leaps)"
+    )
+    start = f"exec {sys.executable} -c {shlex.quote(probe)}"
+    lines = f"mount --bind {tmp_path}/localtime $(realpath /etc/localtime) && {start}"
+    command = ["unshare", "-m", "--propagation", "private", "/bin/sh", "-c", lines]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    gap, leapt = ended.stdout.split()
+    assert (int(gap), leapt == "True") == (1800 if "*" in calendar else 86400, leaps)
 
 
 def test_time_is_not_judged_where_systemd_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(os.environ, "PATH", str(tmp_path))
     assert read_calendar("whatever").checked is False
-    with pytest.raises(InvalidRequest):
-        read_calendar("daily\n[Service]")
+    for harmful in ("daily\n[Service]", "daily\\", "%n", "", " "):
+        with pytest.raises(InvalidRequest):
+            read_calendar(harmful)
 
 
 def test_units_are_written_seen_and_removed(settings: Settings, tmp_path: Path) -> None:
