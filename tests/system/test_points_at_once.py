@@ -46,6 +46,34 @@ def test_second_backup_of_a_vm_is_refused_while_the_first_goes_on(host: Host, vm
     truth.assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
 
 
+def test_backup_waits_for_the_vm_when_it_is_told_to_and_runs_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _vm(host, "guest")
+    vmkeep.json("init")
+    with held_in_its_copy(vm, vmkeep) as first:
+        waiting = vmkeep.start("backup", "guest", "--wait", "10m")
+        job = vmkeep.start("schedule", "run", "backup")
+        # The engines of all three have started, and two of them find the VM held.
+        owners = vmkeep.home / "owners"
+        wait_until(lambda: len(list(owners.glob("*.lock"))) == 3, "not all of them begin", 60)
+        assert vmkeep.json("points")["points"] == []
+    point = finished(first)[1]["point"]
+    assert finished(waiting)[0] == 0
+    status, document = finished(job)
+    assert (status, document["run"]["vms"], document["run"]["failures"]) == (0, ["guest"], [])
+    points = vmkeep.json("points")["points"]
+    assert [each["kind"] for each in points] == ["full", "incremental", "incremental"]
+    assert points[0]["id"] == point["id"]
+
+    (vmkeep.home / "vmkeep.toml").write_text('objective = "1h"\n')
+    found = vmkeep.json("status")["status"]
+    assert [(each["name"], each["protection"], each["point"]) for each in found["vms"]] == [
+        ("guest", "good", points[2]["id"])
+    ]
+    assert [(each["job"], each["runs"][0]["status"]) for each in found["jobs"]] == [("backup", 0)]
+    assert found["needs"] == []
+    assert found["space"]["points"] == 3
+
+
 def test_vm_restored_beside_a_running_backup_of_another(host: Host, vmkeep: Vmkeep) -> None:
     other, vm = _vm(host, "other"), _vm(host, "guest")
     truth = Truth.of(other, tpm=False)
