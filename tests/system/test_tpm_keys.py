@@ -76,6 +76,8 @@ def test_reset_gives_a_new_tpm_with_a_new_key_and_the_old_one_comes_back(
         assert [(each["generation"], each["until"]) for each in proof["versions"]] == [(1, None)]
         new, value = key_in(host, vm)
         assert (new, list(host.secrets()), len(value)) == (reset["secret"], [new], 32)
+        (listed,) = [each for each in vmkeep.json("state", "list", "guest")["states"] if each["kind"] == "tpm"]
+        assert (listed["standing"], listed["sha256"]) == ("blank", None)
         assert inactive(vm) == before.replace(secret, new)
         assert not vm.tpm_directory.exists()
         start_once(vm)

@@ -173,6 +173,8 @@ def add(
                 f"a {device} with the state that was kept" if added.sha256 else f"a {device}, blank at its next start"
             )
             running.console.show(f"VM {added.name} has {told}")
+            if added.secret:
+                running.console.show(f"libvirt's secret {added.secret} encrypts its state; its value is kept")
 
 
 @app.command("reset", epilog="Example: vmkeep tpm reset win11")

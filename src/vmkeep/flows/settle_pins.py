@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from vmkeep.flows.installation import catalog_states
 from vmkeep.flows.pin_secrets import PinSecrets
 from vmkeep.flows.removals import tpm_kept_until
 from vmkeep.flows.services import Services
-from vmkeep.flows.vm_states import versions_nobody_vouches_for
+from vmkeep.flows.vm_states import doubtful_versions, versions_nobody_vouches_for
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.logs import get_logger
 from vmkeep.repository import PinnedSnapshot, PinRecord, Repository, SecretRef, StateRef
@@ -139,13 +140,15 @@ def needed_versions(catalog: Catalog, vm_uuid: str, rule: KeepRule, gone: Collec
     points = catalog.points_of_vm(vm_uuid)
     nothing = {*gone, *(point.id for point in points if not point.is_vouched_for)}
     doubtful = versions_nobody_vouches_for(points, catalog.pins_of_vm(vm_uuid))
+    # What counts elsewhere and not here is kept as a conflict is.
+    repeated = doubtful_versions(catalog, vm_uuid, points) - doubtful
     states = [state for state in catalog.states_of_vm(vm_uuid) if state.id not in doubtful]
     versions = [
         HeldVersion(
             state.id,
             state.kind,
             state.created,
-            state.conflict,
+            state.conflict or state.id in repeated,
             any(each not in nothing for each in holders.get(state.id, ())),
         )
         for state in states
@@ -326,7 +329,7 @@ def _readable(repository: Repository, states: Iterable[CatalogState]) -> Iterato
     """Yield what a pin says of versions, as far as they can still be read: of a lost one there is nothing to keep."""
     for state in states:
         try:
-            yield repository.state(state.id)[0].ref()
+            yield replace(repository.state(state.id)[0].ref(), because=state.because)
         except IntegrityError as error:
             _log.warning("a state version cannot be pinned", version=state.id, error=error.message)
 
