@@ -152,7 +152,8 @@ class Bao(Holder):
             *(f"-dev-tls-cert-dir={self._tls}", f"-dev-listen-address=127.0.0.1:{self.port}"),
         ]
         env = {"HOME": str(self.directory), "PATH": os.environ["PATH"]}
-        self._server = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        null = subprocess.DEVNULL
+        self._server = subprocess.Popen(command, env=env, stdout=null, stderr=null, start_new_session=True)
         atexit.register(_end, self._server)
         _wait(self._server, lambda: self._call("GET", "sys/health"))
 
@@ -236,7 +237,9 @@ class KmipServer(Holder):
             *(sys.executable, "-W", "ignore", str(Path(sys.executable).parent / "pykmip-server")),
             *("-f", f"{self.directory}/server.conf", "-l", f"{self.directory}/server.log"),
         ]
-        self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        null = subprocess.DEVNULL
+        # It has processes of its own, which end with its group.
+        self._server = subprocess.Popen(command, stdout=null, stderr=null, start_new_session=True)
         atexit.register(_end, self._server)
         _wait(self._server, lambda: socket.create_connection(("127.0.0.1", self.port), timeout=1).close())
 
@@ -360,7 +363,7 @@ def _wait(server: subprocess.Popen[bytes], call: Callable[[], object]) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
+    """Kill a server that leads a session, and all that it has started."""
     if server.poll() is None:
-        server.send_signal(signal.SIGCONT)
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
