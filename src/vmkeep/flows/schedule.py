@@ -195,7 +195,7 @@ def _of_job(each: JobStanding) -> Iterable[Finding]:
     again = command_line("vmkeep schedule run", each.job)
     last = each.last
     if each.problem is not None and each.scheduled is not None:
-        remedy = f"vmkeep schedule set --{each.job} {command_line('', each.scheduled.calendar).strip()}"
+        remedy = command_line(f"vmkeep schedule set --{each.job}", each.scheduled.calendar)
         yield Finding(FindingCode.SCHEDULE_BROKEN, f"{each.job} will not run by itself: {each.problem}", remedy=remedy)
     if each.overdue and each.scheduled is not None and each.scheduled.patience_seconds is not None:
         when = "it never ran" if last is None else f"it last ran {(last.ended or last.started)[:19]}Z"

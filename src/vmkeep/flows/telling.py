@@ -197,7 +197,7 @@ def _names(settings: Settings, way: str) -> bool:
 def message_of(run: Run, host: str) -> dict[str, Any]:
     """Return what a webhook is sent, with the text of a mail as its ``text``."""
     how = "done" if run.succeeded else f"failed [{run.code or run.status}]"
-    lines = [f"vmkeep on {host}: {run.job} {how}"]
+    lines = [f"{host}: {run.job} of vmkeep {how}"]
     if run.message:
         lines.append(run.message)
     lines += [f"{each.vm}: {each.message} [{each.code}]" for each in run.failures]

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.config import Settings, home_place
 from vmkeep.errors import InvalidRequest, OperationFailed, PermissionRefused, TargetExists
 from vmkeep.filesystem import file_errors, replace_file, sync_directory
@@ -120,7 +121,7 @@ def require_place(settings: Settings, jobs: Iterable[Job], units: Path = UNITS) 
                 raise TargetExists(
                     f"{path} is there, and `vmkeep schedule` did not write it",
                     path=str(path),
-                    hint=f"Look at it. When it is not needed: `systemctl disable --now {path.stem}.timer`, and move it "
+                    hint=f"Look at it. When it is not needed: `{command_line('systemctl disable --now', f'{path.stem}.timer')}`, and move it "
                     "away.",
                 )
 

@@ -15,6 +15,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.values import dataclass
 
 DEFAULT_DELAY_SECONDS: Final = 900
@@ -204,7 +205,7 @@ def service_unit(job: Job, command: str, home: str) -> str:
 
     It needs the home, where the run is recorded. The repository may be away: to tell that is the job's.
     """
-    return f"""{MARK} `vmkeep schedule remove {job}` takes it away, and the next `set` writes it anew.
+    return f"""{MARK} `{command_line("vmkeep schedule remove", job)}` takes it away, and the next `set` writes it anew.
 [Unit]
 Description=vmkeep: {job}
 After=libvirtd.service virtqemud.service local-fs.target remote-fs.target network-online.target
@@ -232,7 +233,7 @@ def may_be_started(command: str) -> bool:
 
 def timer_unit(scheduled: Scheduled) -> str:
     """Return the unit that says when. One that was missed because the machine was off is made up for."""
-    return f"""{MARK} `vmkeep schedule remove {scheduled.job}` takes it away.
+    return f"""{MARK} `{command_line("vmkeep schedule remove", scheduled.job)}` takes it away.
 [Unit]
 Description=vmkeep: when {scheduled.job} runs
 

@@ -268,7 +268,7 @@ def test_mail_names_the_failure_in_its_subject_and_each_vm(tmp_path: Path, monke
     assert told(settings_with(tmp_path, "-", mail_to="root"), hostile) == ()
     head, _, body = mail.read_text().partition("\n\n")
     assert "To: root" in head
-    assert f"Subject: vmkeep on {socket.gethostname()}: backup failed [incomplete]" in head
+    assert f"Subject: {socket.gethostname()}: backup of vmkeep failed [incomplete]" in head
     assert "Bcc" not in head
     assert body
     assert (tmp_path / "arguments").read_text() == "-i -t\n"  # no address among them
