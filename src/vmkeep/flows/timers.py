@@ -118,11 +118,11 @@ def require_place(settings: Settings, jobs: Iterable[Job], units: Path = UNITS) 
     for job in jobs:
         for path in _paths(settings, job, units):
             if os.path.lexists(path) and not _is_ours(path):
+                disable = command_line("systemctl disable --now", f"{path.stem}.timer")
                 raise TargetExists(
                     f"{path} is there, and `vmkeep schedule` did not write it",
                     path=str(path),
-                    hint=f"Look at it. When it is not needed: `{command_line('systemctl disable --now', f'{path.stem}.timer')}`, and move it "
-                    "away.",
+                    hint=f"Look at it. When it is not needed: `{disable}`, and move it away.",
                 )
 
 
