@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         KnownRepository,
         PassedPoint,
         PointOutline,
+        PointProtection,
+        PointRemoval,
+        Policy,
         StateAlert,
         StateFile,
         Trust,
@@ -44,8 +47,8 @@ else:
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogDeletion CatalogPin CatalogPoint CatalogSnapshot CatalogState "
-            "CatalogVm FoundPin HeldSecret KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile "
-            "Trust",
+            "CatalogVm FoundPin HeldSecret KnownHostKey KnownRepository PassedPoint PointOutline PointProtection "
+            "PointRemoval Policy StateAlert StateFile Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -70,6 +73,9 @@ __all__ = [
     "OperationState",
     "PassedPoint",
     "PointOutline",
+    "PointProtection",
+    "PointRemoval",
+    "Policy",
     "SqlCatalog",
     "StateAlert",
     "StateFile",

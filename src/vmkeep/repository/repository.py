@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from vmkeep.errors import (
     InvalidRequest,
@@ -47,6 +47,8 @@ from vmkeep.repository.layout import (
     NAME_BYTES,
     PINS,
     POINTS,
+    PROTECTIONS,
+    REMOVALS,
     FrameKind,
     PackEntry,
     format_object,
@@ -62,6 +64,9 @@ from vmkeep.repository.seal import Compress, Domain, Random, Sealer, frame_bytes
 from vmkeep.repository.store import ObjectStore, create_store, open_store
 from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
+
+if TYPE_CHECKING:
+    from vmkeep.repository.marks import Marks
 
 # No put takes longer, and no writer is silent for so long.
 _LEFT = timedelta(hours=1)
@@ -293,8 +298,20 @@ class Repository:
 
     def point_ids(self) -> list[str]:
         """Return the ids of all points, sorted, without opening them."""
-        names = (item.name.removeprefix(POINTS) for item in self._store.list(POINTS))
-        return sorted(name for name in names if is_name(name))
+        return sorted(self.stored_points())
+
+    def stored_points(self) -> dict[str, datetime]:
+        """Return when the store got each point, by its id, also of those that are to be removed."""
+        items = ((item.name.removeprefix(POINTS), item.modified) for item in self._store.list(POINTS))
+        return {name: modified for name, modified in items if is_name(name)}
+
+    def holds_point(self, point_id: str) -> bool:
+        """Return whether the object of a point is there."""
+        return self._store.exists(POINTS + point_id)
+
+    def store_time(self) -> datetime:
+        """Return the time of the store, which is what times of objects are compared with."""
+        return self._store.now()
 
     def points(self) -> Iterator[PointRecord]:
         """Yield every point in order of id; raises ObjectDamaged naming one that cannot be trusted."""
@@ -413,6 +430,28 @@ class Repository:
     def deletions(self) -> Deletions:
         """Proofs of what was deleted on hosts."""
         return Deletions(self._store, self._sealer, self.id, self._signer)
+
+    def is_to_be_removed(self, point_id: str) -> bool:
+        """Return whether a removal of the point is there, whoever put it: nothing new should build on it."""
+        return self._store.exists(REMOVALS + point_id)
+
+    def marked(self) -> frozenset[str]:
+        """Return the names of all objects that are marks of points: removals and protections."""
+        return frozenset(item.name for prefix in (REMOVALS, PROTECTIONS) for item in self._store.list(prefix))
+
+    @property
+    def removals(self) -> Marks:
+        """What hides points until they are gone."""
+        from vmkeep.repository.marks import REMOVAL, Marks  # most commands meet none
+
+        return Marks(REMOVAL, self._store, self._sealer, self.id, self._signer)
+
+    @property
+    def protections(self) -> Marks:
+        """What keeps points from being removed."""
+        from vmkeep.repository.marks import PROTECTION, Marks
+
+        return Marks(PROTECTION, self._store, self._sealer, self.id, self._signer)
 
     def begin(
         self,
