@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from vmkeep.catalog import Catalog, CatalogPoint, PointProtection, PointRemoval, Trust
 from vmkeep.commandline import command_line
 from vmkeep.errors import IntegrityError, ObjectMissing, PointNotFound, PointProtected, VmkeepError, VmNotFound
+from vmkeep.flows.catch_up_on_pins import catch_up_on_pins
 from vmkeep.flows.hosts import judged, meet_hosts
 from vmkeep.flows.installation import catalog_point, catalog_states, known_from_catalogue
 from vmkeep.flows.services import Services
@@ -181,9 +182,13 @@ def _needed_as_base(services: Services, point_id: str) -> str | None:
 def _settle_pins(services: Services, vm_uuid: str, *, without: str | None = None) -> None:
     """Pin the versions of state files that are to be kept although a point that holds them goes."""
     rule = services.keep_state_versions()
-    services.with_repository(
-        lambda repository: settle_pins(services.catalog, repository, vm_uuid, rule, without=without)
-    )
+
+    def settle(repository: Repository) -> None:
+        # An attempt that was killed may have put pins that the catalogue does not know: none is put twice.
+        catch_up_on_pins(services.catalog, repository, lambda uuid: uuid == vm_uuid)
+        settle_pins(services.catalog, repository, vm_uuid, rule, without=without)
+
+    services.with_repository(settle)
 
 
 # -- protected ---------------------------------------------------------------------------------------------------
