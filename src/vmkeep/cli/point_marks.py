@@ -156,7 +156,7 @@ def show_deleted(running: Session, vm: str | None) -> None:
     catalog = running.premises.catalog
     uuids = None if vm is None else catalog.vms_named(vm)
     hidden = [each for each in catalog.removals() if each.hides and (uuids is None or each.vm_uuid in uuids)]
-    shown = [_described(each, goes_at(each)) for each in hidden]
+    shown = [described(each, goes_at(each)) for each in hidden]
     if running.console.json:
         running.console.document({"deleted": shown})
         return
@@ -178,7 +178,8 @@ def show_deleted(running: Session, vm: str | None) -> None:
     running.console.show(Table(columns=columns, rows=rows, texts={"why": 10}, names={"VM": 12}))
 
 
-def _described(removal: PointRemoval, goes: datetime) -> dict[str, Any]:
+def described(removal: PointRemoval, goes: datetime) -> dict[str, Any]:
+    """Return a deleted point as JSON has it; ``goes`` is when it may be removed."""
     return {
         "point": removal.point_id,
         "vm": removal.vm_name,

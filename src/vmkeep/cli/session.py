@@ -47,6 +47,7 @@ _WHILE_WORKING = 50_000
 _LOOKING = {
     *("key providers", "key recipients list", "key status"),
     *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "verify", "vm list", "vm show"),
+    *("policy explain", "policy show"),
     *("state conflicts", "state diff", "state list", "state show", "state versions", "tpm show"),
     *("tombstones list", "tpm removal list", "tpm removal show"),
     *(
