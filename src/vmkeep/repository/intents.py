@@ -46,15 +46,14 @@ class Intent:
         self._store = store
         self._name = INTENTS + writer
         self._lapse = timedelta(seconds=lapse_seconds)
-        self._content = canonical(
-            {
-                "host": host,
-                "lapse_seconds": lapse_seconds,
-                "purpose": purpose,
-                "started": datetime.now(UTC).isoformat(timespec="microseconds"),
-                "writer": writer,
-            }
-        )
+        self._fields = {
+            "host": host,
+            "lapse_seconds": lapse_seconds,
+            "purpose": purpose,
+            "started": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "writer": writer,
+        }
+        self._renewals = 0
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._lapsed = False
@@ -62,7 +61,7 @@ class Intent:
 
     def begin(self) -> None:
         """Put the intent; raises what the store raises."""
-        self._store.put(self._name, self._content)
+        self._store.put(self._name, self._content())
         self._thread.start()
 
     def renew(self) -> bool:
@@ -73,8 +72,9 @@ class Intent:
             except ObjectMissing:
                 self._lapsed = True
                 before = None
-            self._store.put(self._name, self._content, replace=True)
-            if before is not None and self._store.stat(self._name).modified - before > self._lapse:
+            self._renewals += 1
+            renewed = self._store.renew(self._name, self._content())
+            if before is not None and renewed - before > self._lapse:
                 self._lapsed = True
             return not self._lapsed
 
@@ -97,6 +97,10 @@ class Intent:
         except VmkeepError:
             # A host may be allowed to append only, and a lapsed intent may have been swept.
             return
+
+    def _content(self) -> bytes:
+        # The number tells what was put last from what was there before, where a store may show either.
+        return canonical({**self._fields, "renewals": self._renewals})
 
     def _keep(self) -> None:
         while not self._ending.wait(self._lapse.total_seconds() / 4):
