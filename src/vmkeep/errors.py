@@ -267,6 +267,24 @@ class VmBusy(VmkeepError):
     default_hint = "Wait for the other operation to end and run the command again."
 
 
+class PointProtected(VmkeepError):
+    """A point that is protected was to be removed."""
+
+    code = "point-protected"
+    exit_status = 48
+    http_status = 409
+    default_hint = "`vmkeep point unprotect POINT` ends that."
+
+
+class RetentionHeld(VmkeepError):
+    """So much would be removed at once, or in such a case, that somebody must say yes first."""
+
+    code = "retention-held"
+    exit_status = 49
+    http_status = 409
+    default_hint = "Look at the points (`vmkeep retain --dry-run`); `vmkeep retain VM --yes` removes them."
+
+
 class OperationRuns(VmkeepError):
     """The operation is under way in another process, and must have ended for this."""
 

@@ -106,8 +106,8 @@ def test_damaged_point_is_named_by_its_id_and_can_be_deleted(shared: Shared) -> 
         assert (answer.status, answer.error()["code"]) == (20, "object-damaged")
         assert forged in answer.error()["message"]
         assert f"vmkeep point delete {forged} --yes" in answer.error()["hint"]
-    deleted = vmkeep(shared.home, "point", "delete", forged[:8], "--yes", "--json")
-    assert (deleted.status, deleted.document()["deleted"]) == (0, {"point": forged, "vm": None})
+    deleted = vmkeep(shared.home, "point", "delete", forged[:8], "--yes", "--grace", "0", "--json")
+    assert (deleted.status, deleted.document()["deleted"]) == (0, {"point": forged, "vm": None, "until": None})
     assert vmkeep(shared.home, "verify", "--all").status == 0
 
 

@@ -164,6 +164,7 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
     from vmkeep.config import load_settings
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.installation import Premises
+    from vmkeep.flows.point_requests import DeletePoint
     from vmkeep.flows.requests import THIS_HOST, TakePoint, TakeSnapshot
     from vmkeep.host.local import LocalHost
 
@@ -183,7 +184,7 @@ def _act(acts: list[list[Any]], result: dict[str, Any]) -> list[Any]:
                 elif kind == "revert":
                     answers.append(_revert(words, engine))
                 elif kind == "delete":
-                    engine.delete_point(words[0])
+                    engine.delete_point(DeletePoint(words[0], grace_seconds=0), lambda _: None)
                     answers.append(None)
                 elif kind == "verify":
                     report = premises.repository.verify_all()

@@ -33,6 +33,8 @@ _SHORT_LIVED = re.compile(r"\.sqlite-(wal|shm)$|/flows\.sqlite$|/keys/[^/]*\.exp
 # What every installation without libvirt is told of.
 _ALWAYS = {"libvirt-unreachable", "key-place", "space-low", "versions"}
 _ENDED, _DEAD = "e" * 32, "d" * 32
+# A libvirt that has not the VM of the points: nothing is read against one of them any more.
+_WITHOUT_VM = ("--connect", "test:///default")
 
 
 @dataclass(slots=True)
@@ -273,14 +275,44 @@ def test_point_deletion_killed_anywhere_is_finished_by_the_next_start(stocked: B
     gone, kept = _points(stocked)
 
     def check(_: Death, __: Printed) -> None:
-        told = stocked.run("doctor", "--fix")
+        told = stocked.run("doctor", "--fix", *_WITHOUT_VM)
         assert told.status in (0, 37)
         if gone in {point["id"] for point in stocked.done("points")["points"]}:
             stocked.assert_whole(gone, kept)
-            stocked.done("point", "delete", gone, "--yes")
+            stocked.done("point", "delete", gone, "--yes", "--grace", "0", *_WITHOUT_VM)
         stocked.assert_whole(kept)
 
-    stocked.walk("point", "delete", gone, "--yes", most=10, check=check)
+    stocked.walk("point", "delete", gone, "--yes", "--grace", "0", *_WITHOUT_VM, most=10, check=check)
+
+
+@pytest.mark.in_turn(4, among="commands")
+def test_removal_killed_anywhere_is_finished_by_the_next_run(stocked: Bench) -> None:
+    gone, kept = _points(stocked)
+    stocked.done("point", "delete", gone, "--yes")
+    mark = stocked.home / "repository" / "removals" / gone
+    os.utime(mark, (time.time() - 8 * 24 * 3600,) * 2)  # its grace is over
+
+    def check(_: Death, __: Printed) -> None:
+        assert stocked.run("doctor", "--fix", *_WITHOUT_VM).status in (0, 37)
+        stocked.done("retain", *_WITHOUT_VM)
+        stocked.assert_whole(kept)
+        assert list(mark.parent.iterdir()) == []
+
+    stocked.walk("retain", *_WITHOUT_VM, most=6, check=check)
+
+
+@pytest.mark.in_turn(4, among="commands")
+def test_return_of_a_point_killed_anywhere_is_finished_by_the_next_start(stocked: Bench) -> None:
+    gone, kept = _points(stocked)
+    stocked.done("point", "delete", gone, "--yes")
+
+    def check(_: Death, __: Printed) -> None:
+        assert stocked.run("doctor", "--fix").status in (0, 37)
+        if gone not in {point["id"] for point in stocked.done("points")["points"]}:
+            stocked.done("point", "undelete", gone)
+        stocked.assert_whole(gone, kept)
+
+    stocked.walk("point", "undelete", gone, most=6, check=check)
 
 
 @pytest.mark.in_turn(4, among="commands")

@@ -20,6 +20,7 @@ _READERS = (
     _HERE / "repository" / "test_foreign_bytes.py",
     _HERE / "repository" / "test_foreign_bundles.py",
     _HERE / "repository" / "test_foreign_deletions.py",
+    _HERE / "repository" / "test_foreign_marks.py",
     _HERE / "custody" / "test_foreign_variables.py",
     _HERE / "custody" / "test_rewritten_variables.py",
     _HERE / "definition" / "test_foreign_definitions.py",

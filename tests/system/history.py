@@ -98,8 +98,8 @@ class Remembering(Vmkeep):
         """Remember a point, of a VM that has one already, which was taken in another way."""
         self._histories[vm.uuid].add(point, truth)
 
-    def delete(self, point: dict[str, Any]) -> None:
-        self.json("point", "delete", str(point["id"]), "--yes")
+    def delete(self, point: dict[str, Any], *options: str) -> None:
+        self.json("point", "delete", str(point["id"]), "--yes", *options)
         for history in self._histories.values():
             history.forget(point)
 

@@ -244,11 +244,16 @@ def test_deleted_newest_point_does_not_become_the_base_of_the_next(host: Host, v
     first = vmkeep.backup("guest")
     _dirty(vm, seed=3)
     second = vmkeep.backup("guest")
-    vmkeep.delete(second)
+    vmkeep.delete(second, "--grace", "0")
+    stored = vmkeep.home / "repository" / "points" / second["id"]
+    assert stored.exists(), "the VM still has its checkpoint"
+    assert vmkeep.json("retain")["retention"]["gone"] == []
     _dirty(vm, seed=4)
     third = vmkeep.backup("guest")
 
     assert third["kind"] == "full"
+    assert vmkeep.json("retain")["retention"]["gone"] == [second["id"]]
+    assert not stored.exists()
     assert [point["id"] for point in vmkeep.json("points")["points"]] == [first["id"], third["id"]]
     _assert_kept(vmkeep, vm, third)
 

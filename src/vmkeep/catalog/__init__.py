@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         KnownRepository,
         PassedPoint,
         PointOutline,
+        PointProtection,
+        PointRemoval,
+        Policy,
         StateAlert,
         StateFile,
         Trust,
@@ -46,7 +49,7 @@ else:
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogDeletion CatalogPin CatalogPoint CatalogSnapshot CatalogState "
             "CatalogVm FoundPin HeldSecret KnownHostKey KnownKeyring KnownRepository PassedPoint PointOutline "
-            "StateAlert StateFile Trust",
+            "PointProtection PointRemoval Policy StateAlert StateFile Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -72,6 +75,9 @@ __all__ = [
     "OperationState",
     "PassedPoint",
     "PointOutline",
+    "PointProtection",
+    "PointRemoval",
+    "Policy",
     "SqlCatalog",
     "StateAlert",
     "StateFile",

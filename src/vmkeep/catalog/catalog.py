@@ -7,7 +7,7 @@ so that who only asks loads no database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,9 @@ from vmkeep.catalog.records import (
     KnownRepository,
     PassedPoint,
     PointOutline,
+    PointProtection,
+    PointRemoval,
+    Policy,
     StateAlert,
     StateFile,
     Trust,
@@ -399,6 +402,59 @@ class Catalog(Protocol):
 
         Raises CatalogError when it is not as it was known, or may not become that.
         """
+        ...
+
+    # -- which points are kept, and which are to go --------------------------------------------------------------
+
+    def hide_point(self, removal: PointRemoval) -> None:
+        """Record a removal of the repository in place of a known one, and forget its point: in one transaction.
+
+        One that hides nothing is recorded alone.
+        """
+        ...
+
+    def is_anything_marked(self) -> bool:
+        """Return whether any removal or protection is known."""
+        ...
+
+    def end_removal(self, point_id: str) -> None:
+        """Forget a removal: its point is gone, or is to come back."""
+        ...
+
+    def removals(self, vm_uuid: str | None = None) -> tuple[PointRemoval, ...]:
+        """Return the removals of the points of one VM or of all, the oldest first."""
+        ...
+
+    def protect_point(self, protection: PointProtection) -> None:
+        """Record a protection of the repository in place of a known one."""
+        ...
+
+    def end_protection(self, point_id: str) -> None:
+        """Forget a protection."""
+        ...
+
+    def protections(self) -> Mapping[str, PointProtection]:
+        """Return the protections, by the id of the point."""
+        ...
+
+    def note_soundness(self, harmed: Collection[str], sound: Collection[str]) -> None:
+        """Note which points were found harmed, and which were proved sound since."""
+        ...
+
+    def harmed_points(self) -> Mapping[str, str]:
+        """Return when points were found harmed that were not proved sound since, by their ids."""
+        ...
+
+    def set_policy(self, policy: Policy) -> None:
+        """Record a policy in place of the one of its subject."""
+        ...
+
+    def drop_policy(self, subject: str) -> bool:
+        """Forget a policy; False when there was none."""
+        ...
+
+    def policies(self) -> Mapping[str, Policy]:
+        """Return the policies by their subjects, sorted by these."""
         ...
 
     # -- which host may run a VM -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -32,6 +32,9 @@ from vmkeep.catalog.records import (
     KnownRepository,
     PassedPoint,
     PointOutline,
+    PointProtection,
+    PointRemoval,
+    Policy,
     StateAlert,
     StateFile,
     Trust,
@@ -277,13 +280,17 @@ class MemoryCatalog(Catalog):
 
     def forget_point(self, point_id: str) -> bool:
         with self._writing() as tables:
-            point = tables.get(point_id)
-            held = [version for version, *holder in tables.pins if holder == ["point", point_id]]
-            tables.unpin(point_id, "point")
-            if point is not None and not point.is_vouched_for:
-                tables.disown(held)
-            tables.places.pop(point_id, None)
-            return tables.points.pop(point_id, None) is not None
+            return self._forget_point(tables, point_id)
+
+    @staticmethod
+    def _forget_point(tables: Tables, point_id: str) -> bool:
+        point = tables.get(point_id)
+        held = [version for version, *holder in tables.pins if holder == ["point", point_id]]
+        tables.unpin(point_id, "point")
+        if point is not None and not point.is_vouched_for:
+            tables.disown(held)
+        tables.places.pop(point_id, None)
+        return tables.points.pop(point_id, None) is not None
 
     def newest_state(self, vm_uuid: str, kind: str) -> CatalogState | None:
         return self._tables.newest_state(vm_uuid.lower(), kind)
@@ -439,8 +446,11 @@ class MemoryCatalog(Catalog):
                 self._add_deletion(tables, fact)
 
     def _judged_deletion(self, deletion: CatalogDeletion) -> CatalogDeletion:
-        key = self._tables.keys.get(deletion.signed_by or "")
-        return replace(deletion, trust=trust_of(deletion.signed_by, None if key is None else key.trust))
+        return replace(deletion, trust=self._trust_of(deletion.signed_by))
+
+    def _trust_of(self, signed_by: str | None) -> Trust:
+        key = self._tables.keys.get(signed_by or "")
+        return trust_of(signed_by, None if key is None else key.trust)
 
     @staticmethod
     def _add_deletion(tables: Tables, deletion: CatalogDeletion) -> None:
@@ -451,6 +461,61 @@ class MemoryCatalog(Catalog):
     def _add_tombstones(tables: Tables, tombstones: Sequence[Tombstone]) -> None:
         for each in tombstones:
             tables.tombstones.setdefault(each.id, each)
+
+    # -- which points are kept, and which are to go --------------------------------------------------------------
+
+    def hide_point(self, removal: PointRemoval) -> None:
+        with self._writing() as tables:
+            tables.removals[removal.point_id] = replace(removal, trust=Trust.UNSIGNED)
+            if removal.hides:
+                self._forget_point(tables, removal.point_id)
+
+    def is_anything_marked(self) -> bool:
+        return bool(self._tables.removals or self._tables.protections)
+
+    def end_removal(self, point_id: str) -> None:
+        with self._writing() as tables:
+            tables.removals.pop(point_id, None)
+
+    def removals(self, vm_uuid: str | None = None) -> tuple[PointRemoval, ...]:
+        wanted = None if vm_uuid is None else vm_uuid.lower()
+        mine = [each for each in self._tables.removals.values() if wanted in (None, each.vm_uuid)]
+        return tuple(
+            replace(each, trust=self._trust_of(each.signed_by))
+            for each in sorted(mine, key=lambda each: (each.stored_at, each.point_id))
+        )
+
+    def protect_point(self, protection: PointProtection) -> None:
+        with self._writing() as tables:
+            tables.protections[protection.point_id] = protection
+
+    def end_protection(self, point_id: str) -> None:
+        with self._writing() as tables:
+            tables.protections.pop(point_id, None)
+
+    def protections(self) -> Mapping[str, PointProtection]:
+        return dict(sorted(self._tables.protections.items()))
+
+    def note_soundness(self, harmed: Collection[str], sound: Collection[str]) -> None:
+        with self._writing() as tables:
+            for point_id in set(sound) - set(harmed):
+                tables.harmed.pop(point_id, None)
+            for point_id in harmed:
+                tables.harmed.setdefault(point_id, texts.now())
+
+    def harmed_points(self) -> Mapping[str, str]:
+        return dict(sorted(self._tables.harmed.items()))
+
+    def set_policy(self, policy: Policy) -> None:
+        with self._writing() as tables:
+            tables.policies[policy.subject] = replace(policy, changed_at=texts.now())
+
+    def drop_policy(self, subject: str) -> bool:
+        with self._writing() as tables:
+            return tables.policies.pop(subject, None) is not None
+
+    def policies(self) -> Mapping[str, Policy]:
+        return dict(sorted(self._tables.policies.items()))
 
     # -- which host may run a VM -------------------------------------------------------------------------------
 

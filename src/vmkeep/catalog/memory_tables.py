@@ -22,6 +22,9 @@ from vmkeep.catalog.records import (
     KnownHostKey,
     KnownRepository,
     PassedPoint,
+    PointProtection,
+    PointRemoval,
+    Policy,
     StateAlert,
     StateFile,
     Trust,
@@ -78,6 +81,10 @@ class Tables:
     alerts: dict[tuple[str, str], StateAlert] = field(default_factory=dict)
     tombstones: dict[str, Tombstone] = field(default_factory=dict)
     deletions: dict[str, CatalogDeletion] = field(default_factory=dict)
+    removals: dict[str, PointRemoval] = field(default_factory=dict)
+    protections: dict[str, PointProtection] = field(default_factory=dict)
+    harmed: dict[str, str] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)
 
     def copied(self) -> Tables:

@@ -313,6 +313,60 @@ host_keys = Table(
     Column("copied_to", text()),
 )
 
+# Removals of the repository: what hides points until they are gone. One that nobody trusted has signed hides none.
+point_removals = Table(
+    "point_removals",
+    metadata,
+    Column("point_id", text(32), primary_key=True),
+    # Null for a point that nobody could read.
+    Column("vm_uuid", text(36), index=True),
+    Column("vm_name", text()),
+    Column("taken", text(32)),
+    Column("host", text(), nullable=False),
+    Column("created", text(32), nullable=False),
+    # When the store got it: the grace is counted from then, by the store's clock.
+    Column("stored_at", text(32), nullable=False),
+    Column("grace_seconds", whole(), nullable=False),
+    Column("why", text(), nullable=False),
+    # As that of a point.
+    Column("signed_by", text(32)),
+)
+
+# Protections of the repository: what keeps points from being removed.
+point_protections = Table(
+    "point_protections",
+    metadata,
+    Column("point_id", text(32), primary_key=True),
+    Column("stored_at", text(32), nullable=False),
+    Column("host", text(), nullable=False),
+    Column("created", text(32), nullable=False),
+    # Null: for good.
+    Column("until", text(32)),
+    Column("why", text(), nullable=False),
+    Column("signed_by", text(32)),
+)
+
+# Points of which something was found to be damaged or lost, until they are proved sound.
+harmed_points = Table(
+    "harmed_points",
+    metadata,
+    Column("point_id", text(32), primary_key=True),
+    Column("found_at", text(32), nullable=False),
+)
+
+# Which points are kept: by the name of what they are of ("all", "vm:UUID", "label:NAME" or "label:NAME=VALUE").
+policies = Table(
+    "policies",
+    metadata,
+    Column("subject", text(), primary_key=True),
+    # As people write it: "last=3, daily=7".
+    Column("keep", text(), nullable=False),
+    Column("within_seconds", whole(), nullable=False),
+    Column("zone", text(), nullable=False),
+    Column("grace_seconds", whole(), nullable=False),
+    Column("changed_at", text(32), nullable=False),
+)
+
 # Points of the repository that were read here and are of VMs which this installation has nothing to do with.
 passed_points = Table(
     "passed_points",

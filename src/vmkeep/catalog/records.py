@@ -395,6 +395,67 @@ class CatalogDeletion:
 
 
 @dataclass(frozen=True, slots=True)
+class PointRemoval:
+    """A removal of the repository: what hides a point until it is carried out, ``grace_seconds`` after ``stored_at``.
+
+    That is the store's time. VM and ``taken`` (the time of the point) are None of a point that nobody could read.
+    """
+
+    point_id: str
+    host: str
+    created: str
+    stored_at: str
+    grace_seconds: int
+    why: str
+    vm_uuid: str | None = None
+    vm_name: str | None = None
+    taken: str | None = None
+    signed_by: str | None = None
+    trust: Trust = field(default=Trust.UNSIGNED, compare=False)
+
+    @property
+    def hides(self) -> bool:
+        """Whether it hides its point. One that nobody who is trusted has signed is a wish of somebody."""
+        return self.trust.is_proved
+
+
+@dataclass(frozen=True, slots=True)
+class PointProtection:
+    """A protection of the repository: it keeps a point from being removed, until a time or (None) for good.
+
+    Whoever signed it: it deletes nothing.
+    """
+
+    point_id: str
+    host: str
+    created: str
+    stored_at: str
+    why: str
+    until: str | None = None
+    signed_by: str | None = None
+
+    def holds(self, now: str) -> bool:
+        """Return whether it holds at a time (ISO 8601 in UTC)."""
+        return self.until is None or self.until > now
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which points are kept of what ``subject`` names: "all", "vm:UUID", "label:NAME" or "label:NAME=VALUE".
+
+    ``keep`` is a rule as people write it, ``zone`` that of its periods, ``grace_seconds`` how long what goes is only
+    hidden. ``changed_at`` is given by the catalogue.
+    """
+
+    subject: str
+    keep: str
+    within_seconds: int
+    zone: str
+    grace_seconds: int
+    changed_at: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class PassedPoint:
     """A point of the repository that was read, and is of a VM which this installation has nothing to do with."""
 

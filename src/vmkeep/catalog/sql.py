@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from vmkeep.catalog import (
     adoption,
@@ -43,6 +43,9 @@ from vmkeep.catalog.records import (
     KnownRepository,
     PassedPoint,
     PointOutline,
+    PointProtection,
+    PointRemoval,
+    Policy,
     StateAlert,
     StateFile,
     Trust,
@@ -298,12 +301,16 @@ class SqlCatalog(Catalog):
 
     def forget_point(self, point_id: str) -> bool:
         with self._database.writing() as connection:
-            point = point_queries.get(connection, point_id)
-            held = state_queries.held(connection, point_id, "point")
-            state_queries.unpin(connection, point_id)
-            if point is not None and not point.is_vouched_for:
-                state_queries.disown(connection, held)
-            return point_queries.remove(connection, point_id)
+            return self._forget_point(connection, point_id)
+
+    @staticmethod
+    def _forget_point(connection: Connection, point_id: str) -> bool:
+        point = point_queries.get(connection, point_id)
+        held = state_queries.held(connection, point_id, "point")
+        state_queries.unpin(connection, point_id)
+        if point is not None and not point.is_vouched_for:
+            state_queries.disown(connection, held)
+        return point_queries.remove(connection, point_id)
 
     def newest_state(self, vm_uuid: str, kind: str) -> CatalogState | None:
         with self._database.reading() as connection:
@@ -436,6 +443,82 @@ class SqlCatalog(Catalog):
             deletion_queries.move_tombstone(connection, known, to)
             if fact is not None:
                 deletion_queries.add(connection, fact)
+
+    # -- which points are kept, and which are to go --------------------------------------------------------------
+    # Most commands ask for none of it, so the queries are loaded by those that do.
+
+    def hide_point(self, removal: PointRemoval) -> None:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.writing(*filter(None, [removal.vm_uuid])) as connection:
+            mark_queries.put_removal(connection, removal)
+            if removal.hides:
+                self._forget_point(connection, removal.point_id)
+
+    def is_anything_marked(self) -> bool:
+        with self._database.reading() as connection:
+            tables = (models.point_removals, models.point_protections)
+            return any(connection.execute(select(each.c.point_id).limit(1)).first() is not None for each in tables)
+
+    def end_removal(self, point_id: str) -> None:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.writing() as connection:
+            mark_queries.end_removal(connection, point_id)
+
+    def removals(self, vm_uuid: str | None = None) -> tuple[PointRemoval, ...]:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.reading() as connection:
+            return mark_queries.removals(connection, None if vm_uuid is None else vm_uuid.lower())
+
+    def protect_point(self, protection: PointProtection) -> None:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.writing() as connection:
+            mark_queries.put_protection(connection, protection)
+
+    def end_protection(self, point_id: str) -> None:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.writing() as connection:
+            mark_queries.end_protection(connection, point_id)
+
+    def protections(self) -> Mapping[str, PointProtection]:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.reading() as connection:
+            return mark_queries.protections(connection)
+
+    def note_soundness(self, harmed: Collection[str], sound: Collection[str]) -> None:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.writing() as connection:
+            mark_queries.note_soundness(connection, harmed, sound)
+
+    def harmed_points(self) -> Mapping[str, str]:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.reading() as connection:
+            return mark_queries.harmed_points(connection)
+
+    def set_policy(self, policy: Policy) -> None:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.writing() as connection:
+            mark_queries.set_policy(connection, policy)
+
+    def drop_policy(self, subject: str) -> bool:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.writing() as connection:
+            return mark_queries.drop_policy(connection, subject)
+
+    def policies(self) -> Mapping[str, Policy]:
+        from vmkeep.catalog import mark_queries
+
+        with self._database.reading() as connection:
+            return mark_queries.policies(connection)
 
     # -- which host may run a VM -------------------------------------------------------------------------------
 

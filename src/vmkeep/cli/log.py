@@ -122,6 +122,8 @@ def _plain(name: str, value: object) -> str:
         return name
     if isinstance(value, Mapping):
         return ", ".join(_plain(f"{name}.{key}", each) for key, each in value.items())
+    if isinstance(value, list) and all(isinstance(each, Mapping) and "points" in each for each in value):
+        return f"{name}=" + ", ".join(f"{len(each['points'])} of {each['vm']}" for each in value)
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return f"{name}={','.join(value)}"
     if isinstance(value, str):

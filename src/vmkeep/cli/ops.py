@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmkeep.flows.step_records import StepRecord
 
 _LOOK_SECONDS = 0.1
-_FLOWLESS = ("point.delete", "snapshot.change")
+_FLOWLESS = ("snapshot.change",)
 
 IdArgument = Annotated[
     str,

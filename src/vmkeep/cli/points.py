@@ -1,4 +1,4 @@
-"""`vmkeep points`, `vmkeep point show` and `vmkeep point delete`."""
+"""`vmkeep points` and `vmkeep point show`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHORTEST_ID = 8
 _NAMED = 4
 
 point_app = typer.Typer(
-    help="One point: show it or delete it.",
+    help="One point: show, protect, delete it, or bring it back.",
     epilog="Example: vmkeep point show win11@latest",
     rich_markup_mode=None,
 )
@@ -41,13 +41,13 @@ def search_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, l
     """Return the point that was named, by all that the repository holds, and what a JSON document says beside it."""
     from vmkeep.flows.point_search import search_point as search
 
-    found = search(running.premises, text, _watch_of(running))
+    found = search(running.premises, text, watch_of(running))
     for sentence in found.told:
         running.console.notice(f"warning: {sentence}")
-    return _beside(running, text, found.point)
+    return beside(running, text, found.point)
 
 
-def _watch_of(running: Session) -> Callable[[Progress], None]:
+def watch_of(running: Session) -> Callable[[Progress], None]:
     def watch(report: Progress) -> None:
         if report.note is not None:
             running.console.notice(report.note)
@@ -57,10 +57,10 @@ def _watch_of(running: Session) -> Callable[[Progress], None]:
 
 def find_point(running: Session, text: str) -> tuple[CatalogPoint, dict[str, list[str]]]:
     """Return the point that was named, by the catalogue alone, and what a JSON document says beside it."""
-    return _beside(running, text, running.premises.catalog.find_point(text))
+    return beside(running, text, running.premises.catalog.find_point(text))
 
 
-def _beside(running: Session, text: str, found: CatalogPoint) -> tuple[CatalogPoint, dict[str, list[str]]]:
+def beside(running: Session, text: str, found: CatalogPoint) -> tuple[CatalogPoint, dict[str, list[str]]]:
     """Tell what one must know of a point that was not named by its id.
 
     VM@latest is the last point that somebody or a timer made. Where a restore in place left a later state, that is
@@ -95,12 +95,18 @@ def points(
         typer.Argument(metavar="VM", help="Name or UUID.", show_default=False, autocompletion=complete_vm),
     ] = None,
     tree: Annotated[bool, typer.Option("--tree", help="Draw how points descend from each other.")] = False,
+    deleted: Annotated[bool, typer.Option("--deleted", help="List those that are deleted and can come back.")] = False,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """List the points that can be restored, oldest first."""
     with session(context, json=json, connect=connect, debug=debug) as running:
+        if deleted:
+            from vmkeep.cli.point_marks import show_deleted
+
+            show_deleted(running, vm)
+            return
         listed, ids = running.listing(vm)
         if running.console.json:
             running.console.document({"points": list(listed)})
@@ -149,54 +155,6 @@ def show(
             running.console.document({"point": shown})
         else:
             running.console.show(*_details(shown))
-
-
-@point_app.command("delete", epilog="Example: vmkeep point delete 3f2a9c01 --yes")
-def delete(
-    context: typer.Context,
-    point: PointArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    json: JsonOption = False,
-    connect: ConnectOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
-    with session(context, json=json, connect=connect, debug=debug) as running:
-        running.stand_apart()
-        point_id, vm, question, lost = _to_delete(running, point)
-        if lost:
-            running.console.notice(f"warning: {lost}")
-        running.console.confirm(question, yes=yes)
-        with running.engine() as engine:
-            engine.delete_point(point_id)
-        if running.console.json:
-            running.console.document({"deleted": {"point": point_id, "vm": vm}})
-        else:
-            running.console.show(
-                f"point {point_id} deleted; the space it alone used comes back with prune, which a later release brings"
-            )
-
-
-def _to_delete(running: Session, text: str) -> tuple[str, str | None, str, str]:
-    """Return the id and the VM's name of a point that may be a damaged one, the question before it is deleted, and what
-    is lost with it.
-    """
-    from vmkeep.flows.delete_point import told_of_last_secrets
-    from vmkeep.flows.point_search import FoundPoint, search_stored
-
-    found = search_stored(running.premises, text, _watch_of(running))
-    if not isinstance(found, FoundPoint):
-        return found.point, None, f"Delete the damaged point {found.point} for ever? ({found.message})", ""
-    for sentence in found.told:
-        running.console.notice(f"warning: {sentence}")
-    point, _ = _beside(running, text, found.point)
-    question = f"Delete point {point.id} of VM {point.vm_name!r}, taken {time_text(point.created)}, for ever?"
-    return (
-        point.id,
-        point.vm_name,
-        question,
-        told_of_last_secrets(running.premises.catalog, point, running.premises.keep_state_versions),
-    )
 
 
 def _counted(points: Sequence[str]) -> str:

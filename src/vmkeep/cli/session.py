@@ -57,6 +57,7 @@ _LOOKING = {
     *("key providers", "key recipients list", "key status"),
     *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "schedule show", "status"),
     *("verify", "vm list", "vm show"),
+    *("policy explain", "policy show"),
     *("state conflicts", "state diff", "state list", "state show", "state versions", "tpm show"),
     *("tombstones list", "tpm removal list", "tpm removal show"),
     *(

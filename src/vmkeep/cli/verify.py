@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,7 @@ def verify(
         else:
             chosen, beside = _chosen(running, what)
             result = {**_points(running, chosen, sample / 100), **beside}
+        _note_soundness(running, result)
         _name(running, result["verified"])
         if running.console.json:
             running.console.document(result)
@@ -130,6 +132,16 @@ def _everything(running: Session, sample: float) -> dict[str, Any]:
         "blocks": report.blocks,
         "bytes": report.bytes_read,
     }
+
+
+def _note_soundness(running: Session, result: dict[str, Any]) -> None:
+    """Let `vmkeep retain` know which points are harmed: those fill no slot. Only all of one proves that it is sound."""
+    harmed = {point["point"] for point in result["verified"] if _is_harmed(point)}
+    sound = {point["point"] for point in result["verified"] if point["ok"] and result["sample"] == 100}
+    catalog = running.premises.catalog
+    with contextlib.suppress(VmkeepError):  # a home that cannot be written keeps nobody from verifying
+        if harmed or catalog.harmed_points():
+            catalog.note_soundness(harmed, sound)
 
 
 def _condemn(running: Session, packs: Sequence[bytes]) -> None:

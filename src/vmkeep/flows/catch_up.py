@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmkeep.catalog import Catalog, CatalogPoint, CatalogState, PassedPoint, Trust
 from vmkeep.commandline import command_line
@@ -28,6 +28,9 @@ from vmkeep.logs import get_logger
 from vmkeep.repository import PointRecord
 from vmkeep.values import dataclass
 
+if TYPE_CHECKING:
+    from vmkeep.flows.catch_up_on_marks import HeldMarks
+
 _log = get_logger(__name__)
 _AT_ONCE = 500  # points between two transactions: who is ended meanwhile does not begin anew
 _NAMED = 8
@@ -41,6 +44,14 @@ class HoldsPoints(HoldsPins, Protocol):
 
     def point_ids(self) -> list[str]: ...
 
+    def marked(self) -> frozenset[str]: ...
+
+    @property
+    def removals(self) -> HeldMarks: ...
+
+    @property
+    def protections(self) -> HeldMarks: ...
+
     def point(self, point_id: str) -> PointRecord: ...
 
 
@@ -50,14 +61,16 @@ class CaughtUp:
 
     ``pinned`` are VMs of which pins were taken over, that is state versions that no point names.
     ``remarkable`` are those of VMs that count, or that were seen on this host: nobody else should have made them.
-    ``damaged`` says what could not be, ``missing`` are known points that are not stored. ``hosts`` sign with keys that
-    are new here; ``copies`` are points that a copy of this very home made elsewhere.
+    ``marks`` says what others want removed. ``damaged`` says what could not be, ``missing`` are known points that are
+    not stored. ``hosts`` sign with keys that are new here; ``copies`` are points that a copy of this very home made
+    elsewhere.
     """
 
     taken: tuple[CatalogPoint, ...] = ()
     pinned: frozenset[str] = frozenset()
     remarkable: tuple[CatalogPoint, ...] = ()
     damaged: tuple[DamagedPoint, ...] = ()
+    marks: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     missing: frozenset[str] = frozenset()
     hosts: tuple[MetHost, ...] = ()
@@ -69,7 +82,7 @@ class CaughtUp:
         told += [_copied(points) for points in _by_origin(self.taken) if points[0].id in self.copies]
         told += map(told_of_host, self.hosts)
         told += [f"a point of the repository could not be taken over: {damaged.message}" for damaged in self.damaged]
-        return (*told, *self.conflicts)
+        return (*told, *self.marks, *self.conflicts)
 
 
 def catch_up(catalog: Catalog, repository: HoldsPoints, counts: Counts = lambda _point: False) -> CaughtUp:
@@ -78,15 +91,17 @@ def catch_up(catalog: Catalog, repository: HoldsPoints, counts: Counts = lambda 
     Raises what listing the repository raises: then nothing is known of what it holds.
     """
     stored = frozenset(repository.point_ids())
+    marks = hide_marked(catalog, repository)
     # Read in this order: an operation that has ended since has recorded its point, or has deleted it.
     under_way = {operation.id for operation in catalog.unfinished_operations()}
     passed = {point.id: point for point in catalog.passed_points()}
     known = frozenset(catalog.point_ids())
-    unknown = stored - known - under_way
+    # After the known ones: a point that another process hides meanwhile is in one of the two.
+    unknown = stored - known - under_way - hidden_points(catalog)
     vms = {vm.uuid for vm in catalog.vms()}
     wanted = [point.id for point in passed.values() if point.id in unknown and (point.vm_uuid in vms or counts(point))]
     strange = sorted(unknown - passed.keys())
-    caught = CaughtUp(missing=known - stored - under_way)
+    caught = CaughtUp(missing=known - stored - under_way, marks=marks)
     for ids in _portions((*wanted, *strange)):
         caught = _take(catalog, repository, counts, ids, caught)
     if new := {point.vm_uuid for point in caught.taken} - vms:
@@ -97,6 +112,22 @@ def catch_up(catalog: Catalog, repository: HoldsPoints, counts: Counts = lambda 
     if caught.taken:
         _log.info("caught up", points=len(caught.taken), read=len(strange) + len(wanted))
     return _with_pins(catalog, repository, counts, caught)
+
+
+def hide_marked(catalog: Catalog, repository: HoldsPoints) -> tuple[str, ...]:
+    """Take over which points are to be removed, and which are protected; return what is to be told."""
+    if not (repository.marked() or catalog.is_anything_marked()):
+        return ()
+    from vmkeep.flows.catch_up_on_marks import catch_up_on_marks
+
+    return catch_up_on_marks(catalog, repository)
+
+
+def hidden_points(catalog: Catalog) -> frozenset[str]:
+    """Return the points that the repository may hold and that no list shows, because they are to be removed."""
+    if not catalog.is_anything_marked():
+        return frozenset()
+    return frozenset(removal.point_id for removal in catalog.removals() if removal.hides)
 
 
 def catch_up_on_vm(services: Services, vm_uuid: str) -> None:
@@ -155,6 +186,7 @@ def _take(catalog: Catalog, repository: HoldsPoints, counts: Counts, ids: Sequen
         taken=(*caught.taken, *taken),
         remarkable=(*caught.remarkable, *remarkable),
         damaged=(*caught.damaged, *damaged),
+        marks=caught.marks,
         conflicts=(*caught.conflicts, *adopted.conflicts),
         missing=caught.missing,
         hosts=(*caught.hosts, *hosts),

@@ -359,7 +359,10 @@ class CheckUp:
             yield Finding(FindingCode.POINT_NOT_STORED, message, remedy=remedy, path=f"{path}/points/{point_id}")
         under_way = {operation.id for operation in catalog.unfinished_operations()}
         of_other_vms = {point.id for point in catalog.passed_points()}
-        for point_id in sorted(stored - known - under_way - of_other_vms):
+        from vmkeep.flows.catch_up import hidden_points
+
+        hidden = hidden_points(catalog)
+        for point_id in sorted(stored - known - under_way - of_other_vms - hidden):
             if point_id in catalog.point_ids():
                 continue
             message = f"the catalogue does not know the point {point_id}, which the repository holds"

@@ -15,6 +15,10 @@ from vmkeep.flows.plan import Flow
 TAKE_POINT: Final = "point.take"
 DECLARED: Final[Mapping[str, str]] = {
     TAKE_POINT: "take_point",
+    "point.delete": "delete_point",
+    "point.protect": "protect_point",
+    "point.undelete": "undelete_point",
+    "points.retain": "retain_points",
     "restore.files": "restore_files",
     "restore.vm": "restore_vm",
     "restore.in_place": "restore_in_place",

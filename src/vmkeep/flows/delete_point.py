@@ -1,20 +1,44 @@
-"""Delete a point. No flow: either of its steps can be repeated, and the operation stands in the catalogue."""
+"""Delete a point: hide it by a mark, and remove it when its grace is over; at once when it has none."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from vmkeep.catalog import Catalog, CatalogPoint
-from vmkeep.errors import PointNotFound
+from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.point_marks import carry_out_removal, hide_point
+from vmkeep.flows.point_requests import DeletePoint, PointDeleted
 from vmkeep.flows.secret_holders import VTPM, secret_holders
-from vmkeep.flows.services import Services
 
 if TYPE_CHECKING:
     from vmkeep.planning.retention import KeepRule
 
-DELETE_POINT: Final = "point.delete"
-"""The kind of the operation."""
+
+@flow("point.delete", after_crash=AfterCrash.FINISH)
+def delete_point(plan: Plan, request: DeletePoint) -> PointDeleted:
+    """Hide the point; without a grace it goes now. See docs/internals/flows.md."""
+    stored = plan.step(hide, plan, request)
+    if stored is None:
+        return PointDeleted(request.point, None)
+    if not request.grace_seconds:
+        stays = plan.step(carry_out, plan, request)
+        if stays is None:
+            return PointDeleted(request.point, None)
+        told = f"Point {request.point} is hidden and stays in the repository for now: {stays}."
+        return PointDeleted(request.point, stored, (told,))
+    until = datetime.fromisoformat(stored) + timedelta(seconds=request.grace_seconds)
+    return PointDeleted(request.point, until.isoformat(timespec="microseconds"))
+
+
+def hide(plan: Plan, request: DeletePoint) -> str | None:
+    """Put the mark that hides it."""
+    return hide_point(plan.services, request.point, request.grace_seconds, request.why)
+
+
+def carry_out(plan: Plan, request: DeletePoint) -> str | None:
+    """Remove it, or return why it stays."""
+    return carry_out_removal(plan.services, request.point)
 
 
 def told_of_last_secrets(catalog: Catalog, point: CatalogPoint, rule: KeepRule) -> str:
@@ -39,25 +63,3 @@ def told_of_last_secrets(catalog: Catalog, point: CatalogPoint, rule: KeepRule) 
 
 def _secrets_of(point: CatalogPoint) -> set[str]:
     return {str(secret["uuid"]) for secret in point.document.get("secrets", ()) if secret.get("usage") == VTPM}
-
-
-def remove_deleted(services: Services, point_id: str) -> None:
-    """Remove a point from the repository and the catalogue. Nothing on the host needs it (``RequireUnneeded``)."""
-    point = services.catalog.point(point_id)
-    if point is not None and point.is_vouched_for:
-        _keep_what_it_holds(services, point)
-    # The object first: a point that is only in the catalogue is told by verify, one that is only in the repository
-    # would come back at the next adoption.
-    with suppress(PointNotFound):  # deleted by an attempt that did not live to tell the catalogue
-        services.with_repository(lambda repository: repository.delete_point(point_id))
-    services.catalog.forget_point(point_id)
-
-
-def _keep_what_it_holds(services: Services, point: CatalogPoint) -> None:
-    """Pin the versions of state files that are to be kept although this point, which holds them, goes."""
-    from vmkeep.flows.settle_pins import settle_pins
-
-    rule = services.keep_state_versions()
-    services.with_repository(
-        lambda repository: settle_pins(services.catalog, repository, point.vm_uuid, rule, without=point.id)
-    )

@@ -26,7 +26,6 @@ from vmkeep.errors import (
     GivenUp,
     Interrupted,
     NoSpace,
-    PointNotFound,
     SecretMissing,
     SecretPrivate,
     StateUnsupported,
@@ -36,7 +35,6 @@ from vmkeep.errors import (
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
 from vmkeep.flows.declared import DECLARED, TAKE_POINT, declared_flow
-from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, DatabaseError, DBOSConfig, SetWorkflowID, launching
 from vmkeep.flows.finished import forget_finished_flows
 from vmkeep.flows.hosts import refuse_distrusted
@@ -78,7 +76,6 @@ from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import WhoHoldsVm
 from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.host.tasks.task import Task
-from vmkeep.host.tasks.unfinished import RequireUnneeded
 from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
 from vmkeep.sqlite import raised_within, sqlite_error
@@ -86,6 +83,16 @@ from vmkeep.sqlite import raised_within, sqlite_error
 if TYPE_CHECKING:
     from vmkeep.catalog import Operation
     from vmkeep.flows.clone_requests import CloneTpm, CloneVm, RenameVm, TpmCloned, VmCloned, VmRenamed
+    from vmkeep.flows.point_requests import (
+        ChangeProtection,
+        DeletePoint,
+        PointDeleted,
+        PointsRetained,
+        PointUndeleted,
+        ProtectionChanged,
+        RetainPoints,
+        UndeletePoint,
+    )
     from vmkeep.host.tasks.restores import InPlaceChecked
     from vmkeep.host.tasks.reverts import RevertChecked
 
@@ -399,24 +406,40 @@ class Engine:
         self._prepare_to_sign(watch)
         return self._run(replace_nvram, request, request.vm, watch)
 
-    def delete_point(self, point_id: str) -> None:
-        """Delete a point from the repository and the catalogue; after a crash in between the next start goes on."""
-        for services in self._services().on_each():
-            services.host.ask(RequireUnneeded(point_id))
+    def delete_point(self, request: DeletePoint, watch: Watch) -> PointDeleted:
+        """Hide a point, and remove it when its grace is over."""
+        from vmkeep.flows.delete_point import delete_point
+
+        self._prepare_to_sign(watch)
+        return self._run(delete_point, request, self._vm_of(request.point), watch)
+
+    def undelete_point(self, request: UndeletePoint, watch: Watch) -> PointUndeleted:
+        """Bring a hidden point back."""
+        from vmkeep.flows.undelete_point import undelete_point
+
+        return self._run(undelete_point, request, self._vm_of(request.point), watch)
+
+    def protect_point(self, request: ChangeProtection, watch: Watch) -> ProtectionChanged:
+        """Protect a point from being removed, or end that."""
+        from vmkeep.flows.protect_point import protect_point
+
+        self._prepare_to_sign(watch)
+        return self._run(protect_point, request, self._vm_of(request.point), watch)
+
+    def retain_points(self, request: RetainPoints, watch: Watch) -> PointsRetained:
+        """Let the points go that were chosen (``plan_retention``)."""
+        from vmkeep.flows.retain_points import retain_points
+
+        self._prepare_to_sign(watch)
+        return self._run(retain_points, request, None, watch)
+
+    def _vm_of(self, point_id: str) -> str | None:
+        """Return the name of a point's VM, also of one that is hidden; None of one that could not be read."""
         catalog = self._premises.catalog
-        operation = uuid.uuid4().hex
-        vm = None
-        with suppress(PointNotFound):
-            point = catalog.find_point(point_id)
-            vm = point.vm_name
-            refuse_beside_unsettled(catalog, vm, point.vm_uuid)  # its undo may need what the point holds
-        catalog.begin_operation(operation, DELETE_POINT, vm, self._executor, {"point": point_id})
-        try:
-            remove_deleted(self._services(), point_id)
-        except VmkeepError as error:
-            self._end(operation, OperationState.FAILED, error)
-            raise
-        self._end(operation, OperationState.DONE, None)
+        point = catalog.point(point_id)
+        if point is not None:
+            return point.vm_name
+        return next((each.vm_name for each in catalog.removals() if each.point_id == point_id), None)
 
     def resume(self, operation: Operation, watch: Watch) -> str:
         """Take an operation up whose undo stopped, and return what came of it as a sentence.

@@ -406,6 +406,7 @@ class Premises:
         return self._take(repository, created=False)
 
     def _adopt(self, location: str) -> InitReport:
+        from vmkeep.flows.catch_up import hidden_points, hide_marked
         from vmkeep.flows.catch_up_on_deletions import catch_up_on_deletions
         from vmkeep.flows.catch_up_on_pins import catch_up_on_pins
         from vmkeep.flows.hosts import meet_hosts, meet_keys, undecided
@@ -419,7 +420,9 @@ class Premises:
         damaged: list[DamagedPoint] = []
         stored = repository.point_ids()
         under_way = {operation.id for operation in self.catalog.unfinished_operations()}  # they record their points
-        for point_id in (point_id for point_id in stored if point_id not in under_way):
+        marks = hide_marked(self.catalog, repository)
+        hidden = hidden_points(self.catalog)
+        for point_id in (point_id for point_id in stored if point_id not in under_way | hidden):
             try:
                 record = repository.point(point_id)
             except IntegrityError as error:
@@ -440,6 +443,7 @@ class Premises:
             warnings=(
                 *((f"the keyring was taken as it is: {fault}",) if fault else ()),
                 *adopted.conflicts,
+                *marks,
                 *pins.told,
                 *deletions,
             ),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmkeep.catalog import Catalog, CatalogPoint
+from vmkeep.catalog import Catalog, CatalogPoint, PointRemoval
 from vmkeep.catalog.naming import SHORTEST_PREFIX
 from vmkeep.commandline import command_line
 from vmkeep.errors import ObjectDamaged, PointNotFound, VmkeepError
-from vmkeep.flows.catch_up import CaughtUp, Counts, catch_up, missing_point
+from vmkeep.flows.catch_up import CaughtUp, Counts, catch_up, hide_marked, missing_point
 from vmkeep.flows.hosts import told_of_maker
 from vmkeep.flows.installation import DamagedPoint, Premises
 from vmkeep.flows.patience import patiently
@@ -66,6 +66,7 @@ def search_stored(premises: Premises, text: str, watch: Callable[[Progress], Non
     except PointNotFound as error:
         meant = [damaged for damaged in caught.damaged if damaged.point.startswith(text.lower())]
         if len(text) < SHORTEST_PREFIX or len(meant) != 1:
+            error.hint = _hint_of_hidden(catalog, text) or error.hint
             raise _with_notes(error, caught) from None
         return meant[0]
     except VmkeepError as error:
@@ -73,6 +74,32 @@ def search_stored(premises: Premises, text: str, watch: Callable[[Progress], Non
     if not by_id and found.id in caught.missing:
         raise missing_point(found, repository.location)
     return FoundPoint(found, (*caught.sentences(), *_told_of_trust(catalog, found, by_id=by_id)))
+
+
+def search_hidden(premises: Premises, text: str, watch: Callable[[Progress], None]) -> PointRemoval:
+    """Return the removal of the hidden point that an id, or the beginning of one, means.
+
+    Raises PointNotFound, and what opening and listing the repository raise.
+    """
+    catalog, repository = premises.catalog, premises.repository
+    patiently(lambda: hide_marked(catalog, repository), premises.settings.stalled_after_seconds, watch=watch)
+    wanted = text.lower()
+    found = [each for each in catalog.removals() if each.point_id.startswith(wanted)]
+    if len(wanted) < SHORTEST_PREFIX or len(found) != 1:
+        several = f"{len(found)} deleted points begin" if len(found) > 1 else "no deleted point begins"
+        raise PointNotFound(
+            f"{several} with {text!r}",
+            hint="`vmkeep points --deleted` lists those that can come back; what is not among them is gone for good.",
+        )
+    return found[0]
+
+
+def _hint_of_hidden(catalog: Catalog, text: str) -> str | None:
+    if not catalog.is_anything_marked():
+        return None
+    from vmkeep.flows.point_marks import told_of_hidden
+
+    return told_of_hidden(catalog, text, SHORTEST_PREFIX)
 
 
 def _with_notes(error: VmkeepError, caught: CaughtUp) -> VmkeepError:

@@ -27,14 +27,13 @@ from vmkeep.errors import (
     VmNotFound,
 )
 from vmkeep.flows.declared import DECLARED, declared_flow
-from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, WorkflowStatus, take_up_resumed
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import Run, Settled
 from vmkeep.flows.rows import may_have_flows_under_way
 from vmkeep.flows.services import Services, end_operation
-from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore, Unfinished
+from vmkeep.host.tasks.unfinished import ListUnfinished, RescueGuests, SettleRestore, Unfinished
 from vmkeep.locks import FileLock
 from vmkeep.values import dataclass
 
@@ -282,10 +281,7 @@ class Recovery:
         return tuple(told)
 
     def _settle_operations(self, owner: str) -> Iterator[str]:
-        """End the records of a dead owner whose flow ended, or never began, while the record could not be written.
-
-        A point that was being deleted is deleted: what is left of it may be in the catalogue only.
-        """
+        """End the records of a dead owner whose flow ended, or never began, while the record could not be written."""
         catalog = self._catalog
         for operation in catalog.unfinished_operations():
             status = DBOS.get_workflow_status(operation.id)
@@ -295,9 +291,7 @@ class Recovery:
                 continue
             if not catalog.take_over_operation(operation.id, owner, self.executor):
                 continue
-            if operation.kind == DELETE_POINT:
-                yield self._finish_deletion(operation)
-            elif operation.kind == SNAPSHOT_CHANGE:
+            if operation.kind == SNAPSHOT_CHANGE:
                 yield from self._finish_change(operation)
             elif status is not None and status.status == "SUCCESS":
                 self._end(operation.id, OperationState.DONE, None)
@@ -314,18 +308,6 @@ class Recovery:
             told = ()  # and with the VM went what libvirt listed
         self._end(operation.id, OperationState.DONE, None)
         return told
-
-    def _finish_deletion(self, operation: Operation) -> str:
-        point_id = str(operation.request.get("point"))
-        try:
-            for services in self.services().on_each():
-                services.host.ask(RequireUnneeded(point_id))
-            remove_deleted(self.services(), point_id)
-        except VmkeepError as error:
-            self._end(operation.id, OperationState.FAILED, error)
-            return f"the interrupted deletion of point {point_id} could not be finished: {error}"
-        self._end(operation.id, OperationState.DONE, None)
-        return f"the interrupted deletion of point {point_id} was finished"
 
     def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
         end_operation(self._catalog, self.executor, operation, state, error)

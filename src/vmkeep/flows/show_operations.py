@@ -113,10 +113,9 @@ def find_operation(catalog: Catalog, text: str) -> Operation:
 
 def _afterwards(operation: Operation) -> str | None:
     from vmkeep.flows.declared import DECLARED, declared_flow  # with DBOS, for the rare operation that was killed
-    from vmkeep.flows.delete_point import DELETE_POINT
     from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
     from vmkeep.flows.plan import AfterCrash
 
     if operation.kind in DECLARED:
         return "finish" if declared_flow(operation.kind).after_crash is AfterCrash.FINISH else "undo"
-    return "finish" if operation.kind in (DELETE_POINT, SNAPSHOT_CHANGE) else None
+    return "finish" if operation.kind == SNAPSHOT_CHANGE else None

@@ -137,7 +137,7 @@ def _vms(
     here = {vm.uuid: vm for vm in listed or ()}
     names = {vm.uuid: vm.name for vm in catalog.vms() if vm.forgotten_until is None}
     names.update({vm.uuid: vm.name for vm in here.values()})
-    harmed = _harmed(jobs)
+    harmed = _harmed(jobs) | catalog.harmed_points().keys()
     scheduled = next((each.scheduled for each in jobs if each.job is Job.BACKUP), None)
     of_schedule = None if scheduled is None else scheduled.patience_seconds
     for uuid, name in sorted(names.items(), key=lambda each: (listed is not None and each[0] not in here, each[1])):

@@ -26,6 +26,7 @@ _MODULES: Final = (
     "vmkeep.custody.states",
     "vmkeep.custody.wanted",
     "vmkeep.flows.clone_requests",
+    "vmkeep.flows.point_requests",
     "vmkeep.flows.requests",
     "vmkeep.host.tasks.clones",
     "vmkeep.host.tasks.nvram",

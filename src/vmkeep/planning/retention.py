@@ -1,14 +1,15 @@
 """Which of many moments are kept: the last ones, and one of each hour, day, week, month and year, as far as one likes.
 
-The rules are those that users of Proxmox Backup Server know: they apply in this order, the newest of a period stands
-for it, and a period in which an earlier rule has kept one already does not count again. Periods are those of UTC, weeks
-those of ISO 8601. Nothing is compared with the clock: what is kept depends on the moments alone.
+The rules are those of Proxmox Backup Server (pbs-datastore, prune.rs, 3.2): they apply in this order, the newest of a
+period stands for it, a period in which an earlier rule has kept one already does not count again, and what an earlier
+rule has passed over is not looked at again by a later one. Weeks are those of ISO 8601. Nothing is compared with the
+clock: what is kept depends on the moments alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
 from vmkeep.errors import InvalidRequest
@@ -62,24 +63,35 @@ class KeepRule:
         return ", ".join(f"{name}={getattr(self, name)}" for name in _PERIODS if getattr(self, name))
 
 
-def kept_by(rule: KeepRule, moments: Sequence[datetime]) -> dict[int, str]:
+def kept_by(
+    rule: KeepRule, moments: Sequence[datetime], *, zone: tzinfo = UTC, within: timedelta = timedelta()
+) -> dict[int, str]:
     """Return by which rule each moment is kept ("daily", ...), by its place; those that are not named go.
 
-    ``moments`` are the newest first, in any zones.
+    ``moments`` are the newest first, in any zones; periods are those of ``zone``. All that are less than ``within``
+    older than the newest are kept as well, by a rule of that name which comes right after "last".
     """
     kept: dict[int, str] = {}
-    utc = [moment.astimezone(UTC) for moment in moments]
+    passed: set[int] = set()
+    local = [moment.astimezone(zone) for moment in moments]
     for name, period in _PERIODS.items():
-        covered = {period(utc[place]) for place in kept}
-        left = getattr(rule, name)
-        for place, moment in enumerate(utc):
-            if left == 0:
-                break
-            # Two of one microsecond are two to "last".
-            label = f"{period(moment)} {place}" if name == "last" else period(moment)
-            if place in kept or label in covered:
+        # Two of one microsecond are two to "last".
+        labels = [
+            f"{period(moment)} {place}" if name == "last" else period(moment) for place, moment in enumerate(local)
+        ]
+        covered = {labels[place] for place in kept}
+        chosen: set[str] = set()
+        for place, label in enumerate(labels):
+            if place in kept or place in passed or label in covered:
                 continue
-            kept[place] = name
-            covered.add(label)
-            left -= 1
+            if label in chosen:
+                passed.add(place)
+            elif len(chosen) == getattr(rule, name):
+                break
+            else:
+                kept[place] = name
+                chosen.add(label)
+        if name == "last" and within:
+            young = [place for place, moment in enumerate(moments) if moments[0] - moment < within]
+            kept |= {place: "within" for place in young if place not in kept}
     return kept

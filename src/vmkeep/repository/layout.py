@@ -33,7 +33,12 @@ ENVELOPES = "envelopes/"  # since 1.1: the secrets of points
 HOSTS = "hosts/"  # since 1.3: the public keys of those who sign points
 PINS = "pins/"  # since 1.4: what keeps state versions besides points
 DELETIONS = "deletions/"  # since 1.6: proofs of what was deleted on hosts
-FOLDERS = (KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS, DELETIONS)
+REMOVALS = "removals/"  # since 1.10: what hides a point until it is gone
+PROTECTIONS = "protections/"  # since 1.10: what keeps a point from being removed
+FOLDERS = (
+    *(KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS, DELETIONS),
+    *(REMOVALS, PROTECTIONS),
+)
 
 ID_BYTES = 32
 NAME_BYTES = 16
@@ -86,6 +91,8 @@ class FrameKind(IntEnum):
     HOST = 7
     PIN = 8
     DELETION = 10
+    REMOVAL = 11
+    PROTECTION = 12
 
 
 class PackKind(IntEnum):

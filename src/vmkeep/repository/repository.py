@@ -46,6 +46,8 @@ from vmkeep.repository.layout import (
     NAME_BYTES,
     PINS,
     POINTS,
+    PROTECTIONS,
+    REMOVALS,
     FrameKind,
     PackEntry,
     format_object,
@@ -64,6 +66,7 @@ from vmkeep.repository.writer import PointWriter
 
 if TYPE_CHECKING:
     from vmkeep.buckets import BucketAccess
+    from vmkeep.repository.marks import Marks
     from vmkeep.repository.probe import BucketReport
 
 # No put takes longer, and no writer is silent for so long.
@@ -334,8 +337,20 @@ class Repository:
 
     def point_ids(self) -> list[str]:
         """Return the ids of all points, sorted, without opening them."""
-        names = (item.name.removeprefix(POINTS) for item in self._store.list(POINTS))
-        return sorted(name for name in names if is_name(name))
+        return sorted(self.stored_points())
+
+    def stored_points(self) -> dict[str, datetime]:
+        """Return when the store got each point, by its id, also of those that are to be removed."""
+        items = ((item.name.removeprefix(POINTS), item.modified) for item in self._store.list(POINTS))
+        return {name: modified for name, modified in items if is_name(name)}
+
+    def holds_point(self, point_id: str) -> bool:
+        """Return whether the object of a point is there."""
+        return self._store.exists(POINTS + point_id)
+
+    def store_time(self) -> datetime:
+        """Return the time of the store, which is what times of objects are compared with."""
+        return self._store.now()
 
     def points(self) -> Iterator[PointRecord]:
         """Yield every point in order of id; raises ObjectDamaged naming one that cannot be trusted."""
@@ -454,6 +469,28 @@ class Repository:
     def deletions(self) -> Deletions:
         """Proofs of what was deleted on hosts."""
         return Deletions(self._store, self._sealer, self.id, self._signer)
+
+    def is_to_be_removed(self, point_id: str) -> bool:
+        """Return whether a removal of the point is there, whoever put it: nothing new should build on it."""
+        return self._store.exists(REMOVALS + point_id)
+
+    def marked(self) -> frozenset[str]:
+        """Return the names of all objects that are marks of points: removals and protections."""
+        return frozenset(item.name for prefix in (REMOVALS, PROTECTIONS) for item in self._store.list(prefix))
+
+    @property
+    def removals(self) -> Marks:
+        """What hides points until they are gone."""
+        from vmkeep.repository.marks import REMOVAL, Marks  # most commands meet none
+
+        return Marks(REMOVAL, self._store, self._sealer, self.id, self._signer)
+
+    @property
+    def protections(self) -> Marks:
+        """What keeps points from being removed."""
+        from vmkeep.repository.marks import PROTECTION, Marks
+
+        return Marks(PROTECTION, self._store, self._sealer, self.id, self._signer)
 
     def begin(
         self,

@@ -57,6 +57,8 @@ ID_NAMES = {
     FrameKind.HOST: "host",
     FrameKind.PIN: "pin",
     FrameKind.DELETION: "deletion",
+    FrameKind.REMOVAL: "removal",
+    FrameKind.PROTECTION: "protection",
 }
 PLAIN_LIMITS: Mapping[FrameKind, int] = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""Who made a point, a pin or a proof of deletion, proved: signatures, and the public keys of those who sign.
+"""Who made a point, a pin, a proof of deletion or a mark, proved: signatures, and the public keys of those who sign.
 
 Pure, but for host objects.
 
@@ -32,6 +32,7 @@ FIELD: Final = "signature"
 _POINT_DOMAIN: Final = b"vmkeep point signature v1\n"
 _PIN_DOMAIN: Final = b"vmkeep pin signature v1\n"
 _DELETION_DOMAIN: Final = b"vmkeep deletion signature v1\n"
+_MARK_DOMAINS: Final = {noun: f"vmkeep {noun} signature v1\n".encode() for noun in ("removal", "protection")}
 _HOST_DOMAIN: Final = b"vmkeep host key v1\n"
 _KEY_DIGITS, _VALUE_DIGITS, _HASH_DIGITS = 64, 128, 64
 _HOST_LENGTH, _TIME_LENGTH = 255, 40
@@ -117,6 +118,11 @@ def sign_deletion(record: Mapping[str, Any], repository: str, signer: Signer) ->
     return _DELETION.sign(record, repository, signer, (), None)
 
 
+def sign_mark(noun: str, record: Mapping[str, Any], repository: str, signer: Signer) -> dict[str, Any]:
+    """Return the signature of a "removal" or a "protection" of a point, which reaches nothing by name."""
+    return _MARKS[noun].sign(record, repository, signer, (), None)
+
+
 def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where: str) -> Signature | None:
     """Return the signature of a point that was read, proved; None for a point without one.
 
@@ -134,6 +140,11 @@ def prove_pin(value: Mapping[str, Any], repository: str, pin_id: str, where: str
 def prove_deletion(value: Mapping[str, Any], repository: str, deletion_id: str, where: str) -> Signature | None:
     """Return the signature of a proof of deletion that was read, proved, as ``prove_point`` that of a point."""
     return _DELETION.prove(value, repository, deletion_id, where)
+
+
+def prove_mark(noun: str, value: Mapping[str, Any], repository: str, point_id: str, where: str) -> Signature | None:
+    """Return the signature of a "removal" or a "protection" that was read, proved, as ``prove_point`` does."""
+    return _MARKS[noun].prove(value, repository, point_id, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +214,7 @@ class _Signed:
 _POINT: Final = _Signed(_POINT_DOMAIN, "point")
 _PIN: Final = _Signed(_PIN_DOMAIN, "pin")
 _DELETION: Final = _Signed(_DELETION_DOMAIN, "deletion")
+_MARKS: Final = {noun: _Signed(domain, noun) for noun, domain in _MARK_DOMAINS.items()}
 
 
 def signature_of(record: PointRecord) -> Signature | None:

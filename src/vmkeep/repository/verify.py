@@ -230,6 +230,7 @@ class Verification:
         self._check_lone(HOSTS, partial(get_host_key, self._store, self._sealer, self._repository))
         self._check_lone(PINS, self._check_pin)
         self._check_lone(DELETIONS, self._check_deletion)
+        self._check_marks()
         for point_id in points:
             try:
                 self._check_point(point_id)
@@ -257,6 +258,14 @@ class Verification:
         told = {name for name, _ in (*self._found, *self._readings.unread)} | self._readings.unsteady.keys()
         proved = {pack for pack in self._proved if pack_name(pack) not in told}
         return tuple(sorted(condemned_packs(self._store) & proved))
+
+    def _check_marks(self) -> None:
+        """Prove what hides points, and what keeps them; a damaged one harms none."""
+        from vmkeep.repository.marks import PROTECTION, REMOVAL, Marks
+
+        for kind in (REMOVAL, PROTECTION):
+            marks = Marks(kind, self._store, self._sealer, self._repository, None)
+            self._check_lone(kind.prefix, marks.get)
 
     def _check_notes(self) -> None:
         """Look at what writers and prunes tell each other; it harms no point, but a prune must be able to trust it."""

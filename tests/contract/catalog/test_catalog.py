@@ -22,6 +22,9 @@ from vmkeep.catalog import (
     KnownKeyring,
     Operation,
     OperationState,
+    PointProtection,
+    PointRemoval,
+    Policy,
     StateFile,
     Trust,
 )
@@ -511,6 +514,42 @@ def test_proof_that_is_stored_is_signed_and_not_withdrawn(catalog: Catalog) -> N
     assert (known.trust, known.is_vouched_for) == (Trust.TRUSTED, True)
     catalog.withdraw_deletion(removal.id, "x")
     assert catalog.deletions() == (known,)
+
+
+def test_hidden_point_is_nowhere_until_its_removal_ends(catalog: Catalog) -> None:
+    catalog.record_point(example_point("p1"))
+    removal = PointRemoval(
+        number("p1"), "alpha", "2026-03-02", "2026-03-02", 60, "mistake", WIN11, "win11", "2026-03-01"
+    )
+    catalog.hide_point(removal)  # nobody who is trusted signed it
+    assert (catalog.point_ids(), [each.hides for each in catalog.removals()]) == ((number("p1"),), [False])
+    key = KnownHostKey("ab" * 16, "00", "installation", "alpha", Trust.TRUSTED)
+    catalog.see_host_key(key)
+    catalog.hide_point(replace(removal, signed_by=key.fingerprint, trust=Trust.TRUSTED))
+    assert (catalog.point_ids(), catalog.points("win11"), catalog.is_anything_marked()) == ((), (), True)
+    (hidden,) = catalog.removals(WIN11.upper())
+    assert (hidden.hides, hidden.why, hidden.grace_seconds, catalog.removals(WEB)) == (True, "mistake", 60, ())
+    catalog.trust_host(key.fingerprint, Trust.DISTRUSTED)
+    assert [each.hides for each in catalog.removals()] == [False]
+    catalog.end_removal(number("p1"))
+    assert (catalog.removals(), catalog.is_anything_marked()) == ((), False)
+
+
+def test_what_keeps_points_is_kept_and_replaced(catalog: Catalog) -> None:
+    for until in ("2027-01-01", None):
+        catalog.protect_point(PointProtection(number("p1"), "alpha", "2026", "2026", "audit", until))
+    assert catalog.protections() == {number("p1"): PointProtection(number("p1"), "alpha", "2026", "2026", "audit")}
+    catalog.end_protection(number("p1"))
+    assert catalog.protections() == {}
+    catalog.note_soundness({number("p1"), number("p2")}, ())
+    since = catalog.harmed_points()[number("p2")]
+    catalog.note_soundness({number("p2")}, {number("p1"), number("p2")})
+    assert catalog.harmed_points() == {number("p2"): since}
+    for last in (1, 2):
+        catalog.set_policy(Policy("all", f"last={last}", 0, "UTC", 60))
+    assert catalog.policies() == {"all": Policy("all", "last=2", 0, "UTC", 60)}
+    assert catalog.policies()["all"].changed_at
+    assert (catalog.drop_policy("all"), catalog.drop_policy("all"), catalog.policies()) == (True, False, {})
 
 
 def test_tombstone_is_moved_by_compare_and_set_with_the_fact_of_it(catalog: Catalog) -> None:

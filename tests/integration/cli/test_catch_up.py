@@ -6,7 +6,9 @@ With real repositories, through the commands.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -35,6 +37,8 @@ def make(
     name: str = "win11",
     host: str = "alpha",
     up: bool = True,
+    created: str | None = None,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> PointRecord:
     """Make a point of one small disk, with the content as TPM state, as a backup does; ``up``: it catches up first."""
     with premises(home) as place:
@@ -64,11 +68,11 @@ def make(
                     vm_name=name,
                     kind="full",
                     parent=None if before is None else before.id,
-                    created=f"2026-03-01T10:{minute:02}:00.000000+00:00",
+                    created=created or f"2026-03-01T10:{minute:02}:00.000000+00:00",
                     host=host,
                     checkpoint=None,
                     pause_ms=1.0,
-                    labels={},
+                    labels=labels,
                     disks=(stored,),
                     excluded=(),
                     states=(state.ref(),),

@@ -22,10 +22,12 @@ from vmkeep.catalog import SqlCatalog
 from vmkeep.cli.main import main
 from vmkeep.config import load_settings
 from vmkeep.errors import Interrupted, VmBusy
+from vmkeep.flows.point_requests import DeletePoint, PointDeleted
 from vmkeep.flows.requests import FilesRestored, PointTaken, RestoreFiles, RestoreVm, TakePoint, VmRestored
 from vmkeep.host.tasks.survey import LookAtVms, Progress, SurveyedVm
 
 Watch = Callable[[Progress], None]
+UNTIL = "2026-12-07T10:00:00.000000+00:00"
 
 
 @dataclass
@@ -71,8 +73,9 @@ class StandIn:
         self.asked.append(request)
         return VmRestored(request.point, request.name, WIN11, "new", "same", ("/images/vda.qcow2",), 2048)
 
-    def delete_point(self, point_id: str) -> None:
-        self.asked.append(point_id)
+    def delete_point(self, request: DeletePoint, _watch: Watch) -> PointDeleted:
+        self.asked.append(request)
+        return PointDeleted(request.point, UNTIL if request.grace_seconds else None)
 
 
 @pytest.fixture
@@ -182,8 +185,19 @@ def test_point_is_deleted_with_yes_only(engine: StandIn, capsys: pytest.CaptureF
     assert answer(capsys, "point", "delete", "win11@latest")[0] == 2
     assert engine.asked == []
     status, document, _ = answer(capsys, "point", "delete", "win11@latest", "--yes")
-    assert (status, document) == (0, {"deleted": {"point": number("a"), "vm": "win11"}})
-    assert engine.asked == [number("a")]
+    assert (status, document) == (0, {"deleted": {"point": number("a"), "vm": "win11", "until": UNTIL}})
+    status, document, _ = answer(capsys, "point", "delete", "win11@latest", "--yes", "--grace", "0", "--why", "mistake")
+    assert (status, document["deleted"]["until"]) == (0, None)
+    assert [(each.point, each.grace_seconds, each.why) for each in engine.asked] == [
+        (number("a"), 7 * 24 * 3600, ""),
+        (number("a"), 0, "mistake"),
+    ]
+
+
+@pytest.mark.parametrize("grace", ["", "1", "0d", "-7d", "11y", "a week"])
+def test_grace_that_is_none_is_refused(engine: StandIn, capsys: pytest.CaptureFixture[str], grace: str) -> None:
+    assert answer(capsys, "point", "delete", "win11@latest", "--yes", f"--grace={grace}")[0] == 2
+    assert engine.asked == []
 
 
 @pytest.mark.parametrize(
@@ -193,7 +207,8 @@ def test_point_is_deleted_with_yes_only(engine: StandIn, capsys: pytest.CaptureF
         (("backup", "one", "two"), ["of one", "of two"]),
         (("restore", "win11@latest", "--output", "/out"), ["/out/vda.qcow2", "2.0 KiB"]),
         (("restore", "win11@latest", "--as", "x"), ["VM x", "TPM: same"]),
-        (("point", "delete", "win11@latest", "--yes"), ["deleted", "prune"]),
+        (("point", "delete", "win11@latest", "--yes"), ["deleted", "vmkeep retain", "vmkeep point undelete"]),
+        (("point", "delete", "win11@latest", "--yes", "--grace", "0"), ["deleted", "prune"]),
     ],
 )
 @pytest.mark.usefixtures("engine")

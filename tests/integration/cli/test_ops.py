@@ -58,8 +58,10 @@ def test_what_runs_is_told_with_its_process_and_how_far_it_is(home: Path) -> Non
         assert (point["stage"], point["done_bytes"], point["total_bytes"]) == ("copy", 1024, 4096)
         assert f"copy 1.0 KiB of 4.0 KiB in process {os.getpid()}" in vmkeep(home, "ops", "list").out
         assert vmkeep(home, "ops", "resume", point["id"], "--json").error()["code"] == "operation-runs"
-        deletion = number("point.delete")
-        assert vmkeep(home, "ops", "cancel", deletion, "--yes", "--json").error()["code"] == "invalid-request"
+        change = number("snapshot.change")
+        with SqlCatalog.open(load_settings(home=home, environ={}).catalog_path) as catalog:
+            catalog.begin_operation(change, "snapshot.change", "win11", _OWNER, {"vm": "win11", "host": "this"})
+        assert vmkeep(home, "ops", "cancel", change, "--yes", "--json").error()["code"] == "invalid-request"
         stopped = vmkeep(home, "ops", "cancel", point["id"], "--yes", "--wait", "0", "--json")
         assert (stopped.status, stopped.error()["code"]) == (11, "operation-runs")
         assert "asked to stop" in vmkeep(home, "ops", "show", point["id"]).out

@@ -31,6 +31,9 @@ from vmkeep.catalog import (
     MemoryCatalog,
     OperationState,
     PassedPoint,
+    PointProtection,
+    PointRemoval,
+    Policy,
     SqlCatalog,
     StateFile,
     Trust,
@@ -40,7 +43,7 @@ from vmkeep.errors import VmkeepError
 
 _PLACE = tempfile.TemporaryDirectory(prefix="vmkeep-twins-")  # removed at the end of the process
 _EMPTY = Path(_PLACE.name) / "empty.sqlite"
-_TIMES = {"seen_at", "since", "started", "updated", "finished"}
+_TIMES = {"seen_at", "since", "started", "updated", "finished", "changed_at"}
 NAMES = {WIN11: "win11", WEB: "web"}
 KEYS = [f"{digit * 8}{'0' * 24}" for digit in "ab"]
 vms = st.sampled_from([WIN11, WEB])
@@ -227,6 +230,33 @@ class Twins(RuleBasedStateMachine):
 
         self.agree(ask)
 
+    @rule(
+        vm=vms,
+        name=points,
+        key=st.none() | st.sampled_from(KEYS),
+        trust=st.sampled_from(Trust),
+        grace=st.integers(0, 2),
+        ended=st.booleans(),
+    )
+    def hide(self, vm: str, name: str, key: str | None, trust: Trust, grace: int, ended: bool) -> None:
+        point = number(f"{vm}{name}")
+        removal = PointRemoval(point, "alpha", "2026", f"202{grace}", grace, "", vm, "x", None, key, trust)
+        self.agree(lambda catalog: catalog.end_removal(point) if ended else catalog.hide_point(removal))
+
+    @rule(name=points, until=st.none() | st.just("2027"), ended=st.booleans())
+    def protect(self, name: str, until: str | None, ended: bool) -> None:
+        protection = PointProtection(number(name), "alpha", "2026", "2026", "why", until, None)
+        self.agree(lambda catalog: catalog.end_protection(number(name)) if ended else catalog.protect_point(protection))
+
+    @rule(harmed=st.sets(points), sound=st.sets(points))
+    def verify(self, harmed: set[str], sound: set[str]) -> None:
+        self.agree(lambda catalog: catalog.note_soundness(harmed, sound))
+
+    @rule(subject=st.sampled_from(["all", "vm:x", "label:a=b"]), last=st.integers(1, 2), dropped=st.booleans())
+    def set_policy(self, subject: str, last: int, dropped: bool) -> None:
+        policy = Policy(subject, f"last={last}", last, "UTC", last)
+        self.agree(lambda catalog: catalog.drop_policy(subject) if dropped else catalog.set_policy(policy))
+
     @rule(what=st.sampled_from(["failed", "settled", "waived"]), chosen=st.integers(0, 3), stale=st.booleans())
     def move_tombstone(self, what: str, chosen: int, stale: bool) -> None:
         found = self.sql.tombstones()[chosen : chosen + 1]
@@ -308,6 +338,7 @@ class Twins(RuleBasedStateMachine):
             *(Catalog.points, Catalog.summaries, Catalog.point_ids, Catalog.makers, Catalog.points_of_host_keys),
             *(Catalog.vms, Catalog.passed_points, Catalog.pin_ids, Catalog.passed_pins),
             *(Catalog.deletions, Catalog.unstored_deletions, Catalog.tombstones, Catalog.open_tombstones),
+            *(Catalog.removals, Catalog.protections, Catalog.policies, Catalog.is_anything_marked),
         ):
             self.agree(lambda catalog, name=ask.__name__: getattr(catalog, name)())  # type: ignore[misc]
         # Of two that were written in one microsecond the order is nobody's promise.
@@ -316,11 +347,12 @@ class Twins(RuleBasedStateMachine):
         self.agree(lambda catalog: {operation.id: _plain(operation) for operation in catalog.operations()})
         self.agree(lambda catalog: {operation.id for operation in catalog.unfinished_operations()})
         self.agree(lambda catalog: catalog.host_names())
+        self.agree(lambda catalog: sorted(catalog.harmed_points()))
         for vm in NAMES:
             self.agree(lambda catalog, vm=vm: [replace(f, since="", seen_at="") for f in catalog.state_files(vm)])  # type: ignore[misc]
             for name in (
                 *("points", "points_of_vm", "outlines_of_vm", "next_sequence", "newest_made", "states_of_vm", "vm"),
-                *("snapshots_of_vm", "vms_named", "placed_states", "holders", "pins_of_vm", "deletions"),
+                *("snapshots_of_vm", "vms_named", "placed_states", "holders", "pins_of_vm", "deletions", "removals"),
             ):
                 self.agree(lambda catalog, name=name, vm=vm: getattr(catalog, name)(vm))  # type: ignore[misc]
             self.agree(lambda catalog, vm=vm: catalog.newest_state(vm, "tpm"))  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 from hypothesis import settings
@@ -16,6 +17,7 @@ from vmkeep.errors import ObjectMissing, PointNotFound
 from vmkeep.flows.catch_up import catch_up
 from vmkeep.flows.installation import catalog_point, catalog_states
 from vmkeep.repository import PinRecord, PointRecord, StateRef
+from vmkeep.repository.marks import Mark
 
 VM = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 HOMES = ("alpha", "beta")
@@ -34,6 +36,14 @@ class Pinless:
         raise ObjectMissing(pin_id)
 
 
+class Markless:
+    def stored(self) -> dict[str, datetime]:
+        return {}
+
+    def get(self, point_id: str) -> Mark:
+        raise ObjectMissing(point_id)
+
+
 class Stored:
     """What of a repository is asked."""
 
@@ -43,6 +53,17 @@ class Stored:
     @property
     def pins(self) -> Pinless:
         return Pinless()
+
+    def marked(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def removals(self) -> Markless:
+        return Markless()
+
+    @property
+    def protections(self) -> Markless:
+        return Markless()
 
     def point_ids(self) -> list[str]:
         return sorted(self.points)

@@ -150,9 +150,50 @@ def backup_all(world: World, _guest: Guest, _chance: random.Random) -> str:
 @operation(3, lambda world, guest: len(world.points_of(guest)) > 2, while_saved=True)
 def delete_point(world: World, guest: Guest, chance: random.Random) -> str:
     point = chance.choice(sorted(world.points_of(guest)))
-    world.expect(world.commands.run("point", "delete", point, "--yes"))
+    grace = chance.choice(("0", "7d"))
+    world.expect(world.commands.run("point", "delete", point, "--yes", "--grace", grace))
     del world.points.known[point]
+    return f"{point[:8]}, grace {grace}"
+
+
+@operation(2, has_points, while_saved=True)
+def delete_and_undelete(world: World, guest: Guest, chance: random.Random) -> str:
+    """A point that is deleted is in no list, and comes back as it was."""
+    point = chance.choice(sorted(world.points_of(guest)))
+    world.expect(world.commands.run("point", "delete", point, "--yes"))
+    world.expect_refused(world.commands.run("point", "show", point), "point-not-found")
+    hidden = world.commands.run("points", "--deleted")
+    world.expect(hidden)
+    if point not in {each["point"] for each in hidden.document["deleted"]}:
+        raise Violation(f"the deleted point {point} is not among those that can come back")
+    world.expect(world.commands.run("point", "undelete", point))
+    prove_point(world, point)
     return point[:8]
+
+
+@operation(2, lambda world, guest: len(world.points_of(guest)) > 3, while_saved=True)
+def retain(world: World, guest: Guest, chance: random.Random) -> str:
+    """Let points go by a rule; a protected one and the newest stay, and no more go than the rule says."""
+    mine = sorted(world.points_of(guest))
+    kept, last = chance.choice(mine), chance.randint(1, 4)
+    listed = world.commands.run("points", guest.name)
+    world.expect(listed)
+    made = [point["id"] for point in listed.document["points"] if point["id"] not in world.points.safety]
+    world.expect(world.commands.run("point", "protect", kept))
+    world.expect_refused(world.commands.run("point", "delete", kept, "--yes"), "point-protected")
+    world.expect(world.commands.run("policy", "set", guest.name, "--keep-last", str(last), "--zone", "UTC"))
+    outcome = world.commands.run("retain", guest.name, "--yes")
+    world.expect(outcome)
+    hidden = set(outcome.document["retention"]["hidden"])
+    world.expect(world.commands.run("policy", "drop", guest.name))
+    world.expect(world.commands.run("point", "unprotect", kept))
+    for point in hidden:
+        if point == kept or point not in world.points.known:
+            raise Violation(f"retain let {point} go, which was protected, or is none of the VM's")
+        del world.points.known[point]
+    if len(set(made) - hidden) < min(last, len(made)):
+        raise Violation(f"{len(set(made) - hidden)} of {len(made)} points stayed, and {last} were to be kept")
+    return f"last={last}: {len(hidden)} of {len(mine)} went"
 
 
 @operation(3, has_points, while_saved=True)

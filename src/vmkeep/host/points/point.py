@@ -156,6 +156,8 @@ class Point:
     def _point_of_repository(self, point_id: str, vm_uuid: str) -> KnownPoint | None:
         """Return a point of the VM that is in the repository, whoever made it."""
         try:
+            if self._repository.is_to_be_removed(point_id):
+                return None
             record = self._repository.point(point_id)
         except (IntegrityError, PointNotFound):
             return None
