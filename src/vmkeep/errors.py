@@ -526,6 +526,13 @@ class RepositoryForeign(VmkeepError):
     default_hint = "Choose another directory; nothing was changed in this one."
 
 
+class FeatureUnknown(RepositoryForeign):
+    """A repository in which a newer vmkeep keeps something that older ones would misread or destroy."""
+
+    code = "repository-feature"
+    default_hint = "Use a newer vmkeep for this repository; nothing was read or written."
+
+
 class StateTorn(IntegrityError):
     """A state file that changed while it was read, or is not what it should be."""
 

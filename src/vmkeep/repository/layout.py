@@ -33,7 +33,26 @@ ENVELOPES = "envelopes/"  # since 1.1: the secrets of points
 HOSTS = "hosts/"  # since 1.3: the public keys of those who sign points
 PINS = "pins/"  # since 1.4: what keeps state versions besides points
 DELETIONS = "deletions/"  # since 1.6: proofs of what was deleted on hosts
-FOLDERS = (KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS, DELETIONS)
+FORWARDS = "forwards/"  # since 1.11: where the frames of packs are that a prune moved
+FEATURES = "features/"  # since 1.11: what a reader or writer must know of, or stay out
+FOLDERS = (
+    KEYRING,
+    PACKS,
+    POINTS,
+    STATES,
+    INTENTS,
+    CONDEMNED,
+    ENVELOPES,
+    HOSTS,
+    PINS,
+    DELETIONS,
+    FORWARDS,
+    FEATURES,
+)
+RUN_PREFIX = "run-"
+"""What the name of an object below ``condemned/`` begins with that holds a list of packs; others are for one pack."""
+FORWARDS_FEATURE = "forwards"
+KNOWN_FEATURES = frozenset({FORWARDS_FEATURE})
 
 ID_BYTES = 32
 NAME_BYTES = 16
@@ -60,6 +79,8 @@ BLOCK_BYTES_LIMIT = 16 * 1024 * 1024
 PLAIN_BYTES_LIMIT = 64 * 1024 * 1024
 SMALL_BYTES_LIMIT = 1024 * 1024
 """Of an object that is not encrypted: format, keyring, intent, condemned."""
+LIST_BYTES_LIMIT = 4 * 1024 * 1024
+"""Of a list of packs: condemned ones, or forwards."""
 POINT_BYTES_LIMIT = 16 * 1024 * 1024
 """Of a record as JSON: libvirt's definitions have 4 MiB, and JSON writes what is not ASCII up to 3 times as long."""
 STATE_BYTES_LIMIT = 8 * 1024 * 1024 + 64 * 1024

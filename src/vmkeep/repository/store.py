@@ -107,11 +107,15 @@ class ObjectStore:
 
         Raises ObjectDamaged, without reading it, for one that is larger than ``most_bytes``.
         """
+        return self.get_dated(name, most_bytes=most_bytes)[0]
+
+    def get_dated(self, name: str, *, most_bytes: int = SMALL_BYTES_LIMIT) -> tuple[bytes, datetime]:
+        """Return a whole object, and when the store says that this content was put; raises as ``get`` does."""
         with self._call(name):
             found = obstore.get(self._store, name)
             size_bytes = found.meta["size"]
             if size_bytes <= most_bytes:
-                return bytes(found.bytes())
+                return bytes(found.bytes()), found.meta["last_modified"]
         raise ObjectDamaged(f"{name} has {size_bytes} bytes, and {most_bytes} is the most that it can have", path=name)
 
     def ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
@@ -177,6 +181,24 @@ class ObjectStore:
                 obstore.delete(self._store, name)
             else:
                 self._folders.remove(name)
+
+    def delete_all(self, names: Sequence[str]) -> int:
+        """Delete objects, and return how many were there; raises PermissionRefused or StoreError."""
+        if self._folders is None:
+            for name in names:
+                with suppress(ObjectMissing):
+                    self.delete(name)
+            return len(names)
+        with self._writing(names[0] if names else "", puts=False):
+            return self._folders.remove_all(names)
+
+    def free_bytes(self) -> int | None:
+        """Return what may be written yet, as the file system of a directory says it; None where nothing says it."""
+        if self.directory is None:
+            return None
+        with self._call(""):
+            about = os.statvfs(self.directory)
+        return about.f_bavail * about.f_frsize
 
     def names(self) -> set[str]:
         """Return what lies at the top of a directory store, whether it is an object or not, without lost+found."""
