@@ -145,7 +145,7 @@ def delete(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Delete a point. The others stay complete; space comes back with prune, which a later release brings."""
+    """Delete a point. The others stay complete; the space that it alone used comes back with `vmkeep prune`."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.stand_apart()
         point_id, vm, question, lost = _to_delete(running, point)
@@ -157,9 +157,7 @@ def delete(
         if running.console.json:
             running.console.document({"deleted": {"point": point_id, "vm": vm}})
         else:
-            running.console.show(
-                f"point {point_id} deleted; the space it alone used comes back with prune, which a later release brings"
-            )
+            running.console.show(f"point {point_id} deleted; the space it alone used comes back with `vmkeep prune`")
 
 
 def _to_delete(running: Session, text: str) -> tuple[str, str | None, str, str]:

@@ -70,7 +70,7 @@ from vmkeep.flows.requests import (
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
-from vmkeep.flows.services import Services, end_operation
+from vmkeep.flows.services import Services, end_operation, stoppable
 from vmkeep.flows.tables import make_flow_tables
 from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from vmkeep.flows.clone_requests import CloneTpm, CloneVm, RenameVm, TpmCloned, VmCloned, VmRenamed
     from vmkeep.host.tasks.restores import InPlaceChecked
     from vmkeep.host.tasks.reverts import RevertChecked
+    from vmkeep.repository.prune import PruneOptions, PruneReport
 
 _log = get_logger(__name__)
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
@@ -410,6 +411,29 @@ class Engine:
             self._end(operation, OperationState.FAILED, error)
             raise
         self._end(operation, OperationState.DONE, None)
+
+    def prune(self, options: PruneOptions, watch: Watch) -> PruneReport:
+        """Delete what nothing in the repository needs; one that died is gone on with by the next."""
+        from vmkeep.flows.prune import PRUNE, prune_repository
+
+        self._stop()
+        operation = uuid.uuid4().hex
+        request = {"waste": options.waste, "max_copy": options.max_copy_bytes, "dry_run": options.dry_run}
+        self._premises.catalog.begin_operation(operation, PRUNE, None, self._executor, request)
+        self._watch = watch
+        try:
+            services = stoppable(self._services(), operation)
+            report = prune_repository(services, operation, options, self._premises.settings.cache_dir)
+        except VmkeepError as error:
+            self._end(operation, OperationState.FAILED, error)
+            raise
+        except GivenUp as given:
+            self._end(operation, OperationState.FAILED, given.error)
+            raise
+        finally:
+            self._watch = self._unwatched
+        self._end(operation, OperationState.DONE, None)
+        return report
 
     def resume(self, operation: Operation, watch: Watch) -> str:
         """Take an operation up whose undo stopped, and return what came of it as a sentence.

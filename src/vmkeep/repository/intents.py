@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmkeep.errors import ObjectDamaged, ObjectMissing, VmkeepError
 from vmkeep.repository import fields
@@ -229,26 +229,46 @@ def _lists(store: ObjectStore, items: Iterable[ObjectStat]) -> dict[str, set[byt
     for item in items:
         if item.name.startswith(CONDEMNED + RUN_PREFIX):
             with suppress(ObjectMissing):  # its prune ended just now
-                found[item.name] = _listed(store, item.name)
+                found[item.name] = _listed(store, item.name).packs
     return found
 
 
-def condemn_list(store: ObjectStore, name: str, packs: Iterable[bytes]) -> str:
-    """Condemn many packs with one object, for a prune that will delete them; return the object's name."""
+def condemned_states(store: ObjectStore) -> set[str]:
+    """Return the state versions that a prune is about to delete; raises as ``condemned_packs``."""
+    found: set[str] = set()
+    for item in list(store.list(CONDEMNED)):
+        if item.name.startswith(CONDEMNED + RUN_PREFIX):
+            with suppress(ObjectMissing):
+                found |= _listed(store, item.name).states
+    return found
+
+
+def condemn_list(store: ObjectStore, name: str, packs: Iterable[bytes], states: Iterable[str] = ()) -> str:
+    """Condemn many objects with one, for a prune that will delete them; return its name."""
     where = CONDEMNED + RUN_PREFIX + name
     listed = sorted(pack.hex() for pack in packs)
-    store.put(where, canonical({"packs": listed, "reason": "prune", "run": name}))
+    content = {"packs": listed, "reason": "prune", "run": name, "states": sorted(states)}
+    store.put(where, canonical(content))
     return where
 
 
-def _listed(store: ObjectStore, where: str) -> set[bytes]:
+class _Condemned(NamedTuple):
+    packs: set[bytes]
+    states: set[str]
+
+
+def _listed(store: ObjectStore, where: str) -> _Condemned:
     value = parse_canonical(store.get(where, most_bytes=LIST_BYTES_LIMIT), where)
-    packs = value.get("packs")
-    if value.get("run") != where.removeprefix(CONDEMNED + RUN_PREFIX) or not isinstance(packs, list):
+    packs, states = value.get("packs"), value.get("states")
+    if (
+        value.get("run") != where.removeprefix(CONDEMNED + RUN_PREFIX)
+        or not isinstance(packs, list)
+        or not isinstance(states, list)
+    ):
         raise ObjectDamaged(f"{where} was changed, or is another one", path=where)
-    if not all(isinstance(pack, str) and is_name(pack) for pack in packs):
-        raise ObjectDamaged(f"{where} names what is no pack", path=where)
-    return {bytes.fromhex(pack) for pack in packs}
+    if not all(isinstance(each, str) and is_name(each) for each in (*packs, *states)):
+        raise ObjectDamaged(f"{where} names what is no object", path=where)
+    return _Condemned({bytes.fromhex(pack) for pack in packs}, set(states))
 
 
 def condemn(store: ObjectStore, packs: Iterable[bytes], *, reason: str) -> None:

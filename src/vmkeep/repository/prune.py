@@ -478,13 +478,14 @@ class Prune:
         return found
 
     @contextmanager
-    def _condemned(self, packs: Sequence[bytes]) -> Iterator[Sequence[str]]:
-        """Condemn packs for as long as the block takes. What a killed prune leaves of that, a later one settles."""
+    def _condemned(self, packs: Sequence[bytes], states: Sequence[str] = ()) -> Iterator[Sequence[str]]:
+        """Condemn objects for as long as the block takes. What a killed prune leaves of that, a later one settles."""
         lists: list[str] = []
         try:
-            for at in range(0, len(packs), _MOST_CONDEMNED):
+            for at in range(0, max(len(packs), len(states)), _MOST_CONDEMNED):
+                end = at + _MOST_CONDEMNED
                 name = self._sealer.random(NAME_BYTES).hex()
-                lists.append(intents.condemn_list(self._store, name, packs[at : at + _MOST_CONDEMNED]))
+                lists.append(intents.condemn_list(self._store, name, packs[at:end], states[at:end]))
             yield lists
         finally:
             for where in lists:
@@ -537,13 +538,15 @@ class Prune:
 
     def _drop_states(self, reach: Reach, old: set[str]) -> None:
         """Delete the old state versions that no point and no pin names; one that cannot be read keeps them all."""
-        if not self._unneeded(old):
+        unneeded = self._unneeded(old)
+        if not unneeded:
             return
-        self._wait()
-        self._walk(reach)
-        doomed = self._unneeded(old)
-        if doomed:
-            self._store.delete_all([STATES + name for name in doomed])
+        with self._condemned([], unneeded):
+            self._wait()
+            self._walk(reach)
+            doomed = self._unneeded(set(unneeded))
+            if doomed:
+                self._store.delete_all([STATES + name for name in doomed])
         self._report = replace(self._report, states=len(doomed))
 
     def _unneeded(self, states: set[str]) -> Sequence[str]:

@@ -42,6 +42,7 @@ from vmkeep.repository.keyring import (
 )
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
+    CONDEMNED,
     ENVELOPES,
     FEATURES,
     FORMAT_OBJECT,
@@ -50,6 +51,7 @@ from vmkeep.repository.layout import (
     NAME_BYTES,
     PINS,
     POINTS,
+    RUN_PREFIX,
     FrameKind,
     PackEntry,
     format_object,
@@ -568,6 +570,14 @@ class Repository:
             tell=tell,
             lapse_seconds=lapse_seconds,
         ).run()
+
+    def unfinished_prunes(self) -> Sequence[str]:
+        """Return the objects with what prunes condemned that began a day ago or more: they are dead, or wait long."""
+        listed = [item for item in self._store.list(CONDEMNED) if item.name.startswith(CONDEMNED + RUN_PREFIX)]
+        if not listed:
+            return ()
+        now = self._store.now()
+        return sorted(item.name for item in listed if now - item.modified > _SILENT)
 
     def condemn(self, packs: Sequence[bytes], *, reason: str = intents.DAMAGED) -> None:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,18 +77,21 @@ class World:
         return None
 
     def prune(
-        self, repository: Repository, sleep: Callable[[float], None] = time.sleep, **options: object
+        self, repository: Repository, sleep: Callable[[float], object] = time.sleep, **options: Any
     ) -> PruneReport:
-        chosen = PruneOptions(**{"waste": 0.1, "young": timedelta(0), **options})  # type: ignore[arg-type]  of a test
+        def rest(seconds: float) -> None:
+            time.sleep(0.01)
+            sleep(seconds)
+
         return Prune(
             repository._store,
             repository._sealer,
             repository.point,
             repository.pins,
-            chosen,
+            PruneOptions(**{"waste": 0.1, "young": timedelta(0), **options}),
             host="b",
             directory=self.top,
-            sleep=lambda seconds: (time.sleep(0.01), sleep(seconds))[1],  # type: ignore[func-returns-value]  both, in turn
+            sleep=rest,
             lapse_seconds=LAPSE,
         ).run()
 

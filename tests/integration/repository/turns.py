@@ -55,7 +55,7 @@ class Turns:
         self.failures: list[BaseException] = []
         self.order: list[str] = []
 
-    def add(self, name: str, act: Callable[[Repository, Callable[[float], None]], None]) -> None:
+    def add(self, name: str, act: Callable[[Repository, Callable[[float], object]], object]) -> None:
         """Let an actor begin; it gets a repository of its own, and what it sleeps with."""
         self._alive.add(name)
 
