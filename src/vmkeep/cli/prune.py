@@ -53,7 +53,7 @@ def prune(
             dry_run=dry_run,
         )
         running.stand_apart()
-        with running.engine() as engine, running.console.progress() as watch:
+        with running.engine(needs_home=False) as engine, running.console.progress() as watch:
             report = engine.prune(options, watch)
         if running.console.json:
             running.console.document({"pruned": _document(report)})

@@ -23,7 +23,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from vmkeep.errors import IntegrityError, ObjectMissing, PermissionRefused, PointNotFound, StoreError, VmkeepError
+from vmkeep.errors import (
+    IntegrityError,
+    NoSpace,
+    ObjectMissing,
+    PermissionRefused,
+    PointNotFound,
+    StoreError,
+    TargetExists,
+    VmkeepError,
+)
 from vmkeep.repository import intents
 from vmkeep.repository.compaction import Compaction, Source
 from vmkeep.repository.forwards import MOST_FORWARDED, Forwards, put_forward
@@ -370,7 +379,10 @@ class Prune:
                 for pack, error in compaction.unfit.items():
                     self._problem(pack_name(pack), error.message)
             used = {target for targets in moved.values() for target in targets}
-            self._commit(intent, name, moved, used)
+            try:
+                self._commit(intent, name, moved, used)
+            except NoSpace:
+                room, moved, used = False, {}, set()
         except BaseException:
             self._delete_quietly(own)
             raise
@@ -390,9 +402,8 @@ class Prune:
         """Put the forward by the rules that hold for a point: never when another prune may have taken the new packs."""
         if not moved:
             return
-        with suppress(VmkeepError):  # TargetExists, but also where it cannot be put: then nor can what follows
+        with suppress(TargetExists):
             self._store.put(FEATURES + FORWARDS_FEATURE, canonical({"feature": FORWARDS_FEATURE}))
-        self._store.stat(FEATURES + FORWARDS_FEATURE)
         if not intent.renew():
             self._require_unpruned(own)
         where = FORWARDS + name
@@ -418,9 +429,19 @@ class Prune:
 
     def _sweep(self, reach: Reach, numbers: Sequence[int]) -> None:
         """Delete packs of which nothing is needed, or all is copied, unless a point comes to reach them meanwhile."""
-        packs = reach.packs
         if not numbers:
             return
+        try:
+            self._sweep_together(reach, numbers)
+        except NoSpace:
+            if len(numbers) == 1:
+                raise
+            # A list of one takes the least that a file takes; what it frees is enough for the list of the others.
+            self._sweep_together(reach, numbers[:1])
+            self._sweep_together(reach, numbers[1:])
+
+    def _sweep_together(self, reach: Reach, numbers: Sequence[int]) -> None:
+        packs = reach.packs
         with self._condemned([packs.names[number] for number in numbers]) as lists:
             reach.next_walk()
             since = reach.walks

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from tests.integration.repository.samples import BLOCK, opener, read_whole, record_of, sample_key, write_disk
-from tests.integration.repository.turns import Turns
-from vmkeep.errors import ObjectMissing, StoreError
-from vmkeep.repository import PointRecord, Repository
+from tests.integration.repository.turns import Killed, Turns, hooked
+from tests.turns import sampled
+from vmkeep.errors import InvalidRequest, NoSpace, ObjectMissing, StoreError
+from vmkeep.repository import PointRecord, PointWriter, Repository
 from vmkeep.repository.prune import Prune, PruneOptions, PruneReport
 
 BLOCKS = 40
@@ -42,38 +43,60 @@ class World:
     """A repository, and what each of its points holds."""
 
     def __init__(self, top: Path, seed: int) -> None:
+        top.mkdir(exist_ok=True)
         self.top = top
         self.random = random.Random(seed)
         self.key = sample_key()
         self.truth: dict[str, dict[int, bytes]] = {}
         self.points: dict[str, PointRecord] = {}
-        self.caches = 0
         # Few contents, so that writers find many of their blocks in packs of others.
         self.contents = [self.random.randbytes(BLOCK) for _ in range(60)]
         Repository.create(str(top / "r"), self.key)
+
+    @classmethod
+    def of(cls, other: World, top: Path) -> World:
+        """Return a copy of another one as it is now."""
+        shutil.copytree(other.top, top)
+        copy = cls.__new__(cls)
+        copy.__dict__.update(other.__dict__)
+        copy.top, copy.random = top, random.Random(1)
+        copy.truth, copy.points = dict(other.truth), dict(other.points)
+        return copy
 
     def open(self) -> Repository:
         return Repository.open(str(self.top / "r"), opener(self.key))
 
     def take(self, repository: Repository, parent: PointRecord | None, cache: str) -> PointRecord | None:
         """Take a point; None when it was refused because of a prune, or of its base that was deleted."""
-        changes = {
-            block: self.random.choice(self.contents)
-            for block in self.random.sample(range(BLOCKS), self.random.randint(3, 20))
-        }
+        begun = self.begin(repository, cache, parent)
+        return None if begun is None else self.commit(*begun)
+
+    def begin(
+        self, repository: Repository, cache: str, parent: PointRecord | None = None
+    ) -> tuple[PointWriter, PointRecord] | None:
+        """Write the disk of a point, and do not commit it; None when the base was deleted."""
+        blocks = self.random.sample(range(BLOCKS), self.random.randint(3, 20))
+        changes = {block: self.random.choice(self.contents) for block in blocks}
         held = {**(self.truth[parent.id] if parent else {}), **changes}
-        with (
-            suppress(StoreError, ObjectMissing),
-            repository.begin(
-                purpose="test", host="a", cache=self.top / cache, workers=1, lapse_seconds=LAPSE
-            ) as writer,
-        ):
+        writer = repository.begin(purpose="test", host="a", cache=self.top / cache, workers=1, lapse_seconds=LAPSE)
+        try:
             base = parent.disks[0].stored if parent else None
             disk = write_disk(writer, changes, size_bytes=BLOCKS * BLOCK, base=base)
-            self.truth[writer.point_id] = held
-            record = writer.commit(record_of([disk], parent=parent))
-            self.points[record.id] = record
-            return record
+        except (StoreError, ObjectMissing):
+            writer.abort()
+            return None
+        except BaseException:
+            writer.abort()
+            raise
+        self.truth[writer.point_id] = held
+        return writer, record_of([disk], parent=parent)
+
+    def commit(self, writer: PointWriter, record: PointRecord) -> PointRecord | None:
+        """Commit a point; None when it was refused because of a prune, or was committed already."""
+        with suppress(StoreError, ObjectMissing, InvalidRequest), writer:
+            committed = writer.commit(record)
+            self.points[committed.id] = committed
+            return committed
         return None
 
     def prune(
@@ -169,3 +192,84 @@ def test_whatever_happens_between_two_calls_all_kept_points_are_whole(place: Pat
     turns.run()
     world.check_all()
     world.settle()
+
+
+BESIDE = ("nothing", "writer", "sleeper", "prune")
+
+
+def calls_of_a_prune(world: World, top: Path) -> int:
+    """Return how many calls to the storage a prune makes that nobody disturbs."""
+    counted = 0
+
+    def count(_call: str, _what: object) -> None:
+        nonlocal counted
+        counted += 1
+
+    again = World.of(world, top / "counted")
+    again.prune(hooked(again.open(), count))
+    return counted
+
+
+@pytest.mark.parametrize("share", range(4))
+@pytest.mark.parametrize("beside", BESIDE)
+def test_prune_that_is_killed_anywhere_harms_nothing_and_the_next_one_ends(
+    place: Path, beside: str, share: int
+) -> None:
+    begun = filled(place / "begun", 50 + share)
+    places = range(1, calls_of_a_prune(begun, place) + 1)
+    for number in sampled(places, 6):
+        world = World.of(begun, place / f"{number}")
+        _kill(world, number, beside)
+        world.check_all()
+        world.settle()
+        shutil.rmtree(world.top)
+
+
+def _kill(world: World, number: int, beside: str) -> None:
+    """Kill a prune before one of its calls, beside somebody who acts right then, or goes on afterwards."""
+    before = world.begin(world.open(), "cache") if beside in ("writer", "sleeper") else None
+    if beside == "sleeper" and before is not None:
+        before[0]._intent._ending.set()  # its host sleeps from here on
+
+    def stop(_seconds: float) -> None:
+        if before is not None and beside == "writer":
+            world.commit(*before)  # a prune waits for it
+        else:
+            raise Killed
+
+    left = number
+
+    def hook(_call: str, _what: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and beside == "prune":
+            with suppress(Killed):
+                world.prune(world.open(), stop)
+        if left <= 0 and beside != "prune":
+            raise Killed
+
+    with suppress(Killed):
+        world.prune(hooked(world.open(), hook), stop if beside == "writer" else time.sleep)
+    if before is not None:
+        world.commit(*before)
+
+
+@pytest.mark.parametrize("share", range(2))
+def test_repository_that_is_full_from_some_moment_on_loses_nothing(place: Path, share: int) -> None:
+    begun = filled(place / "begun", 70 + share)
+    for number in sampled(range(1, 25), 8):
+        world = World.of(begun, place / f"{number}")
+        left = number
+
+        def hook(call: str, what: object) -> None:
+            nonlocal left
+            if call in ("put", "put_pack"):
+                left -= 1
+                if left <= 0 and not str(what).startswith("condemned/"):
+                    raise NoSpace("the repository's file system is full")
+
+        with suppress(NoSpace):
+            world.prune(hooked(world.open(), hook))
+        world.check_all()
+        world.settle()
+        shutil.rmtree(world.top)
