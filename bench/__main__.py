@@ -25,6 +25,7 @@ from bench import (
     maps,
     moments,
     peers,
+    prune,
     restore,
     scan,
     start,
@@ -51,6 +52,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "gate": gate.measure,
     "watch": watch.measure,
     "catalogue": catalogue.measure,
+    "prune": prune.measure,
 }
 
 

@@ -35,7 +35,7 @@ from vmkeep.errors import (
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
-from vmkeep.flows.declared import DECLARED, TAKE_POINT, declared_flow
+from vmkeep.flows.declared import DECLARED, PRUNE, TAKE_POINT, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, DatabaseError, DBOSConfig, SetWorkflowID, launching
 from vmkeep.flows.finished import forget_finished_flows
@@ -414,7 +414,7 @@ class Engine:
 
     def prune(self, options: PruneOptions, watch: Watch) -> PruneReport:
         """Delete what nothing in the repository needs; one that died is gone on with by the next."""
-        from vmkeep.flows.prune import PRUNE, prune_repository
+        from vmkeep.flows.prune import prune_repository
 
         self._stop()
         operation = uuid.uuid4().hex

@@ -8,15 +8,16 @@ from __future__ import annotations
 import socket
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.filesystem import make_directory
 from vmkeep.flows.services import Services
 from vmkeep.host.tasks.survey import Progress
-from vmkeep.repository.prune import PruneOptions, PruneReport, Stage
+from vmkeep.repository import Repository
 
-PRUNE: Final = "repository.prune"
-"""The kind of the operation."""
+if TYPE_CHECKING:
+    from vmkeep.repository.prune import PruneOptions, PruneReport, Stage
+
 _PROGRESS_SECONDS: Final = 1.0
 _STAGES: Final = {
     "walk": "finding what is needed",
@@ -24,6 +25,18 @@ _STAGES: Final = {
     "copy": "copying what is needed",
     "delete": "deleting",
 }
+
+
+def forget_dead(repository: Repository, operation: str) -> None:
+    """Let nobody wait for the writer that a prune was whose process is dead."""
+    for writer in repository.writers():
+        if writer.purpose == _purpose(operation):
+            repository.forget_writer(writer.id)
+
+
+def _purpose(operation: str) -> str:
+    """Return what the intent of a prune says that it writes for."""
+    return f"prune {operation}"
 
 
 def prune_repository(services: Services, operation: str, options: PruneOptions, cache: Path) -> PruneReport:
@@ -47,4 +60,6 @@ def prune_repository(services: Services, operation: str, options: PruneOptions, 
 
     make_directory(cache)
     host = socket.gethostname()
-    return services.with_repository(lambda repository: repository.prune(options, host=host, directory=cache, tell=tell))
+    return services.with_repository(
+        lambda repository: repository.prune(options, host=host, directory=cache, tell=tell, purpose=_purpose(operation))
+    )

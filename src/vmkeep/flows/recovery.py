@@ -26,7 +26,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
-from vmkeep.flows.declared import DECLARED, declared_flow
+from vmkeep.flows.declared import DECLARED, PRUNE, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
 from vmkeep.flows.durable import DBOS, WorkflowStatus
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
@@ -296,6 +296,8 @@ class Recovery:
                 yield self._finish_deletion(operation)
             elif operation.kind == SNAPSHOT_CHANGE:
                 yield from self._finish_change(operation)
+            elif operation.kind == PRUNE:
+                self._end_prune(operation)
             elif status is not None and status.status == "SUCCESS":
                 self._end(operation.id, OperationState.DONE, None)
             else:
@@ -311,6 +313,14 @@ class Recovery:
             told = ()  # and with the VM went what libvirt listed
         self._end(operation.id, OperationState.DONE, None)
         return told
+
+    def _end_prune(self, operation: Operation) -> None:
+        """Let nobody wait for the writer that a dead prune was; the next one takes away what it left."""
+        from vmkeep.flows.prune import forget_dead
+
+        with suppress(VmkeepError):  # it lapses by itself
+            self.services().with_repository(lambda repository: forget_dead(repository, operation.id))
+        self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
 
     def _finish_deletion(self, operation: Operation) -> str:
         point_id = str(operation.request.get("point"))

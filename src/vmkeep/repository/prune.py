@@ -152,10 +152,11 @@ class Prune:
         host: str,
         directory: Path,
         tell: Callable[[Stage], None] = lambda _stage: None,
+        purpose: str = "prune",
         sleep: Callable[[float], None] = time.sleep,
         lapse_seconds: float = intents.LAPSE_SECONDS,
     ) -> None:
-        """``directory`` takes temporary files; ``host`` is named in what others see of this run."""
+        """``directory`` takes temporary files; ``host`` and ``purpose`` are named in what others see."""
         self._store = store
         self._sealer = sealer
         self._point = point
@@ -164,6 +165,7 @@ class Prune:
         self._host = host
         self._directory = directory
         self._tell = tell
+        self._purpose = purpose
         self._sleep = sleep
         self._lapse_seconds = lapse_seconds
         self._forwards = Forwards(store)
@@ -352,7 +354,9 @@ class Prune:
     ) -> tuple[dict[bytes, tuple[bytes, ...]], bool]:
         """Copy packs and commit that; return what is where now, and whether there was room for all."""
         name = self._sealer.random(NAME_BYTES).hex()
-        intent = intents.Intent(self._store, name, host=self._host, purpose="prune", lapse_seconds=self._lapse_seconds)
+        intent = intents.Intent(
+            self._store, name, host=self._host, purpose=self._purpose, lapse_seconds=self._lapse_seconds
+        )
         copied = [0]
 
         def advance(count: int) -> None:

@@ -90,6 +90,7 @@ class _Records:
             raise file_error(error, directory, "written") from error
 
     def add(self, number: int, record: bytes) -> None:
+        """Add a record of that pack, or several."""
         buffer = self._buffers[number % _PARTS]
         buffer += record
         if len(buffer) >= _BUFFER_BYTES:
@@ -312,6 +313,12 @@ class Reach:
         for number in numbers:
             self.packs.kinds[number] |= DATA
         self.forwarded.update(pack for pack, was in zip(rows.packs, moved, strict=True) if was)
+        if len(numbers) == 1 and not moved[0]:  # most leaves of a full point: all at once
+            places = itertools.chain.from_iterable(
+                zip(itertools.repeat(numbers[0]), rows.offsets, rows.lengths, strict=False)
+            )
+            self._places.add(numbers[0], struct.pack(f"<{3 * len(rows.offsets)}I", *places))
+            return
         for child, pack in enumerate(rows.pack_of):
             number, offset, length = numbers[pack], rows.offsets[child], rows.lengths[child]
             if moved[pack]:

@@ -547,12 +547,12 @@ class Repository:
         host: str,
         directory: Path,
         tell: Callable[[Stage], None],
-        lapse_seconds: float = intents.LAPSE_SECONDS,
+        purpose: str = "prune",
     ) -> PruneReport:
         """Delete what no point and no pin needs, and make packs new that are mostly waste; others may go on beside it.
 
-        ``directory`` takes temporary files, ``tell`` is told where it stands and may raise to stop it; ``host`` is
-        named in what others see of it. Damage keeps what it may reach, and is reported. Raises NoSpace,
+        ``directory`` takes temporary files, ``tell`` is told where it stands and may raise to stop it; ``host`` and
+        ``purpose`` are named in what others see of it. Damage keeps what it may reach, and is reported. Raises NoSpace,
         PermissionRefused and StoreError; what was done until then stands.
         """
         from vmkeep.repository.prune import Prune
@@ -568,7 +568,7 @@ class Repository:
             host=host,
             directory=directory,
             tell=tell,
-            lapse_seconds=lapse_seconds,
+            purpose=purpose,
         ).run()
 
     def unfinished_prunes(self) -> Sequence[str]:
