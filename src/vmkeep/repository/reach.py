@@ -19,11 +19,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from vmkeep.errors import IntegrityError, PermissionRefused, StoreError, VmkeepError
+from vmkeep.errors import IntegrityError, ObjectMissing, PermissionRefused, StoreError, VmkeepError
 from vmkeep.filesystem import file_error
 from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize
 from vmkeep.repository.forwards import Forwards, frame_key
-from vmkeep.repository.layout import ID_BYTES, NODE_BYTES_LIMIT, FrameKind, pack_name, sealed_bytes_limit
+from vmkeep.repository.layout import (
+    BLOCK_BYTES_LIMIT,
+    ID_BYTES,
+    NODE_BYTES_LIMIT,
+    FrameKind,
+    pack_name,
+    sealed_bytes_limit,
+)
 from vmkeep.repository.manifest import NodeRows, geometry_of, parse_node
 from vmkeep.repository.record import BlockRef, PointRecord
 from vmkeep.repository.seal import Sealer
@@ -36,6 +43,7 @@ _SET_BYTES: Final = 4 * 1024 * 1024
 """Of records that are made unique at a time: as tuples they take some twenty times as much."""
 _NODES_AT_ONCE: Final = 1024
 _NODE_FRAME_BYTES: Final = sealed_bytes_limit(NODE_BYTES_LIMIT)
+_BLOCK_FRAME_BYTES: Final = sealed_bytes_limit(BLOCK_BYTES_LIMIT)
 _PLACE: Final = struct.Struct("<III")
 _MOVED: Final = struct.Struct("<III9s")
 DATA, NODES = 1, 2
@@ -290,8 +298,11 @@ class Reach:
             try:
                 refuse_oversize(other, _NODE_FRAME_BYTES)
                 return other, self._rows(ref, other, fetch_frames(self._store, [other])[0], level)
+            except ObjectMissing as failure:
+                error = failure
             except _UNREAD as failure:
                 error = failure
+                self._forwards.unread_packs[other.pack] = failure
         assert error is not None
         raise error
 
@@ -337,13 +348,26 @@ class Reach:
         self._resolved = self.walks + 1
 
     def _resolve_block(self, number: int, offset: int, length: int, key: bytes) -> None:
-        pack = self.packs.names[number]
-        # A pack that cannot be read is kept (``Forwards.unread_packs``), so the next copy may be taken.
-        place = next(self._forwards.copies(self._sealer, key, pack), None)
-        if place is None:
-            self._places.add(number, _PLACE.pack(number, offset, length))
-        else:
-            self._note(FrameKind.BLOCK, place)
+        copies = list(self._forwards.copies(self._sealer, key, self.packs.names[number]))
+        alone = len(copies) == 1 and number >= self.packs.listed
+        for place in copies:
+            # Whichever is taken, the others may be deleted: so it is proved, whatever an index says.
+            if alone or self._is_sound(place):
+                self._note(FrameKind.BLOCK, place)
+                return
+        self._places.add(number, _PLACE.pack(number, offset, length))
+
+    def _is_sound(self, place: BlockRef) -> bool:
+        """Return whether a block is where it is said to be; a pack in which it is not is kept, and not relied on."""
+        try:
+            refuse_oversize(place, _BLOCK_FRAME_BYTES)
+            self._sealer.open(FrameKind.BLOCK, place.id, fetch_frames(self._store, [place])[0], describe(place))
+        except ObjectMissing:
+            return False
+        except _UNREAD as error:
+            self._forwards.unread_packs[place.pack] = error
+            return False
+        return True
 
 
 def _key(ref: BlockRef) -> bytes:

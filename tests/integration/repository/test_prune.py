@@ -26,7 +26,18 @@ from vmkeep.repository import PinRecord, PointRecord, Repository
 from vmkeep.repository.compaction import Compaction, Source
 from vmkeep.repository.forwards import parse_forward, put_forward
 from vmkeep.repository.intents import condemn_list, stored_packs
-from vmkeep.repository.layout import PackKind, canonical
+from vmkeep.repository.layout import (
+    Codec,
+    FrameKind,
+    PackEntry,
+    PackHeader,
+    PackKind,
+    canonical,
+    pack_index,
+    pack_name,
+    pack_trailer,
+)
+from vmkeep.repository.packs import read_index
 from vmkeep.repository.prune import PruneOptions, PruneReport, Stage
 
 SIZE = 400 * BLOCK
@@ -237,6 +248,37 @@ def test_block_in_a_bad_pack_is_read_from_the_pack_that_a_forward_names(tmp_path
     assert again.verify_all().sound
 
 
+def test_pack_that_only_claims_to_hold_a_block_takes_no_copy_of_it_away(tmp_path: Path) -> None:
+    """Who may add objects, and has the keys, cannot have a prune delete what others have stored."""
+    repository, two, truth = thin(tmp_path)
+    (forward,) = (tmp_path / "r" / "forwards").iterdir()
+    moved = parse_forward(forward.read_bytes(), forward.name)
+    entries = [entry for targets in moved.values() for target in targets for entry in _entries(repository, target)]
+    real = {entry.id for entry in entries if entry.kind is FrameKind.BLOCK}
+    forged = bytes(16)  # before all others
+    key, sealer = repository._sealer.new_key(), repository._sealer
+    header = PackHeader(PackKind.DATA, key.key_id, sealer.domain.id, forged).pack_bytes()
+    rows, offset = [], len(header)
+    for id_ in real:
+        rows.append(PackEntry(FrameKind.BLOCK, id_, offset, 4176, BLOCK))
+        offset += 4176
+    index = pack_index(rows)
+    sealed = key.seal(
+        FrameKind.PACK_INDEX, sealer.id_of(FrameKind.PACK_INDEX, header), Codec.STORED, index, len(index), 0
+    )
+    body = header + bytes(offset - len(header)) + sealed + pack_trailer(offset, len(sealed))
+    repository._store.put(pack_name(forged), body)
+    put_forward(repository._store, "cd" * 16, dict.fromkeys(moved, (forged,)))
+    for _ in range(2):
+        report = prune(Repository.open(str(tmp_path / "r"), lambda _ids: sample_key()), tmp_path)
+        assert list(report.problems) == [pack_name(forged)]
+        assert content(two, Repository.open(str(tmp_path / "r"), lambda _ids: sample_key())) == truth
+
+
+def _entries(repository: Repository, pack: bytes) -> tuple[PackEntry, ...]:
+    return read_index(repository._store, repository._sealer, pack, stored_packs(repository._store)[pack])
+
+
 def test_forwards_on_a_circle_lead_to_nothing(tmp_path: Path) -> None:
     repository, two, truth = thin(tmp_path)
     (forward,) = (tmp_path / "r" / "forwards").iterdir()
@@ -356,7 +398,7 @@ def test_many_forwards_become_one_and_lead_where_they_led(tmp_path: Path) -> Non
     data = seeded(7)
     repository = Repository.create(str(tmp_path / "r"), sample_key())
     point = take(repository, tmp_path, {block: data(BLOCK) for block in range(100)})
-    for _ in range(20):
+    for _ in range(18):
         newer = take(repository, tmp_path, {block: data(BLOCK) for block in range(0, 100, 3)}, point)
         repository.delete_point(point.id)
         point = newer

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -162,7 +163,7 @@ def filled(place: Path, seed: int) -> World:
     return world
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("VMKEEP_PRUNE_SEEDS", "12"))))
+@pytest.mark.parametrize("seed", sampled(range(200), 5))
 def test_whatever_happens_between_two_calls_all_kept_points_are_whole(place: Path, seed: int) -> None:
     world = filled(place, seed)
     turns = Turns(seed, world.open, kills=seed % 3)
@@ -210,14 +211,15 @@ def calls_of_a_prune(world: World, top: Path) -> int:
     return counted
 
 
-@pytest.mark.parametrize("share", range(4))
+@pytest.mark.in_turn(4)
+@pytest.mark.parametrize("share", range(3))
 @pytest.mark.parametrize("beside", BESIDE)
 def test_prune_that_is_killed_anywhere_harms_nothing_and_the_next_one_ends(
     place: Path, beside: str, share: int
 ) -> None:
     begun = filled(place / "begun", 50 + share)
     places = range(1, calls_of_a_prune(begun, place) + 1)
-    for number in sampled(places, 6):
+    for number in sampled(places, 3):
         world = World.of(begun, place / f"{number}")
         _kill(world, number, beside)
         world.check_all()
@@ -254,10 +256,11 @@ def _kill(world: World, number: int, beside: str) -> None:
         world.commit(*before)
 
 
+@pytest.mark.in_turn(1)
 @pytest.mark.parametrize("share", range(2))
 def test_repository_that_is_full_from_some_moment_on_loses_nothing(place: Path, share: int) -> None:
     begun = filled(place / "begun", 70 + share)
-    for number in sampled(range(1, 25), 8):
+    for number in sampled(range(1, 25), 4):
         world = World.of(begun, place / f"{number}")
         left = number
 
@@ -273,3 +276,39 @@ def test_repository_that_is_full_from_some_moment_on_loses_nothing(place: Path, 
         world.check_all()
         world.settle()
         shutil.rmtree(world.top)
+
+
+def test_prune_that_saw_new_packs_and_not_their_forward_lets_them_be(place: Path) -> None:
+    """One prune copies; right before its commit another one begins, and deletes when the first has deleted."""
+    world = filled(place, 3)
+    go, reached = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+
+    def second() -> None:
+        def wait(call: str, what: object) -> None:
+            if call == "put" and str(what).startswith("condemned/"):
+                reached.set()
+                assert go.wait(30)
+
+        try:
+            world.prune(hooked(world.open(), wait))
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            reached.set()
+
+    thread = threading.Thread(target=second)
+
+    def begin(call: str, what: object) -> None:
+        if call == "put" and str(what).startswith("forwards/") and not thread.ident:
+            thread.start()
+            assert reached.wait(30)
+
+    world.prune(hooked(world.open(), begin), waste=0.0)
+    assert thread.ident
+    world.check_all()
+    go.set()
+    thread.join(30)
+    assert not failures
+    world.check_all()
+    world.settle()
