@@ -39,9 +39,11 @@ from vmkeep.values import dataclass
 
 _PARTS: Final = 256
 _BUFFER_BYTES: Final = 32 * 1024
-_SET_BYTES: Final = 4 * 1024 * 1024
+_SET_BYTES: Final = 2 * 1024 * 1024
 """Of records that are made unique at a time: as tuples they take some twenty times as much."""
-_NODES_AT_ONCE: Final = 1024
+_LEAVES_AT_ONCE: Final = 1024
+_NODES_AT_ONCE: Final = 64
+"""Of nodes above leaves: each may have 32 others wait, or more."""
 _NODE_FRAME_BYTES: Final = sealed_bytes_limit(NODE_BYTES_LIMIT)
 _BLOCK_FRAME_BYTES: Final = sealed_bytes_limit(BLOCK_BYTES_LIMIT)
 _PLACE: Final = struct.Struct("<III")
@@ -207,8 +209,9 @@ class Reach:
         while any(waiting):
             # The lowest first, so that few wait.
             level = next(number for number, refs in enumerate(waiting) if refs)
-            refs = waiting[level]
-            portion, waiting[level] = refs[-_NODES_AT_ONCE:], refs[:-_NODES_AT_ONCE]
+            most = _NODES_AT_ONCE if level else _LEAVES_AT_ONCE
+            portion = waiting[level][-most:]
+            del waiting[level][-most:]
             portion.sort(key=lambda ref: (ref.pack, ref.offset))
             for rows in self._opened(portion, level, put_at):
                 if level == 0:
