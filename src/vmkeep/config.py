@@ -22,6 +22,8 @@ from vmkeep.ownership import refuse_exposed
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
+    from vmkeep.audience import Audience
+    from vmkeep.buckets import BucketAccess
     from vmkeep.providers import ProviderSettings
 
 SETTINGS_FILE = "vmkeep.toml"
@@ -56,18 +58,24 @@ _TYPES: Mapping[str, type[str | int]] = {
     "removed_tpm_days": int,
     "trial_start": str,
     "key_passphrase_file": str,
+    "objective": str,
 }
 _MOST: Mapping[str, int] = {
     "workers": MAX_WORKERS,
     "points_at_once": MAX_POINTS_AT_ONCE,
     "removed_tpm_days": MAX_DAYS,
 }
+_CHOICES: Mapping[str, tuple[str, str]] = {"compression": (ADAPTIVE, ALWAYS), "trial_start": (ON, OFF)}
 _VMS = "vm"
 _KEYS = "key"
+_TELL = "tell"
+_S3 = "s3"
+_TABLES = (_VMS, _KEYS, _TELL, _S3)
 _VM_TYPES: Mapping[str, tuple[type, str]] = {
     "exclude": (list, "a list of disks by target"),
     "skip": (bool, "true or false"),
     "reason": (str, "text in quotes"),
+    "objective": (str, 'a length of time in quotes, as "26h"'),
 }
 _VM_EXAMPLE = """Write it like this: [vm."NAME"], and below it exclude = ["vdb"] or skip = true, and reason = "why"."""
 _DIRECTORIES = ("scratch_dir", "run_dir", "images_dir")
@@ -78,12 +86,14 @@ _OPENER = "key_passphrase_file"
 class VmSettings:
     """What holds of one VM for good: disks that are in none of its points, and whether `backup --all` leaves it out.
 
-    ``exclude`` are targets. ``reason`` is for people; empty when none was given.
+    ``exclude`` are targets. ``reason`` is for people; empty when none was given. ``objective_seconds`` is how old its
+    newest point may be; None for what holds of all.
     """
 
     exclude: tuple[str, ...] = ()
     skip: bool = False
     reason: str = ""
+    objective_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,9 @@ class Settings:
     ``trial_start``: a TPM state that is captured is loaded by swtpm before it is kept.
     ``vms`` is by the name or UUID that stands in the settings file.
     ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
+    ``objective_seconds`` is how old the newest point of a VM may be; None for what the schedule says.
+    ``audience`` hears of runs of jobs.
+    ``s3`` is the table of how buckets are reached, which holds no secret.
     """
 
     home: Path
@@ -120,6 +133,24 @@ class Settings:
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
     key_passphrase_file: Path | None = None
     providers: tuple[ProviderSettings, ...] = ()
+    objective_seconds: int | None = None
+    audience: Audience | None = None
+    s3: Mapping[str, str | bool] = field(default_factory=dict)
+
+    def bucket_access(self, environ: Mapping[str, str] = os.environ) -> BucketAccess:
+        """Return how a bucket is reached: by the table ``[s3]``, and what the AWS tools of this user are told.
+
+        Raises what ``find_access`` does. What it returns holds secrets.
+        """
+        from vmkeep.buckets import find_access
+
+        user_home = Path(environ.get("HOME") or Path.home())
+        access = find_access(self.s3, environ, user_home)
+        return replace(access, patience_seconds=float(self.stalled_after_seconds))
+
+    def access_to(self, location: str) -> BucketAccess | None:
+        """Return how a repository's location is reached: None for a directory. Raises as ``bucket_access``."""
+        return self.bucket_access() if "://" in location else None
 
     def of_vm(self, name: str, uuid: str) -> VmSettings:
         """Return what the settings file says of a VM: by its name, else by its UUID."""
@@ -174,6 +205,10 @@ class Settings:
         return self.home / "owners"
 
     @property
+    def schedule_dir(self) -> Path:
+        return self.home / "schedule"
+
+    @property
     def logs_dir(self) -> Path:
         return self.home / "logs"
 
@@ -208,8 +243,11 @@ def load_settings(
         state_versions=str(found.get("state_versions", DEFAULT_STATE_VERSIONS)),
         trial_start=found.get("trial_start", ON) == ON,
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
+        objective_seconds=_span(found.get("objective")),
         key_passphrase_file=Path(str(found[_OPENER])) if _OPENER in found else None,
+        audience=_audience(place / SETTINGS_FILE, found[_TELL]) if _TELL in found else None,
         providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),
+        s3=_s3(place / SETTINGS_FILE, found[_S3]) if _S3 in found else {},
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
     numbers = {key: int(found[key]) for key, kind in _TYPES.items() if kind is int and key in found}
@@ -217,9 +255,14 @@ def load_settings(
 
 
 def resolve_location(location: str) -> str:
-    """Return a repository's location as it is kept: a URL as it is, a directory absolute."""
+    """Return a repository's location as it is kept: a bucket's in one form, a directory absolute.
+
+    Raises InvalidRequest for an address of another kind.
+    """
     if "://" in location:
-        return location
+        from vmkeep.buckets import BucketAddress
+
+        return str(BucketAddress.parse(location))
     if not location.strip():
         raise InvalidRequest("The repository's directory is empty text")
     return str(Path(location).expanduser().absolute())
@@ -311,7 +354,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise file_error(error, path, "read") from error
     for key, value in parsed.items():
-        if key not in (_VMS, _KEYS):
+        if key not in _TABLES:
             _check(path, key, value)
     return parsed
 
@@ -320,6 +363,18 @@ def _providers(path: Path, tables: object) -> tuple[ProviderSettings, ...]:
     from vmkeep.providers import read_providers  # few installations have any
 
     return read_providers(str(path), tables)
+
+
+def _audience(path: Path, table: object) -> Audience:
+    from vmkeep.audience import read_audience  # few commands tell
+
+    return read_audience(str(path), table)
+
+
+def _s3(path: Path, table: object) -> Mapping[str, str | bool]:
+    from vmkeep.buckets import read_table
+
+    return read_table(str(path), table)
 
 
 def _vms(path: Path, tables: object) -> dict[str, VmSettings]:
@@ -345,7 +400,10 @@ def _vm(path: Path, name: str, table: Mapping[str, object]) -> VmSettings:
         exclude=tuple(dict.fromkeys(exclude)),
         skip=bool(table.get("skip", False)),
         reason=" ".join(str(table.get("reason", "")).split()),
+        objective_seconds=_span(table.get("objective")),
     )
+    if "objective" in table and not settings.objective_seconds:
+        raise _wrong(path, f"{where}: 'objective' must be {_VM_TYPES['objective'][1]}", _VM_EXAMPLE)
     if settings.reason and not (settings.exclude or settings.skip):
         raise _wrong(path, f"{where} has a reason, but neither 'exclude' nor 'skip'", _VM_EXAMPLE)
     return settings
@@ -354,7 +412,7 @@ def _vm(path: Path, name: str, table: Mapping[str, object]) -> VmSettings:
 def _check(path: Path, key: str, value: object) -> None:
     wanted = _TYPES.get(key)
     if wanted is None:
-        known = ", ".join(sorted([*_TYPES, _VMS, _KEYS]))
+        known = ", ".join(sorted([*_TYPES, *_TABLES]))
         raise _wrong(path, f"{path}: unknown setting {key!r}", f"The settings are: {known}.")
     if not isinstance(value, wanted) or isinstance(value, bool):
         kind = "text in quotes" if wanted is str else "a whole number"
@@ -363,10 +421,14 @@ def _check(path: Path, key: str, value: object) -> None:
     if place and not str(value).startswith("/"):
         what = "the absolute path of a file" if key == _OPENER else "an absolute directory"
         raise _wrong(path, f"{path}: setting {key!r} must be {what}", f"Correct {key} in {path}.")
-    if key == "compression" and value not in (ADAPTIVE, ALWAYS):
-        raise _wrong(path, f"{path}: setting {key!r} must be {ADAPTIVE!r} or {ALWAYS!r}", f"Correct {key} in {path}.")
-    if key == "trial_start" and value not in (ON, OFF):
-        raise _wrong(path, f"{path}: setting {key!r} must be {ON!r} or {OFF!r}", f"Correct {key} in {path}.")
+    if key == "objective" and not _span(value):
+        raise _wrong(path, f'{path}: setting {key!r} must be a length of time: "26h"', f"Correct {key} in {path}.")
+    choice = _CHOICES.get(key)
+    if choice is not None and value not in choice:
+        one, other = choice
+        raise _wrong(path, f"{path}: setting {key!r} must be {one!r} or {other!r}", f"Correct {key} in {path}.")
+    if key == "repository" and not place:
+        resolve_location(str(value))
     number = value if isinstance(value, int) else 0
     most = _MOST.get(key)
     if most is not None and not 1 <= number <= most:
@@ -375,6 +437,15 @@ def _check(path: Path, key: str, value: object) -> None:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 or more", f"Correct {key} in {path}.")
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
         raise _wrong(path, f"{path}: setting {key!r} must be a power of two from 4096", f"Correct {key} in {path}.")
+
+
+def _span(value: object) -> int | None:
+    """Return the seconds of a length of time; None for none."""
+    if value is None:
+        return None
+    from vmkeep.spans import span_seconds  # few settings have one
+
+    return span_seconds(str(value))
 
 
 def _wrong(path: Path, message: str, hint: str) -> InvalidRequest:

@@ -13,21 +13,27 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 
 @contextlib.contextmanager
-def deferred(*names: str, given: Mapping[str, Mapping[str, object]] | None = None) -> Iterator[None]:
+def deferred(
+    *names: str,
+    given: Mapping[str, Mapping[str, object]] | None = None,
+    raised: Mapping[str, Collection[str]] | None = None,
+) -> Iterator[None]:
     """Within the block, importing one of these modules gives a placeholder. Whole names: "psycopg", "psycopg.errors".
 
     A module that is loaded already is left as it is. After the block everybody who imports one gets the real one; only
-    what was imported within it keeps its placeholders. Not for names that are bases of classes, or stand in ``except``:
+    what was imported within it keeps its placeholders, and what asks such a module itself for a name after the block
+    has the real one. Not for names that are bases of classes, or that were taken from a module and stand in ``except``:
     a placeholder is neither. ``given`` are names of a module that are to be something else for whoever imports them
-    within the block, where a placeholder would be looked into.
+    within the block, where a placeholder would be looked into. ``raised`` are exceptions of a module that are looked
+    for whatever went wrong: until it is loaded nothing raises them, and no error is made worse by an import.
     """
-    placeholders = {name: _Placeholder(name) for name in names if name not in sys.modules}
+    placeholders = {name: _Placeholder(name, (raised or {}).get(name, ())) for name in names if name not in sys.modules}
     sys.modules.update(placeholders)
     for name, placeholder in placeholders.items():
         vars(placeholder).update((given or {}).get(name, {}))
@@ -48,14 +54,23 @@ def deferred(*names: str, given: Mapping[str, Mapping[str, object]] | None = Non
 class _Placeholder(ModuleType):
     """A module that was not loaded."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, raised: Collection[str] = ()) -> None:
         super().__init__(name)
+        self.__raised = raised
         self.__path__: list[str] = []  # a package, so that modules within it can be asked for
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks for some that no module must have
             raise AttributeError(name)
+        if name in self.__raised and not _is_loaded(self.__name__):
+            return _NeverRaised
+        if not _stands(self.__name__):  # of a function that runs after the block, and may catch what it asks for
+            return getattr(importlib.import_module(self.__name__), name)
         return _Deferred(name, (), {"__module__": self.__name__})
+
+
+class _NeverRaised(BaseException):
+    """What of a module that is not loaded nothing can raise."""
 
 
 class _Deferred(type):
@@ -82,6 +97,10 @@ class _Deferred(type):
 
     def _real(cls) -> Any:
         return getattr(importlib.import_module(cls.__module__), cls.__name__)
+
+
+def _is_loaded(module: str) -> bool:
+    return not isinstance(sys.modules.get(module), _Placeholder | None)
 
 
 def _stands(module: str) -> bool:

@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 import resource
-import secrets
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -108,7 +107,7 @@ def _open_nameless(directory: Path, name: str) -> tuple[int, Path | None]:
     except OSError as error:
         if error.errno not in _NAMELESS_UNKNOWN:
             raise
-    beside = directory / f".{name}.{secrets.token_hex(4)}"
+    beside = directory / f".{name}.{os.urandom(4).hex()}"
     return os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), beside
 
 
@@ -138,11 +137,13 @@ def write_new_file(path: Path, content: bytes) -> None:
     sync_directory(directory)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file (0600) in the place of one that may be there: the old one, or the new one whole. Raises OSError."""
-    beside = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file in the place of one that may be there: the old one, or the new one whole. Raises OSError."""
+    beside = path.parent / f".{path.name}.{os.urandom(4).hex()}.partial"
     try:
         write_new_file(beside, content)
+        if mode != 0o600:
+            beside.chmod(mode)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

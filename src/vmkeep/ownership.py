@@ -31,7 +31,9 @@ _FILES: Final = ("vmkeep.toml", "catalog.sqlite", "flows.sqlite", *_SECRET_FILES
 """By how they begin: journals of databases, and keys that were put aside, count as well."""
 _KEYS: Final = "keys"
 _OF_HOME: Final = "vmkeep's home is reached"
-_FOLDERS: Final = (_KEYS, "cache", "deletions", "guards", "locks", "logs", "owners", "restores", "run", "snapshots")
+_FOLDERS: Final = (
+    *(_KEYS, "cache", "deletions", "guards", "locks", "logs", "owners", "restores", "run", "schedule", "snapshots"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,8 @@ Seen before: one of them ended `points` and `backup` as a fault of vmkeep, and k
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from tests.attack.forging import forge, put_point, replace_point
 from tests.attack.hostile_records import HOSTILE, RIGHT_TO_LEFT
 from tests.integration.cli.command_line import Answer, environment
 from tests.integration.cli.test_catch_up import VM, WEB, make, premises
-from tests.rig.forking import CommandForks
+from tests.rig.forking import CommandForks, ThisMachine
 from vmkeep.catalog import Catalog, SqlCatalog
 from vmkeep.errors import ObjectDamaged, PointChanged
 from vmkeep.flows.catch_up import catch_up
@@ -29,37 +26,10 @@ from vmkeep.repository import PointRecord
 _LIBVIRT = ("-c", "test:///default")
 
 
-class ThisMachine:
-    """Where the commands run: no host of its own, as no VM is touched."""
-
-    dir = Path(tempfile.gettempdir())
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return environment(Path("/nonexistent"))
-
-    def popen(self, command: Sequence[str | Path], *, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command, stdin=stdin, stdout=stdout, stderr=stderr, text=True, env=self.environment, cwd=Path.cwd()
-        )
-
-
-@cache
-def forks() -> CommandForks:
-    """Return who forks commands, having imported vmkeep: the start of Python would be most of their time."""
-    return CommandForks(ThisMachine())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _end_of_forks() -> Iterator[None]:
-    yield
-    forks().close()
-    forks.cache_clear()
-
-
 def vmkeep(home: Path, *arguments: str) -> Answer:
     """Run a command line to its end."""
-    done = forks().run(["vmkeep", *arguments], {"VMKEEP_HOME": str(home)}, None)
+    place = ThisMachine(Path(tempfile.gettempdir()))
+    done = CommandForks(place).run(["vmkeep", *arguments], environment(home), None)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

@@ -54,7 +54,7 @@ def made() -> Iterator[Path]:
         with Premises(settings) as premises:
             premises.initialise()
             premises.prepare_to_sign()
-            for name in ("cache", "guards", "locks", "logs", "owners", "restores", "snapshots"):
+            for name in ("cache", "guards", "locks", "logs", "owners", "restores", "schedule", "snapshots"):
                 (home / name).mkdir(mode=0o700, exist_ok=True)
             shutil.copytree(home, top / "open" / "home")  # while the catalogue is open: with its journal
         shutil.copytree(top / "open" / "home", home, dirs_exist_ok=True)
@@ -112,7 +112,7 @@ EXPOSED: dict[str, tuple[Callable[[Place], object], str]] = {
     },
     **{
         f"{name}/ may be written": writable(name, 0o777)
-        for name in ("keys", "cache", "guards", "locks", "logs", "owners", "restores", "snapshots")
+        for name in ("keys", "cache", "guards", "locks", "logs", "owners", "restores", "schedule", "snapshots")
     },
     "key may be written": (lambda place: place.key.chmod(0o620), "keys/*"),
     "key may be read by a group": (lambda place: place.key.chmod(0o640), "keys/*"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -96,12 +97,7 @@ def test_removal_killed_at_any_effect_is_finished_by_the_next_command(bed: _Bed)
             assert bed.add() == 0, death
         assert bed.has_tpm(), death
     assert killed > _MOST / 2
-    # Each removal that was done has one proof, whoever was killed before it was stored.
-    log = bed.vmkeep.json("log")["operations"]
-    done = {each["id"] for each in log if each["kind"] == "tpm.remove" and each["state"] == "done"}
-    removals = bed.vmkeep.json("tpm", "removal", "list")["removals"]
-    assert {each["id"] for each in removals} == done
-    assert all(each["stored"] and each["outcome"] == "has a TPM again" for each in removals)
+    assert {each["outcome"] for each in _proofs(bed, "remove")} == {"has a TPM again"}
 
 
 @pytest.mark.in_turn(2, among="tpms")
@@ -146,7 +142,19 @@ def test_new_key_killed_at_any_effect_is_whole_or_not_there_after_the_next_comma
             _is_renewed(bed, verb)
             _have_old_one_back(bed)
     assert killed
+    assert {each["outcome"] for each in _proofs(bed, verb)} == {"deleted"}
     assert bed.vmkeep.json("verify", "--all")["ok"]
+
+
+def _proofs(bed: _Bed, verb: str) -> list[dict[str, Any]]:
+    """Return those of a verb: each operation that was done has one, whoever was killed before it was stored."""
+    log = bed.vmkeep.json("log")["operations"]
+    done = {each["id"] for each in log if each["kind"] == f"tpm.{verb}" and each["state"] == "done"}
+    renewal = None if verb == "remove" else verb
+    proofs = [each for each in bed.vmkeep.json("tpm", "removal", "list")["removals"] if each["renewal"] == renewal]
+    assert {each["id"] for each in proofs} == done
+    assert all(each["stored"] for each in proofs)
+    return proofs
 
 
 def _is_renewed(bed: _Bed, verb: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 _READERS = (
     _HERE / "keys" / "test_foreign_keys.py",
+    _HERE / "repository" / "test_bucket_answers.py",
     _HERE / "repository" / "test_foreign_bytes.py",
     _HERE / "repository" / "test_foreign_bundles.py",
     _HERE / "repository" / "test_foreign_deletions.py",

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.rig.errors import RigError
-from tests.rig.forking import can_fork
+from tests.rig.forking import ForkedCommand, can_fork
 from tests.rig.host import Host
 
 COMMAND = Path(sys.executable).with_name("vmkeep")
+
+Started = subprocess.Popen[str] | ForkedCommand
+"""A command that runs, whether it was started or forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,10 @@ class Vmkeep:
             return self.host.forks.run([COMMAND, *arguments], environment, input)
         return self.host.run([*self._become, COMMAND, *arguments], env=environment, input=input)
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def start(self, *arguments: str | Path) -> Started:
         """Start it with ``--json`` and do not wait for it."""
+        if self._forked and not self._become:
+            return self.host.forks.start([COMMAND, "--json", *arguments], self.environment)
         return self.host.popen([*self._become, COMMAND, "--json", *arguments], env=self.environment)
 
     def json(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -98,7 +103,6 @@ class Vmkeep:
     def restore_all(self, points: Sequence[dict[str, Any]], parent: Path) -> list[Path]:
         """Restore several points at once, each into a directory of ``parent`` that is named after its id."""
         outputs = [parent / str(point["id"]) for point in points]
-        assert self.host.forks.alive  # there before the threads ask for it
 
         def restore(point: dict[str, Any], output: Path) -> None:
             # Not a subclass's way to run commands, which may be for one at a time.
@@ -114,7 +118,7 @@ class Vmkeep:
 NO_LIBVIRT = {"LIBVIRT_DEFAULT_URI": "qemu+unix:///system?socket=/nowhere/libvirt-sock"}
 
 
-def finished(process: subprocess.Popen[str], timeout_seconds: float = 120) -> tuple[int, dict[str, Any]]:
+def finished(process: Started, timeout_seconds: float = 120) -> tuple[int, dict[str, Any]]:
     """Wait for a command of ``Vmkeep.start``; return its exit status and what it printed: document or error."""
     with process:
         output, errors = process.communicate(timeout=timeout_seconds)

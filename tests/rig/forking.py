@@ -1,42 +1,39 @@
-"""vmkeep's commands without the start of Python: a process in the host has imported it, and forks for each.
+"""vmkeep's commands without the start of Python: a process that has imported it forks for each (forkserver.py).
 
 Half a second of processor time for each command is imports, a third of the whole test run. The command itself is what
-it always is: the entry point of the installed script in a process of its own, with its environment, folder, streams
-and exit status. So are the guardians that it starts: processes of their own, leaders of a session, with nothing of the
-command's but the socket that they are given. The drivers of the crash tests are forked too, and fork in turn.
-
-Run as a script, this is that process; `CommandForks` is who asks it.
+it always is: the entry point of the installed script in a process of its own, in the namespaces of its host, with its
+environment, folder, streams and exit status. So are the guardians that it starts: processes of their own, leaders of a
+session, with nothing of the command's but the socket that they are given. The drivers of the crash tests are forked
+too, and fork in turn.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import importlib
+import atexit
 import json
 import os
-import pkgutil
 import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
-_REQUEST_BYTES = 256 * 1024
+from tests.rig.forkserver import REQUEST_BYTES, ROOM_FOR_WORDS, number_of, umask
+
 # What these change, a process that runs already has behind it: they need one that starts with them.
 _OF_A_START = ("LD_", "PYTHON", "LC_", "LANG", "MALLOC_", "GLIBC_", "TZ")
 
 
 class Place(Protocol):
-    """What of a host is asked."""
+    """What of a host is asked. ``init_pid`` is 0 for this machine itself."""
 
     @property
     def dir(self) -> Path: ...
@@ -44,9 +41,17 @@ class Place(Protocol):
     @property
     def environment(self) -> Mapping[str, str]: ...
 
-    def popen(
-        self, command: Sequence[str | Path], *, stdin: int, stdout: int, stderr: int
-    ) -> subprocess.Popen[str]: ...
+    @property
+    def init_pid(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ThisMachine:
+    """This machine itself, as a place for commands that need no libvirt; nothing of its environment is theirs."""
+
+    dir: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    init_pid: int = 0
 
 
 def can_fork(env: Mapping[str, str]) -> bool:
@@ -55,340 +60,222 @@ def can_fork(env: Mapping[str, str]) -> bool:
 
 
 class CommandForks:
-    """Who forks the commands of one host. ``close`` ends it; commands that run go on."""
+    """The commands of one host, forked for it; all hosts of this process share who forks."""
 
     def __init__(self, host: Place) -> None:
         self._host = host
-        own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket = own
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
-        with its:
-            self._process = host.popen(
-                [sys.executable, Path(__file__).resolve(), _ROOM_FOR_WORDS],
-                stdin=its.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
 
     def run(
         self, command: Sequence[str | Path], env: Mapping[str, str], text: str | None, timeout_seconds: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a command line to its end. ``env`` is added to the host's environment, ``text`` is its input."""
-        words = [str(word) for word in command]
-        (its_input, to), (out, its_output), (err, its_errors) = (os.pipe() for _ in range(3))
-        status = self._ask("command", words, env, [its_input, its_output, its_errors])
-        with os.fdopen(status) as told:
-            output, errors = _exchanged(to, out, err, text, timeout_seconds, words)
-            return subprocess.CompletedProcess(words, int(told.read()), output, errors)
+        its_input, to = os.pipe()
+        with self._command(command, env, its_input) as forked:
+            try:
+                output, errors = _exchanged(forked, to, text or "", timeout_seconds)
+            except subprocess.TimeoutExpired:
+                forked.kill()
+                raise
+        return subprocess.CompletedProcess(forked.args, forked.returncode, output, errors)
+
+    def start(self, command: Sequence[str | Path], env: Mapping[str, str]) -> ForkedCommand:
+        """Start a command line without an input."""
+        return self._command(command, env, os.open(os.devnull, os.O_RDONLY))
 
     def driver(self, script: Path) -> Driver:
         """Fork a process that runs a script's ``main``; its errors go where those of this process go."""
         (its_input, to), (out, its_output) = (os.pipe() for _ in range(2))
-        status = self._ask("driver", [str(script)], {}, [its_input, its_output, os.dup(2)])
-        return Driver(to, out, status)
+        return Driver(to, out, self._ask("driver", [str(script)], {}, [its_input, its_output, os.dup(2)]))
+
+    def _command(self, command: Sequence[str | Path], env: Mapping[str, str], its_input: int) -> ForkedCommand:
+        words = [str(word) for word in command]
+        (out, its_output), (err, its_errors) = (os.pipe() for _ in range(2))
+        return ForkedCommand(words, out, err, self._ask("command", words, env, [its_input, its_output, its_errors]))
 
     def _ask(self, kind: str, words: list[str], env: Mapping[str, str], streams: list[int]) -> int:
-        """Send a request with its streams, which are its own then; return where it tells how it ended."""
-        status, its_status = os.pipe()
-        theirs = [*streams, its_status]
+        """Send a request with its streams, which are its own then; return where its number is told, and its end."""
+        told, its_told = os.pipe()
+        theirs = [*streams, its_told]
         request = {
             "kind": kind,
+            "host": self._host.init_pid,
             "words": words,
             "env": {**self._host.environment, **env},
             "folder": str(self._host.dir),
-            "umask": _umask(),
+            "umask": umask(),
         }
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], theirs)
+            socket.send_fds(_server.socket(), [json.dumps(request).encode()], theirs)
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
-        return status
+        return told
+
+
+class _Server:
+    """The process that forks, started when it is first asked for and again if it was ended."""
+
+    def __init__(self) -> None:
+        self._starting = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def socket(self) -> socket.socket:
+        with self._starting:
+            if self._process is not None and self._process.poll() is not None:
+                self.close()
+            if self._socket is None:
+                self._start()
+            assert self._socket is not None
+            return self._socket
+
+    def _start(self) -> None:
+        own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, REQUEST_BYTES)
+        script = Path(__file__).with_name("forkserver.py").resolve()
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, script, ROOM_FOR_WORDS], stdin=its.fileno(), stdout=subprocess.DEVNULL
+            )
+        self._socket = own
+        atexit.register(self.close)
 
     def close(self) -> None:
-        self._socket.close()
-        self._process.wait(timeout=10)
+        """End it; commands that run go on."""
+        atexit.unregister(self.close)
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.wait(timeout=10)
+            self._process = None
+
+
+_server = _Server()
+
+
+class ForkedCommand:
+    """A forked command: what of ``subprocess.Popen`` is used of one that was started.
+
+    As with a child, its number is nobody else's until its end was seen here.
+    """
+
+    def __init__(self, words: list[str], stdout: int, stderr: int, told: int) -> None:
+        self.args = words
+        self.stdout = os.fdopen(stdout)
+        self.stderr = os.fdopen(stderr)
+        self._told = told
+        self._hearing = threading.Lock()
+        self.pid = number_of(told)
+        self.returncode: int | Any = None  # as that of Popen
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+        self.wait()
+
+    def _close(self) -> None:
+        for stream in (self.stdout, self.stderr):
+            stream.close()
+
+    def poll(self) -> int | None:
+        """Return its exit status once it has ended, and let its number go."""
+        with self._hearing:
+            if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+                self.returncode = number_of(self._told)
+                os.close(self._told)
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, and return its exit status. Raises TimeoutExpired."""
+        with self._hearing:
+            if self.returncode is not None:
+                return self.returncode
+            told = os.dup(self._told)  # another thread may hear of it meanwhile
+        try:
+            select.select([told], [], [], timeout)
+        finally:
+            os.close(told)
+        status = self.poll()
+        if status is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return status
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Read both streams to their ends and wait for its own. Raises TimeoutExpired."""
+        output = _exchanged(self, None, "", timeout)
+        self._close()
+        self.wait(timeout)
+        return output
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
 
 class Driver:
     """A forked process that reads its requests; what of ``subprocess.Popen`` is used of one that was started."""
 
-    def __init__(self, stdin: int, stdout: int, status: int) -> None:
+    def __init__(self, stdin: int, stdout: int, told: int) -> None:
         self.stdin = os.fdopen(stdin, "w")
         self.stdout = os.fdopen(stdout)
-        self._status = status
+        self._told = told
+        self.pid = number_of(told)
 
     def wait(self, timeout: float) -> int:
         """Wait for its end, and return its exit status. Raises TimeoutExpired."""
-        ready, _, _ = select.select([self._status], [], [], timeout)
+        ready, _, _ = select.select([self._told], [], [], timeout)
         if not ready:
             raise subprocess.TimeoutExpired("driver", timeout)
-        with os.fdopen(self._status) as told:
-            return int(told.read() or -signal.SIGKILL)
+        try:
+            return number_of(self._told)
+        finally:
+            os.close(self._told)
 
 
-def _umask() -> int:
-    """Return this process's, which os.umask only tells to who changes it, for all threads."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
-
-
-def _exchanged(
-    to: int, out: int, err: int, text: str | None, timeout_seconds: float, words: list[str]
-) -> tuple[str, str]:
+def _exchanged(command: ForkedCommand, to: int | None, text: str, timeout_seconds: float | None) -> tuple[str, str]:
     """Write the input, and read both streams to their ends: whoever a command leaves behind holds neither."""
-    pending = memoryview((text or "").encode())
-    os.set_blocking(to, False)
-    texts: dict[int, bytearray] = {out: bytearray(), err: bytearray()}
-    deadline = time.monotonic() + timeout_seconds
+    pending = memoryview(text.encode())
+    texts = {stream.fileno(): bytearray() for stream in (command.stdout, command.stderr)}
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     with selectors.DefaultSelector() as selector:
-        selector.register(out, selectors.EVENT_READ)
-        selector.register(err, selectors.EVENT_READ)
-        if pending:
+        for descriptor in texts:
+            selector.register(descriptor, selectors.EVENT_READ)
+        if to is not None:
+            os.set_blocking(to, False)
             selector.register(to, selectors.EVENT_WRITE)
-        else:
-            os.close(to)
         while selector.get_map():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            ready = selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise subprocess.TimeoutExpired(words, timeout_seconds, bytes(texts[out]), bytes(texts[err]))
+                raise subprocess.TimeoutExpired(command.args, timeout_seconds or 0.0, *map(bytes, texts.values()))
             for key, _ in ready:
                 if key.fd == to:
-                    with suppress(BrokenPipeError):
-                        pending = pending[os.write(to, pending) :]
-                        if pending:
-                            continue
-                else:
-                    content = os.read(key.fd, 65536)
+                    pending = _written(to, pending)
+                    if not pending:
+                        selector.unregister(to)
+                        os.close(to)
+                elif content := os.read(key.fd, 65536):
                     texts[key.fd] += content
-                    if content:
-                        continue
-                selector.unregister(key.fd)
-                os.close(key.fd)
-    return texts[out].decode(), texts[err].decode()
+                else:
+                    selector.unregister(key.fd)
+    output, errors = (content.decode() for content in texts.values())
+    return output, errors
 
 
-# -- the process that forks ---------------------------------------------------------------------------------------
-
-_PROJECT = Path(__file__).resolve().parents[2]
-# Written over with the words of a guardian, which tests, and people, look for in the list of processes.
-_ROOM_FOR_WORDS = "-" * 1000
-# What commands import only when they need it, besides vmkeep's own modules.
-_IMPORTED_LATE = (
-    "alembic.command",
-    "alembic.ext.checkconstraint_byname",
-    "dbos._sys_db_sqlite",
-    "encodings.ascii",
-    "fractions",
-    "mako.template",
-    "markupsafe",
-    "obstore",
-    "pydantic._internal._schema_generation_shared",
-    "pydantic.json_schema",
-    "pydantic.main",
-    "pydantic.plugin._loader",
-    "pydantic.plugin._schema_validator",
-    "pydantic.type_adapter",
-    "sqlalchemy.ext.compiler",
-    "typer._adapters",
-)
-
-
-def _serve() -> None:
-    _import_all()
-    asked = socket.socket(fileno=os.dup(0))
-    guardians, asks_for_guardian = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    guardians.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _REQUEST_BYTES)
-    asks_for_guardian.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
-    ended, its_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(its_end, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    waiting: dict[int, int] = {}
-    gc.freeze()  # what is here stays: a collection in a fork would copy all of it
-    while True:
-        ready, _, _ = select.select([asked.fileno(), guardians.fileno(), ended], [], [])
-        if ended in ready:
-            os.read(ended, 4096)
-            _tell_ends(waiting)
-        for source in (asked, guardians):
-            if source.fileno() not in ready:
-                continue
-            message, descriptors, _, _ = socket.recv_fds(source, _REQUEST_BYTES, 4)
-            if not message:
-                return
-            for_guardian = source is guardians
-            # One fork, not one more to wait for it: each costs 15 ms of a processor, a third of a short command.
-            child = os.fork()
-            if child == 0:
-                _leave_the_server(asked, guardians, ended, its_end, *waiting.values())
-                become = _become_guardian if for_guardian else partial(_become, asks_for_guardian)
-                become(json.loads(message), descriptors)
-            *streams, told = descriptors
-            if for_guardian:
-                os.write(told, str(child).encode())
-                os.close(told)
-            else:
-                waiting[child] = told
-            for descriptor in streams:
-                os.close(descriptor)
-
-
-def _leave_the_server(*mine: socket.socket | int) -> None:
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for each in mine:
-        os.close(each) if isinstance(each, int) else each.close()
-
-
-def _tell_ends(waiting: dict[int, int]) -> None:
-    """Tell of each child that has ended how it did; of guardians nobody is told."""
-    with suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            told = waiting.pop(ended[0], None)
-            if told is not None:
-                with suppress(BrokenPipeError):
-                    os.write(told, str(os.waitstatus_to_exitcode(ended[1])).encode())
-                os.close(told)
-
-
-def _import_all() -> None:
-    """Import what a command may import, before the forks: they find it there."""
-    import vmkeep.cli.main
-
-    for module in pkgutil.walk_packages(vmkeep.__path__, "vmkeep."):
-        if ".migrations." not in module.name:  # scripts of Alembic, which it runs itself
-            importlib.import_module(module.name)
-    for name in ("vmkeep.catalog.migrations.upgrade", *_IMPORTED_LATE):
-        with suppress(ImportError):  # of another release of the library
-            importlib.import_module(name)
-
-
-def _become(asks_for_guardian: socket.socket, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Become a command or driver, in a process that was forked for it."""
-    *streams, told = descriptors
-    os.close(told)
-    _take_streams(streams)
-    _surround(request)
-    _Guardians(asks_for_guardian).take_over()
-    if request["kind"] == "command":
-        _become_command(request["words"])
-    _become_driver(request["words"])
-
-
-def _surround(request: dict[str, Any]) -> None:
-    os.environ.clear()
-    os.environ.update(request["env"])
-    os.chdir(request["folder"])
-    os.umask(request["umask"])
-
-
-def _take_streams(streams: Sequence[int]) -> None:
-    for number, descriptor in enumerate(streams):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-
-
-def _become_command(words: list[str]) -> NoReturn:
-    from vmkeep.cli.main import run
-
-    sys.argv = words
+def _written(to: int, pending: memoryview) -> memoryview:
+    """Write some of it and return the rest, which is nothing when nobody reads."""
     try:
-        run()
-    finally:
-        os._exit(70)  # never reached: it ends the process
-
-
-def _become_driver(words: list[str]) -> NoReturn:
-    try:
-        sys.path.insert(0, str(_PROJECT))
-        name = ".".join(Path(words[0]).relative_to(_PROJECT).with_suffix("").parts)
-        importlib.import_module(name).main()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-# -- guardians ----------------------------------------------------------------------------------------------------
-
-
-class _Guardians:
-    """Starts guardians for a command: what of ``subprocess`` is used by vmkeep.host.guard.standby."""
-
-    DEVNULL = subprocess.DEVNULL
-
-    def __init__(self, asks: socket.socket) -> None:
-        self._asks = asks
-
-    def take_over(self) -> None:
-        standby: Any = importlib.import_module("vmkeep.host.guard.standby")
-        standby.subprocess = self
-
-    def Popen(self, words: list[str], *, stdin: int, cwd: str, **options: Any) -> _ForkedGuardian:  # noqa: N802
-        assert words[-3] == "-m", words
-        assert options == {"stdout": self.DEVNULL, "stderr": self.DEVNULL, "start_new_session": True}, options
-        request = {"words": words, "env": dict(os.environ), "folder": cwd, "umask": _umask()}
-        heard, told = os.pipe()
-        socket.send_fds(self._asks, [json.dumps(request).encode()], [stdin, told])
-        os.close(told)
-        with os.fdopen(heard) as answer:
-            return _ForkedGuardian(words, int(answer.read()))
-
-
-class _ForkedGuardian:
-    """A guardian that is no child: what of ``subprocess.Popen`` is used of it."""
-
-    def __init__(self, words: list[str], pid: int) -> None:
-        self.args = words
-        self.pid = pid
-        try:
-            self._end = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._end = -1  # it has ended
-
-    def wait(self) -> None:
-        if self._end >= 0:
-            select.select([self._end], [], [])
-            os.close(self._end)
-            self._end = -1
-
-    def poll(self) -> int | None:
-        """Return None as long as it lives; its exit status is for its parent."""
-        ended = self._end < 0 or bool(select.select([self._end], [], [], 0)[0])
-        return 0 if ended else None
-
-
-def _become_guardian(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    conversation, told = descriptors
-    os.close(told)
-    null = os.open(os.devnull, os.O_RDWR)
-    _take_streams([conversation, os.dup(null), null])
-    os.closerange(3, 1 << 16)
-    os.setsid()
-    _surround(request)
-    words = request["words"]
-    _show(words)
-    module, records = words[-2:]
-    sys.argv = [module, records]
-    try:
-        os._exit(importlib.import_module(module).main())
-    finally:
-        os._exit(70)
-
-
-def _show(words: list[str]) -> None:
-    """Write the words over those that this process was started with, where ``ps`` reads them."""
-    first, last = (int(field) for field in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
-    shown = "".join(f"{word}\0" for word in words).encode()
-    assert len(shown) < last - first
-    ctypes.memset(first, 0, last - first)
-    ctypes.memmove(first, shown, len(shown))
-
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, which no command has on its path
-    _serve()
+        return pending[os.write(to, pending) :]
+    except BrokenPipeError:
+        return pending[:0]

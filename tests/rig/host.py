@@ -107,7 +107,6 @@ class Host:
         self._lock_descriptor = -1
         self._init_pid = 0
         self._passphrases: dict[str, str] = {}
-        self._forks: CommandForks | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -130,7 +129,6 @@ class Host:
         """Kill every process of the host at one moment. Whoever started one with ``popen`` reaps it."""
         assert self._process is not None
         self._connection = None  # its daemon is gone
-        self._end_forks()
         self._process.kill()  # and with it process 1 (--kill-child), with which the kernel ends all others
         self._process.wait()
 
@@ -179,7 +177,6 @@ class Host:
 
     def close(self) -> None:
         """End every process of the host and remove its directory."""
-        self._end_forks()
         if self._connection is not None:
             with contextlib.suppress(libvirt.libvirtError):
                 free_unused()  # each of them keeps the connection open
@@ -202,11 +199,6 @@ class Host:
             shutil.rmtree(self.dir, ignore_errors=True)
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
-
-    def _end_forks(self) -> None:
-        if self._forks is not None:
-            self._forks.close()
-            self._forks = None
 
     @property
     def init_pid(self) -> int:
@@ -334,12 +326,8 @@ class Host:
 
     @property
     def forks(self) -> CommandForks:
-        """What forks vmkeep's commands inside the host, started by the first of them."""
-        if self._forks is not None and not self._forks.alive:
-            self._end_forks()
-        if self._forks is None:
-            self._forks = CommandForks(self)
-        return self._forks
+        """What forks vmkeep's commands inside the host."""
+        return CommandForks(self)
 
     # -- its VMs ---------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 ``nsenter --pid`` forks, so killing what it returned would kill nsenter and not the command, which is of no use to
 tests that send SIGKILL. Here the calling thread points its children at the PID namespace (setns(2) with CLONE_NEWPID
-changes children only), forks, and points them back; nsenter then enters the other namespaces and execs.
+changes children only), forks, and points them back; nsenter then enters the other namespaces and execs. What is forked
+to go on without an exec enters them itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 _CLONE_NEWPID = 0x20000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def _set_namespace_of_children(descriptor: int) -> None:
-    if _LIBC.setns(descriptor, _CLONE_NEWPID) != 0:
+def _set_namespace(descriptor: int, kind: int = 0) -> None:
+    if _LIBC.setns(descriptor, kind) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"setns: {os.strerror(error)}")
 
@@ -32,13 +34,13 @@ def children_in_pid_namespace_of(pid: int) -> Iterator[None]:
     try:
         other = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _set_namespace_of_children(other)
+            _set_namespace(other, _CLONE_NEWPID)
         finally:
             os.close(other)
         try:
             yield
         finally:
-            _set_namespace_of_children(own)
+            _set_namespace(own, _CLONE_NEWPID)
     finally:
         os.close(own)
 
@@ -47,3 +49,16 @@ def entering_command(pid: int, command: Sequence[str], working_directory: str) -
     """Return the command that execs ``command`` in the mount, network and UTS namespaces of ``pid``, at its root."""
     enter = ["nsenter", f"--target={pid}", "--mount", "--root", "--net", "--uts", "--"]
     return [*enter, "env", f"--chdir={working_directory}", *command]
+
+
+def enter(pid: int) -> None:
+    """Go into the mount, network and UTS namespaces of ``pid``, at its root. This process may have no other thread."""
+    there = Path(f"/proc/{pid}")
+    root = os.open(there / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    namespaces = [os.open(there / "ns" / name, os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "uts", "mnt")]
+    for descriptor in namespaces:
+        _set_namespace(descriptor)
+        os.close(descriptor)
+    os.fchdir(root)
+    os.chroot(".")
+    os.close(root)

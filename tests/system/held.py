@@ -8,7 +8,6 @@ import fcntl
 import os
 import signal
 import sqlite3
-import subprocess
 import termios
 import threading
 import time
@@ -17,7 +16,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 from tests.rig import KiB, Vm
-from tests.rig.cli import Vmkeep
+from tests.rig.cli import Started, Vmkeep
 from tests.system.truth import has_backup_job
 
 _COPYING = '"stage": "copy"'  # in the record of the job; before that it may be in the middle of the instant
@@ -27,7 +26,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PIDFD_GETFD = 438
 
 
-def held_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> AbstractContextManager[subprocess.Popen[str]]:
+def held_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> AbstractContextManager[Started]:
     """Start a backup and stop its process, but not its guardian, while it copies; it goes on after the block."""
     return held(vmkeep, ["backup", vm.name], lambda: is_in_its_copy(vmkeep) and has_backup_job(vm))
 
@@ -38,7 +37,7 @@ def is_in_its_copy(vmkeep: Vmkeep) -> bool:
 
 
 @contextmanager
-def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[subprocess.Popen[str]]:
+def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[Started]:
     """Start a backup that is let run a little now and then from its copy on, and on after the block.
 
     A little is of the processor's time: on a busy machine it would else be so slow that it is in the way of the end of
@@ -48,7 +47,7 @@ def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[subprocess.Popen[str]
     over = threading.Event()
     scratch = Path(f"/proc/{vm.host.init_pid}/root{vm.host.dir}/work/scratch")
 
-    def pulse(process: subprocess.Popen[str]) -> None:
+    def pulse(process: Started) -> None:
         while not over.is_set() and process.poll() is None:
             _let_run(process.pid, _PULSE_SECONDS)
             os.kill(process.pid, signal.SIGSTOP)
@@ -75,7 +74,7 @@ def _free_bytes(directory: Path) -> int:
 
 
 @contextmanager
-def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
+def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bool]) -> Iterator[Started]:
     """Start a command and stop its process with SIGSTOP as soon as the condition holds, between transactions.
 
     Where it stands at a bad place it goes on for a millisecond of the processor's time, not for as long as it takes to
@@ -96,7 +95,7 @@ def held(vmkeep: Vmkeep, arguments: list[str | Path], condition: Callable[[], bo
     process.send_signal(signal.SIGCONT)  # which sends none to one that was killed meanwhile
 
 
-def _stands(process: subprocess.Popen[str], vmkeep: Vmkeep, condition: Callable[[], bool]) -> bool:
+def _stands(process: Started, vmkeep: Vmkeep, condition: Callable[[], bool]) -> bool:
     """Stop a process at a good place if the condition holds, and return whether it stands there and it still does."""
     if not condition():
         return False

@@ -28,6 +28,9 @@ def test_next_point_after_a_lost_catalogue_is_incremental_and_all_come_back(host
     for path in vmkeep.home.iterdir():
         if path.name not in ("keys", "host.key", "repository", "vmkeep.toml"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    told = vmkeep.run("points")
+    assert "no points" in told.stdout
+    assert "`vmkeep init --adopt` makes them known" in told.stderr
 
     adopted = vmkeep.json("init", "--adopt")["init"]
     assert (adopted["adopted_points"], adopted["damaged"]) == (2, [])

@@ -155,6 +155,13 @@ def test_failure_at_any_step_leaves_nothing_of_a_clone(host: Host, vmkeep: Vmkee
         )
         assert zygote.printed().status == 34, (step, when)
         assert everything(host) == before, (step, when)
+    pins, new = vmkeep.home / "repository" / "pins", ("--json", "vm", "clone", "guest", "other", "--tpm", "new")
+    held = set(pins.glob("*"))
+    for step, when in sampled([(step, when) for step in ("new_key", "define") for when in ("before", "after")], 1):
+        trap = Trap(when, f"vmkeep.flows.clone_vm:{step}", "fail")
+        zygote.start_command(*new, traps=[trap], env=vmkeep.environment)
+        assert zygote.printed().status == 34, (step, when)
+        assert (everything(host), set(pins.glob("*"))) == (before, held), (step, when)
     # Killed before all was copied, nothing stays; killed afterwards, the next command finishes it.
     for step, when in sampled([("copy", "before"), ("copy", "after"), ("publish", "after"), ("define", "after")], 2):
         trap = Trap(when, f"vmkeep.flows.clone_vm:{step}")
@@ -172,6 +179,8 @@ def test_failure_at_any_step_leaves_nothing_of_a_clone(host: Host, vmkeep: Vmkee
     blank = vmkeep.json("vm", "clone", "guest", "third", "--tpm", "new")["cloned"]
     values = host.secrets()
     assert _VALUE not in (values[copied["secret"]], values[blank["secret"]])
+    # The key of the blank one is kept although the VM was never started.
+    assert vmkeep.json("tpm", "show", "third")["tpm"]["device"]["secret_kept_in"] is not None
     assert all("value of the original's" not in each for each in copied["warnings"])
     assert len({secret, copied["secret"], blank["secret"]}) == 3
     for name in ("other", "third"):
@@ -356,5 +365,6 @@ def test_tpm_of_a_vm_is_given_to_another_one(host: Host, vmkeep: Vmkeep, zygote:
     assert other.load_from_tpm(len(_STORED), key=host.secrets()[again["secret"]]) == _STORED
     blank = vmkeep.json("tpm", "clone", "guest", "third", "--new")["cloned"]
     assert host.secrets()[blank["secret"]] != _VALUE
+    assert vmkeep.json("tpm", "show", "third")["tpm"]["device"]["secret_kept_in"] is not None
     third.start(paused=True)
     assert vmkeep.fails("tpm", "clone", "guest", "third", "--new").code == "vm-running"

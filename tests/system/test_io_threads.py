@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -17,7 +16,7 @@ from lxml import etree
 
 from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal
-from tests.rig.cli import Vmkeep, finished
+from tests.rig.cli import Started, Vmkeep, finished
 from tests.system.busy_guest import WritingGuest, wait_until_in_io_thread
 from tests.system.held import held_in_its_copy, slowed_in_its_copy
 from tests.system.history import INCREMENTAL, History, modes
@@ -139,7 +138,7 @@ def _letters(number: int) -> str:
 @pytest.mark.in_turn(1)
 @pytest.mark.parametrize("hold", [slowed_in_its_copy, held_in_its_copy], ids=["slow", "stopped"])
 def test_guest_that_fills_the_scratch_of_disks_in_an_io_thread_runs_on(
-    host: Host, vmkeep: Vmkeep, hold: Callable[[Vm, Vmkeep], AbstractContextManager[subprocess.Popen[str]]]
+    host: Host, vmkeep: Vmkeep, hold: Callable[[Vm, Vmkeep], AbstractContextManager[Started]]
 ) -> None:
     """Also when vmkeep stands still, which the guardian must kill if it is in the way."""
     scratch = host.dir / "work" / "scratch"

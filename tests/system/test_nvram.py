@@ -108,6 +108,22 @@ def test_firmware_keeps_certificates_that_were_added_and_one_command_goes_back(v
     assert "Windows UEFI CA 2023, until 2035-06-13" in text
 
 
+def test_vm_whose_tpm_is_to_be_blank_takes_certificates_and_one_whose_tpm_is_lost_does_not(
+    vm: Vm, vmkeep: Vmkeep
+) -> None:
+    vmkeep.json("tpm", "reset", "guest", "--yes")
+    enrolled = vmkeep.json("nvram", "enroll", "guest", "--yes")["replaced"]
+    assert (set(enrolled["added"]), enrolled["tpm_kept"]) == (_ADDED, None)
+    vmkeep.json(*shlex.split(enrolled["way_back"])[1:], "--yes")
+
+    vmkeep.json("tpm", "restore", "guest", "--version", "1", "--yes")
+    lost = vm.tpm_directory / "tpm2" / "tpm2-00.permall"
+    lost.unlink()
+    before = vm.nvram()
+    assert vmkeep.fails("nvram", "enroll", "guest", "--yes").code == "host-file-missing"
+    assert vm.nvram() == before
+
+
 def test_variables_made_anew_are_those_that_libvirt_makes(vm: Vm, vmkeep: Vmkeep) -> None:
     first = vm.nvram()
     vm.start(paused=True)

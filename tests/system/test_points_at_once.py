@@ -46,6 +46,34 @@ def test_second_backup_of_a_vm_is_refused_while_the_first_goes_on(host: Host, vm
     truth.assert_files(vmkeep.restore(point, host.dir / "work" / "out"))
 
 
+def test_backup_waits_for_the_vm_when_it_is_told_to_and_runs_by_itself(host: Host, vmkeep: Vmkeep) -> None:
+    vm = _vm(host, "guest")
+    vmkeep.json("init")
+    with held_in_its_copy(vm, vmkeep) as first:
+        waiting = vmkeep.start("backup", "guest", "--wait", "10m")
+        job = vmkeep.start("schedule", "run", "backup")
+        # The engines of all three have started, and two of them find the VM held.
+        owners = vmkeep.home / "owners"
+        wait_until(lambda: len(list(owners.glob("*.lock"))) == 3, "not all of them begin", 60)
+        assert vmkeep.json("points")["points"] == []
+    point = finished(first)[1]["point"]
+    assert finished(waiting)[0] == 0
+    status, document = finished(job)
+    assert (status, document["run"]["vms"], document["run"]["failures"]) == (0, ["guest"], [])
+    points = vmkeep.json("points")["points"]
+    assert [each["kind"] for each in points] == ["full", "incremental", "incremental"]
+    assert points[0]["id"] == point["id"]
+
+    (vmkeep.home / "vmkeep.toml").write_text('objective = "1h"\n')
+    found = vmkeep.json("status")["status"]
+    assert [(each["name"], each["protection"], each["point"]) for each in found["vms"]] == [
+        ("guest", "good", points[2]["id"])
+    ]
+    assert [(each["job"], each["runs"][0]["status"]) for each in found["jobs"]] == [("backup", 0)]
+    assert found["needs"] == []
+    assert found["space"]["points"] == 3
+
+
 def test_vm_restored_beside_a_running_backup_of_another(host: Host, vmkeep: Vmkeep) -> None:
     other, vm = _vm(host, "other"), _vm(host, "guest")
     truth = Truth.of(other, tpm=False)
@@ -78,8 +106,9 @@ def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, 
     vms = [_small_vm(host, number) for number in range(10)]
     histories = [History(vm, vmkeep, uefi=False, tpm=False) for vm in vms]
     vmkeep.json("init")
+    started = Vmkeep(host, forked=False)  # whose memory is its own, and whose environment tells of its home
     with _Load(vmkeep) as load:
-        processes = [vmkeep.start("backup", vm.name) for vm in vms]
+        processes = [started.start("backup", vm.name) for vm in vms]
         results = [finished(process) for process in processes]
     assert [status for status, _ in results] == [0] * 10, repr(results)
     for history, (_, document) in zip(histories, results, strict=True):
@@ -91,7 +120,7 @@ def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, 
     for vm in vms[:5]:  # the others are off
         vm.write_random("vda", start=0, length=64 * KiB, seed=9)
     with _Load(vmkeep) as load:
-        points = {point["vm"]: point for point in vmkeep.json("backup", "--all")["points"]}
+        points = {point["vm"]: point for point in started.json("backup", "--all")["points"]}
     for vm, history in zip(vms, histories, strict=True):
         assert modes(points[vm.name]) == {"vda": INCREMENTAL}
         history.add(points[vm.name], history.now())

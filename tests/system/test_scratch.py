@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, KiB, MiB, VmState, read_offline_image
-from tests.rig.cli import Vmkeep, finished
+from tests.rig.cli import Started, Vmkeep, finished
 from tests.system.busy_guest import TARGETS, WritingGuest
 from tests.system.held import held_in_its_copy, slowed_in_its_copy
 from tests.system.truth import assert_left_alone, has_backup_job
@@ -83,7 +82,7 @@ def test_guest_is_saved_from_full_scratch_also_when_vmkeep_stands_still_in_the_m
     _assert_guest_met_no_error(guest, vmkeep, small_scratch)
 
 
-def _assert_ended(process: subprocess.Popen[str]) -> None:
+def _assert_ended(process: Started) -> None:
     """Fail unless a process that stood still reports the end of the job, or was killed because it was in the way."""
     process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGKILL, 32)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pytest
 
 from tests.crash.bed import wait_until
 from tests.rig import Disk, Host, MiB, Vm, VmState, assert_images_equal, read_offline_image
-from tests.rig.cli import Vmkeep, finished
+from tests.rig.cli import Started, Vmkeep, finished
 from tests.system.snapshots import assert_nothing_left, create_snapshot, kept_snapshot, snapshots
 
 pytestmark = pytest.mark.system
@@ -151,7 +150,7 @@ def test_memory_that_is_being_saved_is_broken_off_by_ctrl_c_and_the_guest_runs(s
     vm.suspend()
 
 
-def _memory_writer(host: Host, process: subprocess.Popen[str]) -> int | None:
+def _memory_writer(host: Host, process: Started) -> int | None:
     """Return the process of libvirt's that writes a memory to its file; None when the command ends without one seen."""
     while process.poll() is None:
         # Only what is younger: a look at all processes of a machine takes as long as the memory.

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import queue
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.rig import Disk, Host, MiB, Vm
-from tests.rig.cli import Vmkeep
+from tests.rig.cli import Started, Vmkeep
 
 pytestmark = pytest.mark.system
 
@@ -308,7 +307,7 @@ def test_watch_keeps_what_changes_and_catches_up_with_what_it_missed(booting_hos
 
 
 class _Watching:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Started) -> None:
         self.process = process
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()

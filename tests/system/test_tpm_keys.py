@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,17 @@ from tests.turns import sampled
 
 pytestmark = pytest.mark.system
 
-_RESETTING = ("give_key", "take_out", "clear_place", "note_reset", "put_in", "judge_secret", "drop_secret")
-_REKEYING = ("reencrypt", "clear_place", "install_state", "note_rekeyed", "put_in", "drop_secret")
+_RESETTING = (
+    "give_key",
+    "take_out",
+    "clear_place",
+    "note_reset",
+    "put_in",
+    "judge_secret",
+    "drop_secret",
+    "note_removal",
+)
+_REKEYING = ("reencrypt", "clear_place", "install_state", "note_rekeyed", "put_in", "drop_secret", "note_removal")
 
 
 @pytest.fixture
@@ -35,6 +45,16 @@ def key_in(host: Host, vm: Vm) -> tuple[str, bytes]:
     return found[1], host.secrets()[found[1]]
 
 
+def proof_of(vmkeep: Vmkeep, removal: str, content: bytes) -> dict[str, Any]:
+    """Return the proof of a state's deletion, which the repository has, signed."""
+    proof: dict[str, Any]
+    (proof,) = vmkeep.json("tpm", "removal", "show", removal)["removals"]
+    assert (proof["stored"], proof["trust"], proof["tombstones"], proof["facts"]) == (True, "own", [], [])
+    deleted = {each["sha256"]: each["outcome"] for each in proof["files"] if each["path"].endswith("permall")}
+    assert deleted == {hashlib.sha256(content).hexdigest(): "deleted"}
+    return proof
+
+
 def start_once(vm: Vm) -> None:
     vm.start(paused=True)
     vm.destroy()
@@ -51,8 +71,13 @@ def test_reset_gives_a_new_tpm_with_a_new_key_and_the_old_one_comes_back(
         reset = vmkeep.json("tpm", "reset", "guest", "--yes")["reset"]
         assert reset["kept"] == {"version": 1, "sha256": hashlib.sha256(content).hexdigest()}
         assert (reset["old_secret"]["uuid"], reset["old_secret"]["undefined"]) == (secret, True)
+        proof = proof_of(vmkeep, reset["removal"], content)
+        assert (proof["renewal"], proof["secret"]["outcome"], proof["kept_until"]) == ("reset", "undefined", None)
+        assert [(each["generation"], each["until"]) for each in proof["versions"]] == [(1, None)]
         new, value = key_in(host, vm)
         assert (new, list(host.secrets()), len(value)) == (reset["secret"], [new], 32)
+        (listed,) = [each for each in vmkeep.json("state", "list", "guest")["states"] if each["kind"] == "tpm"]
+        assert (listed["standing"], listed["sha256"]) == ("blank", None)
         assert inactive(vm) == before.replace(secret, new)
         assert not vm.tpm_directory.exists()
         start_once(vm)
@@ -79,11 +104,14 @@ def test_reset_gives_a_new_tpm_with_a_new_key_and_the_old_one_comes_back(
 
 def test_rekey_keeps_the_tpm_and_changes_its_key(host: Host, vmkeep: Vmkeep, sealed: tuple[Vm, str]) -> None:
     vm, secret = sealed
-    before = inactive(vm)
+    before, content = inactive(vm), vm.tpm_state()
     rekeyed = vmkeep.json("tpm", "rekey", "guest", "--yes")["rekeyed"]
     new, value = key_in(host, vm)
     assert (rekeyed["kept"]["version"], rekeyed["version"], rekeyed["secret"]) == (1, 2, new)
     assert rekeyed["old_secret"]["undefined"] is True
+    proof = proof_of(vmkeep, rekeyed["removal"], content)
+    assert (proof["renewal"], proof["secret"]["outcome"]) == ("rekey", "undefined")
+    assert [each["generation"] for each in proof["versions"]] == [2, 1]
     assert list(host.secrets()) == [new]
     assert inactive(vm) == before.replace(secret, new)
     assert vmkeep.json("state", "list", "guest")["states"][0]["standing"] == "current"
@@ -144,6 +172,7 @@ def test_failure_of_any_later_step_leaves_all_as_it_was(host: Host, zygote: Zygo
         assert len(list(vm.tpm_directory.parent.iterdir())) == 1, (verb, step, when)
         standing = vmkeep.json("state", "list", "guest")["states"][0]["standing"]
         assert standing == "current", (verb, step, when)
+        assert vmkeep.json("tpm", "removal", "list")["removals"] == [], (verb, step, when)
     zygote.run(["tpm_rekey", "guest"]).acts  # noqa: B018  raises when it failed
     _, value = key_in(host, vm)
     assert vm.load_from_tpm(len(_STORED), key=value) == _STORED

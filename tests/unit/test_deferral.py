@@ -51,6 +51,30 @@ def test_module_that_is_deferred_is_loaded_by_its_use() -> None:
 
 
 @pytest.mark.usefixtures("package")
+def test_function_that_asks_the_module_itself_after_the_block_has_the_real_thing() -> None:
+    using = user(
+        "from heavy import errors\n"
+        "def caught(call):\n    try:\n        call()\n    except errors.Broken:\n        return True\n"
+    )
+
+    def fail() -> None:
+        raise importlib.import_module("heavy.errors").Broken
+
+    assert using.caught(fail)
+
+
+@pytest.mark.usefixtures("package")
+def test_asking_for_an_exception_that_nothing_can_have_raised_loads_nothing() -> None:
+    module = ModuleType("user")
+    with deferred("heavy.errors", raised={"heavy.errors": ("Broken",)}):
+        exec("from heavy import errors", module.__dict__)  # noqa: S102  it is this test's own
+    assert not isinstance(ValueError(), module.errors.Broken)
+    assert "heavy.errors" not in sys.modules
+    broken = importlib.import_module("heavy.errors").Broken
+    assert module.errors.Broken is broken
+
+
+@pytest.mark.usefixtures("package")
 def test_nothing_is_an_instance_of_what_was_not_loaded_and_asking_loads_nothing() -> None:
     using = user("from heavy.errors import Broken")
     assert not isinstance(ValueError(), using.Broken)

@@ -339,6 +339,25 @@ def test_parameter_that_is_no_field_is_refused() -> None:
             number: InitVar[int]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"__annotations__": {"a": "list[int]"}, "a": []},
+        {"__annotations__": {"a": "list[int]"}, "a": field(default=[])},
+        {"a": field(default=1)},
+        {"__annotations__": {"a": "int"}, "__slots__": ()},
+        {"__annotations__": {"a": "KW_ONLY", "b": "KW_ONLY"}},
+    ],
+    ids=["mutable", "field-mutable", "no-annotation", "slots", "twice"],
+)
+def test_class_that_dataclasses_refuses_is_refused_in_the_same_words(body: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)) as theirs:
+        dataclasses.dataclass(frozen=True, slots=True)(type("Refused", (), {**body, "__module__": __name__}))
+    with pytest.raises(theirs.type) as ours:
+        value(frozen=True, slots=True)(type("Refused", (), {**body, "__module__": __name__}))
+    assert str(ours.value) == str(theirs.value)
+
+
 def test_frozen_class_of_dataclasses_and_a_value_do_not_inherit_from_each_other() -> None:
     with pytest.raises(TypeError, match="cannot inherit"):
         value(frozen=True, slots=True)(type("Child", (THEIRS["Checked"],), {}))

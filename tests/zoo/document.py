@@ -16,8 +16,9 @@ _HEAD = """\
 
 What vmkeep does with VMs of many kinds. Each row is a test: `make zoo` makes such a VM and plays it whole, on Debian 12
 (libvirt 9.0, QEMU 7.2) and on Debian 13 (libvirt 11.3, QEMU 10). It takes points while the VM runs and while it is off,
-restores them as files, as a VM and in place, makes a snapshot, goes back to it, takes a TPM out and puts it back, and
-compares every byte of disks, UEFI variables and TPM with what was written. There are {count} of them.
+restores them as files, as a VM and in place, makes a snapshot, goes back to it, takes a TPM out, puts it back, resets
+it and gives it another key, and compares every byte of disks, UEFI variables and TPM with what was written. There are
+{count} of them.
 
 - **yes**: it works, and what comes back is what was there.
 - **no (`code`)**: refused before anything is changed, with this error ([errors](../operations.md#errors)). The message
@@ -57,7 +58,7 @@ def table(rows: tuple[Row, ...]) -> Iterator[str]:
     if meanwhile:
         titles.insert(1, "backup meanwhile")
     if tpm:
-        titles.insert(-1, "TPM out and in")
+        titles.insert(-1, "TPM out and in, reset, rekeyed")
     yield _line(titles)
     yield "|---" * len(titles) + "|"
     for row in rows:

@@ -245,7 +245,7 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
     """By the command that the removal itself names as the way back."""
     if game.stage.row.tpm is None or _not_tried(game.promise.tpm):
         return
-    before, held = _without_lost_settings(game.vm), tpm_files(game.vm)
+    before, held = _inactive(game.vm), tpm_files(game.vm)
     document = game.expect(game.promise.tpm, "tpm", "remove", "--yes", "--", game.vm.name)
     if document is None:
         return
@@ -254,7 +254,7 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
     way_back = document["removed"]["way_back"]
     assert way_back is not None, "no way back is told"
     game.expect(KEPT, *shlex.split(way_back)[1:])
-    assert _without_lost_settings(game.vm) == before, "the definition is another one than before"
+    assert _inactive(game.vm) == before, "the definition is another one than before"
     assert tpm_files(game.vm) == held, "the TPM state is another one than before"
     listed = game.vmkeep.json("state", "list", "--", game.vm.name)["states"]
     standings = {each["standing"] for each in listed if each["kind"] == "tpm"}
@@ -266,9 +266,33 @@ def _tpm_taken_out_and_put_back(game: _Play) -> None:
         game.vm.destroy()
 
 
-def _without_lost_settings(vm: Vm) -> str:
-    """Return the definition without what `tpm add` does not know of a device; the row's remark says so."""
-    return vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).replace(" persistent_state='yes'", "")
+def _tpm_made_new(game: _Play) -> None:
+    """Reset, and given another key, and each time what it was comes back by the commands that are named for it."""
+    if game.stage.row.tpm is None or game.promise.tpm != KEPT:
+        return
+    vm, files = game.vm, tpm_files(game.vm)
+    before, is_older = _inactive(vm), any(name.startswith("tpm1.2") for name in files)
+    for verb in ("reset", "rekey"):
+        if verb == "rekey" and is_older:
+            game.expect(Refused("state-unsupported", "is a TPM 1.2"), "tpm", "rekey", "--yes", "--", vm.name)
+            continue
+        document = game.expect(KEPT, "tpm", verb, "--yes", "--", vm.name)
+        assert document is not None
+        assert tpm_files(vm) != files, f"the TPM state is the same after {verb}"
+        if not _not_tried(game.promise.running):
+            game.vmkeep.json("hook", "pass", "--yes", "--", vm.name)
+            vm.start(paused=True)
+            vm.destroy()
+        renewed = document["reset" if verb == "reset" else "rekeyed"]
+        for command in renewed["way_back"]:
+            words = shlex.split(command)[1:]
+            game.expect(KEPT, *words[:2], *(["--yes"] if "remove" in words else []), *words[2:])
+        assert _inactive(vm) == before, f"after {verb} and back the definition is another one than before"
+        assert tpm_files(vm) == files, f"after {verb} and back the TPM state is another one than before"
+
+
+def _inactive(vm: Vm) -> str:
+    return vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
 
 def _nothing_is_left(game: _Play) -> None:
@@ -305,5 +329,6 @@ _PHASES: tuple[Callable[[_Play], None], ...] = (
     _restored_in_place,
     _reverted_to_the_snapshot,
     _tpm_taken_out_and_put_back,
+    _tpm_made_new,
     _nothing_is_left,
 )

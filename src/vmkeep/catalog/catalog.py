@@ -32,6 +32,7 @@ from vmkeep.catalog.records import (
 from vmkeep.errors import VmkeepError
 
 if TYPE_CHECKING:
+    from vmkeep.custody.leases import Lease
     from vmkeep.custody.tombstones import Tombstone
 
 
@@ -257,7 +258,8 @@ class Catalog(Protocol):
     def accept_states(self, states: Sequence[CatalogState]) -> None:
         """Accept state versions that no point and no snapshot holds: all in one transaction, or none.
 
-        Raises CatalogError for one whose generation is not above the newest accepted one of its VM and kind.
+        Raises CatalogError for one whose generation is not above the newest accepted one of its VM and kind. Here, and
+        wherever versions are recorded, one that was read under an earlier epoch of the VM's lease is a conflict.
         """
         ...
 
@@ -272,7 +274,8 @@ class Catalog(Protocol):
     def place_states(self, vm_uuid: str, states: Mapping[str, str | None]) -> None:
         """Record what state was put in place of a VM on purpose: the SHA-256 by kind, empty for nothing.
 
-        None forgets what was recorded. It holds until a newer version of that kind is accepted.
+        None forgets what was recorded. It holds until a newer version of that kind is accepted; one that only hosts
+        hold that nobody trusts changes nothing.
         """
         ...
 
@@ -390,6 +393,23 @@ class Catalog(Protocol):
         """Put ``to`` in the place of ``known`` by compare-and-set, and record the fact with it.
 
         Raises CatalogError when it is not as it was known, or may not become that.
+        """
+        ...
+
+    # -- which host may run a VM -------------------------------------------------------------------------------
+
+    def clock(self) -> str:
+        """Return the present instant (ISO 8601 in UTC) by the clock of what keeps the catalogue: leases go by that."""
+        ...
+
+    def lease(self, vm_uuid: str) -> Lease | None:
+        """Return the lease of a VM; None for one that never had one, of which any version counts."""
+        ...
+
+    def move_lease(self, known: Lease | None, to: Lease) -> None:
+        """Put ``to`` in the place of ``known``, None for none, by compare-and-set on epoch and serial.
+
+        VM and host are known. Raises CatalogError when it is not as it was known, or may not become that.
         """
         ...
 

@@ -38,6 +38,7 @@ from vmkeep.catalog.records import (
     trust_of,
 )
 from vmkeep.catalog.times import end_of_named_time
+from vmkeep.custody.leases import Lease
 from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError, InvalidRequest, VmkeepError, VmNotFound
 
@@ -441,6 +442,23 @@ class MemoryCatalog(Catalog):
     def _add_tombstones(tables: Tables, tombstones: Sequence[Tombstone]) -> None:
         for each in tombstones:
             tables.tombstones.setdefault(each.id, each)
+
+    # -- which host may run a VM -------------------------------------------------------------------------------
+
+    def clock(self) -> str:
+        return texts.now()
+
+    def lease(self, vm_uuid: str) -> Lease | None:
+        return self._tables.leases.get(vm_uuid.lower())
+
+    def move_lease(self, known: Lease | None, to: Lease) -> None:
+        with self._writing() as tables:
+            present = tables.leases.get(to.vm_uuid)
+            if not to.follows(known) or present != known:
+                raise CatalogError(f"The lease of VM {to.vm_uuid} cannot become {to.state}", vm=to.vm_uuid)
+            if to.vm_uuid not in tables.vms or to.host_uuid not in tables.hosts:
+                raise Contradiction(f"the lease of {to.vm_uuid}")
+            tables.leases[to.vm_uuid] = to
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

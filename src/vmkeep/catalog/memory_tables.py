@@ -27,6 +27,8 @@ from vmkeep.catalog.records import (
     Trust,
     trust_of,
 )
+from vmkeep.custody.leases import Lease
+from vmkeep.custody.states import Because
 from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError
 from vmkeep.planning.order import Made, places
@@ -72,6 +74,7 @@ class Tables:
     pin_objects: dict[str, FoundPin] = field(default_factory=dict)
     passed_pins: dict[str, str] = field(default_factory=dict)
     files: dict[tuple[str, str, str], StateFile] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
     alerts: dict[tuple[str, str], StateAlert] = field(default_factory=dict)
     tombstones: dict[str, Tombstone] = field(default_factory=dict)
     deletions: dict[str, CatalogDeletion] = field(default_factory=dict)
@@ -196,6 +199,10 @@ class Tables:
         """Accept a state version, or find that exactly it was accepted already. Raises CatalogError."""
         if state.is_known_as(self.states.get(state.id)):
             return
+        lease = self.leases.get(state.vm_uuid)
+        if lease is not None and not lease.allows(state.epoch):
+            self._add_state(replace(state, conflict=True))
+            return
         state.refuse_late(self.newest_state(state.vm_uuid, state.kind))
         self._add_state(state)
 
@@ -206,7 +213,10 @@ class Tables:
 
     def adopt_state(self, state: CatalogState, holder: str, reason: str = "point") -> str | None:
         """Add one of whatever generation; return the id of the version that claimed it first, where there is one."""
+        made_here = self._is_own(reason, holder)
         if state.is_known_as(self.states.get(state.id)):
+            if made_here:
+                self.states[state.id] = replace(self.states[state.id], made_here=True)
             return None
         claimed = (state.vm_uuid, state.kind, state.generation)
         first = next(
@@ -220,7 +230,8 @@ class Tables:
         if first is not None and self._gives_way(first, to=(reason, holder)):
             self.states[first] = replace(self.states[first], conflict=True)
             first = None
-        self._add_state(replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
+        late = first is not None or state.generation > HIGHEST_GENERATION
+        self._add_state(replace(state, conflict=late, made_here=made_here))
         return first
 
     def _gives_way(self, version_id: str, *, to: tuple[str, str]) -> bool:
@@ -236,6 +247,13 @@ class Tables:
         key = self.keys.get(self.pin_objects[holder].pin.signed_by or "") if reason == "pin" else None
         return reason == "snapshot" or (key is not None and key.trust.is_proved)
 
+    def _is_own(self, reason: str, holder: str) -> bool:
+        if reason == "point":
+            point = self.get(holder)
+            return point is not None and point.is_own
+        key = self.keys.get(self.pin_objects[holder].pin.signed_by or "")
+        return key is not None and key.trust is Trust.OWN
+
     def place_state(self, vm_uuid: str, kind: str, sha256: str | None) -> None:
         """Record what was put in place of a VM on purpose; None forgets it."""
         if sha256 is None:
@@ -250,8 +268,23 @@ class Tables:
         return {
             kind: sha256
             for (of, kind), (sha256, generation) in sorted(self.placed.items())
-            if of == vm_uuid and generation == self._newest_generation(of, kind)
+            if of == vm_uuid and not self._is_followed(of, kind, generation)
         }
+
+    def _is_followed(self, vm_uuid: str, kind: str, generation: int) -> bool:
+        """Return whether a newer version was accepted since: somebody vouches for it, and it repeats none unawares."""
+        mine = [state for state in self.states.values() if (state.vm_uuid, state.kind) == (vm_uuid, kind)]
+        counting = [state for state in mine if not state.conflict and self._may_count(state.id)]
+        first = {state.sha256: state.generation for state in sorted(counting, key=lambda state: -state.generation)}
+        return any(
+            state.generation > generation
+            and (state.because != Because.CHANGED or state.made_here or first[state.sha256] == state.generation)
+            for state in counting
+        )
+
+    def _may_count(self, version_id: str) -> bool:
+        holders = [holder for version, *holder in self.pins if version == version_id]
+        return not holders or any(self._is_vouched_for(reason, holder) for reason, holder in holders)
 
     def _newest_generation(self, vm_uuid: str, kind: str) -> int:
         newest = self.newest_state(vm_uuid, kind)
@@ -260,7 +293,7 @@ class Tables:
     def _add_state(self, state: CatalogState) -> None:
         if state.vm_uuid not in self.vms or state.generation <= 0:
             raise Contradiction(f"the state version {state.id}")
-        self.states[state.id] = state
+        self.states[state.id] = replace(state, epoch=None)
 
     def pinned(self, version_id: str) -> tuple[str, ...]:
         return tuple(sorted(holder for version, _, holder in self.pins if version == version_id))

@@ -107,6 +107,10 @@ state_versions = Table(
     # A late capture: its generation was claimed by another version first. It is kept for whatever pins it, and is
     # never the current one.
     Column("conflict", Boolean, nullable=False, server_default="0"),
+    # Why it was given its number (vmkeep.custody.states.Because); empty for one of an older release.
+    Column("because", text(32), nullable=False, server_default=""),
+    # By this installation; so is all that an older release knew.
+    Column("made_here", Boolean, nullable=False, server_default="1"),
 )
 Index(
     "uq_state_versions_accepted",
@@ -187,6 +191,23 @@ state_files = Table(
     # When it was seen for the first time as it is, and for the last time.
     Column("since", text(32), nullable=False),
     Column("seen_at", text(32), nullable=False),
+)
+
+# Which host may run a VM and write its state (vmkeep.custody.leases).
+leases = Table(
+    "leases",
+    metadata,
+    Column("vm_uuid", text(36), ForeignKey("vms.uuid"), primary_key=True),
+    Column("host_uuid", text(36), ForeignKey("hosts.uuid"), nullable=False),
+    # Rises with each holding that begins, and what was read under an earlier one never counts.
+    Column("epoch", whole(), CheckConstraint("epoch > 0", name="epoch"), nullable=False),
+    # Rises with each change.
+    Column("serial", whole(), CheckConstraint("serial > 0", name="serial"), nullable=False),
+    Column("state", text(16), CheckConstraint("state in ('held', 'free', 'fenced')", name="state"), nullable=False),
+    # When another host may take it, by the clock of the database.
+    Column("until", text(32), nullable=False),
+    Column("who", text(), nullable=False),
+    Column("why", text(), nullable=False),
 )
 
 # What kept a state file from being captured, until one of its kind was.

@@ -191,6 +191,9 @@ class CatalogState:
     """A state version that a point or a snapshot holds: an immutable sealed copy of a VM's TPM state or NVRAM.
 
     ``conflict``: another version claimed its generation first, so it is kept and never counts as the current one.
+    ``because`` is why it was given its generation (``Because``), empty where nobody said; ``made_here``: by this
+    installation. ``epoch`` is that of the lease under which it was read, None for a VM without one; it decides whether
+    the version counts, and is not kept.
     """
 
     id: str
@@ -201,6 +204,9 @@ class CatalogState:
     size_bytes: int
     created: str
     conflict: bool = False
+    because: str = field(default="", compare=False)
+    made_here: bool = field(default=True, compare=False)
+    epoch: int | None = field(default=None, compare=False)
 
     def is_known_as(self, known: CatalogState | None) -> bool:
         """Return whether it is known. Raises CatalogError when ``known``, of its id, has other content.

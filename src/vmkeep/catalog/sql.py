@@ -50,6 +50,7 @@ from vmkeep.catalog.times import end_of_named_time
 from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
 
 if TYPE_CHECKING:
+    from vmkeep.custody.leases import Lease
     from vmkeep.custody.tombstones import Tombstone
 
 
@@ -425,6 +426,28 @@ class SqlCatalog(Catalog):
             deletion_queries.move_tombstone(connection, known, to)
             if fact is not None:
                 deletion_queries.add(connection, fact)
+
+    # -- which host may run a VM -------------------------------------------------------------------------------
+
+    # Loaded by whoever asks: there are no leases before there are several hosts.
+
+    def clock(self) -> str:
+        from vmkeep.catalog import lease_queries
+
+        with self._database.reading() as connection:
+            return lease_queries.clock(connection)
+
+    def lease(self, vm_uuid: str) -> Lease | None:
+        from vmkeep.catalog import lease_queries
+
+        with self._database.reading() as connection:
+            return lease_queries.get(connection, vm_uuid.lower())
+
+    def move_lease(self, known: Lease | None, to: Lease) -> None:
+        from vmkeep.catalog import lease_queries
+
+        with self._database.writing(to.vm_uuid) as connection:
+            lease_queries.move(connection, known, to)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, delete, insert, literal, select, update
 from vmkeep.catalog import models
 from vmkeep.catalog.records import HIGHEST_GENERATION, CatalogState, Trust
 from vmkeep.catalog.rows import add_absent
+from vmkeep.custody.states import Because
 
 versions = models.state_versions
 pins = models.pins
@@ -23,9 +24,13 @@ def accept(connection: Connection, state: CatalogState) -> None:
     """Accept a state version, or find that exactly it was accepted already.
 
     Raises CatalogError when its generation is not above the newest one accepted for that VM and kind: another
-    writer was first, and a late capture must never become the current one.
+    writer was first, and a late capture must never become the current one. One that was read under an epoch of the
+    VM's lease that is over is kept as a conflict, whatever its generation.
     """
     if state.is_known_as(_by_id(connection, state.id)):
+        return
+    if _epoch(connection, state.vm_uuid) not in (None, state.epoch):
+        _add(connection, replace(state, conflict=True))
         return
     state.refuse_late(newest_state(connection, state.vm_uuid, state.kind))
     _add(connection, state)
@@ -47,7 +52,10 @@ def adopt(connection: Connection, state: CatalogState, holder: str, reason: PinR
     for its point and never the current one either: the next version would find no number above it. Raises CatalogError
     for one that is known with other content.
     """
+    made_here = _is_own(connection, reason, holder)
     if state.is_known_as(_by_id(connection, state.id)):
+        if made_here:
+            connection.execute(update(versions).where(versions.c.id == state.id).values(made_here=True))
         return None
     taken = select(versions.c.id).where(
         versions.c.vm_uuid == state.vm_uuid,
@@ -59,7 +67,8 @@ def adopt(connection: Connection, state: CatalogState, holder: str, reason: PinR
     if first is not None and _gives_way(connection, first, to=(reason, holder)):
         connection.execute(update(versions).where(versions.c.id == first).values(conflict=True))
         first = None
-    _add(connection, replace(state, conflict=first is not None or state.generation > HIGHEST_GENERATION))
+    late = first is not None or state.generation > HIGHEST_GENERATION
+    _add(connection, replace(state, conflict=late, made_here=made_here))
     return first
 
 
@@ -73,10 +82,18 @@ def _gives_way(connection: Connection, version_id: str, *, to: tuple[PinReason, 
 
 def _is_vouched_for(connection: Connection, reason: PinReason, holder: str) -> bool:
     """Return whether what holds a version is this installation's, or of one that is trusted."""
+    return _is_signed_by(connection, reason, holder, Trust.OWN, Trust.TRUSTED)
+
+
+def _is_own(connection: Connection, reason: PinReason, holder: str) -> bool:
+    return _is_signed_by(connection, reason, holder, Trust.OWN)
+
+
+def _is_signed_by(connection: Connection, reason: PinReason, holder: str, *trusts: Trust) -> bool:
     if reason == "snapshot":
         return True
     table, keys = models.points if reason == "point" else models.pin_objects, models.host_keys
-    proved = select(keys.c.fingerprint).where(keys.c.trust.in_([str(Trust.OWN), str(Trust.TRUSTED)]))
+    proved = select(keys.c.fingerprint).where(keys.c.trust.in_([str(trust) for trust in trusts]))
     signed = select(table.c.id).where(table.c.id == holder, table.c.signed_by.in_(proved))
     # A point of which that is empty was known here before points were signed.
     known = select(table.c.id).where(table.c.id == holder, table.c.signed_by == "", literal(reason == "point"))
@@ -110,13 +127,36 @@ def place(connection: Connection, vm_uuid: str, states: Mapping[str, str | None]
 
 
 def placed(connection: Connection, vm_uuid: str) -> dict[str, str]:
-    """Return what still holds of it: no newer version was accepted since."""
+    """Return what still holds of it: no newer version was accepted since that somebody vouches for.
+
+    Nor is one, of another installation, that repeats an older content because that one did not know it.
+    """
     chosen = select(placed_rows).where(placed_rows.c.vm_uuid == vm_uuid).order_by(placed_rows.c.kind)
-    return {
-        row.kind: row.sha256
-        for row in connection.execute(chosen).all()
-        if row.generation == _newest_generation(connection, vm_uuid, row.kind)
-    }
+    return {row.kind: row.sha256 for row in connection.execute(chosen).all() if not _is_followed(connection, row)}
+
+
+def _is_followed(connection: Connection, row: Row[Any]) -> bool:
+    mine = (versions.c.vm_uuid == row.vm_uuid, versions.c.kind == row.kind, versions.c.conflict.is_(False))
+    later = select(versions).where(*mine, versions.c.generation > row.generation)
+    # The newest first, which nearly always is one that counts.
+    for each in connection.execute(later.order_by(versions.c.generation.desc())).all():
+        if not _may_count(connection, each.id):
+            continue
+        before = select(versions.c.id).where(*mine, versions.c.generation < each.generation)
+        same = connection.execute(before.where(versions.c.sha256 == each.sha256)).scalars().all()
+        if (
+            each.because != Because.CHANGED
+            or each.made_here
+            or not any(_may_count(connection, version_id) for version_id in same)
+        ):
+            return True
+    return False
+
+
+def _may_count(connection: Connection, version_id: str) -> bool:
+    """Return whether a version is no such as only hosts hold that nobody trusts."""
+    rows = connection.execute(select(pins.c.reason, pins.c.holder).where(pins.c.version_id == version_id)).all()
+    return not rows or any(_is_vouched_for(connection, row.reason, row.holder) for row in rows)
 
 
 def _newest_generation(connection: Connection, vm_uuid: str, kind: str) -> int:
@@ -163,6 +203,13 @@ def held(connection: Connection, holder: str, reason: PinReason) -> tuple[Catalo
     return tuple(_state(row) for row in connection.execute(chosen))
 
 
+def _epoch(connection: Connection, vm_uuid: str) -> int | None:
+    """Return the present epoch of a VM's lease; None for one that never had a lease."""
+    leases = models.leases
+    found: int | None = connection.execute(select(leases.c.epoch).where(leases.c.vm_uuid == vm_uuid)).scalar()
+    return found
+
+
 def _add(connection: Connection, state: CatalogState) -> None:
     row = {
         "id": state.id,
@@ -173,6 +220,8 @@ def _add(connection: Connection, state: CatalogState) -> None:
         "size_bytes": state.size_bytes,
         "created": state.created,
         "conflict": state.conflict,
+        "because": state.because,
+        "made_here": state.made_here,
     }
     connection.execute(insert(versions).values(row))
 
@@ -184,5 +233,14 @@ def _by_id(connection: Connection, version_id: str) -> CatalogState | None:
 
 def _state(row: Row[Any]) -> CatalogState:
     return CatalogState(
-        row.id, row.vm_uuid, row.kind, row.generation, row.sha256, row.size_bytes, row.created, bool(row.conflict)
+        row.id,
+        row.vm_uuid,
+        row.kind,
+        row.generation,
+        row.sha256,
+        row.size_bytes,
+        row.created,
+        bool(row.conflict),
+        row.because,
+        bool(row.made_here),
     )

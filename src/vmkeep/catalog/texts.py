@@ -55,4 +55,9 @@ def after(moment: str, seconds: float) -> str:
 
 def now() -> str:
     """Return the present instant, ISO 8601 in UTC, always with microseconds so that texts sort as times."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    return instant(datetime.now(UTC))
+
+
+def instant(moment: datetime) -> str:
+    """Return an instant as columns have it."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +11,14 @@ import typer
 
 from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console, duration_text, size_text
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, WaitOption, session
 from vmkeep.cli.tables import Table
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, PermissionRefused, VmkeepError
 
 if TYPE_CHECKING:
     from vmkeep.flows.engine import Engine
     from vmkeep.flows.requests import PointTaken, TakePoint
-    from vmkeep.host.tasks.survey import SurveyedVm
+    from vmkeep.host.tasks.survey import Progress, SurveyedVm
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +49,7 @@ def backup(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Label the point; may be repeated.", show_default=False),
     ] = None,
+    wait: WaitOption = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
@@ -62,6 +63,7 @@ def backup(
         if every == bool(names):
             raise InvalidRequest("Name the VMs to back up, or give --all for every VM: one of the two")
         labels = _labels(label or ())
+        seconds = _wait_seconds(wait)
         running.stand_apart()
         if every:
             # By UUID: two names may look alike, and a VM may be renamed meanwhile.
@@ -83,9 +85,9 @@ def backup(
         running.expect_job()
         with running.engine(first_use=True) as engine:
             if len(requests) == 1 and not every:
-                _one(running, engine, requests[0][1])
+                _one(running, engine, requests[0][1], seconds)
             else:
-                _several(running, engine, requests, refused, skipped)
+                _several(running, engine, requests, refused, skipped, seconds)
 
 
 def _refused(running: Session, vms: Sequence[str]) -> dict[str, VmkeepError]:
@@ -99,8 +101,16 @@ def _refused(running: Session, vms: Sequence[str]) -> dict[str, VmkeepError]:
     return refused
 
 
-def _one(running: Session, engine: Engine, request: TakePoint) -> None:
-    taken = _take(running.console, engine, request)
+def _wait_seconds(text: str | None) -> int:
+    if text is None:
+        return 0
+    from vmkeep.cli.waiting import wait_seconds
+
+    return wait_seconds(text)
+
+
+def _one(running: Session, engine: Engine, request: TakePoint, wait_seconds: int) -> None:
+    taken = _take(running, engine, request, wait_seconds)
     if running.console.json:
         running.console.document({"point": taken.point})
     else:
@@ -126,16 +136,19 @@ def _several(
     requests: Sequence[tuple[str, TakePoint]],
     refused: Mapping[str, VmkeepError],
     skipped: Sequence[SurveyedVm],
+    wait_seconds: int,
 ) -> None:
     """Take them one after the other; a failure does not stop the others, a signal or stalled storage does."""
     points: list[Mapping[str, Any]] = []
     failed: list[dict[str, Any]] = []
     console = running.console
     given_up: GivenUp | None = None
+    if wait_seconds:  # those that are held come last: the others need not wait for them
+        requests = sorted(requests, key=lambda each: engine.holder_of(each[1].vm) is not None)
     for name, request in requests:
         try:
             running.interruption.check()
-            taken = _take_next(console, engine, request, refused, given_up)
+            taken = _take_next(running, engine, request, refused, given_up, wait_seconds)
         except VmkeepError as error:
             failed.append({"vm": name, "error": error.as_dict()})
             if not console.json and not isinstance(error, Interrupted):
@@ -175,24 +188,36 @@ def _raise_end(running: Session, given_up: GivenUp | None) -> None:
 
 
 def _take_next(
-    console: Console,
+    running: Session,
     engine: Engine,
     request: TakePoint,
     refused: Mapping[str, VmkeepError],
     given_up: GivenUp | None,
+    wait_seconds: int,
 ) -> PointTaken:
     if given_up is not None:
         raise given_up.error  # the storage that one point waited for is that of the next as well
     if request.vm in refused:
         raise refused[request.vm]
-    return _take(console, engine, request)
+    return _take(running, engine, request, wait_seconds)
 
 
-def _take(console: Console, engine: Engine, request: TakePoint) -> PointTaken:
-    """Take one point, and note with it how long that took."""
+def _take(running: Session, engine: Engine, request: TakePoint, wait_seconds: int) -> PointTaken:
+    """Take one point, and note with it how long that took, without what its VM was waited for."""
     began = time.monotonic()
-    with console.progress() as watch:
-        taken = engine.take_point(request, watch)
+
+    def take(watch: Callable[[Progress], None]) -> PointTaken:
+        nonlocal began
+        began = time.monotonic()
+        return engine.take_point(request, watch)
+
+    if wait_seconds:
+        from vmkeep.cli.waiting import when_free
+
+        taken = when_free(running, engine, request.vm, wait_seconds, take)
+    else:
+        with running.console.progress() as watch:
+            taken = take(watch)
     return replace(taken, point={**taken.point, "seconds": round(time.monotonic() - began, 3)})
 
 

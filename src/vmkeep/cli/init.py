@@ -14,6 +14,7 @@ from vmkeep.errors import IntegrityError, InvalidRequest
 
 if TYPE_CHECKING:
     from vmkeep.flows.installation import InitReport, MetHost
+    from vmkeep.repository.probe import BucketReport
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +25,11 @@ def init(
     context: typer.Context,
     repository: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="The repository's place; kept in the settings.", show_default=False),
+        typer.Option(
+            metavar="DIR|s3://BUCKET/PREFIX",
+            help="The repository's place; kept in the settings.",
+            show_default=False,
+        ),
     ] = None,
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Take over the repository that is there and rebuild the catalogue from it.")
@@ -56,6 +61,8 @@ def init(
             console.document({"init": asdict(report)})
         else:
             console.show(_repository(report), f"key: {report.key_path}")
+            if report.bucket is not None:
+                console.show(_bucket(report.bucket))
             if adopt:
                 console.show(f"adopted: {report.adopted_points} points of {report.adopted_vms} VMs not known before")
             if report.created:
@@ -98,6 +105,12 @@ def _decide_about_hosts(running: Session, report: InitReport, trust: Sequence[st
 def _told(host: MetHost) -> str:
     other = "" if host.former is None else f", another one than before ({host.former})"
     return f"Host {host.host} signs points in this repository with key {host.fingerprint}{other}"
+
+
+def _bucket(report: BucketReport) -> str:
+    from vmkeep.repository.probe import described
+
+    return f"the bucket's server: {described(report)}"
 
 
 def _repository(report: InitReport) -> str:

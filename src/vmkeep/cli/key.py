@@ -98,6 +98,8 @@ def import_key(
 
     The text of `vmkeep key export`, scanned from paper or not; or the lines of a page, typed.
     """
+    from vmkeep.flows.show_keys import recipients_besides
+
     with session(context, json=json, connect=connect, debug=debug) as running:
         text = sys.stdin.read() if file == "-" else read_whole_text(Path(file))
         imported = running.premises.key_import(text, passphrase_from(passphrase_file, new=False))
@@ -106,6 +108,12 @@ def import_key(
         else:
             done = "imported" if imported.new else "was here already"
             running.console.show(f"key {imported.key} {done}: {imported.path}")
+            needed = recipients_besides(running.premises, imported.key)
+            if needed:
+                running.console.notice(
+                    f"warning: the repository {running.settings.repository} is not opened by this key any more; it is "
+                    f"opened by {', '.join(needed)}"
+                )
 
 
 @app.command("providers", epilog="Example: vmkeep key providers")
@@ -246,7 +254,8 @@ def _facts(shown: KeyShown) -> list[tuple[str, str]]:
 
 
 def _lost(found: KeyStatus) -> str:
-    return f"{found.points} points of {found.vms} VMs, {found.state_versions} versions of TPM state and UEFI variables"
+    vms = "1 VM" if found.vms == 1 else f"{found.vms} VMs"
+    return f"{found.points} points of {vms}, {found.state_versions} versions of TPM state and UEFI variables"
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -31,6 +31,7 @@ class OnDemand(NamedTuple):
 ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "init": OnDemand("vmkeep.cli.init", "Make catalogue, key and repository."),
     "backup": OnDemand("vmkeep.cli.backup", "Take a point: disks, UEFI variables and TPM of one instant."),
+    "status": OnDemand("vmkeep.cli.status", "How all stands, on one page."),
     "points": OnDemand("vmkeep.cli.points", "List the points that can be restored, oldest first."),
     "restore": OnDemand("vmkeep.cli.restore", "Bring a point back: all of it or nothing."),
     "verify": OnDemand("vmkeep.cli.verify", "Prove that points are sound."),
@@ -46,6 +47,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "orphans": OnDemand("vmkeep.cli.orphans", "TPM states and UEFI variables that belong to no VM.", "app"),
     "tombstones": OnDemand("vmkeep.cli.tombstones", "What could not be deleted on a host, and must be.", "app"),
     "watch": OnDemand("vmkeep.cli.watch", "Keep TPM state and UEFI variables as they change."),
+    "schedule": OnDemand("vmkeep.cli.schedule", "What is done by itself, and how it ended.", "app"),
     "hook": OnDemand("vmkeep.cli.hook", "The gate: no start with a lost or older TPM.", "app"),
     "key": OnDemand("vmkeep.cli.key", "The keys that open the repository.", "app"),
     "checkpoint": OnDemand("vmkeep.cli.checkpoint", "libvirt's checkpoints of a VM, and their health.", "app"),

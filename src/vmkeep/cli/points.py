@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -104,12 +107,24 @@ def points(
             return
         if not listed:
             running.console.show("no points")
+            if not ids and _has_points(running.settings.repository):
+                running.console.notice(
+                    f"the catalogue is new and knows no point, but the repository {running.settings.repository} holds "
+                    "some: `vmkeep init --adopt` makes them known"
+                )
             return
         length = _id_length(ids)
         if tree:
             running.console.show(*_tree(listed, length))
         else:
             running.console.show(_list(listed, length))
+
+
+def _has_points(repository: str) -> bool:
+    """Return whether a repository in a directory has points; it is not opened, which loads what a list does without."""
+    with suppress(OSError), os.scandir(Path(repository, "points")) as objects:
+        return any("#" not in entry.name for entry in objects)
+    return False
 
 
 @point_app.command("show", epilog="Example: vmkeep point show win11@latest")

@@ -1,4 +1,4 @@
-"""`vmkeep tpm removal`: proofs of what was deleted when a TPM was removed."""
+"""`vmkeep tpm removal`: proofs of what was deleted when a TPM was removed, reset or given a new key."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     short_help="Proofs of what was deleted with TPMs.",
-    help="Proofs of what was deleted when a TPM was removed: signed, and kept in the repository.",
+    help="Signed proofs of what was deleted when a TPM was removed, reset or given a new key, kept in the repository.",
     epilog="Example: vmkeep tpm removal show win11",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
 _ID_DIGITS = 8
+_VERBS = {None: "remove", "reset": "reset", "rekey": "rekey"}
+_TITLES = {
+    None: "Removal of a TPM",
+    "reset": "Reset of a TPM: what became of the one before",
+    "rekey": "New key for a TPM: what became of the state with the one before",
+}
 
 
 @app.command("list", epilog="Example: vmkeep tpm removal list")
@@ -35,7 +41,7 @@ def list_removed(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """List the TPMs that were removed, and whether all of their state is gone."""
+    """List the TPMs that were removed, reset or given a new key, and whether all of what they were is gone."""
     from vmkeep.flows.show_removals import list_removals
 
     with session(context, json=json, connect=connect, debug=debug) as running:
@@ -49,12 +55,13 @@ def list_removed(
                 str(removal.document["vm_name"]),
                 str(removal.document["host"]),
                 time_text(removal.created),
+                _VERBS[removal.document.get("renewal")],
                 _outcome(removal, facts),
                 _signer(removal.trust) if removal.stored else "not yet",
             )
             for removal, facts in found
         ]
-        columns = ("id", "VM", "host", "removed", "state", "signed by")
+        columns = ("id", "VM", "host", "time", "by", "state", "signed by")
         shown: Table | str = Table(columns=columns, rows=rows) if rows else "no TPM is known to have been removed"
         running.console.show(shown)
 
@@ -110,6 +117,7 @@ def _listed(removal: CatalogDeletion, facts: tuple[CatalogDeletion, ...]) -> dic
         "vm_uuid": removal.vm_uuid,
         "host": removal.document["host"],
         "created": removal.created,
+        "renewal": removal.document.get("renewal"),
         "kept_until": removal.kept_until,
         "outcome": _outcome(removal, facts),
         "open": [each for each in removal.document.get("tombstones", ()) if each not in over],
@@ -132,6 +140,7 @@ def _document(shown: RemovalShown) -> dict[str, Any]:
 def _proof_document(proved: Proved) -> dict[str, Any]:
     """Return a record as the repository has it, with what is thought of who signed it."""
     return {
+        "renewal": None,
         **proved.record.as_json(),
         "stored": proved.stored,
         "signed_by": proved.signed_by,
@@ -145,7 +154,7 @@ def proof_parts(shown: RemovalShown) -> Iterator[str | Facts]:
     from vmkeep.flows.show_removals import still_open
 
     record = shown.removal.record
-    yield f"Removal of a TPM, {record.id}"
+    yield f"{_TITLES[record.renewal]}, {record.id}"
     yield Facts(
         [
             ("VM", f"{record.vm_name} ({record.vm_uuid})"),

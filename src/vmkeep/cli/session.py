@@ -40,13 +40,23 @@ QuietOption = Annotated[
     ),
 ]
 """An option of every command that is declared once: ``vmkeep.cli.ondemand`` adds it to each."""
+WaitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--wait",
+        metavar="LENGTH",
+        help="Wait so long (10m) for another operation that holds the VM, instead of failing at once.",
+        show_default=False,
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
 
 _WHILE_WORKING = 50_000
 # The commands that do nothing but print: of a reader who has seen enough (`vmkeep points | head -1`) nothing is said.
 _LOOKING = {
     *("key providers", "key recipients list", "key status"),
-    *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "verify", "vm list", "vm show"),
+    *("doctor", "host list", "log", "ops list", "ops show", "point show", "points", "schedule show", "status"),
+    *("verify", "vm list", "vm show"),
     *("state conflicts", "state diff", "state list", "state show", "state versions", "tpm show"),
     *("tombstones list", "tpm removal list", "tpm removal show"),
     *(
@@ -84,6 +94,11 @@ class Session:
         self.console = invocation.console
         self.interruption = invocation.interruption
         self._invocation = invocation
+
+    @property
+    def connect(self) -> str | None:
+        """The libvirt that the command line names."""
+        return self._invocation.connect
 
     @cached_property
     def settings(self) -> Settings:

@@ -12,7 +12,7 @@ import typer
 from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console
 from vmkeep.cli.moments import DOCUMENT_BYTES
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, WaitOption, session
 from vmkeep.cli.tables import Table
 from vmkeep.errors import InvalidRequest
 
@@ -86,12 +86,14 @@ def create(
     atomic: Annotated[bool, typer.Option("--atomic", help="All disks or none, which is always so.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Refused: the guest stands still for the instant.")] = False,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Refused: nothing can be kept with it.")] = False,
+    wait: WaitOption = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Make a snapshot of a VM: disks, UEFI variables and TPM of one instant. The VM may run, be paused or be off."""
     from vmkeep.cli.textfiles import read_text
+    from vmkeep.cli.waiting import wait_seconds
     from vmkeep.flows.requests import TakeSnapshot
 
     del atomic
@@ -119,7 +121,7 @@ def create(
         if print_xml:
             _print_xml(running, request)
             return
-        _take(running, request)
+        _take(running, request, wait_seconds(wait))
 
 
 def _refuse_what_cannot_be_kept(*, live: bool, no_metadata: bool) -> None:
@@ -159,12 +161,14 @@ def _print_xml(running: Session, request: TakeSnapshot) -> None:
         running.console.xml(f"{text.rstrip()}\n")
 
 
-def _take(running: Session, request: TakeSnapshot) -> None:
+def _take(running: Session, request: TakeSnapshot, seconds: int) -> None:
+    from vmkeep.cli.waiting import when_free
+
     running.stand_apart()
     running.require_rights(request.vm)
     running.expect_job()
-    with running.engine(first_use=True) as engine, running.console.progress() as watch:
-        taken = engine.take_snapshot(request, watch)
+    with running.engine(first_use=True) as engine:
+        taken = when_free(running, engine, request.vm, seconds, lambda watch: engine.take_snapshot(request, watch))
     console = running.console
     if console.json:
         console.document({"snapshot": taken.snapshot})

@@ -120,7 +120,7 @@ def list_versions(
                 time_text(each.version.created),
                 size_text(each.version.size_bytes),
                 each.version.sha256[:16],
-                "current" if each.current else "conflict" if each.version.conflict else "",
+                _standing_word(each),
                 _holders(each),
                 *([_key_text(each)] if with_secrets else []),
             )
@@ -352,6 +352,14 @@ def _number(generation: int | None) -> str:
     return "" if generation is None else str(generation)
 
 
+def _standing_word(kept: VersionKept) -> str:
+    if kept.current:
+        return "current"
+    if kept.version.conflict:
+        return "conflict"
+    return "repeats" if kept.repeats else "" if kept.vouched else "not trusted"
+
+
 def _holders(kept: VersionKept) -> str:
     ids = kept.held_by
     if not ids:
@@ -379,6 +387,7 @@ def _state_document(state: StandingState, command: str | None) -> dict[str, Any]
         "sha256": state.found.sha256,
         "size_bytes": state.found.size_bytes,
         "newest": None if newest is None else {"version": newest.generation, "created": newest.created},
+        "seen_at": state.seen_at,
         "problem": state.found.problem,
         "remedy": command,
     }
@@ -394,6 +403,8 @@ def _version_document(kept: VersionKept) -> dict[str, Any]:
         "sha256": version.sha256,
         "current": kept.current,
         "conflict": version.conflict,
+        "vouched": kept.vouched,
+        "repeats": kept.repeats,
         "held_by": list(kept.held_by),
         "kept": kept.kept,
         "secret": kept.secret,

@@ -238,6 +238,7 @@ def kind_document(kind: KindShown) -> dict[str, Any]:
         "path": None if found is None else found.found.path,
         "standing": None if found is None else str(found.judged.standing),
         "version": None if found is None else found.judged.generation,
+        "seen_at": None if found is None else found.seen_at,
         "newest": None if newest is None else {**_outline(newest.version), "held_by": list(newest.held_by)},
         "versions": len(kind.versions),
         "conflicts": sum(each.version.conflict for each in kind.versions),

@@ -65,6 +65,8 @@ def tell_status(status: int) -> None:
 
 
 def _apart(home: Path, repository: Path) -> bool:
+    if not repository.is_absolute():
+        return False  # a bucket: a thread that waits for a server can be ended
     try:
         mounts = mount_points()
     except OSError:

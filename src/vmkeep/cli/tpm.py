@@ -173,6 +173,8 @@ def add(
                 f"a {device} with the state that was kept" if added.sha256 else f"a {device}, blank at its next start"
             )
             running.console.show(f"VM {added.name} has {told}")
+            if added.secret:
+                running.console.show(f"libvirt's secret {added.secret} encrypts its state; its value is kept")
 
 
 @app.command("reset", epilog="Example: vmkeep tpm reset win11")
@@ -258,6 +260,8 @@ def clone(
                 yes=yes,
             )
         with running.engine(first_use=True) as engine:
+            for sentence in running.premises.prepare_to_sign():
+                running.console.notice(f"warning: {sentence}")
             with running.host() as host:
                 request = choose_clone(running.premises, host, source, vm, copy=copy)
             with running.console.progress() as watch:
@@ -403,6 +407,8 @@ def _renewed_document(renewed: TpmRenewed) -> dict[str, Any]:
         },
         "deleted": list(renewed.deleted),
         "way_back": list(renewed.way_back),
+        "tombstones": list(renewed.tombstones),
+        "removal": renewed.removal or None,
     }
 
 
@@ -413,6 +419,8 @@ def _renewed_text(renewed: TpmRenewed) -> Iterator[str]:
         yield f"libvirt's secret {renewed.old_secret} was undefined; its value is kept"
     elif renewed.old_secret:
         yield f"libvirt's secret {renewed.old_secret} stays: {renewed.secret_stays}"
+    if renewed.tombstones:
+        yield "it is tried again by later commands, and by `vmkeep tombstones retry --all`"
     for number, command in enumerate(renewed.way_back):
         yield f"{'to go back: ' if number == 0 else '       then: '}{command}"
 

@@ -27,11 +27,13 @@ def watch(
 ) -> None:
     """Keep TPM state and UEFI variables as they change. For a service: it runs until it is ended."""
     from vmkeep.errors import HypervisorUnavailable, Terminated
+    from vmkeep.flows.watch_mark import WatchMark
     from vmkeep.flows.watch_states import StateWatch
 
     with session(context, json=json, connect=connect, debug=debug) as running:
         running.premises.ensure()
         watching = StateWatch(running.premises)
+        mark = WatchMark(running.settings)
         running.console.remark("watching the TPM state and the UEFI variables of all VMs")
         away = False
         try:
@@ -40,6 +42,7 @@ def watch(
                     with running.host() as host:
                         while True:
                             _tell(running, watching.look(host))
+                            mark.renew()
                             away = False
                             watching.settle()
                 except HypervisorUnavailable as error:
@@ -49,6 +52,8 @@ def watch(
                     time.sleep(_AGAIN_SECONDS)
         except Terminated:  # as a service is ended
             running.console.remark("ended")
+        finally:
+            mark.close()
 
 
 def _tell(running: Session, watched: Watched) -> None:

@@ -5,11 +5,10 @@ It says no exactly where ``judge_state`` calls a file superseded, a conflict or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
-from vmkeep.custody.standing import KnownVersion
+from vmkeep.custody.standing import Grounds
 from vmkeep.values import dataclass
 
 # A start reads and parses them, in less than 0.1 s with the hash of the file: 10,000 take some 10 ms.
@@ -36,18 +35,13 @@ class GatedState:
     superseded: tuple[str, ...]
 
 
-def gated_state(
-    kind: str, versions: Iterable[KnownVersion], placed: str | None = None, *, tracked: bool = True
-) -> GatedState | None:
-    """Return what the gate goes by for a kind of state; None when no version of it is known.
-
-    ``versions`` are those of the kind, the newest first; ``placed`` and ``tracked`` are as in ``judge_state``.
-    """
-    known = tuple(versions)
+def gated_state(kind: str, grounds: Grounds) -> GatedState | None:
+    """Return what the gate goes by for a kind of state; None when no version of it is known."""
+    known, newest = grounds.of_kind(kind), grounds.newest(kind)
     if not known:
         return None
-    newest = next((version.sha256 for version in known if not version.conflict), None)
-    allowed = tuple(dict.fromkeys(content for content in (newest, placed) if content is not None))
-    older = dict.fromkeys(version.sha256 for version in known if tracked)
+    counting = (None if newest is None else newest.sha256, grounds.placed.get(kind))
+    allowed = tuple(dict.fromkeys(content for content in counting if content is not None))
+    older = dict.fromkeys(version.sha256 for version in known if grounds.tracked)
     superseded = [content for content in older if content not in allowed]
     return GatedState(kind, allowed, tuple(superseded[:_MOST_SUPERSEDED]))

@@ -14,6 +14,8 @@ from vmkeep.values import dataclass
 from vmkeep.xmltext import XmlRefused, parse_xml, serialise_xml
 
 _PROXY = "spapr-tpm-proxy"
+_PCR_BANKS = ("sha1", "sha256", "sha384", "sha512")
+"""Those that libvirt knows (docs/formatdomain)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,26 @@ def put_tpm_in(xml: str, element: str, place: int | None = None) -> str:
     return serialise_xml(root)
 
 
-def tpm_element(model: str, version: str, secret: str = "") -> str:
-    """Return the element of an emulated TPM; ``secret`` is the UUID of what encrypts its state, empty for none."""
+def tpm_element(model: str, version: str, secret: str = "", *, like: str = "") -> str:
+    """Return the element of an emulated TPM; ``secret`` is the UUID of what encrypts its state, empty for none.
+
+    ``like`` is the element of one whose settings it has besides: whether the state of a transient VM stays, and which
+    PCR banks are active. Where the state lies is not among them. Raises DefinitionError when it cannot be read.
+    """
     device = etree.Element("tpm", model=model)
     backend = etree.SubElement(device, "backend", type="emulator", version=version)
     if secret:
         etree.SubElement(backend, "encryption", secret=secret)
+    present = _backend(like) if like else None
+    if present is not None:
+        stays = present.get("persistent_state")
+        if stays in ("yes", "no"):
+            backend.set("persistent_state", stays)
+        banks = [each.tag for each in present.iterfind("active_pcr_banks/*") if each.tag in _PCR_BANKS]
+        if banks and version == "2.0":
+            active = etree.SubElement(backend, "active_pcr_banks")
+            for bank in banks:
+                etree.SubElement(active, bank)
     return etree.tostring(device, encoding="unicode")
 
 
@@ -87,18 +103,23 @@ def with_secret(element: str, secret: str) -> str:
 
     Raises DefinitionError when it is no such element.
     """
-    try:
-        device = parse_xml(element)
-    except XmlRefused as error:
-        raise DefinitionError(f"the TPM cannot be read: {error}") from error
-    backend = device.find("backend[@type='emulator']")
+    backend = _backend(element)
     if backend is None:
         raise DefinitionError("the TPM is none that libvirt emulates")
+    device = backend.getparent()
+    assert device is not None
     for present in backend.findall("encryption"):
         remove(present)
     if secret:
         etree.SubElement(backend, "encryption", secret=secret)
     return etree.tostring(device, encoding="unicode", with_tail=False)
+
+
+def _backend(element: str) -> etree._Element | None:
+    try:
+        return parse_xml(element).find("backend[@type='emulator']")
+    except XmlRefused as error:
+        raise DefinitionError(f"the TPM cannot be read: {error}") from error
 
 
 def _device(root: etree._Element) -> etree._Element | None:

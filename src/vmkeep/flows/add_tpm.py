@@ -126,7 +126,7 @@ def give_secret(plan: Plan, request: AddTpm) -> None:
 
 def withdraw(plan: Plan, request: AddTpm, found: TpmFound, *, lacking: bool) -> None:
     """Undo ``put_in``, ``give_secret`` and ``install_state``, as far as they were done."""
-    plan.services.on_host(plan.operation, TakeTpmOut(plan.operation, found.vm_uuid, _element(request)))
+    plan.services.on_host(plan.operation, TakeTpmOut(plan.operation, found.vm_uuid, element_of(request)))
     if lacking:
         task = TakeTpmSecretBack(plan.operation, request.secret_point, request.secret, request.secret_pin)
         plan.services.on_host(plan.operation, task)
@@ -160,8 +160,9 @@ def note_returned(plan: Plan, request: AddTpm, found: TpmFound) -> None:
 
 def put_in(plan: Plan, request: AddTpm, found: TpmFound) -> None:
     """Define the VM with the device."""
-    plan.services.on_host(plan.operation, PutTpmIn(plan.operation, found.vm_uuid, _element(request)))
+    plan.services.on_host(plan.operation, PutTpmIn(plan.operation, found.vm_uuid, element_of(request)))
 
 
-def _element(request: AddTpm) -> str:
-    return tpm_element(request.model, request.tpm_version, request.secret)
+def element_of(request: AddTpm) -> str:
+    """Return the device that a VM is given."""
+    return tpm_element(request.model, request.tpm_version, request.secret, like=request.like)

@@ -8,8 +8,9 @@ pin that is missing is put by whatever settles the VM's pins next.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from vmkeep.catalog import Catalog, CatalogState
 from vmkeep.errors import HostFileMissing, StateTorn, VmBusy, VmkeepError
@@ -22,7 +23,7 @@ from vmkeep.flows.settle_pins import settle_pins, settle_pins_of_vm
 from vmkeep.flows.vm_states import KINDS, known_states, look_at_standings, new_state
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.locks import CAPTURE
-from vmkeep.host.tasks.states import CaptureStates
+from vmkeep.host.tasks.states import CaptureStates, StatesCaptured
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.values import dataclass
 
@@ -71,35 +72,30 @@ def keep_before_replacing(premises: Premises, host: Host, vm_uuid: str, vm: str,
     ``capture_states``.
     """
     for kind in kinds:
-        try:
-            _captured(premises, host, vm_uuid, vm, (kind,), wait=True)
-        except HostFileMissing:
-            continue
-        except StateTorn:
-            _keep_as_it_is(premises, host, vm_uuid, vm, kind)
+        with suppress(HostFileMissing):
+            _captured(premises, host, vm_uuid, vm, (kind,), wait=True, no_good_too=True)
 
 
-def _keep_as_it_is(premises: Premises, host: Host, vm_uuid: str, vm: str, kind: str) -> None:
-    catalog = premises.catalog
-    with held_vm(host, vm_uuid, vm, CAPTURE):
-        known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-        found = host.ask(CaptureStates(uuid.uuid4().hex, vm_uuid, known, (kind,), as_it_is=True))
-        catalog.keep_late(tuple(new_state(vm_uuid, each) for each in found.new))
-        settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions, sealed=found.sealed)
-
-
-def _captured(premises: Premises, host: Host, vm_uuid: str, vm: str, kinds: tuple[str, ...], *, wait: bool) -> Captured:
+def _captured(
+    premises: Premises,
+    host: Host,
+    vm_uuid: str,
+    vm: str,
+    kinds: tuple[str, ...],
+    *,
+    wait: bool,
+    no_good_too: bool = False,
+) -> Captured:
     catalog = premises.catalog
     with held_vm(host, vm_uuid, vm, CAPTURE, wait=wait):
         # A home that is new, or was put back as it was earlier, would count on below what it captured before.
         caught = catch_up(catalog, premises.repository, lambda point: point.vm_uuid == vm_uuid)
-        known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-        task = CaptureStates(uuid.uuid4().hex, vm_uuid, known, kinds, secrets=kept_secrets(catalog, vm_uuid))
-        found = host.ask(task)
-        new = tuple(new_state(vm_uuid, each) for each in found.new)
-        catalog.see_vm(vm_uuid, found.vm_name)
-        if new:
-            catalog.accept_states(new)
+        try:
+            found, new = _keep(catalog, host.ask, uuid.uuid4().hex, vm_uuid, kinds)
+        except StateTorn:
+            if not no_good_too:
+                raise
+            found, new = _keep(catalog, host.ask, uuid.uuid4().hex, vm_uuid, kinds, as_it_is=True)
         if new or caught.taken or vm_uuid in caught.pinned:
             tell_gate(catalog, host, vm_uuid)
         settle_pins(catalog, premises.repository, vm_uuid, premises.keep_state_versions, sealed=found.sealed)
@@ -118,20 +114,39 @@ def keep_states_of_held(
     whatever lies there, as versions that do not count. Raises as ``capture_states``.
     """
     catch_up_on_vm(services, vm_uuid)
-    catalog = services.catalog
-    catalog.see_vm(vm_uuid, vm)
+    services.catalog.see_vm(vm_uuid, vm)
     if not kinds:
         return
-    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
-    task = CaptureStates(operation, vm_uuid, known, kinds, secrets=kept_secrets(catalog, vm_uuid), as_it_is=as_it_is)
-    captured = services.on_host(operation, task)
-    new = tuple(new_state(vm_uuid, each) for each in captured.new)
-    if new and as_it_is:
-        catalog.keep_late(new)
-    elif new:
-        catalog.accept_states(new)
+    ask = partial(services.on_host, operation)
+    found, new = _keep(services.catalog, ask, operation, vm_uuid, kinds, as_it_is=as_it_is)
+    if new:
         renew_gate(services, vm_uuid)
-    settle_pins_of_vm(services, vm_uuid, captured.sealed)
+    settle_pins_of_vm(services, vm_uuid, found.sealed)
+
+
+def _keep(
+    catalog: Catalog,
+    ask: Callable[[CaptureStates], StatesCaptured],
+    operation: str,
+    vm_uuid: str,
+    kinds: tuple[str, ...],
+    *,
+    as_it_is: bool = False,
+) -> tuple[StatesCaptured, tuple[CatalogState, ...]]:
+    """Have the host put what is new into the repository, and accept it; of a VM that is held. Return both.
+
+    ``as_it_is``: what is no good is kept as well, and nothing of it counts as the newest.
+    """
+    known = known_states(catalog, vm_uuid, catalog.points_of_vm(vm_uuid))
+    secrets = kept_secrets(catalog, vm_uuid)
+    found = ask(CaptureStates(operation, vm_uuid, known, kinds, secrets=secrets, as_it_is=as_it_is))
+    new = tuple(new_state(vm_uuid, each) for each in found.new)
+    catalog.see_vm(vm_uuid, found.vm_name)
+    if as_it_is:
+        catalog.keep_late(new)
+    else:
+        catalog.accept_states(new)
+    return found, new
 
 
 def _has_alert(catalog: Catalog, vm_uuid: str) -> bool:

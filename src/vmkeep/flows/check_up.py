@@ -33,9 +33,10 @@ from vmkeep.errors import (
 from vmkeep.flows.hosts import undecided
 from vmkeep.flows.installation import Premises, known_from_catalogue
 from vmkeep.flows.rows import foreign_row, move_aside, told_of
+from vmkeep.flows.schedule import schedule_findings
 from vmkeep.flows.secret_holders import secret_holders, versions_without_key
 from vmkeep.flows.services import held_vm
-from vmkeep.flows.vm_states import known_version, states_in
+from vmkeep.flows.vm_states import grounds_of, states_in
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.checkup import (
     CheckupRequest,
@@ -53,6 +54,7 @@ from vmkeep.host.tasks.checkup import (
 )
 from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
+from vmkeep.repository import Repository
 from vmkeep.repository.intents import Writer
 from vmkeep.sqlite import sqlite_error
 from vmkeep.values import dataclass
@@ -109,6 +111,7 @@ class CheckUp:
                 catalog = None
         found = [*self._host.ask(request), *findings]
         found += self._installation(catalog, request)
+        found += schedule_findings(self._settings)
         return CheckedUp(tuple(sorted(found, key=_order)))
 
     def mend(self, recover: Recovery) -> CheckedUp:
@@ -347,6 +350,7 @@ class CheckUp:
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
             return
         yield self._key_place()
+        yield from self._bucket(repository)
         # A point that was deleted meanwhile left the catalogue too; one that was begun meanwhile is a living operation.
         known = set(catalog.point_ids())
         for point_id in sorted((known & known_before) - stored):
@@ -375,6 +379,23 @@ class CheckUp:
                 message = f"the repository still names the writer of the operation {point_id}, which has ended"
                 where = f"{path}/intents/{writer.id}"
                 yield Finding(FindingCode.LEFT_INTENT, message, path=where, mend=RemoveIntent(writer.id))
+
+    def _bucket(self, repository: Repository) -> Iterator[Finding]:
+        """Try out what the server of a bucket does; nothing for a directory."""
+        path = self._settings.repository
+        try:
+            report = repository.probe_bucket()
+        except VmkeepError as error:
+            message = f"it could not be tried out what the bucket's server does: {error.message}"
+            yield Finding(FindingCode.REPOSITORY_UNUSABLE, message, remedy=error.hint, path=path)
+            return
+        if report is None:
+            return
+        from vmkeep.repository.probe import described, weaknesses
+
+        for weakness, told in weaknesses(report):
+            yield Finding(FindingCode(f"bucket-{weakness}"), f"of the bucket's server: {told}", path=path)
+        yield Finding(FindingCode.BUCKET_FOUND, f"the bucket's server: {described(report)}", path=path)
 
     def _key_place(self) -> Finding:
         from vmkeep.keys import KeyFile
@@ -421,10 +442,8 @@ def _remembered(catalog: Catalog, vm_uuid: str) -> RememberedVm:
         uuid=vm_uuid,
         points=tuple(_remembered_point(point, current) for point in points),
         bases=tuple(known_from_catalogue(point) for point in points),
-        versions=tuple(known_version(state) for state in catalog.states_of_vm(vm_uuid)),
+        grounds=grounds_of(catalog, vm_uuid),
         snapshots=tuple((snapshot.id, snapshot.name) for snapshot in catalog.snapshots_of_vm(vm_uuid)),
-        placed=catalog.placed_states(vm_uuid),
-        tracked=vm is not None and vm.is_tracked,
         secret_pins={holder.uuid: holder.pin for holder in secret_holders(catalog, vm_uuid) if holder.pin},
     )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from vmkeep.commandline import command_line
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.definition import TpmBackend
 from vmkeep.errors import InvalidRequest, StateUnsupported
 from vmkeep.flows.capture_states import capture_states
+from vmkeep.flows.choose_tpm import with_new_key
 from vmkeep.flows.clone_requests import CloneTpm
 from vmkeep.flows.installation import Premises
+from vmkeep.flows.requests import AddTpm
 from vmkeep.flows.vm_states import chosen_of, look_at_standings
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm
@@ -34,16 +37,16 @@ def choose_clone(premises: Premises, host: Host, source: str, vm: str, *, copy: 
             vm=found.vm_name,
             hint=f"`{command_line('vmkeep tpm add', vm)}` gives VM {vm!r} a blank one.",
         )
-    return CloneTpm(
-        vm=to,
-        source=of,
-        source_name=found.vm_name,
-        model=found.model,
-        tpm_version=found.version,
-        version=_version(premises, host, found) if copy else None,
-        secret=str(uuid.uuid4()) if found.secret else "",
-        value_of=found.secret if copy else "",
+    request = CloneTpm(
+        vm=to, source=of, source_name=found.vm_name, model=found.model, tpm_version=found.version, like=found.element
     )
+    if copy:
+        secret = str(uuid.uuid4()) if found.secret else ""
+        return replace(request, version=_version(premises, host, found), secret=secret, value_of=found.secret)
+    if not found.secret:
+        return request
+    blank = with_new_key(premises, host, AddTpm(vm, to, found.model, found.version))
+    return replace(request, secret=blank.secret, secret_pin=blank.secret_pin)
 
 
 def _version(premises: Premises, host: Host, found: TpmFound) -> ChosenVersion:

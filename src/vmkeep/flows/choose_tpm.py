@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 from vmkeep.catalog import Catalog, CatalogPoint
@@ -11,7 +12,9 @@ from vmkeep.commandline import command_line
 from vmkeep.custody.encryption import is_encrypted
 from vmkeep.custody.orphans import is_vm_uuid
 from vmkeep.custody.states import ChosenVersion
-from vmkeep.errors import InvalidRequest, VmNotFound
+from vmkeep.definition import DefinitionError, TpmBackend, parse_definition
+from vmkeep.definition.tpmdevice import take_tpm_out
+from vmkeep.errors import InvalidRequest, VmkeepError, VmNotFound
 from vmkeep.flows.hosts import refuse_distrusted
 from vmkeep.flows.installation import Premises
 from vmkeep.flows.requests import AddTpm
@@ -22,9 +25,11 @@ from vmkeep.flows.vm_states import chosen_of, named_version, require_point_of, s
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.survey import FindVm
 from vmkeep.host.tasks.tpms import MakeTpmKey
+from vmkeep.logs import get_logger
 from vmkeep.repository import Repository
 from vmkeep.repository.chosen import read_chosen
 
+_log = get_logger(__name__)
 _OLDER = "tpm1.2/tpm-00.permall"
 
 
@@ -60,16 +65,55 @@ def choose_tpm(
         uuid, holder = _secret(catalog, vm, vm_uuid, version, point, secret)
     elif secret is not None:
         raise InvalidRequest("that state is not encrypted, so no secret opens it", vm=vm, hint="Leave --secret out.")
+    tpm_version = "1.2" if older else "2.0"
+    had, device = _device_in(catalog, repository, vm_uuid, version, point, tpm_version)
     return AddTpm(
         vm,
         vm_uuid,
-        f"tpm-{model or ('tis' if older else 'crb')}",
-        "1.2" if older else "2.0",
+        f"tpm-{model}" if model else had or ("tpm-tis" if older else "tpm-crb"),
+        tpm_version,
         version,
         uuid,
         "" if holder is None else holder.point,
         "" if holder is None else holder.pin,
+        like=device,
     )
+
+
+def _device_in(
+    catalog: Catalog,
+    repository: Callable[[], Repository],
+    vm_uuid: str,
+    version: ChosenVersion,
+    point: CatalogPoint | None,
+    tpm_version: str,
+) -> tuple[str, str]:
+    """Return model and element of the TPM that had a version: of the point named, else of one that holds it.
+
+    A version that was captured alone is taken for one of the device that the VM had at its last point. Both are empty
+    where no point tells. The state comes back all the same when that cannot be read.
+    """
+    points = [each for each in catalog.points_of_vm(vm_uuid) if each.is_vouched_for]
+    holding = (each for each in points if any(state["version_id"] == version.id for state in _states_of(each)))
+    told = point or next(holding, None) or next(iter(points), None)
+    if told is None:
+        return "", ""
+    try:
+        definition = repository().point(told.id).definition
+        device, taken = parse_definition(definition).tpm, take_tpm_out(definition)
+    except (VmkeepError, DefinitionError) as error:
+        _log.warning("the device that a TPM had cannot be read", point=told.id, error=str(error))
+        return "", ""
+    if device is None or taken is None or device.backend is not TpmBackend.EMULATOR:
+        return "", ""
+    if (device.version or "2.0") != tpm_version:
+        return "", ""  # the VM had both
+    return device.model or "", taken.element
+
+
+def _states_of(point: CatalogPoint) -> Sequence[Mapping[str, Any]]:
+    states: Sequence[Mapping[str, Any]] = point.document.get("states", ())
+    return states
 
 
 def with_new_key(premises: Premises, host: Host, request: AddTpm) -> AddTpm:

@@ -82,6 +82,7 @@ class CloneTpm(FlowRequest):
 
     Both are UUIDs. ``model`` and ``tpm_version`` are the original's. ``secret`` is the UUID of the secret that the new
     TPM is encrypted with, empty where the original's is plain, and ``value_of`` that of the secret whose value it gets.
+    A blank one has its value in the envelope of ``secret_pin``. ``like`` is the element of the original's TPM.
     """
 
     vm: str
@@ -92,6 +93,8 @@ class CloneTpm(FlowRequest):
     version: ChosenVersion | None = None
     secret: str = ""
     value_of: str = ""
+    secret_pin: str = ""
+    like: str = ""
 
 
 @dataclass(frozen=True, slots=True)

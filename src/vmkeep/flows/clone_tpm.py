@@ -6,8 +6,7 @@ import dataclasses
 
 from vmkeep.custody.identity import told_of_one_identity, told_of_one_value
 from vmkeep.custody.standing import NOTHING
-from vmkeep.definition.tpmdevice import tpm_element
-from vmkeep.flows.add_tpm import FILES, examine, let_go, note_returned
+from vmkeep.flows.add_tpm import FILES, element_of, examine, let_go, note_returned
 from vmkeep.flows.clone_requests import CloneTpm, TpmCloned
 from vmkeep.flows.clone_vm import keep_versions
 from vmkeep.flows.gate import place_states, take_states_back
@@ -17,6 +16,7 @@ from vmkeep.flows.requests import AddTpm
 from vmkeep.host.tasks.tpms import (
     ForgetOwnTpmSecret,
     GiveOwnTpmSecret,
+    GiveTpmSecret,
     InstallTpmState,
     PutTpmIn,
     TakeTpmOut,
@@ -77,7 +77,10 @@ def install_state(plan: Plan, request: CloneTpm, found: TpmFound) -> None:
 
 def give_secret(plan: Plan, request: CloneTpm, found: TpmFound) -> None:
     """Define the secret that is the new TPM's own."""
-    if request.secret:
+    if request.secret_pin:
+        task = GiveTpmSecret(plan.operation, "", request.secret, request.secret_pin)
+        plan.services.on_host(plan.operation, task)
+    elif request.secret:
         plan.services.on_host(plan.operation, GiveOwnTpmSecret(request.secret, found.vm_name, request.value_of))
 
 
@@ -108,8 +111,16 @@ def keep_version(plan: Plan, request: CloneTpm, found: TpmFound) -> tuple[str, .
 
 
 def _addition(request: CloneTpm) -> AddTpm:
-    return AddTpm(request.vm, request.vm, request.model, request.tpm_version, request.version, secret=request.secret)
+    return AddTpm(
+        request.vm,
+        request.vm,
+        request.model,
+        request.tpm_version,
+        request.version,
+        secret=request.secret,
+        like=request.like,
+    )
 
 
 def _element(request: CloneTpm) -> str:
-    return tpm_element(request.model, request.tpm_version, request.secret)
+    return element_of(_addition(request))

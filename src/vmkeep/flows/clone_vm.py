@@ -16,6 +16,7 @@ from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.flows.services import held_vm
 from vmkeep.flows.settle_pins import settle_pins_of_vm
+from vmkeep.flows.tpm_renewal import drop_key, required_key, seal_key
 from vmkeep.flows.vm_states import known_states, new_state
 from vmkeep.host.tasks.clones import (
     CloneCopied,
@@ -40,6 +41,8 @@ def clone_vm(plan: Plan, request: CloneVm) -> VmCloned:
     """Make the clone; when any part fails nothing of it stays. See docs/internals/flows.md."""
     plan.step(begin, plan)
     prepared = plan.step(prepare, plan, request, undo=lambda prepared: withdraw(plan, prepared))
+    # Before the copy, whose undo needs the process that began: the key of a blank TPM is kept before the VM can start.
+    plan.step(new_key, plan, prepared, undo=lambda _: drop_key(plan, prepared.uuid, key_of(prepared)))
     copied = plan.step(copy, plan, prepared)
     plan.step(publish, plan, prepared)
     plan.step(define, plan, prepared)
@@ -86,6 +89,17 @@ def withdraw(plan: Plan, prepared: ClonePrepared) -> None:
     plan.services.on_host(plan.operation, WithdrawClone(plan.operation, prepared))
 
 
+def key_of(prepared: ClonePrepared) -> str:
+    """Return the UUID of the new secret of a blank TPM; empty where there is none, and of a copy."""
+    return prepared.secret if prepared.tpm == "new" else ""
+
+
+def new_key(plan: Plan, prepared: ClonePrepared) -> None:
+    """Make the key of a blank TPM, in an envelope that is kept, if the original's is encrypted."""
+    if key_of(prepared):
+        seal_key(plan, prepared.uuid, prepared.secret, prepared.name)
+
+
 def copy(plan: Plan, prepared: ClonePrepared) -> CloneCopied:
     """Copy what the clone is made of, in the process that has held the original since it was looked at."""
     if plan.operation not in _begun_here:
@@ -103,7 +117,9 @@ def publish(plan: Plan, prepared: ClonePrepared) -> None:
 
 def define(plan: Plan, prepared: ClonePrepared) -> None:
     """Define the clone, and before it the secret of its TPM."""
-    plan.services.on_host(plan.operation, DefineClone(plan.operation, prepared))
+    key = key_of(prepared)
+    pin = required_key(plan, prepared.uuid, prepared.name, key).pin if key else ""
+    plan.services.on_host(plan.operation, DefineClone(plan.operation, prepared, pin))
 
 
 def note(plan: Plan, prepared: ClonePrepared, copied: CloneCopied) -> None:

@@ -75,6 +75,7 @@ from vmkeep.flows.tables import make_flow_tables
 from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
+from vmkeep.host.tasks.locks import WhoHoldsVm
 from vmkeep.host.tasks.survey import FindVm, Progress
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.unfinished import RequireUnneeded
@@ -210,6 +211,11 @@ class Engine:
             taken = self._run(take_point, request, request.vm, watch)
             told = f"{taken.point['vm']} was started while its point was copied, so this point is of the running VM."
             return dataclasses.replace(taken, warnings=(told, *taken.warnings))
+
+    def holder_of(self, vm: str, host: str = THIS_HOST) -> str | None:
+        """Return what works on a VM just now, for people; None when nothing does. Raises VmNotFound."""
+        services = self._services().on(host)
+        return services.host.ask(WhoHoldsVm(services.host.ask(FindVm(vm))))
 
     def take_snapshot(self, request: TakeSnapshot, watch: Watch) -> SnapshotTaken:
         """Make a snapshot; raises the error that ended it. One that was made stays, and the error says so."""

@@ -11,14 +11,7 @@ from vmkeep.custody.standing import NOTHING
 from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.flows.plan import Plan
 from vmkeep.flows.services import Services
-from vmkeep.flows.vm_states import (
-    KINDS,
-    StandingState,
-    is_tracked,
-    known_version,
-    look_at_standings,
-    versions_nobody_vouches_for,
-)
+from vmkeep.flows.vm_states import KINDS, StandingState, grounds_of, look_at_standings
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.gate import (
     GatedVm,
@@ -68,20 +61,9 @@ def let_start(host: Host, vm: str) -> float:
 
 
 def gated_vm(catalog: Catalog, vm_uuid: str) -> GatedVm:
-    """Return what the gate goes by for a VM.
-
-    Versions that came with points of hosts that nobody vouches for are none to it: whoever can write to the repository
-    would keep a VM from starting, by a newer version than the one that it has.
-    """
-    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid), catalog.pins_of_vm(vm_uuid))
-    versions = [each for each in catalog.states_of_vm(vm_uuid) if each.id not in doubtful]
-    placed, tracked = catalog.placed_states(vm_uuid), is_tracked(catalog, vm_uuid)
-    states = (
-        gated_state(
-            kind, (known_version(each) for each in versions if each.kind == kind), placed.get(kind), tracked=tracked
-        )
-        for kind in KINDS
-    )
+    """Return what the gate goes by for a VM."""
+    grounds = grounds_of(catalog, vm_uuid)
+    states = (gated_state(kind, grounds) for kind in KINDS)
     return GatedVm(vm_uuid, tuple(state for state in states if state is not None))
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vmkeep.keys.signing import SigningKey
     from vmkeep.planning.retention import KeepRule
     from vmkeep.repository import PinRecord, PointRecord, Repository
+    from vmkeep.repository.probe import BucketReport
     from vmkeep.repository.seal import Compress
 
 _WAIT_SECONDS = 0.05
@@ -73,7 +74,8 @@ class InitReport:
     """What `vmkeep init` did. ``created``: the repository is new; ``adopted_*`` count what the catalogue gained.
 
     ``moved_from`` is where this installation's repository was before, None when it is where it was. ``hosts`` are those
-    that sign points in it, and that nobody here has decided about.
+    that sign points in it, and that nobody here has decided about. ``bucket`` is what its server was found to do, None
+    for a directory.
     """
 
     repository: str
@@ -87,6 +89,7 @@ class InitReport:
     damaged: tuple[DamagedPoint, ...] = ()
     warnings: tuple[str, ...] = ()
     hosts: tuple[MetHost, ...] = ()
+    bucket: BucketReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,14 +263,28 @@ class Premises:
         prepare_home(self.settings)
         with self._alone():
             if adopt:
-                return self._adopt(location)
+                return self._with_bucket(self._adopt(location))
             try:
                 found = self._open(location)
             except RepositoryNotFound:
                 found = None
             if found is not None:
-                return self._use_existing(found)
-            return self._create(location)
+                return self._with_bucket(self._use_existing(found))
+            return self._with_bucket(self._create(location))
+
+    def _with_bucket(self, report: InitReport) -> InitReport:
+        """Return the report with what the server of a bucket was found to do, and warnings of what it does not."""
+        try:
+            bucket = self.repository.probe_bucket()
+        except VmkeepError as error:
+            told = f"it could not be tried out what the bucket's server does: {error.message}"
+            return replace(report, warnings=(*report.warnings, told))
+        if bucket is None:
+            return report
+        from vmkeep.repository.probe import weaknesses
+
+        told_of = (f"of the bucket's server: {told}" for _, told in weaknesses(bucket))
+        return replace(report, bucket=bucket, warnings=(*report.warnings, *told_of))
 
     def key_to_export(self, key_id: str | None = None) -> KeyFile:
         """Return the key that `key export` prints: the one that opens the repository, or another one that does.
@@ -318,18 +335,27 @@ class Premises:
         found = self._unused_key()
         key = found or self._new_key()
         try:
-            repository = self._equipped(Repository.create(location, key, compress=self._compress()))
+            access = self.settings.access_to(location)
+            repository = self._equipped(Repository.create(location, key, compress=self._compress(), access=access))
         except BaseException as error:
             # A key that opens nothing must not be taken for the one that matters. One that what is left there was begun
             # with stays: without it nothing could ever be made at that place, or, when all but the last sync was done,
             # nothing opens what is there.
             refused = isinstance(error, RepositoryForeign | TargetExists | InvalidRequest)
-            if found is None and key.path is not None and (refused or not Repository.is_begun(location)):
+            if found is None and key.path is not None and (refused or not self._is_begun(location)):
                 key.path.unlink(missing_ok=True)
                 self._mark(key.key_id).unlink(missing_ok=True)
             raise
         self._key = key
         return self._take(repository, created=True)
+
+    def _is_begun(self, location: str) -> bool:
+        from vmkeep.repository import Repository
+
+        try:
+            return Repository.is_begun(location, self.settings.access_to(location))
+        except VmkeepError:
+            return False  # without access to a bucket nothing was put there
 
     def _new_key(self) -> KeyFile:
         from vmkeep.keys import KeyFile
@@ -427,7 +453,8 @@ class Premises:
         from vmkeep.repository import Repository
 
         try:
-            return self._equipped(Repository.open(location, self._find_key, compress=self._compress()))
+            access = self.settings.access_to(location)
+            return self._equipped(Repository.open(location, self._find_key, compress=self._compress(), access=access))
         finally:
             # A provider is not asked again for as long as this runs, which may be weeks.
             self.keychain.close()
@@ -519,6 +546,7 @@ def catalog_states(record: PointRecord | PinRecord) -> tuple[CatalogState, ...]:
             sha256=state.sha256,
             size_bytes=state.size_bytes,
             created=record.created,
+            because=state.because,
         )
         for state in record.states
     )

@@ -26,7 +26,7 @@ from vmkeep.custody.tombstones import Tombstone, TombstoneFile, TombstoneKind, t
 from vmkeep.errors import InvalidRequest, VmkeepError
 from vmkeep.filesystem import OF_STORAGE
 from vmkeep.flows.services import held_vm
-from vmkeep.flows.vm_states import versions_nobody_vouches_for
+from vmkeep.flows.vm_states import doubtful_versions, newest_states
 from vmkeep.host.protocol import Host
 from vmkeep.host.tasks.orphans import DeleteOrphan, LookForOrphans, OrphanDeleted
 from vmkeep.host.tasks.survey import Identify
@@ -230,11 +230,11 @@ def _owners(orphan: Orphan, names: dict[str, str]) -> list[str]:
 def contents_of(catalog: Catalog, vm_uuid: str, hashes: frozenset[str]) -> Iterable[KeptContent]:
     """Yield the versions of a VM that have such contents, and that something holds which somebody vouches for."""
     versions = catalog.states_of_vm(vm_uuid)
-    newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
+    newest = newest_states(catalog, vm_uuid)
     versions = tuple(version for version in versions if version.sha256 in hashes)
     if not versions:
         return
-    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(vm_uuid), catalog.pins_of_vm(vm_uuid))
+    doubtful = doubtful_versions(catalog, vm_uuid)
     for version in versions:
         if version.id in doubtful or not catalog.pins(version.id):
             continue
@@ -244,6 +244,6 @@ def contents_of(catalog: Catalog, vm_uuid: str, hashes: frozenset[str]) -> Itera
             version.kind,
             version.generation,
             version.sha256,
-            newest.get(version.kind) == version.id,
+            newest.get(version.kind) == version,
             version.conflict,
         )

@@ -28,10 +28,11 @@ from vmkeep.errors import (
 )
 from vmkeep.flows.declared import DECLARED, PRUNE, declared_flow
 from vmkeep.flows.delete_point import DELETE_POINT, remove_deleted
-from vmkeep.flows.durable import DBOS, WorkflowStatus
+from vmkeep.flows.durable import DBOS, WorkflowStatus, take_up_resumed
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
 from vmkeep.flows.plan import Run, Settled
+from vmkeep.flows.rows import may_have_flows_under_way
 from vmkeep.flows.services import Services, end_operation
 from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, SettleRestore, Unfinished
 from vmkeep.locks import FileLock
@@ -69,16 +70,17 @@ class Recovery:
         """Settle the flows and operations of every dead owner; return a sentence for each flow."""
         told: list[str] = []
         flows: dict[str, list[WorkflowStatus]] = {}
-        waiting = {each.id for each in self._waiting()}
-        for status in DBOS.list_workflows(status=["PENDING", "ENQUEUED"]):
+        unfinished = self._catalog.unfinished_operations()
+        waiting = {each.id for each in unfinished if each.state is OperationState.NEEDS_OPERATOR}
+        under_way = may_have_flows_under_way(self.settings.flows_path)
+        for status in DBOS.list_workflows(status=["PENDING", "ENQUEUED"]) if under_way else ():
             if status.workflow_id not in waiting:
                 flows.setdefault(status.executor_id or "", []).append(status)
         # A flow that a recovery resumed before it died itself may be taken up by this process's DBOS at launch.
         told.extend(self._finish(mine, resume=False) for mine in flows.pop(self.executor, ()))
         owners_dir = self.settings.owners_dir
         owners = {path.stem for path in owners_dir.glob("*.lock")} | flows.keys()
-        unfinished = self._catalog.unfinished_operations()
-        owners |= {each.owner for each in unfinished if each.state is not OperationState.NEEDS_OPERATOR}
+        owners |= {each.owner for each in unfinished if each.id not in waiting}
         for owner in sorted(owners - {self.executor}):
             # Holding the dead owner's lock keeps two commands from recovering the same flow.
             lock = FileLock.try_acquire(owners_dir / f"{owner}.lock")
@@ -188,6 +190,7 @@ class Recovery:
         operation, name = status.workflow_id, status.name
         self._take_over(operation)
         handle: Any = DBOS.resume_workflow(operation) if resume else DBOS.retrieve_workflow(operation)
+        take_up_resumed()
         try:
             # The flow goes on in a thread of DBOS's. One that gives up there stays pending, and is not waited for.
             result = patiently(

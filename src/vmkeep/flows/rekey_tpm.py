@@ -6,6 +6,7 @@ from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import InvalidRequest
 from vmkeep.flows.gate import place_states, renew_gate
 from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.removals import store_proofs
 from vmkeep.flows.remove_tpm import (
     drop_secret,
     give_back,
@@ -14,10 +15,13 @@ from vmkeep.flows.remove_tpm import (
     keep_state,
     let_go,
     look_at_remains,
+    note_removal,
     put_back,
+    removal_of,
     take_out,
     version_in,
     ways_back,
+    withdraw_removal,
 )
 from vmkeep.flows.requests import RekeyTpm, TpmRenewed
 from vmkeep.flows.settle_pins import settle_pins
@@ -42,6 +46,7 @@ from vmkeep.host.tasks.tpms import (
     TpmRemainsFound,
     TpmStateRekeyed,
 )
+from vmkeep.repository import Renewal
 
 
 @flow("tpm.rekey", after_crash=AfterCrash.FINISH)
@@ -53,7 +58,7 @@ def rekey_tpm(plan: Plan, request: RekeyTpm) -> TpmRenewed:
     found = plan.step(examine, plan, request, undo=lambda found: let_go(plan, found))
     # As in `tpm remove`: each undo stands at the step before the one that it undoes.
     plan.step(keep_state, plan, found, undo=lambda _: put_back(plan, found))
-    key = plan.step(new_key, plan, request, found, undo=lambda key: drop_key(plan, found, key))
+    key = plan.step(new_key, plan, request, found, undo=lambda key: drop_key(plan, found.vm_uuid, key))
     plan.step(give_key, plan, found, key)
     plan.step(take_out, plan, found)
     remains = plan.step(look_at_remains, plan, found, undo=lambda remains: install_again(plan, found, remains))
@@ -65,7 +70,10 @@ def rekey_tpm(plan: Plan, request: RekeyTpm) -> TpmRenewed:
     plan.step(put_in, plan, found, key)
     judged = plan.step(judge_secret, plan, found, undo=lambda judged: give_back(plan, found, judged))
     dropped = plan.step(drop_secret, plan, found, judged)
+    removal = removal_of(plan, found, remains, deleted, dropped, Renewal.REKEY)
+    left = plan.step(note_removal, plan, removal, undo=lambda _: withdraw_removal(plan, found))
     plan.step(let_go, plan, found, heeds_stop=False)
+    plan.step(store_proofs, plan, heeds_stop=False)
     kept = version_in(plan, found, remains)
     return TpmRenewed(
         name=found.vm_name,
@@ -80,6 +88,8 @@ def rekey_tpm(plan: Plan, request: RekeyTpm) -> TpmRenewed:
         secret_pin=dropped.pin,
         secret_stays=dropped.why,
         way_back=() if kept is None else ways_back(plan, found, kept),
+        tombstones=left,
+        removal=plan.operation,
     )
 
 
@@ -113,7 +123,7 @@ def reencrypt(plan: Plan, found: TpmFound, remains: TpmRemainsFound, key: str) -
         ChosenVersion(old.kind, old.version_id, old.sha256),
         1 if newest is None else newest.generation + 1,
         found.secret,
-        required_key(plan, found, key) if key else None,
+        required_key(plan, found.vm_uuid, found.vm_name, key) if key else None,
     )
     return plan.services.on_host(plan.operation, task)
 

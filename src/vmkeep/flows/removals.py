@@ -1,4 +1,5 @@
-"""What is recorded of a TPM that was removed: the proof of what was deleted, and what must still be deleted.
+"""What is recorded of a TPM that was removed, reset or given a new key: the proof of what was deleted, and what must
+still be deleted.
 
 The catalogue has both first, in one transaction; the repository gets the proof as soon as it can be reached. So a
 removal whose repository is away is as well recorded as any other.
@@ -32,6 +33,7 @@ from vmkeep.repository import (
     DeletionEvent,
     DeletionRecord,
     KeptVersion,
+    Renewal,
     Repository,
     SecretHolder,
 )
@@ -43,7 +45,10 @@ _MOST_HOLDERS = 100
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What a removal found and did. ``seen`` is what lay there, ``kept`` the versions that some of it is."""
+    """What a removal found and did. ``seen`` is what lay there, ``kept`` the versions that some of it is.
+
+    ``renewal`` says what took the place of the state that was deleted; None where the VM has no TPM any more.
+    """
 
     operation: str
     found: TpmFound
@@ -51,6 +56,7 @@ class Removal:
     kept: tuple[KeptContent, ...]
     deleted: TpmStateDeleted
     secret: SecretJudged
+    renewal: Renewal | None = None
 
     @property
     def is_nothing(self) -> bool:
@@ -65,17 +71,27 @@ def tpm_kept_until(catalog: Catalog, vm_uuid: str) -> str | None:
     nothing: it would let versions go.
     """
     removal = last_removal(catalog, vm_uuid)
-    if removal is None:
-        return None
+    return None if removal is None else term_of(catalog, vm_uuid, removal.created, removal.kept_until)
+
+
+def term_of(catalog: Catalog, vm_uuid: str, removed: str, until: str | None) -> str | None:
+    """Return the term that a removal gives the versions of a VM's TPM: none when one of them is younger."""
     newest = catalog.newest_state(vm_uuid, "tpm")
-    return None if newest is not None and newest.created > removal.created else removal.kept_until
+    return None if newest is not None and newest.created > removed else until
 
 
 def last_removal(catalog: Catalog, vm_uuid: str) -> CatalogDeletion | None:
-    """Return the last removal of a VM's TPM, as far as somebody vouches for it; None when it was given one since."""
+    """Return the last removal of a VM's TPM, as far as somebody vouches for it; None when it was given one since.
+
+    One that was reset or given a new key was there.
+    """
     vouched = [each for each in catalog.deletions(vm_uuid) if each.is_vouched_for]
     removal = next((each for each in reversed(vouched) if each.event == DeletionEvent.REMOVAL), None)
-    if removal is None or any(each.of == removal.id and each.event == DeletionEvent.RETURNED for each in vouched):
+    if (
+        removal is None
+        or removal.document.get("renewal") is not None
+        or any(each.of == removal.id and each.event == DeletionEvent.RETURNED for each in vouched)
+    ):
         return None
     return removal
 
@@ -157,10 +173,10 @@ def _is_text(path: str) -> bool:
 
 
 def proof_of(
-    catalog: Catalog, host: Host, removal: Removal, tombstones: Iterable[Tombstone], at: str, until: str
+    catalog: Catalog, host: Host, removal: Removal, tombstones: Iterable[Tombstone], at: str, until: str | None
 ) -> CatalogDeletion:
     """Return the proof of a removal, which is stored later. ``until`` is the term that its versions have from ``at``
-    on.
+    on; None where they have none.
     """
     found = removal.found
     identity = host.ask(Identify())
@@ -178,6 +194,7 @@ def proof_of(
         versions=_versions(catalog, found.vm_uuid, until),
         kept_until=until,
         tombstones=tuple(each.id for each in tombstones),
+        renewal=removal.renewal,
     )
     return as_row(record)
 
@@ -335,7 +352,7 @@ def _secret(catalog: Catalog, removal: Removal) -> DeletedSecret | None:
     )
 
 
-def _versions(catalog: Catalog, vm_uuid: str, until: str) -> tuple[KeptVersion, ...]:
+def _versions(catalog: Catalog, vm_uuid: str, until: str | None) -> tuple[KeptVersion, ...]:
     holders = catalog.holders(vm_uuid)
     pinned = {version for pin in catalog.pins_of_vm(vm_uuid) for version in pin.versions}
     kept = (state for state in catalog.states_of_vm(vm_uuid) if state.kind == "tpm")

@@ -31,6 +31,7 @@ from vmkeep.flows.removals import (
     Removal,
     proof_of,
     store_proofs,
+    term_of,
     tombstones_of,
     until_days,
 )
@@ -55,6 +56,7 @@ from vmkeep.host.tasks.tpms import (
     TpmRemainsFound,
     TpmStateDeleted,
 )
+from vmkeep.repository import Renewal
 
 
 @flow("tpm.remove", after_crash=AfterCrash.FINISH)
@@ -72,8 +74,8 @@ def remove_tpm(plan: Plan, request: RemoveTpm) -> TpmRemoved:
     judged = plan.step(judge_secret, plan, found, undo=lambda judged: give_back(plan, found, judged))
     dropped = plan.step(drop_secret, plan, found, judged)
     plan.step(note_removed, plan, found, undo=lambda before: take_states_back(plan, found.vm_uuid, before))
-    removal = Removal(plan.operation, found, remains.found, _kept(plan, found, remains.found), deleted, dropped)
-    left = plan.step(note_removal, plan, removal, undo=lambda _: withdraw_removal(plan))
+    removal = removal_of(plan, found, remains, deleted, dropped)
+    left = plan.step(note_removal, plan, removal, undo=lambda _: withdraw_removal(plan, found))
     plan.step(let_go, plan, found, heeds_stop=False)
     # Last: what it proves has happened, whether the repository can be reached by now or not.
     plan.step(store_proofs, plan, heeds_stop=False)
@@ -189,6 +191,19 @@ def note_removed(plan: Plan, found: TpmFound) -> dict[str, str | None]:
     return place_states(plan, found.vm_uuid, {"tpm": NOTHING})
 
 
+def removal_of(
+    plan: Plan,
+    found: TpmFound,
+    remains: TpmRemainsFound,
+    deleted: TpmStateDeleted,
+    secret: SecretJudged,
+    renewal: Renewal | None = None,
+) -> Removal:
+    """Return what is recorded of a TPM that was removed, or whose state gave way to another one."""
+    kept = _kept(plan, found, remains.found)
+    return Removal(plan.operation, found, remains.found, kept, deleted, secret, renewal)
+
+
 def note_removal(plan: Plan, removal: Removal) -> tuple[str, ...]:
     """Record the removal and what could not be deleted; return the ids of the tombstones. Versions get their term."""
     services, vm_uuid = plan.services, removal.found.vm_uuid
@@ -196,25 +211,23 @@ def note_removal(plan: Plan, removal: Removal) -> tuple[str, ...]:
         return ()
     catalog = services.catalog
     at = removal.deleted.at or now()
-    until = until_days(services.removed_tpm_days, at)
+    until = None
+    if removal.renewal is None:
+        until = until_days(services.removed_tpm_days, at)
+        # Pins that get the term are others then: the proof names those that hold the secret from now on.
+        settle_pins_of_vm(services, vm_uuid, tpm_until=term_of(catalog, vm_uuid, at, until))
     tombstones = tombstones_of(services.host, removal, at)
-    first = proof_of(catalog, services.host, removal, tombstones, at, until)
-    catalog.record_deletion(first, tombstones)
-    # Pins get the term by that, and are others then: the proof names those that hold the secret from now on.
-    settle_pins_of_vm(services, vm_uuid)
-    proof = proof_of(catalog, services.host, removal, tombstones, at, until)
-    if proof != first:
-        catalog.withdraw_deletion(first.id, plan.operation)
-        catalog.record_deletion(proof, tombstones)
+    catalog.record_deletion(proof_of(catalog, services.host, removal, tombstones, at, until), tombstones)
     failed = [each.path for each in removal.deleted.failed]
     with suppress(VmkeepError):  # they stay open, and the next try finds nothing
         settle_deleted(catalog, services.host, vm_uuid, removal.found.directory, failed, but=plan.operation)
     return tuple(each.id for each in tombstones)
 
 
-def withdraw_removal(plan: Plan) -> None:
-    """Undo ``note_removal``."""
+def withdraw_removal(plan: Plan, found: TpmFound) -> None:
+    """Undo ``note_removal``: the versions have no term any more."""
     plan.services.catalog.withdraw_deletion(plan.operation, plan.operation)
+    settle_pins_of_vm(plan.services, found.vm_uuid)
 
 
 def _holders(plan: Plan, found: TpmFound) -> tuple[SecretHolder, ...]:

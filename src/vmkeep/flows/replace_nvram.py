@@ -13,8 +13,16 @@ from pathlib import Path
 from vmkeep.catalog import CatalogState
 from vmkeep.commandline import command_line
 from vmkeep.custody.orphans import KeptContent
-from vmkeep.custody.standing import NOTHING
-from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion, next_generation, that_counts, vouched_states
+from vmkeep.custody.standing import NOTHING, Standing
+from vmkeep.custody.states import (
+    Because,
+    ChosenVersion,
+    KnownState,
+    NewVersion,
+    next_generation,
+    that_counts,
+    vouched_states,
+)
 from vmkeep.errors import IntegrityError, InvalidRequest, StateTorn
 from vmkeep.flows.capture_states import keep_states_of_held
 from vmkeep.flows.gate import place_states, renew_gate, take_states_back
@@ -23,7 +31,7 @@ from vmkeep.flows.plan import AfterCrash, Plan, flow
 from vmkeep.flows.requests import NewNvram, NvramReplaced, ReplaceNvram
 from vmkeep.flows.settle_pins import settle_pins_of_vm
 from vmkeep.flows.variable_files import read_variable_file
-from vmkeep.flows.vm_states import known_states, new_state
+from vmkeep.flows.vm_states import known_states, look_at_standings, new_state
 from vmkeep.host.tasks.nvram import (
     CheckNvram,
     EnrolNvram,
@@ -64,7 +72,7 @@ def replace_nvram(plan: Plan, request: ReplaceNvram) -> NvramReplaced:
         path=held.path,
         kept=None if kept is None else kept.generation,
         kept_sha256="" if kept is None else kept.sha256,
-        tpm_kept=_newest_of(plan, held, "tpm") if request.how == NewNvram.ENROL else None,
+        tpm_kept=_tpm_kept(plan, held) if request.how == NewNvram.ENROL else None,
         now=_generation_of(plan, held, made.version),
         sha256=made.version.sha256,
         template=held.template if request.how == NewNvram.RESET else "",
@@ -95,13 +103,15 @@ def keep_states(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> None:
     a guest may have sealed something by what changes.
     """
     services, vm = plan.services, held.vm_name
-    kinds = (*(("nvram",) if held.whole else ()), *(("tpm",) if request.how == NewNvram.ENROL else ()))
+    kinds = ("nvram",) if held.whole else ()
     try:
         keep_states_of_held(services, plan.operation, held.vm_uuid, vm, kinds)
     except StateTorn:
         if request.how == NewNvram.ENROL or not held.whole:
             raise
         keep_states_of_held(services, plan.operation, held.vm_uuid, vm, kinds, as_it_is=True)
+    if request.how == NewNvram.ENROL and not _has_blank_tpm(plan, held):
+        keep_states_of_held(services, plan.operation, held.vm_uuid, vm, ("tpm",))
     if held.whole and _version_before(plan, held) is None:
         raise IntegrityError(
             f"the UEFI variables of VM {held.vm_name!r} are no version that something holds: they were not replaced",
@@ -184,7 +194,7 @@ def _put_file(
         group="root",
         mode=0o600,
     )
-    new = NewVersion("nvram", put.id, put.generation, put.sha256, put.size_bytes, put.created)
+    new = NewVersion("nvram", put.id, put.generation, put.sha256, put.size_bytes, put.created, str(Because.PLACED))
     return NvramMade(ChosenVersion("nvram", put.id, put.sha256), new)
 
 
@@ -197,9 +207,23 @@ def _is_newest(plan: Plan, held: NvramHeld, new: NewVersion) -> bool:
     return newest is not None and newest.id == new.id
 
 
-def _newest_of(plan: Plan, held: NvramHeld, kind: str) -> int | None:
+def _has_blank_tpm(plan: Plan, held: NvramHeld) -> bool:
+    """Return whether the VM's TPM has no state and is to have none: it is new, and nothing was sealed to it."""
+    looked = look_at_standings(plan.services.catalog, plan.services.host, (held.vm_uuid,))
+    return any(
+        state.found.kind == "tpm"
+        and state.found.sha256 is None
+        and state.judged.standing in (Standing.BLANK, Standing.NOT_KEPT)
+        for state in looked.states
+    )
+
+
+def _tpm_kept(plan: Plan, held: NvramHeld) -> int | None:
+    """Return the number of the TPM's newest version; None for a VM whose TPM, if it has one, has no state."""
+    if _has_blank_tpm(plan, held):
+        return None
     versions = plan.services.catalog.states_of_vm(held.vm_uuid)
-    return next((each.generation for each in versions if each.kind == kind and not each.conflict), None)
+    return next((each.generation for each in versions if each.kind == "tpm" and not each.conflict), None)
 
 
 def _generation_of(plan: Plan, held: NvramHeld, version: ChosenVersion) -> int | None:

@@ -347,6 +347,8 @@ class TpmRenewed:
     secret_pin: str = ""
     secret_stays: str = ""
     way_back: tuple[str, ...] = ()
+    tombstones: tuple[str, ...] = ()
+    removal: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -360,7 +362,8 @@ class AddTpm(FlowRequest):
     """Give a VM that is off a TPM. ``model`` is libvirt's word for it, ``tpm_version`` "2.0" or "1.2".
 
     ``version`` is the state that it gets; without one libvirt makes a blank TPM at the next start. ``secret`` is the
-    UUID of what encrypts that state, ``secret_point`` or ``secret_pin`` that whose envelope holds its value.
+    UUID of what encrypts that state, ``secret_point`` or ``secret_pin`` that whose envelope holds its value. ``like``
+    is the element of a TPM whose settings it has besides (``definition.tpmdevice.tpm_element``).
     """
 
     vm: str
@@ -371,6 +374,7 @@ class AddTpm(FlowRequest):
     secret: str = ""
     secret_point: str = ""
     secret_pin: str = ""
+    like: str = ""
 
     @property
     def brings_secret(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmkeep.custody.standing import NOTHING
 from vmkeep.flows.gate import place_states, take_states_back
 from vmkeep.flows.plan import AfterCrash, Plan, flow
+from vmkeep.flows.removals import store_proofs
 from vmkeep.flows.remove_tpm import (
     drop_secret,
     give_back,
@@ -13,14 +14,18 @@ from vmkeep.flows.remove_tpm import (
     keep_state,
     let_go,
     look_at_remains,
+    note_removal,
     put_back,
+    removal_of,
     take_out,
     version_in,
     ways_back,
+    withdraw_removal,
 )
 from vmkeep.flows.requests import ResetTpm, TpmRenewed
 from vmkeep.flows.tpm_renewal import begin, clear_place, drop_key, give_key, hold_with_tpm, make_key, put_in, withdraw
 from vmkeep.host.tasks.tpms import TpmFound
+from vmkeep.repository import Renewal
 
 
 @flow("tpm.reset", after_crash=AfterCrash.FINISH)
@@ -29,7 +34,7 @@ def reset_tpm(plan: Plan, request: ResetTpm) -> TpmRenewed:
     found = plan.step(examine, plan, request, undo=lambda found: let_go(plan, found))
     # As in `tpm remove`: each undo stands at the step before the one that it undoes.
     plan.step(keep_state, plan, found, undo=lambda _: put_back(plan, found))
-    key = plan.step(new_key, plan, found, undo=lambda key: drop_key(plan, found, key))
+    key = plan.step(new_key, plan, found, undo=lambda key: drop_key(plan, found.vm_uuid, key))
     plan.step(give_key, plan, found, key)
     plan.step(take_out, plan, found)
     remains = plan.step(look_at_remains, plan, found, undo=lambda remains: install_again(plan, found, remains))
@@ -39,7 +44,10 @@ def reset_tpm(plan: Plan, request: ResetTpm) -> TpmRenewed:
     plan.step(put_in, plan, found, key)
     judged = plan.step(judge_secret, plan, found, undo=lambda judged: give_back(plan, found, judged))
     dropped = plan.step(drop_secret, plan, found, judged)
+    removal = removal_of(plan, found, remains, deleted, dropped, Renewal.RESET)
+    left = plan.step(note_removal, plan, removal, undo=lambda _: withdraw_removal(plan, found))
     plan.step(let_go, plan, found, heeds_stop=False)
+    plan.step(store_proofs, plan, heeds_stop=False)
     kept = version_in(plan, found, remains)
     return TpmRenewed(
         name=found.vm_name,
@@ -53,6 +61,8 @@ def reset_tpm(plan: Plan, request: ResetTpm) -> TpmRenewed:
         secret_pin=dropped.pin,
         secret_stays=dropped.why,
         way_back=() if kept is None else ways_back(plan, found, kept),
+        tombstones=left,
+        removal=plan.operation,
     )
 
 

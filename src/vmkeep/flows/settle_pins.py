@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from vmkeep.flows.installation import catalog_states
 from vmkeep.flows.pin_secrets import PinSecrets
 from vmkeep.flows.removals import tpm_kept_until
 from vmkeep.flows.services import Services
-from vmkeep.flows.vm_states import versions_nobody_vouches_for
+from vmkeep.flows.vm_states import doubtful_versions, versions_nobody_vouches_for
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.logs import get_logger
 from vmkeep.repository import PinnedSnapshot, PinRecord, Repository, SecretRef, StateRef
@@ -62,13 +63,15 @@ def settle_pins(
     *,
     without: str | None = None,
     sealed: Sequence[SealedSecret] = (),
+    tpm_until: str | None = None,
 ) -> None:
     """Put the pins that a VM's versions need and have not, and delete those that are not needed.
 
     ``without`` is a point that is about to be deleted: what it holds is kept before. One that is known and no longer
     stored, because another installation has deleted it, holds nothing either. ``sealed`` are the secrets that a host
-    sealed for versions just now; those that nothing needs are deleted. Raises what the repository and the catalogue
-    raise; then it is done by the next one.
+    sealed for versions just now; those that nothing needs are deleted. ``tpm_until`` is the term of the TPM's versions
+    by a removal that is about to be recorded. Raises what the repository and the catalogue raise; then it is done by
+    the next one.
     """
     vm = catalog.vm(vm_uuid)
     if vm is None:
@@ -77,7 +80,7 @@ def settle_pins(
     needed = needed_versions(catalog, vm_uuid, rule, lost | {without})
     secrets = PinSecrets(catalog, repository, vm_uuid, sealed, lost=lost, going={without})
     removed = frozenset(state.id for state in catalog.states_of_vm(vm_uuid) if state.kind == "tpm") & needed.wanted
-    terms = dict.fromkeys(removed, tpm_kept_until(catalog, vm_uuid))
+    terms = dict.fromkeys(removed, tpm_until or tpm_kept_until(catalog, vm_uuid))
     settling = _Settling(catalog, repository, vm_uuid, vm.name, vm.forgotten_until, needed, secrets, terms)
     settling.pin_snapshots()
     settling.pin_versions()
@@ -86,12 +89,16 @@ def settle_pins(
     secrets.drop_unused()
 
 
-def settle_pins_of_vm(services: Services, vm_uuid: str, sealed: Sequence[SealedSecret] = ()) -> None:
+def settle_pins_of_vm(
+    services: Services, vm_uuid: str, sealed: Sequence[SealedSecret] = (), *, tpm_until: str | None = None
+) -> None:
     """Do so for a flow. What keeps it from that is told and fails nothing: the next command does it."""
     try:
         rule = services.keep_state_versions()
         services.with_repository(
-            lambda repository: settle_pins(services.catalog, repository, vm_uuid, rule, sealed=sealed)
+            lambda repository: settle_pins(
+                services.catalog, repository, vm_uuid, rule, sealed=sealed, tpm_until=tpm_until
+            )
         )
     except VmkeepError as error:
         told = f"warning: which versions of the state of VM {vm_uuid} are kept could not be noted in the repository"
@@ -133,13 +140,15 @@ def needed_versions(catalog: Catalog, vm_uuid: str, rule: KeepRule, gone: Collec
     points = catalog.points_of_vm(vm_uuid)
     nothing = {*gone, *(point.id for point in points if not point.is_vouched_for)}
     doubtful = versions_nobody_vouches_for(points, catalog.pins_of_vm(vm_uuid))
+    # What counts elsewhere and not here is kept as a conflict is.
+    repeated = doubtful_versions(catalog, vm_uuid, points) - doubtful
     states = [state for state in catalog.states_of_vm(vm_uuid) if state.id not in doubtful]
     versions = [
         HeldVersion(
             state.id,
             state.kind,
             state.created,
-            state.conflict,
+            state.conflict or state.id in repeated,
             any(each not in nothing for each in holders.get(state.id, ())),
         )
         for state in states
@@ -320,7 +329,7 @@ def _readable(repository: Repository, states: Iterable[CatalogState]) -> Iterato
     """Yield what a pin says of versions, as far as they can still be read: of a lost one there is nothing to keep."""
     for state in states:
         try:
-            yield repository.state(state.id)[0].ref()
+            yield replace(repository.state(state.id)[0].ref(), because=state.because)
         except IntegrityError as error:
             _log.warning("a state version cannot be pinned", version=state.id, error=error.message)
 

@@ -113,8 +113,19 @@ def keys_at_hand(premises: Premises) -> tuple[KeyShown, ...]:
 
     recipients: tuple[Recipient, ...] = ()
     with suppress(VmkeepError):
-        recipients = Repository.told_recipients(premises.settings.repository)
+        location = premises.settings.repository
+        recipients = Repository.told_recipients(location, premises.settings.access_to(location))
     return tuple(each for each in _shown(premises, recipients, ask=True) if each.at_hand)
+
+
+def recipients_besides(premises: Premises, key: str) -> tuple[str, ...]:
+    """Return the keys that open the repository when this is none of them; none where no repository is known."""
+    from vmkeep.repository import Repository
+
+    with suppress(VmkeepError):
+        recipients = tuple(each.key_id for each in Repository.told_recipients(premises.settings.repository))
+        return () if key in recipients else recipients
+    return ()
 
 
 def _shown(premises: Premises, recipients: Sequence[Recipient], *, ask: bool) -> list[KeyShown]:

@@ -58,44 +58,55 @@ def make_key(plan: Plan, found: TpmFound, *, wanted: bool) -> str:
     """Make a new secret, in an envelope that is kept and was read back; return its UUID, empty when none is wanted."""
     if not wanted:
         return ""
-    services, key = plan.services, key_of_operation(plan.operation)
-    catch_up_on_vm(services, found.vm_uuid)
-    if key_source(plan, found, key) is None:
-        task = MakeTpmKey(plan.operation, found.vm_uuid, key)
-        sealed = services.on_host(plan.operation, task)
-        rule = services.keep_state_versions()
-        services.with_repository(
-            lambda repository: settle_pins(services.catalog, repository, found.vm_uuid, rule, sealed=(sealed,))
-        )
+    key = key_of_operation(plan.operation)
+    seal_key(plan, found.vm_uuid, key)
     return key
 
 
-def key_source(plan: Plan, found: TpmFound, key: str) -> SecretSource | None:
+def seal_key(plan: Plan, vm_uuid: str, key: str, vm: str = "") -> None:
+    """Draw a value for a secret of this UUID, and keep it in an envelope, unless that was done.
+
+    ``vm`` is the name of a VM that is to be defined, empty for one that is there.
+    """
+    services = plan.services
+    if vm:
+        services.catalog.see_vm(vm_uuid, vm)
+    else:
+        catch_up_on_vm(services, vm_uuid)
+    if key_source(plan, vm_uuid, key) is None:
+        sealed = services.on_host(plan.operation, MakeTpmKey(plan.operation, vm_uuid, key, vm))
+        rule = services.keep_state_versions()
+        services.with_repository(
+            lambda repository: settle_pins(services.catalog, repository, vm_uuid, rule, sealed=(sealed,))
+        )
+
+
+def key_source(plan: Plan, vm_uuid: str, key: str) -> SecretSource | None:
     """Return where the value of a secret is; None for nowhere."""
-    holder = holder_for(secret_holders(plan.services.catalog, found.vm_uuid), None, key)
+    holder = holder_for(secret_holders(plan.services.catalog, vm_uuid), None, key)
     return None if holder is None else SecretSource(key, holder.point, holder.pin)
 
 
-def required_key(plan: Plan, found: TpmFound, key: str) -> SecretSource:
+def required_key(plan: Plan, vm_uuid: str, vm: str, key: str) -> SecretSource:
     """Return where the value of a secret is. Raises SecretMissing."""
-    source = key_source(plan, found, key)
+    source = key_source(plan, vm_uuid, key)
     if source is None:
         raise SecretMissing(
-            f"the new secret {key} for the TPM of VM {found.vm_name!r} is in no envelope any more",
-            vm=found.vm_name,
+            f"the new secret {key} for the TPM of VM {vm!r} is in no envelope any more",
+            vm=vm,
             hint="Nothing was lost. Run the command again.",
         )
     return source
 
 
-def drop_key(plan: Plan, found: TpmFound, key: str) -> None:
-    """Undo ``make_key`` and ``give_key``: no state was given this secret that is in use."""
-    source = key_source(plan, found, key) if key else None
+def drop_key(plan: Plan, vm_uuid: str, key: str) -> None:
+    """Undo ``seal_key`` and ``give_key``: no state was given this secret that is in use."""
+    source = key_source(plan, vm_uuid, key) if key else None
     if source is None:
         return
     services = plan.services
     services.on_host(plan.operation, TakeTpmSecretBack(plan.operation, source.point, key, source.pin))
-    for pin in services.catalog.pins_of_vm(found.vm_uuid):
+    for pin in services.catalog.pins_of_vm(vm_uuid):
         if pin.why == KEY and not pin.versions and any(secret.uuid == key for secret in pin.secrets):
             services.with_repository(partial(_delete_pin, pin.id))
             services.catalog.forget_pin(pin.id)
@@ -108,7 +119,7 @@ def _delete_pin(pin_id: str, repository: Repository) -> None:
 def give_key(plan: Plan, found: TpmFound, key: str) -> None:
     """Give libvirt the new secret."""
     if key:
-        source = required_key(plan, found, key)
+        source = required_key(plan, found.vm_uuid, found.vm_name, key)
         plan.services.on_host(plan.operation, GiveTpmSecret(plan.operation, source.point, key, source.pin))
 
 

@@ -7,10 +7,10 @@ would read each row as the row says that it was written, by pickle as well (3.4)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any, Final
 
@@ -41,15 +41,17 @@ _MODULES: Final = (
 
 def codec() -> Codec:
     """Return the codec for all that may be in a flow."""
-    modules = [importlib.import_module(name) for name in _MODULES]
+    modules = tuple([importlib.import_module(name) for name in _MODULES])
+    _codec_of.cache_clear()  # a module may have been in the middle of its import when one was made of it
     return _codec_of(modules)
 
 
-def _loaded() -> Iterator[ModuleType]:
-    return (module for name in _MODULES if (module := sys.modules.get(name)) is not None)
+def _loaded() -> tuple[ModuleType, ...]:
+    return tuple([module for name in _MODULES if (module := sys.modules.get(name)) is not None])
 
 
-def _codec_of(modules: Iterable[ModuleType]) -> Codec:
+@functools.cache
+def _codec_of(modules: tuple[ModuleType, ...]) -> Codec:
     kinds = [
         kind
         for module in modules
@@ -64,7 +66,11 @@ class FlowSerializer(Serializer):
 
     def serialize(self, data: Any) -> str:
         # An instance says that its module is loaded; those that are not have nothing in it.
-        return json.dumps(_codec_of(_loaded()).encode(data), separators=(",", ":"))
+        try:
+            encoded = _codec_of(_loaded()).encode(data)
+        except TypeError:
+            encoded = codec().encode(data)
+        return json.dumps(encoded, separators=(",", ":"))
 
     def deserialize(self, serialized_data: str) -> Any:
         written = json.loads(serialized_data)

@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import Final
 
 from vmkeep.catalog import Catalog, CatalogPin, CatalogPoint, CatalogState, StateFile
+from vmkeep.catalog.texts import now
 from vmkeep.commandline import command_line
-from vmkeep.custody.standing import FoundState, JudgedState, KnownVersion, Standing, judge_state
-from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
+from vmkeep.custody.standing import FoundState, Grounds, JudgedState, KnownVersion, Standing, judge_state
+from vmkeep.custody.states import NOT_SAID, Because, ChosenVersion, KnownState, NewVersion, repeated_unawares
 from vmkeep.errors import InvalidRequest, VmkeepError, VmNotFound
 from vmkeep.flows.secret_holders import kept_secrets
 from vmkeep.host.protocol import Host
@@ -24,7 +25,10 @@ _BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class StandingState:
-    """A state file of a VM and how it stands. ``newest`` is the newest accepted version of it, if there is one."""
+    """A state file of a VM and how it stands. ``newest`` is the version that counts as its newest, if one does.
+
+    ``seen_at`` is when it was looked at, ISO 8601 in UTC.
+    """
 
     vm: str
     vm_uuid: str
@@ -32,6 +36,7 @@ class StandingState:
     found: FoundState
     judged: JudgedState
     newest: CatalogState | None
+    seen_at: str
 
     @property
     def in_danger(self) -> bool:
@@ -49,9 +54,10 @@ class Standings:
 
 @dataclass(frozen=True, slots=True)
 class VersionKept:
-    """A version of a state file. ``current``: the newest accepted one of its kind. ``held_by`` are ids of points and
-    snapshots that keep it. ``kept``: it has a pin of its own in the repository. ``secret`` is the UUID of the secret
-    that opens an encrypted TPM state, where its value is kept with the version.
+    """A version of a state file. ``current``: it counts as the newest one of its kind. ``held_by`` are ids of points
+    and snapshots that keep it. ``kept``: it has a pin of its own in the repository. ``secret`` is the UUID of the
+    secret that opens an encrypted TPM state, where its value is kept with the version. ``vouched`` is false of one that
+    only hosts hold that nobody trusts; ``repeats``: its content is older here, and who made it did not know that.
     """
 
     version: CatalogState
@@ -59,6 +65,8 @@ class VersionKept:
     held_by: tuple[str, ...]
     kept: bool
     secret: str | None = None
+    vouched: bool = True
+    repeats: bool = False
 
 
 def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> Standings:
@@ -67,17 +75,16 @@ def look_at_standings(catalog: Catalog, host: Host, vms: Sequence[str] = ()) -> 
     Raises VmNotFound, and what the host raises.
     """
     states: list[StandingState] = []
+    seen_at = now()
     problems: list[str] = []
     for vm in host.ask(LookAtStates(tuple(vms))):
         if vm.problem is not None:
             problems.append(f"{vm.name}: {vm.problem}")
-        placed, tracked = catalog.placed_states(vm.uuid), is_tracked(catalog, vm.uuid)
-        versions = catalog.states_of_vm(vm.uuid)
+        grounds, newest = grounds_of(catalog, vm.uuid), newest_states(catalog, vm.uuid)
         for found in vm.files:
-            mine = [version for version in versions if version.kind == found.kind]
-            judged = judge_state(found, map(known_version, mine), placed.get(found.kind), tracked=tracked)
-            newest = next((version for version in mine if not version.conflict), None)
-            states.append(StandingState(vm.name, vm.uuid, vm.state != "off", found, judged, newest))
+            judged = judge_state(found, grounds)
+            running, counts = vm.state != "off", newest.get(found.kind)
+            states.append(StandingState(vm.name, vm.uuid, running, found, judged, counts, seen_at))
             if found.problem is not None:
                 problems.append(f"{vm.name}: {found.path} could not be read: {found.problem}")
     _note_files(catalog, host, states)
@@ -134,17 +141,21 @@ def versions_kept(catalog: Catalog, vm: str, kind: str | None = None) -> tuple[V
     """
     uuid = the_vm_named(catalog, vm)
     versions = [version for version in catalog.states_of_vm(uuid) if kind in (None, version.kind)]
-    newest = {version.kind: version.id for version in reversed(versions) if not version.conflict}
+    newest = newest_states(catalog, uuid)
+    nobodys = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
+    repeated = doubtful_versions(catalog, uuid) - nobodys
     holders = catalog.holders(uuid)
     pinned = {each for pin in catalog.pins_of_vm(uuid) if pin.snapshot_id is None for each in pin.versions}
     secrets = {each.version_id: each.uuid for each in kept_secrets(catalog, uuid)}
     return tuple(
         VersionKept(
             version,
-            newest.get(version.kind) == version.id,
+            newest.get(version.kind) == version,
             holders.get(version.id, ()),
             version.id in pinned,
             secrets.get(version.id) if version.kind == "tpm" else None,
+            version.id not in nobodys,
+            version.id in repeated,
         )
         for version in sorted(versions, key=lambda version: (version.kind, -version.generation, version.conflict))
     )
@@ -197,16 +208,12 @@ def _counting(catalog: Catalog, versions: Sequence[VersionKept]) -> list[Version
     """Return the version of each kind that counts: what was put in place on purpose since, else the newest that
     somebody vouches for.
     """
-    accepted = [each for each in versions if not each.version.conflict]
-    if not accepted:
-        return []
-    uuid = accepted[0].version.vm_uuid
-    placed = catalog.placed_states(uuid)
-    doubtful = versions_nobody_vouches_for(catalog.points_of_vm(uuid), catalog.pins_of_vm(uuid))
+    accepted = [each for each in versions if each.vouched and not each.repeats and not each.version.conflict]
+    placed = catalog.placed_states(accepted[0].version.vm_uuid) if accepted else {}
     counting: dict[str, VersionKept] = {}
     for each in accepted:
         kind = each.version.kind
-        if each.version.id not in doubtful and (kind not in counting or _is_placed(each, placed, counting[kind])):
+        if kind not in counting or _is_placed(each, placed, counting[kind]):
             counting[kind] = each
     return list(counting.values())
 
@@ -218,7 +225,7 @@ def _is_placed(each: VersionKept, placed: Mapping[str, str], other: VersionKept)
 
 def versions_of_point(catalog: Catalog, point: CatalogPoint, kind: str | None) -> tuple[CatalogState, ...]:
     """Return the versions that a point holds of its VM's state. Raises InvalidRequest where it holds none."""
-    held = {str(state["version_id"]) for state in point.document.get("states", ())}
+    held = _states_of(point)
     versions = catalog.states_of_vm(point.vm_uuid)
     found = tuple(each for each in versions if each.id in held and kind in (None, each.kind))
     if not found:
@@ -270,12 +277,41 @@ def new_state(vm_uuid: str, version: NewVersion) -> CatalogState:
         version.sha256,
         version.size_bytes,
         version.created,
+        because=version.because,
     )
 
 
-def known_version(state: CatalogState) -> KnownVersion:
-    """Return a version as a file is judged by it."""
-    return KnownVersion(state.kind, state.generation, state.sha256, state.conflict)
+def grounds_of(catalog: Catalog, vm_uuid: str) -> Grounds:
+    """Return what the state files of a VM are judged by."""
+    doubtful = doubtful_versions(catalog, vm_uuid)
+    versions = (
+        KnownVersion(each.kind, each.generation, each.sha256, each.conflict, each.id not in doubtful)
+        for each in catalog.states_of_vm(vm_uuid)
+    )
+    return Grounds(tuple(versions), catalog.placed_states(vm_uuid), is_tracked(catalog, vm_uuid))
+
+
+def newest_states(catalog: Catalog, vm_uuid: str) -> dict[str, CatalogState]:
+    """Return the version of each kind that counts as the newest one of a VM: somebody vouches for it."""
+    doubtful = doubtful_versions(catalog, vm_uuid)
+    versions = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict and each.id not in doubtful]
+    return {each.kind: each for each in reversed(versions)}
+
+
+def doubtful_versions(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint] | None = None) -> frozenset[str]:
+    """Return the ids of a VM's state versions that say nothing about a content, whatever their number.
+
+    Only points and pins of hosts hold them that nobody trusts, or one that is trusted repeated with them what is older
+    here, and did not know it. ``history`` are the VM's points, for whoever has them.
+    """
+    points = catalog.points_of_vm(vm_uuid) if history is None else history
+    doubtful = versions_nobody_vouches_for(points, catalog.pins_of_vm(vm_uuid))
+    accepted = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict and each.id not in doubtful]
+    return frozenset(doubtful | repeated_unawares(accepted))
+
+
+def _states_of(point: CatalogPoint) -> set[str]:
+    return {str(state["version_id"]) for state in point.document.get("states", ())}
 
 
 def chosen_of(state: CatalogState) -> ChosenVersion:
@@ -293,8 +329,7 @@ def versions_nobody_vouches_for(points: Iterable[CatalogPoint], pins: Iterable[C
     vouched: set[str] = set()
     doubtful: set[str] = set()
     for point in points:
-        held = {str(state["version_id"]) for state in point.document.get("states", ())}
-        (vouched if point.is_vouched_for else doubtful).update(held)
+        (vouched if point.is_vouched_for else doubtful).update(_states_of(point))
     for pin in pins:
         (vouched if pin.is_vouched_for else doubtful).update(pin.versions)
     return doubtful - vouched
@@ -307,23 +342,24 @@ _MOST_OLDER_STATES = 1_000
 def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]) -> tuple[KnownState, ...]:
     """Return the versions that state files of a VM may equal, the newest accepted one of each kind first.
 
-    Not what was put in place on purpose, and of a VM of which nobody knows where it is only the newest: that content is
-    a new version when it is met. Behind them is the newest that nobody vouches for where its number is the highest: it
-    is told for that alone. File names are told where a point still has them.
+    What was put in place on purpose, and of a VM of which nobody knows where it is all but the newest, is among them
+    with the word that it is a new version when it is met (``again``). Behind them is the newest that nobody vouches for
+    where its number is the highest: it is told for that alone. File names are told where a point still has them.
     """
     files: dict[str, str] = {}
     for point in history:
         for state in point.document.get("states", ()):
             files.setdefault(state["version_id"], state["file"])
     placed = catalog.placed_states(vm_uuid)
-    doubtful = versions_nobody_vouches_for(history, catalog.pins_of_vm(vm_uuid))
+    doubtful = doubtful_versions(catalog, vm_uuid, history)
     tracked = is_tracked(catalog, vm_uuid)
     versions = [each for each in catalog.states_of_vm(vm_uuid) if not each.conflict]
     found: list[KnownState] = []
     for kind in KINDS:
         mine = [each for each in versions if each.kind == kind]
         vouched = [each for each in mine if each.id not in doubtful]
-        older = [each for each in vouched[1:] if tracked and each.sha256 != placed.get(kind)]
+        meant = placed.get(kind)
+        older = [each for each in vouched[1:] if each.sha256 != meant][:_MOST_OLDER_STATES]
         highest = [each for each in mine[:1] if each.id in doubtful]
         found += [
             KnownState(
@@ -334,7 +370,11 @@ def known_states(catalog: Catalog, vm_uuid: str, history: Sequence[CatalogPoint]
                 state.size_bytes,
                 files.get(state.id, ""),
                 state.id not in doubtful,
+                state.because,
+                NOT_SAID if tracked or state in vouched[:1] else str(Because.RETURNED),
             )
-            for state in (*vouched[:1], *older[:_MOST_OLDER_STATES], *highest)
+            for state in (*vouched[:1], *older, *highest)
         ]
+        if mine and meant and meant not in {each.sha256 for each in vouched[:1]}:
+            found.append(KnownState(kind, "", 0, meant, 0, "", again=str(Because.PLACED)))
     return tuple(found)

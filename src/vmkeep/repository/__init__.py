@@ -9,6 +9,7 @@ from vmkeep.repository.deletions import (
     DeletionEvent,
     DeletionRecord,
     KeptVersion,
+    Renewal,
     SecretHolder,
 )
 from vmkeep.repository.envelopes import PointSecret
@@ -46,6 +47,7 @@ __all__ = [
     "PointReport",
     "PointSecret",
     "PointWriter",
+    "Renewal",
     "Repository",
     "RepositoryReport",
     "SecretHolder",

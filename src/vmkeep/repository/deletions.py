@@ -1,4 +1,6 @@
-"""Proofs of deletion: what became of a TPM's state on a host when it was removed, signed, for whoever asks later.
+"""Proofs of deletion: what became of a TPM's state on a host when it was removed, or gave way to another one.
+
+They are signed, for whoever asks later.
 
 One sealed object for each removal, and one for each thing that was learned of it since (a file that could not be
 deleted then went, somebody let it be, the VM got a TPM again), which names the first. None is ever written again.
@@ -33,7 +35,7 @@ class DeletionEvent(StrEnum):
     """What a record is about."""
 
     REMOVAL = "removal"
-    """A TPM was removed."""
+    """A TPM was removed, or what it was gave way to another state."""
     SETTLED = "settled"
     """What could not be deleted then is gone."""
     WAIVED = "waived"
@@ -42,6 +44,15 @@ class DeletionEvent(StrEnum):
     """It is needed again."""
     RETURNED = "returned"
     """The VM was given a TPM again."""
+
+
+class Renewal(StrEnum):
+    """What took the place of the state that was deleted."""
+
+    RESET = "reset"
+    """A new, blank TPM."""
+    REKEY = "rekey"
+    """The state of the same TPM, with another key or in plain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +112,8 @@ class DeletionRecord:
     """A proof of deletion, or a later fact about the one of id ``of``.
 
     ``host`` is the name of the host on which all of it was, ``host_uuid`` its UUID. ``tombstones`` are the ids of those
-    that say what is still to be done, or that the fact is about. ``extra`` holds fields that a later minor version
-    added.
+    that say what is still to be done, or that the fact is about. ``renewal`` is None for a TPM that was taken out.
+    ``extra`` holds fields that a later minor version added.
     """
 
     id: str
@@ -120,6 +131,7 @@ class DeletionRecord:
     tombstones: tuple[str, ...] = ()
     who: str = ""
     why: str = ""
+    renewal: Renewal | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     signature: Signature | None = field(default=None, compare=False)
 
@@ -127,9 +139,11 @@ class DeletionRecord:
         """Return the record without its signature."""
         plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         secret = self.secret and {**_json(self.secret), "held_by": [_json(holder) for holder in self.secret.held_by]}
+        renewal = {} if self.renewal is None else {"renewal": str(self.renewal)}
         return {
             **self.extra,
             **plain,
+            **renewal,
             "event": str(self.event),
             "files": [_json(file) for file in self.files],
             "secret": secret,
@@ -164,11 +178,14 @@ class DeletionRecord:
             tombstones=taken.each("tombstones", fields.name),
             who=taken.take("who", _sentence),
             why=taken.take("why", _sentence),
+            renewal=Renewal(taken.take("renewal", fields.one_of(*Renewal))) if "renewal" in value else None,
             extra=fields.later({name: each for name, each in value.items() if name not in _KNOWN_FIELDS}),
             signature=signature,
         )
         if (record.of is None) is not (record.event is DeletionEvent.REMOVAL):
             raise WrongField("is a removal that names another one, or a fact about none")
+        if record.renewal is not None and record.of is not None:
+            raise WrongField("is a fact that says what took the place of a state")
         _at_most(record.files, MOST_FILES, "files")
         _at_most(record.versions, MOST_VERSIONS, "versions")
         _at_most(record.tombstones, MOST_FILES, "tombstones")
@@ -176,7 +193,9 @@ class DeletionRecord:
 
 
 _PLAIN_FIELDS: Final = ("id", "of", "vm_uuid", "vm_name", "host", "host_uuid", "created", "kept_until", "who", "why")
-_KNOWN_FIELDS: Final = frozenset({*_PLAIN_FIELDS, "event", "files", "secret", "versions", "tombstones", FIELD})
+_KNOWN_FIELDS: Final = frozenset(
+    {*_PLAIN_FIELDS, "event", "files", "secret", "versions", "tombstones", "renewal", FIELD}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vmkeep.errors import ObjectDamaged, ObjectMissing, VmkeepError
 from vmkeep.repository import fields
@@ -51,14 +51,14 @@ class Intent:
         self._store = store
         self._name = INTENTS + writer
         self._lapse = timedelta(seconds=lapse_seconds)
-        self._says: dict[str, Any] = {
+        self._fields = {
             "host": host,
             "lapse_seconds": lapse_seconds,
             "purpose": purpose,
-            "renewals": 0,
             "started": datetime.now(UTC).isoformat(timespec="microseconds"),
             "writer": writer,
         }
+        self._renewals = 0
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._lapsed = False
@@ -66,36 +66,31 @@ class Intent:
 
     def begin(self) -> None:
         """Put the intent; raises what the store raises."""
-        self._store.put(self._name, canonical(self._says))
+        self._store.put(self._name, self._content())
         self._thread.start()
 
     def renew(self) -> bool:
-        """Put the intent again and return whether it was in force all the time since ``begin``.
-
-        A storage that answers with an earlier renewal, or an earlier time, cannot tell that: then it was not.
-        """
+        """Put the intent again and return whether it was in force all the time since ``begin``."""
         with self._lock:
-            before = self._renewed()
-            self._says["renewals"] += 1
-            self._store.put(self._name, canonical(self._says), replace=True)
-            after = self._renewed()
-            if before is None or after is None or after - before > self._lapse:
+            try:
+                before = self._store.stat(self._name).modified
+            except ObjectMissing:
+                self._lapsed = True
+                before = None
+            self._renewals += 1
+            renewed = self._store.renew(self._name, self._content())
+            if before is not None and renewed - before > self._lapse:
                 self._lapsed = True
             return not self._lapsed
 
     def in_force_at(self, moment: datetime) -> bool:
         """Return whether the intent was in force from ``begin`` to a moment of the store's time; renews nothing."""
         with self._lock:
-            renewed = self._renewed()
-            return renewed is not None and not self._lapsed and moment - renewed <= self._lapse
-
-    def _renewed(self) -> datetime | None:
-        """Return when the store says that the intent was last put; None when that is not what is there."""
-        try:
-            content, modified = self._store.get_dated(self._name)
-        except ObjectMissing:
-            return None
-        return modified if content == canonical(self._says) else None
+            try:
+                renewed = self._store.stat(self._name).modified
+            except ObjectMissing:
+                return False
+            return not self._lapsed and moment - renewed <= self._lapse
 
     def end(self) -> None:
         """Delete the intent, if the host may delete: it lapses by itself otherwise."""
@@ -107,6 +102,10 @@ class Intent:
         except VmkeepError:
             # A host may be allowed to append only, and a lapsed intent may have been swept.
             return
+
+    def _content(self) -> bytes:
+        # The number tells what was put last from what was there before, where a store may show either.
+        return canonical({**self._fields, "renewals": self._renewals})
 
     def _keep(self) -> None:
         while not self._ending.wait(self._lapse.total_seconds() / 4):

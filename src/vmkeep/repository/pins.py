@@ -80,7 +80,7 @@ class PinRecord:
         """Return the pin without its signature."""
         plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         snapshot = self.snapshot and {name: getattr(self.snapshot, name) for name in self.snapshot.__slots__}
-        states = [{name: getattr(state, name) for name in state.__slots__} for state in self.states]
+        states = [state.as_json() for state in self.states]
         value = {**self.extra, **plain, "snapshot": snapshot, "states": states}
         if self.secrets:
             value["secrets"] = [{"usage": secret.usage, "uuid": secret.uuid} for secret in self.secrets]

@@ -128,7 +128,7 @@ class ExcludedDisk:
 
 @dataclass(frozen=True, slots=True)
 class StateRef:
-    """The state version that belongs to a point."""
+    """The state version that belongs to a point. ``because`` is why it has its generation, empty where nobody says."""
 
     kind: str
     version_id: str
@@ -136,6 +136,14 @@ class StateRef:
     sha256: str
     size_bytes: int
     file: str
+    because: str = field(default="", compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a point or a pin has it."""
+        value = _slots(self)
+        if not self.because:
+            del value["because"]
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +234,7 @@ class PointRecord:
             "disks": [{**_slots(disk), "stored": disk.stored.as_json()} for disk in self.disks],
             "excluded": [_slots(disk) for disk in self.excluded],
             "labels": dict(self.labels),
-            "states": [_slots(state) for state in self.states],
+            "states": [state.as_json() for state in self.states],
             "warnings": list(self.warnings),
         }
         # A point without secrets is written as in 1.0, one without a number as in 1.1.
@@ -336,6 +344,7 @@ def state_ref(value: Any) -> StateRef:
         sha256=taken.take("sha256", fields.digest),
         size_bytes=taken.take("size_bytes", fields.numbered(least=1, most=STATE_LIMITS[kind])),
         file=taken.take("file", fields.one_of(*STATE_FILES[kind])),
+        because=taken.take("because", fields.word) if "because" in value else "",
     )
 
 

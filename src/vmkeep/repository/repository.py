@@ -25,7 +25,6 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
-from vmkeep.mounts import mount_of
 from vmkeep.repository import envelopes, fetch, fields, intents, signatures, states
 from vmkeep.repository.compression import zstd
 from vmkeep.repository.deletions import Deletions
@@ -69,6 +68,8 @@ from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Ve
 from vmkeep.repository.writer import PointWriter
 
 if TYPE_CHECKING:
+    from vmkeep.buckets import BucketAccess
+    from vmkeep.repository.probe import BucketReport
     from vmkeep.repository.prune import PruneOptions, PruneReport, Stage
 
 # No put takes longer, and no writer is silent for so long.
@@ -117,15 +118,23 @@ class Repository:
 
     @classmethod
     def create(
-        cls, location: str, key: KeyMaterial, *, random: Random = os.urandom, compress: Compress = zstd
+        cls,
+        location: str,
+        key: KeyMaterial,
+        *,
+        random: Random = os.urandom,
+        compress: Compress = zstd,
+        access: BucketAccess | None = None,
     ) -> Repository:
         """Make a repository in a directory that is absent or empty, with ``key`` as the keyring's one recipient.
+
+        Or in a bucket that is reached by ``access``, where nothing is below the prefix.
 
         One that was begun with the same key and is not finished counts as empty.
 
         Raises TargetExists when a repository is there, RepositoryForeign when anything else is.
         """
-        store = create_store(location)
+        store = create_store(location, access)
         names = store.names()
         if names:
             if FORMAT_OBJECT in names:
@@ -141,16 +150,23 @@ class Repository:
         store.protect()
         format_bytes = format_object(random(NAME_BYTES).hex())
         keyring = new_keyring(format_bytes, key, random=random)
-        store.put(keyring_name(keyring.generation), keyring.to_bytes())
+        name, content = keyring_name(keyring.generation), keyring.to_bytes()
+        store.put(name, content)
         # Last, as it is what makes the directory a repository.
         store.put(FORMAT_OBJECT, format_bytes)
+        if not (store.is_kept(FORMAT_OBJECT, format_bytes) and store.get(name) == content):
+            raise TargetExists(
+                f"another process made a repository at {location} at the same time",
+                path=location,
+                hint="Both hold nothing yet: empty the place, and make the repository once.",
+            )
         return cls(store, format_bytes, keyring, key, random=random, compress=compress)
 
     @staticmethod
-    def is_begun(location: str) -> bool:
+    def is_begun(location: str, access: BucketAccess | None = None) -> bool:
         """Return whether a creation that failed may have left something there; true where that cannot be looked at."""
         try:
-            names = open_store(location).names()
+            names = open_store(location, access).names()
         except RepositoryNotFound:
             return False
         except VmkeepError:
@@ -159,14 +175,19 @@ class Repository:
 
     @classmethod
     def open(
-        cls, location: str, keys: Callable[[Sequence[str]], KeyMaterial], *, compress: Compress = zstd
+        cls,
+        location: str,
+        keys: Callable[[Sequence[str]], KeyMaterial],
+        *,
+        compress: Compress = zstd,
+        access: BucketAccess | None = None,
     ) -> Repository:
         """Open a repository with the key that ``keys`` finds for one of the recipients' key ids.
 
         Raises RepositoryNotFound, RepositoryForeign, ObjectMissing or ObjectDamaged (keyring), WrongKey, and what
         ``keys`` raises (KeyMissing).
         """
-        store = open_store(location)
+        store = open_store(location, access)
         try:
             format_bytes = store.get(FORMAT_OBJECT)
         except ObjectMissing as error:
@@ -174,10 +195,7 @@ class Repository:
                 raise RepositoryForeign(
                     f"{location} holds something that is not a vmkeep repository", path=location
                 ) from error
-            mount = mount_of(Path(location))
-            raise RepositoryNotFound(
-                f"there is no repository at {location}, which is on the file system mounted at {mount}", path=location
-            ) from error
+            raise store.absence() from error
         parse_format(format_bytes, location)
         found: list[KeyMaterial] = []
 
@@ -256,11 +274,13 @@ class Repository:
             if self._is_rewritten():
                 return False
             raise
-        if self._store.get(name) != content:
-            with suppress(VmkeepError):
-                self._store.delete(name)  # the former generation is in force again
-            raise StoreError(f"the storage did not keep {name} as it was written", path=name)
-        return True
+        if self._store.is_kept(name, content):
+            return True
+        if self._store.directory is None:
+            return False  # two won, as not every bucket's server prevents; what the other wrote is there
+        with suppress(VmkeepError):
+            self._store.delete(name)  # the former generation is in force again
+        raise StoreError(f"the storage did not keep {name} as it was written", path=name)
 
     def follow_keyring(self) -> None:
         """Use the keyring that is in force now: another process may have written one.
@@ -275,17 +295,30 @@ class Repository:
         """Raise what opening the keyring that is in force with a key raises: nothing when that key opens it."""
         open_keyring(self._store, highest_generation(self._store), self._format, lambda _recipients: key)
 
+    def probe_bucket(self) -> BucketReport | None:
+        """Try out what the server of the bucket does, on objects made for it; None for a repository in a directory.
+
+        Raises StoreError and PermissionRefused when it cannot be tried.
+        """
+        if self._store.directory is not None:
+            return None
+        from vmkeep.repository.bucket import Bucket
+        from vmkeep.repository.probe import probe
+
+        assert isinstance(self._store, Bucket)
+        return probe(self._store)
+
     def recipients_since(self) -> dict[Recipient, datetime]:
         """Return who opened the repository ever, and since when as the storage dates it."""
         return recipients_since(self._store)
 
     @staticmethod
-    def told_recipients(location: str) -> tuple[Recipient, ...]:
+    def told_recipients(location: str, access: BucketAccess | None = None) -> tuple[Recipient, ...]:
         """Return who opens a repository as it says itself, without any key: nothing of it is proved.
 
         Raises as opening it does, but for keys.
         """
-        store = open_store(location)
+        store = open_store(location, access)
         return keyring_recipients(store, highest_generation(store))
 
     def _new_sealer(self) -> Sealer:

@@ -1,7 +1,8 @@
-"""Objects in a store: durable puts, reads, lists, and the one place where the store's errors are translated.
+"""Objects in a store: durable puts, reads, lists, and the one place where a directory's errors are translated.
 
 Into a directory objects are put by ``vmkeep.repository.directory``: obstore's directory store does not call fsync,
-creates files with the umask's permissions and follows links (0.12).
+creates files with the umask's permissions and follows links (0.12). A bucket is the matter of
+``vmkeep.repository.bucket``, which is imported when the location is one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError
@@ -34,12 +35,16 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.filesystem import file_error, sync_directory
+from vmkeep.mounts import mount_of
 from vmkeep.paths import ForeignLink, make_directories
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.directory import LARGE_BYTES, Directory
 from vmkeep.repository.layout import SMALL_BYTES_LIMIT, Buffer
 from vmkeep.repository.place import Place
 from vmkeep.values import dataclass
+
+if TYPE_CHECKING:
+    from vmkeep.buckets import BucketAccess
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 _FULL = {28, 122}
@@ -74,12 +79,9 @@ class ObjectStore:
 
         Without ``durable`` it is only on its way to the disk when this returns, and ``make_durable`` is owed.
         """
-        mode: Literal["create", "overwrite"] = "overwrite" if replace else "create"
+        assert self._folders is not None
         pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
         with self._writing(name):
-            if self._folders is None:
-                obstore.put(self._store, name, pieces, mode=mode, use_multipart=False)
-                return
             self._folders.put(name, pieces, replace=replace)
             if durable:
                 self._folders.make_durable(name)
@@ -102,30 +104,39 @@ class ObjectStore:
             with self._writing(name):
                 self._folders.make_durable(name)
 
+    def renew(self, name: str, content: bytes) -> datetime:
+        """Put an object in the place of itself, and return when that was, by the store's time.
+
+        ``content`` differs from what was there, if by a number alone. Raises what ``put`` does, and StoreError when the
+        store goes on telling of what was there before.
+        """
+        self.put(name, content, replace=True)
+        return self.stat(name).modified
+
+    def is_kept(self, name: str, content: bytes) -> bool:
+        """Return whether an object that was just put without ``replace`` is there as it was put.
+
+        False where the store let another put the same name at the same time. Raises what ``get`` does.
+        """
+        return self.get(name) == content
+
     def get(self, name: str, *, most_bytes: int = SMALL_BYTES_LIMIT) -> bytes:
         """Return a whole object; raises ObjectMissing, PermissionRefused or StoreError.
 
         Raises ObjectDamaged, without reading it, for one that is larger than ``most_bytes``.
         """
-        return self.get_dated(name, most_bytes=most_bytes)[0]
-
-    def get_dated(self, name: str, *, most_bytes: int = SMALL_BYTES_LIMIT) -> tuple[bytes, datetime]:
-        """Return a whole object, and when the store says that this content was put; raises as ``get`` does."""
         with self._call(name):
             found = obstore.get(self._store, name)
             size_bytes = found.meta["size"]
             if size_bytes <= most_bytes:
-                return bytes(found.bytes()), found.meta["last_modified"]
+                return bytes(found.bytes())
         raise ObjectDamaged(f"{name} has {size_bytes} bytes, and {most_bytes} is the most that it can have", path=name)
 
     def ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Return the bytes at each (start, length); raises ObjectDamaged when the object is shorter than that."""
         starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
         try:
-            with self._call(name):
-                pieces = [
-                    memoryview(piece) for piece in obstore.get_ranges(self._store, name, starts=starts, lengths=lengths)
-                ]
+            pieces = self._get_ranges(name, starts, lengths)
         except StoreError as error:
             # Stores word a range beyond the end differently; the size tells it apart from a failure.
             if self.stat(name).size_bytes < max(start + length for start, length in ranges):
@@ -134,6 +145,11 @@ class ObjectStore:
         if any(len(piece) != length for piece, length in zip(pieces, lengths, strict=True)):
             raise ObjectDamaged(f"{name} is cut short", path=name)
         return pieces
+
+    def _get_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        with self._call(name):
+            found = obstore.get_ranges(self._store, name, starts=starts, lengths=lengths)
+            return [memoryview(piece) for piece in found]
 
     def forget_cached(self, name: str) -> None:
         """Let the next read of an object come from the device again, as far as the host's page cache goes."""
@@ -177,20 +193,15 @@ class ObjectStore:
     def delete(self, name: str) -> None:
         """Raises ObjectMissing (not every store can tell), PermissionRefused or StoreError."""
         with self._writing(name, puts=False):
-            if self._folders is None:
-                obstore.delete(self._store, name)
-            else:
-                self._folders.remove(name)
+            assert self._folders is not None
+            self._folders.remove(name)
 
-    def delete_all(self, names: Sequence[str]) -> int:
-        """Delete objects, and return how many were there; raises PermissionRefused or StoreError."""
-        if self._folders is None:
-            for name in names:
-                with suppress(ObjectMissing):
-                    self.delete(name)
-            return len(names)
-        with self._writing(names[0] if names else "", puts=False):
-            return self._folders.remove_all(names)
+    def delete_all(self, names: Sequence[str]) -> None:
+        """Delete objects, as many at once as the store can; what is not there is fine. Raises what ``delete`` does."""
+        if names:
+            with self._writing(names[0], puts=False):
+                assert self._folders is not None
+                self._folders.remove_all(names)
 
     def free_bytes(self) -> int | None:
         """Return what may be written yet, as the file system of a directory says it; None where nothing says it."""
@@ -201,12 +212,12 @@ class ObjectStore:
         return about.f_bavail * about.f_frsize
 
     def names(self) -> set[str]:
-        """Return what lies at the top of a directory store, whether it is an object or not, without lost+found."""
+        """Return what lies at the top, whether it is an object or not, without lost+found."""
         with self._call(""):
             return {path.name for path in Path(self.location).iterdir()} - {"lost+found"}
 
     def unfinished(self) -> bool:
-        """Return whether a directory store has at most what a repository begins with: a keyring, and no format."""
+        """Return whether there is at most what a repository begins with: a keyring, and no format."""
         with self._call(""):
             found = {str(path.relative_to(self.location)) for path in Path(self.location).rglob("*")}
         beginnings = {"keyring", "keyring/0000000001", "lost+found"}
@@ -235,6 +246,12 @@ class ObjectStore:
         assert self._folders is not None
         with self._call(""):
             return _changed(self._folders.probe(f"time-{secrets.token_hex(4)}#1"))
+
+    def absence(self) -> RepositoryNotFound:
+        """Return the error that says that there is no repository here."""
+        mount = mount_of(Path(self.location))
+        message = f"there is no repository at {self.location}, which is on the file system mounted at {mount}"
+        return RepositoryNotFound(message, path=self.location)
 
     def protect(self) -> None:
         """Let only the owner into a directory store; for one that was made here or was empty."""
@@ -295,9 +312,15 @@ def _changed(about: os.stat_result) -> datetime:
     return datetime.fromtimestamp(about.st_mtime, UTC)
 
 
-def open_store(location: str) -> ObjectStore:
-    """Return the store at a directory; raises RepositoryNotFound when there is none, InvalidRequest for an address."""
-    directory = _directory(location)
+def open_store(location: str, access: BucketAccess | None = None) -> ObjectStore:
+    """Return the store at a location: a directory, or a bucket that is reached by ``access``.
+
+    Raises RepositoryNotFound for a directory that is not there, and InvalidRequest for what is no location. Of a bucket
+    nothing is asked yet.
+    """
+    if "://" in location:
+        return _bucket(location, access)
+    directory = Path(location).absolute()
     with _translated(str(directory), ""):
         present = directory.is_dir()
     if not present:
@@ -305,9 +328,11 @@ def open_store(location: str) -> ObjectStore:
     return _local(directory)
 
 
-def create_store(location: str) -> ObjectStore:
-    """Return a store at a directory that is made (0700) when it is absent; one that is there is not changed."""
-    directory = _directory(location)
+def create_store(location: str, access: BucketAccess | None = None) -> ObjectStore:
+    """Return a store at a directory that is made (0700) when it is absent; one that is there, or a bucket, stays."""
+    if "://" in location:
+        return _bucket(location, access)
+    directory = Path(location).absolute()
     with _translated(str(directory), ""):
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         if missing:
@@ -319,10 +344,15 @@ def create_store(location: str) -> ObjectStore:
     return _local(directory)
 
 
-def _directory(location: str) -> Path:
-    if "://" in location:
-        raise InvalidRequest(f"{location}: this release keeps repositories in directories only", path=location)
-    return Path(location).absolute()
+def _bucket(location: str, access: BucketAccess | None) -> ObjectStore:
+    from vmkeep.buckets import BucketAddress
+
+    address = BucketAddress.parse(location)
+    if access is None:
+        raise InvalidRequest(f"{location} is a bucket, and it is not said how it is reached", path=location)
+    from vmkeep.repository.bucket import Bucket  # those with a directory do without it
+
+    return Bucket(address, access)
 
 
 def _local(directory: Path) -> ObjectStore:

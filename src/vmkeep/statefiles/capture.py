@@ -68,13 +68,13 @@ def capture(kind: StateKind, path: Path, *, file: str, vm: str, qcow2: bool = Fa
         descriptor = open_state(path)
     except FileNotFoundError as error:
         raise HostFileMissing(
-            f"the {kind} state of the VM is not at {path}",
+            f"the {kind} state of VM {vm!r} is not at {path}",
             vm=vm,
             path=str(path),
             hint="Without it a point would not be whole. Check that the VM's state files are where libvirt keeps them.",
         ) from error
     except PermissionError as error:
-        raise PermissionRefused(f"the {kind} state of the VM cannot be read", vm=vm, path=str(path)) from error
+        raise PermissionRefused(f"the {kind} state of VM {vm!r} cannot be read", vm=vm, path=str(path)) from error
     except ForeignLink as error:
         raise StateUnsupported(
             f"the {kind} state is reached through {error.filename}, a link that a user other than root made",

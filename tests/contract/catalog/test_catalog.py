@@ -380,7 +380,12 @@ def test_state_put_in_place_on_purpose_is_known_until_a_newer_version_is_accepte
     catalog.place_states(WIN11, {"nvram": None})
     assert catalog.placed_states(WIN11) == {"tpm": first.sha256}
 
-    catalog.record_point(example_point("p3"), [example_state("t3", 3)])
+    theirs = example_state("theirs", 3)
+    catalog.adopt([(replace(example_point("p3", states=(theirs,)), signed_by="f" * 32), [theirs])])
+    assert catalog.placed_states(WIN11) == {"tpm": first.sha256}
+
+    catalog.see_host_key(KnownHostKey("a" * 32, "00", "i1", "host1", Trust.OWN))
+    catalog.record_point(replace(example_point("p4"), signed_by="a" * 32), [example_state("t4", 4)])
     assert catalog.placed_states(WIN11) == {}
 
 

@@ -5,19 +5,15 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from tests.rig.forking import CommandForks
+from tests.rig.forking import CommandForks, ThisMachine
 
 COMMAND = (sys.executable, "-m", "vmkeep.cli.main")
 
@@ -47,30 +43,11 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "VMKEEP_HOME": str(home), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
-class _Here:
-    """This machine, as what forks commands sees a host."""
-
-    environment: Mapping[str, str] = MappingProxyType({})
-
-    @property
-    def dir(self) -> Path:
-        return Path.cwd()
-
-    def popen(self, command: Sequence[str | Path], *, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[str]:
-        env = environment(Path("/nowhere"))
-        return subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stderr, text=True)
-
-
-@functools.cache
-def _forks() -> CommandForks:
-    forks = CommandForks(_Here())
-    atexit.register(forks.close)
-    return forks
-
-
 def vmkeep(home: Path, *arguments: str, stdin: str = "") -> Answer:
     """Run a command line to its end."""
-    ended = _forks().run(["vmkeep", *arguments], environment(home), stdin, timeout_seconds=60)
+    ended = CommandForks(ThisMachine(Path.cwd())).run(
+        ["vmkeep", *arguments], environment(home), stdin, timeout_seconds=60
+    )
     return Answer(ended.returncode, ended.stdout, ended.stderr)
 
 

@@ -119,6 +119,20 @@ def test_rewrap_puts_a_new_file_in_the_place_of_the_one_in_use(home: Path) -> No
     assert vmkeep(home, "verify", "--all").status == 0
 
 
+def test_imported_key_that_a_rewrap_replaced_is_told_to_open_nothing_new(
+    home: Path, passphrase: str, tmp_path: Path
+) -> None:
+    former = tmp_path / "former.txt"
+    done(home, "key", "export", "--output", str(former), "--passphrase-file", passphrase)
+    changed = done(home, "key", "rewrap", "--yes")
+    again = vmkeep(home, "key", "import", str(former), "--passphrase-file", passphrase)
+    assert again.status == 0
+    assert f"not opened by this key any more; it is opened by {changed['added']}" in again.err
+    present = tmp_path / "present.txt"
+    done(home, "key", "export", "--output", str(present), "--passphrase-file", passphrase)
+    assert vmkeep(home, "key", "import", str(present), "--passphrase-file", passphrase).err == ""
+
+
 def test_new_key_that_came_to_nothing_leaves_no_file(home: Path) -> None:
     assert done(home, "key", "recipients", "add", "--new-key")["generation"] == 2
     before = key_files(home)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.cli.command_line import Answer, vmkeep
-from tests.property.flows.tpm_twin import NAME, VM, TpmTwin, Truth, full
+from tests.property.flows.tpm_twin import NAME, VM, TpmTwin, Truth, element_with, full
 from vmkeep.catalog import OperationState
 from vmkeep.config import load_settings
 from vmkeep.errors import Cancelled, NeedsOperator
@@ -36,7 +36,7 @@ class Bed:
         self.settings = load_settings(home=str(home), environ={})
         self.premises = Premises(self.settings)
         self.premises.ensure()
-        self.host = TpmTwin(lambda: self.premises.repository, Truth(content=CONTENT))
+        self.host = TpmTwin(lambda: self.premises.repository, Truth(element_with(""), CONTENT))
         self.host.fault = self._fault
         self.broken: tuple[type[Task[Any]], ...] = ()
 
@@ -118,7 +118,7 @@ def test_it_is_taken_up_when_a_person_says_so_and_ends_undone(bed: Bed) -> None:
     with bed.engine() as engine:
         told = engine.resume(bed.premises.catalog.operation(operation), _unwatched)
     assert "no room for LetTpmGo" in told
-    assert bed.host.truth == Truth(content=CONTENT)
+    assert bed.host.truth == Truth(element_with(""), CONTENT)
     ended = bed.premises.catalog.operation(operation)
     assert (ended.state, (ended.error or {})["code"]) == (OperationState.FAILED, "no-space")
     with bed.engine() as engine:
@@ -188,6 +188,6 @@ def test_stop_of_another_process_reaches_a_step_and_all_is_undone(bed: Bed) -> N
     with bed.engine() as engine, pytest.raises(Cancelled):
         engine.remove_tpm(RemoveTpm(NAME), _unwatched)
     assert asked[0].error()["code"] == "operation-runs"
-    assert bed.host.truth == Truth(content=CONTENT)
+    assert bed.host.truth == Truth(element_with(""), CONTENT)
     shown = bed.shown("list", "--all")["operations"][0]
     assert (shown["state"], shown["error"]["code"], shown["cancel"]) == ("failed", "cancelled", True)

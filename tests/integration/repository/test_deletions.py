@@ -19,7 +19,7 @@ from vmkeep.catalog import MemoryCatalog, Trust
 from vmkeep.errors import InvalidRequest, ObjectDamaged, ObjectMissing, TargetExists
 from vmkeep.flows.catch_up_on_deletions import catch_up_on_deletions
 from vmkeep.flows.own_key import known_key
-from vmkeep.flows.removals import as_row, store_deletions, tpm_kept_until
+from vmkeep.flows.removals import as_row, last_removal, store_deletions, tpm_kept_until
 from vmkeep.flows.show_removals import show_removals
 from vmkeep.keys.signing import SigningKey
 from vmkeep.repository import (
@@ -28,6 +28,7 @@ from vmkeep.repository import (
     DeletionEvent,
     DeletionRecord,
     KeptVersion,
+    Renewal,
     Repository,
     SecretHolder,
 )
@@ -212,12 +213,28 @@ def test_proof_of_a_writer_without_a_key_is_unsigned_and_says_so(tmp_path: Path)
         ({"files": REMOVAL.files * 40}, "more than 64 files"),
         ({"files": (replace(REMOVAL.files[0], outcome="perhaps"),)}, "outcome"),
         ({"kept_until": "soon"}, "kept_until"),
+        ({"of": "5e" * 16, "event": DeletionEvent.SETTLED, "renewal": Renewal.RESET}, "took the place"),
+        ({"renewal": "other"}, "renewal"),
     ],
 )
 def test_proof_that_nothing_could_read_is_not_written(place: Place, changes: dict[str, object], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
         place.repository.deletions.put(replace(REMOVAL, id="", **changes))  # type: ignore[arg-type]
     assert len(place.repository.deletions.ids()) == 2
+
+
+@pytest.mark.parametrize("renewal", [*Renewal])
+def test_state_that_gave_way_to_another_is_proved_and_gives_versions_no_term(place: Place, renewal: Renewal) -> None:
+    reset = replace(REMOVAL, id="5e" * 16, created=LATER, kept_until=None, renewal=renewal)
+    assert "renewal" not in REMOVAL.as_json()  # as it was before there were others
+    assert tpm_kept_until(place.catalog, VM) == UNTIL
+    place.catalog.record_deletion(as_row(reset))
+    assert tpm_kept_until(place.catalog, VM) is None  # the VM had a TPM, so it was given one
+    assert last_removal(place.catalog, VM) is None
+    store_deletions(place.catalog, place.repository, lambda told: pytest.fail(told))
+    _, shown = show_removals(place.catalog, lambda: place.repository, "win11")
+    assert (shown.removal.record, shown.removal.signed_by) == (reset, SIGNER.fingerprint)
+    assert place.findings() == {}
 
 
 def test_names_that_steer_a_terminal_are_written_as_text() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vmkeep.repository import Repository
 
-CALLS = ("put", "put_pack", "make_durable", "get_dated", "ranges", "stat", "list", "delete", "delete_all", "now")
+CALLS = ("put", "put_pack", "make_durable", "get", "ranges", "stat", "list", "delete", "delete_all", "now")
 
 
 class Killed(BaseException):

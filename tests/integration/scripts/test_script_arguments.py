@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 _PROJECT = Path(__file__).resolve().parents[3]
-_SCRIPTS = ("scripts/install", "scripts/setup")
+_SCRIPTS = ("scripts/install", "scripts/packages", "scripts/setup")
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_help_says_how_a_script_is_used_and_does_nothing(checkout: Path, script:
     ("script", "arguments"),
     [
         ("scripts/install", ("help",)),
+        ("scripts/packages", ("--sign",)),
         ("scripts/install", ("--removed",)),
         ("scripts/install", ("--remove", "all")),
         ("scripts/install", ("",)),

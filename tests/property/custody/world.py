@@ -23,7 +23,7 @@ from vmkeep.flows.gate import gated_vm
 from vmkeep.flows.installation import catalog_point, catalog_states
 from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.flows.take_point import descent, record_found
-from vmkeep.flows.vm_states import is_tracked, known_states, known_version, versions_nobody_vouches_for
+from vmkeep.flows.vm_states import doubtful_versions, grounds_of, is_tracked, known_states, new_state
 from vmkeep.host.vm.versions import StoredStates, store_states
 from vmkeep.keys.signing import SigningKey
 from vmkeep.planning.retention import KeepRule
@@ -104,8 +104,7 @@ class Home:
 
     ``made`` are the ids of all versions that it stored, in that order. ``lost``: its catalogue was lost once, so where
     the VM came from may be nothing that it knows. ``seen``: it kept something of the VM. ``repeated`` are the versions
-    of ``made`` that may have an older content: somebody put it there on purpose, nobody knew where the VM was, or it is
-    older by the word of those alone whom this installation does not trust.
+    of ``made`` that may have an older content: somebody put it there on purpose, or nobody knew where the VM was.
     """
 
     name: str
@@ -138,29 +137,26 @@ class Home:
         """Read the file and put what is new into the repository; the catalogue hears of it later, or never."""
         known = known_states(self.catalog, VM, self.catalog.points_of_vm(VM))
         stored = store_states(self.repository, self.repository, self._found(known), known, VM)
-        states = tuple(
-            CatalogState(each.id, VM, "tpm", each.generation, each.sha256, each.size_bytes, each.created)
-            for each in stored.new
-        )
+        states = tuple(replace(new_state(VM, each), kind="tpm") for each in stored.new_versions())
         self.made += [state.id for state in states]
         self.repeated |= {state.id for state in states if self._may_repeat(state.sha256)}
         return Reply(stored, states)
 
     def _may_repeat(self, sha256: str) -> bool:
-        if not self.knows_where or sha256 == self.catalog.placed_states(VM).get("tpm"):
+        if sha256 == self.catalog.placed_states(VM).get("tpm"):
             return True
         doubtful = self.doubtful()
-        same = [each.id for each in self.catalog.states_of_vm(VM) if each.sha256 == sha256 and not each.conflict]
-        return bool(same) and doubtful.issuperset(same)
+        same = {each.id for each in self.catalog.states_of_vm(VM) if each.sha256 == sha256 and not each.conflict}
+        return not self.knows_where and bool(same - doubtful)
 
     @property
     def knows_where(self) -> bool:
         """Whether an older file is known for one: by what this installation sees, and not by what is told to it."""
         return is_tracked(self.catalog, VM) or (self.seen and not self.lost)
 
-    def doubtful(self) -> set[str]:
-        """Return the versions that nobody vouches for."""
-        return versions_nobody_vouches_for(self.catalog.points_of_vm(VM), self.catalog.pins_of_vm(VM))
+    def doubtful(self) -> frozenset[str]:
+        """Return the versions that say nothing about a content."""
+        return doubtful_versions(self.catalog, VM)
 
     def read_alone(self) -> Reply:
         """Read the file as a capture does."""
@@ -233,6 +229,7 @@ class Home:
                 ref.sha256,
                 ref.size_bytes,
                 "2026-01-01T00:00:00.000000+00:00",
+                because=ref.because,
             )
             for ref in reply.stored.refs
         )
@@ -254,9 +251,7 @@ class Home:
     def judged(self) -> JudgedState:
         """Return how the file stands."""
         found = FoundState("tpm", FILE, None if self.file is None else hash_of(self.file))
-        versions = map(known_version, self.catalog.states_of_vm(VM))
-        placed = self.catalog.placed_states(VM).get("tpm")
-        return judge_state(found, versions, placed, tracked=is_tracked(self.catalog, VM))
+        return judge_state(found, grounds_of(self.catalog, VM))
 
     def may_start(self) -> bool:
         """Return what the gate, which goes by the catalogue as it is now, says to a start with this file."""

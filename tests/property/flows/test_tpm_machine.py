@@ -1,8 +1,9 @@
-"""TPMs are taken out and put in while steps fail, undos fail and processes die: nothing that is kept is lost.
+"""TPMs are taken out, put in, reset and rekeyed while steps fail, undos fail and processes die: nothing kept is lost.
 
 The flows, the catalogue in memory and the repository are vmkeep's own; the host and what DBOS records are the twins of
-``tpm_twin``. A removal or addition that ended is done or as it was before; one whose undo failed waits, and ends
-undone. At no moment has the VM a device whose state vmkeep took away, because libvirt would make a blank TPM then.
+``tpm_twin``. A flow that ended is done or all is as it was before; one whose undo failed waits, and ends undone. At no
+moment has the VM a device whose state vmkeep took away, because libvirt would make a blank TPM then, nor one that names
+a secret which libvirt lacks or which does not open the state. What opens a version is always kept somewhere.
 """
 
 from __future__ import annotations
@@ -24,8 +25,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.examples import examples
 from tests.integration.catalog.examples import example_point
 from tests.integration.repository.samples import opener, sample_key
-from tests.property.custody.world import content_of
-from tests.property.flows.tpm_twin import NAME, SECRET, VM, Death, StepRecorder, TpmTwin, Truth, full
+from tests.property.flows.tpm_twin import (
+    NAME,
+    SECRET,
+    VM,
+    Death,
+    StepRecorder,
+    TpmTwin,
+    Truth,
+    element_with,
+    full,
+    secret_in,
+    state_of,
+)
 from tests.unit.repository.signed import SIGNER
 from vmkeep.catalog import CatalogState, KnownHostKey, MemoryCatalog, Trust
 from vmkeep.custody.standing import NOTHING
@@ -34,9 +46,13 @@ from vmkeep.errors import Interrupted, UndoStopped, VmkeepError
 from vmkeep.flows import plan
 from vmkeep.flows.add_tpm import add_tpm
 from vmkeep.flows.plan import Flow, Run, workflow_of
+from vmkeep.flows.rekey_tpm import rekey_tpm
 from vmkeep.flows.remove_tpm import remove_tpm
-from vmkeep.flows.requests import AddTpm, RemoveTpm
+from vmkeep.flows.requests import AddTpm, RekeyTpm, RemoveTpm, ResetTpm
+from vmkeep.flows.reset_tpm import reset_tpm
+from vmkeep.flows.secret_holders import holder_for, secret_holders
 from vmkeep.flows.services import Services
+from vmkeep.flows.tpm_renewal import key_of_operation
 from vmkeep.host.tasks.task import Task
 from vmkeep.host.tasks.tpms import LetTpmGo
 from vmkeep.planning.retention import KeepRule
@@ -46,7 +62,7 @@ _RULE = KeepRule(last=50)
 _GONE = "the process is dead"
 faults = st.lists(
     st.tuples(
-        st.integers(0, 14), st.sampled_from(["before", "after"]), st.sampled_from(["fails", "fails", "dies", "stops"])
+        st.integers(0, 18), st.sampled_from(["before", "after"]), st.sampled_from(["fails", "fails", "dies", "stops"])
     ),
     max_size=3,
     unique_by=lambda fault: fault[:2],
@@ -90,11 +106,12 @@ class Tpms(RuleBasedStateMachine):
 
     @initialize(encrypted=st.booleans())
     def begin(self, encrypted: bool) -> None:
-        self.encrypted = encrypted
-        self.truth = Truth(content=content_of(0), secret=encrypted)
-        self.twin = TpmTwin(lambda: self.repository, self.truth, encrypted=encrypted)
+        secret = SECRET if encrypted else ""
+        self.truth = Truth(element_with(secret), secrets=frozenset({secret} - {""}))
+        self.twin = TpmTwin(lambda: self.repository, self.truth)
         self.twin.look = self._look
         self.taken = False
+        self._write()
 
     def teardown(self) -> None:
         self.places.close()
@@ -105,10 +122,15 @@ class Tpms(RuleBasedStateMachine):
     @rule()
     def guest_runs_and_writes(self) -> None:
         """A blank TPM gets its state with that."""
-        self.number += 1
-        self.truth.content = content_of(self.number)
+        self._write()
 
-    @precondition(lambda self: self.encrypted and self.truth.secret and not self.taken)
+    def _write(self) -> None:
+        self.number += 1
+        content = state_of(self.number, self.truth.secret)
+        self.twin.opens[hashlib.sha256(content).hexdigest()] = self.truth.secret
+        self.truth.content = content
+
+    @precondition(lambda self: self.truth.secret == SECRET and not self.taken)
     @rule()
     def point_with_the_secret(self) -> None:
         self.taken = True
@@ -129,20 +151,29 @@ class Tpms(RuleBasedStateMachine):
     @rule(faults=faults, pick=st.integers(0, 5), blank=st.sampled_from([True, False, False]))
     def added(self, faults: list[tuple[int, str, str]], pick: int, blank: bool) -> None:
         versions = self.catalog.states_of_vm(VM)
-        chosen = None
+        request = AddTpm(NAME, VM, "tpm-crb")
         if versions and not blank:
             version = versions[pick % len(versions)]
-            chosen = ChosenVersion("tpm", version.id, version.sha256)
-        opened = self.encrypted and chosen is not None and (self.taken or self.truth.secret)
-        request = AddTpm(
-            NAME,
-            VM,
-            "tpm-crb",
-            version=chosen,
-            secret=SECRET if opened else "",
-            secret_point=example_point("point").id if opened and self.taken else "",
-        )
+            secret = self.twin.opens[version.sha256]
+            holder = holder_for(secret_holders(self.catalog, VM), version.id, secret) if secret else None
+            request = replace(
+                request,
+                version=ChosenVersion("tpm", version.id, version.sha256),
+                secret=secret,
+                secret_point="" if holder is None else holder.point,
+                secret_pin="" if holder is None else holder.pin,
+            )
         self._begin(add_tpm, request, faults)
+
+    @precondition(lambda self: self.started is None)
+    @rule(faults=faults)
+    def reset(self, faults: list[tuple[int, str, str]]) -> None:
+        self._begin(reset_tpm, ResetTpm(NAME), faults)
+
+    @precondition(lambda self: self.started is None)
+    @rule(faults=faults, plain=st.sampled_from([False, False, True]))
+    def rekeyed(self, faults: list[tuple[int, str, str]], plain: bool) -> None:
+        self._begin(rekey_tpm, RekeyTpm(NAME, plain=plain), faults)
 
     @precondition(lambda self: self.started is not None)
     @rule(faults=faults)
@@ -226,35 +257,80 @@ class Tpms(RuleBasedStateMachine):
     def _is_as_before(self, started: _Started) -> None:
         before = started.before
         assert (self.truth.element, self.truth.content) == (before.element, before.content)
-        assert self.truth.secret == before.secret, "the secret is not as it was"
+        assert self.truth.secrets == before.secrets, "libvirt's secrets are not as they were"
+        assert all(each.id != started.steps.workflow_id for each in self.catalog.deletions()), "a proof of nothing"
         placed = {kind: each for kind, each in self.catalog.placed_states(VM).items() if each is not None}
         if len(self.catalog.states_of_vm(VM)) == started.versions:  # one that was kept counts in its place
             assert placed == started.placed, "what counts as meant is not as it was"
+        elif before.content is not None:
+            newest = self.catalog.newest_state(VM, "tpm")
+            counts = placed.get("tpm", "" if newest is None else newest.sha256)
+            assert counts == hashlib.sha256(before.content).hexdigest(), "what lies there does not count"
 
     def _is_done(self, started: _Started) -> None:
-        if started.flow is remove_tpm:
-            assert (self.truth.element, self.truth.content) == ("", None)
-            assert self.catalog.placed_states(VM).get("tpm") == NOTHING
+        if started.flow is add_tpm:
+            self._is_added(started.request.version, started.request.secret)
             return
-        version = started.request.version
+        if started.before.element or started.before.content:
+            self._is_proved(started)
+        if started.flow is rekey_tpm:
+            assert self.truth.content is not None
+            self._is_renewed(started, plain=started.request.plain)
+            return
+        assert self.truth.content is None
+        assert self.catalog.placed_states(VM).get("tpm") == NOTHING
+        if started.flow is remove_tpm:
+            assert self.truth.element == ""
+        else:
+            self._is_renewed(started, plain=not started.before.secret)
+
+    def _is_renewed(self, started: _Started, *, plain: bool) -> None:
+        key = "" if plain else key_of_operation(started.steps.workflow_id)
+        assert secret_in(self.truth.element) == key
+        assert self.truth.element == element_with(key)
+
+    def _is_proved(self, started: _Started) -> None:
+        """The proof is in the repository, and says of the old state and its secret what became of them."""
+        before = started.before
+        proof = self.repository.deletions.get(started.steps.workflow_id)
+        assert proof.renewal == {reset_tpm: "reset", rekey_tpm: "rekey"}.get(started.flow)
+        assert (proof.kept_until is None) == (proof.renewal is not None)
+        deleted = [file.sha256 for file in proof.files if file.outcome == "deleted"]
+        assert deleted == ([] if before.content is None else [hashlib.sha256(before.content).hexdigest()])
+        gone = before.secret if before.secret not in self.truth.secrets else ""
+        assert ("" if proof.secret is None or proof.secret.outcome != "undefined" else proof.secret.uuid) == gone
+        assert not gone or proof.secret is None or proof.secret.held_by, "its value is nowhere"
+
+    def _is_added(self, version: ChosenVersion | None, secret: str) -> None:
         assert self.truth.element
         if version is None:
             assert self.truth.content is None
         else:
             assert self.truth.content is not None
             assert hashlib.sha256(self.truth.content).hexdigest() == version.sha256
-        if started.request.secret:
-            assert self.truth.secret
+        assert self.truth.secret == secret
+        assert secret in {"", *self.truth.secrets}
 
     def _look(self) -> None:
         """After each effect: no device without the state that vmkeep took or has to give, and no key destroyed."""
         started = self.started
         assert started is not None
-        needs = started.before.content if started.flow is remove_tpm else started.request.version
-        if needs is not None and self.truth.element:
-            assert self.truth.content is not None, "a VM that can start would get a blank TPM"
-        if self.encrypted and not self.truth.secret:
-            assert self.taken, "the secret is nowhere"
+        needs = started.request.version if started.flow is add_tpm else started.before.content
+        content, secret = self.truth.content, self.truth.secret
+        if needs is not None and self.truth.element and content is None:
+            is_meant = started.flow is reset_tpm and self.catalog.placed_states(VM).get("tpm") == NOTHING
+            assert is_meant, "a VM that can start would get a blank TPM"
+        if self.truth.element:
+            assert secret in {"", *self.truth.secrets}, "the device names a secret that libvirt lacks"
+            if content is not None:
+                assert self.twin.opens[hashlib.sha256(content).hexdigest()] == secret, "the state does not open"
+        self.every_version_can_be_opened()
+
+    @invariant()
+    def every_version_can_be_opened(self) -> None:
+        held = {"", *self.truth.secrets, *(holder.uuid for holder in secret_holders(self.catalog, VM))}
+        for version in self.catalog.states_of_vm(VM):
+            assert self.twin.opens[version.sha256] in held, "the secret is nowhere"
 
     @invariant()
     def every_version_can_be_read(self) -> None:

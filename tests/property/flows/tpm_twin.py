@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
+import struct
 from collections.abc import Callable
 from typing import Any
 
 from vmkeep.custody.orphans import Orphan, OrphanFile
-from vmkeep.custody.states import NewVersion
+from vmkeep.custody.states import NewVersion, SealedSecret
+from vmkeep.definition.tpmdevice import tpm_element
 from vmkeep.errors import InvalidRequest, NoSpace, TargetExists, VmkeepError
 from vmkeep.host.protocol import TaskState
 from vmkeep.host.tasks.gate import HasGate
@@ -27,8 +30,10 @@ from vmkeep.host.tasks.tpms import (
     InstallTpmState,
     JudgeTpmSecret,
     LetTpmGo,
+    MakeTpmKey,
     PlanTpmSecret,
     PutTpmIn,
+    RekeyTpmState,
     RequireTpmFits,
     SecretJudged,
     TakeTpmOut,
@@ -37,11 +42,12 @@ from vmkeep.host.tasks.tpms import (
     TpmRemains,
     TpmRemainsFound,
     TpmStateDeleted,
+    TpmStateRekeyed,
     WithdrawTpmState,
 )
 from vmkeep.host.tasks.unfinished import ListUnfinished, RequireUnneeded, RescueGuests, Unfinished
 from vmkeep.host.vm.versions import store_states
-from vmkeep.repository import Repository
+from vmkeep.repository import PointSecret, Repository
 from vmkeep.statefiles.capture import CapturedState
 
 VM = "16b6c512-678b-44b6-a438-527ecc51f748"
@@ -49,7 +55,7 @@ NAME = "win11"
 SECRET = "56d05fbb-e36a-4b16-af39-ceebc40c05af"  # noqa: S105  its UUID
 DIRECTORY = f"/var/lib/libvirt/swtpm/{VM}"
 FILE = "tpm2/tpm2-00.permall"
-ELEMENT = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+_AT = "2026-01-01T00:00:00.000000+00:00"
 
 
 class Death(BaseException):
@@ -58,23 +64,48 @@ class Death(BaseException):
 
 @dataclasses.dataclass
 class Truth:
-    """What is on the host: the device, swtpm's file, and whether libvirt has the secret."""
+    """What is on the host: the device, swtpm's file, and the secrets that libvirt has."""
 
-    element: str = ELEMENT
+    element: str
     content: bytes | None = None
-    secret: bool = False
+    secrets: frozenset[str] = frozenset()
+
+    @property
+    def secret(self) -> str:
+        """The secret that the device names."""
+        return secret_in(self.element)
+
+
+def element_with(secret: str) -> str:
+    return tpm_element("tpm-crb", "2.0", secret)
+
+
+def secret_in(element: str) -> str:
+    found = re.search(r'<encryption secret="([^"]*)"', element)
+    return "" if found is None else found[1]
+
+
+def state_of(number: int, secret: str) -> bytes:
+    """Return the n-th state of the TPM as swtpm writes it; it opens with this secret alone."""
+    body = hashlib.shake_256(f"{number} {secret}".encode()).digest(590)
+    return struct.pack(">BBHHI", 2, 1, 10, bool(secret), 600) + body
+
+
+def _value_of(uuid: str) -> bytes:
+    return hashlib.sha256(uuid.encode()).digest()
 
 
 class TpmTwin:
     """The host. ``fault`` is asked before and after the work of each task, and may raise. ``look`` sees each effect."""
 
-    def __init__(self, repository: Callable[[], Repository], truth: Truth, *, encrypted: bool = False) -> None:
+    def __init__(self, repository: Callable[[], Repository], truth: Truth) -> None:
         self.truth = truth
+        self.opens: dict[str, str] = {}
+        """What was written, by its hash, and the secret that opens it."""
         self.fault: Callable[[Task[Any], str], None] = lambda _task, _when: None
         self.look: Callable[[], None] = lambda: None
         self.done: list[Task[Any]] = []
         self._repository = repository
-        self._encrypted = encrypted
         self._ended: dict[str, TaskState] = {}
         self._installed: set[str] = set()
 
@@ -141,16 +172,21 @@ class TpmTwin:
                 if task.operation in self._installed:
                     truth.content = None
             case JudgeTpmSecret():
-                return SecretJudged(point=task.points[0]) if task.points and truth.secret else SecretJudged(why="no")
+                return self._judged(task)
             case DropTpmSecret():
-                truth.secret = False
-                return SecretJudged(point=task.point, at="2026-01-01T00:00:00+00:00")
+                truth.secrets -= {task.secret}
+                return SecretJudged(point=task.point, pin=task.pin, at=_AT)
             case PlanTpmSecret():
-                return not truth.secret
+                return task.secret not in truth.secrets
             case GiveTpmSecret():
-                truth.secret = True
+                assert task.point or self._holds(task.pin, task.secret)
+                truth.secrets |= {task.secret}
             case TakeTpmSecretBack():
-                truth.secret = False
+                truth.secrets -= {task.secret} - {truth.secret}
+            case MakeTpmKey():
+                return self._sealed(task.secret, "")
+            case RekeyTpmState():
+                return self._rekeyed(task)
             case LetTpmGo() | RequireTpmFits():
                 pass
             case _:
@@ -168,8 +204,8 @@ class TpmTwin:
             "tpm-crb",
             "2.0",
             "emulator",
-            SECRET if self._encrypted else "",
             self.truth.secret,
+            self.truth.secret in self.truth.secrets,
             DIRECTORY,
             FILE,
             self.truth.content is not None,
@@ -184,14 +220,58 @@ class TpmTwin:
             NewVersion(each.kind, each.id, each.generation, each.sha256, each.size_bytes, each.created)
             for each in stored.new
         )
-        return StatesCaptured(NAME, ("tpm",), new, stored.older)
+        secret, versions = self.truth.secret, [ref.version_id for ref in stored.refs]
+        kept = [each for each in task.secrets if each.version_id in versions and each.uuid == secret]
+        sealed = () if not secret or kept else (self._sealed(secret, versions[0]),)
+        return StatesCaptured(NAME, ("tpm",), new, stored.older, sealed=sealed)
+
+    # -- secrets ---------------------------------------------------------------------------------------------------
+
+    def _sealed(self, uuid: str, version: str) -> SealedSecret:
+        secret = PointSecret("vtpm", uuid, f"vmkeep-{uuid}", "TPM", ephemeral=False, value=_value_of(uuid))
+        return SealedSecret(self._repository().pins.seal(VM, (secret,))[0], version, "vtpm", uuid)
+
+    def _holds(self, pin: str, uuid: str) -> bool:
+        repository = self._repository()
+        held = repository.secrets(repository.pins.get(pin))
+        return any((each.uuid, each.value) == (uuid, _value_of(uuid)) for each in held)
+
+    def _judged(self, task: JudgeTpmSecret) -> SecretJudged:
+        if task.secret not in self.truth.secrets or task.secret == self.truth.secret:
+            return SecretJudged(why="no")
+        pin = next((pin for pin in task.pins if self._holds(pin, task.secret)), "")
+        point = "" if pin else next(iter(task.points), "")
+        return SecretJudged(point, "" if pin or point else "no", pin)
+
+    def _rekeyed(self, task: RekeyTpmState) -> TpmStateRekeyed:
+        old = self._repository().state(task.version.id)[1]
+        assert self.opens[hashlib.sha256(old).hexdigest()] == task.old, "it does not open"
+        new = "" if task.new is None else task.new.uuid
+        content = state_of(1_000_000 + len(self.opens), new)  # other bytes at each attempt, as swtpm's
+        self.opens[hashlib.sha256(content).hexdigest()] = new
+        version = self._repository().put_state(
+            content,
+            vm_uuid=VM,
+            kind="tpm",
+            generation=task.generation,
+            file=FILE,
+            owner="tss",
+            group="tss",
+            mode=0o600,
+        )
+        kept = NewVersion(
+            version.kind, version.id, version.generation, version.sha256, version.size_bytes, version.created
+        )
+        return TpmStateRekeyed(kept, self._sealed(new, version.id) if new else None)
+
+    # -- the state -------------------------------------------------------------------------------------------------
 
     def _orphan(self) -> Orphan | None:
         content = self.truth.content
         if content is None:
             return None
         sha256 = hashlib.sha256(content).hexdigest()
-        file = OrphanFile(FILE, len(content), "2026-01-01T00:00:00+00:00", sha256[:8], sha256)
+        file = OrphanFile(FILE, len(content), _AT, sha256[:8], sha256)
         return Orphan("tpm", DIRECTORY, VM, (file,))
 
     def _delete(self, task: DeleteTpmState) -> TpmStateDeleted:
@@ -199,9 +279,9 @@ class TpmTwin:
             raise InvalidRequest("the VM has a TPM")
         kept = {hashlib.sha256(self._repository().state(each.id)[1]).hexdigest() for each in task.kept}
         if self.truth.content is not None and hashlib.sha256(self.truth.content).hexdigest() not in kept:
-            return TpmStateDeleted((), (f"{DIRECTORY}/{FILE} stays",))
+            return TpmStateDeleted((), (f"{DIRECTORY}/{FILE} stays",), at=_AT)
         self.truth.content = None
-        return TpmStateDeleted((f"{DIRECTORY}/{FILE}", DIRECTORY), (), at="2026-01-01T00:00:00+00:00")
+        return TpmStateDeleted((f"{DIRECTORY}/{FILE}", DIRECTORY), (), at=_AT)
 
     def _install(self, task: InstallTpmState) -> None:
         content = self._repository().state(task.version.id)[1]

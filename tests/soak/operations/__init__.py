@@ -2,6 +2,7 @@
 
 from tests.soak.operations import (  # noqa: F401  importing them is what registers them
     guestwrites,
+    identities,
     interference,
     interruptions,
     keys,

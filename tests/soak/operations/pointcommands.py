@@ -225,6 +225,10 @@ def latest(world: World, guest: Guest, _chance: random.Random) -> str:
     shown = world.commands.run("point", "show", f"{guest.name}@latest")
     if shown.document["point"]["id"] != made[-1]:
         raise Violation(f"{guest.name}@latest is {shown.document['point']['id']} in place of {made[-1]}")
+    status = world.commands.run("status")
+    found = {vm["name"]: vm["point"] for vm in status.document["status"]["vms"]}
+    if found.get(guest.name) != made[-1]:
+        raise Violation(f"status calls {found.get(guest.name)} the newest point of {guest.name} in place of {made[-1]}")
     return str(made[-1])[:8]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmkeep.custody.gate import GatedState, gated_state
-from vmkeep.custody.standing import NOTHING, FoundState, KnownVersion, Standing, judge_state
+from vmkeep.custody.standing import NOTHING, FoundState, Grounds, KnownVersion, Standing, judge_state
 from vmkeep.host.gate import hook
 
 A, B, C, D = "a" * 64, "b" * 64, "c" * 64, "d" * 64
@@ -17,7 +17,7 @@ DANGEROUS = (Standing.SUPERSEDED, Standing.CONFLICT, Standing.MISSING)
 
 
 def test_of_what_is_not_kept_nothing_is_told() -> None:
-    assert gated_state("tpm", ()) is None
+    assert gated_state("tpm", Grounds()) is None
 
 
 def test_newest_and_what_was_put_in_place_may_start_and_all_others_not() -> None:
@@ -27,14 +27,15 @@ def test_newest_and_what_was_put_in_place_may_start_and_all_others_not() -> None
         KnownVersion("tpm", 2, B),
         KnownVersion("tpm", 1, A),
     )
-    assert gated_state("tpm", versions) == GatedState("tpm", (C,), (D, B, A))
-    assert gated_state("tpm", versions, placed=A) == GatedState("tpm", (C, A), (D, B))
-    assert gated_state("tpm", versions, placed=NOTHING) == GatedState("tpm", (C, NOTHING), (D, B, A))
+    assert gated_state("tpm", Grounds(versions)) == GatedState("tpm", (C,), (D, B, A))
+    assert gated_state("tpm", Grounds(versions, {"tpm": A})) == GatedState("tpm", (C, A), (D, B))
+    assert gated_state("tpm", Grounds(versions, {"tpm": NOTHING})) == GatedState("tpm", (C, NOTHING), (D, B, A))
 
 
 @given(
     contents=st.lists(st.sampled_from([A, B, C]), min_size=1, max_size=6),
     conflicts=st.sets(st.integers(0, 5)),
+    doubtful=st.sets(st.integers(0, 5), max_size=3),
     placed=st.none() | st.sampled_from([NOTHING, A, B, D]),
     lies_there=st.none() | st.sampled_from([A, B, C, D]),
     backup=st.none() | st.sampled_from([A, D]),
@@ -43,19 +44,23 @@ def test_newest_and_what_was_put_in_place_may_start_and_all_others_not() -> None
 def test_gate_and_judgement_are_of_one_mind(
     contents: list[str],
     conflicts: set[int],
+    doubtful: set[int],
     placed: str | None,
     lies_there: str | None,
     backup: str | None,
     tracked: bool,
 ) -> None:
-    versions = [
-        KnownVersion("tpm", len(contents) - place, content, conflict=place in conflicts)
+    versions = tuple(
+        KnownVersion("tpm", len(contents) - place, content, place in conflicts, place not in doubtful)
         for place, content in enumerate(contents)
-    ]
-    gated = gated_state("tpm", versions, placed, tracked=tracked)
-    assert gated is not None
+    )
+    grounds = Grounds(versions, {} if placed is None else {"tpm": placed}, tracked)
+    gated = gated_state("tpm", grounds)
     backup = backup if lies_there is None else None
-    judged = judge_state(FoundState("tpm", "/tpm", lies_there, backup=backup), versions, placed, tracked=tracked)
+    judged = judge_state(FoundState("tpm", "/tpm", lies_there, backup=backup), grounds)
+    if gated is None:
+        assert judged.standing is (Standing.MISSING if judged.from_backup else Standing.NOT_KEPT)
+        return
     asked = SimpleNamespace(files={"tpm": "/tpm"})
     known = {"kinds": {"tpm": {"allowed": list(gated.allowed), "superseded": list(gated.superseded)}}}
     files = {"/tpm": lies_there, "/tpm.bak": backup}

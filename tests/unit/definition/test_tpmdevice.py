@@ -71,6 +71,29 @@ def test_tpm_that_is_made_is_what_was_asked_for() -> None:
     assert tpm.secret_uuid == uuid
 
 
+def test_tpm_that_is_made_like_another_has_its_settings_and_nothing_else_of_it() -> None:
+    one, other = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
+    banks = "<active_pcr_banks><sha256/><sha384/><evil/></active_pcr_banks>"
+    inner = f"<encryption secret='{one}'/><source type='dir' path='/elsewhere'/>{banks}"
+    backend = "backend type='emulator' version='2.0' persistent_state='yes'"
+    element = f"<tpm model='tpm-tis'><{backend}>{inner}</backend></tpm>"
+    made = tpm_element("tpm-crb", "2.0", other, like=element)
+    assert made.replace('"', "'") == (
+        f"<tpm model='tpm-crb'><{backend}><encryption secret='{other}'/>"
+        "<active_pcr_banks><sha256/><sha384/></active_pcr_banks></backend></tpm>"
+    )
+    assert "sha256" not in tpm_element("tpm-tis", "1.2", like=element)  # libvirt takes banks for a TPM 2.0 only
+    plain = tpm_element("tpm-crb", "2.0")
+    for nothing in (
+        "",
+        "<tpm><backend type='passthrough'/></tpm>",
+        element.replace("='yes'", "='odd'").replace(banks, ""),
+    ):
+        assert tpm_element("tpm-crb", "2.0", like=nothing) == plain
+    with pytest.raises(DefinitionError):
+        tpm_element("tpm-crb", "2.0", like="no XML")
+
+
 def test_another_secret_changes_nothing_else_of_a_tpm() -> None:
     one, other = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
     banks = "<active_pcr_banks><sha256/></active_pcr_banks>"

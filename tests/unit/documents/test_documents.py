@@ -185,7 +185,7 @@ def test_make_targets_and_scripts_in_documents_exist(document: Path) -> None:
 
 def test_settings_in_the_guide_are_those_that_are_read(tmp_path: Path) -> None:
     text = (PROJECT / "docs/guide/settings.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
+    documented = set(re.findall(r"^\| `([a-z0-9_]+)` \|", text, re.MULTILINE))
     (tmp_path / "vmkeep.toml").write_text("nonsense = 1\n", encoding="utf-8")
     with pytest.raises(InvalidRequest) as raised:
         load_settings(home=tmp_path, environ={})

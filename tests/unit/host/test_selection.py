@@ -217,9 +217,3 @@ def test_uefi_variables_of_another_format_are_refused() -> None:
     with pytest.raises(StateUnsupported, match="qcow2"):
         _select(record, _vm(_disk("vda")))
     assert _select(record, _vm(_disk("vda")), only=("disks",)).states == ()
-
-
-def test_another_secret_of_the_tpm_is_told() -> None:
-    device = "<devices><tpm><backend type='emulator'><encryption secret='s-1'/></backend></tpm></devices>"
-    selection = _select(_record("vda", definition=_XML.format(device)), _vm(_disk("vda")))
-    assert any("s-1" in warning for warning in selection.warnings)

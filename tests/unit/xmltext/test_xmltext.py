@@ -104,3 +104,11 @@ def test_characters_that_xml_cannot_hold_are_known() -> None:
     assert is_xml_text("a\t\n\r é ☃ \U0001f600 \ue000")
     for character in ("\x00", "\x0b", "\x1f", "\ud800", "\udfff", "\ufffe", "\uffff"):
         assert not is_xml_text(f"a{character}")
+
+
+@pytest.mark.parametrize("around", ["", "win11", "bücher"])
+def test_only_characters_that_xml_allows_may_stand_in_it(around: str) -> None:
+    # XML 1.0, production 2.
+    allowed = {9, 10, 13, *range(0x20, 0xD800), *range(0xE000, 0xFFFE), 0x10000, 0x10FFFF}
+    for number in (*range(0x400), *range(0xD7FE, 0xE002), *range(0xFFF0, 0x10001), 0x10FFFF):
+        assert is_xml_text(f"{around}{chr(number)}") is (number in allowed), hex(number)

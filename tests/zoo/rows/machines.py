@@ -68,7 +68,6 @@ ROWS = (
         "`persistent_state='yes'`",
         tpm=TPM_2,
         edits=(Edit("devices/tpm/backend", (("persistent_state", "yes"),)),),
-        remark="`tpm add` puts the TPM back without it",
     ),
     Row(
         "tpm-external",

@@ -365,29 +365,30 @@ class _Patient:
             yield self._finding(FindingCode.TPM_NOT_KEPT, f"not all of its state can be in a point: {error}")
             return
         for source in sources:
-            versions = [version for version in self.known.versions if version.kind == source.kind]
-            if not versions:
+            grounds = self.known.grounds
+            if not grounds.of_kind(source.kind):
                 continue
-            placed = self.known.placed.get(source.kind)
-            judged = judge_state(found_state(source), versions, placed, tracked=self.known.tracked)
+            judged = judge_state(found_state(source), grounds)
             if judged.standing is Standing.MISSING:
                 yield self._state_missing(source.kind, source.path)
             elif judged.from_backup:
                 yield self._state_from_backup(source.path)
             elif judged.standing in _OLDER and judged.generation is not None:
-                accepted = [version.generation for version in versions if not version.conflict]
-                newest = max(accepted, default=judged.generation)
-                yield self._state_superseded(source.kind, source.path, judged.generation, newest)
+                newest = grounds.newest(source.kind)
+                generation = judged.generation if newest is None else newest.generation
+                yield self._state_superseded(source.kind, source.path, judged.generation, generation)
 
     def _state_missing(self, kind: str, path: Path) -> Finding:
         what = "blank TPM, to which nothing that the guest sealed opens" if kind == "tpm" else "blank set of them"
-        message = f"its {STATE_NAMES[kind]} should be at {path} and is gone: starting the VM now would make a {what}"
+        message = f"its {STATE_NAMES[kind]} should be there and is gone: starting the VM now would make a {what}"
         if kind == "nvram":
             message = message.replace("and is gone", "and are gone")
         return self._finding(_MISSING[kind], message, remedy=self._restore_state(kind), path=str(path))
 
     def _state_superseded(self, kind: str, path: Path, generation: int, newest: int) -> Finding:
-        known = "somebody put an older file back" if self.known.tracked else "an older file is there, meant or not"
+        known = (
+            "somebody put an older file back" if self.known.grounds.tracked else "an older file is there, meant or not"
+        )
         message = (
             f"its {STATE_NAMES[kind]} at {path} equals version {generation}, and version {newest} is the newest: "
             f"{known}, which rolls the guest's state back"
@@ -396,7 +397,7 @@ class _Patient:
 
     def _state_from_backup(self, path: Path) -> Finding:
         message = (
-            f"its TPM state should be at {path} and is gone; swtpm would take {path.name}{BACKUP_SUFFIX} in its place, "
+            f"its TPM state should be there and is gone; swtpm would take {path.name}{BACKUP_SUFFIX} in its place, "
             "which is the state before, and rolls the guest's TPM back"
         )
         return self._finding(FindingCode.TPM_MISSING, message, remedy=self._restore_state("tpm"), path=str(path))

@@ -40,7 +40,9 @@ from vmkeep.host.restores.newdefinition import mac_addresses
 from vmkeep.host.restores.reach import OwnVm
 from vmkeep.host.tasks.clones import ClonePrepared, PrepareClone
 from vmkeep.host.tasks.restores import DeliveredItem, DiscardReplaced, WithdrawItems
+from vmkeep.host.tasks.tpms import GiveTpmSecret
 from vmkeep.host.tpms.ownsecret import forget_own_secret, give_own_secret, readable_secret
+from vmkeep.host.tpms.secret import give_tpm_secret
 from vmkeep.host.vm.keys import key_of, secret_of
 from vmkeep.hypervisor import Domain, Hypervisor, RunState
 from vmkeep.statefiles.location import StateRoots
@@ -124,7 +126,7 @@ def clone_definition(hypervisor: Hypervisor, original: Original, prepared: Clone
         raise InvalidRequest(words, vm=original.domain.name) from error
 
 
-def define_clone(operation: Operation, prepared: ClonePrepared) -> None:
+def define_clone(operation: Operation, prepared: ClonePrepared, key_pin: str) -> None:
     """Define the clone; see the task."""
     hypervisor = operation.connected()
     existing = hypervisor.find_uuid(prepared.uuid)
@@ -137,9 +139,10 @@ def define_clone(operation: Operation, prepared: ClonePrepared) -> None:
     tpm = original.definition.tpm
     made = clone_definition(hypervisor, original, prepared)
     try:
-        if prepared.secret:
-            value_of = tpm.secret_uuid if tpm is not None and prepared.tpm == "copy" else None
-            give_own_secret(hypervisor, prepared.secret, prepared.name, value_of=value_of or "")
+        if key_pin:
+            give_tpm_secret(operation, GiveTpmSecret(operation.id, "", prepared.secret, key_pin))
+        elif prepared.secret and tpm is not None and tpm.secret_uuid is not None:
+            give_own_secret(hypervisor, prepared.secret, prepared.name, value_of=tpm.secret_uuid)
         hypervisor.define(made.definition, prepared.name)
     except BaseException:
         with suppress(VmkeepError):  # what went wrong first is what counts

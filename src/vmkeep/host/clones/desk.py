@@ -27,7 +27,7 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
         case CopyForClone():
             return copying.copy_for_clone(operation, task.prepared)
         case DefineClone():
-            return clone.define_clone(operation, task.prepared)
+            return clone.define_clone(operation, task.prepared, task.key_pin)
         case WithdrawClone():
             return clone.withdraw_clone(operation, task.prepared)
         case CloseClone():

@@ -6,11 +6,12 @@ import errno
 import hashlib
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from vmkeep.commandline import command_line
 from vmkeep.custody.enrolment import certificates_of_2023, enrol
-from vmkeep.custody.states import ChosenVersion, KnownState, NewVersion
+from vmkeep.custody.states import Because, ChosenVersion, KnownState
 from vmkeep.custody.variables import QCOW2, StoreLayout, read_layout
 from vmkeep.errors import HostFileMissing, InvalidRequest, StateUnsupported
 from vmkeep.filesystem import file_error, file_errors
@@ -164,13 +165,7 @@ def _stored(operation: Operation, held: NvramHeld, known: tuple[KnownState, ...]
     repository = operation.repository()
     stored = store_states(repository, repository, (state,), known, held.vm_uuid)
     (ref,) = stored.refs
-    new = next(
-        (
-            NewVersion(each.kind, each.id, each.generation, each.sha256, each.size_bytes, each.created)
-            for each in stored.new
-        ),
-        None,
-    )
+    new = next((replace(each, because=str(Because.PLACED)) for each in stored.new_versions()), None)
     return NvramMade(ChosenVersion("nvram", ref.version_id, ref.sha256), new)
 
 

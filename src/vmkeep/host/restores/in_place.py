@@ -20,7 +20,7 @@ from vmkeep.errors import HostFileMissing, PointChanged, VmNotFound
 from vmkeep.filesystem import sync_directory
 from vmkeep.host.checkpoints.rebinding import broken_bitmaps, rebind
 from vmkeep.host.records.restore import JournalDisk, RestoreJournal, RestoreStage, refuse_while_pending
-from vmkeep.host.restores.items import check_state, item_at, publish_items, withdraw_items
+from vmkeep.host.restores.items import check_state, item_at, publish_items
 from vmkeep.host.restores.overwriting import (
     WITHOUT_BITMAPS,
     Overwriting,
@@ -38,7 +38,6 @@ from vmkeep.host.tasks.restores import (
     ParkVm,
     PublishItems,
     VmParked,
-    WithdrawItems,
 )
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.unfinished import RestoreSettled
@@ -264,27 +263,9 @@ class InPlace(Unfinished):
 
     # -- PutBack -----------------------------------------------------------------------------------------------
 
-    def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
-        self._parking.lock(domain, self._stop)
-        if journal.stage is RestoreStage.RELEASED:
-            self.release(journal.vm_uuid)
-            return
-        begun = journal.stage is not RestoreStage.PARKED
-        if not begun:
-            withdraw_items(WithdrawItems(journal.items))
-        elif journal.stage is not RestoreStage.ROLLED_BACK:
-            self._roll_back(journal, domain)
-            journal = replace(journal, stage=RestoreStage.ROLLED_BACK)
-            # Before the VM may start: from here on its disks are the guest's again.
-            self._parking.save(journal)
-        self._parking.unpark(domain, journal, written=[disk.target for disk in journal.disks] if begun else ())
-        self._end(journal)
-
     def _roll_back(self, journal: RestoreJournal, domain: Domain) -> None:
-        """Write the safety point over what may have been written, and put back what was replaced."""
-        self._parking.require_parked(domain, journal)
-        self._parking.save(replace(journal, stage=RestoreStage.BACK))
-        withdraw_items(WithdrawItems(journal.items))
+        """Write the safety point over what may have been written, too."""
+        super()._roll_back(journal, domain)
         written_over = tuple(disk for disk in journal.disks if not disk.made)
         self._write(written_over, self._repository.point(journal.safety))
         definition = self._parking.definition(domain, journal)

@@ -256,7 +256,7 @@ def _choose_states(
     if not kinds:
         return []
     if tuple(only) == ("tpm",) and definition.tpm is None:
-        raise _without_tpm(definition)
+        raise without_tpm(definition, "VERSION")
     held = {state.kind: state for state in record.states}
     present = {source.kind: source for source in sources}
     chosen = []
@@ -274,12 +274,13 @@ def _choose_states(
                     hint="--tpm keep leaves the present TPM.",
                 )
             chosen.append(chosen_state(source))
-    _check_firmware(record, definition, chosen, warnings)
+    _check_firmware(record, definition, chosen)
     return chosen
 
 
-def _without_tpm(definition: Definition) -> InvalidRequest:
-    added = command_line("vmkeep tpm add", definition.name, options="--from VERSION")
+def without_tpm(definition: Definition, version: str) -> InvalidRequest:
+    """Return the error for a VM without the TPM that a state is to go back into; ``version`` names that state."""
+    added = command_line("vmkeep tpm add", definition.name, options=f"--from {version}")
     listed = command_line("vmkeep state versions", definition.name, options="--kind tpm")
     return InvalidRequest(
         f"VM {definition.name!r} has no TPM that state could go back into",
@@ -289,26 +290,18 @@ def _without_tpm(definition: Definition) -> InvalidRequest:
     )
 
 
-def _check_firmware(
-    record: PointRecord, definition: Definition, chosen: Sequence[ChosenState], warnings: list[str]
-) -> None:
+def _check_firmware(record: PointRecord, definition: Definition, chosen: Sequence[ChosenState]) -> None:
     try:
         then = parse_definition(record.definition)
     except DefinitionError:
         return  # it is not needed for anything here
-    kinds = {state.kind for state in chosen}
-    if "nvram" in kinds and then.firmware.nvram_format != definition.firmware.nvram_format:
+    goes_back = any(state.kind == "nvram" for state in chosen)
+    if goes_back and then.firmware.nvram_format != definition.firmware.nvram_format:
         raise StateUnsupported(
             f"the UEFI variables of the point are {then.firmware.nvram_format}, and the VM's are "
             f"{definition.firmware.nvram_format} now",
             vm=definition.name,
             hint="--only disks leaves UEFI variables and TPM.",
-        )
-    secrets = [tpm.secret_uuid if tpm is not None else None for tpm in (then.tpm, definition.tpm)]
-    if "tpm" in kinds and secrets[0] != secrets[1]:
-        warnings.append(
-            f"The TPM state of the point is encrypted with the secret {secrets[0] or '(none)'}, and the VM's "
-            f"definition names {secrets[1] or '(none)'} now: the VM may not start before that is put right."
         )
 
 

@@ -19,15 +19,14 @@ from vmkeep.definition import Definition
 from vmkeep.errors import InvalidRequest, StateTorn, StateUnsupported, VmBusy
 from vmkeep.host.operation import Operation
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage, StatesReturn, journal_path
-from vmkeep.host.restores.items import item_at, publish_items, withdraw_items
-from vmkeep.host.restores.selection import NAMES, TPM_ALONE, VARIABLES_ALONE
+from vmkeep.host.restores.items import item_at, publish_items
+from vmkeep.host.restores.selection import NAMES, TPM_ALONE, VARIABLES_ALONE, without_tpm
 from vmkeep.host.restores.unfinished import Unfinished
 from vmkeep.host.tasks.restores import (
     DeliveredItem,
     ParkForStates,
     PublishItems,
     StatesParked,
-    WithdrawItems,
 )
 from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.host.vm.definition import read_definition, with_volumes_found
@@ -95,14 +94,13 @@ class StatesBack(Unfinished):
         """Return where what goes back lies, by kind."""
         present = {source.kind: source for source in state_sources(definition, StateRoots.of(self._hypervisor.uri))}
         for version in versions:
+            if version.kind not in present and version.kind == "tpm":
+                raise without_tpm(definition, version.sha256[:16])
             if version.kind not in present:
-                add = command_line("vmkeep tpm add", definition.name, options=f"--from {version.sha256[:16]}")
                 raise InvalidRequest(
                     f"VM {definition.name!r} has no {NAMES[version.kind]}",
                     vm=definition.name,
-                    hint=f"`{add}` gives it a TPM with that state."
-                    if version.kind == "tpm"
-                    else "They belong to a VM whose definition has UEFI firmware.",
+                    hint="They belong to a VM whose definition has UEFI firmware.",
                 )
         return {version.kind: present[version.kind] for version in versions}
 
@@ -234,22 +232,6 @@ class StatesBack(Unfinished):
     def release(self, vm_uuid: str) -> tuple[str, ...]:
         """Let the VM start again and remove what was replaced; only the former can fail."""
         return self._let_start(vm_uuid)
-
-    def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
-        self._parking.lock(domain, self._stop)
-        if journal.stage is RestoreStage.RELEASED:
-            self.release(journal.vm_uuid)
-            return
-        if journal.stage is not RestoreStage.ROLLED_BACK:
-            if journal.stage is not RestoreStage.PARKED:
-                self._parking.require_parked(domain, journal)
-                self._parking.save(replace(journal, stage=RestoreStage.BACK))
-            withdraw_items(WithdrawItems(journal.items))
-            journal = replace(journal, stage=RestoreStage.ROLLED_BACK)
-            # Before the VM may start: from here on its state files are its own again.
-            self._parking.save(journal)
-        self._parking.unpark(domain, journal)
-        self._end(journal)
 
     def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:
         how = "finished" if forward else "taken back: its state files are those from before"

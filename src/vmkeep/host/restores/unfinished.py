@@ -17,9 +17,9 @@ from vmkeep.errors import RestorePending, VmBusy, VmkeepError
 from vmkeep.filesystem import fault_error
 from vmkeep.host.operation import Operation
 from vmkeep.host.records.restore import RestoreJournal, RestoreStage, journal_path
-from vmkeep.host.restores.items import discard_replaced
+from vmkeep.host.restores.items import discard_replaced, withdraw_items
 from vmkeep.host.restores.parking import Parking
-from vmkeep.host.tasks.restores import DiscardReplaced
+from vmkeep.host.tasks.restores import DiscardReplaced, WithdrawItems
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.host.tasks.unfinished import RestoreSettled
 from vmkeep.hypervisor import Domain, Hypervisor
@@ -125,9 +125,28 @@ class Unfinished(ABC):
     def _end(self, journal: RestoreJournal) -> None:
         self._parking.end(journal)
 
-    @abstractmethod
     def _put_back(self, journal: RestoreJournal, domain: Domain) -> None:
         """Lock the VM and take back what was done, by the journal's stage; what was released is finished."""
+        self._parking.lock(domain, self._stop)
+        if journal.stage is RestoreStage.RELEASED:
+            self._let_start(journal.vm_uuid)
+            return
+        begun = journal.stage is not RestoreStage.PARKED
+        if not begun:
+            withdraw_items(WithdrawItems(journal.items))
+        elif journal.stage is not RestoreStage.ROLLED_BACK:
+            self._roll_back(journal, domain)
+            journal = replace(journal, stage=RestoreStage.ROLLED_BACK)
+            # Before the VM may start: from here on what it has is the guest's again.
+            self._parking.save(journal)
+        self._parking.unpark(domain, journal, written=[disk.target for disk in journal.disks] if begun else ())
+        self._end(journal)
+
+    def _roll_back(self, journal: RestoreJournal, domain: Domain) -> None:
+        """Put back what was replaced, of a VM that is kept from starting until then."""
+        self._parking.require_parked(domain, journal)
+        self._parking.save(replace(journal, stage=RestoreStage.BACK))
+        withdraw_items(WithdrawItems(journal.items))
 
     @abstractmethod
     def _settled(self, journal: RestoreJournal, *, forward: bool) -> RestoreSettled:

@@ -359,6 +359,7 @@ class SnapshotTask:
                     "sha256": ref.sha256,
                     "size_bytes": ref.size_bytes,
                     "created": kept.created,
+                    "because": ref.because,
                 }
                 for ref in stored.refs
             ),

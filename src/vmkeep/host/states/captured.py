@@ -9,7 +9,7 @@ from typing import Final
 
 from vmkeep.config import Settings
 from vmkeep.custody.encryption import is_encrypted
-from vmkeep.custody.states import KnownState, NewVersion, SealedSecret, vouched_states
+from vmkeep.custody.states import KnownState, SealedSecret, vouched_states
 from vmkeep.custody.variables import store_fault
 from vmkeep.definition import Definition, parse_definition
 from vmkeep.errors import HostFileMissing, IntegrityError, StateTorn
@@ -42,7 +42,7 @@ def capture_states(
     sources = [each for each in state_sources(definition, StateRoots.of(hypervisor.uri)) if each.kind in task.kinds]
     read = tuple(_read(domain, sources, known_kinds))
     if not task.as_it_is:
-        known = {(state.kind, state.sha256) for state in task.known if state.vouched}
+        known = {(state.kind, state.sha256) for state in task.known if state.vouched and not state.again}
         for state in read:
             if (state.kind, state.sha256) in known:
                 continue
@@ -55,12 +55,7 @@ def capture_states(
     return StatesCaptured(
         vm_name=domain.name,
         kinds=tuple(state.kind for state in read),
-        new=tuple(
-            NewVersion(
-                version.kind, version.id, version.generation, version.sha256, version.size_bytes, version.created
-            )
-            for version in stored.new
-        ),
+        new=stored.new_versions(),
         older=stored.older,
         sealed=() if sealed is None else (sealed,),
         warnings=(warning,) if warning else (),

@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
-from vmkeep.custody.standing import KnownVersion
+from vmkeep.custody.standing import Grounds
 from vmkeep.host.tasks.task import Task
 from vmkeep.planning.checkpoint_repair import RepairStep
 from vmkeep.planning.model import KnownPoint
@@ -77,6 +77,16 @@ class FindingCode(StrEnum):
     """Something else, or another repository, is at the repository's place."""
     REPOSITORY_UNUSABLE = "repository-unusable"
     """The repository cannot be opened: it is damaged, or its storage fails."""
+    BUCKET_STALE = "bucket-stale"
+    """The server of the repository's bucket goes on showing what an object was before it was put anew."""
+    BUCKET_LISTS_LATE = "bucket-lists-late"
+    """The lists of the repository's bucket do not show at once what was put and deleted."""
+    BUCKET_RACES = "bucket-races"
+    """The server of the repository's bucket lets several win who create one object at the same time."""
+    BUCKET_CLOCK = "bucket-clock"
+    """The clock of the server of the repository's bucket and that of this host differ."""
+    BUCKET_FOUND = "bucket-found"
+    """What the server of the repository's bucket does, and what these credentials may delete there."""
     KEY_MISSING = "key-missing"
     """The key that opens the repository is not on this host."""
     KEY_PLACE = "key-place"
@@ -99,6 +109,16 @@ class FindingCode(StrEnum):
     """The repository holds a point that the catalogue does not know."""
     RECOVERY_FAILED = "recovery-failed"
     """What dead processes left could not be put right."""
+
+    # -- what runs by itself
+    SCHEDULE_BROKEN = "schedule-broken"
+    """A job is to run by itself, and nothing will start it."""
+    RUN_MISSED = "run-missed"
+    """A job should have run by itself meanwhile, and has not."""
+    RUN_FAILED = "run-failed"
+    """The last run of a job failed, or was killed."""
+    RUN_UNTOLD = "run-untold"
+    """Somebody was to be told of the last run of a job, and could not be."""
 
     # -- left behind
     POINT_INTERRUPTED = "point-interrupted"
@@ -224,11 +244,16 @@ _PROBLEMS: Final = frozenset(
         FindingCode.REPOSITORY_MISSING,
         FindingCode.REPOSITORY_FOREIGN,
         FindingCode.REPOSITORY_UNUSABLE,
+        FindingCode.BUCKET_STALE,
+        FindingCode.BUCKET_LISTS_LATE,
         FindingCode.KEY_MISSING,
         FindingCode.CATALOGUE_UNUSABLE,
         FindingCode.FLOWS_UNUSABLE,
         FindingCode.POINT_NOT_STORED,
         FindingCode.RECOVERY_FAILED,
+        FindingCode.SCHEDULE_BROKEN,
+        FindingCode.RUN_MISSED,
+        FindingCode.RUN_FAILED,
         FindingCode.POINT_INTERRUPTED,
         FindingCode.OPERATION_INTERRUPTED,
         FindingCode.OPERATION_NEEDS_OPERATOR,
@@ -247,6 +272,8 @@ _PROBLEMS: Final = frozenset(
 )
 _WARNINGS: Final = frozenset(
     {
+        FindingCode.BUCKET_RACES,
+        FindingCode.BUCKET_CLOCK,
         FindingCode.HOST_KEY_CHANGED,
         FindingCode.HOME_COPIED,
         FindingCode.SIGNING_KEY_GONE,
@@ -255,6 +282,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.GATE_BROKEN,
         FindingCode.POINT_NOT_KNOWN,
         FindingCode.PRUNE_UNFINISHED,
+        FindingCode.RUN_UNTOLD,
         FindingCode.LEFT_FILE,
         FindingCode.SCRATCH_HELD,
         FindingCode.LEFT_SOCKET,
@@ -459,20 +487,17 @@ class RememberedPoint:
 
 @dataclass(frozen=True, slots=True)
 class RememberedVm:
-    """What the catalogue knows of a VM; points and versions newest first. ``snapshots`` are ids and names.
+    """What the catalogue knows of a VM; points newest first. ``snapshots`` are ids and names.
 
-    ``bases`` are the points once more, as a plan of the next one knows them. ``placed`` is the state that was put in
-    place on purpose, SHA-256 by kind; ``tracked``: it is known which point the VM descends from. ``secret_pins`` are
-    the pins that hold secrets of it, by the secret's UUID.
+    ``bases`` are the points once more, as a plan of the next one knows them. ``grounds`` are what its state files are
+    judged by. ``secret_pins`` are the pins that hold secrets of it, by the secret's UUID.
     """
 
     uuid: str
     points: tuple[RememberedPoint, ...] = ()
     bases: tuple[KnownPoint, ...] = ()
-    versions: tuple[KnownVersion, ...] = ()
+    grounds: Grounds = Grounds()
     snapshots: tuple[tuple[str, str], ...] = ()
-    placed: Mapping[str, str] = field(default_factory=dict)
-    tracked: bool = True
     secret_pins: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -86,10 +86,14 @@ class CopyForClone(Task[CloneCopied]):
 
 @dataclass(frozen=True, slots=True)
 class DefineClone(Task[None]):
-    """Define the clone, after the secret of its TPM. Raises VmStarted when the original's definition changed."""
+    """Define the clone, after the secret of its TPM. Raises VmStarted when the original's definition changed.
+
+    ``key_pin`` is the pin whose envelope has the value for that; empty for a copy, which gets the original's.
+    """
 
     operation: str
     prepared: ClonePrepared
+    key_pin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

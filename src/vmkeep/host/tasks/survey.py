@@ -88,6 +88,20 @@ class LookAtVms(Task[tuple[SurveyedVm, ...]]):
 
 
 @dataclass(frozen=True, slots=True)
+class ListedVm:
+    """A VM as libvirt lists it. ``state`` is running, paused, off or other."""
+
+    name: str
+    uuid: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListVms(Task[tuple[ListedVm, ...]]):
+    """Tell which VMs the host has, by name, and look at none of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class LookAtVm(Task[SurveyedVm]):
     """Tell of one VM, given by name or UUID; raises VmNotFound."""
 

@@ -321,14 +321,14 @@ class RequireTpmFits(Task[None]):
 
 @dataclass(frozen=True, slots=True)
 class GiveOwnTpmSecret(Task[None]):
-    """Define a secret of this UUID for the TPM of a VM, with the value of the secret ``value_of``, or one by chance.
+    """Define a secret of this UUID for the TPM of a VM, with the value of the secret ``value_of``.
 
     One that has a value is done already. Raises SecretMissing and SecretPrivate for a value that libvirt does not tell.
     """
 
     secret: str
     vm: str
-    value_of: str = ""
+    value_of: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,11 +340,15 @@ class ForgetOwnTpmSecret(Task[None]):
 
 @dataclass(frozen=True, slots=True)
 class MakeTpmKey(Task[SealedSecret]):
-    """Make a new value for a secret of this UUID, and seal it for a pin that is to be put. libvirt is not told yet."""
+    """Make a new value for a secret of this UUID, and seal it for a pin that is to be put. libvirt is not told yet.
+
+    ``vm`` is the name of a VM that is to be defined; empty for one that is there.
+    """
 
     operation: str
     vm_uuid: str
     secret: str
+    vm: str = ""
 
 
 @dataclass(frozen=True, slots=True)

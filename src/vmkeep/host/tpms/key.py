@@ -22,16 +22,16 @@ _KEY_BYTES: Final = 32
 
 def make_tpm_key(operation: Operation, task: MakeTpmKey) -> SealedSecret:
     """Seal a new secret; see the task."""
-    domain = domain_of(operation.connected(), task.vm_uuid)
+    vm = task.vm or domain_of(operation.connected(), task.vm_uuid).name
     secret = PointSecret(
         usage="vtpm",
         uuid=task.secret,
         usage_id=f"vmkeep-{task.secret}",  # libvirt wants one that no other secret has
-        description=f"TPM of VM {domain.name}",
+        description=f"TPM of VM {vm}",
         ephemeral=False,
         value=os.urandom(_KEY_BYTES),
     )
-    pin_id, _ = operation.repository().pins.seal(domain.uuid, (secret,))
+    pin_id, _ = operation.repository().pins.seal(task.vm_uuid, (secret,))
     return SealedSecret(pin_id, "", secret.usage, secret.uuid)
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-
 from vmkeep.errors import SecretMissing, SecretPrivate
 from vmkeep.host.vm.secrets import secrets_in_use
 from vmkeep.hypervisor import Hypervisor, Secret, Withheld
 
-_VALUE_BYTES = 32
-
 
 def give_own_secret(hypervisor: Hypervisor, uuid: str, vm: str, *, value_of: str) -> None:
-    """Define a secret for the TPM of a VM, with the value of another one, or with one by chance where none is named.
+    """Define a secret for the TPM of a VM, with the value of another one.
 
     The state of a TPM that was copied opens with the value that it was written with; swtpm 0.7 has no command to write
     it with another one. A secret of that UUID which has a value is done already. Raises as ``readable_secret``.
     """
     if isinstance(hypervisor.secrets.read(uuid), Secret):
         return
-    value = readable_secret(hypervisor, value_of, vm).value if value_of else secrets.token_hex(_VALUE_BYTES).encode()
+    value = readable_secret(hypervisor, value_of, vm).value
     hypervisor.secrets.keep(Secret(uuid, "vtpm", f"{vm} {uuid}", f"TPM of VM {vm}", ephemeral=False, value=value))
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from vmkeep.host.operation import Operation
-from vmkeep.host.tasks.survey import FindVm, HostIdentity, Identify, LookAtStates, LookAtVm, LookAtVms, RequireRights
+from vmkeep.host.tasks.survey import (
+    FindVm,
+    HostIdentity,
+    Identify,
+    ListedVm,
+    ListVms,
+    LookAtStates,
+    LookAtVm,
+    LookAtVms,
+    RequireRights,
+)
 from vmkeep.host.tasks.task import Task
 
 
@@ -17,6 +27,9 @@ def carry_out(task: Task[Any], operation: Operation) -> Any:
             return HostIdentity(*hypervisor.identity())
         case FindVm():
             return hypervisor.domain(task.vm).uuid
+        case ListVms():
+            listed = (ListedVm(each.name, each.uuid, str(each.state().run)) for each in hypervisor.domains())
+            return tuple(sorted(listed, key=lambda vm: vm.name))
         case LookAtVms():
             from vmkeep.host.vm.survey import survey
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from vmkeep.custody.states import KnownState, next_generation, vouched_states
+from vmkeep.custody.states import KnownState, NewVersion, next_generation, vouched_states, why_new
 from vmkeep.errors import IntegrityError
 from vmkeep.repository import Repository, StateRef, StateVersion
 from vmkeep.statefiles.capture import CapturedState
@@ -39,6 +40,14 @@ class StoredStates:
     new: tuple[StateVersion, ...]
     older: tuple[str, ...]
 
+    def new_versions(self) -> tuple[NewVersion, ...]:
+        """Return what was added, as it crosses the door."""
+        why = {ref.version_id: ref.because for ref in self.refs}
+        return tuple(
+            NewVersion(each.kind, each.id, each.generation, each.sha256, each.size_bytes, each.created, why[each.id])
+            for each in self.new
+        )
+
 
 def store_states(
     into: PutsState,
@@ -60,7 +69,7 @@ def store_states(
         found = ((known_one, _stored(repository, known_one, state)) for known_one in mine)
         equal, stored = next(((each, version) for each, version in found if version is not None), (None, None))
         if equal is not None and stored is not None:
-            refs.append(stored.ref())
+            refs.append(replace(stored.ref(), because=equal.because))
             if equal is not mine[0]:
                 older.append(_told_of_older(state, equal, mine[0]))
             continue
@@ -75,7 +84,7 @@ def store_states(
             mode=state.mode,
         )
         new.append(version)
-        refs.append(version.ref())
+        refs.append(replace(version.ref(), because=str(why_new(known, state.kind, version.sha256))))
     return StoredStates(tuple(refs), tuple(new), tuple(older))
 
 
