@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from bench import (
     catalogue,
+    flows,
     full,
     gate,
     guest,
@@ -53,6 +54,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "watch": watch.measure,
     "catalogue": catalogue.measure,
     "prune": prune.measure,
+    "flows": flows.measure,
 }
 
 

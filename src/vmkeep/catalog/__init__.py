@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         FoundPin,
         HeldSecret,
         KnownHostKey,
+        KnownKeyring,
         KnownRepository,
         PassedPoint,
         PointOutline,
@@ -44,8 +45,8 @@ else:
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogDeletion CatalogPin CatalogPoint CatalogSnapshot CatalogState "
-            "CatalogVm FoundPin HeldSecret KnownHostKey KnownRepository PassedPoint PointOutline StateAlert StateFile "
-            "Trust",
+            "CatalogVm FoundPin HeldSecret KnownHostKey KnownKeyring KnownRepository PassedPoint PointOutline "
+            "StateAlert StateFile Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -64,6 +65,7 @@ __all__ = [
     "FoundPin",
     "HeldSecret",
     "KnownHostKey",
+    "KnownKeyring",
     "KnownRepository",
     "MemoryCatalog",
     "Operation",

@@ -22,6 +22,7 @@ from vmkeep.custody.tombstones import TombstoneKind, told_of_protection
 from vmkeep.errors import (
     CatalogDamaged,
     KeyMissing,
+    KeyringReplaced,
     NoSpace,
     PermissionRefused,
     RepositoryForeign,
@@ -413,6 +414,7 @@ class CheckUp:
 _REPOSITORY_ERRORS: tuple[tuple[type[VmkeepError], FindingCode], ...] = (
     (RepositoryNotFound, FindingCode.REPOSITORY_MISSING),
     (RepositoryForeign, FindingCode.REPOSITORY_FOREIGN),
+    (KeyringReplaced, FindingCode.KEYRING_REPLACED),
     (KeyMissing, FindingCode.KEY_MISSING),
     (WrongKey, FindingCode.KEY_MISSING),
 )

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from vmkeep.errors import IntegrityError, ObjectDamaged, ObjectMissing
+from vmkeep.pool import Pool
 from vmkeep.repository.layout import FrameKind, pack_name, sealed_bytes_limit
 from vmkeep.repository.manifest import (
     Children,
@@ -22,7 +23,6 @@ from vmkeep.repository.manifest import (
 from vmkeep.repository.record import BlockRef, StoredDisk
 from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
-from vmkeep.threads import Pool
 
 if TYPE_CHECKING:
     from vmkeep.repository.forwards import Forwards
