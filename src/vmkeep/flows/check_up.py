@@ -386,6 +386,10 @@ class CheckUp:
         path = self._settings.repository
         try:
             report = repository.probe_bucket()
+        except PermissionRefused as error:
+            message = f"these credentials may not write to the bucket, so its server was not tried out: {error.message}"
+            yield Finding(FindingCode.BUCKET_FOUND, message, path=path)
+            return
         except VmkeepError as error:
             message = f"it could not be tried out what the bucket's server does: {error.message}"
             yield Finding(FindingCode.REPOSITORY_UNUSABLE, message, remedy=error.hint, path=path)
