@@ -26,6 +26,7 @@ from bench import (
     maps,
     moments,
     peers,
+    prune,
     restore,
     scan,
     start,
@@ -52,6 +53,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "gate": gate.measure,
     "watch": watch.measure,
     "catalogue": catalogue.measure,
+    "prune": prune.measure,
     "flows": flows.measure,
 }
 

@@ -544,6 +544,13 @@ class RepositoryForeign(VmkeepError):
     default_hint = "Choose another directory; nothing was changed in this one."
 
 
+class FeatureUnknown(RepositoryForeign):
+    """A repository in which a newer vmkeep keeps something that older ones would misread or destroy."""
+
+    code = "repository-feature"
+    default_hint = "Use a newer vmkeep for this repository; nothing was read or written."
+
+
 class KeyringReplaced(IntegrityError):
     """The keyring of the repository is an older or another one than was in force before."""
 

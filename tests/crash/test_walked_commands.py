@@ -27,7 +27,7 @@ from vmkeep.keys import KeyFile
 
 pytestmark = pytest.mark.crash
 
-_NAMES = re.compile(r"[0-9a-f]{8,}")
+_NAMES = re.compile(r"(?<=packs/)[0-9a-f]{2}(?=/)|[0-9a-f]{8,}")
 # That a key was exported is noted when all is done, for people alone.
 _SHORT_LIVED = re.compile(r"\.sqlite-(wal|shm)$|/flows\.sqlite$|/keys/[^/]*\.exported(\..*)?$")
 # What every installation without libvirt is told of.
@@ -331,6 +331,25 @@ def test_verify_killed_anywhere_tells_the_same_the_next_time(stocked: Bench) -> 
         assert [name for name in condemned if "#" not in name] == [pack.name]
 
     stocked.walk("verify", "--all", most=5, check=check, status=20)
+
+
+@pytest.mark.in_turn(4, among="commands")
+def test_prune_killed_anywhere_loses_nothing_and_the_next_one_does_it(stocked: Bench) -> None:
+    one, two = _points(stocked)
+    stocked.done("point", "delete", one, "--yes")
+
+    def check(_: Death, __: Printed) -> None:
+        stocked.assert_whole(two)
+        report = stocked.done("prune", "--young", "0", "--waste", "0")["pruned"]
+        assert report["problems"] == []
+        assert not list((stocked.home / "repository" / "intents").iterdir())
+        stocked.assert_whole(two)
+        again = stocked.done("prune", "--young", "0", "--waste", "0", "--dry-run")["pruned"]
+        assert (again["unused"]["packs"], again["renewed"]["packs"]) == (0, 0)
+        for path in (stocked.home / "repository" / "condemned").iterdir():  # is left for a day
+            path.unlink()
+
+    stocked.walk("prune", "--young", "0", "--waste", "0", most=5, check=check)
 
 
 @pytest.mark.in_turn(4, among="commands")

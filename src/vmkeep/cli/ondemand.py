@@ -35,6 +35,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "points": OnDemand("vmkeep.cli.points", "List the points that can be restored, oldest first."),
     "restore": OnDemand("vmkeep.cli.restore", "Bring a point back: all of it or nothing."),
     "verify": OnDemand("vmkeep.cli.verify", "Prove that points are sound."),
+    "prune": OnDemand("vmkeep.cli.prune", "Give back the space that no point needs."),
     "doctor": OnDemand("vmkeep.cli.doctor", "Say what is wrong, and what mends it."),
     "log": OnDemand("vmkeep.cli.log", "Show what was done, and how it ended."),
     "ops": OnDemand("vmkeep.cli.ops", "Operations under way: show, carry on, stop.", "app"),

@@ -55,9 +55,7 @@ def delete(
         if running.console.json:
             running.console.document({"deleted": {"point": point_id, "vm": vm, "until": deleted.until}})
         elif deleted.until is None:
-            running.console.show(
-                f"point {point_id} deleted; the space it alone used comes back with prune, which a later release brings"
-            )
+            running.console.show(f"point {point_id} deleted; the space it alone used comes back with `vmkeep prune`")
         else:
             undelete = command_line("vmkeep point undelete", point_id)
             running.console.show(

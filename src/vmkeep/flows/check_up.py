@@ -345,6 +345,7 @@ class CheckUp:
             stored = set(repository.point_ids())
             writers = repository.writers()
             staged = repository.staged(self._is_gone(request))
+            unfinished = repository.unfinished_prunes()
         except VmkeepError as error:
             code = next((code for kind, code in _REPOSITORY_ERRORS if isinstance(error, kind)), None)
             yield Finding(code or FindingCode.REPOSITORY_UNUSABLE, error.message, remedy=error.hint, path=path)
@@ -369,6 +370,9 @@ class CheckUp:
             yield Finding(
                 FindingCode.POINT_NOT_KNOWN, message, remedy="vmkeep init --adopt", path=f"{path}/points/{point_id}"
             )
+        for name in unfinished:
+            message = "a prune was killed: what it had condemned is used by no backup, and not yet deleted"
+            yield Finding(FindingCode.PRUNE_UNFINISHED, message, remedy="vmkeep prune", path=f"{path}/{name}")
         for left in staged:
             message = "a half-written object, of a process that was killed"
             yield Finding(FindingCode.LEFT_FILE, message, path=str(left), mend=RemoveStaged(str(left)))

@@ -13,6 +13,8 @@ from typing import Any, Final
 from vmkeep.flows.plan import Flow
 
 TAKE_POINT: Final = "point.take"
+PRUNE: Final = "repository.prune"
+"""No flow, but an operation in the catalogue (``flows.prune``)."""
 DECLARED: Final[Mapping[str, str]] = {
     TAKE_POINT: "take_point",
     "point.delete": "delete_point",

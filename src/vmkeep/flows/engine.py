@@ -34,7 +34,7 @@ from vmkeep.errors import (
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
-from vmkeep.flows.declared import DECLARED, TAKE_POINT, declared_flow
+from vmkeep.flows.declared import DECLARED, PRUNE, TAKE_POINT, declared_flow
 from vmkeep.flows.durable import DBOS, DatabaseError, DBOSConfig, SetWorkflowID, launching
 from vmkeep.flows.finished import forget_finished_flows
 from vmkeep.flows.hosts import refuse_distrusted
@@ -68,7 +68,7 @@ from vmkeep.flows.requests import (
     VmRestored,
 )
 from vmkeep.flows.rows import refuse_foreign_rows
-from vmkeep.flows.services import Services, end_operation
+from vmkeep.flows.services import Services, end_operation, stoppable
 from vmkeep.flows.tables import has_nothing_to_note, make_flow_tables
 from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     )
     from vmkeep.host.tasks.restores import InPlaceChecked
     from vmkeep.host.tasks.reverts import RevertChecked
+    from vmkeep.repository.prune import PruneOptions, PruneReport
 
 _log = get_logger(__name__)
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
@@ -440,6 +441,29 @@ class Engine:
         if point is not None:
             return point.vm_name
         return next((each.vm_name for each in catalog.removals() if each.point_id == point_id), None)
+
+    def prune(self, options: PruneOptions, watch: Watch) -> PruneReport:
+        """Delete what nothing in the repository needs; one that died is gone on with by the next."""
+        from vmkeep.flows.prune import prune_repository
+
+        self._stop()
+        operation = uuid.uuid4().hex
+        request = {"waste": options.waste, "max_copy": options.max_copy_bytes, "dry_run": options.dry_run}
+        self._premises.catalog.begin_operation(operation, PRUNE, None, self._executor, request)
+        self._watch = watch
+        try:
+            services = stoppable(self._services(), operation)
+            report = prune_repository(services, operation, options, self._premises.settings.cache_dir)
+        except VmkeepError as error:
+            self._end(operation, OperationState.FAILED, error)
+            raise
+        except GivenUp as given:
+            self._end(operation, OperationState.FAILED, given.error)
+            raise
+        finally:
+            self._watch = self._unwatched
+        self._end(operation, OperationState.DONE, None)
+        return report
 
     def resume(self, operation: Operation, watch: Watch) -> str:
         """Take an operation up whose undo stopped, and return what came of it as a sentence.

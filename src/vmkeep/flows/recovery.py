@@ -26,7 +26,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
-from vmkeep.flows.declared import DECLARED, declared_flow
+from vmkeep.flows.declared import DECLARED, PRUNE, declared_flow
 from vmkeep.flows.durable import DBOS, WorkflowStatus, take_up_resumed
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
@@ -293,6 +293,8 @@ class Recovery:
                 continue
             if operation.kind == SNAPSHOT_CHANGE:
                 yield from self._finish_change(operation)
+            elif operation.kind == PRUNE:
+                self._end_prune(operation)
             elif status is not None and status.status == "SUCCESS":
                 self._end(operation.id, OperationState.DONE, None)
             else:
@@ -308,6 +310,14 @@ class Recovery:
             told = ()  # and with the VM went what libvirt listed
         self._end(operation.id, OperationState.DONE, None)
         return told
+
+    def _end_prune(self, operation: Operation) -> None:
+        """Let nobody wait for the writer that a dead prune was; the next one takes away what it left."""
+        from vmkeep.flows.prune import forget_dead
+
+        with suppress(VmkeepError):  # it lapses by itself
+            self.services().with_repository(lambda repository: forget_dead(repository, operation.id))
+        self._end(operation.id, OperationState.FAILED, Interrupted("the process was killed"))
 
     def _end(self, operation: str, state: OperationState, error: VmkeepError | None) -> None:
         end_operation(self._catalog, self.executor, operation, state, error)

@@ -112,6 +112,18 @@ class Directory:
             os.unlink(Path(name).name, dir_fd=folder)
             os.fsync(folder)
 
+    def remove_all(self, names: Sequence[str]) -> None:
+        """Remove objects that may be gone, durably; each folder is synced once."""
+        folders: dict[str, list[str]] = {}
+        for name in names:
+            folders.setdefault(str(Path(name).parent), []).append(name)
+        for inside in folders.values():
+            with suppress(FileNotFoundError), self._folder(inside[0]) as folder:
+                for name in inside:
+                    with suppress(FileNotFoundError):
+                        os.unlink(Path(name).name, dir_fd=folder)
+                os.fsync(folder)
+
     def probe(self, name: str) -> os.stat_result:
         """Return what is told of a new file, which is gone again; of the directory, where none may be made."""
         with self._folder(name) as folder:

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from vmkeep.errors import ObjectDamaged
+from vmkeep.errors import IntegrityError, ObjectDamaged, ObjectMissing
 from vmkeep.pool import Pool
 from vmkeep.repository.layout import FrameKind, pack_name, sealed_bytes_limit
 from vmkeep.repository.manifest import (
@@ -21,8 +21,11 @@ from vmkeep.repository.manifest import (
     walk_runs,
 )
 from vmkeep.repository.record import BlockRef, StoredDisk
-from vmkeep.repository.seal import Sealer
+from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
+
+if TYPE_CHECKING:
+    from vmkeep.repository.forwards import Forwards
 
 T = TypeVar("T")
 
@@ -32,6 +35,8 @@ WINDOW_BLOCKS = 1024
 # than a window's content in all.
 GAP_BYTES = 128 * 1024
 GAPS_BYTES = 4 * 1024 * 1024
+_MOVES = 4
+"""How often frames are looked for anew because their packs were moved meanwhile."""
 
 
 def describe(ref: BlockRef) -> str:
@@ -76,18 +81,80 @@ def fetch_frames(store: ObjectStore, refs: Sequence[BlockRef]) -> list[memoryvie
     return frames
 
 
+class Frames:
+    """Opens frames of a repository, also such as a prune has moved. Safe to use from many threads.
+
+    The order: the pack that is named; when that is gone or bad, the packs that forwards name for it.
+    """
+
+    def __init__(self, store: ObjectStore, sealer: Sealer) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._forwards: Forwards | None = None
+
+    @property
+    def forwards(self) -> Forwards:
+        if self._forwards is None:
+            # Loaded when a pack is missed: most commands never need it.
+            from vmkeep.repository.forwards import Forwards
+
+            self._forwards = Forwards(self._store)
+        return self._forwards
+
+    def open(self, kind: FrameKind, refs: Sequence[BlockRef]) -> list[bytes]:
+        """Return the plain texts, each proved by its id; raises ObjectMissing or ObjectDamaged."""
+        places, frames = self._fetched(kind, refs)
+        return [self._opened(kind, ref, place, frame) for ref, place, frame in zip(refs, places, frames, strict=True)]
+
+    def elsewhere(self, kind: FrameKind, ref: BlockRef, error: IntegrityError) -> bytes:
+        """Return a frame from another place than the one that is named; raises ``error`` when there is none."""
+        for place in self.forwards.elsewhere(self._sealer, kind, ref):
+            try:
+                refuse_oversize(place, frame_bytes_limit(kind))
+                (frame,) = fetch_frames(self._store, [place])
+                return self._sealer.open(kind, ref.id, frame, describe(place))
+            except (ObjectMissing, ObjectDamaged):
+                continue
+        raise error
+
+    def _fetched(
+        self, kind: FrameKind, refs: Sequence[BlockRef]
+    ) -> tuple[Sequence[BlockRef], Sequence[memoryview | None]]:
+        """Return where frames were read and what was there; None for each when they cannot be read together."""
+        places = refs
+        for _ in range(_MOVES):
+            if self._forwards is not None:
+                places = [self._forwards.place(self._sealer, kind, ref) for ref in refs]
+            try:
+                return places, fetch_frames(self._store, places)
+            except ObjectMissing:
+                if not self.forwards.note_gone({place.pack for place in places}):
+                    break
+            except ObjectDamaged:
+                break
+        return places, [None] * len(refs)
+
+    def _opened(self, kind: FrameKind, ref: BlockRef, place: BlockRef, frame: memoryview | None) -> bytes:
+        try:
+            if frame is None:
+                (frame,) = fetch_frames(self._store, [place])
+            return self._sealer.open(kind, ref.id, frame, describe(place))
+        except (ObjectMissing, ObjectDamaged) as error:
+            return self.elsewhere(kind, ref, error)
+
+
 def node_reader(store: ObjectStore, sealer: Sealer) -> NodeReader:
     """Return what reads manifest nodes, all that are asked for at a time together."""
+    frames = Frames(store, sealer)
 
     def read(wanted: Sequence[tuple[BlockRef, int, int]]) -> list[Children]:
         for ref, _level, slots in wanted:
             refuse_oversize(ref, node_frame_bytes_limit(slots))
-        frames = fetch_frames(store, [ref for ref, _level, _slots in wanted])
-        nodes = []
-        for (ref, level, slots), frame in zip(wanted, frames, strict=True):
-            where = describe(ref)
-            nodes.append(decode_node(sealer.open(FrameKind.NODE, ref.id, frame, where), level, slots, where))
-        return nodes
+        plains = frames.open(FrameKind.NODE, [ref for ref, _level, _slots in wanted])
+        return [
+            decode_node(plain, level, slots, describe(ref))
+            for (ref, level, slots), plain in zip(wanted, plains, strict=True)
+        ]
 
     return read
 
@@ -105,16 +172,13 @@ def windows(disk: StoredDisk, blocks: Iterable[tuple[int, BlockRef]]) -> Iterato
         yield group
 
 
-def open_blocks(
-    store: ObjectStore, sealer: Sealer, disk: StoredDisk, group: Sequence[tuple[int, BlockRef]]
-) -> list[tuple[int, bytes]]:
+def open_blocks(frames: Frames, disk: StoredDisk, group: Sequence[tuple[int, BlockRef]]) -> list[tuple[int, bytes]]:
     """Return (start in bytes, content) of each block of a group; raises ObjectMissing or ObjectDamaged."""
     for _block, ref in group:
         refuse_oversize(ref, sealed_bytes_limit(disk.block_bytes))
-    frames = fetch_frames(store, [ref for _block, ref in group])
     opened = []
-    for (block, ref), frame in zip(group, frames, strict=True):
-        plain = sealer.open(FrameKind.BLOCK, ref.id, frame, describe(ref))
+    plains = frames.open(FrameKind.BLOCK, [ref for _block, ref in group])
+    for (block, ref), plain in zip(group, plains, strict=True):
         if len(plain) != disk.plain_bytes(block):
             raise ObjectDamaged(f"{describe(ref)} has a wrong length for block {block}", path=pack_name(ref.pack))
         opened.append((block * disk.block_bytes, plain))
@@ -127,8 +191,9 @@ Window: TypeAlias = Callable[[], list[tuple[int, bytes]]]
 
 def disk_windows(store: ObjectStore, sealer: Sealer, disk: StoredDisk) -> Iterator[Window]:
     """Yield what reads each part of at most 4 MiB that is not all zero, ascending."""
+    frames = Frames(store, sealer)
     for group in windows(disk, walk_blocks(disk, node_reader(store, sealer))):
-        yield partial(open_blocks, store, sealer, disk, group)
+        yield partial(open_blocks, frames, disk, group)
 
 
 def read_disk(store: ObjectStore, sealer: Sealer, disk: StoredDisk, *, workers: int) -> Iterator[tuple[int, bytes]]:
@@ -143,7 +208,8 @@ Piece: TypeAlias = tuple[int, int, bytes | None]
 def read_runs(store: ObjectStore, sealer: Sealer, disk: StoredDisk, runs: Runs, *, workers: int) -> Iterator[Piece]:
     """Yield what runs of blocks hold, ascending and without a gap; about 8 MiB for each worker are held."""
     items = walk_runs(disk, runs, node_reader(store, sealer))
-    yield from ahead((partial(_open_items, store, sealer, disk, group) for group in _groups(disk, items)), workers)
+    frames = Frames(store, sealer)
+    yield from ahead((partial(_open_items, frames, disk, group) for group in _groups(disk, items)), workers)
 
 
 def _groups(
@@ -163,10 +229,8 @@ def _groups(
         yield group
 
 
-def _open_items(
-    store: ObjectStore, sealer: Sealer, disk: StoredDisk, group: Sequence[tuple[int, int, BlockRef | None]]
-) -> list[Piece]:
-    opened = iter(open_blocks(store, sealer, disk, [(block, ref) for block, _count, ref in group if ref is not None]))
+def _open_items(frames: Frames, disk: StoredDisk, group: Sequence[tuple[int, int, BlockRef | None]]) -> list[Piece]:
+    opened = iter(open_blocks(frames, disk, [(block, ref) for block, _count, ref in group if ref is not None]))
     pieces: list[Piece] = []
     for first, count, ref in group:
         if ref is not None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from vmkeep.errors import ObjectDamaged, ObjectMissing, VmkeepError
 from vmkeep.repository import fields
@@ -17,18 +18,22 @@ from vmkeep.repository.fields import Fields, WrongField
 from vmkeep.repository.layout import (
     CONDEMNED,
     INTENTS,
+    LIST_BYTES_LIMIT,
     PACKS,
+    RUN_PREFIX,
     canonical,
     is_name,
     pack_name,
     pack_of_name,
     parse_canonical,
 )
-from vmkeep.repository.store import ObjectStore
+from vmkeep.repository.store import ObjectStat, ObjectStore
 from vmkeep.threads import carried
 from vmkeep.values import dataclass
 
 LAPSE_SECONDS = 900.0
+LONGEST_LAPSE_SECONDS = 86400.0
+"""What an intent may ask for; one that says anything else is waited for as long as this."""
 DAMAGED = "damaged"
 """Why packs are condemned that were read twice and were wrong both times."""
 _DAMAGED = (DAMAGED, "verify found damage")
@@ -119,21 +124,41 @@ class Writer:
     host: str
     purpose: str
     renewed: datetime
+    lapse_seconds: float = LAPSE_SECONDS
 
 
 def writers(store: ObjectStore) -> tuple[Writer, ...]:
     """Return the writers whose intents are there, whether they live or not. What is no intent is left out."""
-    found = []
-    for item in store.list(INTENTS):
-        try:
-            content = parse_canonical(store.get(item.name), item.name)
-        except VmkeepError:
-            continue  # it ended just now, or is damaged: verify tells of that
-        with suppress(WrongField):
-            taken = Fields(content)
-            host, purpose = taken.take("host", fields.line), taken.take("purpose", fields.line)
-            found.append(Writer(item.name.removeprefix(INTENTS), host, purpose, item.modified))
-    return tuple(found)
+    found = (_writer(store, item) for item in store.list(INTENTS))
+    return tuple(writer for writer in found if writer is not None)
+
+
+def _writer(store: ObjectStore, item: ObjectStat) -> Writer | None:
+    try:
+        content = parse_canonical(store.get(item.name), item.name)
+        taken = Fields(content)
+        host, purpose = taken.take("host", fields.line), taken.take("purpose", fields.line)
+        lapse = content.get("lapse_seconds")
+    except (VmkeepError, WrongField):
+        return None  # it ended just now, or is damaged: verify tells of that
+    if not isinstance(lapse, int | float) or not 0 < lapse <= LONGEST_LAPSE_SECONDS:
+        lapse = LONGEST_LAPSE_SECONDS
+    return Writer(item.name.removeprefix(INTENTS), host, purpose, item.modified, float(lapse))
+
+
+def unlapsed(store: ObjectStore) -> dict[str, Writer | None]:
+    """Return the writers that may be at work, by the name of their intent: those that were put within their lapse.
+
+    None for what cannot be read: who wrote it is taken for at work until the longest lapse is over.
+    """
+    found = {item.name: (item.modified, _writer(store, item)) for item in store.list(INTENTS)}
+    now = store.now()
+    lapses = {name: writer.lapse_seconds if writer else LONGEST_LAPSE_SECONDS for name, (_, writer) in found.items()}
+    return {
+        name: writer
+        for name, (renewed, writer) in found.items()
+        if now - renewed <= timedelta(seconds=lapses[name]) and store.exists(name)
+    }
 
 
 def forget_writer(store: ObjectStore, writer: str) -> None:
@@ -151,6 +176,9 @@ def damaged_notes(store: ObjectStore) -> Iterator[VmkeepError]:
         for item in store.list(prefix):
             name = item.name.removeprefix(prefix)
             try:
+                if item.name.startswith(CONDEMNED + RUN_PREFIX):
+                    _listed(store, item.name)
+                    continue
                 content = parse_canonical(store.get(item.name), item.name)
             except ObjectMissing:
                 continue  # its writer ended just now
@@ -171,14 +199,79 @@ def _is_line(value: object) -> bool:
     return True
 
 
+def condemned_alone(store: ObjectStore) -> set[bytes]:
+    """Return the packs that are condemned one by one: those that verify found damaged."""
+    return _packs_named(store.list(CONDEMNED))
+
+
 def condemned_packs(store: ObjectStore) -> set[bytes]:
-    """Return the packs that a writer must not use again."""
-    names = (item.name.removeprefix(CONDEMNED) for item in store.list(CONDEMNED))
+    """Return the packs that a writer must not use again.
+
+    Raises ObjectDamaged, or what reading raises, for a list that cannot be read: then it may be any pack.
+    """
+    items = list(store.list(CONDEMNED))
+    return _packs_named(items).union(*_lists(store, items).values())
+
+
+def condemned_lists(store: ObjectStore) -> dict[str, set[bytes]]:
+    """Return the packs that prunes have condemned, by the objects that name them; raises as ``condemned_packs``."""
+    return _lists(store, list(store.list(CONDEMNED)))
+
+
+def _packs_named(items: Iterable[ObjectStat]) -> set[bytes]:
+    names = (item.name.removeprefix(CONDEMNED) for item in items)
     return {bytes.fromhex(name) for name in names if is_name(name)}
 
 
+def _lists(store: ObjectStore, items: Iterable[ObjectStat]) -> dict[str, set[bytes]]:
+    found = {}
+    for item in items:
+        if item.name.startswith(CONDEMNED + RUN_PREFIX):
+            with suppress(ObjectMissing):  # its prune ended just now
+                found[item.name] = _listed(store, item.name).packs
+    return found
+
+
+def condemned_states(store: ObjectStore) -> set[str]:
+    """Return the state versions that a prune is about to delete; raises as ``condemned_packs``."""
+    found: set[str] = set()
+    for item in list(store.list(CONDEMNED)):
+        if item.name.startswith(CONDEMNED + RUN_PREFIX):
+            with suppress(ObjectMissing):
+                found |= _listed(store, item.name).states
+    return found
+
+
+def condemn_list(store: ObjectStore, name: str, packs: Iterable[bytes], states: Iterable[str] = ()) -> str:
+    """Condemn many objects with one, for a prune that will delete them; return its name."""
+    where = CONDEMNED + RUN_PREFIX + name
+    listed = sorted(pack.hex() for pack in packs)
+    content = {"packs": listed, "reason": "prune", "run": name, "states": sorted(states)}
+    store.put(where, canonical(content))
+    return where
+
+
+class _Condemned(NamedTuple):
+    packs: set[bytes]
+    states: set[str]
+
+
+def _listed(store: ObjectStore, where: str) -> _Condemned:
+    value = parse_canonical(store.get(where, most_bytes=LIST_BYTES_LIMIT), where)
+    packs, states = value.get("packs"), value.get("states")
+    if (
+        value.get("run") != where.removeprefix(CONDEMNED + RUN_PREFIX)
+        or not isinstance(packs, list)
+        or not isinstance(states, list)
+    ):
+        raise ObjectDamaged(f"{where} was changed, or is another one", path=where)
+    if not all(isinstance(each, str) and is_name(each) for each in (*packs, *states)):
+        raise ObjectDamaged(f"{where} names what is no object", path=where)
+    return _Condemned({bytes.fromhex(pack) for pack in packs}, set(states))
+
+
 def condemn(store: ObjectStore, packs: Iterable[bytes], *, reason: str) -> None:
-    """Condemn packs, so that no later point uses their blocks again."""
+    """Condemn packs one by one, so that no later point uses their blocks again."""
     for pack in packs:
         store.put(CONDEMNED + pack.hex(), canonical({"pack": pack.hex(), "reason": reason}), replace=True)
 
@@ -203,11 +296,27 @@ def stored_packs(store: ObjectStore) -> dict[bytes, int]:
     return {pack: item.size_bytes for item in store.list(PACKS) if (pack := pack_of_name(item.name)) is not None}
 
 
+def usable_packs(store: ObjectStore) -> dict[bytes, int]:
+    """Return the size of every pack that a writer that begins now may use again; raises what the store raises.
+
+    Condemned ones are looked for first: one that is deleted in between is in neither list. Where a list of them cannot
+    be read, there is none: what is known is stored anew.
+    """
+    try:
+        condemned = condemned_packs(store)
+    except ObjectDamaged:
+        return {}
+    return {pack: size for pack, size in stored_packs(store).items() if pack not in condemned}
+
+
 def unusable(store: ObjectStore, packs: set[bytes]) -> set[bytes]:
-    """Return which of the packs are condemned or gone."""
+    """Return which of the packs are condemned or gone, or may be."""
     if not packs:
         return set()
-    condemned = condemned_packs(store) & packs
+    try:
+        condemned = condemned_packs(store) & packs
+    except ObjectDamaged:
+        return packs
     if len(packs) > _LOOKUPS:
         return condemned | (packs - stored_packs(store).keys())
     return condemned | {pack for pack in packs if not store.exists(pack_name(pack))}

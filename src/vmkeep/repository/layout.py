@@ -35,10 +35,16 @@ PINS = "pins/"  # since 1.4: what keeps state versions besides points
 DELETIONS = "deletions/"  # since 1.6: proofs of what was deleted on hosts
 REMOVALS = "removals/"  # since 1.10: what hides a point until it is gone
 PROTECTIONS = "protections/"  # since 1.10: what keeps a point from being removed
+FORWARDS = "forwards/"  # since 1.11: where the frames of packs are that a prune moved
+FEATURES = "features/"  # since 1.11: what a reader or writer must know of, or stay out
 FOLDERS = (
     *(KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS, DELETIONS),
-    *(REMOVALS, PROTECTIONS),
+    *(REMOVALS, PROTECTIONS, FORWARDS, FEATURES),
 )
+RUN_PREFIX = "run-"
+"""What the name of an object below ``condemned/`` begins with that holds a list of packs; others are for one pack."""
+FORWARDS_FEATURE = "forwards"
+KNOWN_FEATURES = frozenset({FORWARDS_FEATURE})
 
 ID_BYTES = 32
 NAME_BYTES = 16
@@ -65,6 +71,8 @@ BLOCK_BYTES_LIMIT = 16 * 1024 * 1024
 PLAIN_BYTES_LIMIT = 64 * 1024 * 1024
 SMALL_BYTES_LIMIT = 1024 * 1024
 """Of an object that is not encrypted: format, keyring, intent, condemned."""
+LIST_BYTES_LIMIT = 4 * 1024 * 1024
+"""Of a list of packs: condemned ones, or forwards."""
 POINT_BYTES_LIMIT = 16 * 1024 * 1024
 """Of a record as JSON: libvirt's definitions have 4 MiB, and JSON writes what is not ASCII up to 3 times as long."""
 STATE_BYTES_LIMIT = 8 * 1024 * 1024 + 64 * 1024

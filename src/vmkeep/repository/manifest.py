@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from vmkeep.errors import InvalidRequest, ObjectDamaged
 from vmkeep.repository.layout import FRAME_OVERHEAD_BYTES, ID_BYTES, NAME_BYTES, VERSION, sealed_bytes_limit
@@ -80,40 +80,56 @@ def encode_node(level: int, children: Sequence[BlockRef | None]) -> bytes:
     )
 
 
-def decode_node(data: bytes, level: int, slots: int, where: str) -> Children:
-    """Return the children; raises ObjectDamaged unless this is a node of that level with that number of slots."""
+class NodeRows(NamedTuple):
+    """A node as it is stored: of each present child, in order, its id, its pack (a place in ``packs``), its place."""
+
+    level: int
+    slots: int
+    present: int
+    packs: list[bytes]
+    ids: bytes
+    pack_of: tuple[int, ...]
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def parse_node(data: bytes, where: str) -> NodeRows:
+    """Return the rows of a node of any level and number of slots; raises ObjectDamaged for what is none."""
     damaged = ObjectDamaged(f"{where} is not the manifest node that belongs there", path=where)
     if len(data) < _NODE.size:
         raise damaged
-    version, found_level, found_slots, count, pack_count = _NODE.unpack_from(data)
-    kinds_bytes = -(-found_slots // 8)
+    version, level, slots, count, pack_count = _NODE.unpack_from(data)
+    kinds_bytes = -(-slots // 8)
     expected = _NODE.size + kinds_bytes + pack_count * NAME_BYTES + count * (ID_BYTES + 2 + 4 + 4)
-    if version != VERSION or found_level != level or found_slots != slots or len(data) != expected:
+    if version != VERSION or len(data) != expected:
         raise damaged
     position = _NODE.size
-    kinds = int.from_bytes(data[position : position + kinds_bytes], "little")
+    present = int.from_bytes(data[position : position + kinds_bytes], "little")
     position += kinds_bytes
-    packs = [
-        data[start : start + NAME_BYTES] for start in range(position, position + pack_count * NAME_BYTES, NAME_BYTES)
-    ]
-    position += pack_count * NAME_BYTES
-    ids = position
-    position += count * ID_BYTES
-    pack_of = struct.unpack_from(f"<{count}H", data, position)
-    offsets = struct.unpack_from(f"<{count}I", data, position + 2 * count)
-    lengths = struct.unpack_from(f"<{count}I", data, position + 6 * count)
-    if kinds >> slots or kinds.bit_count() != count or count == 0 or set(pack_of) != set(range(pack_count)):
+    ids = position + pack_count * NAME_BYTES
+    packs = [data[start : start + NAME_BYTES] for start in range(position, ids, NAME_BYTES)]
+    places = ids + count * ID_BYTES
+    pack_of = struct.unpack_from(f"<{count}H", data, places)
+    offsets = struct.unpack_from(f"<{count}I", data, places + 2 * count)
+    lengths = struct.unpack_from(f"<{count}I", data, places + 6 * count)
+    if present >> slots or present.bit_count() != count or count == 0 or set(pack_of) != set(range(pack_count)):
         raise damaged
+    if min(lengths) < FRAME_OVERHEAD_BYTES:
+        raise damaged
+    return NodeRows(level, slots, present, packs, data[ids:places], pack_of, offsets, lengths)
+
+
+def decode_node(data: bytes, level: int, slots: int, where: str) -> Children:
+    """Return the children; raises ObjectDamaged unless this is a node of that level with that number of slots."""
+    rows = parse_node(data, where)
+    if rows.level != level or rows.slots != slots:
+        raise ObjectDamaged(f"{where} is not the manifest node that belongs there", path=where)
     children: Children = [None] * slots
     place = 0
     for slot in range(slots):
-        if kinds >> slot & 1:
-            start = ids + place * ID_BYTES
-            if lengths[place] < FRAME_OVERHEAD_BYTES:
-                raise damaged
-            children[slot] = BlockRef(
-                data[start : start + ID_BYTES], packs[pack_of[place]], offsets[place], lengths[place]
-            )
+        if rows.present >> slot & 1:
+            id_ = rows.ids[place * ID_BYTES : (place + 1) * ID_BYTES]
+            children[slot] = BlockRef(id_, rows.packs[rows.pack_of[place]], rows.offsets[place], rows.lengths[place])
             place += 1
     return children
 

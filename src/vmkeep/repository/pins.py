@@ -17,6 +17,7 @@ from vmkeep.errors import InvalidRequest, ObjectDamaged, ObjectMissing
 from vmkeep.repository import fields
 from vmkeep.repository.envelopes import Bound, PointSecret, bound_secrets, put_envelope, stored_envelope
 from vmkeep.repository.fields import Fields, WrongField
+from vmkeep.repository.intents import condemned_states
 from vmkeep.repository.layout import (
     ENVELOPES,
     NAME_BYTES,
@@ -213,8 +214,9 @@ class Pins:
 
     def _require_held(self, record: PinRecord) -> None:
         """Look once more: who holds a version may have let it go, and a prune have taken it, while the pin was put."""
+        condemned = condemned_states(self.store)
         for state in record.states:
-            if not self.store.exists(STATES + state.version_id):
+            if state.version_id in condemned or not self.store.exists(STATES + state.version_id):
                 self.delete(record.id)
                 raise ObjectMissing(
                     f"a state version of VM {record.vm_name!r} was deleted while it was to be kept",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from vmkeep.errors import (
+    FeatureUnknown,
     InvalidRequest,
     ObjectDamaged,
     ObjectMissing,
@@ -24,7 +25,7 @@ from vmkeep.errors import (
     VmkeepError,
 )
 from vmkeep.keys import KeyMaterial
-from vmkeep.repository import envelopes, fetch, intents, signatures, states
+from vmkeep.repository import envelopes, fetch, fields, intents, signatures, states
 from vmkeep.repository.compression import zstd
 from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.keyring import (
@@ -40,14 +41,18 @@ from vmkeep.repository.keyring import (
 )
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
+    CONDEMNED,
     ENVELOPES,
+    FEATURES,
     FORMAT_OBJECT,
     HOSTS,
+    KNOWN_FEATURES,
     NAME_BYTES,
     PINS,
     POINTS,
     PROTECTIONS,
     REMOVALS,
+    RUN_PREFIX,
     FrameKind,
     PackEntry,
     format_object,
@@ -68,6 +73,7 @@ if TYPE_CHECKING:
     from vmkeep.buckets import BucketAccess
     from vmkeep.repository.marks import Marks
     from vmkeep.repository.probe import BucketReport
+    from vmkeep.repository.prune import PruneOptions, PruneReport, Stage
 
 # No put takes longer, and no writer is silent for so long.
 _LEFT = timedelta(hours=1)
@@ -203,7 +209,19 @@ class Repository:
             return found[0]
 
         keyring = open_keyring(store, highest_generation(store), format_bytes, remembered)
-        return cls(store, format_bytes, keyring, found[0], compress=compress)
+        repository = cls(store, format_bytes, keyring, found[0], compress=compress)
+        repository._require_known_features()
+        return repository
+
+    def _require_known_features(self) -> None:
+        """Raise FeatureUnknown when the repository has something that this vmkeep does not know, and must."""
+        names = {item.name.removeprefix(FEATURES) for item in self._store.list(FEATURES)}
+        unknown = sorted(fields.as_lines(name) for name in names - KNOWN_FEATURES)
+        if unknown:
+            raise FeatureUnknown(
+                f"the repository at {self.location} uses {', '.join(unknown)}, which this vmkeep does not know",
+                path=self.location,
+            )
 
     def add_data_key(self, *others: KeyMaterial) -> None:
         """Seal what is written from now on with a new data key; what is stored stays readable, with its own.
@@ -520,9 +538,9 @@ class Repository:
         try:
             # Before the store is looked at: a prune that condemns from here on waits for this writer.
             intent.begin()
-            sizes = intents.stored_packs(self._store)
-            usable = sizes.keys() - intents.condemned_packs(self._store)
-            known.refresh(set(usable), lambda pack: self._entries(pack, sizes[pack]))
+            self._require_known_features()
+            usable = intents.usable_packs(self._store)
+            known.refresh(set(usable), lambda pack: self._entries(pack, usable[pack]))
             return PointWriter(
                 self._store,
                 self._sealer,
@@ -597,6 +615,45 @@ class Repository:
         Raises StoreError when many of them cannot be read.
         """
         return self._verification(sample, progress).everything(self._format, self._key, self.keyring)
+
+    def prune(
+        self,
+        options: PruneOptions,
+        *,
+        host: str,
+        directory: Path,
+        tell: Callable[[Stage], None],
+        purpose: str = "prune",
+    ) -> PruneReport:
+        """Delete what no point and no pin needs, and make packs new that are mostly waste; others may go on beside it.
+
+        ``directory`` takes temporary files, ``tell`` is told where it stands and may raise to stop it; ``host`` and
+        ``purpose`` are named in what others see of it. Damage keeps what it may reach, and is reported. Raises NoSpace,
+        PermissionRefused and StoreError; what was done until then stands.
+        """
+        from vmkeep.repository.prune import Prune
+
+        self.follow_keyring()
+        self._require_known_features()
+        return Prune(
+            self._store,
+            self._sealer,
+            self.point,
+            self.pins,
+            options,
+            host=host,
+            directory=directory,
+            tell=tell,
+            purpose=purpose,
+        ).run()
+
+    def unfinished_prunes(self) -> Sequence[str]:
+        """Return the objects with what prunes condemned that began a day ago or more: they are dead, or wait long."""
+        listed = [item for item in self._store.list(CONDEMNED) if item.name.startswith(CONDEMNED + RUN_PREFIX)]
+        if not listed:
+            return ()
+        now = self._store.now()
+        return sorted(item.name for item in listed if now - item.modified > _SILENT)
 
     def condemn(self, packs: Sequence[bytes], *, reason: str = intents.DAMAGED) -> None:
         """Keep damaged packs from being used by later points: a full backup then stores their blocks again."""

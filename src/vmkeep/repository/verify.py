@@ -32,8 +32,8 @@ from vmkeep.keys.material import KEY_FILE
 from vmkeep.pool import Pool
 from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.envelopes import get_envelope, open_envelope
-from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize, windows
-from vmkeep.repository.intents import condemned_packs, damaged_notes, stored_packs
+from vmkeep.repository.fetch import Frames, describe, fetch_frames, refuse_oversize, windows
+from vmkeep.repository.intents import condemned_alone, damaged_notes, stored_packs
 from vmkeep.repository.keyring import (
     Keyring,
     generation_of_name,
@@ -190,6 +190,9 @@ class Verification:
         self._total_bytes = 0
         self._blocks = 0
         self._sizes: dict[bytes, int] | None = None
+        # Packs that went since they were listed: a prune moved what was needed of them.
+        self._gone: set[bytes] = set()
+        self._frames = Frames(store, sealer)
         self._unsound: set[bytes] = set()
         self._indexes: OrderedDict[bytes, dict[int, PackEntry]] = OrderedDict()
         self._index_rows = 0
@@ -234,6 +237,7 @@ class Verification:
         for point_id in points:
             try:
                 self._check_point(point_id)
+                self._require_there(point_id)
             except PointNotFound:
                 continue  # removed since the points were listed
         self._check_notes()
@@ -257,7 +261,7 @@ class Verification:
             return ()
         told = {name for name, _ in (*self._found, *self._readings.unread)} | self._readings.unsteady.keys()
         proved = {pack for pack in self._proved if pack_name(pack) not in told}
-        return tuple(sorted(condemned_packs(self._store) & proved))
+        return tuple(sorted(condemned_alone(self._store) & proved))
 
     def _check_marks(self) -> None:
         """Prove what hides points, and what keeps them; a damaged one harms none."""
@@ -294,6 +298,19 @@ class Verification:
             if disk.stored.root is not None:
                 geometry = geometry_of(disk.stored)
                 self._check_subtree(disk.stored, geometry, disk.stored.root, geometry.levels - 1, 0, point_id)
+
+    def _require_there(self, point_id: str) -> None:
+        """Raise PointNotFound, and forget what harms it, for a point that was removed while it was looked at.
+
+        A prune may have taken what it needs.
+        """
+        harming = [key for key, harms in self._found.items() if point_id in harms]
+        if harming and not self._store.exists(POINTS + point_id):
+            for key in harming:
+                self._found[key].discard(point_id)
+                if not self._found[key]:
+                    del self._found[key]
+            raise PointNotFound(f"point {point_id} is not in the repository")
 
     def _check_lone(self, prefix: str, prove: Callable[[str], object]) -> None:
         """Prove every object of a kind by its name, also one that no point names."""
@@ -358,7 +375,8 @@ class Verification:
         """Prove a node and all below it; return whether it is sound."""
         if (ref, disk.block_bytes) in self._sound_nodes:
             return True
-        opened = self._open(FrameKind.NODE, [ref], node_frame_bytes_limit(geometry.slots(level, index)))[0]
+        most_bytes = node_frame_bytes_limit(geometry.slots(level, index))
+        opened = self._open(FrameKind.NODE, [self._actual(FrameKind.NODE, ref)], most_bytes)[0]
         children: Children = []
         problem = opened if isinstance(opened, VmkeepError) else None
         if not isinstance(opened, VmkeepError):
@@ -384,7 +402,8 @@ class Verification:
     def _check_blocks(self, disk: StoredDisk, present: Sequence[tuple[int, BlockRef]], point_id: str) -> bool:
         sound = True
         unread: list[tuple[int, BlockRef]] = []
-        for block, ref in present:
+        for block, named in present:
+            ref = self._actual(FrameKind.BLOCK, named)
             if ref.pack not in self._proved:
                 unread.append((block, ref))
                 continue
@@ -393,8 +412,10 @@ class Verification:
             if problem is None and entry is not None and entry.plain_bytes != disk.plain_bytes(block):
                 problem = f"{describe(ref)} has a wrong length"
             if problem is not None:
-                self._find(pack_name(ref.pack), problem, point_id)
-                sound = False
+                copied = self._elsewhere(FrameKind.BLOCK, ref, ObjectDamaged(problem))
+                harmed = isinstance(copied, VmkeepError) or len(copied) != disk.plain_bytes(block)
+                self._find(pack_name(ref.pack), problem, *[point_id] * harmed)
+                sound = sound and not harmed
         if self._share is not None:
             unread = self._share.of(unread, lambda item: (item[1].pack, item[1].offset, item[1].length))
         self._blocks += len(unread)
@@ -417,6 +438,7 @@ class Verification:
         """
         for ref in refs:
             self._check_structure(ref.pack)
+        refs = [self._actual(kind, ref) for ref in refs]
         fitting = [ref for ref in refs if ref.length <= most_bytes]
         fetched = iter(self._fetched(fitting))
         opened: list[bytes | VmkeepError] = []
@@ -432,7 +454,7 @@ class Verification:
             try:
                 opened.append(self._opened_frame(kind, ref, frame))
             except VmkeepError as error:
-                opened.append(error)
+                opened.append(self._elsewhere(kind, ref, error))
                 if is_unread(error):
                     self._readings.note_unread_frame(pack_name(ref.pack), error)
                 continue
@@ -440,6 +462,24 @@ class Verification:
             if ref.pack not in self._unsound and (problem := self._entry_problem(kind, ref)) is not None:
                 self._find(pack_name(ref.pack), problem)
         return opened
+
+    def _actual(self, kind: FrameKind, ref: BlockRef) -> BlockRef:
+        """Return where a frame lies: where it is named, or where it was moved to."""
+        if ref.pack in self._pack_sizes() and ref.pack not in self._gone:
+            return ref
+        return next(self._frames.forwards.elsewhere(self._sealer, kind, ref), ref)
+
+    def _elsewhere(self, kind: FrameKind, ref: BlockRef, error: VmkeepError) -> bytes | VmkeepError:
+        """Return what is in another copy of a frame that is bad or gone, as a reader would; else the error."""
+        if not isinstance(error, IntegrityError):
+            return error
+        try:
+            plain = self._frames.elsewhere(kind, ref, error)
+        except VmkeepError as failure:
+            return failure
+        if not isinstance(error, ObjectMissing):
+            self._find(pack_name(ref.pack), error.message)
+        return plain
 
     def _fetched(self, refs: Sequence[BlockRef]) -> Sequence[memoryview | None]:
         """Return the frames as they lie there; None for each when they cannot be read together."""
@@ -469,6 +509,8 @@ class Verification:
             return
         try:
             self._index(pack)
+        except ObjectMissing:
+            self._gone.add(pack)  # told of what is needed of it, where that is nowhere else
         except VmkeepError as error:
             self._unsound.add(pack)
             self._tell(pack_name(pack), error)
@@ -495,7 +537,10 @@ class Verification:
         return index
 
     def _entry_problem(self, kind: FrameKind, ref: BlockRef) -> str | None:
-        entry = self._index(ref.pack).get(ref.offset)
+        try:
+            entry = self._index(ref.pack).get(ref.offset)
+        except ObjectMissing:
+            return None  # gone since it was read
         if entry is None or (entry.kind, entry.id, entry.length) != (kind, ref.id, ref.length):
             return f"{describe(ref)} is not the block that a manifest names there"
         return None
@@ -511,6 +556,9 @@ class Verification:
                 self._find(item.name, "this is not an object of a repository")
         for pack, read in self._read_packs(list(sizes)):
             self._advance(read.size_bytes)
+            if isinstance(read.problem, ObjectMissing):
+                self._gone.add(pack)
+                continue
             if read.problem is not None:
                 self._unsound.add(pack)
                 self._tell(pack_name(pack), read.problem)

@@ -14,10 +14,18 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from vmkeep.errors import Interrupted, InvalidRequest, ObjectMissing, StoreError, TargetExists, VmkeepError
+from vmkeep.errors import (
+    Interrupted,
+    InvalidRequest,
+    ObjectDamaged,
+    ObjectMissing,
+    StoreError,
+    TargetExists,
+    VmkeepError,
+)
 from vmkeep.repository.envelopes import PointSecret, put_envelope, stored_envelope
 from vmkeep.repository.fetch import node_reader
-from vmkeep.repository.intents import Intent, unusable
+from vmkeep.repository.intents import Intent, condemned_states, unusable
 from vmkeep.repository.known import KnownBlocks
 from vmkeep.repository.layout import (
     BLOCK_BYTES_LIMIT,
@@ -428,6 +436,8 @@ class PointWriter:
             problem = "blocks that the point uses were condemned or deleted"
         elif record.parent is not None and not self._store.exists(POINTS + record.parent):
             problem = f"its base, point {record.parent}, was deleted"
+        elif self._are_states_condemned(record):
+            problem = "a state version that it names was let go by all that had it"
         elif any(not self._store.exists(STATES + state.version_id) for state in record.states):
             raise ObjectMissing("a state version that the point names is not in the repository")
         elif record.secrets and not self._store.exists(ENVELOPES + record.id):
@@ -439,6 +449,14 @@ class PointWriter:
                 path=self._store.location,
                 hint="Run the command again; the earlier points are whole.",
             )
+
+    def _are_states_condemned(self, record: PointRecord) -> bool:
+        """Return whether a prune may be about to delete a version that was there before this point."""
+        earlier = {state.version_id for state in record.states} - self._put_states.keys()
+        try:
+            return bool(earlier) and not earlier.isdisjoint(condemned_states(self._store))
+        except ObjectDamaged:
+            return True
 
     def _end(self, failure: BaseException | None = None) -> None:
         if self._ended:

@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from vmkeep.keys import KeyFile, KeyMaterial
@@ -20,6 +21,7 @@ from vmkeep.repository import (
     StoredDisk,
 )
 from vmkeep.repository.layout import Buffer
+from vmkeep.repository.prune import PruneOptions
 
 BLOCK = 4096
 VM = "6f8f5c9c-55f5-4a8e-9a37-0d5f5c6a1f10"
@@ -186,6 +188,15 @@ def make_sample(directory: Path, *, seed: int = 1) -> Sample:
     images = {one.id: (image(first, SIZE), image(data, 3 * BLOCK)), two.id: (image({**first, **second}, SIZE),)}
     contents = {states[0].version_id: tpm, states[1].version_id: nvram}
     return Sample(repository, location, key, (one, two), images, contents)
+
+
+def make_pruned(directory: Path) -> Sample:
+    """The same without its first point, after a prune that left no waste."""
+    sample = make_sample(directory)
+    sample.repository.delete_point(sample.points[0].id)
+    options = PruneOptions(waste=0.0, young=timedelta(0))
+    sample.repository.prune(options, host="host.example", directory=directory, tell=lambda _stage: None)
+    return sample
 
 
 def put_state(writer: PointWriter, content: bytes, kind: str, generation: int, file: str) -> StateRef:

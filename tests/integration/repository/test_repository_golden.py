@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.repository.samples import make_sample, opener, read_whole, sample_key
+from tests.integration.repository.samples import make_pruned, make_sample, opener, read_whole, sample_key
 from vmkeep.repository import Repository
 
 GOLDEN = Path(__file__).parent / "golden" / "repository"
+MOVED = GOLDEN.parent / "moved"
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -27,6 +28,23 @@ def test_golden_repository_is_written_again_byte_for_byte(tmp_path: Path) -> Non
     assert sorted(written) == sorted(golden)
     for name, content in golden.items():
         assert written[name] == content, name
+
+
+def test_golden_repository_is_pruned_again_byte_for_byte(tmp_path: Path) -> None:
+    written, golden = files(make_pruned(tmp_path).location), files(MOVED)
+    assert sorted(written) == sorted(golden)
+    for name, content in golden.items():
+        assert written[name] == content, name
+
+
+def test_golden_repository_of_which_packs_were_moved_is_readable(tmp_path: Path) -> None:
+    truth = make_sample(tmp_path)
+    point = truth.points[1]
+    repository = Repository.open(str(MOVED), opener(sample_key()))
+    assert repository.point_ids() == [point.id]
+    assert repository.point(point.id) == point
+    assert read_whole(repository, point.disks[0].stored) == truth.images[point.id][0]
+    assert repository.verify_all().sound
 
 
 def test_golden_repository_is_readable(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tests.integration.repository.samples import make_sample
 
 GOLDEN = Path(__file__).parent / "golden" / "repository"
+MOVED = GOLDEN.parent / "moved"
 SECRET = bytes(range(32))
 
 
@@ -88,8 +89,22 @@ class Reader:
             for kind, _, id_, start, size, plain in struct.iter_unpack("<B3s32sIII", index[4:])
         ]
 
+    def sealed(self, kind: int, ref: dict[str, Any]) -> bytes:
+        """Return a frame from its pack, or from one that its pack was moved to."""
+        if (self.directory / "packs" / ref["pack"][:2] / ref["pack"]).exists():
+            return self.pack(ref["pack"])[ref["offset"] :][: ref["length"]]
+        for path in (self.directory / "forwards").iterdir():
+            forward = json.loads(path.read_bytes())
+            assert canonical(forward) == path.read_bytes()
+            assert forward["name"] == path.name
+            for new in forward["moved"].get(ref["pack"], ()):
+                for found, id_, start, size, _plain in self.rows(new):
+                    if (found, id_.hex()) == (kind, ref["id"]):
+                        return self.pack(new)[start : start + size]
+        raise AssertionError(f"{ref} is nowhere")
+
     def node(self, ref: dict[str, Any]) -> tuple[int, dict[int, dict[str, Any]]]:
-        data = self.frame(2, bytes.fromhex(ref["id"]), self.pack(ref["pack"])[ref["offset"] :][: ref["length"]])
+        data = self.frame(2, bytes.fromhex(ref["id"]), self.sealed(2, ref))
         assert self.id_of("node", data).hex() == ref["id"]
         version, level, slots, present, packs = struct.unpack("<BBHHH", data[:8])
         assert version == 1
@@ -119,8 +134,7 @@ class Reader:
             if level:
                 self.fill(image, disk, child, below)
                 continue
-            frame = self.pack(child["pack"])[child["offset"] :][: child["length"]]
-            plain = self.frame(1, bytes.fromhex(child["id"]), frame)
+            plain = self.frame(1, bytes.fromhex(child["id"]), self.sealed(1, child))
             assert self.id_of("block", plain).hex() == child["id"]
             start = below * disk["block_bytes"]
             image[start : start + len(plain)] = plain
@@ -154,6 +168,17 @@ def test_reader_written_from_the_document_reads_everything(tmp_path: Path) -> No
             header, content = reader.state(state["version_id"])
             assert content == truth.states[state["version_id"]]
             assert header["sha256"] == state["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_reader_written_from_the_document_reads_what_a_prune_has_moved(tmp_path: Path) -> None:
+    truth = make_sample(tmp_path)
+    assert {path.name for path in (MOVED / "features").iterdir()} == {"forwards"}
+    reader = Reader(MOVED)
+    point = truth.points[1]
+    (disk,) = reader.point(point.id)["disks"]
+    image = bytearray(disk["stored"]["size_bytes"])
+    reader.fill(image, disk["stored"], disk["stored"]["root"], 0)
+    assert bytes(image) == truth.images[point.id][0]
 
 
 def test_every_byte_of_a_pack_is_header_frame_index_or_trailer() -> None:

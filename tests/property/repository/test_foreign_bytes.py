@@ -33,7 +33,8 @@ from vmkeep.keys.keyfile import KeyFile
 from vmkeep.moments.bundle import BundleError, parse_bundle
 from vmkeep.repository import PinRecord, PointRecord
 from vmkeep.repository.envelopes import PointSecret, get_envelope, open_envelope, put_envelope
-from vmkeep.repository.intents import condemn, condemned_packs, damaged_notes, pardon, writers
+from vmkeep.repository.forwards import parse_forward
+from vmkeep.repository.intents import condemn, condemned_packs, condemned_states, damaged_notes, pardon, writers
 from vmkeep.repository.keyring import new_keyring, open_keyring
 from vmkeep.repository.layout import (
     CONDEMNED,
@@ -411,6 +412,32 @@ def test_notes_of_writers(prefix: str, name: str, value: Any, data: bytes | None
         assert len(pack) == 16
     outcome(lambda: pardon(store_of(memory), [bytes.fromhex("c" * 32)]))
     outcome(lambda: condemn(store_of(memory), [bytes.fromhex("c" * 32)], reason="damaged"))
+
+
+LIST = {"packs": ["c" * 32], "reason": "prune", "run": "c" * 32, "states": ["d" * 32]}
+FORWARD = {"moved": {"a" * 32: ["b" * 32]}, "name": "c" * 32}
+
+
+@given(anything | forged(LIST), st.none() | damaged(canonical(LIST)))
+def test_lists_of_prunes(value: Any, data: bytes | None) -> None:
+    content = data if data is not None else written(value)
+    if content is None:
+        return
+    memory = Memory({CONDEMNED + "run-" + "c" * 32: content})
+    for pack in outcome(lambda: condemned_packs(store_of(memory))) or ():
+        assert len(pack) == 16
+    for state_id in outcome(lambda: condemned_states(store_of(memory))) or ():
+        assert len(state_id) == 32
+    outcome(lambda: list(damaged_notes(store_of(memory))))
+
+
+@given(anything | forged(FORWARD), st.none() | damaged(canonical(FORWARD)))
+def test_forwards(value: Any, data: bytes | None) -> None:
+    content = data if data is not None else written(value)
+    if content is None:
+        return
+    for old, targets in (outcome(lambda: parse_forward(content, "c" * 32)) or {}).items():
+        assert {len(pack) for pack in (old, *targets)} == {16}
 
 
 # -- keys and files of moments ------------------------------------------------------------------------------------

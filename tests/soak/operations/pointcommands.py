@@ -196,6 +196,20 @@ def retain(world: World, guest: Guest, chance: random.Random) -> str:
     return f"last={last}: {len(hidden)} of {len(mine)} went"
 
 
+@operation(2, has_points, while_saved=True)
+def prune(world: World, guest: Guest, chance: random.Random) -> str:
+    """Give space back; a point of the guest is what it was."""
+    waste = chance.choice(("0", "20%", "50%"))
+    outcome = world.commands.run("prune", "--young", "0", "--waste", waste)
+    world.expect(outcome)
+    pruned = outcome.document["pruned"]
+    if pruned["problems"]:
+        raise Violation(f"a prune could not read {pruned['problems']}")
+    point = chance.choice(sorted(world.points_of(guest)))
+    prove_point(world, point)
+    return f"{pruned['freed_bytes']} bytes, {pruned['renewed']['packs']} packs new, {point[:8]} proved"
+
+
 @operation(3, has_points, while_saved=True)
 def restore_to_files(world: World, guest: Guest, chance: random.Random) -> str:
     point = chance.choice(sorted(world.points_of(guest)))

@@ -143,6 +143,8 @@ class FindingCode(StrEnum):
     """A file or directory with a name of vmkeep's, of an operation that this installation does not know."""
     STALE_LOCK = "stale-lock"
     """A lock file that no process holds. It locks nothing."""
+    PRUNE_UNFINISHED = "prune-unfinished"
+    """A prune was killed, or waits for more than a day: the next one goes on with what it began."""
     LEFT_INTENT = "left-intent"
     """The repository still names a writer that is gone."""
 
@@ -282,6 +284,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.SPACE_LOW,
         FindingCode.GATE_BROKEN,
         FindingCode.POINT_NOT_KNOWN,
+        FindingCode.PRUNE_UNFINISHED,
         FindingCode.RUN_UNTOLD,
         FindingCode.LEFT_FILE,
         FindingCode.SCRATCH_HELD,
