@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from bench import (
     catalogue,
+    flows,
     full,
     gate,
     guest,
@@ -51,6 +52,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "gate": gate.measure,
     "watch": watch.measure,
     "catalogue": catalogue.measure,
+    "flows": flows.measure,
 }
 
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shlex
-import tomllib
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -305,8 +304,8 @@ def save_repository_location(settings: Settings, location: str) -> Settings:
     kept = [old for old in lines if old.split("=", 1)[0].strip().strip("\"'") != "repository"]
     changed = line + "".join(kept)
     try:
-        parsed = tomllib.loads(changed)
-    except tomllib.TOMLDecodeError:
+        parsed = _parsed(changed)
+    except ValueError:
         parsed = {}
     if parsed != {**before, "repository": location}:
         raise InvalidRequest(
@@ -342,12 +341,19 @@ def _run_dir(home: Path, environ: Mapping[str, str], *, root: bool) -> Path:
     return Path(given) / "vmkeep" if given.startswith("/") else home / "run"
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    """Return what a text of TOML says; raises ValueError."""
+    import tomllib  # many have no such file
+
+    return tomllib.loads(text)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        parsed: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        parsed = _parsed(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the decoder, or of the parser
         raise InvalidRequest(
             f"{path} is not a settings file: {error}", path=str(path), hint="Correct the file; it must be TOML."
         ) from error

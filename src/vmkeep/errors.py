@@ -544,6 +544,17 @@ class RepositoryForeign(VmkeepError):
     default_hint = "Choose another directory; nothing was changed in this one."
 
 
+class KeyringReplaced(IntegrityError):
+    """The keyring of the repository is an older or another one than was in force before."""
+
+    code = "keyring-replaced"
+    default_hint = (
+        "Nothing was read or written. Who held a key that was removed, and can write to the storage, can do this: put "
+        "`keyring/` back from a copy of the storage. Where an older copy of the whole repository was put back on "
+        "purpose, `vmkeep init --adopt` takes its keyring as it is."
+    )
+
+
 class StateTorn(IntegrityError):
     """A state file that changed while it was read, or is not what it should be."""
 

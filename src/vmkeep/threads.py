@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -47,10 +46,3 @@ def carried(call: Callable[P, R]) -> Callable[P, R]:
             return call(*args, **kwargs)
 
     return run
-
-
-class Pool(ThreadPoolExecutor):
-    """A pool whose threads work for the operation that gives them work."""
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        return super().submit(carried(fn), *args, **kwargs)

@@ -152,7 +152,8 @@ class Bao(Holder):
             *(f"-dev-tls-cert-dir={self._tls}", f"-dev-listen-address=127.0.0.1:{self.port}"),
         ]
         env = {"HOME": str(self.directory), "PATH": os.environ["PATH"]}
-        self._server = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        null = subprocess.DEVNULL
+        self._server = subprocess.Popen(command, env=env, stdout=null, stderr=null, start_new_session=True)
         atexit.register(_end, self._server)
         _wait(self._server, lambda: self._call("GET", "sys/health"))
 
@@ -178,6 +179,15 @@ class Bao(Holder):
         """Return a token that may do what the policy says."""
         self._call("PUT", "sys/policies/acl/made", {"policy": policy})
         return str(self._call("POST", "auth/token/create", {"policies": ["made"]})["auth"]["client_token"])
+
+    def role(self, policy: str) -> tuple[str, str]:
+        """Return the id and a secret of an AppRole that may do what the policy says; the secret is good for one use."""
+        if "approle/" not in self._call("GET", "sys/auth")["data"]:
+            self._call("POST", "sys/auth/approle", {"type": "approle"})
+        self._call("PUT", "sys/policies/acl/role", {"policy": policy})
+        self._call("POST", "auth/approle/role/vmkeep", {"token_policies": ["role"], "secret_id_num_uses": 1})
+        role = self._call("GET", "auth/approle/role/vmkeep/role-id")["data"]["role_id"]
+        return str(role), str(self._call("POST", "auth/approle/role/vmkeep/secret-id", {})["data"]["secret_id"])
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         import ssl
@@ -227,7 +237,9 @@ class KmipServer(Holder):
             *(sys.executable, "-W", "ignore", str(Path(sys.executable).parent / "pykmip-server")),
             *("-f", f"{self.directory}/server.conf", "-l", f"{self.directory}/server.log"),
         ]
-        self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        null = subprocess.DEVNULL
+        # It has processes of its own, which end with its group.
+        self._server = subprocess.Popen(command, stdout=null, stderr=null, start_new_session=True)
         atexit.register(_end, self._server)
         _wait(self._server, lambda: socket.create_connection(("127.0.0.1", self.port), timeout=1).close())
 
@@ -351,7 +363,7 @@ def _wait(server: subprocess.Popen[bytes], call: Callable[[], object]) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
+    """Kill a server that leads a session, and all that it has started."""
     if server.poll() is None:
-        server.send_signal(signal.SIGCONT)
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()

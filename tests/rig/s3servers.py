@@ -76,14 +76,18 @@ class S3Server:
 
 
 def _directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="vmkeep-s3-"))
+    # Swift keeps what it knows of an object in attributes of its file, which not every /tmp has.
+    directory = Path(tempfile.mkdtemp(prefix="vmkeep-s3-", dir="/root" if os.geteuid() == 0 else Path.home()))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on, and that the system gives to nobody who connects to something."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _start(command: list[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:

@@ -19,8 +19,8 @@ from tests.soak.world import Hosts
 _DEFAULT_STEPS = 200
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the soak and return its exit status: 0 when nothing was violated."""
+def main(arguments: Sequence[str], hosts: Hosts | None = None) -> int:
+    """Run the soak, on hosts of its own unless some are given; return its exit status: 0 when nothing was violated."""
     asked = _parser().parse_args(arguments)
     asked.log = asked.log or Path(f"soak-{asked.seed}.log")
     asked.steps = asked.steps or (_DEFAULT_STEPS if asked.minutes is None else sys.maxsize)
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         ledger = _run_many(asked)
     else:
         with Path(asked.log).open("w") as log:
-            ledger = _run(asked, Ledger(log))
+            ledger = _run(asked, Ledger(log), hosts or Hosts())
     if asked.counts is not None:
         ledger.save(asked.counts)
     else:
@@ -56,11 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(asked: argparse.Namespace, ledger: Ledger) -> Ledger:
+def _run(asked: argparse.Namespace, ledger: Ledger, hosts: Hosts) -> Ledger:
     plan = Plan(asked.seed, asked.sabotage, asked.stop_before, asked.keep, asked.calm)
     until = time.monotonic() + asked.minutes * 60 if asked.minutes is not None else None
     numbers = [asked.only_life] if asked.only_life is not None else itertools.count(asked.first, asked.stride)
-    hosts = Hosts()
     try:
         for number in numbers:
             left = asked.steps - ledger.total

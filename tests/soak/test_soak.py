@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig import Host
+from tests.rig.quickclock import quick_qemu_img
 from tests.soak.__main__ import main
 from tests.soak.ledger import Ledger
 from tests.soak.life import Life, Plan, find_harm
@@ -75,9 +76,12 @@ def test_harm_done_on_purpose_is_found(world: World, name: str) -> None:
         find_harm(world)
 
 
-def test_violation_is_told_with_how_to_live_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_violation_is_told_with_how_to_live_it_again(
+    resting_host: Host, second_session_host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--seed", "3", "--steps", "30", "--calm", "--sabotage", "lost-point", "--log", str(tmp_path / "log")]
-    assert main(words) == 1
+    with quick_qemu_img():  # the guest of this seed has an encrypted disk
+        assert main(words, Hosts({"alpha": resting_host, "beta": second_session_host})) == 1
     told = capsys.readouterr().out
     assert re.search(
         r"VIOLATION seed 3, life 1, step \d+: points are gone: .* \[make soak SEED=3 ARGS='--only-life 1", told

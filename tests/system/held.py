@@ -9,19 +9,20 @@ import os
 import signal
 import sqlite3
 import termios
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
-from tests.rig import KiB, Vm
+from tests.crash.bed import Trap, Zygote
+from tests.rig import Vm
 from tests.rig.cli import Started, Vmkeep
 from tests.system.truth import has_backup_job
 
 _COPYING = '"stage": "copy"'  # in the record of the job; before that it may be in the middle of the instant
 
-_PULSE_SECONDS = 0.004
+# The fourth: connections are there, and so is the first of what was read.
+_READ = Trap("before", "vmkeep.transfer.capture:_Readers.connection#4", "hold")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PIDFD_GETFD = 438
 
@@ -37,40 +38,18 @@ def is_in_its_copy(vmkeep: Vmkeep) -> bool:
 
 
 @contextmanager
-def slowed_in_its_copy(vm: Vm, vmkeep: Vmkeep) -> Iterator[Started]:
-    """Start a backup that is let run a little now and then from its copy on, and on after the block.
+def held_at_a_read(vm: Vm, zygote: Zygote) -> Iterator[None]:
+    """Begin a backup that lives and takes all replies, but waits in its copy before one of its reads.
 
-    A little is of the processor's time: on a busy machine it would else be so slow that it is in the way of the end of
-    its job, and be killed. And now and then is whenever the guest has filled some of the scratch (``work/scratch``): on
-    a busy machine it would else be done before the guest has written anything.
+    It goes on after the block; ``zygote.printed`` then tells its end. To slow it down would not do: a busy machine lets
+    it run longer than it was meant to, and it is done before the guest has filled anything.
     """
-    over = threading.Event()
-    scratch = Path(f"/proc/{vm.host.init_pid}/root{vm.host.dir}/work/scratch")
-
-    def pulse(process: Started) -> None:
-        while not over.is_set() and process.poll() is None:
-            _let_run(process.pid, _PULSE_SECONDS)
-            os.kill(process.pid, signal.SIGSTOP)
-            before, until = _free_bytes(scratch), time.monotonic() + 1
-            while not over.wait(0.05) and time.monotonic() < until:
-                free = _free_bytes(scratch)
-                if free <= before - 64 * KiB or free < 128 * KiB:  # then it stops, and waits for the end of the job
-                    break
-            os.kill(process.pid, signal.SIGCONT)
-
-    with held_in_its_copy(vm, vmkeep) as process:
-        pulses = threading.Thread(target=pulse, args=(process,))
-        pulses.start()
-        try:
-            yield process
-        finally:
-            over.set()
-            pulses.join()
-
-
-def _free_bytes(directory: Path) -> int:
-    about = os.statvfs(directory)
-    return about.f_bavail * about.f_frsize
+    zygote.start_command("--json", "backup", vm.name, traps=[_READ])
+    zygote.wait_reached()
+    try:
+        yield
+    finally:
+        zygote.go.touch()
 
 
 @contextmanager

@@ -5,54 +5,28 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import rig
 from tests.rig import Disk, Host, KiB, MiB, Secret, Vm, VmState, assert_images_equal, random_bytes, read_offline_image
 from tests.rig.cli import Vmkeep, finished
+from tests.rig.quickclock import quick_qemu_img
 from tests.system.held import held_in_its_copy
 from tests.system.offline import bitmaps, write_offline, zero_offline
 from tests.system.truth import Truth, assert_left_alone, checkpoints
 
 pytestmark = pytest.mark.system
 
-_QUICK_CLOCK = Path(rig.__file__).with_name("quick_clock.c")
 _VDA, _VDB = 6 * MiB, 1 * MiB + 512
 
 
-@pytest.fixture
-def vmkeep(host: Host) -> Vmkeep:
-    """The command with a qemu-img whose clock runs fast: else each image of LUKS takes a processor 1.3 to 4 s."""
-    directory, real = host.dir / "work" / "bin", shutil.which("qemu-img")
-    directory.mkdir()
-    library, tool = directory / "quick_clock.so", directory / "qemu-img"
-    build: list[str | Path] = [
-        "gcc",
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-Wall",
-        "-Werror",
-        "-o",
-        library,
-        _QUICK_CLOCK,
-        "-ldl",
-    ]
-    subprocess.run(build, check=True)
-    tool.write_text(f'#!/bin/sh\nLD_PRELOAD={library} exec {real} "$@"\n')
-    tool.chmod(0o755)
-    return _QuickVmkeep(host)
-
-
-class _QuickVmkeep(Vmkeep):
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**super().environment, "PATH": f"{self.host.dir / 'work' / 'bin'}:{self.host.environment['PATH']}"}
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_qemu_img():
+        yield
 
 
 def _encrypted_vm(host: Host, secret: Secret) -> Vm:
@@ -97,8 +71,7 @@ def test_points_are_whole_and_incremental_while_the_vm_runs_and_while_it_is_off(
     vm.write_random("vda", start=3 * MiB, length=64 * KiB, seed=3)
     vm.write_zeroes("vda", start=1 * MiB + 64 * KiB, length=128 * KiB, unmap=True)
     vm.write_random("vdb", start=1 * MiB, length=512, seed=4)  # in the short last block
-    slow = Vmkeep(host)  # a scratch that is made while the guest stands still would be seen in its pause
-    points, truths = [*points, slow.backup("guest")], [*truths, _truth(vm)]
+    points, truths = [*points, _point_with_a_slow_scratch(vmkeep)], [*truths, _truth(vm)]
     assert_left_alone(vm, state=VmState.RUNNING, checkpoints_before=[points[-1]["checkpoint"]])
     assert host.secret_uuids() == own
     vm.destroy()
@@ -120,6 +93,15 @@ def test_points_are_whole_and_incremental_while_the_vm_runs_and_while_it_is_off(
         output = host.dir / "work" / point["id"]
         _restore(vmkeep, point, output, "--format", "raw", "--decrypt")
         truth.assert_files(output, "raw")
+
+
+def _point_with_a_slow_scratch(vmkeep: Vmkeep) -> dict[str, Any]:
+    """Take a point with the qemu-img that is slow: a scratch made while the guest stands still is seen in its pause."""
+    ways = vmkeep.host.environment["PATH"].split(":")
+    others = ":".join(way for way in ways if not Path(way, "quick_clock.so").exists())
+    point = vmkeep.json("backup", "guest", env={"PATH": others})["point"]
+    assert isinstance(point, dict)
+    return point
 
 
 def test_scratch_of_an_encrypted_disk_holds_nothing_that_can_be_read(host: Host, vmkeep: Vmkeep) -> None:

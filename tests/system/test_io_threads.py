@@ -9,16 +9,15 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import pytest
 from lxml import etree
 
-from tests.crash.bed import wait_until
+from tests.crash.bed import Zygote, wait_until
 from tests.rig import Disk, Host, KiB, MiB, Vm, VmState, assert_images_equal
-from tests.rig.cli import Started, Vmkeep, finished
+from tests.rig.cli import Vmkeep, finished
 from tests.system.busy_guest import WritingGuest, wait_until_in_io_thread
-from tests.system.held import held_in_its_copy, slowed_in_its_copy
+from tests.system.held import held_at_a_read, held_in_its_copy
 from tests.system.history import INCREMENTAL, History, modes
 from tests.system.truth import assert_left_alone, checkpoints, has_backup_job
 
@@ -136,9 +135,9 @@ def _letters(number: int) -> str:
 
 
 @pytest.mark.in_turn(1)
-@pytest.mark.parametrize("hold", [slowed_in_its_copy, held_in_its_copy], ids=["slow", "stopped"])
+@pytest.mark.parametrize("how", ["alive", "stopped"])
 def test_guest_that_fills_the_scratch_of_disks_in_an_io_thread_runs_on(
-    host: Host, vmkeep: Vmkeep, hold: Callable[[Vm, Vmkeep], AbstractContextManager[Started]]
+    host: Host, vmkeep: Vmkeep, zygote: Zygote, how: str
 ) -> None:
     """Also when vmkeep stands still, which the guardian must kill if it is in the way."""
     scratch = host.dir / "work" / "scratch"
@@ -148,11 +147,14 @@ def test_guest_that_fills_the_scratch_of_disks_in_an_io_thread_runs_on(
         (vmkeep.home / "vmkeep.toml").write_text(f'scratch_dir = "{scratch}"\n')
         guest = WritingGuest(host, "writer", size=32 * MiB, iothread=True)
         guest.change(start=8 * MiB, length=24 * MiB, seed=7)
-        with hold(guest.vm, vmkeep) as process:
+        with held_at_a_read(guest.vm, zygote) if how == "alive" else held_in_its_copy(guest.vm, vmkeep) as process:
             wait_until(lambda: not has_backup_job(guest.vm), "the guardian does not end the job", 90)
             wait_until(lambda: guest.vm.state() is VmState.RUNNING, "the guardian does not resume the VM", 40)
-        process.communicate(timeout=60)
-        assert process.returncode in (32, -signal.SIGKILL)
+        if process is None:
+            assert zygote.printed().status == 32
+        else:
+            process.communicate(timeout=60)
+            assert process.returncode in (32, -signal.SIGKILL)
         guest.wait_written(256 * KiB)
         assert_left_alone(guest.vm)
     finally:

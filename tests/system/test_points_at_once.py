@@ -63,6 +63,10 @@ def test_backup_waits_for_the_vm_when_it_is_told_to_and_runs_by_itself(host: Hos
     points = vmkeep.json("points")["points"]
     assert [each["kind"] for each in points] == ["full", "incremental", "incremental"]
     assert points[0]["id"] == point["id"]
+    # None was tried in vain meanwhile; when the VM is let go of, one of the two may find that the other was first.
+    states = [each["state"] for each in vmkeep.json("log")["operations"]]
+    assert states.count("done") == 3
+    assert states.count("failed") <= 1
 
     (vmkeep.home / "vmkeep.toml").write_text('objective = "1h"\n')
     found = vmkeep.json("status")["status"]
@@ -101,23 +105,23 @@ def test_two_vms_kept_at_once_on_a_host_that_was_never_used(host: Host, vmkeep: 
     assert vmkeep.json("verify", "--all")["ok"] is True
 
 
-def test_ten_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, vmkeep: Vmkeep) -> None:
-    """Ten processes at the same time, then one command for all ten; the memory stays what two points take."""
-    vms = [_small_vm(host, number) for number in range(10)]
+def test_six_vms_at_once_are_copied_two_at_a_time_and_all_are_right(host: Host, vmkeep: Vmkeep) -> None:
+    """Six processes at the same time, then one command for all six; the memory stays what two points take."""
+    vms = [_small_vm(host, number) for number in range(6)]
     histories = [History(vm, vmkeep, uefi=False, tpm=False) for vm in vms]
     vmkeep.json("init")
     started = Vmkeep(host, forked=False)  # whose memory is its own, and whose environment tells of its home
     with _Load(vmkeep) as load:
         processes = [started.start("backup", vm.name) for vm in vms]
         results = [finished(process) for process in processes]
-    assert [status for status, _ in results] == [0] * 10, repr(results)
+    assert [status for status, _ in results] == [0] * 6, repr(results)
     for history, (_, document) in zip(histories, results, strict=True):
         history.add(document["point"], history.now())
     assert 1 <= load.most_points <= 2
-    # 1,090 MiB were measured: a process that waits takes about 85 MiB with its guardian, one that copies 150 and more.
-    assert load.most_memory_bytes < 1400 * MiB
+    # A process that waits takes about 85 MiB with its guardian, one that copies 150 and more.
+    assert load.most_memory_bytes < 1000 * MiB
 
-    for vm in vms[:5]:  # the others are off
+    for vm in vms[:3]:  # the others are off
         vm.write_random("vda", start=0, length=64 * KiB, seed=9)
     with _Load(vmkeep) as load:
         points = {point["vm"]: point for point in started.json("backup", "--all")["points"]}
@@ -152,7 +156,7 @@ def _small_vm(host: Host, number: int) -> Vm:
     vm = host.define(f"vm{number}", disks=[Disk("vda", 16 * MiB)], firmware="bios", tpm=False, memory_mib=32)
     content = random_bytes(number, 8 * MiB)
     write_offline(vm, "vda", content, start=1 * MiB)
-    if number < 5:
+    if number < 3:
         vm.start(paused=True)
     return vm
 

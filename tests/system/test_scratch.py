@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.crash.bed import wait_until
+from tests.crash.bed import Zygote, wait_until
 from tests.rig import Disk, Host, KiB, MiB, VmState, read_offline_image
-from tests.rig.cli import Started, Vmkeep, finished
+from tests.rig.cli import Started, Vmkeep
 from tests.system.busy_guest import TARGETS, WritingGuest
-from tests.system.held import held_in_its_copy, slowed_in_its_copy
+from tests.system.held import held_at_a_read, held_in_its_copy
 from tests.system.truth import assert_left_alone, has_backup_job
 
 pytestmark = pytest.mark.system
@@ -57,16 +58,16 @@ def test_scratch_without_room_for_its_own_tables_is_told_as_full(
 @pytest.mark.in_turn(1)
 @pytest.mark.parametrize("policy", [None, "stop", "enospace"])
 def test_guest_that_fills_the_scratch_runs_on_and_sees_no_error(
-    host: Host, vmkeep: Vmkeep, small_scratch: Path, policy: str | None
+    host: Host, vmkeep: Vmkeep, zygote: Zygote, small_scratch: Path, policy: str | None
 ) -> None:
-    guest = WritingGuest(host, "writer", size=32 * MiB, policies=(policy, policy))
-    guest.change(start=8 * MiB, length=24 * MiB, seed=7)
-    with slowed_in_its_copy(guest.vm, vmkeep) as process:
+    guest = WritingGuest(host, "writer", policies=(policy, policy))
+    with held_at_a_read(guest.vm, zygote):
         _assert_saved(guest)
-    status, document = finished(process)
+    ended = zygote.printed()
 
-    assert (status, document["error"]["code"]) == (32, "job-aborted")
-    assert "scratch" in document["error"]["message"]
+    error = json.loads(ended.err)["error"]
+    assert (ended.status, error["code"]) == (32, "job-aborted")
+    assert "scratch" in error["message"]
     _assert_guest_met_no_error(guest, vmkeep, small_scratch)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         FoundPin,
         HeldSecret,
         KnownHostKey,
+        KnownKeyring,
         KnownRepository,
         PassedPoint,
         PointOutline,
@@ -47,8 +48,8 @@ else:
             "memory": "MemoryCatalog",
             "operations": "TRANSITIONS Operation OperationState",
             "records": "SAFETY_LABEL Adopted CatalogDeletion CatalogPin CatalogPoint CatalogSnapshot CatalogState "
-            "CatalogVm FoundPin HeldSecret KnownHostKey KnownRepository PassedPoint PointOutline PointProtection "
-            "PointRemoval Policy StateAlert StateFile Trust",
+            "CatalogVm FoundPin HeldSecret KnownHostKey KnownKeyring KnownRepository PassedPoint PointOutline "
+            "PointProtection PointRemoval Policy StateAlert StateFile Trust",
             "sql": "SqlCatalog",
         },
     )
@@ -67,6 +68,7 @@ __all__ = [
     "FoundPin",
     "HeldSecret",
     "KnownHostKey",
+    "KnownKeyring",
     "KnownRepository",
     "MemoryCatalog",
     "Operation",

@@ -22,6 +22,7 @@ from vmkeep.catalog.records import (
     CatalogVm,
     FoundPin,
     KnownHostKey,
+    KnownKeyring,
     KnownRepository,
     PassedPoint,
     PointOutline,
@@ -72,6 +73,10 @@ class Catalog(Protocol):
 
     def use_repository(self, repository_id: str, location: str) -> None:
         """Record which repository the points of this catalogue are in."""
+        ...
+
+    def see_keyring(self, repository_id: str, keyring: KnownKeyring) -> None:
+        """Record the keyring that is in force in a repository that is known; of another one nothing."""
         ...
 
     # -- hosts that sign points ----------------------------------------------------------------------------------

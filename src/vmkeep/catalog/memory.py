@@ -28,6 +28,7 @@ from vmkeep.catalog.records import (
     CatalogVm,
     FoundPin,
     KnownHostKey,
+    KnownKeyring,
     KnownRepository,
     PassedPoint,
     PointOutline,
@@ -99,7 +100,15 @@ class MemoryCatalog(Catalog):
 
     def use_repository(self, repository_id: str, location: str) -> None:
         with self._writing() as tables:
-            tables.repositories[repository_id] = KnownRepository(repository_id, location, texts.now())
+            known = tables.repositories.get(repository_id)
+            keyring = None if known is None else known.keyring
+            tables.repositories[repository_id] = KnownRepository(repository_id, location, texts.now(), keyring)
+
+    def see_keyring(self, repository_id: str, keyring: KnownKeyring) -> None:
+        with self._writing() as tables:
+            known = tables.repositories.get(repository_id)
+            if known is not None:
+                tables.repositories[repository_id] = replace(known, keyring=keyring)
 
     # -- hosts that sign points ----------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ repositories = Table(
     Column("id", text(32), primary_key=True),
     Column("location", text(), nullable=False),
     Column("since", text(32), nullable=False),
+    # The keyring in force as it was met last, JSON of a ``KnownKeyring``. Null: none was, as of an older release.
+    Column("keyring", text()),
 )
 
 hosts = Table(

@@ -75,12 +75,54 @@ class KnownHostKey:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownKeyring:
+    """A keyring as it was met: its generation, the SHA-256 of its bytes, and the ids of its data keys.
+
+    ``active`` is the data key that seals what is written, ``data_keys`` are all, sorted.
+    """
+
+    generation: int
+    sha256: str
+    active: str
+    data_keys: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as it stands in the catalogue."""
+        return {name: getattr(self, name) for name in ("generation", "sha256", "active", "data_keys")}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> KnownKeyring:
+        """Return one of ``as_json``."""
+        return cls(value["generation"], value["sha256"], value["active"], tuple(value["data_keys"]))
+
+    def fault_of(self, found: KnownKeyring) -> str:
+        """Return why a keyring that is met after this one cannot be the one in force; empty for one that can.
+
+        A generation is written once, a later one has a higher number, and no rotation takes a data key away, or one
+        that was replaced into use again (docs/internals/repository-format.md, section 3).
+        """
+        if found.generation < self.generation:
+            return f"it is generation {found.generation}, and generation {self.generation} was in force"
+        if found.generation == self.generation:
+            return "" if found.sha256 == self.sha256 else f"its generation {found.generation} was another one"
+        if set(self.data_keys) - set(found.data_keys):
+            return f"generation {found.generation} lacks a data key that generation {self.generation} had"
+        if found.active != self.active and found.active in self.data_keys:
+            return f"generation {found.generation} takes a data key into use again that had been replaced"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
 class KnownRepository:
-    """The repository this catalogue belongs to. ``since`` is when it was first used from here."""
+    """The repository this catalogue belongs to. ``since`` is when it was first used from here.
+
+    ``keyring`` is the one that was in force when it was met last; None where none was.
+    """
 
     id: str
     location: str
     since: str
+    keyring: KnownKeyring | None = None
 
 
 @dataclass(frozen=True, slots=True)

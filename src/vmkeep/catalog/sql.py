@@ -39,6 +39,7 @@ from vmkeep.catalog.records import (
     CatalogVm,
     FoundPin,
     KnownHostKey,
+    KnownKeyring,
     KnownRepository,
     PassedPoint,
     PointOutline,
@@ -121,7 +122,10 @@ class SqlCatalog(Catalog):
         table = models.repositories
         with self._database.reading() as connection:
             row = connection.execute(select(table).order_by(table.c.since.desc(), table.c.id).limit(1)).first()
-        return None if row is None else KnownRepository(row.id, row.location, row.since)
+        if row is None:
+            return None
+        keyring = None if row.keyring is None else KnownKeyring.from_json(texts.load(row.keyring))
+        return KnownRepository(row.id, row.location, row.since, keyring)
 
     def use_repository(self, repository_id: str, location: str) -> None:
         table = models.repositories
@@ -129,6 +133,12 @@ class SqlCatalog(Catalog):
         with self._database.writing() as connection:
             if connection.execute(update(table).where(table.c.id == repository_id).values(row)).rowcount == 0:
                 connection.execute(insert(table).values(id=repository_id, **row))
+
+    def see_keyring(self, repository_id: str, keyring: KnownKeyring) -> None:
+        table = models.repositories
+        with self._database.writing() as connection:
+            text = texts.dump(keyring.as_json())
+            connection.execute(update(table).where(table.c.id == repository_id).values(keyring=text))
 
     # -- hosts that sign points ----------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     short_help="What is done by itself, and how it ended.",
     help="Have backups and verifications done by themselves, by timers of systemd, and look how they ended.",
-    epilog="Example: vmkeep schedule set --backup '*-*-* 02:30'",
+    epilog="Example: vmkeep schedule set --backup '*-*-* 03:30'",
     rich_markup_mode=None,
 )
 _OFFERED = tuple(job for job in Job if COMMANDS[job][0] in ON_DEMAND)
@@ -40,7 +40,7 @@ def complete_job(incomplete: str) -> Iterator[str]:
     return (str(job) for job in _OFFERED if job.startswith(incomplete))
 
 
-@app.command("set", epilog="Example: vmkeep schedule set --backup '*-*-* 02:30' --verify 'Sun 05:00'")
+@app.command("set", epilog="Example: vmkeep schedule set --backup '*-*-* 03:30' --verify 'Sun 05:00'")
 def set_schedule(
     context: typer.Context,
     backup: Annotated[str | None, _when(Job.BACKUP, "all VMs are backed up")] = None,
@@ -82,6 +82,11 @@ def set_schedule(
             running.console.show(*(f"{each.job} runs by itself: {_words(each)}" for each in made.jobs))
         if made.exposed is not None:
             running.console.notice(f"warning: {made.exposed}")
+        for job in made.leaps:
+            running.console.notice(
+                f"warning: {job} is left out in the night in which the clock goes forward over its time, and is missed "
+                "then; an hour later in the night it is not"
+            )
         if not made.checked:
             running.console.notice(
                 "warning: systemd-analyze is not there, so nobody has read the times, and what is missed cannot be told"

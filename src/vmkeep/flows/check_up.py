@@ -22,6 +22,7 @@ from vmkeep.custody.tombstones import TombstoneKind, told_of_protection
 from vmkeep.errors import (
     CatalogDamaged,
     KeyMissing,
+    KeyringReplaced,
     NoSpace,
     PermissionRefused,
     RepositoryForeign,
@@ -384,6 +385,10 @@ class CheckUp:
         path = self._settings.repository
         try:
             report = repository.probe_bucket()
+        except PermissionRefused as error:
+            message = f"these credentials may not write to the bucket, so its server was not tried out: {error.message}"
+            yield Finding(FindingCode.BUCKET_FOUND, message, path=path)
+            return
         except VmkeepError as error:
             message = f"it could not be tried out what the bucket's server does: {error.message}"
             yield Finding(FindingCode.REPOSITORY_UNUSABLE, message, remedy=error.hint, path=path)
@@ -412,6 +417,7 @@ class CheckUp:
 _REPOSITORY_ERRORS: tuple[tuple[type[VmkeepError], FindingCode], ...] = (
     (RepositoryNotFound, FindingCode.REPOSITORY_MISSING),
     (RepositoryForeign, FindingCode.REPOSITORY_FOREIGN),
+    (KeyringReplaced, FindingCode.KEYRING_REPLACED),
     (KeyMissing, FindingCode.KEY_MISSING),
     (WrongKey, FindingCode.KEY_MISSING),
 )

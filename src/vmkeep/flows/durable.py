@@ -72,6 +72,7 @@ GIVEN: dict[str, dict[str, object]] = {"sqlalchemy.dialects.postgresql": {"JSONB
 
 with deferred(*DEFERRED, given=GIVEN, raised=RAISED):
     from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID, WorkflowStatus, _dbos, _event_loop, _serialization
+    from dbos._sys_db import SystemDatabase
 
 __all__ = [
     "DBOS",
@@ -115,8 +116,11 @@ _run_queues: Callable[[threading.Event, DBOS], None] = vars(_dbos)[QUEUES]
 
 
 @contextmanager
-def launching() -> Iterator[None]:
+def launching(*, noted: str | None = None) -> Iterator[None]:
     """Within the block DBOS may be launched, with what vmkeep needs of it.
+
+    ``noted`` is the version of the application when its database has it already (`vmkeep.flows.tables`): it is neither
+    written nor looked for then.
 
     It takes up the dialect of PostgreSQL beside that of SQLite then. And it starts threads that look for flows that
     others queued, that are late, and that come at times: eight statements compiled, and 10 ms of a processor, in every
@@ -127,10 +131,29 @@ def launching() -> Iterator[None]:
     real = {name: vars(_dbos)[name] for name in instead}
     vars(_dbos).update(instead)
     try:
-        with deferred("sqlalchemy.dialects.postgresql"):
+        with deferred("sqlalchemy.dialects.postgresql"), _noted(noted):
             yield
     finally:
         vars(_dbos).update(real)
+
+
+@contextmanager
+def _noted(version: str | None) -> Iterator[None]:
+    if version is None:
+        yield
+        return
+    instead = {
+        "create_application_version": _do_nothing,
+        "get_latest_application_version": lambda _: {"version_name": version},
+    }
+    real = {name: vars(SystemDatabase)[name] for name in instead}
+    for name, method in instead.items():
+        setattr(SystemDatabase, name, method)
+    try:
+        yield
+    finally:
+        for name, method in real.items():
+            setattr(SystemDatabase, name, method)
 
 
 def take_up_resumed() -> None:

@@ -69,7 +69,7 @@ from vmkeep.flows.requests import (
 )
 from vmkeep.flows.rows import refuse_foreign_rows
 from vmkeep.flows.services import Services, end_operation
-from vmkeep.flows.tables import make_flow_tables
+from vmkeep.flows.tables import has_nothing_to_note, make_flow_tables
 from vmkeep.flows.unsettled import HARMLESS, refuse_beside_unsettled
 from vmkeep.flows.values import FlowSerializer, refuse_pickle
 from vmkeep.host.protocol import Host
@@ -104,6 +104,7 @@ Watch = Callable[[Progress], None]
 # One version for ever: DBOS would leave the flows of another version alone. That a newer vmkeep can finish what
 # an older one began is a rule for those who change a flow (docs/internals/flows.md).
 _APPLICATION_VERSION = "1"
+_APPLICATION = "vmkeep"
 # Databases with their logs, locks, the connection to libvirt; what a task needs besides it asks for itself.
 _DESCRIPTORS = 48
 
@@ -477,11 +478,13 @@ class Engine:
         make_flow_tables(path)
         refuse_pickle()
         refuse_foreign_rows(path)
+        is_noted = has_nothing_to_note(path, _APPLICATION, _APPLICATION_VERSION)
         config: DBOSConfig = {
-            "name": "vmkeep",
+            "name": _APPLICATION,
             "system_database_url": f"sqlite:///{path}",
             "executor_id": self._executor,
             "application_version": _APPLICATION_VERSION,
+            "run_migrations": not is_noted,
             "serializer": FlowSerializer(),
             "log_level": "CRITICAL",
             # Each poll takes the write lock for a moment (BEGIN IMMEDIATE); the end waits for one interval.
@@ -494,7 +497,7 @@ class Engine:
             )
             for name in DECLARED
         }
-        with launching():
+        with launching(noted=_APPLICATION_VERSION if is_noted else None):
             DBOS.launch()
 
     def _services(self) -> Services:

@@ -1,20 +1,29 @@
-"""Whether the record of a point is that of the point which is known here under its id.
+"""Whether a point's record is that of the point known here under its id, and the keyring the one that was in force.
 
 What a person names, a list shows and a question asks for is the catalogue's. What is restored, built on or verified is
 the repository's, and whoever has its key can put another record in the place of one: of another VM, for instance. So
 the catalogue keeps the digest of each point that was written here or adopted, and every record that is read goes by it.
+
+Earlier generations of the keyring stay in the storage. Who held a key that was removed, and can delete the later ones,
+would have what is written sealed for that key again.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from vmkeep.catalog import Catalog, CatalogPoint
-from vmkeep.errors import PointChanged, VmkeepError
+from vmkeep.catalog import Catalog, CatalogPoint, KnownKeyring
+from vmkeep.errors import KeyringReplaced, PointChanged, VmkeepError
+from vmkeep.filesystem import OF_STORAGE
+from vmkeep.logs import get_logger
 
 if TYPE_CHECKING:
     from vmkeep.repository import PointRecord
+    from vmkeep.repository.keyring import Keyring
+
+_log = get_logger(__name__)
 
 
 def recognise(catalog: Catalog, record: PointRecord) -> None:
@@ -53,3 +62,34 @@ def _difference(known: CatalogPoint, record: PointRecord, said: dict[str, Any]) 
     if differing == ["signature"]:
         return "its signature differs, so another host made it, or its definition is another one"
     return f"its {', '.join(differing) or 'definition'} differ{'' if len(differing) > 1 else 's'}"
+
+
+def known_keyring(keyring: Keyring) -> KnownKeyring:
+    """Return a keyring as the catalogue remembers it; the same whichever of its keys has opened it."""
+    domain = next(each for each in keyring.value["domains"] if each["name"] == "default")
+    data_keys = tuple(sorted(each["id"] for each in domain["data_keys"]))
+    return KnownKeyring(keyring.generation, sha256(keyring.to_bytes()).hexdigest(), domain["active"], data_keys)
+
+
+def fault_of_keyring(catalog: Catalog, repository_id: str, keyring: Keyring) -> str:
+    """Return why a keyring cannot be the one in force, by the one that was met before; empty for one that can."""
+    known = catalog.repository()
+    if known is None or known.id != repository_id or known.keyring is None:
+        return ""
+    return known.keyring.fault_of(known_keyring(keyring))
+
+
+def meet_keyring(catalog: Catalog, repository_id: str, keyring: Keyring) -> None:
+    """Remember the keyring that is in force in the repository of a catalogue.
+
+    Raises KeyringReplaced for an older or another one than was in force before.
+    """
+    fault = fault_of_keyring(catalog, repository_id, keyring)
+    if fault:
+        raise KeyringReplaced(f"the repository's keyring is not the one that was in force: {fault}", path="keyring/")
+    known, found = catalog.repository(), known_keyring(keyring)
+    if known is not None and known.id == repository_id and known.keyring != found:
+        try:
+            catalog.see_keyring(repository_id, found)
+        except OF_STORAGE as error:  # that keeps nothing from being read
+            _log.warning("the keyring that is in force could not be remembered", error=error.message)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
@@ -21,13 +21,14 @@ from vmkeep.errors import (
     IntegrityError,
     InvalidRequest,
     KeyMissing,
+    KeyringReplaced,
     RepositoryForeign,
     RepositoryNotFound,
     TargetExists,
     VmkeepError,
 )
 from vmkeep.filesystem import HOME_ROOM_BYTES, OF_STORAGE, file_error, make_private_file, require_room
-from vmkeep.flows.identity import recognise
+from vmkeep.flows.identity import fault_of_keyring, known_keyring, meet_keyring, recognise
 from vmkeep.flows.standin import StandIn
 from vmkeep.locks import FileLock
 from vmkeep.planning.model import KnownDisk, KnownPoint
@@ -202,7 +203,18 @@ class Premises:
                 hint=f"The one it was is {known.id}, last seen at {known.location}. "
                 "To use this one, take it over with `vmkeep init --adopt` under another VMKEEP_HOME.",
             )
+        self._require_in_force(repository)
         return repository
+
+    def _require_in_force(self, repository: Repository) -> None:
+        """Raise KeyringReplaced when the keyring is an older or another one than was in force before; remember it."""
+        opened = repository.keyring
+        try:
+            meet_keyring(self.catalog, repository.id, opened)
+        except KeyringReplaced:
+            repository.follow_keyring()  # another process may have written one since this was opened
+            if repository.keyring is opened:
+                raise
 
     @cached_property
     def keychain(self) -> Keychain:
@@ -383,6 +395,8 @@ class Premises:
 
     def _use_existing(self, repository: Repository) -> InitReport:
         known = self.catalog.repository()
+        if known is not None and known.id == repository.id:
+            self._require_in_force(repository)
         if (known is None or known.id != repository.id) and next(iter(repository.point_ids()), None) is not None:
             raise TargetExists(
                 f"{repository.location} is a repository with points already",
@@ -399,6 +413,7 @@ class Premises:
         from vmkeep.flows.own_key import pin_own_key
 
         repository = self._open(location)
+        fault = fault_of_keyring(self.catalog, repository.id, repository.keyring)
         report = self._take(repository, created=False)
         pin_own_key(self.settings, self.catalog)
         found: list[tuple[CatalogPoint, tuple[CatalogState, ...]]] = []
@@ -425,7 +440,13 @@ class Premises:
             adopted_points=adopted.points,
             adopted_vms=adopted.vms,
             damaged=tuple(damaged),
-            warnings=(*adopted.conflicts, *marks, *pins.told, *deletions),
+            warnings=(
+                *((f"the keyring was taken as it is: {fault}",) if fault else ()),
+                *adopted.conflicts,
+                *marks,
+                *pins.told,
+                *deletions,
+            ),
         )
 
     def _take(self, repository: Repository, *, created: bool) -> InitReport:
@@ -440,6 +461,7 @@ class Premises:
         if repository.location != self.settings.repository:
             self.settings = save_repository_location(self.settings, repository.location)
         self.catalog.use_repository(repository.id, repository.location)
+        self.catalog.see_keyring(repository.id, known_keyring(repository.keyring))
         self.__dict__["repository"] = repository
         assert self._key is not None
         self._mark(self._key.key_id).unlink(missing_ok=True)
@@ -465,6 +487,7 @@ class Premises:
     def _equipped(self, repository: Repository) -> Repository:
         repository.sign_with(self._signer)
         repository.recognise = self._recognise
+        repository.meet_keyring = partial(meet_keyring, self.catalog, repository.id)
         return repository
 
     def _recognise(self, record: PointRecord) -> None:

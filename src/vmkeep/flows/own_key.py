@@ -67,12 +67,13 @@ def _pin(catalog: Catalog, key: SigningKey) -> None:
 
     In this order: a renewal that is killed in between is finished by whoever signs next.
     """
-    known = catalog.host_keys()
-    if key.fingerprint not in {each.fingerprint for each in known}:
-        for each in known:
+    known = {each.fingerprint: each for each in catalog.host_keys()}
+    if key.fingerprint not in known:
+        for each in known.values():
             if each.trust is Trust.OWN and each.installation != key.installation:
                 catalog.retire_own_key(each.fingerprint)
-    catalog.see_host_key(known_key(key))
+    if not known_key(key).is_known_as(known.get(key.fingerprint)):
+        catalog.see_host_key(known_key(key))
 
 
 def renew_own_key(settings: Settings, catalog: Catalog) -> SigningKey:

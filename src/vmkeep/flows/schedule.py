@@ -42,7 +42,6 @@ from vmkeep.planning.schedule import (
     Untold,
     VmFailure,
     is_overdue,
-    longest_gap_seconds,
     moment_text,
     standing,
 )
@@ -58,7 +57,8 @@ _MOST_TEXT: Final = 500
 class JobStanding:
     """A job, when it is to run, its last runs with the newest first, and how it stands.
 
-    ``timer`` is the name of its units, None where it has none; ``problem`` says why it will not run by itself.
+    ``overdue``: it should have run again, also when one run lasts that long. ``timer`` is the name of its units, None
+    where it has none; ``problem`` says why it will not run by itself.
     ``process`` is the one that runs it now.
     """
 
@@ -78,13 +78,16 @@ class JobStanding:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSet:
-    """What was set. ``by_hand`` are commands that must be run where systemd does not run now; ``checked``: systemd
-    has read the times. ``exposed`` says why others could have root run something else; None when they could not.
+    """What was set. ``checked``: systemd has read the times. ``by_hand`` must be run where systemd does not run now.
+
+    ``leaps`` are jobs that are left out in the night in which the clock goes forward. ``exposed`` says why others could
+    have root run something else; None when they could not.
     """
 
     jobs: tuple[Scheduled, ...]
     checked: bool
     by_hand: tuple[str, ...]
+    leaps: tuple[Job, ...] = ()
     exposed: str | None = None
 
 
@@ -99,8 +102,7 @@ def set_schedule(settings: Settings, calendars: Mapping[Job, str], delay_seconds
     since = moment_text(datetime.now(UTC))
     read = {job: read_calendar(calendar) for job, calendar in calendars.items()}
     scheduled = tuple(
-        Scheduled(job, calendar, delay_seconds, longest_gap_seconds(read[job].times), since)
-        for job, calendar in calendars.items()
+        Scheduled(job, calendar, delay_seconds, read[job].gap_seconds, since) for job, calendar in calendars.items()
     )
     # Killed behind this, doctor says that the job has no units.
     for each in scheduled:
@@ -113,7 +115,8 @@ def set_schedule(settings: Settings, calendars: Mapping[Job, str], delay_seconds
         refuse_exposed_file(command, "which systemd will start as root", secret=False)
     except HomeExposed as error:
         exposed = error.message
-    return ScheduleSet(scheduled, all(calendar.checked for calendar in read.values()), by_hand, exposed)
+    leaps = tuple(job for job, calendar in read.items() if calendar.leaps)
+    return ScheduleSet(scheduled, all(calendar.checked for calendar in read.values()), by_hand, leaps, exposed)
 
 
 def remove_schedule(settings: Settings, jobs: Sequence[Job]) -> tuple[Job, ...]:
@@ -159,7 +162,7 @@ def job_standing(settings: Settings, job: Job) -> JobStanding:
         scheduled,
         runs,
         standing(scheduled, last, running=running, now=now),
-        not running and is_overdue(scheduled, last, now),
+        is_overdue(scheduled, last, now),
         None if timer is None else timer.name,
         None if timer is None else timer.problem,
         FileLock.holding_process(lock) if running else None,
@@ -196,6 +199,8 @@ def _of_job(each: JobStanding) -> Iterable[Finding]:
         yield Finding(FindingCode.SCHEDULE_BROKEN, f"{each.job} will not run by itself: {each.problem}", remedy=remedy)
     if each.overdue and each.scheduled is not None and each.scheduled.patience_seconds is not None:
         when = "it never ran" if last is None else f"it last ran {(last.ended or last.started)[:19]}Z"
+        if last is not None and each.standing is Standing.RUNNING:
+            when, again = f"one run has lasted since {last.started[:19]}Z", "vmkeep ops list"
         message = (
             f"{each.job} should run by itself every {span_text(each.scheduled.patience_seconds)} at least, and {when}"
         )
@@ -242,7 +247,7 @@ def read_scheduled(settings: Settings, job: Job) -> Scheduled | None:
             None if gap is None else int(gap),
             _moment(value["since"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(path) from error
 
 
@@ -257,7 +262,7 @@ def read_runs(settings: Settings, job: Job) -> tuple[Run, ...]:
         return ()
     try:
         return tuple(_run(job, run) for run in value["runs"][:MOST_RUNS])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(path) from error
 
 

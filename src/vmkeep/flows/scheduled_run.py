@@ -109,7 +109,7 @@ def ended_run(run: Run, status: int, out: str, err: str, ended: str) -> tuple[Ru
     error: VmkeepError | None = None
     if status < 0:
         error = OperationFailed(
-            f"{run.job} was killed by {signal.Signals(-status).name}",
+            f"{run.job} was killed by {_signal_name(-status)}",
             hint="The next command puts right what it left. `dmesg` says whether the host had no memory for it.",
         )
     elif status != 0:
@@ -128,6 +128,13 @@ def ended_run(run: Run, status: int, out: str, err: str, ended: str) -> tuple[Ru
         harmed=harmed,
     )
     return shortened(ended_run), error
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of those for real-time processes
+        return f"signal {number}"
 
 
 def _by_vm(document: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[VmFailure, ...], tuple[str, ...]]:

@@ -25,7 +25,7 @@ from vmkeep.catalog import (
 )
 from vmkeep.custody.retention import HeldVersion, kept_for_themselves
 from vmkeep.custody.states import SealedSecret
-from vmkeep.errors import IntegrityError, TargetExists, VmkeepError
+from vmkeep.errors import IntegrityError, PermissionRefused, TargetExists, VmkeepError
 from vmkeep.flows.installation import catalog_states
 from vmkeep.flows.pin_secrets import PinSecrets
 from vmkeep.flows.removals import tpm_kept_until
@@ -224,7 +224,10 @@ class _Settling:
 
     def _delete(self, pins: Iterable[str]) -> None:
         for pin_id in pins:
-            self.repository.pins.delete(pin_id)
+            try:
+                self.repository.pins.delete(pin_id)
+            except PermissionRefused:
+                return  # a host may be allowed to add only; they keep more than is needed until who may delete does
             self.catalog.forget_pin(pin_id)
 
     def _is_superfluous(self, pin: CatalogPin) -> bool:

@@ -109,23 +109,25 @@ def keys_at_hand(premises: Premises) -> tuple[KeyShown, ...]:
 
     Whether they are recipients is what the repository says itself; of one that cannot be looked at none is.
     """
-    from vmkeep.repository import Repository
-
     recipients: tuple[Recipient, ...] = ()
     with suppress(VmkeepError):
-        location = premises.settings.repository
-        recipients = Repository.told_recipients(location, premises.settings.access_to(location))
+        recipients = _told_recipients(premises)
     return tuple(each for each in _shown(premises, recipients, ask=True) if each.at_hand)
 
 
 def recipients_besides(premises: Premises, key: str) -> tuple[str, ...]:
     """Return the keys that open the repository when this is none of them; none where no repository is known."""
-    from vmkeep.repository import Repository
-
     with suppress(VmkeepError):
-        recipients = tuple(each.key_id for each in Repository.told_recipients(premises.settings.repository))
+        recipients = tuple(each.key_id for each in _told_recipients(premises))
         return () if key in recipients else recipients
     return ()
+
+
+def _told_recipients(premises: Premises) -> tuple[Recipient, ...]:
+    from vmkeep.repository import Repository
+
+    location = premises.settings.repository
+    return Repository.told_recipients(location, premises.settings.access_to(location))
 
 
 def _shown(premises: Premises, recipients: Sequence[Recipient], *, ask: bool) -> list[KeyShown]:

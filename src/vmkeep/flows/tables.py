@@ -38,3 +38,21 @@ def make_flow_tables(path: Path) -> None:
             database.execute(statement)
         database.execute("INSERT INTO dbos_migrations (version) VALUES (?)", (len(sqlite_migrations),))
         database.execute("COMMIT")
+
+
+def has_nothing_to_note(path: Path, application: str, version: str) -> bool:
+    """Tell whether DBOS will find its tables as it makes them, and this version of the application noted in them.
+
+    Then it need not look for either at its launch, which takes its lock for writing, and seven statements of which some
+    take a millisecond to make. What cannot be told is left to it.
+    """
+    try:
+        from dbos._migration import sqlite_migrations
+
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            made = database.execute("SELECT version FROM dbos_migrations").fetchone()
+            noted = "SELECT 1 FROM application_versions WHERE version_name = ? AND application_name = ?"
+            found = database.execute(noted, (version, application)).fetchone()
+    except (ImportError, sqlite3.Error):
+        return False
+    return made == (len(sqlite_migrations),) and found is not None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import Catalog, CatalogVm, PointOutline
 from vmkeep.errors import CatalogError, IntegrityError, PointNotFound
 from vmkeep.flows.catch_up import catch_up_on_vm
 from vmkeep.flows.declared import TAKE_POINT
@@ -87,12 +87,13 @@ def copy_point(plan: Plan, request: TakePoint, opened: PointOpened) -> PointCopi
     this began. What a crash leaves of the point has that number for ever, and its undo removes it.
     """
     services = plan.services
+    outlines = services.catalog.outlines_of_vm(opened.vm_uuid)
     task = CopyPoint(
         plan.operation,
-        parent=_parent(services, opened),
+        parent=_parent(services, opened, outlines),
         labels=dict(request.labels),
         sequence=services.catalog.next_sequence(opened.vm_uuid),
-        warnings=_clock_warnings(services.catalog, opened),
+        warnings=_clock_warnings(outlines, opened),
     )
     return plan.services.on_host(plan.operation, task)
 
@@ -166,7 +167,7 @@ def remove_point(services: Services, point_id: str) -> None:
         services.with_repository(lambda repository: repository.delete_point(point_id))
 
 
-def _parent(services: Services, opened: PointOpened) -> str | None:
+def _parent(services: Services, opened: PointOpened, outlines: Sequence[PointOutline]) -> str | None:
     """Return the point that the VM's state descends from: where it is now, else the last one taken of it.
 
     None: it has no point, or is as it was before its first one. Bitmaps prove that a disk descends from its base. So a
@@ -174,10 +175,10 @@ def _parent(services: Services, opened: PointOpened) -> str | None:
     catalogue, or is not known: another installation made it, to which the VM had gone meanwhile, or this home was put
     back as it was earlier. A point that others deleted from the repository is nobody's parent.
     """
-    catalog, base = services.catalog, opened.base
-    known = [point.id for point in catalog.outlines_of_vm(opened.vm_uuid)]
-    here = descent(catalog, opened.vm_uuid)
-    vm = catalog.vm(opened.vm_uuid)
+    base = opened.base
+    known = [point.id for point in outlines]
+    vm = services.catalog.vm(opened.vm_uuid)
+    here = _descent(vm, known)
     if here is None or vm is None or vm.current_point != here:
         # Also of a VM that went back before its first point: it may have disks that stayed.
         if base is not None or here is None:
@@ -198,8 +199,8 @@ def _is_stored(services: Services, point_id: str) -> bool:
     return True
 
 
-def _clock_warnings(catalog: Catalog, opened: PointOpened) -> tuple[str, ...]:
-    before = next(iter(catalog.outlines_of_vm(opened.vm_uuid)), None)
+def _clock_warnings(outlines: Sequence[PointOutline], opened: PointOpened) -> tuple[str, ...]:
+    before = next(iter(outlines), None)
     if before is None:
         return ()
     made = clocks.Stamp.of(opened.point_id, opened.created)
@@ -209,8 +210,10 @@ def _clock_warnings(catalog: Catalog, opened: PointOpened) -> tuple[str, ...]:
 
 def descent(catalog: Catalog, vm_uuid: str) -> str | None:
     """Return the point that a VM's state descends from, as far as the catalogue tells; None: from none."""
-    known = [point.id for point in catalog.outlines_of_vm(vm_uuid)]
-    vm = catalog.vm(vm_uuid)
+    return _descent(catalog.vm(vm_uuid), [point.id for point in catalog.outlines_of_vm(vm_uuid)])
+
+
+def _descent(vm: CatalogVm | None, known: Sequence[str]) -> str | None:
     if vm is not None and vm.before_first:
         return None
     if vm is not None and vm.current_point in known:

@@ -7,6 +7,7 @@ left alone. Where systemd does not run (a container), they are written all the s
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -26,6 +27,8 @@ from vmkeep.planning.schedule import (
     MARK,
     Job,
     Scheduled,
+    longest_gap_seconds,
+    may_be_started,
     service_unit,
     timer_unit,
     told_times,
@@ -39,14 +42,23 @@ _RUNS: Final = Path("/run/systemd/system")
 """Is there where systemd is the system's (sd_booted(3))."""
 _WANTED: Final = "timers.target.wants"
 _ASKED_SECONDS: Final = 60
+_CLOCK_SECONDS: Final = 3600
+# Of which times are made. Whatever reads them or does not, nothing else of a unit can be written with these.
+_LETTERS: Final = re.compile(r"[\w :*,./~+-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """What systemd says of an expression: the next times, the first of them first. ``checked``: it was asked at all."""
+    """What systemd says of an expression: the next times, the first of them first. ``checked``: it was asked at all.
+
+    ``gap_seconds`` is the longest time between two, as it is where the clock is never changed. ``leaps``: there is a
+    night in which the clock goes forward over such a time, and systemd leaves it out (252 and 257 do).
+    """
 
     checked: bool
     times: tuple[datetime, ...] = ()
+    gap_seconds: int | None = None
+    leaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +77,8 @@ def systemd_runs() -> bool:
 def read_calendar(expression: str) -> Calendar:
     """Have systemd read an expression. Raises InvalidRequest for one that it refuses, or that comes once or never."""
     hint = "`man systemd.time` describes them, `systemd-analyze calendar` tries one: 'daily', 'Mon..Fri 02:30', ..."
-    if not expression.strip() or not expression.isprintable():
-        raise InvalidRequest(f"{expression!r} is no time of systemd's: it must be one line of text", hint=hint)
+    if not expression.strip() or not _LETTERS.fullmatch(expression):
+        raise InvalidRequest(f"{expression!r} is no time of systemd's", hint=hint)
     program = shutil.which("systemd-analyze")
     if program is None:
         return Calendar(checked=False)
@@ -79,7 +91,11 @@ def read_calendar(expression: str) -> Calendar:
         raise InvalidRequest(
             f"{expression!r} comes {'once' if times else 'never'}, and a job must come again", hint=hint
         )
-    return Calendar(checked=True, times=times)
+    # One night a year would else allow every night to be left out.
+    steady = longest_gap_seconds(told_times(_run(command, zone="UTC0").stdout))
+    longest = longest_gap_seconds(times)
+    leaps = steady is not None and longest is not None and longest > steady + _CLOCK_SECONDS
+    return Calendar(True, times, steady, leaps)
 
 
 def timer_name(settings: Settings, job: Job) -> str:
@@ -190,8 +206,8 @@ def own_command() -> Path:
     started = Path(sys.argv[0]).absolute()
     found = shutil.which("vmkeep")
     if found is not None and (not started.is_file() or Path(found).samefile(started)):
-        return Path(found).absolute()
-    if started.name == "vmkeep" and os.access(started, os.X_OK):
+        started = Path(found).absolute()
+    if started.name == "vmkeep" and os.access(started, os.X_OK) and may_be_started(str(started)):
         return started
     raise InvalidRequest(
         "vmkeep was not started as an installed program, which systemd could start as well",
@@ -232,14 +248,18 @@ def _systemctl(command: Sequence[str]) -> None:
         )
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a program of systemd's to its end. Raises OperationFailed when it cannot be, or hangs."""
+def _run(command: Sequence[str], zone: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program of systemd's to its end, in the time zone of the machine unless another is named.
+
+    Raises OperationFailed when it cannot be run, or hangs.
+    """
+    # systemd itself goes by the zone of the machine, whatever that of this command is.
+    environment = {name: text for name, text in os.environ.items() if name != "TZ"}
     _log.info("run", command=" ".join(command))
     try:
         return subprocess.run(
             command,
-            # systemd itself goes by the zone of the machine, whatever that of this command is.
-            env={**{name: text for name, text in os.environ.items() if name != "TZ"}, "LC_ALL": "C"},
+            env={**environment, **({} if zone is None else {"TZ": zone}), "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

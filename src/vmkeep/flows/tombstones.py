@@ -127,7 +127,12 @@ def _try_quietly(services: Services, tombstone: Tombstone) -> None:
         return services.on_host(uuid.uuid4().hex, task)
 
     with suppress(VmBusy), held_vm(services.host, tombstone.vm_uuid, tombstone.vm_name, _DOING, wait=False):
-        tried = _try(services.catalog, tombstone, ask)
+        try:
+            tried = _try(services.catalog, tombstone, ask)
+        except GivenUp as given:
+            # So it is not due for a while: what comes after it, here and on other hosts, has its turn before.
+            _move(services.catalog, tombstone, tombstone.failed(now(), as_line(given.error.message)))
+            raise
         for path in tried.removed:
             services.watch(Progress("deleting", note=f"deleted now, which could not be deleted before: {path}"))
 

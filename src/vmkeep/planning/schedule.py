@@ -18,10 +18,11 @@ from typing import Final
 from vmkeep.values import dataclass
 
 DEFAULT_DELAY_SECONDS: Final = 900
-MARGIN_SECONDS: Final = 1800
-"""A machine that just came up runs what it missed after some minutes; a timer is late by one at most (AccuracySec)."""
+MARGIN_SECONDS: Final = 5400
+"""A machine that just came up runs what it missed after some minutes, a timer is late by one at most (AccuracySec), and
+in one night of the year the clock goes back by an hour."""
 ITERATIONS: Final = 3000
-"""How many times are asked of systemd: more than a week of every five minutes, of which the longest gap is a week."""
+"""How many times are asked of systemd: more than a week of every five minutes."""
 MARK: Final = "# Written by `vmkeep schedule set`."
 """How each of vmkeep's units begins: another one of the same name is somebody else's."""
 _TIME: Final = re.compile(r"^\s*(Next elapse|Iter(?:ation|\.) #\d+|\(in UTC\)): \w{3} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")
@@ -198,11 +199,11 @@ def longest_gap_seconds(times: Sequence[datetime]) -> int | None:
 
 
 def service_unit(job: Job, command: str, home: str) -> str:
-    """Return the unit that runs a job once. ``command`` is the absolute path of vmkeep.
+    """Return the unit that runs a job once. ``command`` is the absolute path of vmkeep, in which systemd expands no
+    variables, and allows neither quotes nor backslashes (``may_be_started``).
 
     It needs the home, where the run is recorded. The repository may be away: to tell that is the job's.
     """
-    run = " ".join(_argument(word) for word in (command, "schedule", "run", str(job)))
     return f"""{MARK} `vmkeep schedule remove {job}` takes it away, and the next `set` writes it anew.
 [Unit]
 Description=vmkeep: {job}
@@ -213,7 +214,7 @@ RequiresMountsFor={_word(home)}
 [Service]
 Type=oneshot
 Environment={_word(f"VMKEEP_HOME={home}")}
-ExecStart={run}
+ExecStart={_word(command)} schedule run {job}
 Nice=10
 CPUWeight=20
 IOWeight=20
@@ -222,6 +223,11 @@ UMask=0077
 KillMode=mixed
 TimeoutStopSec=5min
 """
+
+
+def may_be_started(command: str) -> bool:
+    """Return whether systemd starts a program of that path (string_is_safe() in its source, 252 to 257)."""
+    return command.isprintable() and not set(command) & set("\"'\\")
 
 
 def timer_unit(scheduled: Scheduled) -> str:
@@ -252,8 +258,3 @@ def _word(text: str) -> str:
     """Return a text as one word of a unit (systemd.syntax(7)), of which nothing is expanded."""
     plain = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return text if re.fullmatch(r"[\w/.,:=@+-]+", text, re.ASCII) else f'"{plain}"'
-
-
-def _argument(text: str) -> str:
-    """Return a text as one word of a command, in which variables would be expanded."""
-    return _word(text).replace("$", "$$")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from vmkeep.errors import ObjectDamaged
+from vmkeep.pool import Pool
 from vmkeep.repository.layout import FrameKind, pack_name, sealed_bytes_limit
 from vmkeep.repository.manifest import (
     Children,
@@ -22,7 +23,6 @@ from vmkeep.repository.manifest import (
 from vmkeep.repository.record import BlockRef, StoredDisk
 from vmkeep.repository.seal import Sealer
 from vmkeep.repository.store import ObjectStore
-from vmkeep.threads import Pool
 
 T = TypeVar("T")
 

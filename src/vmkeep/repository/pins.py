@@ -155,6 +155,7 @@ class Pins:
         """Seal secrets of a VM durably into the envelope of a pin that is still to be put.
 
         Returns the pin's id, which is drawn, and what the pin says of its secrets: of these is the record for ``put``.
+        A kill before that leaves the envelope; a prune takes it, as all of whose name no point and no pin is there.
         """
         pin_id = self.sealer.random(NAME_BYTES).hex()
         return pin_id, put_envelope(self.store, self.sealer, pin_id, vm_uuid, secrets, holder="pin")

@@ -84,6 +84,7 @@ class Repository:
     """Points, blocks and state versions in a store, opened with a key. Safe to use from many threads.
 
     ``recognise`` is set by who knows points: every record that is read goes by it, whoever reads it.
+    ``meet_keyring`` is set by who knows which keyring was in force: each that comes into force later goes by it.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Repository:
         self.location = store.location
         self.keyring = keyring
         self.recognise: Recognise | None = None
+        self.meet_keyring: Callable[[Keyring], None] = lambda _keyring: None
         self._store = store
         store.recognise(FORMAT_OBJECT, format_bytes)
         self._format = format_bytes
@@ -243,6 +245,7 @@ class Repository:
             if self._put_keyring(changed):
                 if self._key.key_id not in {each.key_id for each in changed.recipients}:
                     self._key = proof
+                self.meet_keyring(opened)
                 self.keyring = opened
                 self._sealer = self._new_sealer()
                 return
@@ -270,10 +273,13 @@ class Repository:
     def follow_keyring(self) -> None:
         """Use the keyring that is in force now: another process may have written one.
 
-        Raises as opening it does: WrongKey, for instance, when the key that opened this is no recipient's any more.
+        Raises as opening it does: WrongKey, for instance, when the key that opened this is no recipient's any more;
+        and what ``meet_keyring`` raises.
         """
         if self._is_rewritten():
-            self.keyring = self._keyring_in_force()
+            keyring = self._keyring_in_force()
+            self.meet_keyring(keyring)
+            self.keyring = keyring
             self._sealer = self._new_sealer()
 
     def require_opened_by(self, key: KeyMaterial) -> None:

@@ -29,6 +29,7 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyMaterial
 from vmkeep.keys.material import KEY_FILE
+from vmkeep.pool import Pool
 from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import describe, fetch_frames, refuse_oversize, windows
@@ -72,7 +73,6 @@ from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.signatures import get_host_key, require_signed_state
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
-from vmkeep.threads import Pool
 from vmkeep.values import dataclass
 
 Progress: TypeAlias = Callable[[int, int], None]

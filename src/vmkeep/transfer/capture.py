@@ -18,8 +18,8 @@ from typing import Protocol
 
 from vmkeep.errors import TransferError
 from vmkeep.extents import BlockRun, ExtentError, Kind, Reply, cut, merge
+from vmkeep.pool import Pool
 from vmkeep.repository import BlockRef
-from vmkeep.threads import Pool
 from vmkeep.transfer.source import DiskSource, SourceConnection
 from vmkeep.values import dataclass
 

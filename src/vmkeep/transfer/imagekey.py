@@ -7,7 +7,6 @@ told to read ``/dev/fd/NUMBER``. When vmkeep and the tool are gone, so is the me
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -29,7 +28,7 @@ class ImageKey:
     @classmethod
     def random(cls) -> ImageKey:
         """Return a passphrase that nobody could guess."""
-        return cls(secrets.token_hex(32).encode())
+        return cls(os.urandom(32).hex().encode())
 
     def reveal(self) -> bytes:
         """Return the passphrase, for what must have it."""

@@ -19,6 +19,7 @@ from vmkeep.catalog import (
     CatalogState,
     FoundPin,
     KnownHostKey,
+    KnownKeyring,
     Operation,
     OperationState,
     PointProtection,
@@ -297,7 +298,25 @@ def test_repository_used_last_is_remembered(catalog: Catalog) -> None:
     catalog.use_repository("a", "/three")
     known = catalog.repository()
     assert known is not None
-    assert (known.id, known.location) == ("a", "/three")
+    assert (known.id, known.location, known.keyring) == ("a", "/three", None)
+
+
+def test_keyring_that_was_in_force_is_remembered_with_its_repository(catalog: Catalog) -> None:
+    keyring = KnownKeyring(2, "c" * 64, "a" * 32, ("a" * 32, "b" * 32))
+    catalog.see_keyring("a", keyring)  # of a repository that is not known
+    catalog.use_repository("a", "/one")
+    known = catalog.repository()
+    assert known is not None
+    assert known.keyring is None
+    catalog.see_keyring("a", keyring)
+    catalog.use_repository("a", "/two")
+    known = catalog.repository()
+    assert known is not None
+    assert (known.location, known.keyring) == ("/two", keyring)
+    catalog.use_repository("b", "/other")
+    known = catalog.repository()
+    assert known is not None
+    assert known.keyring is None
 
 
 def test_operation_is_moved_by_its_owner_only(catalog: Catalog) -> None:

@@ -79,6 +79,7 @@ def test_what_is_deferred_is_taken_by_dbos_and_is_never_a_base_or_caught() -> No
 def test_dbos_starts_threads_for_what_is_left_out_by_the_names_that_are_replaced() -> None:
     started = set(DBOS._launch.__code__.co_names)
     assert {QUEUES, *FOR_OTHERS} <= started
+    assert {"create_application_version", "get_latest_application_version"} <= started
 
 
 def test_flow_that_is_a_coroutine_runs_all_the_same(tmp_path: Path) -> None:

@@ -166,6 +166,31 @@ def test_token_with_the_two_rights_is_enough_for_transit_and_none_is_not(tmp_pat
     assert Path(none).read_text() not in str(refused.value)
 
 
+def test_role_with_the_two_rights_is_enough_for_transit_and_a_secret_that_is_no_good_is_told(tmp_path: Path) -> None:
+    server = bao()
+    assert isinstance(server, Bao)
+    rights = "".join(
+        f'path "transit/{verb}/{server.fields["key"]}" {{ capabilities = ["update"] }}\n'
+        for verb in ("encrypt", "decrypt")
+    )
+    role, secret = server.role(rights)
+
+    def by_role(text: str) -> ProviderSettings:
+        file = private(tmp_path / f"secret-{len(list(tmp_path.iterdir()))}", f"{text}\n")
+        fields = {name: each for name, each in server.fields.items() if name != "token_file"}
+        lines = [f"{name} = {each!r}" for name, each in {**fields, "role_id": role, "secret_id_file": file}.items()]
+        return read_providers("vmkeep.toml", tomllib.loads("\n".join(["[key.held]", *lines]))["key"])[0]
+
+    with ProviderKey(by_role(secret)) as key:
+        sealed = key.wrap(SECRET, b"place")
+        assert key.unwrap(sealed, b"place") == SECRET
+    # It was good for one login: who finds it afterwards learns nothing, and it stands in no message.
+    for no_good in (secret, "not-a-secret"):
+        with ProviderKey(by_role(no_good)) as key, pytest.raises(ProviderRefused) as refused:
+            key.unwrap(sealed, b"place")
+        assert no_good not in str(refused.value.as_dict())
+
+
 def test_wrong_pin_is_tried_once(tmp_path: Path) -> None:
     wrong = private(tmp_path / "pin", "0000\n")
     with pytest.raises(ProviderRefused, match="PinIncorrect"):

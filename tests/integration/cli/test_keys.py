@@ -15,6 +15,8 @@ import pytest
 from tests.integration.cli.command_line import vmkeep
 from tests.integration.cli.test_premises import VM, premises, take
 from tests.rig.keyservers import kmip_server, private
+from vmkeep.keys import KeyFile
+from vmkeep.repository import Repository
 
 WORDS = "correct horse battery staple"
 
@@ -131,6 +133,36 @@ def test_imported_key_that_a_rewrap_replaced_is_told_to_open_nothing_new(
     present = tmp_path / "present.txt"
     done(home, "key", "export", "--output", str(present), "--passphrase-file", passphrase)
     assert vmkeep(home, "key", "import", str(present), "--passphrase-file", passphrase).err == ""
+
+
+def test_keyring_of_an_earlier_time_is_refused_by_name_until_it_is_adopted(home: Path) -> None:
+    (former,) = (KeyFile.load(path) for path in key_files(home))
+    done(home, "key", "rewrap", "--new-data-key", "--yes")
+    assert vmkeep(home, "--json", "verify", "--all").status == 0
+    second = home / "repository" / "keyring" / "0000000002"
+    content = second.read_bytes()
+    second.unlink()  # by who has the former key, which is still in the home's `keys`, and writes to the storage
+
+    def refused(*words: str) -> str:
+        error = vmkeep(home, "--json", *words).error()
+        assert error["code"] == "keyring-replaced"
+        assert "vmkeep init --adopt" in error["hint"]
+        return str(error["message"])
+
+    assert "it is generation 1, and generation 2 was in force" in refused("verify", "--all")
+    assert "generation 1" in refused("init")
+    assert "keyring-replaced" in vmkeep(home, "--json", "doctor").out
+    forged = Repository.open(str(home / "repository"), lambda _recipients: former)
+    for told in ("its generation 2 was another one", "generation 3 lacks a data key"):
+        forged.rewrite_keyring(proof=former, add=KeyFile.draw())
+        assert told in refused("verify", "--all")
+    for made in ("0000000002", "0000000003"):
+        (second.parent / made).unlink()
+    second.write_bytes(content)
+    assert vmkeep(home, "--json", "verify", "--all").status == 0
+    second.unlink()
+    assert "generation 1" in done(home, "init", "--adopt")["warnings"][0]
+    assert vmkeep(home, "--json", "verify", "--all").status == 0
 
 
 def test_new_key_that_came_to_nothing_leaves_no_file(home: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dbos._sys_db import SystemDatabase
 
-from vmkeep.flows.tables import make_flow_tables
+from vmkeep.flows.tables import has_nothing_to_note, make_flow_tables
 from vmkeep.flows.values import FlowSerializer
 
 
@@ -42,8 +42,38 @@ def test_flow_database_that_cannot_be_used_is_left_to_dbos(tmp_path: Path) -> No
     assert broken.read_bytes() == b"no database at all"
 
 
+def test_launch_has_nothing_to_note_once_it_has_noted_this_version_in_tables_of_this_release(tmp_path: Path) -> None:
+    path = tmp_path / "flows.sqlite"
+    assert not has_nothing_to_note(path, "vmkeep", "1")
+    path.write_bytes(b"no database at all")
+    assert not has_nothing_to_note(path, "vmkeep", "1")
+    path.unlink()
+    _let_dbos_migrate(path)
+    assert not has_nothing_to_note(path, "vmkeep", "1")
+    _let_dbos_note(path, "1")
+    assert has_nothing_to_note(path, "vmkeep", "1")
+    assert not has_nothing_to_note(path, "vmkeep", "2")
+    assert not has_nothing_to_note(path, "another", "1")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE dbos_migrations SET version = version - 1")
+        database.commit()
+    assert not has_nothing_to_note(path, "vmkeep", "1")
+
+
+def _let_dbos_note(path: Path, version: str) -> None:
+    database = _database(path)
+    database.create_application_version(version, "vmkeep")
+    database.destroy()
+
+
 def _let_dbos_migrate(path: Path) -> None:
-    database = SystemDatabase.create(
+    database = _database(path)
+    database.run_migrations()
+    database.destroy()
+
+
+def _database(path: Path) -> SystemDatabase:
+    return SystemDatabase.create(
         system_database_url=f"sqlite:///{path}",
         engine_kwargs={},
         engine=None,
@@ -51,8 +81,6 @@ def _let_dbos_migrate(path: Path) -> None:
         serializer=FlowSerializer(),
         executor_id=None,
     )
-    database.run_migrations()
-    database.destroy()
 
 
 def _content(path: Path) -> tuple[list[tuple[str, ...]], list[tuple[int]]]:

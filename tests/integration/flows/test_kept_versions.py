@@ -23,12 +23,14 @@ from vmkeep.catalog import (
     SqlCatalog,
     Trust,
 )
+from vmkeep.errors import PermissionRefused
 from vmkeep.flows.catch_up_on_pins import catch_up_on_pins
 from vmkeep.flows.settle_pins import settle_pins
 from vmkeep.flows.vm_states import known_states, versions_nobody_vouches_for
 from vmkeep.keys.signing import SigningKey
 from vmkeep.planning.retention import KeepRule
 from vmkeep.repository import Repository
+from vmkeep.repository.pins import Pins
 
 VM = "16b6c512-678b-44b6-a438-527ecc51f748"
 OTHER = "5a1d3a4e-0000-4000-8000-000000000001"
@@ -127,6 +129,18 @@ def test_versions_that_the_rule_does_not_keep_lose_their_pin_and_stay_known(plac
     assert [state.generation for state in place.catalog.states_of_vm(VM)] == [4, 3, 2, 1]
     place.settle(rule=KeepRule(yearly=1))
     assert place.versions() == [(states[3].id,)]
+
+
+def test_host_that_may_delete_nothing_captures_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_pins: Pins, pin_id: str) -> bool:
+        raise PermissionRefused(f"access to pins/{pin_id} was refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pins, "delete", refused)
+        states = [place.capture(content) for content in (b"1", b"2", b"3")]
+        assert place.versions() == sorted((state.id,) for state in states)
+    place.settle()
+    assert place.versions() == sorted((state.id,) for state in states[1:])
 
 
 def test_what_a_point_holds_is_pinned_before_it_goes(place: Place, tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,9 +16,8 @@ import pytest
 
 from vmkeep.config import Settings, load_settings
 from vmkeep.errors import CatalogDamaged, InvalidRequest, TargetExists
-from vmkeep.flows import timers
+from vmkeep.flows import schedule, timers
 from vmkeep.flows.schedule import (
-    MOST_RUNS,
     job_standing,
     jobs_standing,
     lock_path,
@@ -41,7 +43,6 @@ from vmkeep.planning.schedule import (
     Standing,
     Untold,
     VmFailure,
-    longest_gap_seconds,
     moment_text,
 )
 
@@ -84,20 +85,41 @@ def test_time_that_systemd_refuses_or_that_comes_once_is_refused(calendar: str) 
 
 @needs_systemd
 @pytest.mark.parametrize(
-    ("calendar", "gap_hours"), [("Mon..Fri 02:30 UTC", 72), ("Mon *-*-* *:0/5:00 UTC", 144), ("*-*-01 00:00 UTC", 744)]
+    ("calendar", "gap_hours"),
+    [("Mon..Fri 02:30 UTC", 72), ("Mon *-*-* *:0/5:00 UTC", 144), ("*-*-01 00:00 UTC", 744)],
 )
 def test_longest_gap_is_that_of_the_times_which_systemd_tells(calendar: str, gap_hours: int) -> None:
-    times = read_calendar(calendar).times
-    gap_seconds = longest_gap_seconds(times)
-    assert gap_seconds is not None
-    assert abs(gap_seconds - gap_hours * 3600) <= 300
+    found = read_calendar(calendar)
+    assert found.gap_seconds is not None
+    assert abs(found.gap_seconds - gap_hours * 3600) <= 300
+    assert not found.leaps
+
+
+@needs_systemd
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has mounts of its own")
+@pytest.mark.parametrize(("calendar", "leaps"), [("02:30", True), ("03:30", False), ("*:0/30", False)])
+def test_night_in_which_the_clock_goes_forward_is_told_and_is_not_every_nights_gap(
+    tmp_path: Path, calendar: str, leaps: bool
+) -> None:
+    shutil.copy("/usr/share/zoneinfo/Europe/Berlin", tmp_path / "localtime")
+    probe = (
+        "from vmkeep.flows.timers import read_calendar; "
+        f"found = read_calendar({calendar!r}); print(found.gap_seconds, found.leaps)"
+    )
+    start = f"exec {sys.executable} -c {shlex.quote(probe)}"
+    lines = f"mount --bind {tmp_path}/localtime $(realpath /etc/localtime) && {start}"
+    command = ["unshare", "-m", "--propagation", "private", "/bin/sh", "-c", lines]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    gap, leapt = ended.stdout.split()
+    assert (int(gap), leapt == "True") == (1800 if "*" in calendar else 86400, leaps)
 
 
 def test_time_is_not_judged_where_systemd_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(os.environ, "PATH", str(tmp_path))
     assert read_calendar("whatever").checked is False
-    with pytest.raises(InvalidRequest):
-        read_calendar("daily\n[Service]")
+    for harmful in ("daily\n[Service]", "daily\\", "%n", "", " "):
+        with pytest.raises(InvalidRequest):
+            read_calendar(harmful)
 
 
 def test_units_are_written_seen_and_removed(settings: Settings, tmp_path: Path) -> None:
@@ -116,6 +138,19 @@ def test_units_are_written_seen_and_removed(settings: Settings, tmp_path: Path) 
     gone = look_at_timer(settings, DAILY, tmp_path).problem
     assert gone is not None
     assert "is gone" in gone
+
+
+@needs_systemd
+def test_units_of_odd_places_are_what_systemd_reads(settings: Settings, tmp_path: Path) -> None:
+    home, program = tmp_path / '100% "ours" $x\\y', tmp_path / "my $tools 5%" / "vmkeep"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    write_timer(replace(settings, home=home), DAILY, program, tmp_path / "units")
+    units = [str(path) for path in (tmp_path / "units").iterdir()]
+    ended = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    # What other units of the machine are like is no matter of ours.
+    assert [line for line in ended.stderr.splitlines() if "vmkeep" in line] == []
 
 
 @needs_root
@@ -151,15 +186,25 @@ def test_command_that_no_timer_can_start_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", [str(program)])
     monkeypatch.setitem(os.environ, "PATH", str(link.parent))
     assert own_command() == link  # which an upgrade leads elsewhere
+    for name in ('a"b', "a\\b", "a\nb"):
+        odd = tmp_path / name / "vmkeep"
+        odd.parent.mkdir()
+        odd.symlink_to(program)
+        monkeypatch.setitem(os.environ, "PATH", str(odd.parent))
+        with pytest.raises(InvalidRequest):
+            own_command()
 
 
-def test_runs_are_recorded_newest_first_and_not_without_end(settings: Settings) -> None:
-    for number in range(MOST_RUNS + 3):
+def test_runs_are_recorded_newest_first_and_not_without_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "MOST_RUNS", 3)
+    for number in range(5):
         record_run(settings, Run(f"{number}", Job.BACKUP, ago(1)))
-    ended = Run(f"{MOST_RUNS + 2}", Job.BACKUP, ago(1), ago(0.9), 0, vms=("a",), problems=("x",))
+    ended = Run("4", Job.BACKUP, ago(1), ago(0.9), 0, vms=("a",), problems=("x",))
     record_run(settings, ended)
     runs = read_runs(settings, Job.BACKUP)
-    assert (len(runs), runs[0]) == (MOST_RUNS, ended)
+    assert ([run.id for run in runs], runs[0]) == (["4", "3", "2"], ended)
     assert (settings.schedule_dir / "backup.runs.json").stat().st_mode & 0o777 == 0o600
     full = replace(ended, failures=(VmFailure("b", "vm-busy", "it"),), harmed=("c",), untold=(Untold("ping", "no"),))
     record_run(settings, full)
@@ -173,6 +218,11 @@ def test_run_lives_as_long_as_its_lock(settings: Settings) -> None:
     stands = job_standing(settings, Job.BACKUP)
     assert (stands.standing, stands.process) == (Standing.RUNNING, os.getpid())
     assert codes(settings) == set()
+    note(settings, ago(9))
+    record_run(settings, Run("a", Job.BACKUP, ago(3)))
+    assert job_standing(settings, Job.BACKUP).standing is Standing.RUNNING
+    assert codes(settings) == {"run-missed"}  # one that hangs for days
+    (settings.schedule_dir / "backup.json").unlink()
     lock.release()
     assert job_standing(settings, Job.BACKUP).standing is Standing.INTERRUPTED
     assert codes(settings) == {"run-failed"}

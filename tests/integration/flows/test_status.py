@@ -23,7 +23,7 @@ from vmkeep.flows.show_status import Status, look_at_status
 from vmkeep.flows.watch_mark import WatchMark, watch_mark
 from vmkeep.host.local import LocalHost
 from vmkeep.planning.protection import Protection
-from vmkeep.planning.schedule import Job, Run, moment_text
+from vmkeep.planning.schedule import MARGIN_SECONDS, Job, Run, moment_text
 
 TEST_VM = "6695eb01-f6a4-8304-79aa-97f2502e193f"  # the one that libvirt's test driver has
 
@@ -74,7 +74,7 @@ def test_objective_is_the_vms_own_then_that_of_all_then_the_schedules(place: Pla
     place.schedule(Job.BACKUP)
     record_run(place.settings, Run("r", Job.BACKUP, ago(24), ago(24), 0))
     of_schedule = place.look(taken).vms[0]
-    assert (of_schedule.protection, of_schedule.objective_seconds) == (Protection.GOOD, 86400 + 900 + 1800)
+    assert (of_schedule.protection, of_schedule.objective_seconds) == (Protection.GOOD, 86400 + 900 + MARGIN_SECONDS)
     assert place.look(taken, objective_seconds=3600).vms[0].protection is Protection.LATE
     own = {"test": VmSettings(objective_seconds=90_000)}
     assert place.look(taken, objective_seconds=3600, vms=own).vms[0].protection is Protection.GOOD

@@ -360,6 +360,14 @@ def test_point_of_another_one_makes_no_older_version_count(custody: Custody, tru
     assert not custody.homes["alpha"].may_start()
 
 
+def test_version_of_one_that_nobody_trusts_can_be_put_in_place_and_is_what_is_meant(custody: Custody) -> None:
+    custody.guest_writes_and_is_captured("beta")
+    custody.capture("alpha")
+    custody.restore_in_place("alpha", 1)
+    assert custody.homes["alpha"].judged().standing is Standing.CURRENT
+    assert custody.homes["alpha"].may_start()
+
+
 def test_version_of_one_that_nobody_trusts_makes_no_older_content_count(custody: Custody) -> None:
     custody.capture("alpha")
     custody.guest_writes_and_is_captured("alpha")

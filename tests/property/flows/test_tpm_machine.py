@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.examples import examples
-from tests.integration.catalog.examples import example_point
+from tests.integration.catalog.examples import example_point, make_tables
 from tests.integration.repository.samples import opener, sample_key
 from tests.property.flows.tpm_twin import (
     NAME,
@@ -38,8 +39,9 @@ from tests.property.flows.tpm_twin import (
     secret_in,
     state_of,
 )
+from tests.rig.database import shared_cluster
 from tests.unit.repository.signed import SIGNER
-from vmkeep.catalog import CatalogState, KnownHostKey, MemoryCatalog, Trust
+from vmkeep.catalog import Catalog, CatalogState, KnownHostKey, MemoryCatalog, SqlCatalog, Trust
 from vmkeep.custody.standing import NOTHING
 from vmkeep.custody.states import ChosenVersion
 from vmkeep.errors import Interrupted, UndoStopped, VmkeepError
@@ -92,7 +94,7 @@ class Tpms(RuleBasedStateMachine):
         Repository.create(str(directory / "repository"), sample_key())
         self.repository = Repository.open(str(directory / "repository"), opener(sample_key()))
         self.repository.sign_with(lambda: SIGNER)
-        self.catalog = MemoryCatalog()
+        self.catalog = self.opened(directory)
         key = SIGNER
         self.catalog.see_host_key(
             KnownHostKey(
@@ -104,6 +106,9 @@ class Tpms(RuleBasedStateMachine):
         self.known: dict[str, str] = {}
         self.stopped = False
 
+    def opened(self, directory: Path) -> Catalog:  # noqa: ARG002  it is kept there by others
+        return MemoryCatalog()
+
     @initialize(encrypted=st.booleans())
     def begin(self, encrypted: bool) -> None:
         secret = SECRET if encrypted else ""
@@ -114,6 +119,7 @@ class Tpms(RuleBasedStateMachine):
         self._write()
 
     def teardown(self) -> None:
+        self.catalog.close()
         self.places.close()
 
     # -- what happens besides --------------------------------------------------------------------------------------
@@ -349,5 +355,24 @@ def _memory() -> str | None:
 
 
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+
+
+class TpmsOnSqlite(Tpms):
+    def opened(self, directory: Path) -> Catalog:
+        return SqlCatalog.open(directory / "catalog.sqlite")
+
+
+class TpmsOnPostgres(Tpms):
+    def opened(self, directory: Path) -> Catalog:  # noqa: ARG002
+        return SqlCatalog.connect(self.places.enter_context(shared_cluster().database(make_tables)))
+
+
 TestTpms = Tpms.TestCase
 TestTpms.settings = settings(max_examples=examples(25), stateful_step_count=12, deadline=None, phases=_PHASES)
+
+# A step that is repeated after a death meets what the catalogue has: each keeps that in its own way.
+_FEW = settings(max_examples=examples(3), stateful_step_count=10, deadline=None, phases=_PHASES)
+TestTpmsOnSqlite = TpmsOnSqlite.TestCase
+TestTpmsOnSqlite.settings = _FEW
+TestTpmsOnPostgres = pytest.mark.usefixtures("cluster")(TpmsOnPostgres.TestCase)
+TestTpmsOnPostgres.settings = _FEW

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,16 @@ def test_settings_hold_the_table_and_no_secret(tmp_path: Path) -> None:
     _write(tmp_path / "vmkeep.toml", 'repository = "gs://backups/vms"\n')
     with pytest.raises(InvalidRequest):
         load_settings(home=tmp_path, environ={})
+
+
+def test_policies_of_the_guide_are_documents_that_let_a_host_delete_its_leases_alone() -> None:
+    guide = Path(__file__).parents[3] / "docs/guide/s3.md"
+    policies = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", guide.read_text(), re.DOTALL)]
+    assert len(policies) == 2
+    for policy in policies:
+        for statement in policy["Statement"]:
+            deletes = "s3:DeleteObject" in statement["Action"]
+            resources = statement["Resource"]
+            assert deletes is (statement["Sid"] == "lease")
+            assert not deletes or "PREFIX/intents/*" in str(resources)
+            assert not any("Version" in action for action in statement["Action"] if action.startswith("s3:Delete"))

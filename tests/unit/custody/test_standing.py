@@ -61,6 +61,8 @@ def test_state_that_the_vm_was_taken_back_to_is_current() -> None:
     assert judge_state(found(A), Grounds(VERSIONS, {"tpm": A})) == JudgedState(Standing.CURRENT, 1)
     assert judge_state(found(D), Grounds(VERSIONS, {"tpm": D})) == JudgedState(Standing.CURRENT, 3)
     assert judge_state(found(B), Grounds(VERSIONS, {"tpm": A})).standing is Standing.SUPERSEDED
+    theirs = Grounds((KnownVersion("tpm", 4, "e" * 64, vouched=False), *VERSIONS), {"tpm": "e" * 64})
+    assert judge_state(found("e" * 64), theirs) == JudgedState(Standing.CURRENT)
 
 
 def test_state_that_is_to_be_made_anew_is_blank_until_it_is_there() -> None:

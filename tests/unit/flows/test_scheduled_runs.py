@@ -41,11 +41,12 @@ def test_points_that_are_not_sound_are_harmed() -> None:
     assert [failure.vm for failure in run.failures] == ["a", "3"]
 
 
-def test_command_that_was_killed_is_told_by_its_signal() -> None:
-    run, error = ended_run(RUN, -9, "", "", ENDED)
-    assert run.status == 137
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
+def test_command_that_was_killed_is_told_by_its_signal(number: int, name: str) -> None:
+    run, error = ended_run(RUN, -number, "", "", ENDED)
+    assert run.status == 128 + number
     assert error is not None
-    assert "SIGKILL" in error.message
+    assert name in error.message
 
 
 @pytest.mark.parametrize("out", ["", "[]", "nonsense", '{"points": 7, "failed": [null]}', "[" * 100_000])

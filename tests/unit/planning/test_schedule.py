@@ -105,7 +105,7 @@ def test_service_runs_the_job_and_needs_the_home_alone() -> None:
 
 def test_places_with_odd_names_are_one_word_of_which_nothing_is_expanded() -> None:
     unit = service_unit(Job.VERIFY, "/opt/my $tools/vmkeep", '/srv/100% "ours"')
-    assert 'ExecStart="/opt/my $$tools/vmkeep" schedule run verify\n' in unit
+    assert 'ExecStart="/opt/my $tools/vmkeep" schedule run verify\n' in unit  # the program itself is no variable
     assert 'Environment="VMKEEP_HOME=/srv/100%% \\"ours\\""\n' in unit
 
 

@@ -17,6 +17,7 @@ and QEMU repeats the write that failed. Of a VM that QEMU would not stop, it end
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import os
 import select
@@ -27,6 +28,10 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__":
+    # Looking at modules that stay is a fifteenth of the processor time of its start.
+    gc.disable()
 
 from vmkeep.errors import HypervisorUnavailable, JobAborted, VmkeepError
 from vmkeep.host.guard.clients import GUARDIAN_GONE, Channel, HeldClients
@@ -186,6 +191,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         # A shutdown of the host sends TERM to all: the job must still be undone, and a rescue is short.
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()  # modules stay
+    gc.enable()
     vmkeep = _conversation()
     while _guard_next(vmkeep):
         pass

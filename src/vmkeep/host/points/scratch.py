@@ -21,7 +21,7 @@ from vmkeep.host.guard.rescue import JobRecord
 from vmkeep.host.points.exposure import Subject
 from vmkeep.host.vm.disks import scratch_directory
 from vmkeep.paths import give_away
-from vmkeep.threads import Pool
+from vmkeep.pool import Pool
 from vmkeep.transfer.imagekey import ImageKey
 from vmkeep.transfer.images import create_image
 from vmkeep.transfer.qcow2 import Qcow2File

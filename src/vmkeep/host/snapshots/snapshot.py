@@ -49,11 +49,11 @@ from vmkeep.host.vm.thawing import thaw
 from vmkeep.host.vm.versions import StoredStates, store_states
 from vmkeep.hypervisor import Domain, DomainSnapshots, Hypervisor, RunState
 from vmkeep.locks import FileLock
+from vmkeep.pool import Pool
 from vmkeep.repository import Repository
 from vmkeep.statefiles.capture import CapturedState
 from vmkeep.statefiles.location import StateRoots
 from vmkeep.stillness import guest_stands_still
-from vmkeep.threads import Pool
 from vmkeep.transfer.tools import require_tools
 from vmkeep.values import dataclass
 

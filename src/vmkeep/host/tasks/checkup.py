@@ -75,6 +75,8 @@ class FindingCode(StrEnum):
     """The repository is not at its place."""
     REPOSITORY_FOREIGN = "repository-foreign"
     """Something else, or another repository, is at the repository's place."""
+    KEYRING_REPLACED = "keyring-replaced"
+    """The repository's keyring is an older or another one than was in force before."""
     REPOSITORY_UNUSABLE = "repository-unusable"
     """The repository cannot be opened: it is damaged, or its storage fails."""
     BUCKET_STALE = "bucket-stale"
@@ -241,6 +243,7 @@ _PROBLEMS: Final = frozenset(
         FindingCode.KEY_NOT_PRIVATE,
         FindingCode.REPOSITORY_MISSING,
         FindingCode.REPOSITORY_FOREIGN,
+        FindingCode.KEYRING_REPLACED,
         FindingCode.REPOSITORY_UNUSABLE,
         FindingCode.BUCKET_STALE,
         FindingCode.BUCKET_LISTS_LATE,
