@@ -66,7 +66,7 @@ def test_whole_life_of_points_in_a_bucket(host: Host, between: Proxy) -> None:
     assert vmkeep.json("verify", "--all")["ok"] is True
     vmkeep.json("state", "capture", "guest")
     assert vmkeep.json("key", "recipients", "list")["recipients"][0]["in_use"] is True
-    vmkeep.json("point", "delete", points[0]["id"], "--yes")
+    vmkeep.json("point", "delete", points[0]["id"], "--grace", "0", "--yes")
     assert vmkeep.fails("point", "show", points[0]["id"]).code == "point-not-found"
     doctor = vmkeep.run("--json", "doctor")
     codes = {finding["code"] for finding in json.loads(doctor.stdout)["doctor"]["findings"]}
