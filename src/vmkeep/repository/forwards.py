@@ -137,17 +137,12 @@ class Forwards:
         if self.refresh():
             yield from (found for found in self.copies(sealer, key, ref.pack) if found.id == ref.id)
 
-    def copies(
-        self, sealer: Sealer, key: bytes, pack: bytes, seen: frozenset[bytes] = frozenset()
-    ) -> Iterator[BlockRef]:
+    def copies(self, sealer: Sealer, key: bytes, pack: bytes) -> Iterator[BlockRef]:
         """Yield where frames of that ``frame_key`` lie among the packs that a pack was moved to.
 
         The order is the same for everybody: what a pack was moved to comes before it, by the packs' names.
         """
-        for target in self.targets.get(pack, ()):
-            if target == pack or target in seen:
-                continue  # a circle, which no vmkeep makes
-            yield from self.copies(sealer, key, target, seen | {pack})
+        for target in self._onwards(pack):
             try:
                 found = self.index(sealer, target).get(key)
             except ObjectMissing:
@@ -157,6 +152,24 @@ class Forwards:
                 continue
             if found is not None:
                 yield found
+
+    def _onwards(self, pack: bytes) -> Iterator[bytes]:
+        """Yield each pack that forwards lead to from one, once, and what it was moved to before it.
+
+        Who may add forwards may add long chains of them, and packs that many ways lead to.
+        """
+        met = {pack}
+        way = [(pack, iter(self.targets.get(pack, ())))]
+        while way:
+            at, targets = way[-1]
+            target = next((target for target in targets if target not in met), None)
+            if target is not None:
+                met.add(target)
+                way.append((target, iter(self.targets.get(target, ()))))
+                continue
+            way.pop()
+            if way:
+                yield at
 
     def index(self, sealer: Sealer, pack: bytes) -> Mapping[bytes, BlockRef]:
         """Return where each frame of a pack lies, by its ``frame_key``; raises as reading its index does."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,21 @@ def test_forwards_on_a_circle_lead_to_nothing(tmp_path: Path) -> None:
     moved = parse_forward(forward.read_bytes(), forward.name)
     old, (new, *_) = next(iter(moved.items()))
     put_forward(repository._store, "cd" * 16, {new: [old, new]})
+    again = Repository.open(str(tmp_path / "r"), lambda _ids: sample_key())
+    assert content(two, again) == truth
+    assert prune(again, tmp_path).problems == {}
+    assert content(two, again) == truth
+
+
+def test_forwards_with_countless_ways_and_one_that_is_very_long_are_read_all_the_same(tmp_path: Path) -> None:
+    """Who may add objects may have readers and prunes follow them, and no more."""
+    repository, two, truth = thin(tmp_path)
+    (forward,) = (tmp_path / "r" / "forwards").iterdir()
+    old = next(iter(parse_forward(forward.read_bytes(), forward.name)))
+    made_up = [number.to_bytes(16, "big") for number in range(5000)]
+    rungs = {made_up[at]: made_up[at + 2 - at % 2 :][:2] for at in range(200)}  # two packs, each moved to the next two
+    chain = {before: [after] for before, after in pairwise(made_up[200:])}
+    put_forward(repository._store, "cd" * 16, {old: made_up[:1], **rungs, **chain})
     again = Repository.open(str(tmp_path / "r"), lambda _ids: sample_key())
     assert content(two, again) == truth
     assert prune(again, tmp_path).problems == {}
