@@ -293,7 +293,7 @@ def _become_guardian(request: dict[str, Any], streams: list[int], told: int) -> 
 def _show(words: list[str]) -> None:
     """Write the words over those that this process was started with, where ``ps`` reads them."""
     first, last = (int(field) for field in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
-    shown = "".join(f"{word}\0" for word in words).encode()
+    shown = os.fsencode("".join(f"{word}\0" for word in words))
     room = last - first
     ctypes.memset(first, 0, room)
     ctypes.memmove(first, shown, min(len(shown), room - 1))
