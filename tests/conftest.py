@@ -5,9 +5,9 @@ from __future__ import annotations
 import compileall
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -144,3 +144,17 @@ def vm(host: Host) -> Vm:
     vm = host.define("guest")
     vm.start()
     return vm
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let a worker send the report of a failure that quotes a name which is no UTF-8: it would end with it instead."""
+    return _written((yield))
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_written(key): _written(each) for key, each in value.items()}
+    return [_written(each) for each in value] if isinstance(value, list) else value
