@@ -157,4 +157,4 @@ def _written(value: Any) -> Any:
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
         return {_written(key): _written(each) for key, each in value.items()}
-    return [_written(each) for each in value] if isinstance(value, list) else value
+    return type(value)(map(_written, value)) if isinstance(value, list | tuple) else value
