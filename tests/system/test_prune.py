@@ -22,7 +22,7 @@ def test_space_of_deleted_points_comes_back_and_the_next_point_is_incremental(ho
         points, truths = [*points, vmkeep.backup("guest")], [*truths, Truth.of(vm)]
     before = _size(host)
     for point in points[:2]:
-        vmkeep.json("point", "delete", str(point["id"]), "--yes")
+        vmkeep.json("point", "delete", str(point["id"]), "--grace", "0", "--yes")
     told = vmkeep.json("prune", "--young", "0", "--dry-run")["pruned"]
     assert _size(host) == before
     pruned = vmkeep.json("prune", "--young", "0")["pruned"]
