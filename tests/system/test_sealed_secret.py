@@ -32,6 +32,12 @@ def session_host(booting_session_host: Host) -> Host:
     return booting_session_host
 
 
+@pytest.fixture(scope="module")
+def second_session_host() -> Iterator[Host]:
+    with Host("beta-boots") as host:
+        yield host
+
+
 @dataclass(slots=True)
 class Kept:
     """A guest's points: ``first`` and ``second`` were taken while it ran, ``third`` while it was off."""

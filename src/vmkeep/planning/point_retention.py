@@ -112,10 +112,11 @@ def judge(
     counting = [point for point in points if point.proved and not point.is_suspect(now)]
     for name, rule in rules.items():
         mine = sorted((p for p in counting if p.rule == name), key=lambda point: point.made, reverse=True)
-        sound = [point for point in mine if point.sound]
-        why |= _kept(mine, rule, zones[name])
-        why = {point_id: by for point_id, by in why.items() if point_id not in {point.id for point in sound}}
-        why |= _kept(sound, rule, zones[name])
+        why |= _kept([point for point in mine if point.sound], rule, zones[name])
+        # Each by itself: of two that are harmed neither is known to be the better one.
+        for harmed in (point for point in mine if not point.sound):
+            beside = [point for point in mine if point.sound or point is harmed]
+            why |= {point_id: by for point_id, by in _kept(beside, rule, zones[name]).items() if point_id == harmed.id}
     newest = newest_sound(points, now)
     return tuple(
         Verdict(point, _standing(point, rules, now) or why.get(point.id) or _needed(point, newest)) for point in points

@@ -32,7 +32,10 @@ FIELD: Final = "signature"
 _POINT_DOMAIN: Final = b"vmkeep point signature v1\n"
 _PIN_DOMAIN: Final = b"vmkeep pin signature v1\n"
 _DELETION_DOMAIN: Final = b"vmkeep deletion signature v1\n"
-_MARK_DOMAINS: Final = {noun: f"vmkeep {noun} signature v1\n".encode() for noun in ("removal", "protection")}
+_MARK_DOMAINS: Final = {
+    "removal": b"vmkeep removal signature v1\n",
+    "protection": b"vmkeep protection signature v1\n",
+}
 _HOST_DOMAIN: Final = b"vmkeep host key v1\n"
 _KEY_DIGITS, _VALUE_DIGITS, _HASH_DIGITS = 64, 128, 64
 _HOST_LENGTH, _TIME_LENGTH = 255, 40
