@@ -552,8 +552,8 @@ class Repository:
                 signer=signer,
             )
         except BaseException:
-            intent.end()
             known.close()
+            intent.end()
             raise
 
     def writers(self) -> tuple[intents.Writer, ...]:

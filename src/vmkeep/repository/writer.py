@@ -467,5 +467,5 @@ class PointWriter:
             # Nobody else can need it. A writer that may not delete leaves it behind, sealed, as it leaves its packs.
             with contextlib.suppress(VmkeepError):
                 self._store.delete(ENVELOPES + self.point_id)
-        self._intent.end()
         self._known.close()
+        self._intent.end()
