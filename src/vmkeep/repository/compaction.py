@@ -21,11 +21,9 @@ from vmkeep.repository.layout import (
     PackEntry,
     PackHeader,
     PackKind,
-    pack_index,
     pack_name,
-    pack_trailer,
 )
-from vmkeep.repository.packs import DATA_PACK_BYTES, METADATA_PACK_BYTES, PACK_ENTRIES_LIMIT, read_index
+from vmkeep.repository.packs import DATA_PACK_BYTES, METADATA_PACK_BYTES, PACK_ENTRIES_LIMIT, pack_tail, read_index
 from vmkeep.repository.record import BlockRef
 from vmkeep.repository.seal import Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore
@@ -133,13 +131,9 @@ class Compaction:
     def _put(self) -> None:
         """Store the pack that is being filled, durably; raises NoSpace and other errors of the store."""
         if self._entries:
-            header = self._header.pack_bytes()
-            self._buffer[:PACK_HEADER_BYTES] = header
-            index = pack_index(self._entries)
-            id_ = self._sealer.id_of(FrameKind.PACK_INDEX, header)
-            ((codec, body),) = self._sealer.compress([index])
-            sealed = self._key.seal(FrameKind.PACK_INDEX, id_, codec, body, len(index), 0)
-            tail = sealed + pack_trailer(self._offset, len(sealed))
+            self._buffer[:PACK_HEADER_BYTES] = self._header.pack_bytes()
+            # No frame in it was sealed with its own key.
+            tail = pack_tail(self._sealer, self._key, self._header, self._entries, self._offset, 0)
             name = pack_name(self._header.pack)
             try:
                 self._store.put_pack(name, [memoryview(self._buffer)[: self._offset], tail])

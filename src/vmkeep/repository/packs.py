@@ -284,12 +284,7 @@ class Packer:
                 return
 
     def _upload(self, filling: _Filling) -> None:
-        header = filling.header.pack_bytes()
-        index = pack_index(filling.entries)
-        id_ = self._sealer.id_of(FrameKind.PACK_INDEX, header)
-        ((codec, body),) = self._sealer.compress([index])
-        sealed = filling.key.seal(FrameKind.PACK_INDEX, id_, codec, body, len(index), filling.counter)
-        tail = sealed + pack_trailer(filling.offset, len(sealed))
+        tail = pack_tail(self._sealer, filling.key, filling.header, filling.entries, filling.offset, filling.counter)
         name = pack_name(filling.header.pack)
         # Sliced and not released early, as the store may still hold it when it fails.
         self._store.put_pack(name, [memoryview(filling.buffer)[: filling.offset], tail])
@@ -310,6 +305,20 @@ class Packer:
     def _make_durable(self, written: _Written) -> None:
         self._store.make_durable(pack_name(written.pack))
         self._told(written.pack, written.entries, written.size_bytes)
+
+
+def pack_tail(
+    sealer: Sealer, key: SealingKey, header: PackHeader, entries: Sequence[PackEntry], offset: int, counter: int
+) -> bytes:
+    """Return what ends a pack: its index, sealed with the next ``counter`` of the pack's key, and the trailer.
+
+    ``offset`` is where the frames end.
+    """
+    index = pack_index(entries)
+    id_ = sealer.id_of(FrameKind.PACK_INDEX, header.pack_bytes())
+    ((codec, body),) = sealer.compress([index])
+    sealed = key.seal(FrameKind.PACK_INDEX, id_, codec, body, len(index), counter)
+    return sealed + pack_trailer(offset, len(sealed))
 
 
 def read_index(store: ObjectStore, sealer: Sealer, pack: bytes, size_bytes: int) -> tuple[PackEntry, ...]:
