@@ -53,7 +53,7 @@ _FILE = "nvram.fd"
 def replace_nvram(plan: Plan, request: ReplaceNvram) -> NvramReplaced:
     """Replace a VM's UEFI variables. See docs/internals/flows.md."""
     held = plan.step(examine, plan, request, undo=lambda held: let_go(plan, held))
-    plan.step(keep_states, plan, request, held)
+    tpm_kept = plan.step(keep_states, plan, request, held)
     # The undo stands before what it undoes: that may fail when its work is done.
     made = plan.step(make_content, plan, request, held, undo=lambda _: withdraw(plan, held))
     changed = made.version.sha256 != held.sha256
@@ -72,7 +72,7 @@ def replace_nvram(plan: Plan, request: ReplaceNvram) -> NvramReplaced:
         path=held.path,
         kept=None if kept is None else kept.generation,
         kept_sha256="" if kept is None else kept.sha256,
-        tpm_kept=_tpm_kept(plan, held) if request.how == NewNvram.ENROL else None,
+        tpm_kept=tpm_kept,
         now=_generation_of(plan, held, made.version),
         sha256=made.version.sha256,
         template=held.template if request.how == NewNvram.RESET else "",
@@ -96,11 +96,11 @@ def let_go(plan: Plan, held: NvramHeld, keep_aside: bool = False) -> str:
     return plan.services.on_host(plan.operation, LetNvramGo(plan.operation, held.path, keep_aside))
 
 
-def keep_states(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> None:
+def keep_states(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> int | None:
     """Keep what lies there as a version, unless it is one; of what is blank or cut off there can be none.
 
     Variables that are no good become one that does not count. Before an enrolment the TPM's state is kept too, to which
-    a guest may have sealed something by what changes.
+    a guest may have sealed something by what changes; return the number of its version, None where there is none.
     """
     services, vm = plan.services, held.vm_name
     kinds = ("nvram",) if held.whole else ()
@@ -110,8 +110,11 @@ def keep_states(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> None:
         if request.how == NewNvram.ENROL or not held.whole:
             raise
         keep_states_of_held(services, plan.operation, held.vm_uuid, vm, kinds, as_it_is=True)
+    tpm_kept = None
     if request.how == NewNvram.ENROL and not _has_blank_tpm(plan, held):
         keep_states_of_held(services, plan.operation, held.vm_uuid, vm, ("tpm",))
+        versions = services.catalog.states_of_vm(held.vm_uuid)
+        tpm_kept = next((each.generation for each in versions if each.kind == "tpm" and not each.conflict), None)
     if held.whole and _version_before(plan, held) is None:
         raise IntegrityError(
             f"the UEFI variables of VM {held.vm_name!r} are no version that something holds: they were not replaced",
@@ -119,6 +122,7 @@ def keep_states(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> None:
             path=held.path,
             hint=f"`{command_line('vmkeep state capture', held.vm_name)}` says what keeps them from being kept.",
         )
+    return tpm_kept
 
 
 def make_content(plan: Plan, request: ReplaceNvram, held: NvramHeld) -> NvramMade:
@@ -216,14 +220,6 @@ def _has_blank_tpm(plan: Plan, held: NvramHeld) -> bool:
         and state.judged.standing in (Standing.BLANK, Standing.NOT_KEPT)
         for state in looked.states
     )
-
-
-def _tpm_kept(plan: Plan, held: NvramHeld) -> int | None:
-    """Return the number of the TPM's newest version; None for a VM whose TPM, if it has one, has no state."""
-    if _has_blank_tpm(plan, held):
-        return None
-    versions = plan.services.catalog.states_of_vm(held.vm_uuid)
-    return next((each.generation for each in versions if each.kind == "tpm" and not each.conflict), None)
 
 
 def _generation_of(plan: Plan, held: NvramHeld, version: ChosenVersion) -> int | None:
