@@ -6,11 +6,11 @@ once, and hides nothing: whoever has the repository's key may ask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
-from vmkeep.catalog import Catalog
+from vmkeep.catalog import Catalog, PointProtection, PointRemoval
 from vmkeep.errors import IntegrityError, ObjectMissing
 from vmkeep.flows.hosts import meet_signers
 from vmkeep.flows.point_marks import as_protection, as_removal
@@ -61,11 +61,7 @@ def _removals(catalog: Catalog, held: HeldMarks, tell: Callable[[str], None]) ->
     known = {each.point_id: each for each in catalog.removals()}
     for point_id in known.keys() - stored.keys():
         catalog.end_removal(point_id)  # it is gone, or was brought back and is found again
-    fresh = {
-        point_id: at
-        for point_id, at in stored.items()
-        if point_id not in known or _is_other(known[point_id].stored_at, at)
-    }
+    fresh = _fresh(known, stored)
     for mark in _read(catalog, held, fresh, "removal", tell):
         catalog.hide_point(as_removal(mark, stored[mark.id]))
     asked = [each for each in catalog.removals() if each.point_id in fresh and not each.hides]
@@ -81,13 +77,19 @@ def _protections(catalog: Catalog, held: HeldMarks, tell: Callable[[str], None])
     known = catalog.protections()
     for point_id in known.keys() - stored.keys():
         catalog.end_protection(point_id)
-    fresh = {
+    for mark in _read(catalog, held, _fresh(known, stored), "protection", tell):
+        catalog.protect_point(as_protection(mark, stored[mark.id]))
+
+
+def _fresh(
+    known: Mapping[str, PointRemoval] | Mapping[str, PointProtection], stored: Mapping[str, datetime]
+) -> dict[str, datetime]:
+    """Return the marks that are not known, or were put anew, with the times at which the store got them."""
+    return {
         point_id: at
         for point_id, at in stored.items()
         if point_id not in known or _is_other(known[point_id].stored_at, at)
     }
-    for mark in _read(catalog, held, fresh, "protection", tell):
-        catalog.protect_point(as_protection(mark, stored[mark.id]))
 
 
 def _read(

@@ -61,11 +61,19 @@ def hide_point(services: Services, point_id: str, grace_seconds: int, why: str) 
 
 def _forget_lost(services: Services, point_id: str) -> None:
     """Forget a point that the repository does not hold, with the envelope that may be left of it."""
+    _delete_stored(services, point_id)
+    services.catalog.forget_point(point_id)
+    services.catalog.end_removal(point_id)
+
+
+def _delete_stored(services: Services, point_id: str) -> None:
+    """Delete a point, its envelope and its removal, whatever of them is there.
+
+    The point before its mark: a mark without a point is tidied by the next one, a point without comes back.
+    """
     with suppress(PointNotFound):
         services.with_repository(lambda repository: repository.delete_point(point_id))
     services.with_repository(lambda repository: repository.removals.delete(point_id))
-    services.catalog.forget_point(point_id)
-    services.catalog.end_removal(point_id)
 
 
 def as_removal(mark: Mark, stored: datetime, trust: Trust = Trust.UNSIGNED) -> PointRemoval:
@@ -155,10 +163,7 @@ def carry_out_removal(services: Services, point_id: str) -> str | None:
             _settle_pins(services, removal.vm_uuid)
     except VmkeepError as error:
         return error.message
-    # The point before its mark: a mark without a point is tidied by the next one, a point without comes back.
-    with suppress(PointNotFound):
-        services.with_repository(lambda repository: repository.delete_point(point_id))
-    services.with_repository(lambda repository: repository.removals.delete(point_id))
+    _delete_stored(services, point_id)
     catalog.end_removal(point_id)
     return None
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from vmkeep.catalog import Catalog, Policy
 from vmkeep.errors import InvalidRequest, VmNotFound
+from vmkeep.flows.vm_states import the_vm_known
 from vmkeep.planning.point_retention import ALL_VMS as ALL_VMS
 from vmkeep.planning.point_retention import PointRule
 from vmkeep.planning.retention import KeepRule
@@ -32,18 +33,12 @@ def subject_named(catalog: Catalog, text: str) -> str:
 
 def vm_with_points(catalog: Catalog, vm: str) -> str:
     """Return the UUID of a VM that the catalogue knows. Raises VmNotFound, and InvalidRequest for one of several."""
-    uuids = catalog.vms_named(vm)
-    if not uuids:
-        raise VmNotFound(
-            f"no point of a VM {vm!r} is known",
-            vm=vm,
-            hint="`vmkeep points` lists the points. A policy of `all` holds for VMs that are still to come.",
-        )
-    if len(uuids) > 1:
-        raise InvalidRequest(
-            f"several VMs are or were called {vm!r}: {', '.join(uuids)}", vm=vm, hint="Name the VM by its UUID."
-        )
-    return uuids[0]
+    unknown = VmNotFound(
+        f"no point of a VM {vm!r} is known",
+        vm=vm,
+        hint="`vmkeep points` lists the points. A policy of `all` holds for VMs that are still to come.",
+    )
+    return the_vm_known(catalog, vm, unknown)
 
 
 def told_subject(catalog: Catalog, subject: str) -> str:

@@ -119,13 +119,19 @@ def the_vm_named(catalog: Catalog, vm: str) -> str:
 
     Raises VmNotFound, and InvalidRequest for a name that several have.
     """
+    unknown = VmNotFound(
+        f"no version of a state file is known of a VM {vm!r}",
+        vm=vm,
+        hint="A point or a snapshot of it keeps the first. `vmkeep vm list` shows the VMs of the host.",
+    )
+    return the_vm_known(catalog, vm, unknown)
+
+
+def the_vm_known(catalog: Catalog, vm: str, unknown: VmNotFound) -> str:
+    """Return the UUID as ``the_vm_named`` does; raises ``unknown`` for a VM that the catalogue does not know."""
     uuids = catalog.vms_named(vm)
     if not uuids:
-        raise VmNotFound(
-            f"no version of a state file is known of a VM {vm!r}",
-            vm=vm,
-            hint="A point or a snapshot of it keeps the first. `vmkeep vm list` shows the VMs of the host.",
-        )
+        raise unknown
     if len(uuids) > 1:
         raise InvalidRequest(
             f"several VMs are or were called {vm!r}: {', '.join(uuids)}", vm=vm, hint="Name the VM by its UUID."
