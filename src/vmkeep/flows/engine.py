@@ -446,24 +446,13 @@ class Engine:
         """Delete what nothing in the repository needs; one that died is gone on with by the next."""
         from vmkeep.flows.prune import prune_repository
 
-        self._stop()
-        operation = uuid.uuid4().hex
-        request = {"waste": options.waste, "max_copy": options.max_copy_bytes, "dry_run": options.dry_run}
-        self._premises.catalog.begin_operation(operation, PRUNE, None, self._executor, request)
-        self._watch = watch
-        try:
+        def prune(operation: str) -> PruneReport:
             services = stoppable(self._services(), operation)
-            report = prune_repository(services, operation, options, self._premises.settings.cache_dir)
-        except VmkeepError as error:
-            self._end(operation, OperationState.FAILED, error)
-            raise
-        except GivenUp as given:
-            self._end(operation, OperationState.FAILED, given.error)
-            raise
-        finally:
-            self._watch = self._unwatched
-        self._end(operation, OperationState.DONE, None)
-        return report
+            return prune_repository(services, operation, options, self._premises.settings.cache_dir)
+
+        request = {"waste": options.waste, "max_copy": options.max_copy_bytes, "dry_run": options.dry_run}
+        self._stop()
+        return self._recorded(PRUNE, request, None, watch, prune)
 
     def resume(self, operation: Operation, watch: Watch) -> str:
         """Take an operation up whose undo stopped, and return what came of it as a sentence.
@@ -550,16 +539,26 @@ class Engine:
         self._watch(progress)
 
     def _run(self, declared: Flow[Any, R], request: Any, vm: str | None, watch: Watch) -> R:
-        self._stop()
-        operation = uuid.uuid4().hex
-        catalog = self._premises.catalog
-        if declared.name not in HARMLESS:
-            refuse_beside_unsettled(catalog, vm, getattr(request, "vm_uuid", ""))
-        self._watch = watch
-        catalog.begin_operation(operation, declared.name, vm, self._executor, dataclasses.asdict(request))
-        try:
+        def run(operation: str) -> R:
             with SetWorkflowID(operation):
                 result: R = self._workflows[declared.name](request)
+            return result
+
+        self._stop()
+        if declared.name not in HARMLESS:
+            refuse_beside_unsettled(self._premises.catalog, vm, getattr(request, "vm_uuid", ""))
+        return self._recorded(declared.name, dataclasses.asdict(request), vm, watch, run)
+
+    def _recorded(
+        self, kind: str, request: dict[str, Any], vm: str | None, watch: Watch, work: Callable[[str], R]
+    ) -> R:
+        """Do work as an operation of the catalogue, by whose id it is called, and record how it ended."""
+        operation = uuid.uuid4().hex
+        catalog = self._premises.catalog
+        self._watch = watch
+        catalog.begin_operation(operation, kind, vm, self._executor, request)
+        try:
+            result = work(operation)
         except VmkeepError as error:
             self._end(operation, OperationState.FAILED, error)
             raise
@@ -569,13 +568,13 @@ class Engine:
             raise stopped.error from stopped
         except GivenUp as given:
             given.error.vm = given.error.vm or vm
-            if declared.name == TAKE_POINT and operation in catalog.point_ids():
+            if kind == TAKE_POINT and operation in catalog.point_ids():
                 given.error.add_note(f"point {operation} is stored and whole; only the end of its job is missing")
             self._end(operation, OperationState.FAILED, given.error)
             raise
         except Exception as error:
             fault = self._fault(error)
-            _log.exception("fault", operation=operation, flow=declared.name)
+            _log.exception("fault", operation=operation, flow=kind)
             self._end(operation, OperationState.FAILED, fault)
             raise fault from error
         finally:
