@@ -156,7 +156,7 @@ class Signed:
 
     def _text(self, record: Mapping[str, Any], repository: str, name: str) -> bytes:
         """Return what is signed. ``record`` is all of the object but the value of the signature."""
-        return f"vmkeep {self.noun} signature v1\n".encode() + canonical(
+        return b"vmkeep %b signature v1\n" % self.noun.encode() + canonical(
             {
                 "format": f"{FORMAT_NAME} {MAJOR}",
                 self.noun: name,
