@@ -35,6 +35,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "points": OnDemand("vmkeep.cli.points", "List the points that can be restored, oldest first."),
     "restore": OnDemand("vmkeep.cli.restore", "Bring a point back: all of it or nothing."),
     "verify": OnDemand("vmkeep.cli.verify", "Prove that points are sound."),
+    "repair": OnDemand("vmkeep.cli.repair", "Find what points have lost in other packs."),
     "prune": OnDemand("vmkeep.cli.prune", "Give back the space that no point needs."),
     "doctor": OnDemand("vmkeep.cli.doctor", "Say what is wrong, and what mends it."),
     "log": OnDemand("vmkeep.cli.log", "Show what was done, and how it ended."),

@@ -14,7 +14,8 @@ from vmkeep.flows.plan import Flow
 
 TAKE_POINT: Final = "point.take"
 PRUNE: Final = "repository.prune"
-"""No flow, but an operation in the catalogue (``flows.prune``)."""
+REPAIR: Final = "repository.repair"
+"""No flows, but operations in the catalogue (``flows.prune``, ``flows.repair``)."""
 DECLARED: Final[Mapping[str, str]] = {
     TAKE_POINT: "take_point",
     "point.delete": "delete_point",

@@ -34,7 +34,7 @@ from vmkeep.errors import (
     VmStarted,
 )
 from vmkeep.filesystem import OF_STORAGE, fault_error, file_error, make_private_file, require_descriptors
-from vmkeep.flows.declared import DECLARED, PRUNE, TAKE_POINT, declared_flow
+from vmkeep.flows.declared import DECLARED, PRUNE, REPAIR, TAKE_POINT, declared_flow
 from vmkeep.flows.durable import DBOS, DatabaseError, DBOSConfig, SetWorkflowID, launching
 from vmkeep.flows.finished import forget_finished_flows
 from vmkeep.flows.hosts import refuse_distrusted
@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from vmkeep.host.tasks.restores import InPlaceChecked
     from vmkeep.host.tasks.reverts import RevertChecked
     from vmkeep.repository.prune import PruneOptions, PruneReport
+    from vmkeep.repository.repair import RepairReport
 
 _log = get_logger(__name__)
 """Label of a point that was taken before a restore in place; its value is the point that was restored."""
@@ -453,6 +454,16 @@ class Engine:
         request = {"waste": options.waste, "max_copy": options.max_copy_bytes, "dry_run": options.dry_run}
         self._stop()
         return self._recorded(PRUNE, request, None, watch, prune)
+
+    def repair(self, watch: Watch, *, dry_run: bool) -> RepairReport:
+        """Find what points have lost elsewhere in the repository, and have readers find it."""
+        from vmkeep.flows.repair import repair_repository
+
+        def repair(operation: str) -> RepairReport:
+            return repair_repository(stoppable(self._services(), operation), operation, dry_run=dry_run)
+
+        self._stop()
+        return self._recorded(REPAIR, {"dry_run": dry_run}, None, watch, repair)
 
     def resume(self, operation: Operation, watch: Watch) -> str:
         """Take an operation up whose undo stopped, and return what came of it as a sentence.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.filesystem import make_directory
+from vmkeep.flows.repair import repair_purpose
 from vmkeep.flows.services import Services
 from vmkeep.host.tasks.survey import Progress
 from vmkeep.repository import Repository
@@ -28,9 +29,9 @@ _STAGES: Final = {
 
 
 def forget_dead(repository: Repository, operation: str) -> None:
-    """Let nobody wait for the writer that a prune was whose process is dead."""
+    """Let nobody wait for the writer that a prune, or a repair, was whose process is dead."""
     for writer in repository.writers():
-        if writer.purpose == _purpose(operation):
+        if writer.purpose in (_purpose(operation), repair_purpose(operation)):
             repository.forget_writer(writer.id)
 
 

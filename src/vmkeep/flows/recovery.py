@@ -26,7 +26,7 @@ from vmkeep.errors import (
     VmkeepError,
     VmNotFound,
 )
-from vmkeep.flows.declared import DECLARED, PRUNE, declared_flow
+from vmkeep.flows.declared import DECLARED, PRUNE, REPAIR, declared_flow
 from vmkeep.flows.durable import DBOS, WorkflowStatus, take_up_resumed
 from vmkeep.flows.forget_snapshot import SNAPSHOT_CHANGE
 from vmkeep.flows.patience import patiently
@@ -293,7 +293,7 @@ class Recovery:
                 continue
             if operation.kind == SNAPSHOT_CHANGE:
                 yield from self._finish_change(operation)
-            elif operation.kind == PRUNE:
+            elif operation.kind in (PRUNE, REPAIR):
                 self._end_prune(operation)
             elif status is not None and status.status == "SUCCESS":
                 self._end(operation.id, OperationState.DONE, None)
@@ -312,7 +312,7 @@ class Recovery:
         return told
 
     def _end_prune(self, operation: Operation) -> None:
-        """Let nobody wait for the writer that a dead prune was; the next one takes away what it left."""
+        """Let nobody wait for the writer that a dead prune or repair was; the next one goes on."""
         from vmkeep.flows.prune import forget_dead
 
         with suppress(VmkeepError):  # it lapses by itself

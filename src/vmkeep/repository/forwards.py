@@ -133,8 +133,10 @@ class Forwards:
     def elsewhere(self, sealer: Sealer, kind: FrameKind, ref: BlockRef) -> Iterator[BlockRef]:
         """Yield where copies of a frame lie besides the place that is named; forwards are read again at the end."""
         key = frame_key(kind, ref.id)
+        known = len(self.objects)
         yield from (found for found in self.copies(sealer, key, ref.pack) if found.id == ref.id)
-        if self.refresh():
+        self.refresh()
+        if len(self.objects) > known:  # by whichever thread: what is new here another one may just have read
             yield from (found for found in self.copies(sealer, key, ref.pack) if found.id == ref.id)
 
     def copies(self, sealer: Sealer, key: bytes, pack: bytes) -> Iterator[BlockRef]:

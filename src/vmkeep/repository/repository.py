@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from vmkeep.repository.probe import BucketReport
     from vmkeep.repository.proofs import Proofs
     from vmkeep.repository.prune import PruneOptions, PruneReport, Stage
+    from vmkeep.repository.repair import RepairReport
     from vmkeep.repository.reports import PointReport, RepositoryReport
     from vmkeep.repository.verify import Progress, Verification
 
@@ -512,6 +513,20 @@ class Repository:
         from vmkeep.repository.marks import PROTECTION, Marks
 
         return Marks(PROTECTION, self._store, self._sealer, self.id, self._signer)
+
+    def repair(self, *, dry_run: bool, host: str, purpose: str, tell: Callable[[str, int, int], None]) -> RepairReport:
+        """Find what points need and cannot be read in other packs, and tell readers of it by forwards.
+
+        Doubtful are packs that are gone, and those that were found damaged. ``tell`` is told of a stage ("look",
+        "search") with how far it is, and may raise to stop it. Raises StoreError when a prune was in the way.
+        """
+        from vmkeep.repository.repair import Repair
+
+        self.follow_keyring()
+        intent = intents.Intent(self._store, self._random(NAME_BYTES).hex(), host=host, purpose=purpose)
+        self._require_known_features()
+        repair = Repair(self._store, self._sealer, self.point, intent, dry_run=dry_run, tell=tell)
+        return repair.run(self.point_ids())
 
     def begin(
         self,
