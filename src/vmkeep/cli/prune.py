@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vmkeep.cli.console import size_text
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, MaxRateOption, MaxRequestsOption, session
 from vmkeep.errors import IntegrityError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def prune(
         typer.Option(metavar="SIZE", help="Copy no more than this, 50G for instance.", show_default=False),
     ] = None,
     young: Annotated[str, typer.Option(metavar="TIME", help="Leave packs alone that are younger: 2d, 12h, 0.")] = "2d",
+    max_rate: MaxRateOption = None,
+    max_requests: MaxRequestsOption = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
@@ -43,7 +45,8 @@ def prune(
 
     Backups, restores and other prunes may go on beside it.
     """
-    with session(context, json=json, connect=connect, debug=debug) as running:
+    limits = (max_rate, max_requests)
+    with session(context, json=json, connect=connect, debug=debug, limits=limits) as running:
         from vmkeep.repository.prune import PruneOptions
 
         options = PruneOptions(
