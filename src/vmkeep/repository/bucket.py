@@ -24,7 +24,7 @@ from obstore.store import S3Store
 
 from vmkeep.buckets import BucketAccess, BucketAddress, Credentials
 from vmkeep.errors import ObjectMissing, PermissionRefused, RepositoryNotFound, StoreError, TargetExists
-from vmkeep.rates import count_request, count_stored, pass_request
+from vmkeep.rates import count_request, count_stored, pass_request, pass_stored
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.bucketfailure import FOREIGN, failure_of
 from vmkeep.repository.layout import FORMAT_OBJECT, INTENTS, KEYRING, Buffer, canonical
@@ -107,7 +107,8 @@ class Bucket(ObjectStore):
         except FileNotFoundError:
             return False  # it was another's, and is gone
 
-    def _put_pack(self, name: str, pieces: Sequence[Buffer]) -> None:
+    def put_pack(self, name: str, pieces: Sequence[Buffer]) -> None:
+        pass_stored(sum(map(len, pieces)))
         self._put(name, pieces, replace=False)
 
     def renew(self, name: str, content: bytes) -> datetime:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -519,8 +520,12 @@ class Repository:
         workers: int = 2,
         lapse_seconds: float = intents.LAPSE_SECONDS,
         point_id: str | None = None,
+        relist: bool = False,
     ) -> PointWriter:
         """Begin a point: put an intent and bring the index of known blocks, a file below ``cache``, up to date.
+
+        All packs are looked at with ``relist``, once a day, and when packs were deleted meanwhile. Else the packs of
+        others that are new are not known, and their blocks are stored again.
 
         ``workers`` is the number of threads that put packs. ``point_id`` (32 hexadecimal digits, never used
         before) is chosen by whoever must know it before the commit, else drawn. Raises NoSpace, PermissionRefused
@@ -539,8 +544,7 @@ class Repository:
             # Before the store is looked at: a prune that condemns from here on waits for this writer.
             intent.begin()
             self._require_known_features()
-            usable = intents.usable_packs(self._store)
-            known.refresh(set(usable), lambda pack: self._entries(pack, usable[pack]))
+            self._bring_up_to_date(known, relist=relist)
             return PointWriter(
                 self._store,
                 self._sealer,
@@ -555,6 +559,24 @@ class Repository:
             known.close()
             intent.end()
             raise
+
+    def _bring_up_to_date(self, known: KnownBlocks, *, relist: bool) -> None:
+        """What is condemned is looked for first, then what was deleted, then what is there: see section 10."""
+        try:
+            condemned = intents.condemned_packs(self._store)
+        except ObjectDamaged:
+            # It may be any pack: what is known is stored anew.
+            known.refresh(set(), lambda _pack: None)
+            known.distrust()
+            return
+        prunes = intents.prunes(self._store)
+        if not relist and known.is_current(prunes, time.time()):
+            known.leave(condemned)
+            return
+        began = time.time()
+        usable = {pack: size for pack, size in intents.stored_packs(self._store).items() if pack not in condemned}
+        known.refresh(set(usable), lambda pack: self._entries(pack, usable[pack]))
+        known.listed(prunes, began)
 
     def writers(self) -> tuple[intents.Writer, ...]:
         """Return the writers that say they are at work, whether they live or not."""

@@ -93,18 +93,14 @@ class ObjectStore:
 
         Raises what ``put`` does.
         """
-        pass_stored(sum(map(len, pieces)))
-        self._put_pack(name, pieces)
-
-    def _put_pack(self, name: str, pieces: Sequence[Buffer]) -> None:
-        assert self._folders is not None
-        if self._past_cache and len(pieces[0]) >= LARGE_BYTES:
+        if self._folders is not None and self._past_cache and len(pieces[0]) >= LARGE_BYTES:
+            pass_stored(sum(map(len, pieces)))
             with self._writing(name):
                 if self._folders.put_past_cache(name, pieces):
                     return
             self._past_cache = False
-        with self._writing(name):
-            self._folders.put(name, pieces, replace=False)
+        pass_stored(0)  # what is put is counted there
+        self.put(name, pieces, durable=False)
 
     def make_durable(self, name: str) -> None:
         """Return when an object that was put without ``durable`` is on the disk."""
