@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import secrets
 import ssl
 import time
 import traceback
@@ -34,6 +36,7 @@ from vmkeep.repository.bucket import Bucket
 from vmkeep.repository.intents import damaged_notes
 from vmkeep.repository.probe import Weakness, _told, probe, weaknesses
 from vmkeep.repository.repository import Repository
+from vmkeep.repository.signedrequest import ask
 from vmkeep.repository.store import ObjectStore, open_store
 
 CONTENT = b"sealed" * 1000
@@ -255,6 +258,45 @@ def test_versions_and_locks_are_told(server: S3Server) -> None:
     with pytest.raises(TargetExists):
         found.put("keyring/0000000002", b"another")
     assert found.get("keyring/0000000002") == b"one"
+
+
+def test_repository_works_in_a_bucket_that_locks_what_is_put_and_its_term_is_told(tmp_path: Path) -> None:
+    server = s3servers.ceph()
+    name = f"locked{secrets.token_hex(4)}"
+    made = ask(
+        server.access(),
+        server.user,
+        "PUT",
+        f"/{name}",
+        headers={"x-amz-bucket-object-lock-enabled": "true"},
+    )
+    assert made.status == 200, made
+    rule = b"<Rule><DefaultRetention><Mode>COMPLIANCE</Mode><Days>30</Days></DefaultRetention></Rule>"
+    enabled = b"<ObjectLockEnabled>Enabled</ObjectLockEnabled>"
+    body = b"<ObjectLockConfiguration>" + enabled + rule + b"</ObjectLockConfiguration>"
+    server.ask("PUT", f"/{name}", body, **{"object-lock": ""})
+    report = probe(_bucket(f"s3://{name}/p", server))
+    assert (report.versioning, report.object_lock, report.locked_days) == ("on", "on", 30)
+
+    sample = make_sample(tmp_path)
+    objects = [path for path in sample.location.rglob("*") if path.is_file()]
+    found = _bucket(f"s3://{name}/p", server)
+    for path in objects:
+        found.put(str(path.relative_to(sample.location)), path.read_bytes())
+    repository = Repository.open(f"s3://{name}/p", opener(sample.key), access=server.access())
+    repository.begin(purpose="test", host="a", cache=tmp_path / "cache").abort()
+    point = sample.points[1]
+    repository.delete_point(point.id)  # so it looks; the version stays
+    versions = server.ask("GET", f"/{name}", versions="", prefix=f"p/points/{point.id}").body.decode()
+    version = re.search(r"<Version>.*?<VersionId>([^<]+)<", versions, re.DOTALL)
+    assert version
+    where = f"/{name}/p/points/{point.id}"
+    refused = ask(server.access(), server.user, "DELETE", where, query={"versionId": version[1]})
+    assert refused.status == 403
+    marker = re.search(r"<DeleteMarker>.*?<VersionId>([^<]+)<", versions, re.DOTALL)
+    assert marker
+    server.ask("DELETE", where, versionId=marker[1])
+    assert repository.point(point.id) == point
 
 
 def test_server_that_shows_what_was_before_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
