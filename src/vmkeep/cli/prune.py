@@ -92,6 +92,9 @@ def _document(report: PruneReport) -> dict[str, Any]:
         "spared_packs": report.spared_packs,
         "state_versions": report.states,
         "envelopes": report.envelopes,
+        "locked": None
+        if report.locked_until is None
+        else {"objects": report.locked_objects, "until": report.locked_until.isoformat(timespec="seconds")},
         "out_of_room": report.out_of_room,
         "problems": [{"object": name, "what": what} for name, what in sorted(report.problems.items())],
     }
@@ -119,6 +122,9 @@ def _lines(report: PruneReport) -> list[str]:
         lines.append(f"spared, as a new point needs it or is not known yet to: {report.spared_packs} packs")
     if report.states or report.envelopes:
         lines.append(f"deleted as well: {report.states} state versions, {report.envelopes} envelopes")
+    if report.locked_until is not None:
+        until = f"{report.locked_until:%Y-%m-%d %H:%M} UTC"
+        lines.append(f"locked anew: {report.locked_objects} objects; all is locked until {until}")
     lines += [f"{name}: {what}" for name, what in sorted(report.problems.items())]
     return lines
 

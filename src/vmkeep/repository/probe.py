@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from vmkeep.errors import ObjectMissing, PermissionRefused, StoreError, TargetExists, VmkeepError
 from vmkeep.repository.bucket import Bucket, trial
 from vmkeep.repository.layout import ENVELOPES, INTENTS, KEYRING, PACKS, POINTS, STATES
+from vmkeep.repository.objectlock import read_term
 from vmkeep.repository.signedrequest import ask
 from vmkeep.values import dataclass
 
@@ -30,7 +31,6 @@ CLOCK_SECONDS: Final = 60.0
 """Only points' ages are told by hosts' clocks; requests are refused from 15 minutes on."""
 T = TypeVar("T")
 ON, OFF, UNKNOWN = "on", "off", "unknown"
-_YEAR_DAYS: Final = 365
 _GUARDED: Final = (KEYRING, PACKS, POINTS, STATES, ENVELOPES)
 
 
@@ -188,8 +188,8 @@ def _object_lock(status: int, body: str) -> tuple[str, int]:
         return UNKNOWN, 0
     if not re.search(r"<ObjectLockEnabled>\s*Enabled\s*</ObjectLockEnabled>", body):
         return OFF, 0
-    term = re.search(r"<(Days|Years)>\s*([0-9]{1,5})\s*</\1>", body)
-    return ON, int(term[2]) * (_YEAR_DAYS if term[1] == "Years" else 1) if term else 0
+    term = read_term(body)
+    return ON, term.days if term else 0
 
 
 def weaknesses(report: BucketReport) -> tuple[tuple[Weakness, str], ...]:

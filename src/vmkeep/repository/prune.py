@@ -98,7 +98,8 @@ class PruneReport:
     ``unused`` are packs of which nothing is reached, ``thin`` those that were made new, or would be; ``young`` and
     ``kept`` were left alone although nothing is reached of them: because they are new, or because ``problems`` (objects
     that could not be read, with why) may reach them. ``spared`` are condemned packs that a point came to reach.
-    ``waste_bytes`` is what is wasted afterwards beside ``live_bytes``.
+    ``waste_bytes`` is what is wasted afterwards beside ``live_bytes``. ``locked_objects`` were locked anew in a bucket
+    that locks, where all that is there is locked until ``locked_until``.
     """
 
     points: int = 0
@@ -119,6 +120,8 @@ class PruneReport:
     spared_packs: int = 0
     states: int = 0
     envelopes: int = 0
+    locked_objects: int = 0
+    locked_until: datetime | None = None
     out_of_room: bool = False
     dry_run: bool = False
     problems: Mapping[str, str] = field(default_factory=dict)

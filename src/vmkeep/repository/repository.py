@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -657,7 +658,7 @@ class Repository:
 
         self.follow_keyring()
         self._require_known_features()
-        return Prune(
+        report = Prune(
             self._store,
             self._sealer,
             self.point,
@@ -668,6 +669,15 @@ class Repository:
             tell=tell,
             purpose=purpose,
         ).run()
+        if self._store.directory is not None or options.dry_run:
+            return report
+        from vmkeep.repository.bucket import Bucket
+        from vmkeep.repository.objectlock import lock_anew
+        from vmkeep.repository.prune import Stage
+
+        assert isinstance(self._store, Bucket)
+        locked = lock_anew(self._store, lambda done: tell(Stage("lock", done)))
+        return replace(report, locked_objects=locked.objects, locked_until=locked.until) if locked else report
 
     def unfinished_prunes(self) -> Sequence[str]:
         """Return the objects with what prunes condemned that began a day ago or more: they are dead, or wait long."""
