@@ -61,6 +61,7 @@ _TYPES: Mapping[str, type[str | int]] = {
     "objective": str,
     "max_rate": str,
     "max_requests": str,
+    "verify_budget": str,
 }
 _MOST: Mapping[str, int] = {
     "workers": MAX_WORKERS,
@@ -68,6 +69,10 @@ _MOST: Mapping[str, int] = {
     "removed_tpm_days": MAX_DAYS,
 }
 _CHOICES: Mapping[str, tuple[str, str]] = {"compression": (ADAPTIVE, ALWAYS), "trial_start": (ON, OFF)}
+_AMOUNTS: Mapping[str, str] = {
+    "objective": 'a length of time: "26h"',
+    "verify_budget": 'a time or a size: "2h", "50GB"',
+}
 _VMS = "vm"
 _KEYS = "key"
 _TELL = "tell"
@@ -113,6 +118,7 @@ class Settings:
     ``vms`` is by the name or UUID that stands in the settings file.
     ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
     ``objective_seconds`` is how old the newest point of a VM may be; None for what the schedule says.
+    ``verify_budget`` is what a verification that runs by itself may take, a time or a size; empty for all there is.
     ``audience`` hears of runs of jobs.
     ``s3`` is the table of how buckets are reached, which holds no secret.
     ``limits`` is how fast a process may move data.
@@ -137,6 +143,7 @@ class Settings:
     key_passphrase_file: Path | None = None
     providers: tuple[ProviderSettings, ...] = ()
     objective_seconds: int | None = None
+    verify_budget: str = ""
     audience: Audience | None = None
     s3: Mapping[str, str | bool] = field(default_factory=dict)
     limits: Limits = Limits()
@@ -248,6 +255,7 @@ def load_settings(
         trial_start=found.get("trial_start", ON) == ON,
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
         objective_seconds=_span(found.get("objective")),
+        verify_budget=str(found.get("verify_budget", "")),
         key_passphrase_file=Path(str(found[_OPENER])) if _OPENER in found else None,
         audience=_audience(place / SETTINGS_FILE, found[_TELL]) if _TELL in found else None,
         providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),
@@ -465,8 +473,9 @@ def limited(settings: Settings, max_rate: str | None, max_requests: str | None) 
 
 
 def _text_problem(key: str, value: str) -> str:
-    if key == "objective" and not _span(value):
-        return f'setting {key!r} must be a length of time: "26h"'
+    amount = _AMOUNTS.get(key)
+    if amount is not None and not _amount(value, size_too="size" in amount):
+        return f"setting {key!r} must be {amount}"
     if key == "max_rate" and rate_bytes(value) is None:
         return f"setting {key!r} must be a rate of 100kB/s or more, as {RATE_FORMS}"
     if key == "max_requests" and rate_requests(value) is None:
@@ -481,6 +490,14 @@ def _span(value: object) -> int | None:
     from vmkeep.spans import span_seconds  # few settings have one
 
     return span_seconds(str(value))
+
+
+def _amount(value: object, *, size_too: bool) -> int | None:
+    """Return a length of time in seconds, or a size in bytes if that may be; 0 or None for neither."""
+    from vmkeep.spans import size_bytes
+
+    size = size_bytes(str(value)) if size_too and not str(value).strip().isdecimal() else None
+    return _span(value) or size
 
 
 def _wrong(path: Path, message: str, hint: str) -> InvalidRequest:
