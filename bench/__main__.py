@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from bench import (
+    begin,
     catalogue,
     flows,
     full,
@@ -53,6 +54,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "gate": gate.measure,
     "watch": watch.measure,
     "catalogue": catalogue.measure,
+    "begin": begin.measure,
     "prune": prune.measure,
     "flows": flows.measure,
 }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vmkeep.errors import InvalidRequest
 from vmkeep.filesystem import file_error
 from vmkeep.ownership import refuse_exposed
+from vmkeep.rates import RATE_FORMS, REQUEST_FORMS, Limits, rate_bytes, rate_requests
 from vmkeep.values import dataclass
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ _TYPES: Mapping[str, type[str | int]] = {
     "trial_start": str,
     "key_passphrase_file": str,
     "objective": str,
+    "max_rate": str,
+    "max_requests": str,
     "verify_budget": str,
 }
 _MOST: Mapping[str, int] = {
@@ -118,6 +121,7 @@ class Settings:
     ``verify_budget`` is what a verification that runs by itself may take, a time or a size; empty for all there is.
     ``audience`` hears of runs of jobs.
     ``s3`` is the table of how buckets are reached, which holds no secret.
+    ``limits`` is how fast a process may move data.
     """
 
     home: Path
@@ -142,6 +146,7 @@ class Settings:
     verify_budget: str = ""
     audience: Audience | None = None
     s3: Mapping[str, str | bool] = field(default_factory=dict)
+    limits: Limits = Limits()
 
     def bucket_access(self, environ: Mapping[str, str] = os.environ) -> BucketAccess:
         """Return how a bucket is reached: by the table ``[s3]``, and what the AWS tools of this user are told.
@@ -255,6 +260,7 @@ def load_settings(
         audience=_audience(place / SETTINGS_FILE, found[_TELL]) if _TELL in found else None,
         providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),
         s3=_s3(place / SETTINGS_FILE, found[_S3]) if _S3 in found else {},
+        limits=Limits(rate_bytes(found.get("max_rate", "")), rate_requests(found.get("max_requests", ""))),
     )
     directories = {key: Path(str(found[key])) for key in _DIRECTORIES if key in found}
     numbers = {key: int(found[key]) for key, kind in _TYPES.items() if kind is int and key in found}
@@ -435,9 +441,9 @@ def _check(path: Path, key: str, value: object) -> None:
     if place and not str(value).startswith("/"):
         what = "the absolute path of a file" if key == _OPENER else "an absolute directory"
         raise _wrong(path, f"{path}: setting {key!r} must be {what}", f"Correct {key} in {path}.")
-    amount = _AMOUNTS.get(key)
-    if amount is not None and not _amount(value, size_too="size" in amount):
-        raise _wrong(path, f"{path}: setting {key!r} must be {amount}", f"Correct {key} in {path}.")
+    problem = _text_problem(key, str(value))
+    if problem:
+        raise _wrong(path, f"{path}: {problem}", f"Correct {key} in {path}.")
     choice = _CHOICES.get(key)
     if choice is not None and value not in choice:
         one, other = choice
@@ -452,6 +458,29 @@ def _check(path: Path, key: str, value: object) -> None:
         raise _wrong(path, f"{path}: setting {key!r} must be 1 or more", f"Correct {key} in {path}.")
     if key == "block_bytes" and (number < 4096 or number.bit_count() != 1):
         raise _wrong(path, f"{path}: setting {key!r} must be a power of two from 4096", f"Correct {key} in {path}.")
+
+
+def limited(settings: Settings, max_rate: str | None, max_requests: str | None) -> Settings:
+    """Return the settings with the limits that a command line gives in their place; raises InvalidRequest."""
+    given = {"max_rate": max_rate, "max_requests": max_requests}
+    for key, value in given.items():
+        problem = _text_problem(key, value) if value is not None else ""
+        if problem:
+            raise InvalidRequest(problem.replace(f"setting {key!r}", f"--{key.replace('_', '-')}"))
+    rate = settings.limits.bytes_a_second if max_rate is None else rate_bytes(max_rate)
+    requests = settings.limits.requests_a_second if max_requests is None else rate_requests(max_requests)
+    return replace(settings, limits=Limits(rate, requests))
+
+
+def _text_problem(key: str, value: str) -> str:
+    amount = _AMOUNTS.get(key)
+    if amount is not None and not _amount(value, size_too="size" in amount):
+        return f"setting {key!r} must be {amount}"
+    if key == "max_rate" and rate_bytes(value) is None:
+        return f"setting {key!r} must be a rate of 100kB/s or more, as {RATE_FORMS}"
+    if key == "max_requests" and rate_requests(value) is None:
+        return f"setting {key!r} must be a number of requests a second, as {REQUEST_FORMS}"
+    return ""
 
 
 def _span(value: object) -> int | None:

@@ -11,7 +11,16 @@ import typer
 
 from vmkeep.cli.completion import complete_disk, complete_vm
 from vmkeep.cli.console import Console, duration_text, size_text
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, WaitOption, session
+from vmkeep.cli.session import (
+    ConnectOption,
+    DebugOption,
+    JsonOption,
+    MaxRateOption,
+    MaxRequestsOption,
+    Session,
+    WaitOption,
+    session,
+)
 from vmkeep.cli.tables import Table
 from vmkeep.errors import GivenUp, Interrupted, InvalidRequest, OperationFailed, PermissionRefused, VmkeepError
 
@@ -50,6 +59,8 @@ def backup(
         typer.Option(metavar="KEY=VALUE", help="Label the point; may be repeated.", show_default=False),
     ] = None,
     wait: WaitOption = None,
+    max_rate: MaxRateOption = None,
+    max_requests: MaxRequestsOption = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
@@ -58,7 +69,8 @@ def backup(
     from vmkeep.flows.requests import TakePoint
     from vmkeep.host.tasks.survey import FindVm, LookAtVms
 
-    with session(context, json=json, connect=connect, debug=debug) as running:
+    limits = (max_rate, max_requests)
+    with session(context, json=json, connect=connect, debug=debug, limits=limits) as running:
         names = list(dict.fromkeys(vms or ()))
         if every == bool(names):
             raise InvalidRequest("Name the VMs to back up, or give --all for every VM: one of the two")

@@ -19,6 +19,7 @@ from rich.progress import Progress as Bars
 
 from vmkeep.cli.terminal import one_line
 from vmkeep.host.tasks.survey import Progress
+from vmkeep.rates import limits_of_process
 
 
 class _Measured(ProgressColumn):
@@ -39,6 +40,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}", markup=False),
         *(_Measured(column) for column in (BarColumn(), DownloadColumn(binary_units=True))),
         *(_Measured(column) for column in (TransferSpeedColumn(), TimeRemainingColumn())),
+        TextColumn(limits_of_process().text, markup=False),
         console=console,
         transient=True,
     )

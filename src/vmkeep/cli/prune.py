@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vmkeep.cli.console import size_text
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, MaxRateOption, MaxRequestsOption, session
 from vmkeep.errors import IntegrityError, InvalidRequest
 from vmkeep.spans import SIZE_FORMS, size_bytes
 
@@ -35,6 +35,8 @@ def prune(
         typer.Option(metavar="SIZE", help="Copy no more than this, 50G for instance.", show_default=False),
     ] = None,
     young: Annotated[str, typer.Option(metavar="TIME", help="Leave packs alone that are younger: 2d, 12h, 0.")] = "2d",
+    max_rate: MaxRateOption = None,
+    max_requests: MaxRequestsOption = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
@@ -43,7 +45,8 @@ def prune(
 
     Backups, restores and other prunes may go on beside it.
     """
-    with session(context, json=json, connect=connect, debug=debug) as running:
+    limits = (max_rate, max_requests)
+    with session(context, json=json, connect=connect, debug=debug, limits=limits) as running:
         from vmkeep.repository.prune import PruneOptions
 
         options = PruneOptions(
@@ -89,6 +92,9 @@ def _document(report: PruneReport) -> dict[str, Any]:
         "spared_packs": report.spared_packs,
         "state_versions": report.states,
         "envelopes": report.envelopes,
+        "locked": None
+        if report.locked_until is None
+        else {"objects": report.locked_objects, "until": report.locked_until.isoformat(timespec="seconds")},
         "out_of_room": report.out_of_room,
         "problems": [{"object": name, "what": what} for name, what in sorted(report.problems.items())],
     }
@@ -116,6 +122,9 @@ def _lines(report: PruneReport) -> list[str]:
         lines.append(f"spared, as a new point needs it or is not known yet to: {report.spared_packs} packs")
     if report.states or report.envelopes:
         lines.append(f"deleted as well: {report.states} state versions, {report.envelopes} envelopes")
+    if report.locked_until is not None:
+        until = f"{report.locked_until:%Y-%m-%d %H:%M} UTC"
+        lines.append(f"locked anew: {report.locked_objects} objects; all is locked until {until}")
     lines += [f"{name}: {what}" for name, what in sorted(report.problems.items())]
     return lines
 

@@ -11,7 +11,15 @@ import typer
 from vmkeep.cli.completion import complete_part
 from vmkeep.cli.console import size_text, time_text
 from vmkeep.cli.points import PointArgument, search_point
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.session import (
+    ConnectOption,
+    DebugOption,
+    JsonOption,
+    MaxRateOption,
+    MaxRequestsOption,
+    Session,
+    session,
+)
 from vmkeep.commandline import command_line
 from vmkeep.errors import DefinitionReaches, InvalidRequest
 from vmkeep.flows.requests import ImageFormat, RestoreVm, TpmChoice
@@ -106,12 +114,15 @@ def restore(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there (never a VM).")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; with --in-place.")] = False,
+    max_rate: MaxRateOption = None,
+    max_requests: MaxRequestsOption = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Bring a point back: all of it or nothing. Give exactly one of --output, --as and --in-place."""
-    with session(context, json=json, connect=connect, debug=debug) as running:
+    limits = (max_rate, max_requests)
+    with session(context, json=json, connect=connect, debug=debug, limits=limits) as running:
         if [output is not None, name is not None, in_place].count(True) != 1:
             raise InvalidRequest("Give exactly one of --output DIR, --as NAME and --in-place")
         running.stand_apart()

@@ -14,9 +14,10 @@ import typer
 
 from vmkeep.cli.console import Console
 from vmkeep.cli.interruption import Interruption
-from vmkeep.config import Settings, load_settings, prepare_home
+from vmkeep.config import Settings, limited, load_settings, prepare_home
 from vmkeep.errors import InvalidRequest
 from vmkeep.filesystem import OF_STORAGE
+from vmkeep.rates import limit_process
 
 if TYPE_CHECKING:
     from vmkeep.catalog.listing import Listing
@@ -47,6 +48,21 @@ WaitOption = Annotated[
         metavar="LENGTH",
         help="Wait so long (10m) for another operation that holds the VM, instead of failing at once.",
         show_default=False,
+    ),
+]
+MaxRateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-rate",
+        metavar="RATE",
+        help="Move no more than this to and from the repository, 50MB/s; as much of guests' disks.",
+        show_default=False,
+    ),
+]
+MaxRequestsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-requests", metavar="N/s", help="Send no more requests to the bucket's server, 20/s.", show_default=False
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Write a log file that can be sent; its path is printed.")]
@@ -89,9 +105,12 @@ class Invocation:
 class Session:
     """What a command works with."""
 
-    def __init__(self, invocation: Invocation, *, keys_too: bool = True) -> None:
+    def __init__(
+        self, invocation: Invocation, *, keys_too: bool = True, limits: tuple[str | None, str | None] = (None, None)
+    ) -> None:
         """``keys_too``: refuse keys that others may read. What others may change is refused in any case."""
         self._keys_too = keys_too
+        self._limits = limits
         self.console = invocation.console
         self.interruption = invocation.interruption
         self._invocation = invocation
@@ -103,7 +122,9 @@ class Session:
 
     @cached_property
     def settings(self) -> Settings:
-        return load_settings(self._invocation.connect, keys_too=self._keys_too)
+        settings = limited(load_settings(self._invocation.connect, keys_too=self._keys_too), *self._limits)
+        limit_process(settings.limits)
+        return settings
 
     @cached_property
     def premises(self) -> Premises:
@@ -216,9 +237,18 @@ class Session:
 
 @contextlib.contextmanager
 def session(
-    context: typer.Context, *, json: bool, connect: str | None, debug: bool, keys_too: bool = True
+    context: typer.Context,
+    *,
+    json: bool,
+    connect: str | None,
+    debug: bool,
+    keys_too: bool = True,
+    limits: tuple[str | None, str | None] = (None, None),
 ) -> Iterator[Session]:
-    """Run one command: its options count with those given before it. ``keys_too``: see ``Session``."""
+    """Run one command: its options count with those given before it. ``keys_too``: see ``Session``.
+
+    ``limits``: --max-rate and --max-requests, in place of the settings'.
+    """
     invocation: Invocation = context.obj
     invocation.console.json = invocation.console.json or json
     invocation.connect = connect or invocation.connect
@@ -226,7 +256,7 @@ def session(
     if invocation.console.json and invocation.console.quiet:
         raise InvalidRequest("--json and --quiet are mutually exclusive", hint="Leave one of them out.")
     invocation.console.works = context.command_path.removeprefix("vmkeep ") not in _LOOKING
-    running = Session(invocation, keys_too=keys_too)
+    running = Session(invocation, keys_too=keys_too, limits=limits)
     try:
         if invocation.debug:
             running.start_debug_log()

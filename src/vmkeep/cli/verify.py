@@ -12,7 +12,15 @@ import typer
 from vmkeep.cli.completion import complete_point_or_vm
 from vmkeep.cli.console import Console, size_text, time_text
 from vmkeep.cli.points import search_point
-from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
+from vmkeep.cli.session import (
+    ConnectOption,
+    DebugOption,
+    JsonOption,
+    MaxRateOption,
+    MaxRequestsOption,
+    Session,
+    session,
+)
 from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, StoreError, VmkeepError, VmNotFound
 
 if TYPE_CHECKING:
@@ -49,12 +57,15 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    max_rate: MaxRateOption = None,
+    max_requests: MaxRequestsOption = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Read everything that points need and prove that it is what was written."""
-    with session(context, json=json, connect=connect, debug=debug) as running:
+    limits = (max_rate, max_requests)
+    with session(context, json=json, connect=connect, debug=debug, limits=limits) as running:
         if (what is not None) + every + (budget is not None) != 1:
             raise InvalidRequest("Name a point or a VM, or give --all or --budget: one of them")
         if not 0 < sample <= 100:

@@ -25,6 +25,7 @@ _STAGES: Final = {
     "wait": "waiting for those who write",
     "copy": "copying what is needed",
     "delete": "deleting",
+    "lock": "locking anew",
 }
 
 

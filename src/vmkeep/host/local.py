@@ -18,6 +18,7 @@ from vmkeep.host.operation import Operation
 from vmkeep.host.protocol import TaskState, silence
 from vmkeep.host.tasks.task import Task
 from vmkeep.logs import get_logger
+from vmkeep.rates import stop_waiting
 from vmkeep.threads import working_for
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class LocalHost:
 
     def cancel(self, operation: str, reason: VmkeepError) -> None:
         self._runs[operation].operation.cancelled = reason
+        stop_waiting(operation)
 
     def release_guest(self, operation: str) -> None:
         holder = self._runs[operation].operation.holder

@@ -24,9 +24,10 @@ from obstore.store import S3Store
 
 from vmkeep.buckets import BucketAccess, BucketAddress, Credentials
 from vmkeep.errors import ObjectMissing, PermissionRefused, RepositoryNotFound, StoreError, TargetExists
+from vmkeep.rates import count_request, count_stored, pass_request, pass_stored
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.bucketfailure import FOREIGN, failure_of
-from vmkeep.repository.layout import FORMAT_OBJECT, INTENTS, KEYRING, SMALL_BYTES_LIMIT, Buffer, canonical
+from vmkeep.repository.layout import FORMAT_OBJECT, INTENTS, KEYRING, Buffer, canonical
 from vmkeep.repository.store import ObjectStat, ObjectStore
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Bucket(ObjectStore):
         if not replace and name.startswith((FORMAT_OBJECT, KEYRING)) and self.exists(name):
             raise TargetExists(f"{name} is in the repository already", path=f"{self.location}/{name}")
         pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
+        count_stored(sum(map(len, pieces)))
         self._put(name, pieces, replace=replace)
 
     def _put(self, name: str, pieces: Sequence[Buffer], *, replace: bool) -> str | None:
@@ -106,6 +108,7 @@ class Bucket(ObjectStore):
             return False  # it was another's, and is gone
 
     def put_pack(self, name: str, pieces: Sequence[Buffer]) -> None:
+        pass_stored(sum(map(len, pieces)))
         self._put(name, pieces, replace=False)
 
     def renew(self, name: str, content: bytes) -> datetime:
@@ -126,8 +129,8 @@ class Bucket(ObjectStore):
             "server does. A repository needs a server that shows what was put last.",
         )
 
-    def get(self, name: str, *, most_bytes: int = SMALL_BYTES_LIMIT) -> bytes:
-        return self._patiently(name, partial(super().get, name, most_bytes=most_bytes))
+    def _get(self, name: str, most_bytes: int) -> bytes:
+        return self._patiently(name, partial(super()._get, name, most_bytes))
 
     def stat(self, name: str) -> ObjectStat:
         return self._patiently(name, partial(super().stat, name))
@@ -168,6 +171,7 @@ class Bucket(ObjectStore):
     def delete_all(self, names: Sequence[str]) -> None:
         for first in range(0, len(names), _PAGE):
             some = list(names[first : first + _PAGE])
+            pass_request()
             try:
                 with under_way(f"{self.location}/{some[0]}"):
                     obstore.delete(self._store, some)
@@ -208,6 +212,8 @@ class Bucket(ObjectStore):
 
     def _patiently(self, name: str, call: Callable[[], T]) -> T:
         """Return what a call returns, made again while what it fails with passes. Raises errors of ours."""
+        # Not while the call is noted as under way: the server is not to blame for this wait. Leases do not wait.
+        count_request() if name.startswith(INTENTS) else pass_request()
         began = time.monotonic()
         with under_way(f"{self.location}/{name}".rstrip("/")):
             for wait in _waits():
@@ -222,6 +228,7 @@ class Bucket(ObjectStore):
                     if not failure.passing or time.monotonic() + wait - began > limit:
                         raise failure.error from Exception(failure.said)
                     time.sleep(wait)
+                    count_request()
                 else:
                     self._answered = True
                     return result

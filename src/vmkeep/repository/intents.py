@@ -20,6 +20,7 @@ from vmkeep.repository.layout import (
     INTENTS,
     LIST_BYTES_LIMIT,
     PACKS,
+    PRUNED,
     RUN_PREFIX,
     canonical,
     is_name,
@@ -38,8 +39,10 @@ DAMAGED = "damaged"
 """Why packs are condemned that were read twice and were wrong both times."""
 _DAMAGED = (DAMAGED, "verify found damage")
 """The same with the words of earlier versions, which condemned what could not be read as well."""
-# Up to this number, packs are looked up one by one; beyond it one listing of them all is cheaper.
+# Up to this number, packs are looked up one by one; beyond it one listing of them all is cheaper, unless there are very
+# many: a bucket lists so many with one request, and a directory in the time of one look.
 _LOOKUPS = 64
+_LISTED_AT_ONCE, _LISTED_MEANWHILE = 1000, 8
 
 
 class Intent:
@@ -296,27 +299,24 @@ def stored_packs(store: ObjectStore) -> dict[bytes, int]:
     return {pack: item.size_bytes for item in store.list(PACKS) if (pack := pack_of_name(item.name)) is not None}
 
 
-def usable_packs(store: ObjectStore) -> dict[bytes, int]:
-    """Return the size of every pack that a writer that begins now may use again; raises what the store raises.
-
-    Condemned ones are looked for first: one that is deleted in between is in neither list. Where a list of them cannot
-    be read, there is none: what is known is stored anew.
-    """
-    try:
-        condemned = condemned_packs(store)
-    except ObjectDamaged:
-        return {}
-    return {pack: size for pack, size in stored_packs(store).items() if pack not in condemned}
+def prunes(store: ObjectStore) -> set[str]:
+    """Return the names of the deletions of packs that are told of: who has not met one of them looks at all packs."""
+    return {item.name for item in store.list(PRUNED)}
 
 
-def unusable(store: ObjectStore, packs: set[bytes]) -> set[bytes]:
-    """Return which of the packs are condemned or gone, or may be."""
+def tell_of_prune(store: ObjectStore, name: str) -> None:
+    """Tell all who know packs that some are about to be deleted, which are condemned until they are."""
+    store.put(PRUNED + name, canonical({"run": name}))
+
+
+def unusable(store: ObjectStore, packs: set[bytes], *, of: int = 0) -> set[bytes]:
+    """Return which of the packs are condemned or gone, or may be. ``of``: how many packs there are in all, about."""
     if not packs:
         return set()
     try:
         condemned = condemned_packs(store) & packs
     except ObjectDamaged:
         return packs
-    if len(packs) > _LOOKUPS:
+    if len(packs) > max(_LOOKUPS, of // (_LISTED_AT_ONCE if store.directory is None else _LISTED_MEANWHILE)):
         return condemned | (packs - stored_packs(store).keys())
     return condemned | {pack for pack in packs if not store.exists(pack_name(pack))}

@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,13 +20,16 @@ from vmkeep.repository.layout import PackEntry
 from vmkeep.repository.record import BlockRef
 from vmkeep.sqlite import sqlite_error
 
-SCHEMA = 1
+SCHEMA = 2
+LISTED_SECONDS = 86400.0
+"""For so long it is believed without a look at all packs, unless packs were deleted meanwhile."""
 _TABLES = f"""
 PRAGMA user_version = {SCHEMA};
 CREATE TABLE pack (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
 CREATE TABLE block (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
                     checksum INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE boot (id TEXT NOT NULL);
+CREATE TABLE boot (id TEXT NOT NULL, listed REAL NOT NULL DEFAULT 0);
+CREATE TABLE pruned (name TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 T = TypeVar("T")
 
@@ -56,13 +59,46 @@ class KnownBlocks:
         with self._lock:
             nothing: dict[int, bytes] = {}
             known = {pack: number for number, pack in self._guarded(self._select_packs, nothing).items()}
-            gone = [(number,) for pack, number in known.items() if pack not in present]
-            self._guarded(lambda: self._database.executemany("DELETE FROM pack WHERE number = ?", gone), None)
-            self._packs = {number: pack for pack, number in known.items() if pack in present}
+        self.leave(known.keys() - present)
         for pack in present - known.keys():
             entries = read(pack)
             if entries is not None:
                 self.add(pack, entries)
+
+    def leave(self, packs: Iterable[bytes]) -> None:
+        """Forget packs: those that are gone, or must not be used again."""
+        gone = [(pack,) for pack in packs]
+        with self._lock:
+            self._packs = {}
+            self._guarded(lambda: self._delete_packs(gone), None)
+
+    def is_current(self, prunes: set[str], now: float) -> bool:
+        """Return whether what is known may be believed without a look at all packs.
+
+        ``prunes`` are the names of all deletions that are told of, and ``now`` is in seconds, by this host's clock: a
+        look that was made longer ago than ``LISTED_SECONDS``, or that is to come, is none.
+        """
+        with self._lock:
+            found = self._guarded(lambda: self._database.execute("SELECT listed FROM boot").fetchone(), None)
+            rows: list[tuple[str]] = []
+            rows = self._guarded(lambda: self._database.execute("SELECT name FROM pruned").fetchall(), rows)
+        return found is not None and 0 <= now - found[0] < LISTED_SECONDS and prunes <= {name for (name,) in rows}
+
+    @property
+    def count(self) -> int:
+        """How many packs are known, about."""
+        with self._lock:
+            found = self._guarded(lambda: self._database.execute("SELECT max(number) FROM pack").fetchone(), (0,))
+        return int(found[0] or 0)
+
+    def listed(self, prunes: Iterable[str], now: float) -> None:
+        """Note that all packs were looked at, after ``prunes`` were told of."""
+        with self._lock:
+            self._guarded(lambda: self._note_listed(list(prunes), now), None)
+
+    def distrust(self) -> None:
+        """Have the next writer look at all packs."""
+        self.listed((), 0.0)
 
     def add(self, pack: bytes, entries: Iterable[PackEntry]) -> None:
         """Remember the frames of a pack that is durable."""
@@ -78,6 +114,9 @@ class KnownBlocks:
         nothing: list[tuple[bytes, int, int, int, int]] = []
         with self._lock:
             rows = self._guarded(lambda: self._database.execute(query, ids).fetchall(), nothing)
+            missing = {number for _, number, _, _, _ in rows} - self._packs.keys()
+            if missing:
+                self._guarded(lambda: self._read_packs(missing), None)
             places = [
                 (id_, self._packs.get(number), offset, length, check) for id_, number, offset, length, check in rows
             ]
@@ -86,12 +125,6 @@ class KnownBlocks:
             for id_, pack, offset, length, check in places
             if pack is not None and check == _checksum(id_, pack, offset, length)
         }
-
-    def forget(self) -> None:
-        """Close and remove the file, so that the next point builds it again."""
-        with self._lock, contextlib.suppress(sqlite3.Error, OSError):
-            self._database.close()
-            self._remove()
 
     def close(self) -> None:
         with self._lock, contextlib.suppress(sqlite3.Error):
@@ -108,7 +141,7 @@ class KnownBlocks:
             if database.execute("PRAGMA user_version").fetchone()[0] == 0:
                 for statement in filter(str.strip, _TABLES.split(";")):
                     database.execute(statement)
-                database.execute("INSERT INTO boot VALUES (?)", (_boot(),))
+                database.execute("INSERT INTO boot (id) VALUES (?)", (_boot(),))
             database.execute("COMMIT")
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version != SCHEMA or database.execute("SELECT id FROM boot").fetchall() != [(_boot(),)]:
@@ -126,10 +159,37 @@ class KnownBlocks:
     def _select_packs(self) -> dict[int, bytes]:
         return dict(self._database.execute("SELECT number, id FROM pack"))
 
-    def _insert(self, pack: bytes, entries: Iterable[PackEntry]) -> None:
+    def _read_packs(self, numbers: Iterable[int]) -> None:
+        """Learn the names of packs when a block of theirs is found: there may be a million of them."""
+        for number in numbers:
+            for (pack,) in self._database.execute("SELECT id FROM pack WHERE number = ?", (number,)):
+                self._packs[number] = pack
+
+    def _delete_packs(self, gone: Sequence[tuple[bytes]]) -> None:
+        if gone:
+            with self._transaction() as database:
+                database.executemany("DELETE FROM pack WHERE id = ?", gone)
+
+    def _note_listed(self, prunes: Sequence[str], now: float) -> None:
+        with self._transaction() as database:
+            database.execute("DELETE FROM pruned")
+            database.executemany("INSERT OR IGNORE INTO pruned VALUES (?)", [(name,) for name in prunes])
+            database.execute("UPDATE boot SET listed = ?", (now,))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         database = self._database
         database.execute("BEGIN IMMEDIATE")
         try:
+            yield database
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+    def _insert(self, pack: bytes, entries: Iterable[PackEntry]) -> None:
+        with self._transaction() as database:
             database.execute("INSERT OR IGNORE INTO pack (id) VALUES (?)", (pack,))
             (number,) = database.execute("SELECT number FROM pack WHERE id = ?", (pack,)).fetchone()
             rows = [
@@ -137,11 +197,6 @@ class KnownBlocks:
                 for entry in entries
             ]
             database.executemany("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?)", rows)
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            raise
         self._packs[number] = pack
 
     def _guarded(self, work: Callable[[], T], otherwise: T) -> T:

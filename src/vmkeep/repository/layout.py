@@ -37,9 +37,11 @@ REMOVALS = "removals/"  # since 1.10: what hides a point until it is gone
 PROTECTIONS = "protections/"  # since 1.10: what keeps a point from being removed
 FORWARDS = "forwards/"  # since 1.11: where the frames of packs are that a prune moved
 FEATURES = "features/"  # since 1.11: what a reader or writer must know of, or stay out
+PRUNED = "pruned/"  # since 1.14: that packs were deleted
+LOCKED = "locked/"  # since 1.14: when objects were locked anew
 FOLDERS = (
     *(KEYRING, PACKS, POINTS, STATES, INTENTS, CONDEMNED, ENVELOPES, HOSTS, PINS, DELETIONS),
-    *(REMOVALS, PROTECTIONS, FORWARDS, FEATURES),
+    *(REMOVALS, PROTECTIONS, FORWARDS, FEATURES, PRUNED, LOCKED),
 )
 RUN_PREFIX = "run-"
 """What the name of an object below ``condemned/`` begins with that holds a list of packs; others are for one pack."""

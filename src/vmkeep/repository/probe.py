@@ -15,11 +15,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from http.client import HTTPException
-from typing import Final
+from typing import Final, TypeVar
 
 from vmkeep.errors import ObjectMissing, PermissionRefused, StoreError, TargetExists, VmkeepError
 from vmkeep.repository.bucket import Bucket, trial
 from vmkeep.repository.layout import ENVELOPES, INTENTS, KEYRING, PACKS, POINTS, STATES
+from vmkeep.repository.objectlock import read_term
 from vmkeep.repository.signedrequest import ask
 from vmkeep.values import dataclass
 
@@ -28,6 +29,7 @@ ROUNDS: Final = 4
 """Swift lets one of eight win in about a quarter of all rounds; four such in a row are one in 250."""
 CLOCK_SECONDS: Final = 60.0
 """Only points' ages are told by hosts' clocks; requests are refused from 15 minutes on."""
+T = TypeVar("T")
 ON, OFF, UNKNOWN = "on", "off", "unknown"
 _GUARDED: Final = (KEYRING, PACKS, POINTS, STATES, ENVELOPES)
 
@@ -47,8 +49,9 @@ class BucketReport:
 
     ``atomic_create``: of several who create an object at once, one wins. ``fresh``: what was put last is what is read
     and told. ``lists_at_once``: an object is listed when it was put, and not when it was deleted. ``versioning`` and
-    ``object_lock`` are "on", "off" or "unknown". ``deletable``: below which of the prefixes that hold what must last
-    these credentials may delete.
+    ``object_lock`` are "on", "off" or "unknown"; ``locked_days`` is for how long the bucket locks each object that is
+    put, 0 for not at all, or unknown. ``deletable``: below which of the prefixes that hold what must last these
+    credentials may delete.
     """
 
     atomic_create: bool
@@ -57,6 +60,7 @@ class BucketReport:
     clock_ahead_seconds: float
     versioning: str
     object_lock: str
+    locked_days: int
     deletable: tuple[str, ...]
 
     @property
@@ -68,13 +72,15 @@ class BucketReport:
 def probe(bucket: Bucket) -> BucketReport:
     """Try out what the server of a bucket does. Raises what puts and reads raise, when even those do not work."""
     ahead, fresh, listed = _freshness(bucket)
+    object_lock, days = _told(bucket, "object-lock", _object_lock, (UNKNOWN, 0))
     return BucketReport(
         atomic_create=all(_one_wins(bucket) for _ in range(ROUNDS)),
         fresh=fresh,
         lists_at_once=listed,
         clock_ahead_seconds=round(ahead, 1),
-        versioning=_told(bucket, "versioning", _versioning),
-        object_lock=_told(bucket, "object-lock", _object_lock),
+        versioning=_told(bucket, "versioning", _versioning, UNKNOWN),
+        object_lock=object_lock,
+        locked_days=days,
         deletable=tuple(prefix for prefix in _GUARDED if _may_delete(bucket, prefix)),
     )
 
@@ -156,15 +162,15 @@ def _may_delete(bucket: Bucket, prefix: str) -> bool:
     return True
 
 
-def _told(bucket: Bucket, what: str, read: Callable[[int, str], str]) -> str:
+def _told(bucket: Bucket, what: str, read: Callable[[int, str], T], unknown: T) -> T:
     """Ask how the bucket is set up, where the credentials are known here; many may not ask."""
     access = bucket.access
     if access.credentials is None or (not access.path_style and access.endpoint):
-        return UNKNOWN
+        return unknown
     try:
         answer = ask(access, access.credentials, "GET", f"/{bucket.address.bucket}", query={what: ""})
     except (OSError, HTTPException, ValueError):
-        return UNKNOWN
+        return unknown
     return read(answer.status, answer.body.decode("utf-8", "replace"))
 
 
@@ -174,12 +180,16 @@ def _versioning(status: int, body: str) -> str:
     return ON if re.search(r"<Status>\s*Enabled\s*</Status>", body) else OFF
 
 
-def _object_lock(status: int, body: str) -> str:
+def _object_lock(status: int, body: str) -> tuple[str, int]:
+    """Return whether objects can be locked, and for how many days each one is that says nothing itself."""
     if status == 404 and "ObjectLockConfigurationNotFoundError" in body:
-        return OFF
+        return OFF, 0
     if status != 200:
-        return UNKNOWN
-    return ON if re.search(r"<ObjectLockEnabled>\s*Enabled\s*</ObjectLockEnabled>", body) else OFF
+        return UNKNOWN, 0
+    if not re.search(r"<ObjectLockEnabled>\s*Enabled\s*</ObjectLockEnabled>", body):
+        return OFF, 0
+    term = read_term(body)
+    return ON, term.days if term else 0
 
 
 def weaknesses(report: BucketReport) -> tuple[tuple[Weakness, str], ...]:
@@ -206,8 +216,9 @@ def weaknesses(report: BucketReport) -> tuple[tuple[Weakness, str], ...]:
 def described(report: BucketReport) -> str:
     """Return in one line what was found, for people."""
     create = "one wins of several who create" if report.atomic_create else "several win who create"
+    term = f" for {report.locked_days} days" if report.locked_days else ""
     rights = "delete nothing that must last" if report.append_only else "delete what must last"
     return (
         f"{create}, clock {report.clock_ahead_seconds:+.0f} s, versions {report.versioning}, "
-        f"object lock {report.object_lock}; these credentials may {rights}"
+        f"object lock {report.object_lock}{term}; these credentials may {rights}"
     )

@@ -46,6 +46,8 @@ from vmkeep.repository.layout import (
     PACKS,
     PINS,
     POINTS,
+    PRUNED,
+    RUN_PREFIX,
     STATES,
     PackKind,
     canonical,
@@ -65,6 +67,8 @@ YOUNG: Final = timedelta(days=2)
 """Packs that were put since are left alone: their points may still come, and what is new is seldom waste."""
 LEFT: Final = timedelta(days=1)
 """States and envelopes that were put since are those of who is still at work; lists of other prunes may be, too."""
+# Nobody believes for more than a day what it knows of packs without having looked at them all.
+_TOLD: Final = timedelta(days=3)
 _MARGIN_SECONDS: Final = 86400.0
 _MOST_CONDEMNED: Final = 20_000
 _DELETED_AT_ONCE: Final = 1000
@@ -94,7 +98,8 @@ class PruneReport:
     ``unused`` are packs of which nothing is reached, ``thin`` those that were made new, or would be; ``young`` and
     ``kept`` were left alone although nothing is reached of them: because they are new, or because ``problems`` (objects
     that could not be read, with why) may reach them. ``spared`` are condemned packs that a point came to reach.
-    ``waste_bytes`` is what is wasted afterwards beside ``live_bytes``.
+    ``waste_bytes`` is what is wasted afterwards beside ``live_bytes``. ``locked_objects`` were locked anew in a bucket
+    that locks, where all that is there is locked until ``locked_until``.
     """
 
     points: int = 0
@@ -115,6 +120,8 @@ class PruneReport:
     spared_packs: int = 0
     states: int = 0
     envelopes: int = 0
+    locked_objects: int = 0
+    locked_until: datetime | None = None
     out_of_room: bool = False
     dry_run: bool = False
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -180,11 +187,13 @@ class Prune:
         self._chosen_by: Mapping[bytes, Sequence[bytes]] = {}
         self._deleted: set[bytes] = set()
         self._known_forwards: Sequence[str] = ()
+        self._told_before: Sequence[str] = ()
 
     def run(self) -> PruneReport:
         """Prune. Raises what the store raises; damage is reported (``problems``), and keeps what it may reach."""
         started = self._store.now()
         self._listed = self._old_lists(started)
+        self._told_before = [item.name for item in self._store.list(PRUNED) if started - item.modified > _TOLD]
         states = self._old_names(STATES, started)
         envelopes = self._old_names(ENVELOPES, started)
         # Packs before points: a pack that is put later is none of this run's.
@@ -460,7 +469,7 @@ class Prune:
                 if live.frames[number] or packs.names[number] in needed or packs.put_at[number] <= _until(reach)
             }
             spared |= self._without_copies(packs, numbers, lists)
-            self._delete(packs, [number for number in numbers if number not in spared])
+            self._delete(packs, [number for number in numbers if number not in spared], lists[0])
             self._report = replace(self._report, spared_packs=self._report.spared_packs + len(spared))
 
     def _newly_forwarded(self) -> set[bytes]:
@@ -532,8 +541,12 @@ class Prune:
             now = intents.unlapsed(self._store)
             waiting = {name: now[name] for name in waiting if name in now}
 
-    def _delete(self, packs: Packs, numbers: Sequence[int]) -> None:
+    def _delete(self, packs: Packs, numbers: Sequence[int], condemned_by: str) -> None:
+        if not numbers:
+            return
         marked = intents.condemned_alone(self._store)
+        name = condemned_by.removeprefix(CONDEMNED + RUN_PREFIX)
+        told = self._tell_writers(name)
         for at in range(0, len(numbers), _DELETED_AT_ONCE):
             portion = numbers[at : at + _DELETED_AT_ONCE]
             self._tell(Stage("delete", at, len(numbers)))
@@ -544,6 +557,16 @@ class Prune:
             notes = [CONDEMNED + pack.hex() for number in portion if (pack := packs.names[number]) in marked]
             if notes:
                 self._store.delete_all(notes)
+        if not told:
+            self._tell_writers(name)
+
+    def _tell_writers(self, name: str) -> bool:
+        """Have those who know packs look at them anew; False on a full disk, where it is told when there is room."""
+        try:
+            intents.tell_of_prune(self._store, name)
+        except NoSpace:
+            return False
+        return True
 
     def _delete_quietly(self, packs: Iterable[bytes]) -> None:
         """Delete packs of this run that nothing names; what stays is taken away by a later one."""
@@ -622,6 +645,7 @@ class Prune:
             if not any(self._store.exists(pack_name(pack)) for pack in packs):
                 with suppress(ObjectMissing):
                     self._store.delete(name)
+        self._store.delete_all(self._told_before)
 
     def _settle_forwards(self, reach: Reach) -> None:
         """Write one forward of all that something needs, in place of many, when that is worth it."""

@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -537,8 +539,12 @@ class Repository:
         workers: int = 2,
         lapse_seconds: float = intents.LAPSE_SECONDS,
         point_id: str | None = None,
+        relist: bool = False,
     ) -> PointWriter:
         """Begin a point: put an intent and bring the index of known blocks, a file below ``cache``, up to date.
+
+        All packs are looked at with ``relist``, once a day, and when packs were deleted meanwhile. Else the packs of
+        others that are new are not known, and their blocks are stored again.
 
         ``workers`` is the number of threads that put packs. ``point_id`` (32 hexadecimal digits, never used
         before) is chosen by whoever must know it before the commit, else drawn. Raises NoSpace, PermissionRefused
@@ -557,8 +563,7 @@ class Repository:
             # Before the store is looked at: a prune that condemns from here on waits for this writer.
             intent.begin()
             self._require_known_features()
-            usable = intents.usable_packs(self._store)
-            known.refresh(set(usable), lambda pack: self._entries(pack, usable[pack]))
+            self._bring_up_to_date(known, relist=relist)
             return PointWriter(
                 self._store,
                 self._sealer,
@@ -573,6 +578,24 @@ class Repository:
             known.close()
             intent.end()
             raise
+
+    def _bring_up_to_date(self, known: KnownBlocks, *, relist: bool) -> None:
+        """What is condemned is looked for first, then what was deleted, then what is there: see section 10."""
+        try:
+            condemned = intents.condemned_packs(self._store)
+        except ObjectDamaged:
+            # It may be any pack: what is known is stored anew.
+            known.refresh(set(), lambda _pack: None)
+            known.distrust()
+            return
+        prunes = intents.prunes(self._store)
+        if not relist and known.is_current(prunes, time.time()):
+            known.leave(condemned)
+            return
+        began = time.time()
+        usable = {pack: size for pack, size in intents.stored_packs(self._store).items() if pack not in condemned}
+        known.refresh(set(usable), lambda pack: self._entries(pack, usable[pack]))
+        known.listed(prunes, began)
 
     def writers(self) -> tuple[intents.Writer, ...]:
         """Return the writers that say they are at work, whether they live or not."""
@@ -665,7 +688,7 @@ class Repository:
 
         self.follow_keyring()
         self._require_known_features()
-        return Prune(
+        report = Prune(
             self._store,
             self._sealer,
             self.point,
@@ -676,6 +699,15 @@ class Repository:
             tell=tell,
             purpose=purpose,
         ).run()
+        if self._store.directory is not None or options.dry_run:
+            return report
+        from vmkeep.repository.bucket import Bucket
+        from vmkeep.repository.objectlock import lock_anew
+        from vmkeep.repository.prune import Stage
+
+        assert isinstance(self._store, Bucket)
+        locked = lock_anew(self._store, lambda done: tell(Stage("lock", done)))
+        return replace(report, locked_objects=locked.objects, locked_until=locked.until) if locked else report
 
     def unfinished_prunes(self) -> Sequence[str]:
         """Return the objects with what prunes condemned that began a day ago or more: they are dead, or wait long."""

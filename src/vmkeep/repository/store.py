@@ -37,6 +37,7 @@ from vmkeep.errors import (
 from vmkeep.filesystem import file_error, sync_directory
 from vmkeep.mounts import mount_of
 from vmkeep.paths import ForeignLink, make_directories
+from vmkeep.rates import count_stored, pass_stored
 from vmkeep.repository.answers import under_way
 from vmkeep.repository.directory import LARGE_BYTES, Directory
 from vmkeep.repository.layout import SMALL_BYTES_LIMIT, Buffer
@@ -81,6 +82,7 @@ class ObjectStore:
         """
         assert self._folders is not None
         pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else list(content)
+        count_stored(sum(map(len, pieces)))
         with self._writing(name):
             self._folders.put(name, pieces, replace=replace)
             if durable:
@@ -92,10 +94,12 @@ class ObjectStore:
         Raises what ``put`` does.
         """
         if self._folders is not None and self._past_cache and len(pieces[0]) >= LARGE_BYTES:
+            pass_stored(sum(map(len, pieces)))
             with self._writing(name):
                 if self._folders.put_past_cache(name, pieces):
                     return
             self._past_cache = False
+        pass_stored(0)  # what is put is counted there
         self.put(name, pieces, durable=False)
 
     def make_durable(self, name: str) -> None:
@@ -125,6 +129,11 @@ class ObjectStore:
 
         Raises ObjectDamaged, without reading it, for one that is larger than ``most_bytes``.
         """
+        content = self._get(name, most_bytes)
+        count_stored(len(content))
+        return content
+
+    def _get(self, name: str, most_bytes: int) -> bytes:
         with self._call(name):
             found = obstore.get(self._store, name)
             size_bytes = found.meta["size"]
@@ -135,6 +144,7 @@ class ObjectStore:
     def ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Return the bytes at each (start, length); raises ObjectDamaged when the object is shorter than that."""
         starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
+        pass_stored(sum(lengths))
         try:
             pieces = self._get_ranges(name, starts, lengths)
         except StoreError as error:

@@ -435,7 +435,7 @@ class PointWriter:
         if not in_force:
             packs |= self._placer.own
         problem = None
-        if unusable(self._store, packs):
+        if unusable(self._store, packs, of=self._known.count):
             problem = "blocks that the point uses were condemned or deleted"
         elif record.parent is not None and not self._store.exists(POINTS + record.parent):
             problem = f"its base, point {record.parent}, was deleted"
@@ -446,7 +446,7 @@ class PointWriter:
         elif record.secrets and not self._store.exists(ENVELOPES + record.id):
             raise ObjectMissing("the envelope of the point is not in the repository")
         if problem is not None:
-            self._known.forget()
+            self._known.distrust()
             raise StoreError(
                 f"the repository was pruned while the point was written: {problem}",
                 path=self._store.location,

@@ -19,6 +19,7 @@ from typing import Protocol
 from vmkeep.errors import TransferError
 from vmkeep.extents import BlockRun, ExtentError, Kind, Reply, cut, merge
 from vmkeep.pool import Pool
+from vmkeep.rates import pass_read
 from vmkeep.repository import BlockRef
 from vmkeep.transfer.source import DiskSource, SourceConnection
 from vmkeep.values import dataclass
@@ -157,6 +158,7 @@ def capture_disk(
 
     def read_run(run: BlockRun) -> list[BlockRef | None]:
         start, length = byte_range(run)
+        pass_read(length)
         connection = readers.connection()
         pieces = [memoryview(connection.read(start + at, min(step, length - at))) for at in range(0, length, step)]
         return sink.seal_run(*pieces)

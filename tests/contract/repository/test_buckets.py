@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import secrets
 import ssl
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -33,7 +36,9 @@ from vmkeep.errors import (
 from vmkeep.repository.bucket import Bucket
 from vmkeep.repository.intents import damaged_notes
 from vmkeep.repository.probe import Weakness, _told, probe, weaknesses
+from vmkeep.repository.prune import PruneOptions, PruneReport
 from vmkeep.repository.repository import Repository
+from vmkeep.repository.signedrequest import ask
 from vmkeep.repository.store import ObjectStore, open_store
 
 CONTENT = b"sealed" * 1000
@@ -195,7 +200,7 @@ def test_server_is_known_by_its_certificate(tmp_path: Path) -> None:
         assert isinstance(trusted, Bucket)
         trusted.put("points/x", b"x")
         assert trusted.get("points/x") == b"x"
-        assert _told(trusted, "versioning", lambda status, _body: str(status)) == "200"
+        assert _told(trusted, "versioning", lambda status, _body: str(status), "") == "200"
         with pytest.raises(StoreError, match="authority that is not known here") as raised:
             open_store(location, access).get("points/x")
         assert "ca_file" in raised.value.hint
@@ -255,6 +260,87 @@ def test_versions_and_locks_are_told(server: S3Server) -> None:
     with pytest.raises(TargetExists):
         found.put("keyring/0000000002", b"another")
     assert found.get("keyring/0000000002") == b"one"
+
+
+def _locking_bucket(days: int) -> tuple[S3Server, str]:
+    """Make a bucket of Ceph's that locks what is put for so many days."""
+    server = s3servers.ceph()
+    name = f"locked{secrets.token_hex(4)}"
+    made = ask(
+        server.access(),
+        server.user,
+        "PUT",
+        f"/{name}",
+        headers={"x-amz-bucket-object-lock-enabled": "true"},
+    )
+    assert made.status == 200, made
+    rule = b"<Rule><DefaultRetention><Mode>COMPLIANCE</Mode><Days>%d</Days></DefaultRetention></Rule>" % days
+    enabled = b"<ObjectLockEnabled>Enabled</ObjectLockEnabled>"
+    body = b"<ObjectLockConfiguration>" + enabled + rule + b"</ObjectLockConfiguration>"
+    assert ask(server.access(), server.user, "PUT", f"/{name}", query={"object-lock": ""}, body=body).status == 200
+    return server, name
+
+
+def test_repository_works_in_a_bucket_that_locks_what_is_put_and_its_term_is_told(tmp_path: Path) -> None:
+    server, name = _locking_bucket(days=30)
+    report = probe(_bucket(f"s3://{name}/p", server))
+    assert (report.versioning, report.object_lock, report.locked_days) == ("on", "on", 30)
+
+    sample = make_sample(tmp_path)
+    objects = [path for path in sample.location.rglob("*") if path.is_file()]
+    found = _bucket(f"s3://{name}/p", server)
+    for path in objects:
+        found.put(str(path.relative_to(sample.location)), path.read_bytes())
+    repository = Repository.open(f"s3://{name}/p", opener(sample.key), access=server.access())
+    repository.begin(purpose="test", host="a", cache=tmp_path / "cache").abort()
+    point = sample.points[1]
+    repository.delete_point(point.id)  # so it looks; the version stays
+    versions = server.ask("GET", f"/{name}", versions="", prefix=f"p/points/{point.id}").body.decode()
+    version = re.search(r"<Version>.*?<VersionId>([^<]+)<", versions, re.DOTALL)
+    assert version
+    where = f"/{name}/p/points/{point.id}"
+    refused = ask(server.access(), server.user, "DELETE", where, query={"versionId": version[1]})
+    assert refused.status == 403
+    marker = re.search(r"<DeleteMarker>.*?<VersionId>([^<]+)<", versions, re.DOTALL)
+    assert marker
+    server.ask("DELETE", where, versionId=marker[1])
+    assert repository.point(point.id) == point
+
+
+def test_what_was_put_a_third_of_a_term_ago_is_locked_anew_by_a_prune_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, name = _locking_bucket(days=30)
+    sample = make_sample(tmp_path)
+    found = _bucket(f"s3://{name}/p", server)
+    for path in (path for path in sample.location.rglob("*") if path.is_file()):
+        found.put(str(path.relative_to(sample.location)), path.read_bytes())
+    repository = Repository.open(f"s3://{name}/p", opener(sample.key), access=server.access())
+    begun = found.now()
+
+    def prune(days: float) -> PruneReport:
+        monkeypatch.setattr(Bucket, "now", lambda _bucket: begun + timedelta(days=days))
+        return repository.prune(PruneOptions(), host="a", directory=tmp_path, tell=lambda _stage: None)
+
+    def locked_until(what: str) -> str:
+        told = server.ask("GET", f"/{name}/p/{what}", retention="").body.decode()
+        return str(re.findall(r"<RetainUntilDate>([^T]+)T", told)[0])
+
+    point = f"points/{sample.points[0].id}"
+    assert prune(9).locked_objects == 1  # `format`; all else is younger than a third
+    assert locked_until(point) == f"{begun + timedelta(days=30):%Y-%m-%d}"
+    found.delete_all([item.name for item in found.list("locked/")])
+    report = prune(15)
+    packs = [item.name for item in found.list("packs/")]
+    assert report.locked_objects >= len(packs) + 3
+    assert report.locked_until == begun + timedelta(days=35)
+    for what in (point, "format", "keyring/0000000001", *packs):
+        assert locked_until(what) == f"{begun + timedelta(days=45):%Y-%m-%d}", what
+    (note,) = list(found.list("locked/"))
+    assert prune(0.001).locked_objects == 0
+    assert [item.name for item in found.list("locked/")] == [note.name]
+    limited = Repository.open(f"s3://{name}/p", opener(sample.key), access=server.access())
+    assert limited.verify_all().sound
 
 
 def test_server_that_shows_what_was_before_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,10 @@ def test_golden_repository_is_written_again_byte_for_byte(tmp_path: Path) -> Non
 
 def test_golden_repository_is_pruned_again_byte_for_byte(tmp_path: Path) -> None:
     written, golden = files(make_pruned(tmp_path).location), files(MOVED)
+    # The files are those of 1.11; 1.14 adds these.
+    told = {name: written.pop(name) for name in sorted(written) if name.startswith("pruned/")}
+    assert told
+    assert all(content == b'{"run":"%b"}\n' % name.removeprefix("pruned/").encode() for name, content in told.items())
     assert sorted(written) == sorted(golden)
     for name, content in golden.items():
         assert written[name] == content, name

@@ -244,6 +244,7 @@ class Point:
             cache=self._settings.cache_dir,
             workers=self._settings.workers,
             point_id=self._request.point_id,
+            relist=self._request.full,
         )
 
     # -- CopyPoint ---------------------------------------------------------------------------------------------
