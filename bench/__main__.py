@@ -31,6 +31,7 @@ from bench import (
     scan,
     start,
     stopped,
+    verify,
     watch,
 )
 from bench.measuring import Figures, compile_modules
@@ -54,6 +55,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "watch": watch.measure,
     "catalogue": catalogue.measure,
     "prune": prune.measure,
+    "verify": verify.measure,
     "flows": flows.measure,
 }
 
