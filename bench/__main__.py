@@ -32,6 +32,7 @@ from bench import (
     scan,
     start,
     stopped,
+    verify,
     watch,
 )
 from bench.measuring import Figures, compile_modules
@@ -56,6 +57,7 @@ SECTIONS: dict[str, Callable[[Host, int], Figures]] = {
     "catalogue": catalogue.measure,
     "begin": begin.measure,
     "prune": prune.measure,
+    "verify": verify.measure,
     "flows": flows.measure,
 }
 

@@ -84,7 +84,11 @@ class PackReader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _read_pack(self, pack: bytes, size_bytes: int) -> PackRead:
-        """Read a pack, or the share of it, and open every frame that was read; what is wrong is read again."""
+        """Read a pack, or the share of it, and open every frame that was read; what is wrong is read again.
+
+        What the page cache has of it is dropped first: the disk is to be proved, and not what a writer or reader left.
+        """
+        self._store.forget_cached(pack_name(pack))
         taken: set[int] = set()  # the second attempt reads the frames of the first, or it proves nothing of them
         read = self._read_pack_once(pack, size_bytes, taken)
         damaged = read.problem is not None and not is_unread(read.problem)

@@ -60,6 +60,9 @@ class Proofs:
         try:
             with self._database:
                 self._database.execute("BEGIN IMMEDIATE")
+                # A clock that was ahead for a while must not keep what was read then from its turn for as long.
+                for table in ("pack", "point"):
+                    self._database.execute(f"UPDATE {table} SET at = 0 WHERE at > ?", (int(time.time()),))  # noqa: S608
                 known = {row[0] for row in self._database.execute("SELECT id FROM pack")}
                 self._database.executemany("DELETE FROM pack WHERE id = ?", ((pack,) for pack in known - packs.keys()))
                 new = ((pack, size) for pack, size in packs.items() if pack not in known)
@@ -98,7 +101,7 @@ class Proofs:
         (ended,) = self._rows("SELECT max(at) FROM run")[0]
         if ended is None:
             return None
-        since = int(time.time() - GOAL.total_seconds())
+        since = max(int(time.time() - GOAL.total_seconds()), 1)  # a clock without a battery begins in 1970
         packs, size, oldest, unread, bad = self._rows(
             "SELECT count(*), coalesce(sum(size), 0), min(at), coalesce(sum(at = 0), 0), count(bad) FROM pack"
         )[0]

@@ -166,7 +166,8 @@ class ObjectStore:
         if self.directory is None:
             return
         with suppress(OSError):
-            handle = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            # What others put there in place of an object, a link or a pipe, is neither followed nor waited for.
+            handle = os.open(self.directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -122,6 +123,29 @@ def test_run_that_is_killed_has_proved_what_it_had_read(
     packs = len(_packs(top))
     assert _run(repository, top).packs_read == 1
     assert _coverage(repository, top) == (packs, 3, packs - 3)
+
+
+def test_packs_are_read_from_the_disk_and_not_from_the_page_cache(
+    place: tuple[Repository, list[PointRecord], Path],
+) -> None:
+    repository, _, top = place
+    packs = _packs(top)
+    largest = max(packs, key=lambda path: path.stat().st_size)
+    size_bytes = sum(len(path.read_bytes()) for path in packs)  # so that the cache has them
+    with largest.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = _bytes_from_disks()
+    largest.read_bytes()
+    if _bytes_from_disks() - before < largest.stat().st_size:
+        pytest.skip("this file system has no disk, or its reads are not counted")
+    before = _bytes_from_disks()
+    assert _run(repository, top, _ALL).sound
+    assert _bytes_from_disks() - before >= size_bytes
+
+
+def _bytes_from_disks() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
 
 
 def test_pass_over_everything_counts_as_well(place: tuple[Repository, list[PointRecord], Path]) -> None:
