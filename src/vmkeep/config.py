@@ -58,6 +58,7 @@ _TYPES: Mapping[str, type[str | int]] = {
     "trial_start": str,
     "key_passphrase_file": str,
     "objective": str,
+    "verify_budget": str,
 }
 _MOST: Mapping[str, int] = {
     "workers": MAX_WORKERS,
@@ -65,6 +66,10 @@ _MOST: Mapping[str, int] = {
     "removed_tpm_days": MAX_DAYS,
 }
 _CHOICES: Mapping[str, tuple[str, str]] = {"compression": (ADAPTIVE, ALWAYS), "trial_start": (ON, OFF)}
+_AMOUNTS: Mapping[str, str] = {
+    "objective": 'a length of time: "26h"',
+    "verify_budget": 'a time or a size: "2h", "50GB"',
+}
 _VMS = "vm"
 _KEYS = "key"
 _TELL = "tell"
@@ -110,6 +115,7 @@ class Settings:
     ``vms`` is by the name or UUID that stands in the settings file.
     ``key_passphrase_file`` holds what opens key files that have a passphrase; ``providers`` hold keys elsewhere.
     ``objective_seconds`` is how old the newest point of a VM may be; None for what the schedule says.
+    ``verify_budget`` is what a verification that runs by itself may take, a time or a size; empty for all there is.
     ``audience`` hears of runs of jobs.
     ``s3`` is the table of how buckets are reached, which holds no secret.
     """
@@ -133,6 +139,7 @@ class Settings:
     key_passphrase_file: Path | None = None
     providers: tuple[ProviderSettings, ...] = ()
     objective_seconds: int | None = None
+    verify_budget: str = ""
     audience: Audience | None = None
     s3: Mapping[str, str | bool] = field(default_factory=dict)
 
@@ -243,6 +250,7 @@ def load_settings(
         trial_start=found.get("trial_start", ON) == ON,
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
         objective_seconds=_span(found.get("objective")),
+        verify_budget=str(found.get("verify_budget", "")),
         key_passphrase_file=Path(str(found[_OPENER])) if _OPENER in found else None,
         audience=_audience(place / SETTINGS_FILE, found[_TELL]) if _TELL in found else None,
         providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),
@@ -427,8 +435,9 @@ def _check(path: Path, key: str, value: object) -> None:
     if place and not str(value).startswith("/"):
         what = "the absolute path of a file" if key == _OPENER else "an absolute directory"
         raise _wrong(path, f"{path}: setting {key!r} must be {what}", f"Correct {key} in {path}.")
-    if key == "objective" and not _span(value):
-        raise _wrong(path, f'{path}: setting {key!r} must be a length of time: "26h"', f"Correct {key} in {path}.")
+    amount = _AMOUNTS.get(key)
+    if amount is not None and not _amount(value, size_too="size" in amount):
+        raise _wrong(path, f"{path}: setting {key!r} must be {amount}", f"Correct {key} in {path}.")
     choice = _CHOICES.get(key)
     if choice is not None and value not in choice:
         one, other = choice
@@ -452,6 +461,14 @@ def _span(value: object) -> int | None:
     from vmkeep.spans import span_seconds  # few settings have one
 
     return span_seconds(str(value))
+
+
+def _amount(value: object, *, size_too: bool) -> int | None:
+    """Return a length of time in seconds, or a size in bytes if that may be; 0 or None for neither."""
+    from vmkeep.spans import size_bytes
+
+    size = size_bytes(str(value)) if size_too and not str(value).strip().isdecimal() else None
+    return _span(value) or size
 
 
 def _wrong(path: Path, message: str, hint: str) -> InvalidRequest:

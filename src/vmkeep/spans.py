@@ -1,4 +1,4 @@
-"""Lengths of time as a person writes and reads them: "90s", "15m", "26h", "7d", "2w"."""
+"""Lengths of time as a person writes and reads them: "90s", "15m", "26h", "7d", "2w"; and sizes: "500M", "50GB"."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from typing import Final
 SPAN_FORMS: Final = "90s, 15m, 26h, 7d or 2w"
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SPAN: Final = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
+
+
+SIZE_FORMS: Final = "500M, 50G or 2TB"
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE: Final = re.compile(r"(\d{1,12}) ?([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
+
+
+def size_bytes(text: str) -> int | None:
+    """Return how many bytes a size has, in binary units; None for a text that is none."""
+    found = _SIZE.fullmatch(text.strip())
+    return None if found is None else int(found[1]) * _UNITS[found[2].upper()]
 
 
 def span_seconds(text: str) -> int | None:

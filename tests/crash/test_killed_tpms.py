@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.crash.bed import KILLED, Zygote
+from tests.crash.bed import KILLED, Trap, Zygote
 from tests.crash.walk import NO_DEATH, Death, deaths, need_effects
 from tests.rig import Disk, Host, MiB, Vm
 from tests.rig.cli import Vmkeep
@@ -175,3 +176,17 @@ def _have_old_one_back(bed: _Bed) -> None:
     assert bed.remove() == 0
     assert bed.add() == 0
     assert bed.has_tpm()
+
+
+def test_libvirtd_that_is_restarted_meanwhile_is_no_matter_for_a_person(bed: _Bed) -> None:
+    """The connection of a change that fails is dead by then; its undo has one to the libvirtd that is there."""
+    place = Trap("before", "vmkeep.flows.rekey_tpm:give_key", "hold")
+    bed.zygote.start_command("--json", "tpm", "rekey", "guest", "--yes", traps=[place], env=bed.vmkeep.environment)
+    bed.zygote.wait_reached()
+    bed.host.restart_libvirtd(signal.SIGKILL)
+    bed.zygote.go.touch()
+    printed = bed.zygote.printed()
+    assert '"code": "hypervisor-unavailable"' in printed.err, printed
+    assert bed.vmkeep.json("log")["operations"][0]["state"] in ("done", "failed")
+    assert bed.vmkeep.json("ops", "list")["operations"] == []
+    bed.vmkeep.json("doctor", "--fix", "guest")

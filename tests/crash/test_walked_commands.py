@@ -336,7 +336,7 @@ def test_verify_killed_anywhere_tells_the_same_the_next_time(stocked: Bench) -> 
 @pytest.mark.in_turn(4, among="commands")
 def test_prune_killed_anywhere_loses_nothing_and_the_next_one_does_it(stocked: Bench) -> None:
     one, two = _points(stocked)
-    stocked.done("point", "delete", one, "--yes")
+    stocked.done("point", "delete", one, "--yes", "--grace", "0", *_WITHOUT_VM)
 
     def check(_: Death, __: Printed) -> None:
         stocked.assert_whole(two)

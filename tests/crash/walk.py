@@ -35,8 +35,9 @@ def deaths(done: Sequence[str], most: int | None = None, *, first: int = 1, dail
     """Return where to die of what an undisturbed run has done; at most so many, unless all are asked for.
 
     Each is a death before an effect, which also is the one after the effect before. Those that go on without vmkeep
-    are met while they are under way as well. A sample takes what is rare first, and of equal effects by chance; with
-    ``daily`` others each day, where it does not matter that a run may end without the last effects of the counted one.
+    are met while they are under way as well. A sample takes what is rare first, where each kind can be met, and of
+    equal effects by chance; with ``daily`` others each day, where it does not matter that a run may end without the
+    last effects of the counted one.
     """
     chance = random.Random(f"{SEED} {DAY}" if daily else SEED)
     numbers = range(first, len(done) + 1)
@@ -52,6 +53,8 @@ def deaths(done: Sequence[str], most: int | None = None, *, first: int = 1, dail
     taken: list[Death] = []
     while len(taken) < most:
         rarest_first = sorted((kind for kind in kinds.values() if kind), key=len)
+        if len(rarest_first) > most:  # else the most frequent kinds, the database's among them, would never be met
+            chance.shuffle(rarest_first)
         taken += [kind.pop() for kind in rarest_first]
     return sorted(taken[:most], key=_order)
 

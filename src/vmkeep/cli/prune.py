@@ -11,11 +11,11 @@ import typer
 from vmkeep.cli.console import size_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.errors import IntegrityError, InvalidRequest
+from vmkeep.spans import SIZE_FORMS, size_bytes
 
 if TYPE_CHECKING:
     from vmkeep.repository.prune import PruneReport
 
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _HOURS: Final = {"h": 1, "d": 24, "w": 168}
 
 
@@ -128,10 +128,10 @@ def _share(text: str) -> float:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,12}) ?([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise InvalidRequest(f"--max-copy takes a size, 500M or 50G for instance, and not {text!r}")
-    return int(match[1]) * _UNITS[match[2].upper()]
+    size = size_bytes(text)
+    if size is None:
+        raise InvalidRequest(f"--max-copy takes a size, {SIZE_FORMS} for instance, and not {text!r}")
+    return size
 
 
 def _time(text: str) -> timedelta:

@@ -13,7 +13,7 @@ from vmkeep.cli.ondemand import ON_DEMAND
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.cli.tables import Table
 from vmkeep.errors import InvalidRequest
-from vmkeep.planning.schedule import COMMANDS, DEFAULT_DELAY_SECONDS, Job, Run, Scheduled, Standing
+from vmkeep.planning.schedule import COMMANDS, DEFAULT_DELAY_SECONDS, Job, Run, Scheduled, Standing, command_of
 from vmkeep.spans import SPAN_FORMS, span_seconds, span_text
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def run(
         wanted = _job(job)
         _require_offered(wanted)
         interruption = running.interruption
-        command = " ".join(("vmkeep", *COMMANDS[wanted]))
+        command = " ".join(("vmkeep", *command_of(wanted, running.settings.verify_budget)))
         running.console.remark(f"running `{command}`; `vmkeep ops list` shows how far it is")
 
         def handed(stop: Stop) -> Any:

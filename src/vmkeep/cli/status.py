@@ -64,6 +64,7 @@ def status(
 def status_document(found: Status) -> dict[str, Any]:
     """Return the page as `status --json` prints it."""
     from vmkeep.cli.schedule import job_document
+    from vmkeep.cli.verify import coverage_document
 
     return {
         "at": found.at,
@@ -74,6 +75,7 @@ def status_document(found: Status) -> dict[str, Any]:
         "gate": found.gate,
         "watch": found.watch,
         "space": None if found.space is None else asdict(found.space),
+        "verified": None if found.verified is None else coverage_document(found.verified),
         "needs": [asdict(need) for need in found.needs],
         "problems": None if found.problems is None else list(found.problems),
         "problems_at": found.problems_at,
@@ -112,6 +114,22 @@ def _ages(vm: ProtectedVm) -> tuple[str, str]:
     return age, "-" if vm.objective_seconds is None else span_text(vm.objective_seconds)
 
 
+def _verified(found: Status) -> str:
+    coverage = found.verified
+    if coverage is None:
+        return "never, by this installation"
+    from datetime import datetime
+
+    from vmkeep.planning.rota import GOAL
+
+    if coverage.is_late(datetime.fromisoformat(found.at)):
+        return f"unknown: not everything was read within {GOAL.days} days"
+    share = 100 * coverage.proved_bytes // coverage.size_bytes if coverage.size_bytes else 100
+    oldest = "" if coverage.oldest is None else f", the oldest proof of {time_text(coverage.oldest.isoformat())}"
+    bad = f"; {coverage.bad} packs are damaged" if coverage.bad else ""
+    return f"{share} % of the bytes within {GOAL.days} days{oldest}{bad}"
+
+
 def _facts(found: Status) -> Iterator[tuple[str, str]]:
     for job in found.jobs:
         when = "never ran" if job.last is None else f"last run {time_text(job.last.started)}"
@@ -126,6 +144,7 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         free = "" if found.space.free_bytes is None else f"; {size_text(found.space.free_bytes)} free there"
         points = "1 point" if found.space.points == 1 else f"{found.space.points} points"
         yield "repository", f"{found.space.location}: {points}, {size_text(found.space.stored_bytes)} stored{free}"
+    yield "verified", _verified(found)
     if found.problems is None:
         asked = "" if found.problems_at is None else f" since {time_text(found.problems_at)}"
         yield "doctor", f"unknown: nothing that runs by itself has asked it{asked}"

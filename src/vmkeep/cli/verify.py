@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,9 @@ from vmkeep.errors import IntegrityError, InvalidRequest, PointNotFound, StoreEr
 
 if TYPE_CHECKING:
     from vmkeep.host.tasks.survey import Progress
-    from vmkeep.repository import Finding
+    from vmkeep.planning.rota import Coverage
+    from vmkeep.repository import Finding, RepositoryReport
+    from vmkeep.repository.proofs import Proofs
 
 
 def register(app: typer.Typer) -> None:
@@ -38,17 +41,29 @@ def verify(
     sample: Annotated[
         float, typer.Option(metavar="PERCENT", help="Read only this share of the blocks, chosen at random.")
     ] = 100.0,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME|SIZE",
+            help="Of every object: what was longest not read, for so long (2h) or so much (50GB).",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Read everything that points need and prove that it is what was written."""
     with session(context, json=json, connect=connect, debug=debug) as running:
-        if every == (what is not None):
-            raise InvalidRequest("Name a point or a VM, or give --all: one of the two")
+        if (what is not None) + every + (budget is not None) != 1:
+            raise InvalidRequest("Name a point or a VM, or give --all or --budget: one of them")
         if not 0 < sample <= 100:
             raise InvalidRequest("--sample takes a percentage above 0, up to 100")
-        if what is None:
+        if budget is not None:
+            if sample != 100:
+                raise InvalidRequest("--sample goes with a point, a VM or --all, and not with --budget")
+            result = _portion(running, budget)
+        elif what is None:
             result = _everything(running, sample / 100)
         else:
             chosen, beside = _chosen(running, what)
@@ -103,9 +118,59 @@ def _points(running: Session, ids: Sequence[str], sample: float) -> dict[str, An
 
 def _everything(running: Session, sample: float) -> dict[str, Any]:
     repository = running.premises.repository
+    with running.console.progress() as watch, _proofs_if_possible(running) as proofs:
+        report = repository.verify_all(sample=sample, progress=_reported(watch, "verify"), proofs=proofs)
+    result = _of_repository(running, report)
+    return {**result, "sample": sample * 100, "packs": report.packs}
+
+
+def _portion(running: Session, text: str) -> dict[str, Any]:
+    from vmkeep.planning.rota import Budget
+
+    budget = Budget.parse(text)
+    repository = running.premises.repository
+    with repository.proofs(running.settings.cache_dir) as proofs:
+        with running.console.progress() as watch:
+            report = repository.verify_portion(budget, proofs, progress=_reported(watch, "verify"))
+        coverage = proofs.coverage()
+    assert coverage is not None, "a run that has ended says how far it came"
+    result = _of_repository(running, report)
+    # Of a point of which nothing is known to be wrong not all was read.
+    verified = [verdict for verdict in result["verified"] if not verdict["ok"]]
+    return {
+        **result,
+        "verified": verified,
+        "sample": None,
+        "packs": report.packs_read,
+        "rota": coverage_document(coverage),
+    }
+
+
+@contextlib.contextmanager
+def _proofs_if_possible(running: Session) -> Iterator[Proofs | None]:
+    """Open the record of what was verified; a home that cannot be written keeps nobody from verifying."""
+    proofs = None
+    with contextlib.suppress(VmkeepError):
+        proofs = running.premises.repository.proofs(running.settings.cache_dir)
+    if proofs is None:
+        yield None
+        return
+    with proofs:
+        yield proofs
+
+
+def coverage_document(coverage: Coverage) -> dict[str, Any]:
+    """Return how far verification has come as `verify --json` and `status --json` print it."""
+    from vmkeep.planning.rota import GOAL
+
+    document = asdict(coverage)
+    for name in ("at", "oldest"):
+        document[name] = None if document[name] is None else document[name].isoformat()
+    return {"goal_days": GOAL.days, **document}
+
+
+def _of_repository(running: Session, report: RepositoryReport) -> dict[str, Any]:
     known = running.premises.catalog.point_ids()
-    with running.console.progress() as watch:
-        report = repository.verify_all(sample=sample, progress=_reported(watch, "verify"))
     findings = [_finding(finding) for finding in report.findings]
     # A point object that was removed leaves no trace in the repository; the catalogue remembers it.
     findings.extend(_absent(point_id) for point_id in known if point_id not in report.points)
@@ -125,10 +190,8 @@ def _everything(running: Session, sample: float) -> dict[str, Any]:
         "verified": verified,
         "ok": not findings and not unread,
         "damaged": bool(findings),
-        "sample": sample * 100,
         "findings": findings,
         "unreadable": unread,
-        "packs": report.packs,
         "blocks": report.blocks,
         "bytes": report.bytes_read,
     }
@@ -234,13 +297,28 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     for finding in findings:
         harms = ", ".join(finding["harms"]) or "no point"
         lines.append(f"{finding['object']}: {finding['what']}; harms {harms}")
-    if "packs" in result:
+    if "rota" in result:
+        lines += _rota_lines(result)
+    elif "packs" in result:
         read = f"{result['blocks']} blocks in {result['packs']} packs, {size_text(result['bytes'])} read"
         lines.append(read if result["sample"] == 100 else f"sample: {result['sample']:g} % of the blocks; {read}")
     elif result["sample"] != 100:
         read_bytes = sum(point["bytes"] or 0 for point in result["verified"])
         lines.append(f"sample: {result['sample']:g} % of the blocks; {size_text(read_bytes)} read")
     console.show(*(lines or ["no points"]))
+
+
+def _rota_lines(result: dict[str, Any]) -> Iterator[str]:
+    rota = result["rota"]
+    yield f"{result['packs']} of {rota['packs']} packs read, {size_text(result['bytes'])}"
+    share = 100 * rota["proved_bytes"] // rota["size_bytes"] if rota["size_bytes"] else 100
+    if rota["unread"]:
+        oldest = f"{rota['unread']} packs were never read by this installation"
+    elif rota["oldest"] is None:
+        oldest = "there are none"
+    else:
+        oldest = f"the oldest proof is of {time_text(rota['oldest'])}"
+    yield f"{share} % of the bytes in packs proved within {rota['goal_days']} days; {oldest}"
 
 
 def _unreadable(result: dict[str, Any]) -> str:

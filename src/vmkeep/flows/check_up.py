@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from vmkeep.catalog import Catalog, CatalogPoint, Operation, OperationState, Trust
@@ -55,8 +56,10 @@ from vmkeep.host.tasks.checkup import (
 )
 from vmkeep.locks import FileLock
 from vmkeep.logs import get_logger
+from vmkeep.planning.rota import GOAL
 from vmkeep.repository import Repository
 from vmkeep.repository.intents import Writer
+from vmkeep.repository.proofs import proofs_path, read_coverage
 from vmkeep.sqlite import sqlite_error
 from vmkeep.values import dataclass
 
@@ -373,6 +376,7 @@ class CheckUp:
         for name in unfinished:
             message = "a prune was killed: what it had condemned is used by no backup, and not yet deleted"
             yield Finding(FindingCode.PRUNE_UNFINISHED, message, remedy="vmkeep prune", path=f"{path}/{name}")
+        yield from self._verification(repository)
         for left in staged:
             message = "a half-written object, of a process that was killed"
             yield Finding(FindingCode.LEFT_FILE, message, path=str(left), mend=RemoveStaged(str(left)))
@@ -383,6 +387,21 @@ class CheckUp:
                 message = f"the repository still names the writer of the operation {point_id}, which has ended"
                 where = f"{path}/intents/{writer.id}"
                 yield Finding(FindingCode.LEFT_INTENT, message, path=where, mend=RemoveIntent(writer.id))
+
+    def _verification(self, repository: Repository) -> Iterator[Finding]:
+        """Tell when something was not read for too long; nothing where nobody verifies."""
+        coverage = None
+        with contextlib.suppress(VmkeepError):  # it only says what is read first
+            coverage = read_coverage(proofs_path(self._settings.cache_dir, repository.id))
+        if coverage is not None and coverage.is_late(datetime.now(UTC)):
+            since = coverage.at if coverage.oldest is None else coverage.oldest
+            message = (
+                f"not everything in the repository was read within {GOAL.days} days: the oldest proof is of "
+                f"{since.isoformat(timespec='minutes')}"
+            )
+            yield Finding(
+                FindingCode.VERIFY_LATE, message, remedy="vmkeep verify --all", path=self._settings.repository
+            )
 
     def _bucket(self, repository: Repository) -> Iterator[Finding]:
         """Try out what the server of a bucket does; nothing for a directory."""

@@ -11,18 +11,29 @@ nothing can continue an instant that has passed; a restore is finished.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from vmkeep.commandline import command_line
-from vmkeep.errors import NeedsOperator, RestorePending, UndoStopped, VmkeepError
+from vmkeep.errors import (
+    HypervisorHangs,
+    HypervisorUnavailable,
+    NeedsOperator,
+    RestorePending,
+    UndoStopped,
+    VmkeepError,
+)
 from vmkeep.flows.durable import DBOS, DatabaseError
 from vmkeep.flows.services import Services, stoppable
 from vmkeep.logs import get_logger
 from vmkeep.values import dataclass
 
 _log = get_logger(__name__)
+_RETURN_SECONDS = 20.0
+"""How long an undo waits for a libvirtd that is gone: a package's upgrade restarts it, in some seconds."""
+_RETURN_POLL_SECONDS = 0.5
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 Q = TypeVar("Q")
@@ -180,18 +191,34 @@ class _Undo:
     def __init__(self, undo: Callable[[], object], stopped: Callable[[Exception], UndoStopped] | None = None) -> None:
         self._undo = undo
         self._stopped = stopped
+        # Where the others are tried whatever fails, a guest may be waiting for them.
+        self._waits_until = 0.0 if stopped is None else time.monotonic() + _RETURN_SECONDS
         self._begun = False
         self._error: Exception | None = None
 
     def __call__(self) -> None:
         self._begun = True
         try:
-            self._undo()
+            self._undo_with_libvirt()
         except Exception as error:
             if self._stopped is not None:
                 raise self._stopped(error) from error
             self._error = error
             raise
+
+    def _undo_with_libvirt(self) -> None:
+        """Undo, again and again while libvirtd is gone: one that is restarted is there within seconds."""
+        while True:
+            try:
+                self._undo()
+            except HypervisorHangs:
+                raise
+            except HypervisorUnavailable:
+                if time.monotonic() >= self._waits_until:
+                    raise
+                time.sleep(_RETURN_POLL_SECONDS)
+            else:
+                return
 
     def ensure(self) -> None:
         """Run it unless it was run; raises what it raised."""

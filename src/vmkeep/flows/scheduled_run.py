@@ -25,7 +25,7 @@ from vmkeep.filesystem import OF_STORAGE, file_errors, make_directory
 from vmkeep.flows.schedule import lock_path, record_run, shortened
 from vmkeep.flows.telling import Teller
 from vmkeep.locks import FileLock
-from vmkeep.planning.schedule import COMMANDS, Job, Run, VmFailure, moment_text
+from vmkeep.planning.schedule import Job, Run, VmFailure, command_of, moment_text
 from vmkeep.values import dataclass
 
 _ISOLATED: Final = "-I" if sys.flags.isolated else "-P"
@@ -68,7 +68,7 @@ def run_job(settings: Settings, job: Job, *, uri: str | None, handed: Handed, wa
             warn(untold.sentence)
         raise
     with lock:
-        command = [*COMMANDS[job], "--json", *(("--connect", uri) if uri else ())]
+        command = [*command_of(job, settings.verify_budget), "--json", *(("--connect", uri) if uri else ())]
         status, out, err = _carried_out(command, handed, teller.begin)
         run, error = ended_run(run, status, out, err, moment_text(datetime.now(UTC)))
         with _recorded(warn):

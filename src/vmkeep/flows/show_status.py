@@ -28,7 +28,9 @@ from vmkeep.host.tasks.gate import LookAtGate
 from vmkeep.host.tasks.survey import ListedVm, ListVms
 from vmkeep.locks import FileLock
 from vmkeep.planning.protection import ProtectedVm, Protection, newest_sound, protection_of
+from vmkeep.planning.rota import Coverage
 from vmkeep.planning.schedule import Job, Standing, age_seconds, moment_text
+from vmkeep.repository.proofs import proofs_path, read_coverage
 from vmkeep.values import dataclass
 
 _SPACE_SECONDS: Final = 5.0
@@ -61,6 +63,7 @@ class Space:
 class Status:
     """How all stands. ``gate`` and ``watch`` are words; ``libvirt`` is why it could not be asked, None when it was.
 
+    ``verified`` says how far verification has come; None where nobody verifies here.
     ``problems`` are what doctor said at ``problems_at``, None when it was never asked by a job, or too long ago.
     """
 
@@ -70,6 +73,7 @@ class Status:
     gate: str
     watch: str
     space: Space | None
+    verified: Coverage | None
     needs: tuple[Need, ...]
     problems: tuple[str, ...] | None
     problems_at: str | None
@@ -116,6 +120,7 @@ def look_at_status(
         gate=gate,
         watch=_watch(settings),
         space=_space(settings, catalog, points),
+        verified=_verified(settings, catalog),
         needs=tuple(needs),
         problems=problems,
         problems_at=problems_at,
@@ -201,6 +206,15 @@ def _space(settings: Settings, catalog: Catalog, points: tuple[Mapping[str, Any]
         about = _file_system(settings.repository)
     free, size = (None, None) if about is None else (about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize)
     return Space(settings.repository, len(points), stored, free, size)
+
+
+def _verified(settings: Settings, catalog: Catalog) -> Coverage | None:
+    known = catalog.repository()
+    if known is None:
+        return None
+    with suppress(VmkeepError):  # it only says what is read first
+        return read_coverage(proofs_path(settings.cache_dir, known.id))
+    return None
 
 
 def _file_system(path: str) -> os.statvfs_result | None:

@@ -19,8 +19,13 @@ class LazyConnection:
         self._connecting = threading.Lock()
 
     def opened(self) -> Hypervisor:
-        """Return the connection. Raises InvalidRequest for another machine's, and what connecting raises."""
+        """Return the connection, another one after libvirtd was restarted: who undoes what failed by that needs it.
+
+        Raises InvalidRequest for another machine's libvirt, and what connecting raises.
+        """
         with self._connecting:
+            if self._hypervisor is not None and self._hypervisor.is_lost():
+                self.close()
             if self._hypervisor is None:
                 refuse_remote(self._uri)
                 self._hypervisor = stand_on(Hypervisor.connect(self._uri))

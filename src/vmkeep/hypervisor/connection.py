@@ -69,6 +69,15 @@ class Hypervisor:
         with suppress(libvirt.libvirtError, HypervisorHangs), answers.impatient(_CLOSING_SECONDS):
             self._connection.close()
 
+    def is_lost(self) -> bool:
+        """Return whether the connection was closed, as by a libvirtd that ended. The daemon is not asked for that."""
+        if self._line.given_up is not None:
+            return False  # it hangs, which another connection would meet as well
+        try:
+            return self._connection.isAlive() == 0
+        except libvirt.libvirtError:
+            return True
+
     def identity(self) -> tuple[str, str]:
         """Return the host's UUID, as libvirt knows it, and its name.
 

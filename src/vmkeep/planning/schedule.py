@@ -44,7 +44,15 @@ COMMANDS: Final[Mapping[Job, tuple[str, ...]]] = {
     Job.RETAIN: ("retain",),
     Job.PRUNE: ("prune",),
 }
-"""What each job runs. Its first word is a command, and a job whose command does not exist is not offered."""
+"""What each job runs; a verification with a budget runs another command (``command_of``).
+
+The first word is a command, and a job whose command does not exist is not offered.
+"""
+
+
+def command_of(job: Job, verify_budget: str = "") -> tuple[str, ...]:
+    """Return what a job runs. ``verify_budget`` is that of the settings, empty for none."""
+    return ("verify", "--budget", verify_budget) if job is Job.VERIFY and verify_budget else COMMANDS[job]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from vmkeep.repository.record import (
     StateVersion,
     StoredDisk,
 )
+from vmkeep.repository.reports import Finding, PointReport, RepositoryReport
 from vmkeep.repository.repository import Repository
-from vmkeep.repository.verify import Finding, PointReport, RepositoryReport
 from vmkeep.repository.writer import DiskWriter, PointWriter
 
 __all__ = [

@@ -14,12 +14,13 @@ from dataclasses import field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from vmkeep.errors import InvalidRequest, ObjectDamaged, ObjectMissing
+from vmkeep.errors import ObjectDamaged
 from vmkeep.repository import fields
 from vmkeep.repository.fields import Fields, WrongField
-from vmkeep.repository.layout import DELETIONS, NAME_BYTES, FrameKind, canonical, is_name, parse_canonical
-from vmkeep.repository.seal import Sealer, frame_bytes_limit
-from vmkeep.repository.signatures import FIELD, Signature, Signer, prove_deletion, put_host_key, sign_deletion
+from vmkeep.repository.layout import DELETIONS, FrameKind
+from vmkeep.repository.seal import Sealer
+from vmkeep.repository.signatures import FIELD, Signature, Signed, Signer
+from vmkeep.repository.signed import SignedKind, SignedObjects, require_readable
 from vmkeep.repository.store import ObjectStore
 from vmkeep.values import dataclass
 
@@ -198,50 +199,32 @@ _KNOWN_FIELDS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Deletions:
-    """The proofs of deletion of a repository. ``signer`` signs those that are put; without one they stay unsigned."""
+_DELETION: Final = SignedKind(DELETIONS, FrameKind.DELETION, Signed("deletion"), "proof of deletion")
 
-    store: ObjectStore
-    sealer: Sealer
-    repository: str
-    signer: Callable[[], Signer] | None
 
-    def ids(self) -> list[str]:
-        """Return the ids of all, sorted, without opening them."""
-        names = (item.name.removeprefix(DELETIONS) for item in self.store.list(DELETIONS))
-        return sorted(name for name in names if is_name(name))
+class Deletions(SignedObjects):
+    """The proofs of deletion of a repository."""
+
+    def __init__(
+        self, store: ObjectStore, sealer: Sealer, repository: str, signer: Callable[[], Signer] | None
+    ) -> None:
+        super().__init__(_DELETION, store, sealer, repository, signer)
 
     def get(self, deletion_id: str) -> DeletionRecord:
         """Return one, with its signature proved, if it has one; raises ObjectMissing or ObjectDamaged."""
-        where = DELETIONS + deletion_id
-        if not is_name(deletion_id):
-            raise ObjectMissing(f"{deletion_id!r} is not the id of a proof of deletion")
-        frame = self.store.get(where, most_bytes=frame_bytes_limit(FrameKind.DELETION))
-        value = parse_canonical(self.sealer.open_alone(FrameKind.DELETION, deletion_id, frame, where), where)
-        record = DeletionRecord.from_json(value, where, prove_deletion(value, self.repository, deletion_id, where))
-        if record.id != deletion_id:
-            raise ObjectDamaged(f"{where} holds another proof of deletion", path=where)
-        return record
+        value, signature = self._read(deletion_id)
+        return DeletionRecord.from_json(value, self._where(deletion_id), signature)
 
     def put(self, record: DeletionRecord) -> DeletionRecord:
         """Store one durably, and return it with its id, which is drawn when the record has none.
 
         Raises TargetExists when one of its id is there, and InvalidRequest for what a reader would take for damage.
         """
-        record = record if record.id else replace(record, id=self.sealer.random(NAME_BYTES).hex())
+        record = record if record.id else replace(record, id=self._drawn())
         value = record.as_json()
-        where = DELETIONS + record.id
-        try:
-            DeletionRecord.from_json(value, f"the proof of deletion of VM {record.vm_name!r}")
-        except ObjectDamaged as error:
-            raise InvalidRequest(f"{error.message}, so nothing could read it again", vm=record.vm_name) from error
-        if self.signer is not None:
-            signer = self.signer()
-            put_host_key(self.store, self.sealer, self.repository, signer, record.created)
-            value[FIELD] = sign_deletion(value, self.repository, signer)
-        self.store.put(where, self.sealer.seal_alone(FrameKind.DELETION, record.id, canonical(value)))
-        return replace(record, signature=prove_deletion(value, self.repository, record.id, where))
+        called = f"the proof of deletion of VM {record.vm_name!r}"
+        require_readable(lambda what: DeletionRecord.from_json(value, what), called, record.vm_name)
+        return replace(record, signature=self._put(value))
 
 
 def as_line(text: str, *, most_bytes: int = _LINE_BYTES) -> str:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import field, replace
-from datetime import datetime
 from typing import Any, Final
 
-from vmkeep.errors import InvalidRequest, ObjectDamaged, ObjectMissing
+from vmkeep.errors import ObjectDamaged
 from vmkeep.repository import fields
 from vmkeep.repository.fields import Fields, WrongField
-from vmkeep.repository.layout import PROTECTIONS, REMOVALS, FrameKind, canonical, is_name, parse_canonical
-from vmkeep.repository.seal import Sealer, frame_bytes_limit
-from vmkeep.repository.signatures import FIELD, Signature, Signer, prove_mark, put_host_key, sign_mark
+from vmkeep.repository.layout import PROTECTIONS, REMOVALS, FrameKind
+from vmkeep.repository.seal import Sealer
+from vmkeep.repository.signatures import FIELD, Signature, Signed, Signer
+from vmkeep.repository.signed import SignedKind, SignedObjects, require_readable
 from vmkeep.repository.store import ObjectStore
 from vmkeep.values import dataclass
 
@@ -48,88 +48,61 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class MarkKind:
-    """Removals or protections: where they lie, how they are sealed and signed, and what they say besides."""
+class MarkKind(SignedKind):
+    """Removals or protections, and the field that only they have."""
 
-    prefix: str
-    frame: FrameKind
-    noun: str
     own: str
     parse: Callable[[Any], Any]
 
 
 REMOVAL: Final = MarkKind(
-    REMOVALS, FrameKind.REMOVAL, "removal", "grace_seconds", fields.numbered(most=MOST_GRACE_SECONDS)
+    REMOVALS,
+    FrameKind.REMOVAL,
+    Signed("removal"),
+    "removal",
+    own="grace_seconds",
+    parse=fields.numbered(most=MOST_GRACE_SECONDS),
 )
-PROTECTION: Final = MarkKind(PROTECTIONS, FrameKind.PROTECTION, "protection", "until", fields.optional(fields.instant))
+PROTECTION: Final = MarkKind(
+    PROTECTIONS,
+    FrameKind.PROTECTION,
+    Signed("protection"),
+    "protection",
+    own="until",
+    parse=fields.optional(fields.instant),
+)
 _PLAIN_FIELDS: Final = ("id", "host", "created", "why", "vm_uuid", "vm_name", "taken")
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """The marks of one kind in a repository. ``signer`` signs those that are put; without one they stay unsigned."""
+class Marks(SignedObjects):
+    """The marks of one kind in a repository, by the ids of their points."""
 
-    kind: MarkKind
-    store: ObjectStore
-    sealer: Sealer
-    repository: str
-    signer: Callable[[], Signer] | None
-
-    def stored(self) -> dict[str, datetime]:
-        """Return when the store got each, by the id of its point, without opening them."""
-        items = (
-            (item.name.removeprefix(self.kind.prefix), item.modified) for item in self.store.list(self.kind.prefix)
-        )
-        return {name: modified for name, modified in items if is_name(name)}
-
-    def stored_at(self, point_id: str) -> datetime | None:
-        """Return when the store got a point's; None when it has none."""
-        try:
-            return self.store.stat(self.kind.prefix + point_id).modified
-        except ObjectMissing:
-            return None
+    def __init__(
+        self, kind: MarkKind, store: ObjectStore, sealer: Sealer, repository: str, signer: Callable[[], Signer] | None
+    ) -> None:
+        super().__init__(kind, store, sealer, repository, signer)
+        self.kind = kind
 
     def get(self, point_id: str) -> Mark:
         """Return a point's, with its signature proved, if it has one; raises ObjectMissing or ObjectDamaged."""
-        where = self.kind.prefix + point_id
-        if not is_name(point_id):
-            raise ObjectMissing(f"{point_id!r} is not the id of a point")
-        frame = self.store.get(where, most_bytes=frame_bytes_limit(self.kind.frame))
-        value = parse_canonical(self.sealer.open_alone(self.kind.frame, point_id, frame, where), where)
-        return self._parsed(value, point_id, where, prove_mark(self.kind.noun, value, self.repository, point_id, where))
+        value, signature = self._read(point_id)
+        return self._parsed(value, self._where(point_id), signature)
 
     def put(self, mark: Mark) -> Mark:
         """Store a mark durably in place of the one that its point may have, and return it signed.
 
         Raises InvalidRequest for what a reader would take for damage.
         """
-        where = self.kind.prefix + mark.id
         value = {**mark.extra, **{name: getattr(mark, name) for name in (*_PLAIN_FIELDS, self.kind.own)}}
-        try:
-            self._parsed(value, mark.id, f"the {self.kind.noun} of point {mark.id}", None)
-        except ObjectDamaged as error:
-            raise InvalidRequest(f"{error.message}, so nothing could read it again", vm=mark.vm_name) from error
-        if self.signer is not None:
-            signer = self.signer()
-            put_host_key(self.store, self.sealer, self.repository, signer, mark.created)
-            value[FIELD] = sign_mark(self.kind.noun, value, self.repository, signer)
-        sealed = self.sealer.seal_alone(self.kind.frame, mark.id, canonical(value))
-        self.store.put(where, sealed, replace=True)
-        return replace(mark, signature=prove_mark(self.kind.noun, value, self.repository, mark.id, where))
+        called = f"the {self.kind.called} of point {mark.id}"
+        require_readable(lambda what: self._parsed(value, what, None), called, mark.vm_name)
+        return replace(mark, signature=self._put(value, replace=True))
 
-    def delete(self, point_id: str) -> bool:
-        """Delete a point's; False when it has none."""
-        try:
-            self.store.delete(self.kind.prefix + point_id)
-        except ObjectMissing:
-            return False
-        return True
-
-    def _parsed(self, value: Mapping[str, Any], point_id: str, where: str, signature: Signature | None) -> Mark:
+    def _parsed(self, value: Mapping[str, Any], where: str, signature: Signature | None) -> Mark:
         known = {*_PLAIN_FIELDS, self.kind.own, FIELD}
         taken = Fields(value)
         try:
-            mark = Mark(
+            return Mark(
                 id=taken.take("id", fields.name),
                 host=taken.take("host", fields.line),
                 created=taken.take("created", fields.instant),
@@ -143,9 +116,6 @@ class Marks:
             )
         except WrongField as error:
             raise ObjectDamaged(f"{where} {error}", path=where) from error
-        if mark.id != point_id:
-            raise ObjectDamaged(f"{where} holds the mark of another point", path=where)
-        return mark
 
 
 def _sentence(value: Any) -> str:

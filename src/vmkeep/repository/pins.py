@@ -11,27 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, replace
-from typing import Any
+from typing import Any, Final
 
-from vmkeep.errors import InvalidRequest, ObjectDamaged, ObjectMissing
+from vmkeep.errors import ObjectDamaged, ObjectMissing
 from vmkeep.repository import fields
 from vmkeep.repository.envelopes import Bound, PointSecret, bound_secrets, put_envelope, stored_envelope
 from vmkeep.repository.fields import Fields, WrongField
 from vmkeep.repository.intents import condemned_states
-from vmkeep.repository.layout import (
-    ENVELOPES,
-    NAME_BYTES,
-    PINS,
-    POINTS,
-    STATES,
-    FrameKind,
-    canonical,
-    is_name,
-    parse_canonical,
-)
+from vmkeep.repository.layout import ENVELOPES, PINS, POINTS, STATES, FrameKind, is_name
 from vmkeep.repository.record import SecretRef, StateRef, StateVersion, secret_ref, state_ref
-from vmkeep.repository.seal import Sealer, frame_bytes_limit
-from vmkeep.repository.signatures import FIELD, Signature, Signer, prove_pin, put_host_key, sign_pin
+from vmkeep.repository.seal import Sealer
+from vmkeep.repository.signatures import FIELD, Signature, Signed, Signer
+from vmkeep.repository.signed import SignedKind, SignedObjects, require_readable
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
 from vmkeep.values import dataclass
@@ -124,29 +115,21 @@ _PLAIN_FIELDS = ("id", "vm_uuid", "vm_name", "host", "created", "why", "until")
 _KNOWN_FIELDS = frozenset({*_PLAIN_FIELDS, "states", "snapshot", "secrets", FIELD})
 
 
-@dataclass(frozen=True, slots=True)
-class Pins:
-    """The pins of a repository. ``signer`` signs those that are put; without one they stay unsigned."""
+_PIN: Final = SignedKind(PINS, FrameKind.PIN, Signed("pin"), "pin")
 
-    store: ObjectStore
-    sealer: Sealer
-    repository: str
-    signer: Callable[[], Signer] | None
 
-    def ids(self) -> list[str]:
-        """Return the ids of all pins, sorted, without opening them."""
-        names = (item.name.removeprefix(PINS) for item in self.store.list(PINS))
-        return sorted(name for name in names if is_name(name))
+class Pins(SignedObjects):
+    """The pins of a repository."""
+
+    def __init__(
+        self, store: ObjectStore, sealer: Sealer, repository: str, signer: Callable[[], Signer] | None
+    ) -> None:
+        super().__init__(_PIN, store, sealer, repository, signer)
 
     def get(self, pin_id: str) -> PinRecord:
         """Return a pin, with its signature proved, if it has one; raises ObjectMissing or ObjectDamaged."""
-        where = PINS + pin_id
-        frame = self.store.get(where, most_bytes=frame_bytes_limit(FrameKind.PIN))
-        value = parse_canonical(self.sealer.open_alone(FrameKind.PIN, pin_id, frame, where), where)
-        record = PinRecord.from_json(value, where, prove_pin(value, self.repository, pin_id, where))
-        if record.id != pin_id:
-            raise ObjectDamaged(f"{where} holds another pin", path=where)
-        return record
+        value, signature = self._read(pin_id)
+        return PinRecord.from_json(value, self._where(pin_id), signature)
 
     def secrets(self, record: PinRecord) -> tuple[PointSecret, ...]:
         """Return the secrets that a pin holds; raises ObjectMissing or ObjectDamaged."""
@@ -158,7 +141,7 @@ class Pins:
         Returns the pin's id, which is drawn, and what the pin says of its secrets: of these is the record for ``put``.
         A kill before that leaves the envelope; a prune takes it, as all of whose name no point and no pin is there.
         """
-        pin_id = self.sealer.random(NAME_BYTES).hex()
+        pin_id = self._drawn()
         return pin_id, put_envelope(self.store, self.sealer, pin_id, vm_uuid, secrets, holder="pin")
 
     def put(self, record: PinRecord) -> PinRecord:
@@ -168,23 +151,15 @@ class Pins:
         its id is there, ObjectMissing or ObjectDamaged when a version or an envelope that it names is not there as it
         says, and InvalidRequest for what a reader would take for damage.
         """
-        record = record if record.id else replace(record, id=self.sealer.random(NAME_BYTES).hex())
+        record = record if record.id else replace(record, id=self._drawn())
         value = record.as_json()
-        try:
-            PinRecord.from_json(value, f"the pin of VM {record.vm_name!r}")
-        except ObjectDamaged as error:
-            raise InvalidRequest(f"{error.message}, so nothing could read it again", vm=record.vm_name) from error
+        called = f"the pin of VM {record.vm_name!r}"
+        require_readable(lambda what: PinRecord.from_json(value, what), called, record.vm_name)
         versions = [self._version(state) for state in record.states]
         envelope = stored_envelope(self.store, record.id) if record.secrets else None
         bound_secrets(self.store, self.sealer, replace(_bound(record), signature=None))
-        if self.signer is not None:
-            signer = self.signer()
-            put_host_key(self.store, self.sealer, self.repository, signer, record.created)
-            value[FIELD] = sign_pin(value, self.repository, signer, states=versions, envelope=envelope)
-        where = PINS + record.id
-        self.store.put(where, self.sealer.seal_alone(FrameKind.PIN, record.id, canonical(value)))
+        kept = replace(record, signature=self._put(value, states=versions, envelope=envelope))
         self._require_held(record)
-        kept = replace(record, signature=prove_pin(value, self.repository, record.id, where))
         self.secrets(kept)
         return kept
 
@@ -193,11 +168,7 @@ class Pins:
 
         The versions stay until a prune finds that nothing needs them.
         """
-        there = True
-        try:
-            self.store.delete(PINS + pin_id)
-        except ObjectMissing:
-            there = False
+        there = super().delete(pin_id)
         # Only when the pin is gone: what it keeps does not open without them. A point of its name is a stranger's, and
         # would lose an envelope of its own.
         if is_name(pin_id) and not self.store.exists(POINTS + pin_id):

@@ -66,14 +66,17 @@ from vmkeep.repository.pins import PinRecord, Pins
 from vmkeep.repository.record import BlockRef, PointRecord, StateVersion, StoredDisk
 from vmkeep.repository.seal import Compress, Domain, Random, Sealer, frame_bytes_limit
 from vmkeep.repository.store import ObjectStore, create_store, open_store
-from vmkeep.repository.verify import PointReport, Progress, RepositoryReport, Verification
 from vmkeep.repository.writer import PointWriter
 
 if TYPE_CHECKING:
     from vmkeep.buckets import BucketAccess
+    from vmkeep.planning.rota import Budget
     from vmkeep.repository.marks import Marks
     from vmkeep.repository.probe import BucketReport
+    from vmkeep.repository.proofs import Proofs
     from vmkeep.repository.prune import PruneOptions, PruneReport, Stage
+    from vmkeep.repository.reports import PointReport, RepositoryReport
+    from vmkeep.repository.verify import Progress, Verification
 
 # No put takes longer, and no writer is silent for so long.
 _LEFT = timedelta(hours=1)
@@ -609,12 +612,24 @@ class Repository:
         """
         return self._verification(sample, progress).point(point_id)
 
-    def verify_all(self, *, sample: float = 1.0, progress: Progress | None = None) -> RepositoryReport:
+    def verify_all(
+        self, *, sample: float = 1.0, progress: Progress | None = None, proofs: Proofs | None = None
+    ) -> RepositoryReport:
         """Read every object, and say of each that is damaged, missing, foreign or unreadable which points it harms.
 
-        Raises StoreError when many of them cannot be read.
+        ``proofs`` takes note of what was read whole. Raises StoreError when many of them cannot be read.
         """
-        return self._verification(sample, progress).everything(self._format, self._key, self.keyring)
+        return self._verification(sample, progress).everything(self._format, self._key, self.keyring, proofs)
+
+    def verify_portion(self, budget: Budget, proofs: Proofs, *, progress: Progress | None = None) -> RepositoryReport:
+        """Read what ``proofs`` says was longest not read, as much as the budget allows; as ``verify_all``."""
+        return self._verification(1.0, progress).portion(self._format, self._key, self.keyring, proofs, budget)
+
+    def proofs(self, cache: Path) -> Proofs:
+        """Open the record of what was verified, a file below ``cache``. Raises as ``Proofs``."""
+        from vmkeep.repository.proofs import Proofs, proofs_path
+
+        return Proofs(proofs_path(cache, self.id))
 
     def prune(
         self,
@@ -687,6 +702,8 @@ class Repository:
         return bool(unsure) and self._store.now() - max(writer.renewed for writer in unsure) < _SILENT
 
     def _verification(self, sample: float, progress: Progress | None) -> Verification:
+        from vmkeep.repository.verify import Verification
+
         return Verification(self._store, self._sealer, self.point, self.id, sample=sample, progress=progress)
 
     def _entries(self, pack: bytes, size_bytes: int) -> Sequence[PackEntry] | None:

@@ -29,13 +29,6 @@ from vmkeep.repository.store import ObjectStore
 from vmkeep.values import dataclass
 
 FIELD: Final = "signature"
-_POINT_DOMAIN: Final = b"vmkeep point signature v1\n"
-_PIN_DOMAIN: Final = b"vmkeep pin signature v1\n"
-_DELETION_DOMAIN: Final = b"vmkeep deletion signature v1\n"
-_MARK_DOMAINS: Final = {
-    "removal": b"vmkeep removal signature v1\n",
-    "protection": b"vmkeep protection signature v1\n",
-}
 _HOST_DOMAIN: Final = b"vmkeep host key v1\n"
 _KEY_DIGITS, _VALUE_DIGITS, _HASH_DIGITS = 64, 128, 64
 _HOST_LENGTH, _TIME_LENGTH = 255, 40
@@ -101,29 +94,7 @@ def sign_point(
 
     ``states`` are the versions that the record names, ``envelope`` is the point's envelope as stored.
     """
-    return _POINT.sign(record, repository, signer, states, _hash_of(envelope))
-
-
-def sign_pin(
-    record: Mapping[str, Any],
-    repository: str,
-    signer: Signer,
-    *,
-    states: Sequence[StateVersion],
-    envelope: bytes | None = None,
-) -> dict[str, Any]:
-    """Return the signature of a pin, as ``sign_point`` that of a point."""
-    return _PIN.sign(record, repository, signer, states, _hash_of(envelope))
-
-
-def sign_deletion(record: Mapping[str, Any], repository: str, signer: Signer) -> dict[str, Any]:
-    """Return the signature of a proof of deletion, which reaches nothing by name."""
-    return _DELETION.sign(record, repository, signer, (), None)
-
-
-def sign_mark(noun: str, record: Mapping[str, Any], repository: str, signer: Signer) -> dict[str, Any]:
-    """Return the signature of a "removal" or a "protection" of a point, which reaches nothing by name."""
-    return _MARKS[noun].sign(record, repository, signer, (), None)
+    return _POINT.sign(record, repository, signer, states, envelope)
 
 
 def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where: str) -> Signature | None:
@@ -135,26 +106,10 @@ def prove_point(value: Mapping[str, Any], repository: str, point_id: str, where:
     return _POINT.prove(value, repository, point_id, where)
 
 
-def prove_pin(value: Mapping[str, Any], repository: str, pin_id: str, where: str) -> Signature | None:
-    """Return the signature of a pin that was read, proved, as ``prove_point`` that of a point."""
-    return _PIN.prove(value, repository, pin_id, where)
-
-
-def prove_deletion(value: Mapping[str, Any], repository: str, deletion_id: str, where: str) -> Signature | None:
-    """Return the signature of a proof of deletion that was read, proved, as ``prove_point`` that of a point."""
-    return _DELETION.prove(value, repository, deletion_id, where)
-
-
-def prove_mark(noun: str, value: Mapping[str, Any], repository: str, point_id: str, where: str) -> Signature | None:
-    """Return the signature of a "removal" or a "protection" that was read, proved, as ``prove_point`` does."""
-    return _MARKS[noun].prove(value, repository, point_id, where)
-
-
 @dataclass(frozen=True, slots=True)
-class _Signed:
-    """A kind of object that is signed: what begins the text that is signed, and what it is called."""
+class Signed:
+    """A kind of object that is signed, by what it is called: a "point", a "pin", a "removal"."""
 
-    domain: bytes
     noun: str
 
     def sign(
@@ -162,11 +117,15 @@ class _Signed:
         record: Mapping[str, Any],
         repository: str,
         signer: Signer,
-        states: Sequence[StateVersion],
-        envelope: str | None,
+        states: Sequence[StateVersion] = (),
+        envelope: bytes | None = None,
     ) -> dict[str, Any]:
+        """Return the signature as it stands in the object, for the object without one as JSON.
+
+        ``states`` are the versions that it names, ``envelope`` is its envelope as stored.
+        """
         unsigned = {
-            "envelope": envelope,
+            "envelope": _hash_of(envelope),
             "installation": signer.installation,
             "key": signer.public_key.hex(),
             "machine": signer.machine,
@@ -176,6 +135,7 @@ class _Signed:
         return {**unsigned, "value": value.hex()}
 
     def prove(self, value: Mapping[str, Any], repository: str, name: str, where: str) -> Signature | None:
+        """Return the signature of an object that was read, proved, as ``prove_point`` that of a point."""
         if FIELD not in value:
             return None
         found = value[FIELD]
@@ -196,7 +156,7 @@ class _Signed:
 
     def _text(self, record: Mapping[str, Any], repository: str, name: str) -> bytes:
         """Return what is signed. ``record`` is all of the object but the value of the signature."""
-        return self.domain + canonical(
+        return b"vmkeep %b signature v1\n" % self.noun.encode() + canonical(
             {
                 "format": f"{FORMAT_NAME} {MAJOR}",
                 self.noun: name,
@@ -214,10 +174,7 @@ class _Signed:
         )
 
 
-_POINT: Final = _Signed(_POINT_DOMAIN, "point")
-_PIN: Final = _Signed(_PIN_DOMAIN, "pin")
-_DELETION: Final = _Signed(_DELETION_DOMAIN, "deletion")
-_MARKS: Final = {noun: _Signed(domain, noun) for noun, domain in _MARK_DOMAINS.items()}
+_POINT: Final = Signed("point")
 
 
 def signature_of(record: PointRecord) -> Signature | None:

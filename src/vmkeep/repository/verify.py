@@ -8,12 +8,12 @@ reported as that (``readings``).
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
+from contextlib import suppress
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from vmkeep.errors import (
     HostExhausted,
@@ -29,7 +29,6 @@ from vmkeep.errors import (
 )
 from vmkeep.keys import KeyMaterial
 from vmkeep.keys.material import KEY_FILE
-from vmkeep.pool import Pool
 from vmkeep.repository.deletions import Deletions
 from vmkeep.repository.envelopes import get_envelope, open_envelope
 from vmkeep.repository.fetch import Frames, describe, fetch_frames, refuse_oversize, windows
@@ -48,32 +47,34 @@ from vmkeep.repository.layout import (
     FORMAT_OBJECT,
     HOSTS,
     KEYRING,
-    PACK_HEADER_BYTES,
     PACKS,
     PINS,
     POINTS,
     STATES,
-    TRAILER_BYTES,
     FrameKind,
     PackEntry,
     is_name,
     pack_name,
     pack_of_name,
     parse_canonical,
-    parse_trailer,
     sealed_bytes_limit,
 )
 from vmkeep.repository.manifest import Children, Geometry, decode_node, geometry_of, node_frame_bytes_limit
-from vmkeep.repository.packs import open_index, read_index
+from vmkeep.repository.packreading import PackReader, beside_frames
+from vmkeep.repository.packs import read_index
 from vmkeep.repository.pins import Pins
 from vmkeep.repository.readings import Readings, is_unread
 from vmkeep.repository.record import BlockRef, PointRecord, StateRef, StateVersion, StoredDisk
+from vmkeep.repository.reports import Finding, PointReport, RepositoryReport, findings_of
 from vmkeep.repository.sampling import Share
-from vmkeep.repository.seal import Sealer, frame_bytes_limit
+from vmkeep.repository.seal import Sealer
 from vmkeep.repository.signatures import get_host_key, require_signed_state
 from vmkeep.repository.states import get_state
 from vmkeep.repository.store import ObjectStore
-from vmkeep.values import dataclass
+
+if TYPE_CHECKING:
+    from vmkeep.planning.rota import Budget
+    from vmkeep.repository.proofs import Proofs
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes read so far and bytes to read (0 where that is not known)."""
@@ -81,87 +82,25 @@ Progress: TypeAlias = Callable[[int, int], None]
 _INDEXES = 256
 _INDEX_ROWS = 256 * 1024
 """Of rows in all indexes that are kept: each takes some 250 bytes."""
-_WHOLE_PACK_BYTES = 64 * 1024 * 1024
-"""A larger pack is read piece by piece; writers close theirs at 16 MiB."""
 _SOUND_NODES = 200_000
-_PACKS_AT_A_TIME = 2
+_SHARE_OF_BAD_PACKS, _SHARE_OF_PACKS = 0.25, 0.75
+"""Of a budget: what was not sound is read each time, but keeps nothing else from its turn. The rest is for manifests,
+which say what is missing altogether."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One object that is not as it was written, and the points that cannot be restored in full for it."""
+def _while_unused(
+    packs: Iterable[bytes], sizes: Mapping[bytes, int], read_bytes: int, is_used: Callable[[int], bool]
+) -> Iterator[bytes]:
+    """Yield packs until their share of a budget is used, of which ``read_bytes`` were read; one at least.
 
-    object: str
-    what: str
-    harms: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PointReport:
-    """``unreadable`` are objects that gave an error, ``unsteady`` such as were wrong once and right the second time."""
-
-    point_id: str
-    findings: tuple[Finding, ...]
-    blocks: int
-    bytes_read: int
-    unreadable: tuple[Finding, ...] = ()
-    unsteady: tuple[Finding, ...] = ()
-
-    @property
-    def sound(self) -> bool:
-        """Whether the point can be restored in full: a finding may be about what restoring does not need."""
-        return not any(self.point_id in finding.harms for finding in (*self.findings, *self.unreadable))
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryReport:
-    """``points`` are those looked at; ``harmed`` those that cannot be restored in full.
-
-    ``blocks`` is how many were read. ``damaged_packs`` are there, but later points should not use them: see
-    ``Repository.condemn``; ``pardoned_packs`` are condemned and were proved sound. ``unreadable`` and ``unsteady`` are
-    as in a point's report.
+    Without that one what is too small for the rest of a run would never come to an end. A pack counts when its reading
+    begins, as several are read at a time.
     """
-
-    findings: tuple[Finding, ...]
-    points: tuple[str, ...]
-    packs: int
-    bytes_read: int
-    damaged_packs: tuple[bytes, ...] = ()
-    blocks: int = 0
-    unreadable: tuple[Finding, ...] = ()
-    unsteady: tuple[Finding, ...] = ()
-    pardoned_packs: tuple[bytes, ...] = ()
-
-    @property
-    def harmed(self) -> tuple[str, ...]:
-        return tuple(sorted({point for finding in self.findings for point in finding.harms}))
-
-    @property
-    def sound(self) -> bool:
-        return not self.findings and not self.unreadable
-
-
-@dataclass(frozen=True, slots=True)
-class _PackRead:
-    """What reading a pack found. ``problem``: of its structure, or that it cannot be read; ``bad``: frames that did not
-    open, by offset.
-
-    ``size_bytes`` is how much was read, and ``blocks`` the number of blocks in that.
-    """
-
-    size_bytes: int
-    problem: VmkeepError | None = None
-    blocks: int = 0
-    bad: tuple[tuple[int, str], ...] = ()
-
-
-def _sorted(found: Mapping[tuple[str, str], set[str]]) -> tuple[Finding, ...]:
-    return tuple(Finding(name, what, tuple(sorted(harms))) for (name, what), harms in sorted(found.items()))
-
-
-def _beside_frames(entries: Sequence[PackEntry], size_bytes: int) -> int:
-    """Return how much of a pack is header, index and trailer, which are read for the index."""
-    return PACK_HEADER_BYTES + size_bytes - max((entry.offset + entry.length for entry in entries), default=0)
+    for number, pack in enumerate(packs):
+        if number and is_used(read_bytes):
+            return
+        read_bytes += sizes[pack]
+        yield pack
 
 
 class Verification:
@@ -189,6 +128,9 @@ class Verification:
         self._read_bytes = 0
         self._total_bytes = 0
         self._blocks = 0
+        self._packs_read = 0
+        # Whether what is in packs that were not read counts as sound.
+        self._unread_counts = False
         self._sizes: dict[bytes, int] | None = None
         # Packs that went since they were listed: a prune moved what was needed of them.
         self._gone: set[bytes] = set()
@@ -209,19 +151,72 @@ class Verification:
         findings, unread, unsteady = self._findings(), self._unread(), self._unsteady()
         return PointReport(point_id, findings, self._blocks, self._read_bytes, unread, unsteady)
 
-    def everything(self, format_bytes: bytes, key: KeyMaterial, keyring: Keyring) -> RepositoryReport:
-        """Prove every object: format, keyring, packs with their unreferenced frames, state versions, points, notes."""
+    def everything(
+        self, format_bytes: bytes, key: KeyMaterial, keyring: Keyring, proofs: Proofs | None = None
+    ) -> RepositoryReport:
+        """Prove every object: format, keyring, packs with their unreferenced frames, state versions, points, notes.
+
+        ``proofs`` takes note of the packs that were read whole.
+        """
+        points = self._listed_points()
+        self._check_keyring(format_bytes, key, keyring, points)
+        sizes = self._pack_sizes()
+        if proofs is not None and self._share is None:
+            proofs.meet(sizes, frozenset(points))
+        self._total_bytes = int(sum(sizes.values()) * self._sample)
+        self._check_pack_names()
+        self._check_packs(sizes, proofs if self._share is None else None)
+        self._check_small()
+        for point_id in points:
+            self._check_point_there(point_id, proofs if self._share is None else None)
+        self._check_notes()
+        if proofs is not None and self._share is None:
+            proofs.end_run()
+        return self._report(points)
+
+    def portion(
+        self, format_bytes: bytes, key: KeyMaterial, keyring: Keyring, proofs: Proofs, budget: Budget
+    ) -> RepositoryReport:
+        """Prove what is small, then packs and the manifests of points, those first that were longest not read.
+
+        What a pack that is there holds counts as sound as long as it is not read. When one is damaged, the manifests of
+        all points are read, whatever is left of the budget, so that each point is named that needs it.
+        """
+        began = time.monotonic()
+
+        def is_used(share: float, size_bytes: int) -> bool:
+            return budget.is_used((time.monotonic() - began) / share, int(size_bytes / share))
+
+        self._unread_counts = True
+        points = self._listed_points()
+        self._check_keyring(format_bytes, key, keyring, points)
+        self._check_small()
+        self._check_notes()
+        self._check_pack_names()
+        sizes = self._pack_sizes()
+        proofs.meet(sizes, frozenset(points))
+        self._total_bytes = max(budget.size_bytes or 0, self._read_bytes)
+        for bad, share in ((True, _SHARE_OF_BAD_PACKS), (False, _SHARE_OF_PACKS)):
+            packs = [pack for pack in proofs.packs(bad=bad) if pack in sizes and pack not in self._proved]
+            self._check_packs(_while_unused(packs, sizes, self._read_bytes, partial(is_used, share)), proofs)
+        for number, point_id in enumerate(list(proofs.points())):
+            if number and is_used(1.0, self._read_bytes) and not (self._bad or self._unsound or self._gone):
+                break
+            self._check_point_there(point_id, proofs)
+        proofs.end_run()
+        return self._report(points)
+
+    def _listed_points(self) -> list[str]:
         points = []
         for item in self._store.list(POINTS):
             if is_name(item.name.removeprefix(POINTS)):
                 points.append(item.name.removeprefix(POINTS))
             else:
                 self._find(item.name, "this is not an object of a repository")
-        points.sort()
-        self._check_keyring(format_bytes, key, keyring, points)
-        sizes = self._pack_sizes()
-        self._total_bytes = int(sum(sizes.values()) * self._sample)
-        self._check_packs(sizes)
+        return sorted(points)
+
+    def _check_small(self) -> None:
+        """Prove what is neither a pack nor a point."""
         for item in self._store.list(STATES):
             if is_name(item.name.removeprefix(STATES)):
                 self._state_problem(item.name.removeprefix(STATES))
@@ -234,14 +229,17 @@ class Verification:
         self._check_lone(PINS, self._check_pin)
         self._check_lone(DELETIONS, self._check_deletion)
         self._check_marks()
-        for point_id in points:
-            try:
-                self._check_point(point_id)
-                self._require_there(point_id)
-            except PointNotFound:
-                continue  # removed since the points were listed
-        self._check_notes()
-        findings = self._findings()
+
+    def _check_point_there(self, point_id: str, proofs: Proofs | None) -> None:
+        """Prove a point, unless it was removed since the points were listed."""
+        with suppress(PointNotFound):
+            self._check_point(point_id)
+            self._require_there(point_id)
+            if proofs is not None:
+                proofs.note_point(point_id)
+
+    def _report(self, points: Sequence[str]) -> RepositoryReport:
+        findings, sizes = self._findings(), self._pack_sizes()
         damaged = sorted({pack for item in findings if (pack := pack_of_name(item.object)) in sizes})
         return RepositoryReport(
             findings,
@@ -253,6 +251,7 @@ class Verification:
             self._unread(),
             self._unsteady(),
             self._pardoned(),
+            self._packs_read,
         )
 
     def _pardoned(self) -> tuple[bytes, ...]:
@@ -405,7 +404,7 @@ class Verification:
         for block, named in present:
             ref = self._actual(FrameKind.BLOCK, named)
             if ref.pack not in self._proved:
-                unread.append((block, ref))
+                unread += [(block, ref)] * (not self._is_taken_for_sound(ref.pack))
                 continue
             entry = self._index(ref.pack).get(ref.offset)
             problem = self._bad.get((ref.pack, ref.offset)) or self._entry_problem(FrameKind.BLOCK, ref)
@@ -428,6 +427,10 @@ class Verification:
                     self._tell(pack_name(ref.pack), opened, point_id)
                     sound = False
         return sound
+
+    def _is_taken_for_sound(self, pack: bytes) -> bool:
+        """Return whether nobody asks for what is in a pack that was not read, as long as it is there."""
+        return self._unread_counts and pack in self._pack_sizes() and pack not in self._unsound | self._gone
 
     # -- frames and packs ------------------------------------------------------------------------------------------
 
@@ -524,7 +527,7 @@ class Verification:
             known = size
             entries = self._readings.twice(pack_name(pack), lambda: read_index(self._store, self._sealer, pack, known))
             if pack not in self._proved:
-                self._advance(_beside_frames(entries, size))
+                self._advance(beside_frames(entries, size))
             index = self._keep_index(pack, entries)
         self._indexes.move_to_end(pack)
         return index
@@ -550,15 +553,22 @@ class Verification:
             self._sizes = stored_packs(self._store)
         return self._sizes
 
-    def _check_packs(self, sizes: dict[bytes, int]) -> None:
+    def _check_pack_names(self) -> None:
         for item in self._store.list(PACKS):
             if pack_of_name(item.name) is None:
                 self._find(item.name, "this is not an object of a repository")
-        for pack, read in self._read_packs(list(sizes)):
+
+    def _check_packs(self, packs: Iterable[bytes], proofs: Proofs | None) -> None:
+        reader = PackReader(self._store, self._sealer, self._readings, self._pack_sizes(), self._share)
+        for pack, read in reader.read_all(packs):
             self._advance(read.size_bytes)
             if isinstance(read.problem, ObjectMissing):
                 self._gone.add(pack)
                 continue
+            self._packs_read += 1
+            if proofs is not None and not (read.problem is not None and is_unread(read.problem)):
+                bad = read.problem.message if read.problem is not None else read.bad[0][1] if read.bad else None
+                proofs.note_pack(pack, bad)
             if read.problem is not None:
                 self._unsound.add(pack)
                 self._tell(pack_name(pack), read.problem)
@@ -568,90 +578,6 @@ class Verification:
             for offset, message in read.bad:
                 self._bad[pack, offset] = message
                 self._find(pack_name(pack), message)
-
-    def _read_packs(self, packs: Sequence[bytes]) -> Iterator[tuple[bytes, _PackRead]]:
-        waiting: deque[tuple[bytes, Future[_PackRead]]] = deque()
-        pool = Pool(max_workers=_PACKS_AT_A_TIME, thread_name_prefix="vmkeep-verify")
-        try:
-            for pack in packs:
-                waiting.append((pack, pool.submit(self._read_pack, pack, self._pack_sizes()[pack])))
-                if len(waiting) > _PACKS_AT_A_TIME:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _read_pack(self, pack: bytes, size_bytes: int) -> _PackRead:
-        """Read a pack, or the share of it, and open every frame that was read; what is wrong is read again."""
-        taken: set[int] = set()  # the second attempt reads the frames of the first, or it proves nothing of them
-        read = self._read_pack_once(pack, size_bytes, taken)
-        damaged = read.problem is not None and not is_unread(read.problem)
-        if not damaged and not read.bad:
-            return read
-        self._store.forget_cached(pack_name(pack))
-        again = self._read_pack_once(pack, size_bytes, taken)
-        bad = tuple(frame for frame in again.bad if read.problem is not None or frame in read.bad)
-        if again.problem is None and not bad:
-            what = read.problem.message if read.problem is not None else read.bad[0][1]
-            self._readings.unsteady[pack_name(pack)] = what
-        return replace(again, bad=bad)
-
-    def _read_pack_once(self, pack: bytes, size_bytes: int, taken: set[int]) -> _PackRead:
-        try:
-            if self._share is not None:
-                return self._read_share(pack, size_bytes, self._share, taken)
-            if size_bytes > _WHOLE_PACK_BYTES:
-                return self._read_large_pack(pack, size_bytes)
-            (content,) = self._store.ranges(pack_name(pack), [(0, size_bytes)]) if size_bytes else [memoryview(b"")]
-            start, length = parse_trailer(bytes(content[-TRAILER_BYTES:]), len(content), pack)
-            header = bytes(content[:PACK_HEADER_BYTES])
-            entries = open_index(self._sealer, pack, header, content[start : start + length], start)
-        except VmkeepError as error:
-            return _PackRead(size_bytes, problem=error)
-        frames = (content[entry.offset : entry.offset + entry.length] for entry in entries)
-        return self._opened(pack, entries, frames, size_bytes)
-
-    def _read_large_pack(self, pack: bytes, size_bytes: int) -> _PackRead:
-        """Read a pack frame by frame: what another writer made of it must not decide how much memory this takes."""
-        entries = read_index(self._store, self._sealer, pack, size_bytes)
-        return self._opened(pack, entries, self._one_by_one(pack, entries), size_bytes)
-
-    def _one_by_one(self, pack: bytes, entries: Sequence[PackEntry]) -> Iterator[memoryview]:
-        """Yield frames; one that is longer than it can be is not read, and what is yielded opens as damage."""
-        for entry in entries:
-            too_long = entry.length > frame_bytes_limit(entry.kind)
-            ref = BlockRef(entry.id, pack, entry.offset, entry.length)
-            yield memoryview(b"") if too_long else fetch_frames(self._store, [ref])[0]
-
-    def _read_share(self, pack: bytes, size_bytes: int, share: Share, taken: set[int]) -> _PackRead:
-        """Read the frames at the offsets ``taken``, or, when there are none yet, choose them and note them there."""
-        entries = read_index(self._store, self._sealer, pack, size_bytes)
-        if not taken:
-            taken.update(entry.offset for entry in share.of(entries, lambda item: (pack, item.offset, item.length)))
-        chosen = [entry for entry in sorted(entries, key=lambda item: item.offset) if entry.offset in taken]
-        read_bytes = _beside_frames(entries, size_bytes) + sum(entry.length for entry in chosen)
-        if size_bytes > _WHOLE_PACK_BYTES:
-            return self._opened(pack, chosen, self._one_by_one(pack, chosen), read_bytes)
-        refs = [BlockRef(entry.id, pack, entry.offset, entry.length) for entry in chosen]
-        return self._opened(pack, chosen, fetch_frames(self._store, refs), read_bytes)
-
-    def _opened(
-        self, pack: bytes, entries: Sequence[PackEntry], frames: Iterable[memoryview], read_bytes: int
-    ) -> _PackRead:
-        bad: list[tuple[int, str]] = []
-        for entry, frame in zip(entries, frames, strict=True):
-            where = f"{pack_name(pack)} at {entry.offset}"
-            try:
-                plain = self._sealer.open(entry.kind, entry.id, frame, where)
-                if len(plain) != entry.plain_bytes:
-                    bad.append((entry.offset, f"{where} has a wrong length"))
-            except ObjectDamaged as error:
-                bad.append((entry.offset, error.message))
-        blocks = sum(entry.kind is FrameKind.BLOCK for entry in entries)
-        return _PackRead(read_bytes, blocks=blocks, bad=tuple(bad))
 
     # -- format and keyring ----------------------------------------------------------------------------------------
 
@@ -705,10 +631,10 @@ class Verification:
         self._found.setdefault((name, what), set()).update(harms)
 
     def _findings(self) -> tuple[Finding, ...]:
-        return _sorted(self._found)
+        return findings_of(self._found)
 
     def _unread(self) -> tuple[Finding, ...]:
-        return _sorted(self._readings.unread)
+        return findings_of(self._readings.unread)
 
     def _unsteady(self) -> tuple[Finding, ...]:
         return tuple(Finding(name, what) for name, what in sorted(self._readings.unsteady.items()))

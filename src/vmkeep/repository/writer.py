@@ -188,13 +188,16 @@ class DiskWriter:
             raise InvalidRequest(f"a block of {len(data)} bytes does not fit blocks of {self._disk.block_bytes}")
         return self.seal_run(data)[0]
 
-    def seal_run(self, data: bytes | memoryview) -> list[BlockRef | None]:
-        """Store the blocks of a run, as ``seal`` does for one: whole blocks, and the disk's last one at the end."""
+    def seal_run(self, *pieces: bytes | memoryview) -> list[BlockRef | None]:
+        """Store the blocks of a run, as ``seal`` does for one: whole blocks, and the disk's last one at the end.
+
+        The run may come in pieces, each of whole blocks as well.
+        """
         size = self._disk.block_bytes
-        whole = memoryview(data)
-        plains = [whole[at : at + size] for at in range(0, len(data), size)]
-        if not plains or len(plains[-1]) not in (size, self._last_bytes):
-            raise InvalidRequest(f"a run of {len(data)} bytes does not fit blocks of {size}")
+        plains = [memoryview(piece)[at : at + size] for piece in pieces for at in range(0, len(piece), size)]
+        whole = all(len(plain) == size for plain in plains[:-1])
+        if not plains or not whole or len(plains[-1]) not in (size, self._last_bytes):
+            raise InvalidRequest(f"a run of {sum(map(len, pieces))} bytes does not fit blocks of {size}")
         ids = [self._placer.sealer.id_of(FrameKind.BLOCK, plain) for plain in plains]
         # A block of zeros is known by its id, which is needed of every other block anyway: a comparison would read
         # each block once more.

@@ -283,6 +283,29 @@ def test_verify_proves_sound_points_and_names_harmed_ones(first: Path, tmp_path:
         assert "damaged" in answer.err
 
 
+def test_verify_by_a_budget_goes_on_where_it_ended_and_status_tells(first: Path, tmp_path: Path) -> None:
+    assert vmkeep(first, "verify", "--budget", "1").status == 2
+    assert vmkeep(first, "verify", "--budget", "1G", "--all").status == 2
+    packs = list((tmp_path / "repository" / "packs").glob("*/*"))
+    proved = 0
+    while proved < len(packs):
+        read = vmkeep(first, "verify", "--budget", "1K", "--json").document()
+        assert (read["ok"], read["verified"], read["sample"], read["rota"]["packs"]) == (True, [], None, len(packs))
+        assert read["rota"]["proved"] == min(len(packs), proved + read["packs"]) > proved
+        proved = read["rota"]["proved"]
+    told = vmkeep(first, "verify", "--budget", "2h").out.splitlines()
+    assert told[0].startswith(f"{len(packs)} of {len(packs)} packs read, ")
+    assert re.fullmatch(r"100 % of the bytes in packs proved within 30 days; the oldest proof is of [-0-9: ]+", told[1])
+    assert re.search(r"verified +100 % of the bytes within 30 days", vmkeep(first, "status").out)
+    for pack in packs:
+        content = bytearray(pack.read_bytes())
+        content[len(content) // 2] ^= 1
+        pack.write_bytes(content)
+    answer = vmkeep(first, "verify", "--budget", "2h", "--json")
+    assert answer.status == 20
+    assert [point["ok"] for point in answer.document()["verified"]] == [False, False]
+
+
 def test_point_that_vanished_from_the_repository_is_found_by_verify(first: Path, tmp_path: Path) -> None:
     gone = min((tmp_path / "repository" / "points").iterdir())
     gone.unlink()

@@ -201,6 +201,19 @@ def test_blocks_out_of_order_or_of_a_wrong_length_are_refused(tmp_path: Path) ->
             disk.record_zero(70, 1)
 
 
+def test_run_may_come_in_pieces_of_whole_blocks_and_in_no_others(tmp_path: Path) -> None:
+    repository = Repository.create(str(tmp_path / "r"), sample_key())
+    with begin(repository, tmp_path) as writer:
+        disk = writer.disk(size_bytes=3 * BLOCK + 1000, block_bytes=BLOCK)
+        first, second, zero, short = disk.seal_run(b"1" * BLOCK, b"2" * BLOCK + bytes(BLOCK), b"3" * 1000)
+        assert (first, second) == tuple(disk.seal_run(b"1" * BLOCK + b"2" * BLOCK))
+        assert zero is None
+        assert short == disk.seal(b"3" * 1000)
+        for pieces in ((b"1" * 1000, b"2" * BLOCK), (b"1" * BLOCK, b"2" * 999), ()):
+            with pytest.raises(InvalidRequest, match="does not fit"):
+                disk.seal_run(*pieces)
+
+
 def test_huge_sparse_disk_takes_no_time_and_few_nodes(tmp_path: Path) -> None:
     repository = Repository.create(str(tmp_path / "r"), sample_key())
     blocks = 2 * 1024**4 // 65536

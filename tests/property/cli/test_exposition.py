@@ -18,7 +18,7 @@ _MEANS = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 def status(*vms: ProtectedVm) -> Status:
     moment = "2026-11-30T12:00:00.000000+00:00"
-    return Status(moment, vms, (), "stands", "watching", None, (), None, None)
+    return Status(moment, vms, (), "stands", "watching", None, None, (), None, None)
 
 
 @given(st.text(alphabet=st.characters(), max_size=20))

@@ -219,8 +219,8 @@ def restore_to_files(world: World, guest: Guest, chance: random.Random) -> str:
 
 @operation(1, has_points, while_saved=True)
 def verify(world: World, guest: Guest, chance: random.Random) -> str:
-    what = chance.choice(("--all", guest.name, *sorted(world.points_of(guest))[:2]))
-    sample = ["--sample", "20"] if chance.random() < 0.3 else []
+    what = chance.choice(("--all", "--budget=10M", guest.name, *sorted(world.points_of(guest))[:2]))
+    sample = ["--sample", "20"] if chance.random() < 0.3 and not what.startswith("--budget") else []
     outcome = world.commands.run("verify", what, *sample)
     world.expect(outcome)
     if not outcome.document["ok"]:

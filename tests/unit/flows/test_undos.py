@@ -12,7 +12,16 @@ from dbos import DBOS
 from sqlalchemy.exc import OperationalError
 
 from vmkeep.catalog import MemoryCatalog
-from vmkeep.errors import Cancelled, NoSpace, RestorePending, UndoStopped, VmkeepError
+from vmkeep.errors import (
+    Cancelled,
+    HypervisorHangs,
+    HypervisorUnavailable,
+    NoSpace,
+    RestorePending,
+    UndoStopped,
+    VmkeepError,
+)
+from vmkeep.flows import plan as plan_module
 from vmkeep.flows import services as services_module
 from vmkeep.flows.plan import Plan
 from vmkeep.flows.services import Services, stoppable
@@ -116,6 +125,40 @@ def test_undos_that_build_upon_each_other_end_with_the_one_that_fails(
     assert error.hint.startswith("Make room. ")
     assert "`vmkeep ops resume operation`" in error.hint
     assert VmkeepError.from_dict(error.as_dict()).as_dict() == error.as_dict()
+
+
+def test_undos_wait_for_a_libvirtd_that_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_RETURN_SECONDS", 5.0)
+    monkeypatch.setattr(plan_module, "_RETURN_POLL_SECONDS", 0.0)
+    plan, done = _planned(monkeypatch, lambda function: function(), undos_stop=True)
+    answers: list[VmkeepError] = [HypervisorUnavailable("client socket is closed"), HypervisorUnavailable("refused")]
+
+    def put_back(_: object) -> None:
+        if answers:
+            raise answers.pop()
+        done.append("third")
+
+    plan.step(lambda: "third", undo=put_back)
+    plan.undo_all(HypervisorUnavailable("Broken pipe"))
+    assert done == ["third", "second", "first"]
+
+
+@pytest.mark.parametrize("error", [HypervisorUnavailable("gone"), HypervisorHangs("hangs"), NoSpace("full")])
+def test_undos_do_not_wait_for_ever_and_not_for_what_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch, error: VmkeepError
+) -> None:
+    monkeypatch.setattr(plan_module, "_RETURN_SECONDS", 0.0)
+    plan, done = _planned(monkeypatch, lambda function: function(), undos_stop=True)
+    tried: list[object] = []
+
+    def put_back(result: object) -> None:
+        tried.append(result)
+        raise error
+
+    plan.step(lambda: "third", undo=put_back)
+    with pytest.raises(UndoStopped):
+        plan.undo_all(_FULL)
+    assert (tried, done) == (["third"], [])
 
 
 def test_stop_is_recorded_as_the_failure_of_the_step_that_was_to_come(monkeypatch: pytest.MonkeyPatch) -> None:

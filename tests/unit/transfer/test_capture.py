@@ -8,7 +8,7 @@ import pytest
 
 from vmkeep.errors import Interrupted, TransferError
 from vmkeep.repository import BlockRef
-from vmkeep.transfer.capture import READ_BYTES, BaseMismatch, Captured, capture_disk
+from vmkeep.transfer.capture import READ_BYTES, RUN_BYTES, BaseMismatch, Captured, capture_disk
 from vmkeep.transfer.source import MemorySource, SourceConnection
 
 BLOCK = 64 * 1024
@@ -23,7 +23,8 @@ class Kept:
         self.order: list[int] = []
         self._lock = threading.Lock()
 
-    def seal_run(self, data: bytes | memoryview) -> list[BlockRef | None]:
+    def seal_run(self, *pieces: bytes | memoryview) -> list[BlockRef | None]:
+        data = b"".join(pieces)
         refs: list[BlockRef | None] = []
         with self._lock:
             for at in range(0, len(data), BLOCK):
@@ -87,6 +88,15 @@ def test_runs_are_recorded_in_order_whatever_reader_is_first() -> None:
     sink = Kept(bytes(len(content)))
     capture(MemorySource(content), sink, workers=4)
     assert sink.order == sorted(sink.order)
+    assert bytes(sink.image) == content
+
+
+def test_long_runs_are_read_by_requests_that_qemu_has_memory_for() -> None:
+    content = b"\x01" * (RUN_BYTES + READ_BYTES + BLOCK + 512)
+    source, sink = MemorySource(content), Kept(bytes(len(content)))
+    capture(source, sink)
+    assert max(length for _, length in source.reads) == READ_BYTES
+    assert sum(length for _, length in source.reads) == len(content)
     assert bytes(sink.image) == content
 
 

@@ -145,6 +145,8 @@ class FindingCode(StrEnum):
     """A lock file that no process holds. It locks nothing."""
     PRUNE_UNFINISHED = "prune-unfinished"
     """A prune was killed, or waits for more than a day: the next one goes on with what it began."""
+    VERIFY_LATE = "verify-late"
+    """Something in the repository was not read, and proved, for longer than a month, although it is verified here."""
     LEFT_INTENT = "left-intent"
     """The repository still names a writer that is gone."""
 
@@ -285,6 +287,7 @@ _WARNINGS: Final = frozenset(
         FindingCode.GATE_BROKEN,
         FindingCode.POINT_NOT_KNOWN,
         FindingCode.PRUNE_UNFINISHED,
+        FindingCode.VERIFY_LATE,
         FindingCode.RUN_UNTOLD,
         FindingCode.LEFT_FILE,
         FindingCode.SCRATCH_HELD,
