@@ -90,6 +90,7 @@ def test_bytes_made_to_exhaust_the_reader_are_refused(raw: bytes) -> None:
 
 def test_class_that_is_no_task_is_not_carried_out() -> None:
     told = json.loads(write_command(SAFE))
-    for other in ({"$value": "VmLock", "fields": {}}, {"$fault": "x"}, {"$error": {}}, "WhoHoldsVm"):
+    others: list[Any] = [{"$value": "VmLock", "fields": {}}, {"$fault": "x"}, {"$error": {}}, "WhoHoldsVm"]
+    for other in others:
         with pytest.raises(InvalidRequest, match="refused"):
             read_command(json.dumps({**told, "task": other}).encode())

@@ -104,8 +104,9 @@ def conforms(value: Any, declared: Any) -> bool:  # noqa: C901  one arm a kind o
         return False
     if isinstance(value, Enum):
         return True
-    return dataclasses.is_dataclass(value) and all(
-        conforms(getattr(value, name), hint) for name, hint in _hints(type(value)).items()
+    held: type[Any] = type(value)
+    return dataclasses.is_dataclass(held) and all(
+        conforms(getattr(value, name), hint) for name, hint in _hints(held).items()
     )
 
 
