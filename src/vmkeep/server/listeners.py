@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Generator, Sequence
@@ -75,6 +76,8 @@ class Listeners:
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         """Raises InvalidRequest for a certificate that cannot be used, or an address that cannot be had."""
+        # Without a handler Python prints tracebacks of faults; with one, they are in the log of --debug alone.
+        logging.getLogger("uvicorn").addHandler(logging.NullHandler())
         self._servers = [_Server(_configured(listener)) for listener in listeners]
         self._sockets: list[socket.socket] = []
         try:

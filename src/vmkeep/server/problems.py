@@ -13,6 +13,7 @@ from vmkeep.logs import get_logger
 
 PROBLEM = "application/problem+json"
 _MOST_FIELDS = 5
+_FAULT_HINT = "This is a fault of vmkeep. Whoever runs the server finds it in the log of `vmkeep serve --debug`."
 _log = get_logger(__name__)
 
 
@@ -43,7 +44,9 @@ def answer_with_problems(application: FastAPI) -> None:
     @application.exception_handler(Exception)
     async def of_faults(request: Request, error: Exception) -> JSONResponse:
         _log.error("fault", path=request.url.path, fault=type(error).__name__)
-        return problem(fault_error(error))
+        told = fault_error(error)
+        # The words of a fault may be anything, and whoever asks may be anybody.
+        return problem(told if type(told) is not VmkeepError else VmkeepError("The server failed", hint=_FAULT_HINT))
 
 
 def _document(status: int, title: str, detail: str, more: dict[str, str | None]) -> JSONResponse:

@@ -138,10 +138,11 @@ def test_older_tls_is_refused(server: Running) -> None:
         httpx.get(f"{server.people}/health", verify=context)
 
 
-def test_fault_is_told_without_traceback(people: httpx.Client) -> None:
+def test_fault_is_told_without_its_words_or_traceback(people: httpx.Client) -> None:
     answer = people.get("/fault")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal-error")
     assert "Traceback" not in answer.text
+    assert "the words of a fault" not in answer.text
 
 
 def test_wrong_request_is_a_problem_that_does_not_repeat_what_was_sent(people: httpx.Client) -> None:
