@@ -117,6 +117,14 @@ class InvalidRequest(VmkeepError):
     default_hint = "See the command's --help."
 
 
+class RequestTooLarge(InvalidRequest):
+    """A request to the server that is longer than what it takes in."""
+
+    code = "request-too-large"
+    http_status = 413
+    default_hint = "Nothing of it was kept. Send less at once."
+
+
 class ChoiceRequired(InvalidRequest):
     """Two outcomes are possible and neither may be guessed."""
 
@@ -385,6 +393,15 @@ class DefinitionReaches(VmkeepError):
             vm=value.get("vm"),
             hint=value.get("hint"),
         )
+
+
+class HostRefused(VmkeepError):
+    """A host that spoke to the server without a certificate that says which host it is, or with one not admitted."""
+
+    code = "host-refused"
+    exit_status = 14
+    http_status = 403
+    default_hint = "Nothing was done for it. Give the host's agent the certificate that was made for this host."
 
 
 class PermissionRefused(VmkeepError):

@@ -25,6 +25,7 @@ _READERS = (
     _HERE / "custody" / "test_rewritten_variables.py",
     _HERE / "definition" / "test_foreign_definitions.py",
     _HERE / "flows" / "test_foreign_steps.py",
+    _HERE / "host" / "test_foreign_commands.py",
     _HERE / "host" / "test_hostile_qemu.py",
     _HERE / "moments" / "test_foreign_moments.py",
     _HERE / "moments" / "test_moment_texts.py",
