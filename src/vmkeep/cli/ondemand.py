@@ -56,7 +56,7 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "checkpoint": OnDemand("vmkeep.cli.checkpoint", "libvirt's checkpoints of a VM, and their health.", "app"),
     "snapshot": OnDemand("vmkeep.cli.snapshot", "libvirt's snapshots of a VM.", "app"),
     "host": OnDemand("vmkeep.cli.host", "The hosts that sign points, and which are trusted.", "app"),
-    "serve": OnDemand("vmkeep.cli.serve", "Serve a fleet."),
+    "serve": OnDemand("vmkeep.cli.serve", "The server of a fleet: not to be used yet."),
 }
 """The commands by name, in the order of the help."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmkeep.cli.session import DebugOption, JsonOption, session
+from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, session
 from vmkeep.errors import ToolMissing
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ def serve(
         str, typer.Option("--listen-agents", metavar="HOST:PORT", help="For agents, with their certificates.")
     ] = "127.0.0.1:8444",
     json: JsonOption = False,
+    connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Serve a fleet. For a service: it runs until it is ended."""
-    with session(context, json=json, connect=None, debug=debug) as running:
+    """Serve a fleet. For a service: it runs until it is ended. So far it answers whether it lives, and nothing else."""
+    with session(context, json=json, connect=connect, debug=debug) as running:
         with running.interruption.postponed():
             listening = _listeners(certificate, key, authority, people, agents)
 
