@@ -40,6 +40,9 @@ DEFAULT_LONGEST_PAUSE_SECONDS = 30
 DEFAULT_STATE_VERSIONS = "last=50, hourly=48, daily=90"
 """A guest that writes to its TPM all the time makes a version every few seconds; what it was yesterday stays."""
 DEFAULT_REMOVED_TPM_DAYS = 90
+DEFAULT_CERTIFICATE_DAYS = 30
+MAX_CERTIFICATE_DAYS = 398
+"""As long as browsers take a certificate for."""
 MAX_DAYS = 36_500
 
 _TYPES: Mapping[str, type[str | int]] = {
@@ -62,11 +65,15 @@ _TYPES: Mapping[str, type[str | int]] = {
     "max_rate": str,
     "max_requests": str,
     "verify_budget": str,
+    "server_address": str,
+    "agents_address": str,
+    "host_certificate_days": int,
 }
 _MOST: Mapping[str, int] = {
     "workers": MAX_WORKERS,
     "points_at_once": MAX_POINTS_AT_ONCE,
     "removed_tpm_days": MAX_DAYS,
+    "host_certificate_days": MAX_CERTIFICATE_DAYS,
 }
 _CHOICES: Mapping[str, tuple[str, str]] = {"compression": (ADAPTIVE, ALWAYS), "trial_start": (ON, OFF)}
 _AMOUNTS: Mapping[str, str] = {
@@ -122,6 +129,8 @@ class Settings:
     ``audience`` hears of runs of jobs.
     ``s3`` is the table of how buckets are reached, which holds no secret.
     ``limits`` is how fast a process may move data.
+    ``server_address`` and ``agents_address`` are where hosts of a fleet reach its server (HOST:PORT), as invites tell
+    it; ``host_certificate_days`` is the term of their certificates.
     """
 
     home: Path
@@ -147,6 +156,9 @@ class Settings:
     audience: Audience | None = None
     s3: Mapping[str, str | bool] = field(default_factory=dict)
     limits: Limits = Limits()
+    server_address: str = ""
+    agents_address: str = ""
+    host_certificate_days: int = DEFAULT_CERTIFICATE_DAYS
 
     def bucket_access(self, environ: Mapping[str, str] = os.environ) -> BucketAccess:
         """Return how a bucket is reached: by the table ``[s3]``, and what the AWS tools of this user are told.
@@ -186,6 +198,25 @@ class Settings:
     @property
     def signing_key_path(self) -> Path:
         return self.home / "host.key"
+
+    @property
+    def authority_path(self) -> Path:
+        """The key of the authority that this server has for its hosts."""
+        return self.home / "authority.key"
+
+    @property
+    def server_key_path(self) -> Path:
+        return self.home / "server.key"
+
+    @property
+    def authorities_path(self) -> Path:
+        """The certificates of authorities whose hosts this server takes."""
+        return self.home / "authorities.pem"
+
+    @property
+    def agent_key_path(self) -> Path:
+        """What this host has to speak to its server."""
+        return self.home / "agent.key"
 
     @property
     def cache_dir(self) -> Path:
@@ -256,6 +287,8 @@ def load_settings(
         vms=_vms(place / SETTINGS_FILE, found.get(_VMS, {})),
         objective_seconds=_span(found.get("objective")),
         verify_budget=str(found.get("verify_budget", "")),
+        server_address=str(found.get("server_address", "")),
+        agents_address=str(found.get("agents_address", "")),
         key_passphrase_file=Path(str(found[_OPENER])) if _OPENER in found else None,
         audience=_audience(place / SETTINGS_FILE, found[_TELL]) if _TELL in found else None,
         providers=_providers(place / SETTINGS_FILE, found[_KEYS]) if _KEYS in found else (),

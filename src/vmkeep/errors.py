@@ -224,6 +224,15 @@ class OperationNotFound(VmkeepError):
     default_hint = "`vmkeep ops list --all` shows the operations."
 
 
+class HostNotFound(VmkeepError):
+    """No host of that name or id in the fleet."""
+
+    code = "host-not-found"
+    exit_status = 8
+    http_status = 404
+    default_hint = "`vmkeep host list` shows the hosts."
+
+
 class MomentNotFound(VmkeepError):
     """The VM has no checkpoint or snapshot of that name, no current one, or this one has no parent."""
 
@@ -359,6 +368,15 @@ class HostUnfit(VmkeepError):
         )
 
 
+class ClockAstray(VmkeepError):
+    """The clock of this host differs so much from that of its server that no certificate can be judged."""
+
+    code = "clock-astray"
+    exit_status = 13
+    http_status = 409
+    default_hint = "Set the clock (`timedatectl`, chrony), and run the command again."
+
+
 class DefinitionReaches(VmkeepError):
     """The definition of a VM that another made names programs, files or devices of this host, or what may do so.
 
@@ -402,6 +420,18 @@ class HostRefused(VmkeepError):
     exit_status = 14
     http_status = 403
     default_hint = "Nothing was done for it. Give the host's agent the certificate that was made for this host."
+
+
+class AuthorityMismatch(VmkeepError):
+    """A server of a fleet that has not the authority which the token, or the last answer, named."""
+
+    code = "authority-mismatch"
+    exit_status = 14
+    http_status = 403
+    default_hint = (
+        "Nothing was sent to it. Somebody may stand in between: compare the fingerprint with `vmkeep ca show` on the "
+        "server, and ask for a new invite."
+    )
 
 
 class PermissionRefused(VmkeepError):
@@ -625,6 +655,15 @@ class HypervisorUnavailable(HypervisorError):
     exit_status = 31
     http_status = 503
     default_hint = "Check that libvirtd runs and that the URI (-c, LIBVIRT_DEFAULT_URI) is right."
+
+
+class ServerUnreachable(VmkeepError):
+    """The server of the fleet cannot be reached, or what answers there is none."""
+
+    code = "server-unreachable"
+    exit_status = 31
+    http_status = 503
+    default_hint = "See that `vmkeep serve` runs there, and that this host reaches the address. Then try it again."
 
 
 class HypervisorHangs(HypervisorUnavailable):

@@ -26,8 +26,8 @@ from vmkeep.values import dataclass
 _WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_LINKS: Final = 40
-_SECRET_FILES: Final = ("host.key",)
-_FILES: Final = ("vmkeep.toml", "catalog.sqlite", "flows.sqlite", *_SECRET_FILES)
+_SECRET_FILES: Final = ("host.key", "authority.key", "server.key", "agent.key")
+_FILES: Final = ("vmkeep.toml", "catalog.sqlite", "flows.sqlite", "authorities.pem", *_SECRET_FILES)
 """By how they begin: journals of databases, and keys that were put aside, count as well."""
 _KEYS: Final = "keys"
 _OF_HOME: Final = "vmkeep's home is reached"

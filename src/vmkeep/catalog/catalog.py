@@ -38,6 +38,7 @@ from vmkeep.errors import VmkeepError
 if TYPE_CHECKING:
     from vmkeep.custody.leases import Lease
     from vmkeep.custody.tombstones import Tombstone
+    from vmkeep.identity.hosts import HostEvent, HostIdentity
 
 
 class Catalog(Protocol):
@@ -472,6 +473,31 @@ class Catalog(Protocol):
 
         VM and host are known. Raises CatalogError when it is not as it was known, or may not become that.
         """
+        ...
+
+    # -- who the hosts of a fleet are ----------------------------------------------------------------------------
+
+    def host_identities(self) -> tuple[HostIdentity, ...]:
+        """Return all hosts that are not forgotten, by name."""
+        ...
+
+    def host_identity(self, host_id: str) -> HostIdentity | None:
+        """Return the host of an id, also a forgotten one."""
+        ...
+
+    def invited_host(self, invite: str) -> HostIdentity | None:
+        """Return the host whose invite has this hash (64 hexadecimal digits)."""
+        ...
+
+    def move_host_identity(self, known: HostIdentity | None, to: HostIdentity, event: HostEvent) -> None:
+        """Put an identity in the place of ``known`` unless that is another by now, and record what was done.
+
+        Both or neither. Raises CatalogError, also for a name that another host has.
+        """
+        ...
+
+    def host_events(self, host_id: str) -> tuple[HostEvent, ...]:
+        """Return what was done about a host, oldest first."""
         ...
 
     # -- snapshots ---------------------------------------------------------------------------------------------

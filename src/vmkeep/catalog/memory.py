@@ -45,6 +45,7 @@ from vmkeep.catalog.times import end_of_named_time
 from vmkeep.custody.leases import Lease
 from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError, InvalidRequest, VmkeepError, VmNotFound
+from vmkeep.identity.hosts import HostEvent, HostIdentity, HostStatus
 
 _SHORTEST_KEY = 8
 
@@ -533,6 +534,33 @@ class MemoryCatalog(Catalog):
             if to.vm_uuid not in tables.vms or to.host_uuid not in tables.hosts:
                 raise Contradiction(f"the lease of {to.vm_uuid}")
             tables.leases[to.vm_uuid] = to
+
+    # -- who the hosts of a fleet are ----------------------------------------------------------------------------
+
+    def host_identities(self) -> tuple[HostIdentity, ...]:
+        listed = (each for each in self._tables.identities.values() if each.status is not HostStatus.FORGOTTEN)
+        return tuple(sorted(listed, key=lambda each: each.name))
+
+    def host_identity(self, host_id: str) -> HostIdentity | None:
+        return self._tables.identities.get(host_id)
+
+    def invited_host(self, invite: str) -> HostIdentity | None:
+        return next((each for each in self._tables.identities.values() if invite and each.invite == invite), None)
+
+    def move_host_identity(self, known: HostIdentity | None, to: HostIdentity, event: HostEvent) -> None:
+        with self._writing() as tables:
+            present = tables.identities.get(to.id)
+            if not to.follows(known) or present != known:
+                raise CatalogError(f"Host {to.name} cannot become {to.status}")
+            tables.identities[to.id] = to
+            names = [each.name for each in tables.identities.values() if each.status is not HostStatus.FORGOTTEN]
+            serials = [each.serial for identity in tables.identities.values() for each in identity.certificates]
+            if len(names) > len(set(names)) or len(serials) > len(set(serials)):
+                raise Contradiction(f"the identity of host {to.name}")
+            tables.events[to.id, to.revision] = replace(event, revision=to.revision, at=to.changed_at)
+
+    def host_events(self, host_id: str) -> tuple[HostEvent, ...]:
+        return tuple(event for key, event in sorted(self._tables.events.items()) if key[0] == host_id)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from vmkeep.custody.leases import Lease
 from vmkeep.custody.states import Because
 from vmkeep.custody.tombstones import Tombstone
 from vmkeep.errors import CatalogError
+from vmkeep.identity.hosts import HostEvent, HostIdentity
 from vmkeep.planning.order import Made, places
 from vmkeep.values import dataclass
 
@@ -78,6 +79,8 @@ class Tables:
     passed_pins: dict[str, str] = field(default_factory=dict)
     files: dict[tuple[str, str, str], StateFile] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
+    identities: dict[str, HostIdentity] = field(default_factory=dict)
+    events: dict[tuple[str, int], HostEvent] = field(default_factory=dict)
     alerts: dict[tuple[str, str], StateAlert] = field(default_factory=dict)
     tombstones: dict[str, Tombstone] = field(default_factory=dict)
     deletions: dict[str, CatalogDeletion] = field(default_factory=dict)

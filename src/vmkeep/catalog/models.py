@@ -313,6 +313,61 @@ host_keys = Table(
     Column("copied_to", text()),
 )
 
+# Who a host of a fleet is (vmkeep.identity.hosts). A row is moved by compare-and-set of its revision.
+host_identities = Table(
+    "host_identities",
+    metadata,
+    Column("id", text(32), primary_key=True),
+    Column("name", text(64), nullable=False),
+    # The name again, null once it is free for another host.
+    Column("taken_name", text(64), unique=True),
+    Column(
+        "status",
+        text(16),
+        CheckConstraint("status in ('invited', 'enrolled', 'revoked', 'forgotten')", name="status"),
+        nullable=False,
+    ),
+    Column("revision", whole(), CheckConstraint("revision > 0", name="revision"), nullable=False),
+    Column("changed_at", text(32), nullable=False),
+    # SHA-256 of the secret of its token, empty for none; until when; and the certificate it was used for.
+    Column("invite", text(64), nullable=False, index=True),
+    Column("invite_until", text(32), nullable=False),
+    Column("invite_serial", text(40), nullable=False),
+)
+
+# Certificates of hosts: the one in use, the one that follows it, and former ones as long as their term goes on.
+host_certificates = Table(
+    "host_certificates",
+    metadata,
+    Column("serial", text(40), primary_key=True),
+    Column("identity_id", text(32), ForeignKey("host_identities.id"), nullable=False, index=True),
+    # In the order in which they were made.
+    Column("place", whole(), nullable=False),
+    Column(
+        "state",
+        text(16),
+        CheckConstraint("state in ('issued', 'current', 'superseded', 'revoked')", name="state"),
+        nullable=False,
+    ),
+    Column("key", text(64), nullable=False),
+    Column("begins", text(32), nullable=False),
+    Column("ends", text(32), nullable=False),
+    Column("authority", text(64), nullable=False),
+    Column("pem", text(), nullable=False),
+)
+
+# What was done about a host, one for each revision of its identity.
+host_events = Table(
+    "host_events",
+    metadata,
+    Column("identity_id", text(32), ForeignKey("host_identities.id"), primary_key=True),
+    Column("revision", whole(), primary_key=True),
+    Column("at", text(32), nullable=False),
+    Column("what", text(16), nullable=False),
+    Column("who", text(), nullable=False),
+    Column("serial", text(40), nullable=False),
+)
+
 # Removals of the repository: what hides points until they are gone. One that nobody trusted has signed hides none.
 point_removals = Table(
     "point_removals",

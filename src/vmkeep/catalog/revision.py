@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-HEAD_REVISION: Final = "0018"
+HEAD_REVISION: Final = "0023"
 BUSY_TIMEOUT_MS: Final = 30_000

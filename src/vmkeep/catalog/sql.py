@@ -56,6 +56,7 @@ from vmkeep.errors import CatalogError, VmkeepError, VmNotFound
 if TYPE_CHECKING:
     from vmkeep.custody.leases import Lease
     from vmkeep.custody.tombstones import Tombstone
+    from vmkeep.identity.hosts import HostEvent, HostIdentity
 
 
 class SqlCatalog(Catalog):
@@ -541,6 +542,38 @@ class SqlCatalog(Catalog):
 
         with self._database.writing(to.vm_uuid) as connection:
             lease_queries.move(connection, known, to)
+
+    # -- who the hosts of a fleet are ----------------------------------------------------------------------------
+
+    def host_identities(self) -> tuple[HostIdentity, ...]:
+        from vmkeep.catalog import identity_queries
+
+        with self._database.reading() as connection:
+            return identity_queries.all_listed(connection)
+
+    def host_identity(self, host_id: str) -> HostIdentity | None:
+        from vmkeep.catalog import identity_queries
+
+        with self._database.reading() as connection:
+            return identity_queries.get(connection, host_id)
+
+    def invited_host(self, invite: str) -> HostIdentity | None:
+        from vmkeep.catalog import identity_queries
+
+        with self._database.reading() as connection:
+            return identity_queries.invited(connection, invite)
+
+    def move_host_identity(self, known: HostIdentity | None, to: HostIdentity, event: HostEvent) -> None:
+        from vmkeep.catalog import identity_queries
+
+        with self._database.writing(to.id) as connection:
+            identity_queries.move(connection, known, to, event)
+
+    def host_events(self, host_id: str) -> tuple[HostEvent, ...]:
+        from vmkeep.catalog import identity_queries
+
+        with self._database.reading() as connection:
+            return identity_queries.events(connection, host_id)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ from vmkeep.logs import begin_logging
 
 _SECRET_WORDS = ("passphrase", "password", "secret", "token", "private")
 _HIDDEN = "(not logged)"
+_INVITE = "vmkeep1-"
+"""How an invite begins (vmkeep.identity.tokens), which `vmkeep agent enrol` is given."""
 
 
 def start_log(directory: Path) -> Path:
@@ -83,11 +85,11 @@ def _open(directory: Path) -> tuple[Path, _LogFile]:
 
 
 def log_beginning(arguments: Sequence[str], settings: Settings) -> None:
-    """Write what a person who reads the log must know first. No secret is ever an argument or a setting."""
+    """Write what a person who reads the log must know first. No secret is an argument or a setting, but for tokens."""
     structlog.get_logger("vmkeep").info(
         "begin",
         version=__version__,
-        arguments=list(arguments),
+        arguments=[_HIDDEN if word.startswith(_INVITE) else word for word in arguments],
         python=platform.python_version(),
         system=platform.platform(),
         user=os.geteuid(),

@@ -1,4 +1,4 @@
-"""`vmkeep host`: the installations that sign points in the repository, and which of them are trusted."""
+"""`vmkeep host`: the installations that sign points in the repository, which are trusted, and the hosts of a fleet."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Annotated, Any
 import typer
 
 from vmkeep.catalog import KnownHostKey, Trust
+from vmkeep.cli import fleet_hosts
 from vmkeep.cli.completion import complete_host_key
 from vmkeep.cli.console import time_text
 from vmkeep.cli.session import ConnectOption, DebugOption, JsonOption, Session, session
 from vmkeep.cli.tables import Table
 
 app = typer.Typer(
-    short_help="The hosts that sign points, and which are trusted.",
-    help="The installations that sign points in the repository, and which of them are trusted here.",
+    short_help="The hosts that sign points, and those of a fleet.",
+    help="The installations that sign points in the repository and which of them are trusted here; hosts of a fleet.",
     epilog="Example: vmkeep host list",
     rich_markup_mode=None,
 )
+fleet_hosts.register(app)
 KeysArgument = Annotated[
     list[str],
     typer.Argument(
@@ -35,12 +37,16 @@ def list_hosts(
     connect: ConnectOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """List the installations that sign points here, this one among them, in the order in which they were met."""
+    """List the installations that sign points here, this one among them, as they were met; and the hosts of a fleet."""
     with session(context, json=json, connect=connect, debug=debug) as running:
         _look(running)
-        hosts = _described(running)
+        hosts, members = _described(running), fleet_hosts.described(running)
         if running.console.json:
-            running.console.document({"hosts": hosts})
+            running.console.document({"hosts": hosts, "fleet": members})
+            return
+        if members:
+            running.console.show(fleet_hosts.table(members))
+        if not hosts and members:
             return
         if not hosts:
             running.console.show("no hosts: the first point makes the key of this one")

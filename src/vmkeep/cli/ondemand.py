@@ -55,8 +55,10 @@ ON_DEMAND: Final[Mapping[str, OnDemand]] = {
     "key": OnDemand("vmkeep.cli.key", "The keys that open the repository.", "app"),
     "checkpoint": OnDemand("vmkeep.cli.checkpoint", "libvirt's checkpoints of a VM, and their health.", "app"),
     "snapshot": OnDemand("vmkeep.cli.snapshot", "libvirt's snapshots of a VM.", "app"),
-    "host": OnDemand("vmkeep.cli.host", "The hosts that sign points, and which are trusted.", "app"),
-    "serve": OnDemand("vmkeep.cli.serve", "The server of a fleet: not to be used yet."),
+    "host": OnDemand("vmkeep.cli.host", "The hosts that sign points, and those of a fleet.", "app"),
+    "agent": OnDemand("vmkeep.cli.agent", "This host as one of a fleet.", "app"),
+    "ca": OnDemand("vmkeep.cli.authority", "The authority of a fleet's hosts.", "app"),
+    "serve": OnDemand("vmkeep.cli.serve", "The server of a fleet: hosts enrol there."),
 }
 """The commands by name, in the order of the help."""
 

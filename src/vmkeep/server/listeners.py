@@ -18,14 +18,17 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from vmkeep.errors import InvalidRequest
+from vmkeep.errors import InvalidRequest, VmkeepError
+from vmkeep.logs import get_logger
 from vmkeep.server.certificates import CertifiedProtocol
 from vmkeep.values import dataclass
 
 GRACE_SECONDS: Final = 5
+TEND_SECONDS: Final = 60
 _KEEP_ALIVE_SECONDS: Final = 60
 _MOST_CONNECTIONS: Final = 4096
 _LONGEST_PORT: Final = 65535
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Listeners:
         """Raises InvalidRequest for a certificate that cannot be used, or an address that cannot be had."""
         # Without a handler Python prints tracebacks of faults; with one, they are in the log of --debug alone.
         logging.getLogger("uvicorn").addHandler(logging.NullHandler())
+        self._listeners = list(listeners)
         self._servers = [_Server(_configured(listener)) for listener in listeners]
         self._sockets: list[socket.socket] = []
         try:
@@ -92,10 +96,14 @@ class Listeners:
         """Where they listen, in the order in which they were given."""
         return [Address(*bound.getsockname()[:2]) for bound in self._sockets]
 
-    def serve(self, *, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until ``stop`` is called; the sockets are closed then. ``ready``: connections are taken."""
+    def serve(self, *, ready: Callable[[], None] = lambda: None, tend: Callable[[], bool] | None = None) -> None:
+        """Serve until ``stop`` is called; the sockets are closed then. ``ready``: connections are taken.
+
+        ``tend`` is called every ``TEND_SECONDS``, in the loop; when it returns True the files of certificates are read
+        again, and count for connections from then on.
+        """
         try:
-            asyncio.run(self._serve(ready))
+            asyncio.run(self._serve(ready, tend))
         finally:
             self.close()
 
@@ -108,7 +116,22 @@ class Listeners:
         for bound in self._sockets:
             bound.close()
 
-    async def _serve(self, ready: Callable[[], None]) -> None:
+    def read_again(self) -> None:
+        """Let connections from now on have the certificates that lie in the files now. Raises InvalidRequest."""
+        for listener, server in zip(self._listeners, self._servers, strict=True):
+            if server.config.ssl is not None:
+                _load(server.config.ssl, listener)
+
+    async def _tend(self, tend: Callable[[], bool]) -> None:
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            try:
+                if tend():
+                    self.read_again()
+            except VmkeepError as error:  # what is there goes on, and the next turn tries again
+                _log.error("certificates not renewed", error=error.message)
+
+    async def _serve(self, ready: Callable[[], None], tend: Callable[[], bool] | None) -> None:
         serving = [
             asyncio.create_task(server.serve(sockets=[bound]))
             for server, bound in zip(self._servers, self._sockets, strict=True)
@@ -121,7 +144,10 @@ class Listeners:
             else:
                 ready()
             # One that ends by itself ends the other: half a server looks alive and is not.
+            tending = asyncio.create_task(self._tend(tend)) if tend is not None else None
             await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+            if tending is not None:
+                tending.cancel()
         finally:
             self.stop()
             await asyncio.gather(*serving)
@@ -149,6 +175,13 @@ def _configured(listener: Listener) -> uvicorn.Config:
 def _tls(listener: Listener) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load(context, listener)
+    if listener.clients is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _load(context: ssl.SSLContext, listener: Listener) -> None:
     try:
         # A key that has a passphrase would be asked for at the terminal of a service.
         context.load_cert_chain(listener.certificate, listener.key, password=_no_passphrase)
@@ -159,8 +192,6 @@ def _tls(listener: Listener) -> ssl.SSLContext:
             context.load_verify_locations(listener.clients)
         except (OSError, ValueError) as error:
             raise _unusable(f"The authority of agents, {listener.clients},", error) from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def _no_passphrase() -> str:

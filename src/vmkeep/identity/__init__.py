@@ -1,0 +1,1 @@
+"""Who a host of a fleet is: the server's authority, certificates, invites, and the states of both. No I/O."""
