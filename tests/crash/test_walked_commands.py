@@ -348,6 +348,9 @@ def test_prune_killed_anywhere_loses_nothing_and_the_next_one_does_it(stocked: B
         assert (again["unused"]["packs"], again["renewed"]["packs"]) == (0, 0)
         for path in (stocked.home / "repository" / "condemned").iterdir():  # is left for a day
             path.unlink()
+        told = (stocked.home / "repository" / "pruned").iterdir()  # for three days, by each that deleted packs
+        for path in sorted(told)[1:]:
+            path.unlink()
 
     stocked.walk("prune", "--young", "0", "--waste", "0", most=5, check=check)
 

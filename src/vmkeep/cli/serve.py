@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: vmkeep serve --certificate server.pem --key server.key --agents-authority agents.pem")(
-        serve
-    )
+    app.command(
+        short_help="The server of a fleet: not to be used yet.",
+        epilog="Example: vmkeep serve --certificate server.pem --key server.key --agents-authority agents.pem",
+    )(serve)
 
 
 def serve(
