@@ -356,6 +356,19 @@ def test_prune_killed_anywhere_loses_nothing_and_the_next_one_does_it(stocked: B
 
 
 @pytest.mark.in_turn(4, among="commands")
+def test_repair_killed_anywhere_leaves_no_writer_that_a_prune_would_wait_for(stocked: Bench) -> None:
+    points = _points(stocked)
+
+    def check(_: Death, __: Printed) -> None:
+        assert stocked.done("repair")["repaired"]["lost"] == []
+        intents = (stocked.home / "repository" / "intents").iterdir()
+        assert [path.name for path in intents if "#" not in path.name] == []
+        stocked.assert_whole(*points)
+
+    stocked.walk("repair", most=5, check=check)
+
+
+@pytest.mark.in_turn(4, among="commands")
 def test_doctor_fix_killed_anywhere_is_done_by_the_next_one(stocked: Bench) -> None:
     _make_a_mess(stocked)
     mess = stocked.found()
