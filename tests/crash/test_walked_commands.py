@@ -348,8 +348,24 @@ def test_prune_killed_anywhere_loses_nothing_and_the_next_one_does_it(stocked: B
         assert (again["unused"]["packs"], again["renewed"]["packs"]) == (0, 0)
         for path in (stocked.home / "repository" / "condemned").iterdir():  # is left for a day
             path.unlink()
+        told = (stocked.home / "repository" / "pruned").iterdir()  # for three days, by each that deleted packs
+        for path in sorted(told)[1:]:
+            path.unlink()
 
     stocked.walk("prune", "--young", "0", "--waste", "0", most=5, check=check)
+
+
+@pytest.mark.in_turn(4, among="commands")
+def test_repair_killed_anywhere_leaves_no_writer_that_a_prune_would_wait_for(stocked: Bench) -> None:
+    points = _points(stocked)
+
+    def check(_: Death, __: Printed) -> None:
+        assert stocked.done("repair")["repaired"]["lost"] == []
+        intents = (stocked.home / "repository" / "intents").iterdir()
+        assert [path.name for path in intents if "#" not in path.name] == []
+        stocked.assert_whole(*points)
+
+    stocked.walk("repair", most=5, check=check)
 
 
 @pytest.mark.in_turn(4, among="commands")

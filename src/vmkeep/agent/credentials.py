@@ -105,5 +105,6 @@ def trusting(authorities: tuple[str, ...]) -> ssl.SSLContext:
     """Return a context of TLS 1.3 that takes servers of these authorities, and of nobody else."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # what Python 3.13 and later do by themselves
     context.load_verify_locations(cadata="".join(authorities))
     return context

@@ -53,7 +53,7 @@ class Authority:
         """Make a new one. Its name has random digits, so that two of them are never taken for one another."""
         key = draw_key()
         digits = key_hash(key.public_key())[:12]
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"vmkeep authority {digits}")])
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Authority {digits} of vmkeep")])
         made = _signed_by(key, name, key.public_key(), name, key.public_key(), at, at + AUTHORITY_TERM, authority=True)
         return cls(key, made)
 

@@ -16,6 +16,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from vmkeep.commandline import command_line
 from vmkeep.errors import HostRefused, InvalidRequest
 from vmkeep.values import dataclass
 
@@ -134,7 +135,7 @@ class HostIdentity:
         if self.status is HostStatus.ENROLLED:
             raise InvalidRequest(
                 f"Host {self.name} is enrolled already",
-                hint=f"If its key is lost or stolen, `vmkeep host revoke {self.name}` first.",
+                hint=f"If its key is lost or stolen, `{command_line('vmkeep host revoke', self.name)}` first.",
             )
         return self._next(
             at, status=HostStatus.INVITED, invite=invite, invite_until=until, invite_serial="", certificates=()
@@ -151,7 +152,7 @@ class HostIdentity:
         """Return it as one that nobody lists. Raises InvalidRequest for an enrolled host."""
         if self.status is HostStatus.ENROLLED:
             raise InvalidRequest(
-                f"Host {self.name} is enrolled", hint=f"Shut it out first: `vmkeep host revoke {self.name}`."
+                f"Host {self.name} is enrolled", hint=f"Shut it out first: `{command_line('vmkeep host revoke', self.name)}`."
             )
         ended = tuple(replace(each, state=CertificateState.REVOKED) for each in self.certificates)
         return self._next(at, status=HostStatus.FORGOTTEN, invite="", invite_until="", certificates=ended)

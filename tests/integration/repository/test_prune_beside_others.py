@@ -52,6 +52,7 @@ class World:
         top.mkdir(exist_ok=True)
         self.top = top
         self.random = random.Random(seed)
+        self.lapse = LAPSE
         self.key = sample_key()
         self.truth: dict[str, dict[int, bytes]] = {}
         self.points: dict[str, PointRecord] = {}
@@ -84,7 +85,7 @@ class World:
         blocks = self.random.sample(range(BLOCKS), self.random.randint(3, 20))
         changes = {block: self.random.choice(self.contents) for block in blocks}
         held = {**(self.truth[parent.id] if parent else {}), **changes}
-        writer = repository.begin(purpose="test", host="a", cache=self.top / cache, workers=1, lapse_seconds=LAPSE)
+        writer = repository.begin(purpose="test", host="a", cache=self.top / cache, workers=1, lapse_seconds=self.lapse)
         try:
             base = parent.disks[0].stored if parent else None
             disk = write_disk(writer, changes, size_bytes=BLOCKS * BLOCK, base=base)
@@ -121,7 +122,7 @@ class World:
             host="b",
             directory=self.top,
             sleep=rest,
-            lapse_seconds=LAPSE,
+            lapse_seconds=self.lapse,
         ).run()
 
     def delete(self, repository: Repository, point_id: str) -> None:
@@ -286,6 +287,7 @@ def test_repository_that_is_full_from_some_moment_on_loses_nothing(place: Path, 
 def test_prune_that_saw_new_packs_and_not_their_forward_lets_them_be(place: Path) -> None:
     """One prune copies; right before its commit another one begins, and deletes when the first has deleted."""
     world = filled(place, 3)
+    world.lapse = 60.0  # one that lapses, as a busy machine lets it in half a second, publishes nothing
     go, reached = threading.Event(), threading.Event()
     failures: list[BaseException] = []
 
