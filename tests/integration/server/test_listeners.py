@@ -185,9 +185,12 @@ def test_command_says_where_it_listens_and_ends_by_sigterm(tmp_path: Path) -> No
     environ = {"VMKEEP_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = [str(Path(sys.executable).with_name("vmkeep")), "serve", "--json", *told, *free]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True) as served:
-        assert served.stdout is not None
-        listening = json.loads(served.stdout.readline())["listening"]
-        tls = ssl.create_default_context(cafile=str(authority.path))
-        assert httpx.get(f"https://{listening['people']}/health", verify=tls).status_code == 200
-        served.send_signal(signal.SIGTERM)
-        assert served.wait(20) == 0
+        try:
+            assert served.stdout is not None
+            listening = json.loads(served.stdout.readline())["listening"]
+            tls = ssl.create_default_context(cafile=str(authority.path))
+            assert httpx.get(f"https://{listening['people']}/health", verify=tls).status_code == 200
+            served.send_signal(signal.SIGTERM)
+            assert served.wait(20) == 0
+        finally:
+            served.kill()  # one that still runs would be waited for without end
