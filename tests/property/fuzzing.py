@@ -27,6 +27,7 @@ _READERS = (
     _HERE / "flows" / "test_foreign_steps.py",
     _HERE / "host" / "test_foreign_commands.py",
     _HERE / "host" / "test_hostile_qemu.py",
+    _HERE / "identity" / "test_foreign_identities.py",
     _HERE / "moments" / "test_foreign_moments.py",
     _HERE / "moments" / "test_moment_texts.py",
     _HERE / "transfer" / "test_hostile_images.py",

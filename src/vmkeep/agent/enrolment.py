@@ -75,7 +75,7 @@ def enrol(settings: Settings, token: Token) -> Outcome:
         waiting = Credentials(token.server, "", "", "", (authority,), key, "", token.hash).save(path)
         body = {"secret": token.secret.hex(), "request": make_request(read_key(key)).decode()}
         answer = _asked(waiting, "/enrol/v1/hosts", body)
-        new = _taken(waiting, answer, key).promoted().save(path)  # the server gives it but once
+        new = taken(waiting, answer, key).promoted().save(path)  # the server gives it but once
         with contextlib.suppress(ServerUnreachable):
             ask(new.agents, new.tls(), "GET", "/agent/v1/standing")
         return Outcome(new, renewed=True, clock=clock_text(clock_error_seconds(answer)))
@@ -120,7 +120,7 @@ def renew(settings: Settings) -> Outcome:
             answer = _asked(held, "/enrol/v1/returns", {**body, "request": request, "signature": proof})
         if answer.get("certificate") == held.certificate:  # the server says that it is not time
             return Outcome(replace(held, next_key="").save(path), renewed=False, clock=clock)
-        return _used(path, _taken(held, answer, held.next_key).save(path), clock)
+        return _used(path, taken(held, answer, held.next_key).save(path), clock)
 
 
 def _pinned(token: Token) -> str:
@@ -129,7 +129,7 @@ def _pinned(token: Token) -> str:
     blind.check_hostname = False
     blind.verify_mode = ssl.CERT_NONE
     told = ask(token.server, blind, "GET", "/enrol/v1/authority")
-    for pem in _authorities(told):
+    for pem in authorities_of(told):
         if fingerprint(read_certificate(pem)) == token.authority:
             return pem
     raise AuthorityMismatch(
@@ -155,10 +155,10 @@ def _asked(credentials: Credentials, path: str, body: Mapping[str, object]) -> d
         raise ClockAstray(f"{error.message}: {told}, as far as that can be believed") from error
 
 
-def _taken(held: Credentials, answer: Mapping[str, Any], key: str) -> Credentials:
+def taken(held: Credentials, answer: Mapping[str, Any], key: str) -> Credentials:
     """Return the credentials with what the server gave for a key. Raises ServerUnreachable for what cannot be."""
     try:
-        authorities = tuple(_authorities(answer))
+        authorities = tuple(authorities_of(answer))
         made = read_certificate(str(answer["certificate"]))
         signed = any(is_signed_by(made, read_certificate(each)) for each in authorities)
         ours = public_key_of(made) == read_key(key).public_key() and host_of(made) == answer["host"]
@@ -189,7 +189,8 @@ def _used(path: Path, held: Credentials, clock: str) -> Outcome:
     return Outcome(new.save(path), renewed=True, clock=clock)
 
 
-def _authorities(answer: Mapping[str, Any]) -> list[str]:
+def authorities_of(answer: Mapping[str, Any]) -> list[str]:
+    """Return the authorities that an answer tells. Raises ServerUnreachable or InvalidRequest."""
     told = answer.get("authorities")
     if not isinstance(told, list) or not 0 < len(told) <= _MOST_AUTHORITIES:
         raise ServerUnreachable("What answers tells no authority: it is no server of a fleet")

@@ -49,7 +49,7 @@ def ask(
         ) from error
     finally:
         connection.close()
-    return _read(address, response.status, content)
+    return read_answer(address, response.status, content)
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -103,7 +103,8 @@ class _Connection(http.client.HTTPSConnection):
             raise
 
 
-def _read(address: str, status: int, content: bytes) -> dict[str, Any]:
+def read_answer(address: str, status: int, content: bytes) -> dict[str, Any]:
+    """Return what an answer holds. Raises ServerUnreachable for what no server says, and the error that it tells."""
     try:
         value = json.loads(content) if len(content) <= MOST_BYTES else None
     except (ValueError, RecursionError):
@@ -114,7 +115,11 @@ def _read(address: str, status: int, content: bytes) -> dict[str, Any]:
         return value
     told = {name: value.get(name) for name in ("code", "detail", "hint")}
     texts = {name: text[:500] if isinstance(text, str) else None for name, text in told.items()}
-    raise VmkeepError.from_dict({**texts, "message": texts["detail"] or f"{address} answered with status {status}"})
+    message = texts["detail"] or f"{address} answered with status {status}"
+    error = VmkeepError.from_dict({**texts, "message": message})
+    if type(error) is VmkeepError:  # of a code that is not known here, or a fault of the server's
+        raise ServerUnreachable(f"{address} answered: {message}", hint="See what runs there, and its log.")
+    raise error
 
 
 def _reason(error: Exception) -> str:

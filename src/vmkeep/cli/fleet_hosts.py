@@ -68,7 +68,7 @@ def invite(
         if running.console.json:
             running.console.document({"host": _host(host, running), "token": token.text(), "until": host.invite_until})
             return
-        running.console.show(token.text())
+        running.console.text(f"{token.text()}\n")
         running.console.remark(
             f"on the host, until {time_text(host.invite_until)}: vmkeep agent enrol TOKEN. Whoever has the token can "
             f"become {host.name}, once; it is shown this once"

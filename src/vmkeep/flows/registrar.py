@@ -23,7 +23,7 @@ from vmkeep.logs import get_logger
 from vmkeep.values import dataclass
 
 _MOST_TRIES: Final = 8
-_REFUSALS_APART: Final = dt.timedelta(minutes=1)
+_REFUSALS_APART: Final = dt.timedelta(hours=1)
 _ID_DIGITS: Final = frozenset("0123456789abcdef")
 _log = get_logger(__name__)
 Change = Callable[[HostIdentity, str], HostIdentity]
@@ -202,7 +202,7 @@ class Registrar:
         raise AssertionError("the last try returns or raises")
 
     def _note_refusal(self, host: HostIdentity, serial: str, who: str) -> None:
-        """Record that somebody who has a key of the host was refused; once a minute is enough."""
+        """Record that somebody who has a key of the host was refused; once an hour is enough."""
         _log.warning("host refused", host=host.name, serial=serial, who=who)
         if host.certificate(serial) is None or host.status is HostStatus.FORGOTTEN:
             return

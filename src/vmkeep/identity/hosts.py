@@ -152,7 +152,8 @@ class HostIdentity:
         """Return it as one that nobody lists. Raises InvalidRequest for an enrolled host."""
         if self.status is HostStatus.ENROLLED:
             raise InvalidRequest(
-                f"Host {self.name} is enrolled", hint=f"Shut it out first: `{command_line('vmkeep host revoke', self.name)}`."
+                f"Host {self.name} is enrolled",
+                hint=f"Shut it out first: `{command_line('vmkeep host revoke', self.name)}`.",
             )
         ended = tuple(replace(each, state=CertificateState.REVOKED) for each in self.certificates)
         return self._next(at, status=HostStatus.FORGOTTEN, invite="", invite_until="", certificates=ended)
