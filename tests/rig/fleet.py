@@ -65,7 +65,8 @@ class Fleet:
         people.include_router(enrolment_routes(self.registrar, self.agents))
         agents.include_router(renewal_routes(self.registrar, self.admissions, self.agents))
         self._started = threading.Event()
-        self._thread = threading.Thread(target=self.listeners.serve, kwargs={"ready": self._started.set})
+        serving = {"ready": self._started.set, "tend": self.tend}
+        self._thread = threading.Thread(target=self.listeners.serve, kwargs=serving)
 
     def _add_poll(self) -> None:
         @self.agents_router.get("/poll")
@@ -84,8 +85,12 @@ class Fleet:
         self._thread.join(20)
         assert not self._thread.is_alive()
 
+    def tend(self) -> bool:
+        """Do what `vmkeep serve` does each minute."""
+        return prepare_server(self.settings, ["127.0.0.1"], self.tls_at)
+
     def read_certificates_again(self) -> None:
-        prepare_server(self.settings, ["127.0.0.1"], self.tls_at)
+        self.tend()
         self.listeners.read_again()
 
     def invite(self, name: str, seconds: float = 3600) -> Token:

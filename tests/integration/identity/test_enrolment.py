@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,9 @@ from vmkeep.agent.credentials import Credentials
 from vmkeep.agent.requests import ask
 from vmkeep.config import Settings
 from vmkeep.errors import ClockAstray, HostRefused, ServerUnreachable, TargetExists
+from vmkeep.identity.certificates import certificate_pem
 from vmkeep.identity.hosts import CertificateState, HostStatus
+from vmkeep.server import listeners
 
 MONTH = 30.0
 
@@ -169,6 +172,25 @@ def test_authority_is_rotated_under_hosts_that_know_the_former_one(tmp_path: Pat
         assert standing(host) == "alpha"
         with pytest.raises(ServerUnreachable, match="no certificate of this fleet"):
             standing(away)  # it knows the former one alone
+
+
+def test_server_that_runs_takes_another_authority_up_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "TEND_SECONDS", 0.05)
+    with running(tmp_path) as other:
+        host = enrolled(other, "alpha")
+        former = other.registrar.authorities()
+        former.rotated(dt.datetime.now(dt.UTC)).replace(other.settings.authority_path)
+        new = certificate_pem(other.registrar.authorities().present.certificate)
+        held = Credentials.load(host.agent_key_path)
+        knows_the_new_one_alone = replace(held, authorities=(new,))
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                ask(held.server, knows_the_new_one_alone.tls(shown=False), "GET", "/enrol/v1/authority")
+                break
+            except ServerUnreachable:
+                assert time.monotonic() < deadline
+        assert standing(host) == "alpha"
 
 
 def test_clock_that_is_ten_minutes_wrong_is_told_and_tolerated(fleet: Fleet) -> None:
